@@ -1,0 +1,1 @@
+"""The programs people run: configuration, command line, cluster, training and bulk jobs."""

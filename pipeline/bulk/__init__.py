@@ -1,0 +1,1 @@
+"""The way of an image: corpus, decode, predict, encode, commit, flow."""
