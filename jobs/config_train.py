@@ -1,0 +1,164 @@
+"""The settings of `maskfleet train`: model, data, training."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from jobs.config_base import ClusterSection, OutputSection, Section
+from model.spec import ModelSpec
+
+
+class TrainModelSection(Section):
+    """What network is trained, and from which weights."""
+
+    spec: ModelSpec = Field(
+        default_factory=ModelSpec, description="The network; num_classes 0 is as many as the training data has."
+    )
+    weights: str | None = Field(
+        None, description="File of backbone or model weights to start from; null starts from random ones."
+    )
+    checkpoint: str | None = Field(
+        None, description="Checkpoint folder or training output whose fitting weights are the start (fine-tuning)."
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.weights is not None and self.checkpoint is not None:
+            raise ValueError("model.weights and model.checkpoint both name a start; give at most one of them")
+        return self
+
+
+class AugmentSection(Section):
+    """Random changes of a training image; each drawn from (seed, epoch, image), so that a resumed run repeats them."""
+
+    horizontal_flip: float = Field(0.5, ge=0, le=1, description="Probability of a left-right flip.")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="Probability of a top-bottom flip.")
+
+
+class TrainDataSection(Section):
+    """The annotated photos."""
+
+    train: str = Field(min_length=1, description="Training set: COCO JSON, or a folder with annotations (COCO or VIA).")
+    val: str | None = Field(None, description="Validation set, in the same forms; null validates nothing.")
+    format: Literal["auto", "coco", "via"] = Field("auto", description="Form of the annotations.")
+    image_root: str | None = Field(None, description="Folder of the training photos; null looks beside the JSON.")
+    val_image_root: str | None = Field(None, description="The same for the validation photos.")
+    augment: AugmentSection = Field(default_factory=AugmentSection)
+
+
+class TrainSection(Section):
+    """How it is trained."""
+
+    # -- how long
+    max_steps: int | None = Field(None, ge=1, description="Steps to train; the earlier of this and num_epochs ends it.")
+    num_epochs: float | None = Field(None, gt=0, description="Passes over the training set.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the weights, the order and every random choice.")
+
+    # -- the batch
+    batch_size: int = Field(2, ge=1, le=1024, description="Images of one worker in one forward pass.")
+    accumulate_steps: int = Field(1, ge=1, le=1024, description="Forward passes whose gradients make one step.")
+    data_workers: int = Field(
+        0, ge=0, le=256, description="Processes that decode and augment, for each worker; 0 is one thread beside it."
+    )
+    prefetch_batches: int = Field(4, ge=1, le=256, description="Batches prepared ahead, for each worker.")
+
+    # -- the optimizer
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Update rule.")
+    learning_rate: float = Field(0.02, gt=0, le=100, description="Rate after the warm-up.")
+    reference_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Images per step that learning_rate is meant for; it is scaled linearly to the actual number. "
+        "Null takes the rate as it is.",
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum.")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="Weight decay.")
+    norm_weight_decay: float | None = Field(
+        None, ge=0, le=1, description="Weight decay of normalisation layers; null is weight_decay."
+    )
+    clip_norm: float | None = Field(None, gt=0, description="Largest L2 norm of the gradients; null does not clip.")
+
+    # -- the learning rate over time
+    schedule: Literal["constant", "cosine", "multistep"] = Field("multistep", description="Course of the rate.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    warmup_factor: float = Field(0.001, ge=0, le=1, description="Share of the rate at which the warm-up starts.")
+    milestones: tuple[int, ...] = Field((), description="Steps at which 'multistep' multiplies the rate by gamma.")
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor of each drop of 'multistep'.")
+    final_factor: float = Field(0.0, ge=0, le=1, description="Share of the rate at which 'cosine' ends.")
+
+    # -- numbers
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Arithmetic of the forward pass; float16 scales its gradients."
+    )
+    channels_last: bool = Field(False, description="Keep convolution weights and images channels-last.")
+    compile: bool = Field(False, description="Compile the backbone with torch.compile.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Decay of a moving average of the weights, saved as the model; null is off."
+    )
+    global_normalisers: bool = Field(
+        True,
+        description="Divide each loss by its count over all workers, so that the split over workers does not change "
+        "the gradient; false keeps torchvision's average per worker.",
+    )
+    max_non_finite_steps: int = Field(
+        5, ge=0, description="Steps with a loss or gradient that is not finite that are skipped before the run ends."
+    )
+
+    # -- what is kept
+    checkpoint_every_steps: int = Field(1000, ge=1, description="Steps between checkpoints; the last step has one too.")
+    num_to_keep: int | None = Field(
+        3, ge=1, description="Newest checkpoints that stay; null keeps all. The best one always stays."
+    )
+    log_every_steps: int = Field(20, ge=1, description="Steps that one row of metrics.parquet stands for.")
+
+    # -- the workers
+    num_workers: int = Field(1, ge=1, le=4096, description="Training processes, one GPU each where use_gpu is true.")
+    use_gpu: bool = Field(False, description="Train on GPUs.")
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="CPU cores reserved for each worker; null reserves one and uses its node's fair share."
+    )
+    max_failures: int = Field(3, ge=0, description="Deaths of workers or nodes after which the run ends.")
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        if self.max_steps is None and self.num_epochs is None:
+            raise ValueError("train.max_steps and train.num_epochs are both null; at least one must say when to end")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
+            raise ValueError(f"train.milestones is {self.milestones}; allowed are rising steps from 1")
+        return self
+
+
+class TrainConfig(Section):
+    """`maskfleet train`."""
+
+    model: TrainModelSection = Field(default_factory=TrainModelSection)
+    data: TrainDataSection
+    train: TrainSection
+    output: OutputSection
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+
+# Settings that change how a run is carried out but not what is trained; a resumed run may differ in them. The number
+# of workers is among them: a smaller cluster may finish what a larger one began, though not bit for bit.
+NOT_IDENTITY = frozenset(
+    {
+        "output.uri",
+        "cluster.address",
+        "cluster.num_cpus",
+        "cluster.num_gpus",
+        "train.data_workers",
+        "train.prefetch_batches",
+        "train.channels_last",
+        "train.compile",
+        "train.max_non_finite_steps",
+        "train.checkpoint_every_steps",
+        "train.num_to_keep",
+        "train.log_every_steps",
+        "train.num_workers",
+        "train.use_gpu",
+        "train.cpus_per_worker",
+        "train.max_failures",
+    }
+)

@@ -1,0 +1,415 @@
+"""One training step and what it is made of: optimizer, learning rate, seeds, loss normalisers, weight average.
+
+Plain functions and classes with explicit arguments; nothing here reads a configuration or knows of Ray. A step is
+a pure function of (weights, optimizer state, samples, seed, step): every random choice is drawn from seeds derived
+from the seed and the step, so that a resumed run repeats exactly what an undisturbed one would have done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "multistep")
+PRECISIONS = ("float32", "bfloat16", "float16")
+# What each of torchvision's loss terms is an average over: anchors sampled for the RPN, proposals sampled for the
+# box head, positive proposals for the mask head. Terms not named here keep their local average.
+NORMALISER_OF_LOSS = {
+    "loss_objectness": "anchors",
+    "loss_rpn_box_reg": "anchors",
+    "loss_classifier": "proposals",
+    "loss_box_reg": "proposals",
+    "loss_mask": "positives",
+}
+_NORMALISERS = ("anchors", "proposals", "positives")
+_NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def mix_seed(*parts: int) -> int:
+    """A 63-bit seed that is a pure function of integers (a chain of SplitMix64 finalisers; Steele et al., 2014)."""
+    value = 0
+    for part in parts:
+        value = (value + (part & 0xFFFFFFFFFFFFFFFF) + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 31
+    return value >> 1
+
+
+def learning_rate_at(
+    step: int,
+    *,
+    learning_rate: float,
+    schedule: str,
+    max_steps: int,
+    warmup_steps: int = 0,
+    warmup_factor: float = 0.001,
+    milestones: Sequence[int] = (),
+    gamma: float = 0.1,
+    final_factor: float = 0.0,
+) -> float:
+    """Learning rate of one step, a pure function of it: nothing to save, nothing to restore.
+
+    Args:
+        step: Steps done so far, 0 .. max_steps - 1.
+        learning_rate: Rate after the warm-up.
+        schedule: "constant"; "multistep" (times gamma at each milestone); "cosine" (falls to
+            learning_rate * final_factor at max_steps; Loshchilov and Hutter, 2017).
+        max_steps: Length of the training in steps.
+        warmup_steps: Steps of linear warm-up from learning_rate * warmup_factor (Goyal et al., 2017).
+        warmup_factor: Where the warm-up starts, as a share of the rate, 0..1.
+        milestones: Steps at which "multistep" drops.
+        gamma: Factor of each drop.
+        final_factor: Share of the rate at which "cosine" ends.
+
+    Raises:
+        ValueError: The schedule is unknown.
+    """
+    if schedule == "constant":
+        rate = learning_rate
+    elif schedule == "multistep":
+        rate = learning_rate * gamma ** sum(step >= milestone for milestone in milestones)
+    elif schedule == "cosine":
+        done = min(1.0, max(0, step - warmup_steps) / max(1, max_steps - warmup_steps))
+        rate = learning_rate * (final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done)))
+    else:
+        raise ValueError(f"schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)}")
+    if step < warmup_steps:
+        rate *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    return rate
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    name: str,
+    learning_rate: float,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    norm_weight_decay: float | None = None,
+) -> torch.optim.Optimizer:
+    """Optimizer over the parameters that train (requires_grad), in the network's own order.
+
+    Args:
+        model: The network.
+        name: "sgd" (with momentum), "adam" or "adamw".
+        learning_rate: First rate; the loop sets each step's.
+        momentum: SGD's momentum; the Adams keep their betas of 0.9 and 0.999.
+        weight_decay: L2 penalty (sgd, adam) or decoupled decay (adamw).
+        norm_weight_decay: The same for normalisation layers; None is weight_decay.
+
+    Raises:
+        ValueError: Unknown name, or nothing to train.
+    """
+    norm_parameters, others = [], []
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                (norm_parameters if isinstance(module, _NORM_LAYERS) else others).append(parameter)
+    if not norm_parameters and not others:
+        raise ValueError("the network has no parameter to train: every one is frozen")
+    groups: list[dict] = [{"params": others}] if others else []
+    if norm_parameters:
+        decay = weight_decay if norm_weight_decay is None else norm_weight_decay
+        groups.append({"params": norm_parameters, "weight_decay": decay})
+    # foreach updates all parameters in a few calls, on CPU too, where torch would not choose it by itself.
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, foreach=True)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=learning_rate, weight_decay=weight_decay, foreach=True)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, foreach=True)
+    raise ValueError(f"optimizer is {name!r}; allowed: {', '.join(OPTIMIZERS)}")
+
+
+class SeededSampler:
+    """torchvision's BalancedPositiveNegativeSampler, with a random stream of its own for each image.
+
+    The choice for an image depends on its seed and its labels only, not on its batchmates or its worker. Counts of
+    what was chosen are kept for the loss normalisers.
+    """
+
+    def __init__(self, batch_size_per_image: int, positive_fraction: float, salt: int) -> None:
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.salt = salt
+        self.image_seeds: Sequence[int] = ()
+        self.num_positive = 0
+        self.num_sampled = 0
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks uint8 [A] of the chosen positives (label >= 1) and negatives (label 0) of each image."""
+        if len(labels) != len(self.image_seeds):
+            raise ValueError(f"{len(self.image_seeds)} image seeds for a batch of {len(labels)} images")
+        self.num_positive = self.num_sampled = 0
+        positives, negatives = [], []
+        generator = None
+        for seed, image_labels in zip(self.image_seeds, labels):
+            if generator is None:
+                generator = torch.Generator(device=image_labels.device)
+            generator.manual_seed(mix_seed(seed, self.salt))
+            positive = torch.where(image_labels >= 1)[0]
+            negative = torch.where(image_labels == 0)[0]
+            num_positive = min(positive.numel(), int(self.batch_size_per_image * self.positive_fraction))
+            num_negative = min(negative.numel(), self.batch_size_per_image - num_positive)
+            positives.append(_random_mask(image_labels, positive, num_positive, generator))
+            negatives.append(_random_mask(image_labels, negative, num_negative, generator))
+            self.num_positive += num_positive
+            self.num_sampled += num_positive + num_negative
+        return positives, negatives
+
+
+def _random_mask(labels: Tensor, candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(candidates.numel(), generator=generator, device=labels.device)[:count]
+    mask = torch.zeros_like(labels, dtype=torch.uint8)
+    mask[candidates[order]] = 1
+    return mask
+
+
+class WeightAverage:
+    """Exponential moving average of the weights; what is saved as the model when it is on.
+
+    The first steps average over fewer (decay rises as (1 + n) / (10 + n)), so that short runs are not held back by
+    the random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards the present weights; integer buffers are copied."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        averaged, present = [], []
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                averaged.append(self.average[name])
+                present.append(value)
+            else:
+                self.average[name].copy_(value)
+        torch._foreach_lerp_(averaged, present, 1 - decay)
+
+    def state_dict(self) -> dict:
+        """Everything needed to go on: the averages by name and the number of updates."""
+        return {"num_updates": self.num_updates, "average": self.average}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes over a saved average; raises KeyError for one of another network."""
+        self.num_updates = int(state["num_updates"])
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass trains on.
+
+    Attributes:
+        images: float32 [C, H, W] each, 0..1.
+        targets: torchvision's, one for each image.
+        image_ids: The data set's own ids, for messages.
+        sample_seeds: One integer for each image, the same wherever it is trained (its place in the data set).
+    """
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+    image_ids: tuple[str, ...]
+    sample_seeds: tuple[int, ...]
+
+
+@dataclass
+class StepResult:
+    """What became of a step.
+
+    Attributes:
+        losses: This worker's share of each loss term, detached, on the device; the mean over all workers is the
+            loss of the whole batch.
+        applied: False when something was not finite and the weights were left as they were (on every worker).
+        grad_norm: L2 norm of all gradients before clipping; None when not computed.
+        suspects: Ids of this worker's images whose loss was not finite, or all of them for a bad gradient.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    applied: bool = True
+    grad_norm: float | None = None
+    suspects: tuple[str, ...] = ()
+
+
+class Trainer:
+    """A network with its optimizer, and the one operation on them: a training step.
+
+    Args:
+        model: Network of torchvision's detection contract, on its device, in training mode.
+        optimizer: From build_optimizer.
+        seed: The run's seed.
+        rank, world_size: This worker's place; with more than one worker the default process group must exist.
+        precision: "float32", or autocast to "bfloat16" or "float16" (the latter with gradient scaling).
+        clip_norm: Largest L2 norm of the gradients; None does not clip.
+        ema_decay: Decay of the weight average; None keeps none.
+        global_normalisers: Divide each loss term by its count over all workers, so that W workers with one image
+            each compute the gradient of one worker with W images; False keeps torchvision's average per worker.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        precision: str = "float32",
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        global_normalisers: bool = True,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
+        self.model = model
+        self.optimizer = optimizer
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.clip_norm = clip_norm
+        self.global_normalisers = global_normalisers
+        self.device = next(model.parameters()).device
+        self.autocast_dtype = None if precision == "float32" else getattr(torch, precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.weight_average = WeightAverage(model, ema_decay) if ema_decay is not None else None
+        self.rpn_sampler = _seed_sampler(model.rpn, salt=1)
+        self.roi_sampler = _seed_sampler(model.roi_heads, salt=2)
+        self.parallel: nn.Module = model
+        if world_size > 1:
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            # gradient_as_bucket_view: gradients live in the buckets that are reduced, one copy less.
+            self.parallel = nn.parallel.DistributedDataParallel(
+                model, device_ids=device_ids, gradient_as_bucket_view=True
+            )
+
+    def state_dict(self) -> dict:
+        """Optimizer, gradient scaler, weight average and, when it is on, the unaveraged weights."""
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        if self.weight_average is not None:
+            state["weight_average"] = {"num_updates": self.weight_average.num_updates}
+            state["model"] = self.model.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict, saved_model: dict[str, Tensor]) -> None:
+        """Takes over a saved state; saved_model is the checkpoint's weights (the average, when there is one).
+
+        Raises:
+            ValueError: The state belongs to another optimizer or network.
+        """
+        try:
+            self.model.load_state_dict(state.get("model", saved_model))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.weight_average is not None:
+                updates = state["weight_average"]["num_updates"]
+                self.weight_average.load_state_dict({"num_updates": updates, "average": saved_model})
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"the saved training state does not fit this network and optimizer: {error}") from error
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """The weights a checkpoint is made of: the average when there is one, else the present ones."""
+        return self.weight_average.average if self.weight_average is not None else self.model.state_dict()
+
+    def step(self, batches: Sequence[MicroBatch], *, step: int, learning_rate: float) -> StepResult:
+        """Forward, backward and update on the batches (more than one: their gradients are averaged).
+
+        Every worker must call this for the same step with the same number of batches. A loss or gradient that is
+        not finite on any worker leaves the weights of all of them untouched.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # Whatever else draws random numbers (a multi-scale resize, dropout) repeats with the step, resumed or not.
+        torch.manual_seed(mix_seed(self.seed, step, self.rank))
+        self.optimizer.zero_grad(set_to_none=True)
+        result = StepResult()
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with contextlib.nullcontext() if is_last or self.world_size == 1 else self.parallel.no_sync():
+                losses = self._forward(batch, step)
+                factors, is_finite = self._agree(losses)
+                if not is_finite:
+                    self.optimizer.zero_grad(set_to_none=True)
+                    local = all(bool(torch.isfinite(value)) for value in losses.values())
+                    return StepResult(
+                        losses={name: value.detach() for name, value in losses.items()},
+                        applied=False,
+                        suspects=() if local else batch.image_ids,
+                    )
+                scaled = {name: value * (factors[name] / len(batches)) for name, value in losses.items()}
+                self.scaler.scale(sum(scaled.values())).backward()
+            for name, value in scaled.items():
+                result.losses[name] = result.losses.get(name, 0) + value.detach()
+        self._update(result, [image_id for batch in batches for image_id in batch.image_ids])
+        return result
+
+    def _forward(self, batch: MicroBatch, step: int) -> dict[str, Tensor]:
+        image_seeds = [mix_seed(self.seed, step, sample) for sample in batch.sample_seeds]
+        self.rpn_sampler.image_seeds = self.roi_sampler.image_seeds = image_seeds
+        images = [image.to(self.device, non_blocking=True) for image in batch.images]
+        targets = [
+            {name: value.to(self.device, non_blocking=True) for name, value in target.items()}
+            for target in batch.targets
+        ]
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            return self.parallel(images, targets)
+
+    def _agree(self, losses: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
+        """Factor of each loss term and whether all workers' losses are finite, in one small reduction."""
+        counts = (self.rpn_sampler.num_sampled, self.roi_sampler.num_sampled, self.roi_sampler.num_positive)
+        total = torch.stack([value.detach().float() for value in losses.values()]).sum()
+        if self.world_size == 1:
+            return dict.fromkeys(losses, 1.0), bool(torch.isfinite(total))
+        local = torch.tensor([*counts, 0.0], dtype=torch.float64)
+        reduced = local.to(self.device)
+        reduced[3] = (~torch.isfinite(total)).double()
+        dist.all_reduce(reduced)
+        *totals, num_bad = reduced.tolist()
+        factors = dict.fromkeys(losses, 1.0)
+        if self.global_normalisers:
+            # DDP averages over workers: mean_w(loss_w * n_w * W / sum n) is the loss over the whole batch.
+            share = {
+                name: count * self.world_size / max(total_count, 1.0)
+                for name, count, total_count in zip(_NORMALISERS, counts, totals)
+            }
+            factors = {
+                name: share[NORMALISER_OF_LOSS[name]] if name in NORMALISER_OF_LOSS else 1.0 for name in losses
+            }
+        return factors, num_bad == 0
+
+    def _update(self, result: StepResult, image_ids: Iterable[str]) -> None:
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+        # The gradients are the same on every worker here, so all of them decide alike without asking each other.
+        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            result.applied = False
+            result.suspects = tuple(image_ids)
+            return
+        result.grad_norm = float(norm)
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.weight_average is not None:
+            self.weight_average.update(self.model)
+
+
+def _seed_sampler(module: nn.Module, *, salt: int) -> SeededSampler:
+    previous = module.fg_bg_sampler
+    module.fg_bg_sampler = SeededSampler(previous.batch_size_per_image, previous.positive_fraction, salt)
+    return module.fg_bg_sampler
