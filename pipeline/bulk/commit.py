@@ -1,0 +1,185 @@
+"""A shard's way into the run, and a run's way to its end: put-if-absent and nothing else.
+
+The order is the protocol: both tables under this attempt's own names, then the commit, only if there is none. Whoever
+loses reads the winner's commit and removes only its own files. There are no locks, leases or clocks, so a writer may
+die or sleep at any line.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.bulk.corpus import Plan
+from pipeline.manifest import (
+    FINAL_KEY,
+    MANIFEST_KEY,
+    MANIFEST_SCHEMA,
+    RUN_KEY,
+    TABLES,
+    Commit,
+    DataFile,
+    RunError,
+    commit_key,
+    manifest_row,
+    run_id_of,
+    sha256_of,
+    table_key,
+    to_json,
+)
+from pipeline.storage import Storage
+
+
+class OtherRunError(RunError):
+    """The output belongs to a run with another specification; the message lists what differs."""
+
+
+def claim_run(storage: Storage, spec: dict[str, Any]) -> str:
+    """Makes the output this run's, or finds that it is already; returns the run id.
+
+    Raises:
+        OtherRunError: the output belongs to another run; nothing was written.
+    """
+    check_run(storage, spec)
+    if not storage.put_if_absent(RUN_KEY, to_json(spec)):
+        check_run(storage, spec)
+    return run_id_of(spec)
+
+
+def check_run(storage: Storage, spec: dict[str, Any]) -> None:
+    """Raises OtherRunError when the output belongs to another run or holds something else. Writes nothing."""
+    try:
+        there = json.loads(storage.read_bytes(RUN_KEY))
+    except FileNotFoundError:
+        stranger = next(iter(storage.iter_objects()), None)
+        if stranger is not None:
+            raise OtherRunError(
+                f"{storage.uri} is not empty (it holds {stranger.key}) and is no run; choose an empty or new place"
+            ) from None
+        return
+    except ValueError as error:
+        raise OtherRunError(f"{storage.uri}: {RUN_KEY} is unreadable: {error}") from error
+    except NotADirectoryError:
+        raise OtherRunError(f"{storage.uri} is a file; a run needs a folder") from None
+    differences = list(spec_differences(there, spec))
+    if differences:
+        raise OtherRunError(
+            f"{storage.uri} belongs to run {run_id_of(there)}, which differs in " + "; ".join(differences)
+            + ". Use another output, or the settings of that run to resume it"
+        )
+
+
+def spec_differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
+    """Each field in which two specifications differ, as 'name: old -> new'."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            path = f"{name}.{key}" if name else key
+            yield from spec_differences(old.get(key), new.get(key), path)
+    elif old != new:
+        yield f"{name}: {json.dumps(old, ensure_ascii=False)} there, {json.dumps(new, ensure_ascii=False)} here"
+
+
+def read_commit(storage: Storage, shard: int) -> Commit | None:
+    """The commit of a shard, or None while there is none."""
+    try:
+        return Commit.from_json(storage.read_bytes(commit_key(shard)))
+    except FileNotFoundError:
+        return None
+
+
+def write_table(storage: Storage, table: str, shard: int, attempt: str, data: bytes, rows: int) -> DataFile:
+    """Writes one table of a shard under this attempt's own name."""
+    key = table_key(table, shard, attempt)
+    storage.write_bytes(key, data)
+    return DataFile(key, rows, len(data), sha256_of(data))
+
+
+def commit_shard(storage: Storage, commit: Commit) -> Commit:
+    """Commits a shard whose tables are written, if nobody has; returns the commit that holds.
+
+    When that is another attempt's, this attempt's own tables are removed. A lost acknowledgement needs no care: the
+    retry finds this attempt's own commit.
+    """
+    storage.put_if_absent(commit_key(commit.shard), commit.to_json())
+    winner = read_commit(storage, commit.shard)
+    if winner is None:
+        raise RunError(f"{storage.uri}: the commit of shard {commit.shard} vanished after it was written")
+    if winner.attempt != commit.attempt:
+        for table in TABLES:
+            storage.delete(getattr(commit, table).key)
+    return winner
+
+
+def committed_shards(storage: Storage) -> set[int]:
+    """The shards that have a commit, by one listing."""
+    names = (info.key.rsplit("/", 1)[-1] for info in storage.iter_objects("commits/"))
+    return {int(name.removesuffix(".json")) for name in names}
+
+
+def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -> dict[str, Any]:
+    """Writes the manifest and the totals once every shard is committed; returns the totals that hold.
+
+    Args:
+        extra: what the driver knows beyond the commits (wall time, where the model came from).
+
+    Raises:
+        RunError: a shard is not committed, or a commit counts other images than the plan.
+    """
+    commits = []
+    for shard in range(plan.num_shards):
+        commit = read_commit(storage, shard)
+        if commit is None:
+            raise RunError(f"shard {shard} is not committed; run the same command again to finish the run")
+        if commit.images.rows != plan.num_images_of(shard) or commit.run_id != run_id:
+            raise RunError(f"the commit of shard {shard} does not fit the plan; `maskfleet verify` says more")
+        commits.append(commit)
+    table = pa.Table.from_pylist([manifest_row(commit) for commit in commits], schema=MANIFEST_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    storage.put_if_absent(MANIFEST_KEY, buffer.getvalue())
+    totals = {
+        "run_id": run_id,
+        "num_images": plan.num_images,
+        "num_shards": plan.num_shards,
+        "num_instances": sum(commit.instances.rows for commit in commits),
+        "statuses": add_up(commit.statuses for commit in commits),
+        "worker_seconds": {k: round(v, 3) for k, v in add_up(commit.timings_s for commit in commits).items()},
+        "manifest_sha256": sha256_of(storage.read_bytes(MANIFEST_KEY)),
+        "plan": [asdict(part) for part in plan.parts],
+        **extra,
+    }
+    storage.put_if_absent(FINAL_KEY, to_json(totals))
+    return json.loads(storage.read_bytes(FINAL_KEY))
+
+
+def vacuum(storage: Storage, plan: Plan) -> list[str]:
+    """Removes the tables and plan parts of a sealed run that nothing names; returns their keys.
+
+    Raises:
+        RunError: the run is not sealed, so that a file without a commit may be about to get one.
+    """
+    if not storage.exists(FINAL_KEY):
+        raise RunError(f"{storage.uri} is not sealed; files without a commit may still be committed")
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(MANIFEST_KEY))).to_pylist()
+    named = {row[f"{table}_key"] for row in rows for table in TABLES} | {part.key for part in plan.parts}
+    strangers = [
+        info.key for folder in (*TABLES, "plan") for info in storage.iter_objects(f"{folder}/") if info.key not in named
+    ]
+    for key in strangers:
+        storage.delete(key)
+    return strangers
+
+
+def add_up(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of several dictionaries of numbers, key by key."""
+    total: dict[str, Any] = {}
+    for count in counts:
+        for key, value in count.items():
+            total[key] = total.get(key, 0) + value
+    return total

@@ -1,0 +1,205 @@
+"""Which images a run is about: the listing of a folder or bucket, sealed as the run's plan.
+
+The listing is written in groups of GROUP_SIZE keys as it streams by, so memory does not grow with the corpus. Sealing
+(`plan.json`, put-if-absent) fixes the images, their order and the shard size for good; whatever appears in the folder
+afterwards belongs to another run.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fnmatch
+import io
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import accumulate, islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.manifest import PLAN_KEY, DataFile, RunError, plan_part_key, sha256_of, to_json
+from pipeline.storage import ObjectInfo, Storage
+
+GROUP_SIZE = 256
+MAX_GROUPS_PER_SHARD = 16
+PART_ROWS = 65_536
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image of the plan: id (its key below the corpus root), uri, and size and etag as they were when listed."""
+
+    image_id: str
+    uri: str
+    etag: str | None
+    size_bytes: int | None
+
+
+def iter_corpus(storage: Storage, pattern: str = "*") -> Iterator[PlannedImage]:
+    """Every file below a root whose key matches a shell pattern, in order of key, streaming.
+
+    Args:
+        storage: the corpus root.
+        pattern: as in `fnmatch`, against the whole key ('*' also crosses '/').
+    """
+    for info in storage.iter_objects():
+        if fnmatch.fnmatchcase(info.key, pattern):
+            yield planned_image(storage, info)
+
+
+def planned_image(storage: Storage, info: ObjectInfo) -> PlannedImage:
+    """The plan's row for a listed object."""
+    known = info.size_bytes >= 0
+    return PlannedImage(
+        info.key, storage.uri_of(info.key), info.etag if known else None, info.size_bytes if known else None
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sealed plan. Shard i is the images [i * shard_size, (i + 1) * shard_size) of the parts put end to end."""
+
+    storage: Storage
+    parts: tuple[DataFile, ...]
+    num_images: int
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_size)
+
+    def num_images_of(self, shard: int) -> int:
+        """How many images a shard holds."""
+        return min(self.shard_size, self.num_images - shard * self.shard_size)
+
+    def read_shard(self, shard: int) -> list[PlannedImage]:
+        """The images of one shard, reading only the groups it spans.
+
+        Raises:
+            IndexError: no such shard.
+            RunError: a part of the plan does not hold what was sealed.
+        """
+        if not 0 <= shard < self.num_shards:
+            raise IndexError(f"the plan has {self.num_shards} shards, no shard {shard}")
+        start = shard * self.shard_size
+        return self._read_rows(start, start + self.num_images_of(shard))
+
+    def iter_images(self) -> Iterator[PlannedImage]:
+        """Every image of the plan, in order, streaming."""
+        for shard in range(self.num_shards):
+            yield from self.read_shard(shard)
+
+    @cached_property
+    def _part_ends(self) -> list[int]:
+        return list(accumulate(part.rows for part in self.parts))
+
+    def _read_rows(self, start: int, stop: int) -> list[PlannedImage]:
+        rows: list[PlannedImage] = []
+        number = bisect.bisect_right(self._part_ends, start)
+        while start + len(rows) < stop:
+            part = self.parts[number]
+            part_start = self._part_ends[number] - part.rows
+            first = start + len(rows) - part_start
+            last = min(stop - part_start, part.rows)  # exclusive
+            with self.storage.open_input(part.key) as file:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                if parquet.metadata.num_rows != part.rows:
+                    raise RunError(f"{part.key} holds {parquet.metadata.num_rows} images, the plan was sealed with {part.rows}")
+                groups = range(first // GROUP_SIZE, (last - 1) // GROUP_SIZE + 1)
+                table = parquet.read_row_groups(list(groups)).slice(first - groups[0] * GROUP_SIZE, last - first)
+            rows += [PlannedImage(**row) for row in table.to_pylist()]
+            number += 1
+        return rows
+
+
+def choose_shard_size(num_images: int, num_workers: int) -> int:
+    """Images a shard: 1 to 16 groups by the size of the corpus; fewer for one so small that workers would go without.
+
+    A shard is what a crash can cost and what a worker takes at a time: small enough that every worker has at least
+    four, large enough that a run of a hundred million images has no more than some 25,000 commits.
+    """
+    if num_images < GROUP_SIZE * num_workers * 4:
+        return max(1, min(GROUP_SIZE, -(-num_images // (num_workers * 4))))
+    groups = num_images // (GROUP_SIZE * max(num_workers * 4, 1000))
+    return GROUP_SIZE * max(1, min(MAX_GROUPS_PER_SHARD, groups))
+
+
+def seal_plan(storage: Storage, images: Iterable[PlannedImage], *, shard_size: int | None, num_workers: int) -> Plan:
+    """Writes the plan and seals it; where another planner sealed first, its plan is the plan.
+
+    Args:
+        storage: the run's output.
+        images: the listing, in its final order.
+        shard_size: images a shard; None chooses by `choose_shard_size`.
+        num_workers: how many workers share the shards.
+
+    Atomic: until `plan.json` is there, no part counts; of several planners at once one wins, the others remove
+    their own parts.
+    """
+    attempt = uuid.uuid4().hex[:8]
+    parts = [
+        _write_part(storage, plan_part_key(number, attempt), rows)
+        for number, rows in enumerate(_chunks(images, PART_ROWS))
+    ]
+    num_images = sum(part.rows for part in parts)
+    sealed = {
+        "num_images": num_images,
+        "shard_size": shard_size or choose_shard_size(num_images, num_workers),
+        "parts": [asdict(part) for part in parts],
+    }
+    if not storage.put_if_absent(PLAN_KEY, to_json(sealed)):
+        winner = read_plan(storage)
+        if winner is not None and {part.key for part in parts}.isdisjoint(part.key for part in winner.parts):
+            for part in parts:
+                storage.delete(part.key)
+    plan = read_plan(storage)
+    if plan is None:
+        raise RunError(f"{storage.uri}: {PLAN_KEY} vanished while the run was being planned")
+    return plan
+
+
+def read_plan(storage: Storage) -> Plan | None:
+    """The sealed plan of a run, or None while there is none.
+
+    Raises:
+        RunError: plan.json is there and unreadable.
+    """
+    try:
+        data = storage.read_bytes(PLAN_KEY)
+    except FileNotFoundError:
+        return None
+    try:
+        sealed = json.loads(data)
+        parts = tuple(DataFile(**part) for part in sealed["parts"])
+        return Plan(storage, parts, sealed["num_images"], sealed["shard_size"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
+
+
+def _write_part(storage: Storage, key: str, rows: list[PlannedImage]) -> DataFile:
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=PLAN_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(
+        table, buffer, row_group_size=GROUP_SIZE, compression="zstd", write_page_checksum=True, use_dictionary=False
+    )
+    data = buffer.getvalue()
+    storage.write_bytes(key, data)
+    return DataFile(key, len(rows), len(data), sha256_of(data))
+
+
+def _chunks(items: Iterable[PlannedImage], size: int) -> Iterator[list[PlannedImage]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,184 @@
+"""Re-reads a whole run and names every fault: nothing is taken on trust but the words of the protocol itself."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.bulk.corpus import Plan, read_plan
+from pipeline.manifest import (
+    FINAL_KEY,
+    MANIFEST_KEY,
+    PLAN_KEY,
+    RUN_KEY,
+    TABLES,
+    Commit,
+    DataFile,
+    Run,
+    RunError,
+    commit_key,
+    manifest_row,
+    sha256_of,
+)
+from pipeline.rle import rle_areas
+from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK, STATUSES
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: the key it is wrong at and what is wrong, in words."""
+
+    key: str
+    reason: str
+
+
+def verify_run(run: Run) -> Iterator[Fault]:
+    """Every fault of a run, as it is found; an exact, sealed run yields none.
+
+    Checked: the plan's parts (hash, count, order), each commit (belongs to this run, counts its shard's images), each
+    table (hash, page checksums, schema), plan = images row by row, instances of each image = its num_instances, mask
+    areas, statuses; the manifest and the totals against the commits; files that nothing names.
+    """
+    try:
+        plan = read_plan(run.storage)
+    except RunError as error:
+        yield Fault(PLAN_KEY, str(error))
+        return
+    if plan is None:
+        yield Fault(PLAN_KEY, "the run was never planned")
+        return
+    plan_faults = list(_verify_plan(plan))
+    yield from plan_faults
+    if plan_faults:  # without the plan there is nothing to hold the tables against
+        return
+
+    commits = []
+    for shard in range(plan.num_shards):
+        key = commit_key(shard)
+        try:
+            commit = Commit.from_json(run.storage.read_bytes(key))
+        except FileNotFoundError:
+            yield Fault(key, "the shard is not committed")
+            continue
+        except RunError as error:
+            yield Fault(key, str(error))
+            continue
+        if (commit.run_id, commit.shard) != (run.run_id, shard):
+            yield Fault(key, f"it is a commit of shard {commit.shard} of run {commit.run_id}")
+            continue
+        commits.append(commit)
+        yield from _verify_shard(run, plan, commit)
+    yield from _verify_seal(run, plan, commits)
+    yield from _find_strangers(run, plan, commits)
+
+
+def _verify_plan(plan: Plan) -> Iterator[Fault]:
+    for part in plan.parts:
+        yield from _verify_bytes(plan.storage, part)
+    if sum(part.rows for part in plan.parts) != plan.num_images:
+        yield Fault(PLAN_KEY, "its parts do not add up to its number of images")
+
+
+def _verify_bytes(storage, file: DataFile) -> Iterator[Fault]:
+    try:
+        data = storage.read_bytes(file.key)
+    except FileNotFoundError:
+        yield Fault(file.key, "the file is missing")
+        return
+    if len(data) != file.bytes:
+        yield Fault(file.key, f"{len(data)} bytes, {file.bytes} were committed")
+    elif sha256_of(data) != file.sha256:
+        yield Fault(file.key, "its bytes are not those that were committed (sha256)")
+
+
+def _verify_shard(run: Run, plan: Plan, commit: Commit) -> Iterator[Fault]:
+    tables: dict[str, pa.Table] = {}
+    for name, schema in zip(TABLES, (IMAGES_SCHEMA, INSTANCES_SCHEMA)):
+        file: DataFile = getattr(commit, name)
+        faults = list(_verify_bytes(run.storage, file))
+        yield from faults
+        if faults:
+            return
+        try:
+            data = io.BytesIO(run.storage.read_bytes(file.key))
+            table = pq.ParquetFile(data, page_checksum_verification=True).read()
+        except (OSError, pa.ArrowException) as error:
+            yield Fault(file.key, f"unreadable: {error}")
+            return
+        if not table.schema.equals(schema):
+            yield Fault(file.key, "its columns are not those of the schema")
+            return
+        if table.num_rows != file.rows:
+            yield Fault(file.key, f"{table.num_rows} rows, {file.rows} were committed")
+        tables[name] = table
+    yield from _verify_rows(run, plan, commit, tables["images"], tables["instances"])
+
+
+def _verify_rows(run: Run, plan: Plan, commit: Commit, images: pa.Table, instances: pa.Table) -> Iterator[Fault]:
+    key = commit.images.key
+    planned = [image.image_id for image in plan.read_shard(commit.shard)]
+    if images["image_id"].to_pylist() != planned:
+        yield Fault(key, "its images are not those of the plan")
+    statuses = images["status"].to_pylist()
+    if unknown := sorted(set(statuses) - set(STATUSES)):
+        yield Fault(key, f"unknown status {unknown[0]!r}")
+    counted = {status: statuses.count(status) for status in set(statuses)}
+    if counted != commit.statuses:
+        yield Fault(commit_key(commit.shard), f"it counts {commit.statuses}, the table holds {counted}")
+
+    found: dict[str, list[int]] = {}
+    for image_id, rank in zip(instances["image_id"].to_pylist(), instances["instance"].to_pylist()):
+        found.setdefault(image_id, []).append(rank)
+    for image_id, status, expected in zip(planned, statuses, images["num_instances"].to_pylist()):
+        ranks = sorted(found.pop(image_id, []))
+        if ranks != list(range(expected)):
+            yield Fault(commit.instances.key, f"{image_id}: {len(ranks)} instances, the images table says {expected}")
+        if expected and status != OK:
+            yield Fault(key, f"{image_id}: status {status} with {expected} instances")
+    if found:
+        yield Fault(commit.instances.key, f"instances of {next(iter(found))!r}, which is not in the shard")
+    if instances.num_rows:
+        if instances["area_px"].to_pylist() != rle_areas(instances["rle_counts"].to_pylist()).tolist():
+            yield Fault(commit.instances.key, "area_px is not the area of the masks")
+        if set(instances["run_id"].unique().to_pylist()) != {run.run_id}:
+            yield Fault(commit.instances.key, "rows of another run")
+
+
+def _verify_seal(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]:
+    if not run.sealed:
+        yield Fault(MANIFEST_KEY, "the run is not sealed; run the same command again to finish it")
+        return
+    try:
+        rows = run.files
+    except (OSError, pa.ArrowException) as error:
+        yield Fault(MANIFEST_KEY, f"unreadable: {error}")
+        return
+    if rows != [manifest_row(commit) for commit in commits]:
+        yield Fault(MANIFEST_KEY, "it does not say what the commits say")
+    try:
+        final = json.loads(run.storage.read_bytes(FINAL_KEY))
+    except FileNotFoundError:
+        yield Fault(FINAL_KEY, "the run has a manifest but no totals; run the same command again to finish it")
+        return
+    except ValueError as error:
+        yield Fault(FINAL_KEY, f"unreadable: {error}")
+        return
+    if final["manifest_sha256"] != sha256_of(run.storage.read_bytes(MANIFEST_KEY)):
+        yield Fault(MANIFEST_KEY, "its bytes are not those that were sealed (sha256)")
+    expected = (run.run_id, plan.num_images, sum(commit.instances.rows for commit in commits))
+    if (final["run_id"], final["num_images"], final["num_instances"]) != expected:
+        yield Fault(FINAL_KEY, "its totals are not those of the commits")
+
+
+def _find_strangers(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]:
+    named = {getattr(commit, table).key for commit in commits for table in TABLES}
+    named |= {part.key for part in plan.parts} | {commit_key(shard) for shard in range(plan.num_shards)}
+    named |= {RUN_KEY, PLAN_KEY, MANIFEST_KEY, FINAL_KEY}
+    for info in run.storage.iter_objects():
+        if info.key not in named and not info.key.startswith("attempts/"):
+            yield Fault(info.key, "no commit names it")
