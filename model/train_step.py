@@ -8,6 +8,7 @@ from the seed and the step, so that a resumed run repeats exactly what an undist
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -183,31 +184,21 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.model = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the present weights; integer buffers are copied."""
+        """Moves the average towards the present weights; whole-number buffers are copied."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         averaged, present = [], []
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                averaged.append(self.average[name])
-                present.append(value)
+        for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if theirs.is_floating_point():
+                averaged.append(mine)
+                present.append(theirs)
             else:
-                self.average[name].copy_(value)
+                mine.copy_(theirs)
         torch._foreach_lerp_(averaged, present, 1 - decay)
-
-    def state_dict(self) -> dict:
-        """Everything needed to go on: the averages by name and the number of updates."""
-        return {"num_updates": self.num_updates, "average": self.average}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Takes over a saved average; raises KeyError for one of another network."""
-        self.num_updates = int(state["num_updates"])
-        for name, value in self.average.items():
-            value.copy_(state["average"][name])
 
 
 @dataclass(frozen=True)
@@ -315,14 +306,14 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             if self.weight_average is not None:
-                updates = state["weight_average"]["num_updates"]
-                self.weight_average.load_state_dict({"num_updates": updates, "average": saved_model})
+                self.weight_average.num_updates = int(state["weight_average"]["num_updates"])
+                self.weight_average.model.load_state_dict(saved_model)
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"the saved training state does not fit this network and optimizer: {error}") from error
 
-    def saved_weights(self) -> dict[str, Tensor]:
-        """The weights a checkpoint is made of: the average when there is one, else the present ones."""
-        return self.weight_average.average if self.weight_average is not None else self.model.state_dict()
+    def saved_model(self) -> nn.Module:
+        """The network a checkpoint is made of: the average when there is one, else the trained one."""
+        return self.weight_average.model if self.weight_average is not None else self.model
 
     def step(self, batches: Sequence[MicroBatch], *, step: int, learning_rate: float) -> StepResult:
         """Forward, backward and update on the batches (more than one: their gradients are averaged).

@@ -1,0 +1,1 @@
+"""The network: spec, building, checkpoints, training step and prediction, on torch and torchvision alone."""

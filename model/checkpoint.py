@@ -1,0 +1,189 @@
+"""Checkpoint folders: weights, spec, class map and progress, with a marker that is written last.
+
+A folder holds model.safetensors, spec.json, categories.json, progress.json, in training also training_state.pt, and
+checkpoint.json: the format's version and each file's size and sha256. Without that marker it is no checkpoint, and once
+it has it, it never changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from model.categories import Category, check_categories
+from model.network import MaskRCNN, build_model
+from model.spec import ModelSpec
+
+CHECKPOINT_MARKER = "checkpoint.json"
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A folder that is no usable checkpoint; the sentence names the folder, the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read; `sha256` is that of its model.safetensors, in hexadecimal."""
+
+    spec: ModelSpec
+    categories: tuple[Category, ...]
+    progress: dict[str, Any]
+    sha256: str
+    state_dict: dict[str, Tensor]
+    training_state: dict[str, Any] | None
+
+    def build(self) -> MaskRCNN:
+        """The network with these weights, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: The weights do not belong to the spec.
+        """
+        model = build_model(self.spec)
+        try:
+            model.load_state_dict(self.state_dict)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights do not fit their spec: {error}") from error
+        return model.eval()
+
+
+def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder is a checkpoint that was written to its end."""
+    return (Path(folder) / CHECKPOINT_MARKER).is_file()
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    *,
+    model: nn.Module,
+    spec: ModelSpec,
+    categories: Sequence[Category],
+    progress: dict[str, Any],
+    training_state: dict[str, Any] | None = None,
+) -> str:
+    """Write a checkpoint and give back the sha256 of its model.safetensors.
+
+    Atomic: a reader sees no checkpoint or the whole one. What an earlier, cut-off attempt left in the folder is
+    overwritten. `training_state` may hold tensors and plain containers only (it is read without unpickling objects).
+
+    Raises:
+        CheckpointError: The folder is a checkpoint already.
+        ValueError: The class map does not fit the spec.
+    """
+    folder = Path(folder)
+    if is_checkpoint(folder):
+        raise CheckpointError(f"{folder} holds a checkpoint already, and a checkpoint never changes")
+    check_categories(categories, spec.num_classes)
+    files = {
+        "model.safetensors": safetensors.torch.save(_plain_state_dict(model)),
+        "spec.json": _to_json(spec.to_dict()),
+        "categories.json": _to_json([dataclasses.asdict(category) for category in categories]),
+        "progress.json": _to_json(progress),
+    }
+    if training_state is not None:
+        buffer = io.BytesIO()
+        torch.save(training_state, buffer)
+        files["training_state.pt"] = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = {}
+    for name, data in files.items():
+        _write(folder / name, data)
+        listing[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _write(folder / CHECKPOINT_MARKER, _to_json({"format_version": FORMAT_VERSION, "files": listing}))
+    return listing["model.safetensors"]["sha256"]
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint, checking every file against its recorded size and sha256.
+
+    Raises:
+        CheckpointError: No marker, a missing, changed or unreadable file, or another format version.
+    """
+    folder = Path(folder)
+    listing = _read_marker(folder)
+    files = {name: _read(folder, name, entry) for name, entry in listing.items()}
+    missing = sorted({"model.safetensors", "spec.json", "categories.json", "progress.json"} - set(files))
+    if missing:
+        raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} does not list {missing[0]}")
+    reading = ""
+    try:
+        reading = "spec.json"
+        spec = ModelSpec.from_dict(json.loads(files[reading]))
+        reading = "categories.json"
+        categories = tuple(Category(**values) for values in json.loads(files[reading]))
+        check_categories(categories, spec.num_classes)
+        reading = "progress.json"
+        progress = json.loads(files[reading])
+        reading = "model.safetensors"
+        state_dict = safetensors.torch.load(files[reading])
+        reading = "training_state.pt"
+        training_state = None
+        if reading in files:
+            training_state = torch.load(io.BytesIO(files[reading]), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{folder}: cannot read {reading}: {error}") from error
+    sha256 = listing["model.safetensors"]["sha256"]
+    return Checkpoint(spec, categories, progress, sha256, state_dict, training_state)
+
+
+def _plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _read_marker(folder: Path) -> dict[str, dict[str, Any]]:
+    if not is_checkpoint(folder):
+        raise CheckpointError(f"{folder} is no complete checkpoint: {CHECKPOINT_MARKER} is missing")
+    try:
+        marker = json.loads((folder / CHECKPOINT_MARKER).read_bytes())
+        version, listing = marker["format_version"], dict(marker["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: cannot read {CHECKPOINT_MARKER}: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} has format_version {version!r}; allowed is {FORMAT_VERSION}")
+    return listing
+
+
+def _read(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
+    if Path(name).name != name:
+        raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} lists {name!r}, which is no file of the folder")
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot read {name}: {error.strerror}") from error
+    if len(data) != entry.get("bytes"):
+        raise CheckpointError(f"{folder}: {name} has {len(data)} bytes; {entry.get('bytes')} were written")
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        raise CheckpointError(f"{folder}: the sha256 of {name} is not the one recorded when it was written")
+    return data
+
+
+def _to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is on the disk, whole and under its name, when this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

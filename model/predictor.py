@@ -1,0 +1,148 @@
+"""Prediction in exact mode: images in, detections out, masks never pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import resize_boxes, resize_keypoints
+from torchvision.ops import clip_boxes_to_image
+
+from model import transform
+from model.network import MaskRCNN
+from model.spec import ModelSpec
+
+
+class NonFiniteOutput(ValueError):
+    """The network gave NaN or infinity for an image."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, by falling score. With N = 0 every array has a first axis of 0.
+
+    Attributes:
+        boxes: float32 [N, 4], XYXY, half-open, pixels of the original image, inside it.
+        labels: int64 [N], 1..K.
+        scores: float32 [N], 0..1.
+        mask_probs: float32 [N, M, M], 0..1: the mask of the chosen class over the box, not pasted into the image.
+        keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint head.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    mask_probs: np.ndarray
+    keypoints: np.ndarray | None
+
+
+class Predictor:
+    """A network ready to predict.
+
+    The results are those of the network's own evaluation forward. An image's result does not depend on its batch: only
+    images of one padded size share a network call.
+
+    Args:
+        model: Taken over: moved to `device`, switched to evaluation, its thresholds set.
+        spec: The spec it was built from.
+        device: Where it runs.
+        score_threshold: Lowest score of a detection; None = that of the spec.
+        max_detections: Most detections of an image; None = that of the spec.
+
+    Raises:
+        ValueError: A threshold out of its range.
+    """
+
+    def __init__(
+        self,
+        model: MaskRCNN,
+        spec: ModelSpec,
+        *,
+        device: str | torch.device = "cpu",
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> None:
+        changes = {"score_threshold": score_threshold, "max_detections": max_detections}
+        self.spec = spec.replace(**{name: value for name, value in changes.items() if value is not None})
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.model.roi_heads.score_thresh = self.spec.score_threshold
+        self.model.roi_heads.detections_per_img = self.spec.max_detections
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the tensor the network sees for an image of this size; a function of the image alone."""
+        return transform.padded_size(
+            height, width, min_size=self.spec.image_min_size, max_size=self.spec.image_max_size
+        )
+
+    def batches(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+        """The places of the images, cut into batches of at most `batch_size` that share one padded size.
+
+        A pure function of its arguments: padded sizes in the order in which they first come, images in their order.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: allowed is at least 1")
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            groups.setdefault(self.padded_size(*size), []).append(index)
+        return [group[at : at + batch_size] for group in groups.values() for at in range(0, len(group), batch_size)]
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """The detections in each image, by one call of the network.
+
+        Args:
+            images: uint8 [H, W, C] arrays (RGB where C is 3), all of one padded size.
+
+        Raises:
+            ValueError: An array of another type or shape, or of another padded size than the first.
+            NonFiniteOutput: The network gave NaN or infinity.
+        """
+        if not images:
+            return []
+        self._check(images)
+        with torch.inference_mode():
+            tensors = [self._to_tensor(image) for image in images]
+            found, resized_sizes = self.model.detect(tensors)
+            return [
+                _to_detections(one, resized, image.shape[:2])
+                for one, resized, image in zip(found, resized_sizes, images, strict=True)
+            ]
+
+    def _check(self, images: Sequence[np.ndarray]) -> None:
+        for index, image in enumerate(images):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.spec.in_channels or not image.size:
+                raise ValueError(
+                    f"image {index} is {image.dtype} {list(image.shape)}; allowed is uint8 [H, W, {self.spec.in_channels}]"
+                )
+        padded = {self.padded_size(*image.shape[:2]) for image in images}
+        if len(padded) > 1:
+            raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
+
+    def _to_tensor(self, image: np.ndarray) -> Tensor:
+        # The bytes travel to the device, not the floats: a quarter of the traffic.
+        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.device)
+        return tensor.permute(2, 0, 1).float().div(255)
+
+
+def _to_detections(found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int]) -> Detections:
+    order = torch.argsort(found["scores"], descending=True, stable=True)
+    boxes = clip_boxes_to_image(resize_boxes(found["boxes"][order], resized, original), original)
+    arrays = {
+        "boxes": boxes.float(),
+        "labels": found["labels"][order],
+        "scores": found["scores"][order].float(),
+        "mask_probs": found["masks"][order, 0].float(),
+        "keypoints": None,
+    }
+    if "keypoints" in found:
+        arrays["keypoints"] = resize_keypoints(found["keypoints"][order], resized, original).float()
+    for name, tensor in arrays.items():
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise NonFiniteOutput(f"the network gave {name} that are not finite")
+    return Detections(**{name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()})

@@ -1,0 +1,64 @@
+"""What happens to an image before the network: normalised, resized, padded to a multiple of 32."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
+
+from model.spec import ModelSpec
+
+PADDING_MULTIPLE = 32
+
+
+def resized_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width) after resizing: the short side is `min_size`, unless the long one would exceed `max_size`.
+
+    The same whole numbers as torchvision's, but at least one pixel each way: a strip of 1 x 5000 px stays an image.
+    """
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(1, math.floor(float(height) * scale)), max(1, math.floor(float(width) * scale))
+
+
+def padded_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width) of the tensor that an image of this size fills, alone in its batch."""
+    resized = resized_size(height, width, min_size=min_size, max_size=max_size)
+    return tuple(math.ceil(side / PADDING_MULTIPLE) * PADDING_MULTIPLE for side in resized)
+
+
+class ImageTransform(GeneralizedRCNNTransform):
+    """torchvision's transform (bilinear image, nearest masks), safe for extreme shapes and for images without objects.
+
+    Targets move with their image: boxes, keypoints, masks.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(
+            spec.image_min_size,
+            spec.image_max_size,
+            list(spec.image_mean),
+            list(spec.image_std),
+            size_divisible=PADDING_MULTIPLE,
+        )
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        old = tuple(image.shape[-2:])
+        new = resized_size(*old, min_size=self.min_size[-1], max_size=self.max_size)
+        image = torch.nn.functional.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[0]
+        if target is None:
+            return image, None
+        target = {**target, "boxes": resize_boxes(target["boxes"], old, new)}
+        if "keypoints" in target:
+            target["keypoints"] = resize_keypoints(target["keypoints"], old, new)
+        if "masks" in target:
+            target["masks"] = _resize_masks(target["masks"], new)
+        return image, target
+
+
+def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of uint8 [N, H, W]; N = 0 gives [0, height, width]."""
+    if len(masks) == 0:
+        return masks.new_zeros((0, *size), dtype=torch.uint8)
+    return torch.nn.functional.interpolate(masks[:, None].float(), size=size)[:, 0].byte()

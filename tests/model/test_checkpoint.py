@@ -1,0 +1,110 @@
+"""Checkpoint folders: what is written is read again, and nothing else is taken for a checkpoint."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from model.categories import Category
+from model.checkpoint import CHECKPOINT_MARKER, CheckpointError, is_checkpoint, load_checkpoint, save_checkpoint
+from model.network import build_model
+from model.spec import ModelSpec
+
+SPEC = ModelSpec.tiny(num_classes=2)
+CATEGORIES = (Category(3, "cup"), Category(7, "bowl"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = build_model(SPEC)
+    state = {"optimizer": {"step": torch.tensor(5), "rates": [0.1, 0.2]}}
+    save_checkpoint(
+        tmp_path / "step-5", model=model, spec=SPEC, categories=CATEGORIES, progress={"step": 5}, training_state=state
+    )
+    return tmp_path / "step-5"
+
+
+def test_round_trip(tmp_path):
+    model = build_model(SPEC)
+    sha256 = save_checkpoint(
+        tmp_path / "c", model=model, spec=SPEC, categories=CATEGORIES, progress={"step": 7, "epoch": 1}
+    )
+    checkpoint = load_checkpoint(tmp_path / "c")
+    assert (checkpoint.spec, checkpoint.categories, checkpoint.progress) == (SPEC, CATEGORIES, {"step": 7, "epoch": 1})
+    assert checkpoint.training_state is None
+    assert sha256 == checkpoint.sha256 == hashlib.sha256((tmp_path / "c/model.safetensors").read_bytes()).hexdigest()
+    built = checkpoint.build()
+    assert not built.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(built.state_dict()[name], tensor), name
+    assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
+
+
+def test_training_state_is_read_without_making_objects(folder):
+    state = load_checkpoint(folder).training_state
+    assert state["optimizer"]["rates"] == [0.1, 0.2] and state["optimizer"]["step"] == 5
+
+    class Strange:
+        pass
+
+    with pytest.raises((AttributeError, CheckpointError)):
+        target = folder.parent / "strange"
+        save_checkpoint(
+            target,
+            model=build_model(SPEC),
+            spec=SPEC,
+            categories=CATEGORIES,
+            progress={},
+            training_state={"object": Strange()},
+        )
+        load_checkpoint(target)
+
+
+def test_a_checkpoint_never_changes(folder):
+    with pytest.raises(CheckpointError, match="never changes"):
+        save_checkpoint(folder, model=build_model(SPEC), spec=SPEC, categories=CATEGORIES, progress={})
+
+
+def test_a_cut_off_write_is_no_checkpoint_and_can_be_written_again(folder):
+    (folder / CHECKPOINT_MARKER).unlink()
+    assert not is_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="checkpoint.json is missing"):
+        load_checkpoint(folder)
+    save_checkpoint(folder, model=build_model(SPEC), spec=SPEC, categories=CATEGORIES, progress={"step": 6})
+    assert load_checkpoint(folder).progress == {"step": 6}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "spec.json", "training_state.pt"])
+def test_one_changed_byte_is_found(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{folder}.*{name}"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("damage", ["unlink", "cut"])
+def test_a_missing_or_short_file_is_named(folder, damage):
+    path = folder / "categories.json"
+    if damage == "unlink":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match="categories.json"):
+        load_checkpoint(folder)
+
+
+def test_the_marker_cannot_name_files_elsewhere(folder):
+    marker = json.loads((folder / CHECKPOINT_MARKER).read_text())
+    marker["files"]["../other"] = {"bytes": 0, "sha256": ""}
+    (folder / CHECKPOINT_MARKER).write_text(json.dumps(marker))
+    with pytest.raises(CheckpointError, match="no file of the folder"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2, "files": {}}', '{"format_version": 1, "files": 5}'])
+def test_a_strange_marker_is_refused(folder, text):
+    (folder / CHECKPOINT_MARKER).write_text(text)
+    with pytest.raises(CheckpointError, match="checkpoint.json"):
+        load_checkpoint(folder)
