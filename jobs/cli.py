@@ -1,0 +1,219 @@
+"""The program: `maskfleet COMMAND --config FILE key=value ...`.
+
+Exit codes: 0 done; 1 failed; 2 bad configuration or input, nothing started; 3 finished, but more images failed than
+`segment.max_failed_fraction` allows; 4 a gate on quality failed.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel
+
+from jobs.config import (
+    ConfigError,
+    DemoConfig,
+    EvaluateConfig,
+    SegmentConfig,
+    VerifyConfig,
+    is_override,
+    load_config,
+    to_yaml,
+)
+from jobs.config_train import TrainConfig
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train Mask R-CNN on a Ray cluster, segment a bucket of images into Parquet, query it with pandas.",
+)
+
+Config = TypeVar("Config", bound=BaseModel)
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; see configs/.")]
+Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, over those of the file.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the settings as they would be used, and end.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, and end.")]
+
+
+class Exit(IntEnum):
+    """The exit codes."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    TOO_MANY_FAILED = 3
+    GATE = 4
+
+
+@app.command()
+def train(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Train a Mask R-CNN; run the same command again to resume."""
+    settings = _settings(TrainConfig, config, words, print_config)
+    from jobs.progress import ProgressLine
+    from jobs.train import prepare_train, run_train
+
+    plan = _checked(lambda: prepare_train(settings))
+    if dry_run:
+        _say(plan.describe())
+        return
+    with ProgressLine("train") as line:
+        result = _run(lambda: run_train(plan, on_progress=lambda progress: line.show(progress.describe())))
+    _say(result.describe())
+
+
+@app.command()
+def segment(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Segment a folder of images into Parquet; run the same command again to resume."""
+    settings = _settings(SegmentConfig, config, words, print_config)
+    from jobs.progress import ProgressLine, describe
+    from jobs.segment import failed_fraction, prepare_segment, run_segment
+
+    plan = _checked(lambda: prepare_segment(settings))
+    for note in plan.notes:
+        _say(f"note: {note}")
+    if dry_run:
+        _say(f"would segment {plan.spec['input']['uri']} with {plan.checkpoint} into {settings.output.uri}")
+        _say(f"run {plan.run_id}")
+        return
+    with ProgressLine("segment") as line:
+        totals = _run(lambda: run_segment(plan, lambda progress: line.show(describe(progress))))
+    _say(f"{totals['num_images']:,} images, {totals['num_instances']:,} instances -> {settings.output.uri}")
+    _say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals["statuses"].items())))
+    if failed_fraction(totals) > settings.segment.max_failed_fraction:
+        _say(
+            f"{failed_fraction(totals):.1%} of the images failed; segment.max_failed_fraction allows "
+            f"{settings.segment.max_failed_fraction:.1%}"
+        )
+        raise typer.Exit(Exit.TOO_MANY_FAILED)
+
+
+@app.command()
+def evaluate(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Measure a run against ground truth: `maskfleet evaluate RUN_URI ground_truth.uri=instances.json`."""
+    settings = _settings(EvaluateConfig, config, words, print_config, positional="run.uri")
+    from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
+
+    plan = _checked(lambda: prepare_evaluate(settings))
+    if dry_run:
+        _say(f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output_uri}")
+        return
+    metrics = _run(lambda: run_evaluate(plan))
+    _print_table(to_rich_table(metrics))
+    _say(f"figures -> {plan.output_uri}")
+
+
+@app.command()
+def verify(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Re-read a run and prove it, or name every fault: `maskfleet verify RUN_URI`."""
+    settings = _settings(VerifyConfig, config, words, print_config, positional="run.uri")
+    from pipeline.bulk.verify import verify_run
+    from pipeline.manifest import open_run
+
+    run = _checked(lambda: open_run(settings.run.uri))
+    if dry_run:
+        _say(f"would verify run {run.run_id} at {settings.run.uri}")
+        return
+    faults = 0
+    for fault in _run(lambda: verify_run(run)):
+        faults += 1
+        _say(f"{fault.key}: {fault.reason}")
+    if faults:
+        _say(f"run {run.run_id}: {faults} faults")
+        raise typer.Exit(Exit.FAILED)
+    final = run.final or {}
+    _say(f"run {run.run_id} is exact: {final.get('num_images', 0):,} images, {final.get('num_instances', 0):,} instances")
+
+
+@app.command()
+def demo(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Draw shapes, train on them, segment, evaluate and look: all of it, small, on this machine."""
+    settings = _settings(DemoConfig, config, words, print_config)
+    from jobs.demo import run_demo
+
+    if dry_run:
+        _say(f"would run the demo in {settings.output.uri}")
+        return
+    _run(lambda: run_demo(settings, say=_say, print_table=_print_table))
+
+
+def main() -> None:
+    """The entry point of `maskfleet` and `python -m jobs`."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", Exit.FAILED)
+
+
+def _settings(
+    kind: type[Config], file: Path | None, words: list[str] | None, print_config: bool, positional: str | None = None
+) -> Config:
+    """The validated configuration; ends the program on a wrong one (2), or after printing it (0)."""
+    overrides = list(words or [])
+    if positional is not None and overrides and not is_override(overrides[0]):
+        overrides[0] = f"{positional}={overrides[0]}"
+    settings = _checked(lambda: load_config(kind, file, overrides))
+    if print_config:
+        sys.stdout.write(to_yaml(settings))
+        raise typer.Exit(Exit.DONE)
+    return settings
+
+
+def _checked(check: Callable[[], Any]) -> Any:
+    """Runs what comes before anything starts: a wrong value or a missing file ends with exit code 2."""
+    try:
+        return check()
+    except (ValueError, OSError) as error:
+        _fail(_reason(error), Exit.BAD_INPUT)
+
+
+def _run(work: Callable[[], Any]) -> Any:
+    """Runs the work itself; what was only found out then is still a wrong input (2), the rest is a failure (1)."""
+    try:
+        return work()
+    except ConfigError as error:
+        _fail(_reason(error), Exit.BAD_INPUT)
+    except (ValueError, OSError) as error:
+        _fail(_reason(error), Exit.FAILED)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(_reason(error), Exit.FAILED)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in one sentence; of an error that crossed the cluster, the original one."""
+    error = getattr(error, "cause", None) or error
+    text = str(error).strip()
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _fail(reason: str, code: Exit) -> None:
+    sys.stderr.write(f"maskfleet: {reason}\n")
+    raise typer.Exit(code)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=110).print(table)

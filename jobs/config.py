@@ -1,0 +1,279 @@
+"""From a YAML file and `key=value` words to one validated, frozen configuration, or one clear sentence.
+
+The sections are declared once, beside what they configure (`config_train`, here for the bulk commands). Nothing below
+jobs/ sees a configuration: values are handed on as plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+
+from jobs.config_base import ClusterSection, OutputSection, Section
+from pipeline.bulk.decode import FORMATS, DecodeLimits
+from pipeline.manifest import sha256_of, to_json
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong. The message names the key, the value and what is allowed."""
+
+
+class ModelSection(Section):
+    """The trained model."""
+
+    checkpoint: str = Field(
+        min_length=1, description="A checkpoint folder, or a training output (then its newest complete checkpoint)."
+    )
+
+
+class InputSection(Section):
+    """The images."""
+
+    uri: str = Field(min_length=1, description="Folder (searched with all its subfolders) that holds the images.")
+    pattern: str = Field(
+        "*", min_length=1, description="Shell pattern that an image's key must match; '*' also crosses '/'."
+    )
+
+
+class CorpusSection(Section):
+    """How the images are cut into shards."""
+
+    shard_size: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="Images a shard; null chooses by the size of the corpus. Fixed when the plan is sealed.",
+    )
+
+
+class SegmentSection(Section):
+    """What is kept of the network's output, and how the work is spread."""
+
+    score_threshold: float = Field(0.05, ge=0, le=1, description="Instances below this score are dropped.")
+    max_detections: int = Field(100, ge=1, le=10_000, description="Instances an image, best first.")
+    mask_threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to a mask.")
+    batch_size: int = Field(4, ge=1, le=1024, description="Images a network call, at most; results do not depend on it.")
+    num_workers: tuple[int, int] | None = Field(
+        None, description="Actors at least and at most; null: one for each GPU, or for every cpus_per_worker cores."
+    )
+    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPU cores an actor reserves.")
+    gpus_per_worker: float = Field(0, ge=0, le=16, description="GPUs an actor reserves; a fraction shares one.")
+    decode_children: int = Field(2, ge=1, le=256, description="Decoding processes beside each actor.")
+    max_failed_fraction: float = Field(
+        1.0, ge=0, le=1, description="Share of images that may fail before the command ends with exit code 3."
+    )
+
+    @model_validator(mode="after")
+    def _workers_in_order(self) -> Self:
+        if self.num_workers is not None and not 1 <= self.num_workers[0] <= self.num_workers[1]:
+            raise ValueError(f"num_workers is {list(self.num_workers)}; allowed is [min, max] with 1 <= min <= max")
+        return self
+
+
+_LIMITS = DecodeLimits()
+
+
+class DecodeSection(Section):
+    """What a file may cost before it is given up."""
+
+    max_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="Largest file that is read, in bytes.")
+    max_pixels: int = Field(_LIMITS.max_pixels, ge=1, description="Largest image that is decoded, in pixels.")
+    max_frames: int = Field(_LIMITS.max_frames, ge=1, description="Most frames of an animation (the first is used).")
+    timeout_s: float = Field(_LIMITS.timeout_s, gt=0, description="Longest time one image may take to decode.")
+    memory_bytes: int = Field(_LIMITS.memory_bytes, ge=2**26, description="Memory of one decoding process.")
+    formats: tuple[Literal[FORMATS], ...] = Field(  # type: ignore[valid-type]
+        _LIMITS.formats, min_length=1, description="Formats that are decoded, told by content and not by name."
+    )
+
+
+class SegmentConfig(Section):
+    """`maskfleet segment`."""
+
+    model: ModelSection
+    input: InputSection
+    output: OutputSection
+    corpus: CorpusSection = Field(default_factory=CorpusSection)
+    segment: SegmentSection = Field(default_factory=SegmentSection)
+    decode: DecodeSection = Field(default_factory=DecodeSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+
+class RunSection(Section):
+    """A finished or running bulk run."""
+
+    uri: str = Field(min_length=1, description="The output.uri it was segmented into.")
+
+
+class GroundTruthSection(Section):
+    """The truth a run is measured against."""
+
+    uri: str = Field(min_length=1, description="COCO JSON, or a folder with annotations.")
+    format: Literal["auto", "coco", "via"] = Field("auto", description="Form of the annotations.")
+    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
+
+
+class EvaluateSection(Section):
+    """What counts as found."""
+
+    score_threshold: float = Field(
+        0.5, ge=0, le=1, description="Score from which precision, recall and mean IoU count an instance; AP uses all."
+    )
+    iou_threshold: float = Field(0.5, gt=0, le=1, description="Mask IoU from which an instance counts as found.")
+
+
+class EvaluateOutputSection(Section):
+    """Where the figures are written."""
+
+    uri: str | None = Field(None, description="Folder for metrics.json and metrics.parquet; null is RUN.evaluation.")
+
+
+class EvaluateConfig(Section):
+    """`maskfleet evaluate`."""
+
+    run: RunSection
+    ground_truth: GroundTruthSection
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    output: EvaluateOutputSection = Field(default_factory=EvaluateOutputSection)
+
+
+class VerifyConfig(Section):
+    """`maskfleet verify`."""
+
+    run: RunSection
+
+
+class DemoOutputSection(Section):
+    """Where the demo lives."""
+
+    uri: str = Field("demo", min_length=1, description="Folder that receives data, model, run, evaluation, pictures.")
+
+
+class DemoSection(Section):
+    """How large the demo is."""
+
+    num_train: int = Field(400, ge=8, description="Drawn training images.")
+    num_val: int = Field(60, ge=4, description="Drawn validation images.")
+    num_unlabelled: int = Field(200, ge=1, description="Drawn images without labels, which are segmented.")
+    max_steps: int = Field(400, ge=1, description="Training steps of 8 images.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the drawings and of the training.")
+
+
+class DemoConfig(Section):
+    """`maskfleet demo`."""
+
+    output: DemoOutputSection = Field(default_factory=DemoOutputSection)
+    demo: DemoSection = Field(default_factory=DemoSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+
+def load_config(kind: type[Config], file: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file and `a.b=value` words, later words winning.
+
+    Raises:
+        ConfigError: an unreadable file, a wrong key, a value out of range; one sentence a fault.
+    """
+    values = _read_yaml(file) if file is not None else {}
+    for word in overrides:
+        _override(values, word)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        where = f" (in {file} and the command line)" if file is not None else ""
+        raise ConfigError("\n".join(_sentence(kind, fault) for fault in error.errors()) + where) from None
+
+
+def to_plain(config: BaseModel) -> dict[str, Any]:
+    """A configuration as plain values, as YAML and JSON hold them."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def to_yaml(config: BaseModel) -> str:
+    """A configuration as YAML that `--config` reads back."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: BaseModel) -> str:
+    """The SHA-256 of a resolved configuration."""
+    return sha256_of(to_json(to_plain(config)))
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of the command line is `key=value` (a URI may hold '=' too, but no key looks like one)."""
+    return re.match(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*=", word) is not None
+
+
+def _read_yaml(file: str | Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {file}: cannot be read ({error.strerror}); give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file}: no valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {file}: holds a {type(values).__name__}; allowed are sections of key: value")
+    return values
+
+
+def _override(values: dict[str, Any], word: str) -> None:
+    if not is_override(word):
+        raise ConfigError(f"{word!r} is not understood; allowed are words like section.key=value")
+    key, text = word.split("=", 1)
+    *path, last = key.split(".")
+    section = values
+    for name in path:
+        if not isinstance(section.get(name), dict):
+            section[name] = {}
+        section = section[name]
+    try:
+        section[last] = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: the value {text!r} is no valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _sentence(kind: type[BaseModel], fault: Any) -> str:
+    """One fault of pydantic's as 'key: value is not allowed: reason'."""
+    names = [str(part) for part in fault["loc"]]
+    key = ".".join(names) or "the configuration"
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        allowed = _keys_of(kind, names[:-1])
+        near = difflib.get_close_matches(names[-1], allowed, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{key}: there is no such key; {hint}allowed are {', '.join(allowed)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; {_about(kind, names)}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    if isinstance(fault["input"], dict | BaseModel) or len(str(fault["input"])) > 200:
+        return f"{key}: {reason}"
+    return f"{key}: {fault['input']!r} is not allowed: {reason}"
+
+
+def _keys_of(kind: type[BaseModel], path: list[str]) -> list[str]:
+    section = _section(kind, path)
+    fields = getattr(section, "model_fields", None) or getattr(section, "__dataclass_fields__", {})
+    return sorted(fields)
+
+
+def _about(kind: type[BaseModel], path: list[str]) -> str:
+    section = _section(kind, path[:-1])
+    field = getattr(section, "model_fields", {}).get(path[-1])
+    return (field.description if field is not None and field.description else "it must be given")
+
+
+def _section(kind: Any, path: list[str]) -> Any:
+    for name in path:
+        field = getattr(kind, "model_fields", {}).get(name)
+        if field is None:
+            return kind
+        kind = next((arg for arg in get_args(field.annotation) if isinstance(arg, type)), field.annotation)
+    return kind

@@ -1,0 +1,154 @@
+"""`maskfleet segment`: from a configuration to a bulk run, and from its end to an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import cluster
+from jobs.checkpoints import find_checkpoint
+from jobs.config import ConfigError, SegmentConfig, config_hash, to_plain
+from model.checkpoint import Checkpoint, load_checkpoint
+from pipeline.bulk.commit import check_run
+from pipeline.bulk.corpus import read_plan
+from pipeline.bulk.decode import DecodeLimits
+from pipeline.bulk.flow import BulkJob, Progress, segment_corpus
+from pipeline.manifest import run_id_of, to_json
+from pipeline.schema import OK, SCHEMA_VERSION
+from pipeline.storage import StorageError, is_local, local_path, open_storage
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """A checked configuration: what would run, and what the user should know first."""
+
+    config: SegmentConfig
+    checkpoint: Path
+    spec: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def run_id(self) -> str:
+        return run_id_of(self.spec)
+
+
+def prepare_segment(config: SegmentConfig) -> SegmentPlan:
+    """Checks everything that can be checked before a cluster starts; writes nothing.
+
+    Raises:
+        ConfigError: an input that is not there, an output inside the input.
+        CheckpointError: no readable checkpoint.
+        OtherRunError: the output belongs to another run.
+    """
+    input_uri, output_uri = _absolute(config.input.uri), _absolute(config.output.uri)
+    if is_local(input_uri):
+        if not Path(input_uri).is_dir():
+            raise ConfigError(f"input.uri: {config.input.uri!r} is not a folder; allowed is a folder of images")
+        if Path(output_uri).is_relative_to(input_uri):
+            raise ConfigError(
+                f"output.uri: {config.output.uri!r} lies inside input.uri {config.input.uri!r}; "
+                "the run would segment its own files, choose a place outside"
+            )
+    folder = find_checkpoint(config.model.checkpoint)
+    spec = run_spec(config, input_uri, load_checkpoint(folder))
+    output = open_storage(output_uri)
+    check_run(output, spec)
+    notes = []
+    plan = read_plan(output)
+    if plan is not None and config.corpus.shard_size not in (None, plan.shard_size):
+        notes.append(
+            f"corpus.shard_size={config.corpus.shard_size} is ignored: the plan was sealed with {plan.shard_size}"
+        )
+    return SegmentPlan(config, folder, spec, notes)
+
+
+def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What makes this run this run: everything that can change a row, and nothing else."""
+    segment = config.segment
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "input": {"uri": input_uri, "pattern": config.input.pattern},
+        "model": {
+            "sha256": checkpoint.sha256,
+            "spec": checkpoint.spec.to_dict(),
+            "categories": [dataclasses.asdict(category) for category in checkpoint.categories],
+        },
+        "segment": {
+            "mode": "exact",
+            "precision": "float32",
+            "score_threshold": segment.score_threshold,
+            "max_detections": segment.max_detections,
+            "mask_threshold": segment.mask_threshold,
+        },
+        "decode": {
+            "max_bytes": config.decode.max_bytes,
+            "max_pixels": config.decode.max_pixels,
+            "max_frames": config.decode.max_frames,
+            "formats": sorted(config.decode.formats),
+        },
+    }
+
+
+def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+    """Segments, or resumes, and returns the run's totals (final.json)."""
+    config = plan.config
+    with cluster.cluster(config.cluster):
+        job = BulkJob(
+            input_uri=plan.spec["input"]["uri"],
+            output_uri=_absolute(config.output.uri),
+            spec=plan.spec,
+            checkpoint=str(plan.checkpoint),
+            metadata=file_metadata(plan),
+            limits=DecodeLimits(**to_plain(config.decode) | {"formats": config.decode.formats}),
+            shard_size=config.corpus.shard_size,
+            batch_size=config.segment.batch_size,
+            num_workers=config.segment.num_workers or _all_workers(config),
+            cpus_per_worker=min(config.segment.cpus_per_worker, cluster.total("CPU")),
+            gpus_per_worker=config.segment.gpus_per_worker,
+            decode_children=config.segment.decode_children,
+        )
+        return segment_corpus(job, on_progress)
+
+
+def file_metadata(plan: SegmentPlan) -> dict[str, str]:
+    """What every Parquet file of the run says about itself."""
+    return {
+        "maskfleet.run_id": plan.run_id,
+        "maskfleet.schema_version": str(SCHEMA_VERSION),
+        "maskfleet.model_sha256": plan.spec["model"]["sha256"],
+        "maskfleet.categories": to_json(plan.spec["model"]["categories"]).decode(),
+        "maskfleet.config": to_json(to_plain(plan.config)).decode(),
+        "maskfleet.config_sha256": config_hash(plan.config),
+    }
+
+
+def failed_fraction(totals: dict[str, Any]) -> float:
+    """The share of a run's images whose status is not ok; 0 for an empty run."""
+    failed = sum(count for status, count in totals["statuses"].items() if status != OK)
+    return failed / totals["num_images"] if totals["num_images"] else 0.0
+
+
+def _all_workers(config: SegmentConfig) -> tuple[int, int]:
+    per_worker = config.segment.gpus_per_worker
+    if per_worker:
+        available = math.floor(cluster.total("GPU") / per_worker)
+        if not available:
+            raise ConfigError(
+                f"segment.gpus_per_worker: {per_worker} is not allowed: the cluster has {cluster.total('GPU')} GPUs; "
+                "set 0 to segment on CPUs"
+            )
+    else:
+        available = cluster.total("CPU") // config.segment.cpus_per_worker
+    return (1, max(1, available))
+
+
+def _absolute(uri: str) -> str:
+    """A local path made absolute, so that it means the same in every process; other URIs as they are."""
+    try:
+        return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
+    except ValueError as error:
+        raise StorageError(f"{uri}: {error}") from error

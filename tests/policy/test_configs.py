@@ -1,0 +1,28 @@
+"""Every file in configs/ loads, and says what it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.config import EvaluateConfig, SegmentConfig, load_config
+from jobs.config_train import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = {"train": TrainConfig, "segment": SegmentConfig, "evaluate": EvaluateConfig}
+# What a file may leave to the command line.
+PLACES = {
+    "train": {"data.train": "x", "output.uri": "x"},
+    "segment": {"model.checkpoint": "x", "input.uri": "x", "output.uri": "x"},
+    "evaluate": {"run.uri": "x", "ground_truth.uri": "x"},
+}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_config_loads_and_explains_itself(path: Path) -> None:
+    kind = path.parent.name
+    load_config(KINDS[kind], path, [f"{key}={value}" for key, value in PLACES[kind].items()])
+    head = path.read_text().split("\n\n")[0]
+    for word in ("# Purpose:", "# Hardware:", "# Expect:", "# Command:"):
+        assert word in head, f"{path.name} does not say {word}"
