@@ -1,0 +1,359 @@
+"""Decoding that cannot be harmed: files to RGB pixels in child processes with limits of memory and time.
+
+    with DecodePool(num_children=4, limits=DecodeLimits()) as pool:
+        decoded = pool.submit(data).result()      # status "ok" and pixels, or a status and a reason; never an exception
+
+A decoder written in C may crash, hang or eat memory on a hostile file; that ends a child and costs one image. The
+children are started as fresh programs (never forked from a process that holds torch, Ray or CUDA), import only Pillow,
+and go with their parent. Pixels come back through one anonymous block of shared memory for each child: no file in
+/dev/shm, nothing left over whoever is killed.
+
+A verdict that blames an image (`decoder_crashed`, `timeout`, out of memory) is given only by a child that has decoded
+nothing else: a file that quietly damages a decoder cannot spoil the next one, and the same bytes always get the same
+answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.bulk.decode_child import ANSWER_BYTES, REQUEST
+from pipeline.bulk.decode_image import FORMATS, STATUSES, DecodeLimits, Outcome, decode_image
+
+__all__ = ["FORMATS", "STATUSES", "DecodeLimits", "DecodePool", "Decoded"]
+
+_START_S = 60.0
+_PATIENCE = 4
+"""How many times `timeout_s` may pass by the clock on a machine too busy to give a child its processor time."""
+_KEPT_BLOCK_BYTES = 64 << 20
+"""A child's block of shared memory keeps at most this much between images."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of one file.
+
+    Attributes:
+        status: "ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed" or "timeout".
+        error: the reason in words, None when ok.
+        image: uint8 [H, W, 3], RGB, upright (after the EXIF turn), 0..255; the array is the caller's own. None unless ok.
+        height, width: of the upright original in pixels; None where a failed file does not tell. They differ from
+            `image.shape` only when `target_size` was given.
+        exif_orientation: 1..8 as the file states it, None where it states none.
+    """
+
+    status: str
+    error: str | None
+    image: np.ndarray | None
+    height: int | None
+    width: int | None
+    exif_orientation: int | None
+
+
+class DecodeChildError(RuntimeError):
+    """Children cannot be started at all: a broken installation, not a broken image."""
+
+
+class DecodePool:
+    """`num_children` processes that decode. Thread-safe. The caller bounds what it has in flight."""
+
+    def __init__(
+        self,
+        num_children: int,
+        limits: DecodeLimits,
+        *,
+        decode: Callable[[bytes, DecodeLimits, tuple[int, int] | None], Outcome] = decode_image,
+    ) -> None:
+        """Returns at once; the children start beside it.
+
+        Args:
+            num_children: at least 1.
+            limits: see `DecodeLimits`.
+            decode: a function at the top of an importable module; the children import it by name.
+        """
+        if num_children < 1:
+            raise ValueError(f"num_children is {num_children}; it must be at least 1")
+        self._limits = limits
+        self._decode = f"{decode.__module__}:{decode.__qualname__}"
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._children: set[_Child] = set()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(num_children)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, data: bytes, *, target_size: tuple[int, int] | None = None) -> Future[Decoded]:
+        """The decoded image, some time later. Bad data is a status, never an exception.
+
+        Args:
+            data: the whole file; must stay unchanged until the result is there.
+            target_size: (H, W) the caller will shrink the upright picture to: allows a JPEG to come back at a half, a
+                quarter or an eighth of its size, never smaller than this.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        future: Future[Decoded] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the decode pool is closed")
+            self._jobs.put((future, data, target_size))
+        return future
+
+    def close(self) -> None:
+        """Ends the children now. Futures that are not done raise CancelledError. Closing twice is nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for child in self._children:
+                child.process.kill()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        """One thread for each child: start it, feed it, replace it. (On Linux a child also dies with this thread.)"""
+        child: _Child | None = None
+        try:
+            with contextlib.suppress(DecodeChildError, OSError):  # told to the first image instead
+                child = self._start()
+            while (job := self._jobs.get()) is not None:
+                future, data, target_size = job
+                if self._closed:
+                    future.cancel()
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    decoded, child = self._decode_one(child, data, target_size)
+                    future.set_result(decoded)
+                except BaseException as error:
+                    if child is not None:
+                        self._end(child)
+                        child = None
+                    future.set_exception(CancelledError() if self._closed else error)
+        finally:
+            if child is not None:
+                self._end(child)
+
+    def _decode_one(
+        self, child: _Child | None, data: bytes, target_size: tuple[int, int] | None
+    ) -> tuple[Decoded, _Child | None]:
+        """The verdict on one file, and the child to go on with (None when it has to be replaced)."""
+        if len(data) > self._limits.max_bytes:
+            error = f"the file has {len(data)} bytes; at most {self._limits.max_bytes} are allowed"
+            return Decoded("too_large", error, None, None, None, None), child
+        while True:
+            if child is None:
+                child = self._start()
+            fresh = child.num_decoded == 0
+            try:
+                decoded, healthy = child.decode(data, target_size)
+                if healthy:
+                    return decoded, child
+            except _ChildFailed as failure:
+                decoded = Decoded(failure.status, failure.error, None, None, None, None)
+            self._end(child)
+            child = None
+            if self._closed:
+                raise CancelledError
+            if fresh:
+                return decoded, None
+
+    def _start(self) -> _Child:
+        child = _Child(self._limits, self._decode)
+        with self._lock:
+            self._children.add(child)
+            if self._closed:
+                child.process.kill()
+        try:
+            child.wait_until_ready()
+        except BaseException:
+            self._end(child)
+            raise
+        return child
+
+    def _end(self, child: _Child) -> None:
+        with self._lock:
+            self._children.discard(child)
+        child.end()
+
+
+class _ChildFailed(Exception):
+    """The child died or had to be killed over this image."""
+
+    def __init__(self, status: str, error: str) -> None:
+        super().__init__(error)
+        self.status, self.error = status, error
+
+
+class _Child:
+    """One decode process, its socket and its block of shared memory."""
+
+    def __init__(self, limits: DecodeLimits, decode: str) -> None:
+        self.num_decoded = 0
+        self._timeout_s = limits.timeout_s
+        self._block_fd = _anonymous_block()
+        self._socket, theirs = socket.socketpair()
+        settings = {
+            "parent_pid": os.getpid(),
+            "socket_fd": theirs.fileno(),
+            "block_fd": self._block_fd,
+            "limits": dataclasses.asdict(limits),
+            "decode": decode,
+        }
+        root = str(Path(__file__).resolve().parents[2])
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([root, *filter(None, sys.path)]))
+        environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"  # each thread takes address space
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "pipeline.bulk.decode_child", json.dumps(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # C libraries print their warnings; the reasons come back as words
+                pass_fds=(theirs.fileno(), self._block_fd),
+                env=environment,
+            )
+        except BaseException:
+            self._socket.close()
+            os.close(self._block_fd)
+            raise
+        finally:
+            theirs.close()
+
+    def wait_until_ready(self) -> None:
+        try:
+            answer = self._receive(lambda: _START_S)
+        except (_ChildFailed, TimeoutError) as failure:
+            raise DecodeChildError(f"a decode child did not start: {failure}") from None
+        if answer.get("status") != "ready":
+            raise DecodeChildError(f"a decode child did not start: {answer.get('error')}")
+
+    def decode(self, data: bytes, target_size: tuple[int, int] | None) -> tuple[Decoded, bool]:
+        """The verdict and whether the child can go on. Raises _ChildFailed when it cannot even give one."""
+        cpu_before_s, started_s = self._cpu_s(), time.monotonic()
+
+        def seconds_left() -> float:
+            wall_s = time.monotonic() - started_s
+            cpu_s = min(self._cpu_s() - cpu_before_s, wall_s)
+            return min(self._timeout_s - cpu_s, _PATIENCE * self._timeout_s - wall_s)
+
+        try:
+            self._socket.settimeout(_PATIENCE * self._timeout_s)
+            self._socket.sendall(REQUEST.pack(len(data), *(target_size or (0, 0))))
+            self._socket.sendall(data)
+            answer = self._receive(seconds_left)
+            self.num_decoded += 1
+            return self._decoded(answer), not answer.get("out_of_memory")
+        except TimeoutError:
+            raise _ChildFailed("timeout", f"not decoded in {self._timeout_s:g} s") from None
+        except OSError:  # a broken pipe
+            raise _ChildFailed("decoder_crashed", f"the decoder {self._cause_of_death()}") from None
+        except (ValueError, KeyError, TypeError):
+            raise _ChildFailed("decoder_crashed", "the decoder gave an answer without sense") from None
+
+    def _receive(self, seconds_left: Callable[[], float]) -> dict:
+        """The next answer. Raises TimeoutError, or _ChildFailed when the child is gone."""
+        received = b""
+        while len(received) < ANSWER_BYTES:
+            wait_s = seconds_left()
+            if wait_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(wait_s)
+            try:
+                part = self._socket.recv(ANSWER_BYTES - len(received))
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                part = b""
+            if not part:
+                raise _ChildFailed("decoder_crashed", f"the decoder {self._cause_of_death()}")
+            received += part
+        answer = json.loads(received)
+        if not isinstance(answer, dict):
+            raise ValueError("the answer is no object")
+        return answer
+
+    def _decoded(self, answer: dict) -> Decoded:
+        image = None
+        if answer["status"] == "ok":
+            height, width = answer["picture_size"]
+            image = self._pixels(int(height), int(width), int(answer["offset"]))
+        elif answer["status"] not in STATUSES:
+            raise ValueError("no such status")
+        return Decoded(
+            answer["status"],
+            answer.get("error"),
+            image,
+            answer.get("height"),
+            answer.get("width"),
+            answer.get("exif_orientation"),
+        )
+
+    def _pixels(self, height: int, width: int, offset: int) -> np.ndarray:
+        """A copy of the block's pixels, made by the kernel without holding Python's lock."""
+        image = np.empty((height, width, 3), np.uint8)
+        unread = memoryview(image).cast("B")
+        while unread:
+            num_read = os.preadv(self._block_fd, [unread[: 1 << 30]], offset)
+            if num_read == 0:
+                raise ValueError("fewer pixels than announced")
+            offset, unread = offset + num_read, unread[num_read:]
+        if offset > _KEPT_BLOCK_BYTES:
+            os.ftruncate(self._block_fd, 0)
+        return image
+
+    def _cpu_s(self) -> float:
+        """Processor seconds the child has used; as good as none where the system does not tell (not Linux)."""
+        try:
+            return time.clock_gettime((~self.process.pid << 3) | 2)  # the kernel's clock id of another process
+        except OSError:
+            return 0.0
+
+    def _cause_of_death(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(timeout=5.0)
+            return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return "closed its connection"
+
+    def end(self) -> None:
+        """Kills the child, takes away its zombie, frees its block."""
+        self.process.kill()
+        self.process.wait()
+        self._socket.close()
+        os.close(self._block_fd)
+
+
+def _anonymous_block() -> int:
+    """A file descriptor of memory without a name: the kernel frees it with its last holder, however that one ends."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("maskfleet-decode")
+    with tempfile.TemporaryFile() as unnamed:
+        return os.dup(unnamed.fileno())

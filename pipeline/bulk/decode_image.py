@@ -1,0 +1,268 @@
+"""One file's bytes to one upright RGB picture, or the reason why not. Pillow only; what docs/formats.md states.
+
+Runs inside a decode child (`decode_child.py`): it may be killed at any moment, and nothing here guards against hostile
+files beyond what Pillow does. Callers outside the children use `pipeline.bulk.decode.DecodePool`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+
+# Naming the plugins keeps Pillow from importing all of its forty.
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+"""Every format that `sniff_format` can name; the default allow-list."""
+
+STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed", "timeout")
+
+_ORIENTATION_TAG = 0x0112
+_BITS_PER_SAMPLE_TAG = 258
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLimits:
+    """What one image may cost. An image over a limit gets the status named with it and harms no other.
+
+    Attributes:
+        max_bytes: size of the file; over it `too_large`.
+        max_pixels: height * width as the header states them; over it `too_large`, before anything is decoded.
+        max_frames: frames or pages of the file (only the first is decoded); over it `too_large`.
+        timeout_s: seconds of processor time; over it, or after four times as long by the clock, `timeout`.
+        memory_bytes: address space an image may add to its decode child; over it `too_large`. 20 bytes for each of
+            `max_pixels` is enough for every format.
+        formats: names out of `FORMATS` that are decoded; any other content is `unsupported_format`.
+    """
+
+    max_bytes: int = 256 << 20
+    max_pixels: int = 100_000_000
+    max_frames: int = 10_000
+    timeout_s: float = 60.0
+    memory_bytes: int = 2 << 30
+    formats: tuple[str, ...] = FORMATS
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "max_frames", "timeout_s", "memory_bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"decode limit {name} is {getattr(self, name)!r}; it must be greater than 0")
+        object.__setattr__(self, "formats", tuple(self.formats))
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            raise ValueError(f"decode formats are {list(self.formats)!r}; allowed are some of {', '.join(FORMATS)}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        status: one of `STATUSES`; "ok" exactly when there is a picture.
+        error: the reason in words, None when ok. The same bytes give the same words.
+        picture: mode RGB, upright, or None.
+        height, width: of the upright original in pixels (also when `picture` is a smaller version of it); None where
+            the file does not tell.
+        exif_orientation: 1..8 as the file states it, None where it states none.
+    """
+
+    status: str
+    error: str | None = None
+    picture: Image.Image | None = None
+    height: int | None = None
+    width: int | None = None
+    exif_orientation: int | None = None
+
+
+def sniff_format(data: bytes) -> str | None:
+    """The format that the first bytes announce, one of `FORMATS`; None for anything else. Names are not looked at."""
+    if data[:2] == b"\xff\xd8":
+        return "JPEG"
+    if data[:4] == b"\x89PNG":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if data[:4] == b"GIF8":
+        return "GIF"
+    if data[:4] == b"\xff\x4f\xff\x51" or data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n":
+        return "JPEG2000"
+    if data[4:8] == b"ftyp":  # HEIC pictures live in the same container as AVIF; the brands tell them apart.
+        end = min(int.from_bytes(data[:4], "big"), 256)
+        brands = {data[8:12]} | {data[i : i + 4] for i in range(16, end, 4)}
+        return "AVIF" if brands & {b"avif", b"avis"} else None
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
+        return "BMP"
+    if re.match(rb"P[1-6fFy][\s#]", data[:3]):
+        return "PPM"
+    return None
+
+
+def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None) -> Outcome:
+    """The picture in `data`: first frame, upright, RGB, or the status and reason of its failure.
+
+    Args:
+        data: the whole file.
+        limits: pixels, frames and formats are checked here; bytes, time and memory by whoever runs the child.
+        target_size: (H, W) the caller will shrink the upright picture to. A JPEG may then come back at a half, a
+            quarter or an eighth of its size, never smaller than this.
+
+    Raises:
+        MemoryError: the process ran into its limit.
+    """
+    if not data:
+        return Outcome("corrupt", "the file is empty")
+    name = sniff_format(data)
+    if name is None:
+        return Outcome("unsupported_format", f"no known image format; the file starts with {bytes(data[:8])!r}")
+    if name not in limits.formats:
+        return Outcome("unsupported_format", f"{name} is not among the formats allowed: {', '.join(limits.formats)}")
+    with warnings.catch_warnings(record=True) as reasons:
+        warnings.simplefilter("always")
+        Image.WARN_POSSIBLE_FORMATS = True  # makes Pillow give the plugin's own reason
+        Image.MAX_IMAGE_PIXELS = None  # the size is compared below, where it can also be reported
+        try:
+            image = Image.open(io.BytesIO(data), formats=[name])
+        except MemoryError:
+            raise
+        except Image.UnidentifiedImageError:
+            said = [str(w.message).split(" opening failed. ")[-1] for w in reasons if "opening failed" in str(w.message)]
+            return Outcome("corrupt", f"not readable as {name}: {said[-1] if said else 'broken header'}")
+        except Exception as error:
+            return Outcome("corrupt", f"not readable as {name}: {_words(error)}")
+        return _decode_opened(image, name, limits, target_size)
+
+
+def _decode_opened(image: Image.Image, name: str, limits: DecodeLimits, target_size: tuple[int, int] | None) -> Outcome:
+    width, height = image.size
+    if width < 1 or height < 1:
+        return Outcome("corrupt", f"the {name} is {height} x {width} pixels", None, height, width)
+    if width * height > limits.max_pixels:
+        error = f"{height} x {width} pixels; at most {limits.max_pixels} are allowed"
+        return Outcome("too_large", error, None, height, width)
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # for parts that claim more than the header does
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    orientation = None
+    try:
+        num_frames = _count_frames(image)
+        if num_frames > limits.max_frames:
+            error = f"{num_frames} frames; at most {limits.max_frames} are allowed"
+            return Outcome("too_large", error, None, height, width)
+        orientation = _orientation(image)
+        if orientation in _SIDEWAYS and name != "TIFF":
+            height, width = width, height
+        if target_size is not None and name == "JPEG":
+            target_height, target_width = target_size[::-1] if orientation in _SIDEWAYS else target_size
+            image.draft(None, (target_width, target_height))
+        image.load()
+        picture = _to_rgb(image, name)
+        if name != "TIFF" and orientation in _TURNS:  # Pillow turns TIFF while it loads
+            picture = picture.transpose(_TURNS[orientation])
+    except MemoryError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return Outcome("too_large", _words(error), None, height, width, orientation)
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise MemoryError from error
+        return Outcome("corrupt", _words(error), None, height, width, orientation)
+    if target_size is None or name != "JPEG":
+        width, height = picture.size
+    return Outcome("ok", None, picture, height, width, orientation)
+
+
+def _count_frames(image: Image.Image) -> int:
+    """Frames or pages; a file that breaks off after its first frame counts as far as it can be read: 1."""
+    try:
+        num_frames = getattr(image, "n_frames", 1)
+    except MemoryError:
+        raise
+    except Exception:
+        num_frames = 1
+    image.seek(0)
+    return num_frames
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """1..8 from EXIF, else XMP, else ImageMagick's text; None when there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG)
+    except (MemoryError, OSError):  # PNG reads its pixels on the way to EXIF: their errors are the picture's
+        raise
+    except Exception:
+        return None
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """8-bit RGB: high byte of 16-bit samples, own range of 32-bit and float samples, alpha over white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and name in ("PPM", "PNG")):
+        return _from_16_bit(image)
+    if image.mode in ("I", "F"):
+        return _from_own_range(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return _over_white(rgba.convert("RGB"), rgba.getchannel("A"))
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """The high byte of each sample (of 12-bit TIFF the high 8 of its 12 bits), in all three channels."""
+    import numpy as np  # only here and below: most children never need it
+
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
+    samples = np.asarray(image)
+    grey = Image.fromarray((samples >> (bits - 8)).clip(0, 255).astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        return _over_white(grey.convert("RGB"), Image.fromarray(((samples != key) * 255).astype(np.uint8)))
+    return grey.convert("RGB")
+
+
+def _from_own_range(image: Image.Image) -> Image.Image:
+    """Smallest..largest finite sample to 0..255 (such samples have no range of their own); a flat image is black."""
+    import numpy as np
+
+    samples = np.asarray(image).astype(np.float64)
+    finite = np.isfinite(samples)
+    if not finite.any():
+        raise ValueError("no sample is a finite number")
+    low, high = samples[finite].min(), samples[finite].max()
+    scaled = (np.where(finite, samples, low) - low) * (255.0 / max(high - low, np.finfo(np.float64).tiny))
+    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    white = Image.new("RGB", picture.size, (255, 255, 255))
+    white.paste(picture, mask=alpha)
+    return white
+
+
+def _words(error: BaseException) -> str:
+    """The error's own words, without the addresses and object names that change from run to run."""
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(error)).strip()
+    return text or type(error).__name__
