@@ -1,0 +1,317 @@
+"""The one form every annotation format is read into: `AnnotatedSet` of `AnnotatedImage` of `Instance`.
+
+Coordinates are pixels of the image as annotated (that is, after the EXIF turn, unless the annotations fit
+only the unturned photo; see `images.py`). Labels are 1..K in the order of `AnnotatedSet.categories`; a
+category's `id` is the data set's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from model.categories import Category
+from pipeline.dataset import files
+
+Polygons = list[list[float]]
+Rle = dict  # {"size": [height, width], "counts": str | list[int]}, column-major, as in COCO
+
+FORMATS = ("coco", "via", "voc", "cityscapes", "labelme")
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used. The message names the file, the thing in it and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One annotated object, or a region to be left out of the loss.
+
+    Attributes:
+        label: 1..K; 0 for an ignore region that stands for every class (then `iscrowd` is True).
+        box: XYXY, half-open, float pixels. (Named `box`: the word `bbox` is kept for COCO's XYWH, see
+            `bbox`.)
+        segmentation: polygons [[x, y, x, y, ...], ...] in pixels, pixel (0, 0) covering 0..1, joined by
+            union; or a COCO RLE.
+        iscrowd: a crowd or ignore region: neither positive nor negative in training.
+        area: of the object in square pixels, as the data set states it, else of the mask.
+        keypoints: x, y, visibility triples (0 absent, 1 hidden, 2 visible), flat; None without keypoints.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    segmentation: Polygons | Rle
+    iscrowd: bool = False
+    area: float = 0.0
+    keypoints: tuple[float, ...] | None = None
+
+    @property
+    def bbox(self) -> tuple[float, float, float, float]:
+        """The box in COCO's XYWH."""
+        x1, y1, x2, y2 = self.box
+        return (x1, y1, x2 - x1, y2 - y1)
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """The object's pixels: uint8 [height, width] of 0 and 1.
+
+        Raises:
+            AnnotationError: an RLE of another size.
+        """
+        return segmentation_to_mask(self.segmentation, height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """One photo and what is annotated on it.
+
+    Attributes:
+        image_id: the data set's own id.
+        file_name: as the data set names it.
+        path: URI to read the photo from.
+        height, width: size in pixels that the annotations refer to.
+        instances: empty for an image known to show none of the labelled classes (a negative).
+        labelled_classes: labels that were looked for on this image; None means all of them. A class that is
+            not listed is not punished where it is predicted.
+        extra_paths: URIs of aligned files whose bands follow the photo's (depth, infrared).
+    """
+
+    image_id: int | str
+    file_name: str
+    path: str
+    height: int
+    width: int
+    instances: tuple[Instance, ...] = ()
+    labelled_classes: tuple[int, ...] | None = None
+    extra_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnnotatedSet:
+    """A whole data set.
+
+    Attributes:
+        images: in the order of the source.
+        categories: the class map: label = index + 1.
+        keypoint_names: one name for each keypoint; empty without keypoints.
+        notes: how often the reader had to decide something (name of the decision -> count); for people.
+    """
+
+    images: tuple[AnnotatedImage, ...]
+    categories: tuple[Category, ...]
+    keypoint_names: tuple[str, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_instances(self) -> int:
+        """Instances on all images, crowd and ignore regions included."""
+        return sum(len(image.instances) for image in self.images)
+
+
+def segmentation_to_mask(segmentation: Polygons | Rle, height: int, width: int) -> np.ndarray:
+    """Pixels of a segmentation: uint8 [height, width] of 0 and 1; zeros for no polygon.
+
+    Raises:
+        AnnotationError: an RLE of another size.
+    """
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, Mapping):
+        if tuple(segmentation["size"]) != (height, width):
+            raise AnnotationError(
+                f"an RLE of size {list(segmentation['size'])} on an image of [{height}, {width}]"
+            )
+        counts = segmentation["counts"]
+        if isinstance(counts, str | bytes):
+            return coco_mask.decode({"size": [height, width], "counts": counts})
+        runs = np.asarray(counts, dtype=np.int64)
+        if runs.sum() != height * width or (runs < 0).any():
+            raise AnnotationError(f"RLE counts sum to {runs.sum()}, not to {height} x {width} pixels")
+        values = (np.arange(len(runs)) % 2).astype(np.uint8)
+        return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros((height, width), dtype=np.uint8)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+
+
+def mask_to_rle(mask: np.ndarray) -> Rle:
+    """COCO RLE of a mask ([height, width], zero is outside), counts as str."""
+    from pycocotools import mask as coco_mask
+
+    rle = coco_mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
+    return {"size": [int(side) for side in mask.shape], "counts": rle["counts"].decode("ascii")}
+
+
+def mask_to_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """XYXY, half-open, of a mask's pixels; (0, 0, 0, 0) for an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return (0.0, 0.0, 0.0, 0.0)
+    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def polygons_to_box(polygons: Polygons, height: int, width: int) -> tuple[float, float, float, float]:
+    """XYXY of the points, clipped to the image; (0, 0, 0, 0) for no points."""
+    points = np.array([value for polygon in polygons for value in polygon], dtype=np.float64).reshape(-1, 2)
+    if not len(points):
+        return (0.0, 0.0, 0.0, 0.0)
+    (x1, y1), (x2, y2) = points.min(axis=0), points.max(axis=0)
+    return (
+        float(np.clip(x1, 0, width)),
+        float(np.clip(y1, 0, height)),
+        float(np.clip(x2, 0, width)),
+        float(np.clip(y2, 0, height)),
+    )
+
+
+def mask_to_instance(label: int, mask: np.ndarray, *, iscrowd: bool = False) -> Instance:
+    """An instance with the exact RLE, box and area of a mask."""
+    return Instance(label, mask_to_box(mask), mask_to_rle(mask), iscrowd, float(np.count_nonzero(mask)))
+
+
+def polygon_area(polygons: Polygons) -> float:
+    """Square pixels inside the polygons by the shoelace formula, overlaps counted twice."""
+    total = 0.0
+    for polygon in polygons:
+        x, y = np.array(polygon, dtype=np.float64).reshape(-1, 2).T
+        total += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    return total
+
+
+def load_annotations(uri: str, *, format: str = "auto", image_root: str | None = None) -> AnnotatedSet:
+    """Reads a data set, telling its format from what is there.
+
+    Args:
+        uri: a JSON file or a folder.
+        format: one of FORMATS, or "auto".
+        image_root: folder of the photos, where they are neither beside the annotations nor in a sibling
+            folder named as the split.
+
+    Raises:
+        AnnotationError: nothing there that is understood; the message says what was looked for.
+    """
+    uri = str(uri)
+    if format == "auto":
+        format = detect_format(uri)
+    if format == "coco":
+        from pipeline.dataset.coco import load_coco
+
+        return load_coco(uri, image_root)
+    if format == "via":
+        from pipeline.dataset.via import load_via
+
+        return load_via(uri, image_root)
+    raise AnnotationError(f"no annotation format {format!r}; allowed are auto, {', '.join(FORMATS)}")
+
+
+def detect_format(uri: str) -> str:
+    """The format ("coco", "via", ...) of a JSON file or folder.
+
+    Raises:
+        AnnotationError: neither a file nor a folder, or nothing there that is understood.
+    """
+    if uri.lower().endswith(".json"):
+        if not files.is_file(uri):
+            raise AnnotationError(f"there is no annotation file {uri}")
+        return _format_of_json(uri)
+    if not files.is_folder(uri):
+        raise AnnotationError(f"there is no annotation file or folder {uri}")
+    if files.is_file(files.join_uri(uri, "via_region_data.json")):
+        return "via"
+    if json_files_of(uri):
+        return "coco"
+    raise AnnotationError(
+        f"{uri} holds no annotations that are understood: looked for via_region_data.json, *.json"
+    )
+
+
+def json_files_of(folder: str) -> list[str]:
+    """URIs of the JSON files in a folder; only `annotations.json` where there is one."""
+    names = [name for name in files.iter_names(folder) if name.lower().endswith(".json")]
+    if "annotations.json" in names:
+        names = ["annotations.json"]
+    return [files.join_uri(folder, name) for name in names]
+
+
+def _format_of_json(uri: str) -> str:
+    content = files.read_bytes(uri)  # searched, not parsed: COCO's own files have half a gigabyte
+    if b'"images"' in content and (b'"annotations"' in content or b'"categories"' in content):
+        return "coco"
+    if b'"shapes"' in content:
+        return "labelme"
+    if b'"regions"' in content or b'"_via_img_metadata"' in content:
+        return "via"
+    raise AnnotationError(
+        f"{uri} is no annotation file that is understood: a COCO file has 'images' and 'annotations', "
+        "a VIA file 'regions' for each photo, a LabelMe file 'shapes'"
+    )
+
+
+def align_categories(
+    annotated: AnnotatedSet,
+    categories: Sequence[Category],
+    *,
+    unknown: str = "refuse",
+    rename: Mapping[str, str] | None = None,
+) -> AnnotatedSet:
+    """The same images under another class map (a model's, or the training set's for validation), matched by
+    name.
+
+    Args:
+        categories: the class map wanted; labels follow it.
+        unknown: what becomes of instances of a category that the map lacks: "refuse" raises; "ignore" makes
+            them regions that are neither positive nor negative; "drop" makes them background.
+        rename: old name -> name in `categories`, applied first (several may go to one).
+
+    Returns:
+        A set whose `categories` are those given. Labelled classes are translated; where a class of the map
+        was not a class of the data set at all, it counts as not labelled.
+
+    Raises:
+        AnnotationError: unknown categories that are in use and refused, or a rename to a name that is not
+            there.
+    """
+    if unknown not in ("refuse", "ignore", "drop"):
+        raise AnnotationError(
+            f"unknown categories: {unknown!r} is no choice; allowed are refuse, ignore, drop"
+        )
+    rename = dict(rename or {})
+    label_of = {category.name: index + 1 for index, category in enumerate(categories)}
+    if missing := sorted(set(rename.values()) - set(label_of)):
+        raise AnnotationError(
+            f"categories are renamed to {missing}, which the class map lacks: {sorted(label_of)}"
+        )
+    new_label = [0] + [label_of.get(rename.get(c.name, c.name), 0) for c in annotated.categories]
+    used = {instance.label for image in annotated.images for instance in image.instances}
+    lost = sorted(annotated.categories[label - 1].name for label in used if label and not new_label[label])
+    if lost and unknown == "refuse":
+        raise AnnotationError(
+            f"the data uses categories that the class map lacks: {', '.join(lost)}; the map has "
+            f"{', '.join(sorted(label_of))}. Rename them, or choose unknown categories to be ignored or "
+            "dropped"
+        )
+    known = frozenset(label for label in new_label if label)
+    complete = len(known) == len(categories)
+
+    def translated(instances: Iterable[Instance]) -> Iterable[Instance]:
+        for instance in instances:
+            label = new_label[instance.label]
+            if label or instance.label == 0:
+                yield replace(instance, label=label)
+            elif unknown == "ignore":
+                yield replace(instance, label=0, iscrowd=True)
+
+    images = []
+    for image in annotated.images:
+        labelled = image.labelled_classes
+        if labelled is not None:
+            labelled = tuple(sorted({new_label[label] for label in labelled} - {0}))
+        elif not complete:
+            labelled = tuple(sorted(known))
+        images.append(replace(image, instances=tuple(translated(image.instances)), labelled_classes=labelled))
+    return replace(annotated, images=tuple(images), categories=tuple(categories))

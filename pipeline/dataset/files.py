@@ -1,0 +1,92 @@
+"""The one seam through which a data set's files are read and written, on a disk or in a bucket.
+
+Everything in this package names a file by its full URI (a plain path is one). A URI is cut into a root and a
+key here, and only here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.storage import is_local, local_path, open_storage
+
+
+def join_uri(folder: str, name: str) -> str:
+    """`name` below `folder`; a name that is itself absolute or a URI stays as it is."""
+    if "://" in name or name.startswith("/"):
+        return name
+    return f"{folder.rstrip('/') or '/'}/{name}" if folder else name
+
+
+def parent_uri(uri: str) -> str:
+    """The folder a file lies in ('.' for a bare name)."""
+    return uri.rstrip("/").rpartition("/")[0] or ("/" if uri.startswith("/") else ".")
+
+
+def base_name(uri: str) -> str:
+    """The last part of a URI."""
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def stem(uri: str) -> str:
+    """The last part of a URI without its extension."""
+    name = base_name(uri)
+    return name.rpartition(".")[0] or name
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
+    return open_storage(parent_uri(uri)).read_bytes(base_name(uri))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes the file, making its folders; whole or not at all."""
+    open_storage(parent_uri(uri)).write_bytes(base_name(uri), data)
+
+
+def read_json(uri: str) -> Any:
+    """The parsed JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{uri} is not valid JSON: {error}") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Writes JSON, whole or not at all; the same value gives the same bytes."""
+    write_bytes(uri, json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def is_file(uri: str) -> bool:
+    """Whether there is a file of this name."""
+    if is_local(uri):
+        return local_path(uri).is_file()
+    return open_storage(parent_uri(uri)).exists(base_name(uri))
+
+
+def is_folder(uri: str) -> bool:
+    """Whether there is a folder of this name (in a bucket: any object below it)."""
+    if is_local(uri):
+        return local_path(uri).is_dir()
+    return next(open_storage(uri).iter_objects(), None) is not None
+
+
+def iter_names(folder: str, *, recursive: bool = False) -> Iterator[str]:
+    """Names of the files in a folder, in order; with `recursive`, keys of all files below it. Nothing if it
+    is absent.
+    """
+    if is_local(folder) and not recursive:
+        path = local_path(folder)
+        if path.is_dir():
+            yield from sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        return
+    for info in open_storage(folder).iter_objects():
+        if recursive or "/" not in info.key:
+            yield info.key
