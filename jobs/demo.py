@@ -1,0 +1,136 @@
+"""`maskfleet demo`: draw, train, segment, evaluate, look, on this machine, in minutes.
+
+    OUT/data        the drawn corpus: train, val and unlabelled images with exactly known masks
+    OUT/training    the training's output: checkpoints, metrics
+    OUT/model       the trained checkpoint
+    OUT/run         the 200 unlabelled images, segmented
+    OUT/val_run     the validation images, segmented; OUT/evaluation is how good they are
+    OUT/pictures    what it looks like
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from jobs.checkpoints import find_checkpoint
+from jobs.cluster import REPOSITORY, cluster
+from jobs.config import DemoConfig, EvaluateConfig, SegmentConfig, load_config
+from jobs.config_train import TrainConfig
+from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
+from jobs.progress import ProgressLine, describe
+from jobs.segment import prepare_segment, run_segment
+from jobs.train import prepare_train, run_train
+from model.checkpoint import CHECKPOINT_MARKER, is_checkpoint
+from pipeline.dataset.shapes import draw_shapes
+from pipeline.results import load_images, load_instances
+from pipeline.results.render import save_overlays
+from pipeline.storage import local_path
+
+TRAIN_CONFIG = REPOSITORY / "configs/train/tiny_cpu.yaml"
+SEGMENT_CONFIG = REPOSITORY / "configs/segment/tiny_cpu.yaml"
+NUM_PICTURES = 12
+
+
+def run_demo(config: DemoConfig, *, say: Callable[[str], None], print_table: Callable[[Any], None]) -> None:
+    """Runs the whole project once; what an earlier call has finished is not done again."""
+    out = local_path(config.output.uri)
+    sizes = config.demo
+    say(f"1/5 drawing {sizes.num_train} training, {sizes.num_val} validation, {sizes.num_unlabelled} unlabelled images")
+    data = out / "data"
+    draw_shapes(
+        data,
+        num_train=sizes.num_train,
+        num_val=sizes.num_val,
+        num_unlabelled=sizes.num_unlabelled,
+        seed=sizes.seed,
+    )
+    with cluster(config.cluster):
+        say(f"2/5 training {sizes.max_steps} steps (Ray Train)")
+        _train(config, data, out)
+        say(f"3/5 segmenting {sizes.num_unlabelled} unlabelled images (Ray Data)")
+        _segment(out / "model", data / "unlabelled", out / "run")
+        say(f"4/5 segmenting and evaluating {sizes.num_val} validation images")
+        _segment(out / "model", data / "val", out / "val_run")
+    metrics = run_evaluate(
+        prepare_evaluate(
+            load_config(
+                EvaluateConfig,
+                None,
+                [
+                    f"run.uri={out / 'val_run'}",
+                    f"ground_truth.uri={data / 'val.json'}",
+                    f"output.uri={out / 'evaluation'}",
+                ],
+            )
+        )
+    )
+    print_table(to_rich_table(metrics))
+
+    say("5/5 looking at it")
+    instances = load_instances(str(out / "run"))
+    say(_describe(instances, load_images(str(out / "run"))))
+    pictures = save_overlays(str(out / "run"), out / "pictures", num_images=NUM_PICTURES)
+    say("")
+    for name, what in (
+        ("model", "the trained checkpoint"),
+        ("run/images", "one row for each of the unlabelled images"),
+        ("run/instances", "one row for each instance: box, score, mask as RLE"),
+        ("evaluation", "the figures above as JSON and Parquet"),
+        ("pictures", f"{len(pictures)} overlays; look at {pictures[0].name}"),
+    ):
+        say(f"  {config.output.uri}/{name:<14} {what}")
+    say("")
+    say(f"bbox AP {metrics.overall('bbox', 'AP'):.3f}")
+    say(f"segm AP {metrics.overall('segm', 'AP'):.3f}")
+
+
+def _train(config: DemoConfig, data: Path, out: Path) -> None:
+    settings = load_config(
+        TrainConfig,
+        TRAIN_CONFIG,
+        [
+            f"data.train={data / 'train.json'}",
+            f"data.val={data / 'val.json'}",
+            f"output.uri={out / 'training'}",
+            f"train.max_steps={config.demo.max_steps}",
+            f"train.seed={config.demo.seed}",
+        ],
+    )
+    with ProgressLine("train") as line:
+        run_train(prepare_train(settings), on_progress=lambda progress: line.show(progress.describe()))
+    if not is_checkpoint(out / "model"):
+        _copy_checkpoint(find_checkpoint(str(out / "training")), out / "model")
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    """Copies a checkpoint, its marker last, so that a torn copy is none."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(CHECKPOINT_MARKER), dirs_exist_ok=True)
+    shutil.copy2(source / CHECKPOINT_MARKER, target / CHECKPOINT_MARKER)
+
+
+def _segment(model: Path, images: Path, run: Path) -> None:
+    settings = load_config(
+        SegmentConfig, SEGMENT_CONFIG, [f"model.checkpoint={model}", f"input.uri={images}", f"output.uri={run}"]
+    )
+    with ProgressLine("segment") as line:
+        run_segment(prepare_segment(settings), lambda progress: line.show(describe(progress)))
+
+
+def _describe(instances: pd.DataFrame, images: pd.DataFrame) -> str:
+    """The instances table's first rows and what a user would ask first, as pandas prints them."""
+    columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
+    best = instances.sort_values("score", ascending=False)[columns].head(8)
+    confident = instances[instances["score"] > 0.5]
+    by_category = confident.groupby("category").agg(
+        instances=("score", "size"), mean_score=("score", "mean"), mean_area_px=("area_px", "mean")
+    )
+    with pd.option_context("display.width", 120, "display.max_columns", None, "display.max_colwidth", 24):
+        return (
+            f"\nrun/instances: {len(instances):,} rows of {len(images):,} images; the best:\n{best.round(3)}\n\n"
+            f"with a score above 0.5:\n{by_category.round(2)}"
+        )

@@ -1,0 +1,70 @@
+"""Listing, planning, sealing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.bulk import corpus
+from pipeline.bulk.corpus import PlannedImage, choose_shard_size, iter_corpus, read_plan, seal_plan
+from pipeline.manifest import PLAN_KEY, RunError
+from pipeline.storage import LocalStorage
+
+
+def images(count: int) -> list[PlannedImage]:
+    return [PlannedImage(f"{i:07d}.jpg", f"/photos/{i:07d}.jpg", "e", i) for i in range(count)]
+
+
+def test_every_file_is_listed_whatever_it_is(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    for key in ("b/z.txt", "a.jpg", "b/a.png", ".hidden"):
+        storage.write_bytes(key, b"x")
+    assert [image.image_id for image in iter_corpus(storage)] == [".hidden", "a.jpg", "b/a.png", "b/z.txt"]
+    assert [image.image_id for image in iter_corpus(storage, "b/*.png")] == ["b/a.png"]
+    assert next(iter_corpus(storage, "a.jpg")).uri == str(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("shard_size", [1, 7, 256, 300, 512])
+def test_shards_are_the_plan_cut_in_order(tmp_path: Path, shard_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "PART_ROWS", 512)
+    planned = images(1300)
+    plan = seal_plan(LocalStorage(tmp_path), planned, shard_size=shard_size, num_workers=2)
+    assert len(plan.parts) == 3
+    assert plan.num_shards == -(-1300 // shard_size)
+    shards = [plan.read_shard(i) for i in range(plan.num_shards)]
+    assert [image for shard in shards for image in shard] == planned
+    assert [len(shard) for shard in shards] == [plan.num_images_of(i) for i in range(plan.num_shards)]
+    with pytest.raises(IndexError):
+        plan.read_shard(plan.num_shards)
+
+
+def test_an_empty_corpus_is_a_plan_without_shards(tmp_path: Path) -> None:
+    plan = seal_plan(LocalStorage(tmp_path), [], shard_size=None, num_workers=4)
+    assert (plan.num_images, plan.num_shards) == (0, 0)
+
+
+def test_the_first_seal_holds_and_the_loser_cleans_up(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    first = seal_plan(storage, images(10), shard_size=4, num_workers=1)
+    second = seal_plan(storage, images(99), shard_size=5, num_workers=1)
+    assert second == first
+    assert [info.key for info in storage.iter_objects("plan/")] == [part.key for part in first.parts]
+
+
+def test_a_plan_that_is_no_plan_is_named(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    assert read_plan(storage) is None
+    storage.write_bytes(PLAN_KEY, b'{"parts": []}')
+    with pytest.raises(RunError, match="plan.json is unreadable"):
+        read_plan(storage)
+
+
+def test_shard_size_serves_every_worker_and_bounds_the_commits() -> None:
+    assert choose_shard_size(0, 4) == 1
+    assert choose_shard_size(200, 1) == 50
+    for num_images, num_workers in ((37, 8), (5_000, 4), (1_000_000, 8), (100_000_000, 64)):
+        size = choose_shard_size(num_images, num_workers)
+        assert size <= 256 or size % 256 == 0
+        assert num_images / size >= min(num_images, 4 * num_workers) * 0.75
+    assert choose_shard_size(100_000_000, 64) == 4096
