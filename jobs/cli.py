@@ -66,7 +66,7 @@ def train(
         _say(plan.describe())
         return
     with ProgressLine("train") as line:
-        result = _run(lambda: run_train(plan, on_progress=lambda progress: line.show(progress.describe())))
+        result = _run(lambda: run_train(plan, on_progress=line.take))
     _say(result.describe())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -234,10 +235,17 @@ def _override(values: dict[str, Any], word: str) -> None:
         if not isinstance(section.get(name), dict):
             section[name] = {}
         section = section[name]
+    section[last] = _value(text)
+
+
+def _value(text: str) -> Any:
+    """A word's value as YAML reads it; what is no YAML (`*.jpg`), a date or 'a: b' is taken as the text it is."""
     try:
-        section[last] = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: the value {text!r} is no valid YAML: {' '.join(str(error).split())}") from None
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        return text
+    unmeant = isinstance(value, date) or (isinstance(value, dict) and not text.lstrip().startswith("{"))
+    return text if unmeant else value
 
 
 def _sentence(kind: type[BaseModel], fault: Any) -> str:

@@ -102,7 +102,7 @@ def _train(config: DemoConfig, data: Path, out: Path) -> None:
         ],
     )
     with ProgressLine("train") as line:
-        run_train(prepare_train(settings), on_progress=lambda progress: line.show(progress.describe()))
+        run_train(prepare_train(settings), on_progress=line.take)
     if not is_checkpoint(out / "model"):
         _copy_checkpoint(find_checkpoint(str(out / "training")), out / "model")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline.bulk.flow import Progress
 from pipeline.schema import OK
+
+if TYPE_CHECKING:
+    from jobs.train import TrainEvent
 
 
 class ProgressLine:
@@ -36,6 +39,14 @@ class ProgressLine:
             self._write(text, end="" if self.live else "\n")
             if not self.live:
                 self.last_text = ""
+
+    def take(self, event: TrainEvent) -> None:
+        """Takes what a training says: a step's line may be overwritten, everything else stays."""
+        (self.note if event.is_note else self.show)(event.describe())
+
+    def note(self, text: str) -> None:
+        """Says something that stays."""
+        self._write(text, end="\n")
 
     def _write(self, text: str, end: str) -> None:
         self.stream.write(f"{chr(13) + chr(27) + '[K' if self.live else ''}{self.name}: {text}{end}")

@@ -25,7 +25,7 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
         (["input.uri="], "input.uri: None is not allowed"),
         (["batch size"], "'batch size' is not understood"),
         (["decode.formats=[GIFF]"], "decode.formats"),
-        (["input.uri=[a"], "input.uri: the value '[a' is no valid YAML"),
+        (["segment.batch_size=[a"], "segment.batch_size: '[a' is not allowed"),
     ],
 )
 def test_a_wrong_word_is_named(words: list[str], sentence: str) -> None:
@@ -67,6 +67,11 @@ def test_words_win_over_the_file_and_the_printed_form_reads_back(tmp_path: Path)
     again = load_config(SegmentConfig, file)
     assert again == config and config_hash(again) == config_hash(config)
     assert yaml.safe_load(to_yaml(config))["input"]["pattern"] == "*.jpg"
+
+
+@pytest.mark.parametrize("text", ["*.jpg", "2026", "2026-11-20", "[a", "s3://b/x: y"])
+def test_text_stays_text(text: str) -> None:
+    assert load_config(SegmentConfig, None, [*PLACES, f"input.pattern={text}"]).input.pattern == text
 
 
 def test_a_uri_with_an_equals_sign_is_no_override() -> None:
