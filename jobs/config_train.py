@@ -60,9 +60,9 @@ class TrainSection(Section):
     batch_size: int = Field(2, ge=1, le=1024, description="Images of one worker in one forward pass.")
     accumulate_steps: int = Field(1, ge=1, le=1024, description="Forward passes whose gradients make one step.")
     data_workers: int = Field(
-        0, ge=0, le=256, description="Processes that decode and augment, for each worker; 0 is one thread beside it."
+        2, ge=0, le=256, description="Processes that read and augment samples, for each worker; 0 lets training wait."
     )
-    prefetch_batches: int = Field(4, ge=1, le=256, description="Batches prepared ahead, for each worker.")
+    prefetch_batches: int = Field(4, ge=1, le=256, description="Steps prepared ahead, for each worker.")
 
     # -- the optimizer
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Update rule.")

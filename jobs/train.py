@@ -1,0 +1,382 @@
+"""`maskfleet train`: checks everything first, then hands the loop to Ray Train and shows what the workers report.
+
+One output URI is one training. The same command again goes on from the newest complete checkpoint; a finished training
+says so; settings that would train something else are refused with the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.cluster import cluster, total
+from jobs.config import ConfigError, to_plain
+from jobs.config_train import NOT_IDENTITY, TrainConfig
+from jobs.train_loop import images_per_step, load_start, rate_of_step, resolve_spec, total_steps, train_worker
+from jobs.train_output import TrainingOutput
+from pipeline.dataset.annotations import load_annotations
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """Something people should see while a training runs.
+
+    Attributes:
+        kind: "start", "resume", "step", "checkpoint", "broken", "non_finite", "set_aside", "restart" or "done".
+        message: One sentence or line, ready to be shown.
+        rank: The worker that says it; -1 is the driver.
+        values: Numbers by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
+            data_wait_share, eta_s and more.
+    """
+
+    kind: str
+    message: str
+    rank: int = -1
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_note(self) -> bool:
+        """It is said once and must not be overwritten by the next line, as a step's line may be."""
+        return self.kind != "step"
+
+    def describe(self) -> str:
+        """One line for people."""
+        return self.message
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A training that has been found possible.
+
+    Attributes:
+        config: The settings, with absolute places.
+        num_images, num_instances, num_categories: Size of the training set.
+        max_steps: Steps of the whole training.
+        num_done: Steps that the newest complete checkpoint of the output stands for.
+    """
+
+    config: TrainConfig
+    num_images: int
+    num_instances: int
+    num_categories: int
+    max_steps: int
+    num_done: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing is left to do."""
+        return self.num_done >= self.max_steps
+
+    def describe(self) -> str:
+        """One line for people."""
+        train, uri = self.config.train, self.config.output.uri
+        if self.is_finished:
+            return f"{uri} is finished: {self.num_done} of {self.max_steps} steps are done, nothing is left to do"
+        batch = images_per_step(train, train.num_workers)
+        return (
+            f"training {self.config.model.spec.backbone} on {self.num_images} images, {self.num_instances} instances, "
+            f"{self.num_categories} categories: {self.max_steps} steps of {batch} images on {train.num_workers} "
+            f"{'GPU' if train.use_gpu else 'CPU'} worker{'s' if train.num_workers > 1 else ''} into {uri}"
+            + (f", of which {self.num_done} are done" if self.num_done else "")
+        )
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left.
+
+    Attributes:
+        output_uri: The training's output.
+        checkpoint_uri: Its newest checkpoint.
+        step: Steps done.
+        was_finished: It was finished before this call, which did nothing.
+        broken_images: Images that could not be used in this call, with the reason.
+        num_restarts: How often the workers were started again in this call.
+        last_metrics: The last row of metrics.
+    """
+
+    output_uri: str
+    checkpoint_uri: str
+    step: int
+    was_finished: bool = False
+    broken_images: Mapping[str, str] = field(default_factory=dict)
+    num_restarts: int = 0
+    last_metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """What there is to say at the end, in a few lines."""
+        done = "was finished before, nothing was done" if self.was_finished else "trained"
+        lines = [f"{done}: {self.step} steps -> {self.checkpoint_uri}"]
+        if "loss" in self.last_metrics:
+            lines.append(f"loss {self.last_metrics['loss']:.4f} at step {self.last_metrics['step']}")
+        if self.num_restarts:
+            lines.append(f"the workers were started again {self.num_restarts} times")
+        if self.broken_images:
+            names = ", ".join(f"{image_id} ({why})" for image_id, why in sorted(self.broken_images.items())[:10])
+            lines.append(f"{len(self.broken_images)} images could not be used: {names}")
+        return "\n".join(lines)
+
+
+class TrainingFailed(RuntimeError):
+    """The training ended before its last step; the message says why and what is kept."""
+
+
+def prepare_train(config: TrainConfig) -> TrainPlan:
+    """Everything that can be checked before anything is started or written.
+
+    Raises:
+        ValueError: Data that cannot be used, a start that does not fit, or an output that holds another training.
+    """
+    output = TrainingOutput(config.output.uri)
+    config = _with_absolute_places(config, output)
+    annotated = load_annotations(config.data.train, format=config.data.format, image_root=config.data.image_root)
+    if len(annotated) == 0:
+        raise ValueError(f"data.train={config.data.train!r} holds no image; allowed is at least one")
+    resolve_spec(config.model.spec, annotated.categories)
+    if config.model.checkpoint is not None:
+        load_start(config.model.checkpoint)
+    newest = output.load_newest()
+    num_done = 0 if newest is None else newest[0]
+    check_same_training(output, to_plain(config), num_done=num_done, num_images=len(annotated))
+    return TrainPlan(
+        config=config,
+        num_images=len(annotated),
+        num_instances=annotated.num_instances,
+        num_categories=len(annotated.categories),
+        max_steps=total_steps(config.train, len(annotated), config.train.num_workers),
+        num_done=num_done,
+    )
+
+
+def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
+    """Trains, or goes on training, or finds that there is nothing left to do.
+
+    Args:
+        plan: From prepare_train.
+        on_progress: Called for each event, from one other thread.
+
+    Raises:
+        ConfigError: The cluster is too small; nothing was written.
+        TrainingFailed: The training stopped; what it had checkpointed is kept, and the same command goes on from there.
+    """
+    say = on_progress or (lambda event: None)
+    output = TrainingOutput(plan.config.output.uri)
+    if plan.is_finished:
+        say(TrainEvent("done", plan.describe()))
+        return _result(output, plan.num_done, was_finished=True)
+    with cluster(plan.config.cluster):
+        _check_cluster(plan.config)
+        output.write_config(to_plain(plan.config))
+        say(TrainEvent("start", plan.describe()))
+        return _fit(plan.config, output, say)
+
+
+def check_same_training(
+    output: TrainingOutput, settings: Mapping[str, Any], *, num_done: int, num_images: int
+) -> None:
+    """Refuses settings that train something else than the output was started with.
+
+    The length (max_steps, num_epochs) may change where the learning rate of every step done stays what it was.
+
+    Raises:
+        ValueError: Naming each differing setting with both values.
+    """
+    started = output.read_config()
+    if started is None:
+        return
+    before, now = _flatten(started), _flatten(settings)
+    differing = {
+        key: (before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in NOT_IDENTITY
+    }
+    if differing and differing.keys() <= {"train.max_steps", "train.num_epochs"}:
+        if _same_rates(started, settings, num_done, num_images):
+            return
+    if differing:
+        lines = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in differing.items())
+        raise ValueError(
+            f"output.uri={output.uri!r} holds a training with other settings ({lines}); allowed are the same settings, "
+            "or another output.uri"
+        )
+
+
+def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_done: int, num_images: int) -> bool:
+    rates = []
+    for values in (started, settings):
+        train = TrainConfig.model_validate(values).train
+        length = total_steps(train, num_images, train.num_workers)
+        rates.append(
+            [rate_of_step(train, step, max_steps=length, world_size=train.num_workers) for step in range(num_done)]
+        )
+    return rates[0] == rates[1]
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, Mapping) and values:
+        return {key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): values}
+
+
+def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainConfig:
+    """The same settings with full URIs: workers run in folders, and on machines, of their own."""
+
+    def absolute(uri: str | None) -> str | None:
+        return uri if uri is None or "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+    data, model = config.data, config.model
+    return config.model_copy(
+        update={
+            "data": data.model_copy(
+                update={
+                    name: absolute(getattr(data, name)) for name in ("train", "val", "image_root", "val_image_root")
+                }
+            ),
+            "model": model.model_copy(
+                update={"weights": absolute(model.weights), "checkpoint": absolute(model.checkpoint)}
+            ),
+            "output": config.output.model_copy(update={"uri": output.uri}),
+        }
+    )
+
+
+def _check_cluster(config: TrainConfig) -> None:
+    """Ray would wait for ever for workers that cannot be placed; say so at once."""
+    train = config.train
+    for name, each in (("CPU", train.cpus_per_worker or 1), ("GPU", int(train.use_gpu))):
+        needed, present = each * train.num_workers, total(name)
+        if needed > present:
+            raise ConfigError(
+                f"train.num_workers: {train.num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
+                f"at most {present // each} workers"
+            )
+
+
+def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> TrainResult:
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    train = config.train
+    # The board lives with the driver: it must outlast every worker.
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+    listener = _Listener(board, say)
+    resources = {"CPU": train.cpus_per_worker or 1} | ({"GPU": 1} if train.use_gpu else {})
+    with tempfile.TemporaryDirectory(prefix="maskfleet-train-") as scratch:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"config": to_plain(config), "board": board},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
+            ),
+            # Ray's own snapshots go to a folder that is thrown away: progress lives in our checkpoints only.
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        listener.start()
+        try:
+            outcome = trainer.fit().return_value or {}
+        except ray.train.TrainingFailedError as error:
+            outcome = {"stopped": _last_line(error)}
+        finally:
+            listener.stop()
+            ray.kill(board)
+    steps = output.steps()
+    if "stopped" in outcome:
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
+        raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
+    say(TrainEvent("done", f"trained {outcome['step']} steps; checkpoint {output.checkpoint_uri(steps[-1])}"))
+    return _result(output, steps[-1], broken_images=listener.broken, num_restarts=listener.num_restarts)
+
+
+def _result(output: TrainingOutput, step: int, **values: Any) -> TrainResult:
+    rows = output.read_metrics()
+    return TrainResult(
+        output_uri=output.uri,
+        checkpoint_uri=output.checkpoint_uri(step),
+        step=step,
+        last_metrics=rows[-1] if rows else {},
+        **values,
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+class _Board:
+    """Where workers put what they have to say, and the driver picks it up."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._stopped: str | None = None
+
+    def push(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def stop(self, sentence: str) -> None:
+        self._stopped = sentence
+
+    def stopped(self) -> str | None:
+        return self._stopped
+
+    def drain(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+
+class _Listener:
+    """Takes the workers' events off the board and passes them on, in a thread of its own."""
+
+    def __init__(self, board: Any, say: Callable[[TrainEvent], None], *, every_s: float = 0.3) -> None:
+        self._board = board
+        self._say = say
+        self._every_s = every_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-events", daemon=True)
+        self.broken: dict[str, str] = {}
+        self.num_restarts = -1  # the first start is none
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join(timeout=30)
+        self.num_restarts = max(0, self.num_restarts)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self._drain()
+        time.sleep(0.1)  # the last events may still be on their way to the board
+        self._drain()
+
+    def _drain(self) -> None:
+        import ray
+
+        for event in ray.get(self._board.drain.remote()):
+            if event["kind"] == "started":
+                self.num_restarts += 1
+                if self.num_restarts:
+                    self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
+                continue
+            if event["kind"] == "broken":
+                image_id = event["values"]["image_id"]
+                if image_id in self.broken:  # seen in an earlier epoch
+                    continue
+                self.broken[image_id] = event["values"]["reason"]
+            self._say(TrainEvent(event["kind"], event["message"], event["rank"], event["values"]))

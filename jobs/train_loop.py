@@ -1,0 +1,411 @@
+"""What every training worker runs, from the first sample to the last checkpoint.
+
+The workers are Ray Train's; the loop itself asks Ray only for its rank. The newest complete checkpoint in the output is
+the one place where progress is kept: a worker group that Ray starts again after a death, and a command that is run
+again, both go on from there. Ray's own checkpoint bookkeeping is not used, so that there is nothing else to be torn.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.config_train import TrainConfig, TrainSection
+from jobs.train_data import BatchStream, StepBatches
+from jobs.train_output import TrainingOutput
+from model.categories import Category
+from model.checkpoint import save_checkpoint
+from model.network import build_model
+from model.spec import ModelSpec
+from model.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
+from pipeline.dataset.annotations import AnnotatedSet, load_annotations
+from pipeline.dataset.augment import build_transforms
+
+# Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
+Report = Callable[..., None]
+
+
+class TrainingStopped(ValueError):
+    """The training cannot go on, and trying again would end the same way; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker's place among all workers."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+
+def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
+    """The spec with num_classes filled in from the data.
+
+    Raises:
+        ValueError: The spec states another number of classes than the data has.
+    """
+    if spec.num_classes == 0:
+        return spec.replace(num_classes=len(categories))
+    if spec.num_classes != len(categories):
+        names = ", ".join(category.name for category in categories[:10])
+        raise ValueError(
+            f"model.spec.num_classes is {spec.num_classes}, but the training data has {len(categories)} categories "
+            f"({names}{', ...' if len(categories) > 10 else ''}); allowed is {len(categories)}, or 0 for as many as it has"
+        )
+    return spec
+
+
+def images_per_step(train: TrainSection, world_size: int) -> int:
+    """Images that all workers together train on in one step."""
+    return train.batch_size * train.accumulate_steps * world_size
+
+
+def total_steps(train: TrainSection, num_images: int, world_size: int) -> int:
+    """Steps of the whole training: the earlier of max_steps and num_epochs."""
+    limits = [] if train.max_steps is None else [train.max_steps]
+    if train.num_epochs is not None:
+        limits.append(math.ceil(train.num_epochs * num_images / images_per_step(train, world_size)))
+    return max(1, min(limits))
+
+
+def rate_of_step(train: TrainSection, step: int, *, max_steps: int, world_size: int) -> float:
+    """Learning rate of a step, scaled linearly to the batch where a reference is given (Goyal et al., 2017)."""
+    scale = 1.0 if train.reference_batch_size is None else images_per_step(train, world_size) / train.reference_batch_size
+    return learning_rate_at(
+        step,
+        learning_rate=train.learning_rate * scale,
+        schedule=train.schedule,
+        max_steps=max_steps,
+        warmup_steps=train.warmup_steps,
+        warmup_factor=train.warmup_factor,
+        milestones=train.milestones,
+        gamma=train.gamma,
+        final_factor=train.final_factor,
+    )
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last row of metrics."""
+
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    num_steps: int = 0
+    num_images: int = 0
+    wait_s: float = 0.0
+    grad_norm: float = 0.0
+    started_at: float = field(default_factory=time.perf_counter)
+
+    def add(self, result: StepResult, *, num_images: int, wait_s: float) -> None:
+        """Counts one applied step."""
+        for name, value in result.losses.items():
+            self.losses[name] = self.losses.get(name, 0) + value
+        self.num_steps += 1
+        self.num_images += num_images
+        self.wait_s += wait_s
+        self.grad_norm += result.grad_norm or 0.0
+
+    def means(self, worker: Worker) -> dict[str, float]:
+        """Means over the window and all workers: each loss term, loss (their sum), rates. Every worker must call it."""
+        seconds = time.perf_counter() - self.started_at
+        names = sorted(self.losses)
+        steps = max(1, self.num_steps)
+        values = torch.stack(
+            [self.losses[name].double() / steps for name in names]
+            + [torch.tensor(v, dtype=torch.float64, device=worker.device) for v in (self.num_images, self.wait_s, seconds)]
+        )
+        if worker.world_size > 1:
+            dist.all_reduce(values)
+            values /= worker.world_size
+        *losses, num_images, wait_s, seconds = values.tolist()
+        return {
+            "loss": math.fsum(losses),
+            **dict(zip(names, losses)),
+            "grad_norm": self.grad_norm / steps,
+            "images_per_s": num_images * worker.world_size / seconds,
+            "step_s": seconds / steps,
+            "data_wait_share": wait_s / seconds,
+        }
+
+
+class TrainingRun:
+    """One worker's part of a training."""
+
+    def __init__(self, config: TrainConfig, worker: Worker, report: Report) -> None:
+        self.config = config
+        self.train = config.train
+        self.worker = worker
+        self.report = report if worker.rank == 0 else _say_nothing
+        self.report_always = report
+        self.output = TrainingOutput(config.output.uri)
+        self.annotated: AnnotatedSet = load_annotations(
+            config.data.train, format=config.data.format, image_root=config.data.image_root
+        )
+        self.spec = resolve_spec(config.model.spec, self.annotated.categories)
+        self.max_steps = total_steps(self.train, len(self.annotated), worker.world_size)
+        self.trainer = self._build_trainer()
+        self.step = 0
+        self.num_seen = 0
+        self.num_non_finite = 0
+        self.rows: list[dict[str, Any]] = []
+
+    def _build_trainer(self) -> Trainer:
+        train = self.train
+        torch.manual_seed(mix_seed(train.seed, 0))
+        model = build_model(self.spec, weights=self.config.model.weights)
+        if self.config.model.checkpoint is not None:
+            self.report("start", load_fitting(model, self.config.model.checkpoint))
+        model.to(self.worker.device).train()
+        optimizer = build_optimizer(
+            model,
+            name=train.optimizer,
+            learning_rate=train.learning_rate,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            norm_weight_decay=train.norm_weight_decay,
+        )
+        return Trainer(
+            model,
+            optimizer,
+            seed=train.seed,
+            rank=self.worker.rank,
+            world_size=self.worker.world_size,
+            precision=train.precision,
+            clip_norm=train.clip_norm,
+            ema_decay=train.ema_decay,
+            global_normalisers=train.global_normalisers,
+        )
+
+    def resume(self) -> None:
+        """Takes over the newest checkpoint that can be read, if there is one; the same one on every worker."""
+        found = None
+        if self.worker.rank == 0:
+            found = self.output.load_newest(on_bad=lambda sentence: self.report("set_aside", sentence))
+        step = _broadcast(None if found is None else found[0], self.worker)
+        if step is None:
+            return
+        checkpoint = found[1] if found is not None else self.output.load(step)
+        if checkpoint.training_state is None:
+            raise TrainingStopped(f"{self.output.checkpoint_uri(step)} holds no training state to go on from")
+        self.trainer.load_state_dict(checkpoint.training_state, checkpoint.state_dict)
+        self.step = step
+        self.num_seen = int(checkpoint.progress["num_seen"])
+        self.num_non_finite = int(checkpoint.progress["num_non_finite"])
+        if self.worker.rank == 0:
+            self.rows = [row for row in self.output.read_metrics() if row["step"] <= step]
+            self.report("resume", f"going on after step {step} of {self.max_steps}", step=step)
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end; what became of it, in plain values."""
+        self.resume()
+        window = Window()
+        with BatchStream(
+            self.annotated,
+            build_transforms(
+                **self.config.data.augment.model_dump(), keypoint_names=self.annotated.keypoint_names
+            ),
+            batch_size=self.train.batch_size,
+            accumulate_steps=self.train.accumulate_steps,
+            rank=self.worker.rank,
+            world_size=self.worker.world_size,
+            seed=self.train.seed,
+            num_seen=self.num_seen,
+            num_steps=self.max_steps - self.step,
+            num_processes=self.train.data_workers,
+            prefetch_batches=self.train.prefetch_batches,
+            pin_memory=self.worker.device.type == "cuda",
+        ) as stream:
+            for batches in stream:
+                self._one_step(batches, window)
+                is_last = self.step == self.max_steps
+                if self.step % self.train.log_every_steps == 0 or is_last:
+                    self._log(window)
+                    window = Window()
+                if self.step % self.train.checkpoint_every_steps == 0 or is_last:
+                    self._save()
+        return {"step": self.step, "max_steps": self.max_steps, "num_non_finite": self.num_non_finite}
+
+    def _one_step(self, batches: StepBatches, window: Window) -> None:
+        for image_id, reason in batches.broken.items():
+            self.report_always("broken", f"image {image_id} is skipped: {reason}", image_id=image_id, reason=reason)
+        rate = rate_of_step(self.train, self.step, max_steps=self.max_steps, world_size=self.worker.world_size)
+        result = self.trainer.step(batches.micro_batches, step=self.step, learning_rate=rate)
+        self.step += 1
+        self.num_seen += images_per_step(self.train, self.worker.world_size)
+        if result.applied:
+            num_images = sum(len(batch.images) for batch in batches.micro_batches)
+            window.add(result, num_images=num_images, wait_s=batches.wait_s)
+        else:
+            self._on_non_finite(result)
+
+    def _on_non_finite(self, result: StepResult) -> None:
+        self.num_non_finite += 1
+        suspects = sorted({image_id for ids in _gather(result.suspects, self.worker) for image_id in ids})
+        sentence = f"step {self.step}: the loss or its gradient is not finite; images of the batch: {', '.join(suspects)}"
+        if self.num_non_finite > self.train.max_non_finite_steps:
+            raise TrainingStopped(
+                f"{sentence}. {self.num_non_finite} steps were not finite, and train.max_non_finite_steps allows "
+                f"{self.train.max_non_finite_steps}; a lower train.learning_rate, a longer train.warmup_steps or "
+                "train.clip_norm may help"
+            )
+        self.report("non_finite", f"{sentence}; the step is skipped", step=self.step, image_ids=suspects)
+
+    def _log(self, window: Window) -> None:
+        if window.num_steps == 0:  # every step of the window was skipped, on every worker alike
+            return
+        means = window.means(self.worker)
+        remaining_s = (self.max_steps - self.step) * means["step_s"]
+        row = {
+            "step": self.step,
+            "epoch": self.num_seen / len(self.annotated),
+            "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+            **means,
+            "num_non_finite": self.num_non_finite,
+            "peak_memory_bytes": _peak_memory_bytes(self.worker.device),
+        }
+        self.rows.append(row)
+        self.report(
+            "step",
+            f"step {self.step}/{self.max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"{means['images_per_s']:.1f} images/s  data wait {means['data_wait_share']:.1%}  "
+            f"{remaining_s:.0f} s left",
+            **row,
+            max_steps=self.max_steps,
+            eta_s=remaining_s,
+        )
+
+    def _save(self) -> None:
+        """Rank 0 writes the metrics, then the checkpoint: a checkpoint never knows less than the metrics before it."""
+        if self.worker.rank != 0:
+            return
+        progress = {
+            "step": self.step,
+            "max_steps": self.max_steps,
+            "epoch": self.num_seen / len(self.annotated),
+            "num_seen": self.num_seen,
+            "num_non_finite": self.num_non_finite,
+            "world_size": self.worker.world_size,
+            "finished": self.step >= self.max_steps,
+        }
+        self.output.write_metrics(self.rows)
+        uri = self.output.save(
+            self.step,
+            lambda folder: save_checkpoint(
+                folder,
+                model=self.trainer.saved_model(),
+                spec=self.spec,
+                categories=self.annotated.categories,
+                progress=progress,
+                training_state=self.trainer.state_dict(),
+            ),
+        )
+        self.output.prune(self.train.num_to_keep)
+        self.report("checkpoint", f"checkpoint {uri}", step=self.step, uri=uri)
+
+
+def load_fitting(model: torch.nn.Module, source: str) -> str:
+    """Starts a network from another one's checkpoint: every tensor of the same name and shape; a sentence about it.
+
+    Raises:
+        ValueError: No readable checkpoint there, or nothing of it fits.
+    """
+    checkpoint = load_start(source)
+    present = model.state_dict()
+    fitting = {
+        name: value
+        for name, value in checkpoint.state_dict.items()
+        if name in present and present[name].shape == value.shape
+    }
+    if not fitting:
+        raise ValueError(f"nothing in the checkpoint {source} fits the network of model.spec")
+    model.load_state_dict(fitting, strict=False)
+    return f"starting from {source}: {len(fitting)} of {len(present)} tensors fit"
+
+
+def load_start(source: str) -> Any:
+    """The checkpoint at a checkpoint folder's URI, or the newest one of a training output."""
+    parent, _, name = source.rstrip("/").rpartition("/")
+    outer, _, middle = parent.rpartition("/")
+    if middle == "checkpoints" and name.startswith("step-"):
+        return TrainingOutput(outer or "/").load(int(name.removeprefix("step-")))
+    found = TrainingOutput(source).load_newest()
+    if found is not None:
+        return found[1]
+    from model.checkpoint import load_checkpoint
+
+    return load_checkpoint(source)
+
+
+def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray Train's per-worker function; what became of the training, in plain values.
+
+    An error that trying again cannot mend comes back as {"stopped": sentence}, since Ray starts the workers again after
+    any exception, as often as max_failures allows.
+    """
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_world_size=context.get_local_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+    config = TrainConfig.model_validate(settings["config"])
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
+    board = settings["board"]
+    stopped = ray.get(board.stopped.remote())
+    if stopped is not None:
+        return {"stopped": stopped}
+
+    def report(kind: str, sentence: str, **values: Any) -> None:
+        board.push.remote({"kind": kind, "message": sentence, "rank": worker.rank, "values": values})
+
+    if worker.rank == 0:
+        report("started", f"{worker.world_size} workers started")
+    try:
+        return TrainingRun(config, worker, report).run()
+    except TrainingStopped as error:  # decided by all workers together
+        return {"stopped": str(error)}
+    except ValueError as error:
+        # Perhaps this worker's alone, while the others wait for it: leave word why, and let Ray end them all.
+        ray.get(board.stop.remote(str(error)))
+        raise
+
+
+def _say_nothing(kind: str, sentence: str, **values: Any) -> None:
+    pass
+
+
+def _broadcast(value: Any, worker: Worker) -> Any:
+    if worker.world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=worker.device if worker.device.type == "cuda" else None)
+    return box[0]
+
+
+def _gather(value: Any, worker: Worker) -> list[Any]:
+    if worker.world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * worker.world_size
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the GPU by tensors, or of this process (resident)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
