@@ -217,7 +217,7 @@ def rle_areas(counts: Sequence[str | bytes]) -> np.ndarray:
     """
     from pycocotools import mask as coco
 
-    # The size takes no part in the area. pycocotools 2.0 overflows (OverflowError) on more than 255 masks at a time.
+    # The size takes no part in the area. With numpy 2, pycocotools 2.0 refuses more than 255 masks at a time.
     masks = _as_dicts(counts, 1, 1)
     areas = [coco.area(masks[start : start + 255]) for start in range(0, len(masks), 255)]
     return np.concatenate([np.zeros(0, np.int64), *areas], dtype=np.int64, casting="unsafe")

@@ -354,6 +354,15 @@ def test_areas_and_bboxes_are_those_of_the_masks() -> None:
     assert rle.rle_bbox([], 5, 5).shape == (0, 4)
 
 
+def test_any_number_of_masks_at_once() -> None:
+    """More than 255, where pycocotools' own area raises an OverflowError under numpy 2."""
+    counts = [rle.encode_mask(np.eye(30, 40, n % 40, dtype=np.uint8)) for n in range(600)]
+    areas = [min(30, 40 - n % 40) for n in range(600)]
+    assert rle.rle_areas(counts).tolist() == areas
+    assert rle.rle_bbox(counts, 30, 40)[:, 2].tolist() == areas
+    assert np.diag(rle.rle_iou(counts, counts, 30, 40)).tolist() == [1.0] * 600
+
+
 def test_iou_is_that_of_the_masks() -> None:
     rng = np.random.default_rng(2)
     left, right = (rng.random((2, 4, 12, 17)) < 0.4).astype(np.uint8)
