@@ -128,12 +128,11 @@ def verify(
     if dry_run:
         _say(f"would verify run {run.run_id} at {settings.run.uri}")
         return
-    faults = 0
-    for fault in _run(lambda: verify_run(run)):
-        faults += 1
+    faults = _run(lambda: list(verify_run(run)))
+    for fault in faults:
         _say(f"{fault.key}: {fault.reason}")
     if faults:
-        _say(f"run {run.run_id}: {faults} faults")
+        _say(f"run {run.run_id}: {len(faults)} faults")
         raise typer.Exit(Exit.FAILED)
     final = run.final or {}
     _say(f"run {run.run_id} is exact: {final.get('num_images', 0):,} images, {final.get('num_instances', 0):,} instances")

@@ -24,6 +24,8 @@ def cluster(section: ClusterSection) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray's C++ core warns on stderr of things that are no fault (restartable actors with large arguments).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU keep CUDA's own view
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")

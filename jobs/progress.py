@@ -55,6 +55,8 @@ class ProgressLine:
 
 def describe(progress: Progress) -> str:
     """A bulk run's state in one line."""
+    if not progress.num_done and not progress.statuses:
+        return f"0/{progress.num_images:,} images  workers are starting, {format_seconds(progress.elapsed_s)}"
     failed = {status: count for status, count in progress.statuses.items() if status != OK}
     parts = [
         f"{progress.num_done:,}/{progress.num_images:,} images",

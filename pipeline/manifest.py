@@ -81,6 +81,27 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def to_sealed_json(value: dict[str, Any]) -> bytes:
+    """Canonical JSON that carries its own hash (under 'sha256'), so that one flipped bit shows."""
+    return to_json({**value, "sha256": sha256_of(to_json(value))})
+
+
+def from_sealed_json(data: bytes) -> dict[str, Any]:
+    """What `to_sealed_json` wrote, without the hash.
+
+    Raises:
+        RunError: no JSON, or not what was written.
+    """
+    try:
+        value = json.loads(data)
+        sealed = value.pop("sha256")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"no sealed JSON: {error}") from error
+    if sha256_of(to_json(value)) != sealed:
+        raise RunError("its content is not what was written (sha256)")
+    return value
+
+
 def sha256_of(data: bytes) -> str:
     """The SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -114,17 +135,17 @@ class Commit:
     timings_s: dict[str, float]
 
     def to_json(self) -> bytes:
-        return to_json(asdict(self))
+        return to_sealed_json(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
         """Raises RunError when the bytes are no commit."""
+        fields = from_sealed_json(data)
         try:
-            fields = json.loads(data)
             files = {table: DataFile(**fields.pop(table)) for table in TABLES}
             return cls(**fields, **files)
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"a commit is unreadable: {error}") from error
+        except (TypeError, KeyError) as error:
+            raise RunError(f"no commit: {error}") from error
 
 
 class Run:
@@ -144,14 +165,17 @@ class Run:
     def final(self) -> dict[str, Any] | None:
         """The run's totals (final.json), or None while it is not finished."""
         try:
-            return json.loads(self.storage.read_bytes(FINAL_KEY))
+            return from_sealed_json(self.storage.read_bytes(FINAL_KEY))
         except FileNotFoundError:
             return None
 
     def iter_commits(self) -> Iterator[Commit]:
         """Every commit there is, in order of shard."""
         for info in self.storage.iter_objects("commits/"):
-            yield Commit.from_json(self.storage.read_bytes(info.key))
+            try:
+                yield Commit.from_json(self.storage.read_bytes(info.key))
+            except RunError as error:
+                raise RunError(f"{self.storage.uri_of(info.key)}: {error}") from error
 
     @cached_property
     def files(self) -> list[dict[str, Any]]:

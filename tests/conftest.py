@@ -29,3 +29,44 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     with cluster(ClusterSection(num_cpus=2, num_gpus=0)):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny network with random weights whose class scores are peaked, so that it finds things."""
+    import torch
+
+    from model.categories import Category
+    from model.checkpoint import save_checkpoint
+    from model.network import build_model
+    from model.spec import ModelSpec
+
+    torch.manual_seed(0)
+    spec = ModelSpec.tiny(num_classes=3)
+    network = build_model(spec)
+    with torch.no_grad():
+        network.roi_heads.box_predictor.cls_score.weight.mul_(60.0)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    categories = tuple(Category(3 * i + 1, name) for i, name in enumerate(("circle", "square", "triangle")))
+    save_checkpoint(folder, model=network, spec=spec, categories=categories, progress={})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 small drawn images in three sizes and subfolders, a text file, an empty file and a torn PNG."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for i in range(40):
+        height, width = [(64, 96), (96, 64), (80, 80)][i % 3]
+        pixels = random.integers(0, 256, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        path = folder / f"roll-{i % 4}" / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "torn.png").write_bytes((folder / "roll-0" / "000.png").read_bytes()[:-40])
+    return folder

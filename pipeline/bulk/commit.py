@@ -27,11 +27,13 @@ from pipeline.manifest import (
     DataFile,
     RunError,
     commit_key,
+    from_sealed_json,
     manifest_row,
     run_id_of,
     sha256_of,
     table_key,
     to_json,
+    to_sealed_json,
 )
 from pipeline.storage import Storage
 
@@ -87,10 +89,13 @@ def spec_differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
 
 def read_commit(storage: Storage, shard: int) -> Commit | None:
     """The commit of a shard, or None while there is none."""
+    key = commit_key(shard)
     try:
-        return Commit.from_json(storage.read_bytes(commit_key(shard)))
+        return Commit.from_json(storage.read_bytes(key))
     except FileNotFoundError:
         return None
+    except RunError as error:
+        raise RunError(f"{storage.uri_of(key)}: {error}") from error
 
 
 def write_table(storage: Storage, table: str, shard: int, attempt: str, data: bytes, rows: int) -> DataFile:
@@ -154,8 +159,8 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
         "plan": [asdict(part) for part in plan.parts],
         **extra,
     }
-    storage.put_if_absent(FINAL_KEY, to_json(totals))
-    return json.loads(storage.read_bytes(FINAL_KEY))
+    storage.put_if_absent(FINAL_KEY, to_sealed_json(totals))
+    return from_sealed_json(storage.read_bytes(FINAL_KEY))
 
 
 def vacuum(storage: Storage, plan: Plan) -> list[str]:

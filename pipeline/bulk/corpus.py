@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import fnmatch
 import io
-import json
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +19,15 @@ from itertools import accumulate, islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import PLAN_KEY, DataFile, RunError, plan_part_key, sha256_of, to_json
+from pipeline.manifest import (
+    PLAN_KEY,
+    DataFile,
+    RunError,
+    from_sealed_json,
+    plan_part_key,
+    sha256_of,
+    to_sealed_json,
+)
 from pipeline.storage import ObjectInfo, Storage
 
 GROUP_SIZE = 256
@@ -159,7 +166,7 @@ def seal_plan(storage: Storage, images: Iterable[PlannedImage], *, shard_size: i
         "shard_size": shard_size or choose_shard_size(num_images, num_workers),
         "parts": [asdict(part) for part in parts],
     }
-    if not storage.put_if_absent(PLAN_KEY, to_json(sealed)):
+    if not storage.put_if_absent(PLAN_KEY, to_sealed_json(sealed)):
         winner = read_plan(storage)
         if winner is not None and {part.key for part in parts}.isdisjoint(part.key for part in winner.parts):
             for part in parts:
@@ -181,10 +188,10 @@ def read_plan(storage: Storage) -> Plan | None:
     except FileNotFoundError:
         return None
     try:
-        sealed = json.loads(data)
+        sealed = from_sealed_json(data)
         parts = tuple(DataFile(**part) for part in sealed["parts"])
         return Plan(storage, parts, sealed["num_images"], sealed["shard_size"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (RunError, TypeError, KeyError) as error:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.corpus import PlannedImage
-from pipeline.rle import encode_roi_masks, rle_areas
+from pipeline.rle import encode_roi_masks_and_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def encode_instances(
         Columns of INSTANCES_SCHEMA that belong to an instance alone, each of N entries; empty lists at N = 0.
     """
     height, width = image_size
-    counts = encode_roi_masks(detections.mask_probs, detections.boxes, image_size, threshold=mask_threshold)
+    counts, areas = encode_roi_masks_and_areas(
+        detections.mask_probs, detections.boxes, image_size, threshold=mask_threshold
+    )
     named = [categories[label - 1] for label in detections.labels.tolist()]
     boxes = np.asarray(detections.boxes, np.float32).reshape(-1, 4)
     keypoints = detections.keypoints
@@ -64,7 +66,7 @@ def encode_instances(
         "category": [category.name for category in named],
         "score": detections.scores.tolist(),
         **{name: boxes[:, column].tolist() for column, name in enumerate(("x1", "y1", "x2", "y2"))},
-        "area_px": rle_areas(counts).tolist(),
+        "area_px": areas.tolist(),
         "rle_counts": counts,
         "image_height": [height] * len(counts),
         "image_width": [width] * len(counts),

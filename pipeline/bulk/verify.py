@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from pipeline.manifest import (
     Run,
     RunError,
     commit_key,
+    from_sealed_json,
     manifest_row,
     sha256_of,
 )
@@ -161,12 +161,12 @@ def _verify_seal(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]
     if rows != [manifest_row(commit) for commit in commits]:
         yield Fault(MANIFEST_KEY, "it does not say what the commits say")
     try:
-        final = json.loads(run.storage.read_bytes(FINAL_KEY))
+        final = from_sealed_json(run.storage.read_bytes(FINAL_KEY))
     except FileNotFoundError:
         yield Fault(FINAL_KEY, "the run has a manifest but no totals; run the same command again to finish it")
         return
-    except ValueError as error:
-        yield Fault(FINAL_KEY, f"unreadable: {error}")
+    except RunError as error:
+        yield Fault(FINAL_KEY, str(error))
         return
     if final["manifest_sha256"] != sha256_of(run.storage.read_bytes(MANIFEST_KEY)):
         yield Fault(MANIFEST_KEY, "its bytes are not those that were sealed (sha256)")
