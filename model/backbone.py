@@ -1,78 +1,90 @@
-"""Backbones: an image becomes feature maps, all of `out_channels` channels."""
+"""The backbone: an image batch becomes feature maps that all have `out_channels` channels."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from model.bodies import Body, build_body, stage_channels
 from model.norm import norm_layer
 from model.spec import ModelSpec
 
-STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
+_STAGE_STRIDES = (4, 8, 16, 32)
+_PYRAMID_STRIDES = (4, 8, 16, 32, 64)
 
 
-def build_backbone(spec: ModelSpec) -> nn.Module:
-    """The backbone with its pyramid: a batch [B, C, H, W] becomes maps "0" .. "3" (strides 4 to 32) and "pool" (64)."""
-    body = _build_body(spec)
-    freeze_stages(body, spec.frozen_stages)
-    widths = [_out_channels(getattr(body, stage)) for stage in STAGES[1:]]
-    return BackboneWithFPN(
-        body,
-        return_layers={stage: str(index) for index, stage in enumerate(STAGES[1:])},
-        in_channels_list=widths,
-        out_channels=spec.fpn_channels,
-        extra_blocks=LastLevelMaxPool(),
-    )
+class Backbone(nn.Module):
+    """A body, and with "fpn" a pyramid on it.
 
+    Attributes:
+        out_channels: Channels of every map.
+        strides: Of each map, finest first; the RoIs are pooled from the first `num_roi_maps` of them.
+    """
 
-def freeze_stages(body: nn.Module, frozen_stages: int) -> None:
-    """Take the first `frozen_stages` stages of a ResNet out of training."""
-    frozen = STAGES[:frozen_stages] + (("bn1",) if frozen_stages else ())
-    for name in frozen:
-        getattr(body, name).requires_grad_(False)
-
-
-def _build_body(spec: ModelSpec) -> nn.Module:
-    if spec.backbone == "tiny":
-        body: nn.Module = TinyResNet(norm=spec.norm)
-    else:
-        body = getattr(resnet, spec.backbone)(weights=None, norm_layer=norm_layer(spec.norm))
-    if spec.in_channels != 3:
-        width = body.conv1.out_channels
-        body.conv1 = nn.Conv2d(spec.in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return body
-
-
-def _out_channels(stage: nn.Module) -> int:
-    return [module for module in stage.modules() if isinstance(module, nn.Conv2d)][-1].out_channels
-
-
-class TinyResNet(nn.Module):
-    """A ResNet of four stages of one basic block each, 32 to 256 channels wide, strides 4 to 32."""
-
-    def __init__(self, *, norm: str, widths: tuple[int, ...] = (32, 64, 128, 256)) -> None:
+    def __init__(
+        self,
+        body: Body,
+        *,
+        fpn: nn.Module | None,
+        out_channels: int,
+        strides: tuple[int, ...],
+        frozen_stages: int,
+    ) -> None:
         super().__init__()
-        make_norm = norm_layer(norm)
-        self.conv1 = nn.Conv2d(3, widths[0], kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = make_norm(widths[0])
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        channels = widths[0]
-        for index, width in enumerate(widths, start=1):
-            stride = 1 if index == 1 else 2
-            shortcut = None
-            if stride != 1 or channels != width:
-                shortcut = nn.Sequential(resnet.conv1x1(channels, width, stride), make_norm(width))
-            block = resnet.BasicBlock(channels, width, stride, shortcut, norm_layer=make_norm)
-            self.add_module(f"layer{index}", nn.Sequential(block))
-            channels = width
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.body = body
+        self.fpn = fpn
+        self.out_channels = out_channels
+        self.strides = strides
+        self.num_roi_maps = len(strides) if fpn is None else len(strides) - 1
+        self.frozen_stages = frozen_stages
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """[B, C, H, W] -> maps "0".. of the given strides; the pyramid's last is "pool"."""
+        maps = self.body(images)
+        if self.fpn is None:
+            return OrderedDict([("0", maps.popitem()[1])])
+        return self.fpn(maps)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen stages stay in evaluation: their statistics do not move either."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [module for stage in range(self.frozen_stages) for module in self.body.stage_modules(stage)]
+
+
+def build_backbone(spec: ModelSpec) -> tuple[Backbone, nn.Module | None]:
+    """The backbone, and with "c4" the last stage, which is not part of it but the head of every RoI."""
+    body = build_body(spec)
+    channels = stage_channels(body)
+    if spec.neck == "fpn":
+        fpn = FeaturePyramidNetwork(
+            channels, spec.fpn_channels, LastLevelMaxPool(), norm_layer=norm_layer(spec.head_norm)
+        )
+        parts = {"fpn": fpn, "out_channels": spec.fpn_channels, "strides": _PYRAMID_STRIDES}
+        return Backbone(body, frozen_stages=spec.frozen_stages, **parts), None
+    if spec.neck == "c4":
+        res5 = ResidualStage(OrderedDict((name, body[name]) for name in body.stages[4]), channels[3])
+        res5.requires_grad_(spec.frozen_stages < 5)
+        body = Body(dict(body.items()), body.stages[:4])
+        parts = {"fpn": None, "out_channels": channels[2], "strides": (_STAGE_STRIDES[2],)}
+        return Backbone(body, frozen_stages=spec.frozen_stages, **parts), res5
+    stride = _STAGE_STRIDES[3] if spec.neck == "c5" else _STAGE_STRIDES[2]
+    parts = {"fpn": None, "out_channels": channels[3], "strides": (stride,)}
+    return Backbone(body, frozen_stages=spec.frozen_stages, **parts), None
+
+
+class ResidualStage(nn.Sequential):
+    """The last stage of a ResNet as the head of a RoI: halves the side, gives `out_channels` channels."""
+
+    def __init__(self, layers: OrderedDict[str, nn.Module], out_channels: int) -> None:
+        super().__init__(layers)
+        self.out_channels = out_channels

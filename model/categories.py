@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Category:
     """One class of a data set.
 
-    A model's class map is a ``tuple[Category, ...]``: the network's label is the index + 1 (0 is background), `id` is
-    the data set's own ``category_id`` and may have gaps.
+    A model's class map is a ``tuple[Category, ...]``: the network's label is the index + 1 (0 is background),
+    `id` is the data set's own ``category_id`` and may have gaps.
     """
 
     id: int
@@ -26,7 +26,9 @@ def check_categories(categories: Iterable[Category], num_classes: int) -> None:
     """
     categories = tuple(categories)
     if len(categories) != num_classes:
-        raise ValueError(f"the class map has {len(categories)} categories, the spec has num_classes={num_classes}")
+        raise ValueError(
+            f"the class map has {len(categories)} categories, the spec has num_classes={num_classes}"
+        )
     for field in ("id", "name"):
         values = [getattr(category, field) for category in categories]
         twice = sorted({str(value) for value in values if values.count(value) > 1})

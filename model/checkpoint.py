@@ -1,8 +1,8 @@
 """Checkpoint folders: weights, spec, class map and progress, with a marker that is written last.
 
-A folder holds model.safetensors, spec.json, categories.json, progress.json, in training also training_state.pt, and
-checkpoint.json: the format's version and each file's size and sha256. Without that marker it is no checkpoint, and once
-it has it, it never changes.
+A folder holds model.safetensors, spec.json, categories.json, progress.json, in training also
+training_state.pt, and checkpoint.json: the format's version and each file's size and sha256. Without that
+marker it is no checkpoint, and once it has it, it never changes.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ def save_checkpoint(
 ) -> str:
     """Write a checkpoint and give back the sha256 of its model.safetensors.
 
-    Atomic: a reader sees no checkpoint or the whole one. What an earlier, cut-off attempt left in the folder is
-    overwritten. `training_state` may hold tensors and plain containers only (it is read without unpickling objects).
+    Atomic: a reader sees no checkpoint or the whole one. What an earlier, cut-off attempt left in the folder
+    is overwritten. `training_state` may hold tensors and plain containers only (it is read without unpickling
+    objects).
 
     Raises:
         CheckpointError: The folder is a checkpoint already.
@@ -152,7 +153,9 @@ def _read_marker(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: cannot read {CHECKPOINT_MARKER}: {error!r}") from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} has format_version {version!r}; allowed is {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{folder}: {CHECKPOINT_MARKER} has format_version {version!r}; allowed is {FORMAT_VERSION}"
+        )
     return listing
 
 

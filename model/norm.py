@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 
-def norm_layer(name: str) -> Callable[[int], nn.Module]:
-    """The function that makes a normalisation layer for a number of channels.
+def norm_layer(name: str, *, eps: float = 1e-5) -> Callable[[int], nn.Module] | None:
+    """The function that makes a normalisation layer for a number of channels; None for "none".
 
-    "frozen_batch" has no trainable parameters (statistics and scales of the loaded weights); "sync_batch" takes its
-    statistics over all workers and is plain batch norm where there is one; "group" has up to 32 groups.
+    "frozen_batch" has no trainable parameters (statistics and scales of the loaded weights); "sync_batch"
+    takes its statistics over all workers and is plain batch norm where there is one; "group" has up to 32
+    groups.
     """
-    return {"frozen_batch": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "sync_batch": nn.SyncBatchNorm, "group": _group}[
-        name
-    ]
+    makers = {
+        "none": None,
+        "frozen_batch": partial(FrozenBatchNorm2d, eps=eps),
+        "batch": partial(nn.BatchNorm2d, eps=eps),
+        "sync_batch": partial(nn.SyncBatchNorm, eps=eps),
+        "group": partial(_group, eps=eps),
+    }
+    return makers[name]
 
 
-def _group(channels: int) -> nn.GroupNorm:
+def _group(channels: int, *, eps: float) -> nn.GroupNorm:
     groups = next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels)
+    return nn.GroupNorm(groups, channels, eps=eps)

@@ -12,12 +12,8 @@ from torchvision.models.detection.transform import resize_boxes, resize_keypoint
 from torchvision.ops import clip_boxes_to_image
 
 from model import transform
-from model.network import MaskRCNN
+from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
-
-
-class NonFiniteOutput(ValueError):
-    """The network gave NaN or infinity for an image."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +24,10 @@ class Detections:
         boxes: float32 [N, 4], XYXY, half-open, pixels of the original image, inside it.
         labels: int64 [N], 1..K.
         scores: float32 [N], 0..1.
-        mask_probs: float32 [N, M, M], 0..1: the mask of the chosen class over the box, not pasted into the image.
-        keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint head.
+        mask_probs: float32 [N, M, M], 0..1: the mask of the chosen class over the box, not pasted into the
+            image.
+        keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint
+            head.
     """
 
     boxes: np.ndarray
@@ -42,8 +40,8 @@ class Detections:
 class Predictor:
     """A network ready to predict.
 
-    The results are those of the network's own evaluation forward. An image's result does not depend on its batch: only
-    images of one padded size share a network call.
+    The results are those of the network's own evaluation forward. An image's result does not depend on its
+    batch: only images of one padded size share a network call.
 
     Args:
         model: Taken over: moved to `device`, switched to evaluation, its thresholds set.
@@ -73,7 +71,8 @@ class Predictor:
         self.model.roi_heads.detections_per_img = self.spec.max_detections
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the tensor the network sees for an image of this size; a function of the image alone."""
+        """(height, width) of the tensor the network sees for an image of this size; a function of the image
+        alone."""
         return transform.padded_size(
             height, width, min_size=self.spec.image_min_size, max_size=self.spec.image_max_size
         )
@@ -81,7 +80,8 @@ class Predictor:
     def batches(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
         """The places of the images, cut into batches of at most `batch_size` that share one padded size.
 
-        A pure function of its arguments: padded sizes in the order in which they first come, images in their order.
+        A pure function of its arguments: padded sizes in the order in which they first come, images in their
+        order.
 
         Raises:
             ValueError: `batch_size` is below 1.
@@ -91,7 +91,11 @@ class Predictor:
         groups: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             groups.setdefault(self.padded_size(*size), []).append(index)
-        return [group[at : at + batch_size] for group in groups.values() for at in range(0, len(group), batch_size)]
+        return [
+            group[at : at + batch_size]
+            for group in groups.values()
+            for at in range(0, len(group), batch_size)
+        ]
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """The detections in each image, by one call of the network.
@@ -116,13 +120,21 @@ class Predictor:
 
     def _check(self, images: Sequence[np.ndarray]) -> None:
         for index, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.spec.in_channels or not image.size:
+            if (
+                image.dtype != np.uint8
+                or image.ndim != 3
+                or image.shape[2] != self.spec.in_channels
+                or not image.size
+            ):
                 raise ValueError(
-                    f"image {index} is {image.dtype} {list(image.shape)}; allowed is uint8 [H, W, {self.spec.in_channels}]"
+                    f"image {index} is {image.dtype} {list(image.shape)}; "
+                    f"allowed is uint8 [H, W, {self.spec.in_channels}]"
                 )
         padded = {self.padded_size(*image.shape[:2]) for image in images}
         if len(padded) > 1:
-            raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
+            raise ValueError(
+                f"images of one call must share a padded size, not have {sorted(padded)}; see batches()"
+            )
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # The bytes travel to the device, not the floats: a quarter of the traffic.
@@ -130,7 +142,9 @@ class Predictor:
         return tensor.permute(2, 0, 1).float().div(255)
 
 
-def _to_detections(found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int]) -> Detections:
+def _to_detections(
+    found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int]
+) -> Detections:
     order = torch.argsort(found["scores"], descending=True, stable=True)
     boxes = clip_boxes_to_image(resize_boxes(found["boxes"][order], resized, original), original)
     arrays = {
@@ -145,4 +159,6 @@ def _to_detections(found: dict[str, Tensor], resized: tuple[int, int], original:
     for name, tensor in arrays.items():
         if tensor is not None and not torch.isfinite(tensor).all():
             raise NonFiniteOutput(f"the network gave {name} that are not finite")
-    return Detections(**{name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()})
+    return Detections(
+        **{name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()}
+    )

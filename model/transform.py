@@ -14,9 +14,11 @@ PADDING_MULTIPLE = 32
 
 
 def resized_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
-    """(height, width) after resizing: the short side is `min_size`, unless the long one would exceed `max_size`.
+    """(height, width) after resizing: the short side is `min_size`, unless the long one would exceed
+    `max_size`.
 
-    The same whole numbers as torchvision's, but at least one pixel each way: a strip of 1 x 5000 px stays an image.
+    The same whole numbers as torchvision's, but at least one pixel each way: a strip of 1 x 5000 px stays an
+    image.
     """
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(float(height) * scale)), max(1, math.floor(float(width) * scale))
@@ -29,9 +31,10 @@ def padded_size(height: int, width: int, *, min_size: int, max_size: int) -> tup
 
 
 class ImageTransform(GeneralizedRCNNTransform):
-    """torchvision's transform (bilinear image, nearest masks), safe for extreme shapes and for images without objects.
+    """torchvision's transform (bilinear image, nearest masks), safe for extreme shapes and images without
+    objects.
 
-    Targets move with their image: boxes, keypoints, masks.
+    Targets move with their image: boxes, ignored regions, keypoints, masks.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -42,14 +45,27 @@ class ImageTransform(GeneralizedRCNNTransform):
             list(spec.image_std),
             size_divisible=PADDING_MULTIPLE,
         )
+        self.is_bgr = spec.channel_order == "bgr"
 
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def normalize(self, image: Tensor) -> Tensor:
+        if self.is_bgr:
+            image = torch.cat([image[:3].flip(0), image[3:]])
+        return super().normalize(image)
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
         old = tuple(image.shape[-2:])
         new = resized_size(*old, min_size=self.min_size[-1], max_size=self.max_size)
-        image = torch.nn.functional.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[0]
+        image = torch.nn.functional.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[
+            0
+        ]
         if target is None:
             return image, None
-        target = {**target, "boxes": resize_boxes(target["boxes"], old, new)}
+        target = dict(target)
+        for name in ("boxes", "ignore_boxes"):
+            if name in target:
+                target[name] = resize_boxes(target[name], old, new)
         if "keypoints" in target:
             target["keypoints"] = resize_keypoints(target["keypoints"], old, new)
         if "masks" in target:

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from model.categories import Category
-from model.checkpoint import CHECKPOINT_MARKER, CheckpointError, is_checkpoint, load_checkpoint, save_checkpoint
+from model.checkpoint import (
+    CHECKPOINT_MARKER,
+    CheckpointError,
+    is_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from model.network import build_model
 from model.spec import ModelSpec
 
@@ -20,7 +26,12 @@ def folder(tmp_path):
     model = build_model(SPEC)
     state = {"optimizer": {"step": torch.tensor(5), "rates": [0.1, 0.2]}}
     save_checkpoint(
-        tmp_path / "step-5", model=model, spec=SPEC, categories=CATEGORIES, progress={"step": 5}, training_state=state
+        tmp_path / "step-5",
+        model=model,
+        spec=SPEC,
+        categories=CATEGORIES,
+        progress={"step": 5},
+        training_state=state,
     )
     return tmp_path / "step-5"
 
@@ -31,9 +42,17 @@ def test_round_trip(tmp_path):
         tmp_path / "c", model=model, spec=SPEC, categories=CATEGORIES, progress={"step": 7, "epoch": 1}
     )
     checkpoint = load_checkpoint(tmp_path / "c")
-    assert (checkpoint.spec, checkpoint.categories, checkpoint.progress) == (SPEC, CATEGORIES, {"step": 7, "epoch": 1})
+    assert (checkpoint.spec, checkpoint.categories, checkpoint.progress) == (
+        SPEC,
+        CATEGORIES,
+        {"step": 7, "epoch": 1},
+    )
     assert checkpoint.training_state is None
-    assert sha256 == checkpoint.sha256 == hashlib.sha256((tmp_path / "c/model.safetensors").read_bytes()).hexdigest()
+    assert (
+        sha256
+        == checkpoint.sha256
+        == hashlib.sha256((tmp_path / "c/model.safetensors").read_bytes()).hexdigest()
+    )
     built = checkpoint.build()
     assert not built.training
     for name, tensor in model.state_dict().items():
@@ -69,7 +88,7 @@ def test_a_checkpoint_never_changes(folder):
 def test_a_cut_off_write_is_no_checkpoint_and_can_be_written_again(folder):
     (folder / CHECKPOINT_MARKER).unlink()
     assert not is_checkpoint(folder)
-    with pytest.raises(CheckpointError, match="checkpoint.json is missing"):
+    with pytest.raises(CheckpointError, match="is missing"):
         load_checkpoint(folder)
     save_checkpoint(folder, model=build_model(SPEC), spec=SPEC, categories=CATEGORIES, progress={"step": 6})
     assert load_checkpoint(folder).progress == {"step": 6}
@@ -91,7 +110,7 @@ def test_a_missing_or_short_file_is_named(folder, damage):
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match="categories.json"):
+    with pytest.raises(CheckpointError, match=r"categories\.json"):
         load_checkpoint(folder)
 
 
@@ -103,8 +122,10 @@ def test_the_marker_cannot_name_files_elsewhere(folder):
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2, "files": {}}', '{"format_version": 1, "files": 5}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format_version": 2, "files": {}}', '{"format_version": 1, "files": 5}']
+)
 def test_a_strange_marker_is_refused(folder, text):
     (folder / CHECKPOINT_MARKER).write_text(text)
-    with pytest.raises(CheckpointError, match="checkpoint.json"):
+    with pytest.raises(CheckpointError, match=r"cannot read|format_version|not list"):
         load_checkpoint(folder)

@@ -31,14 +31,18 @@ def test_equals_the_evaluation_forward(model):
     pictures = [image(100, 130), image(99, 131, seed=1)]
     with torch.no_grad():
         expected = model([as_tensor(picture) for picture in pictures])
-    for picture, found, want in zip(pictures, Predictor(model, SPEC).predict(pictures), expected, strict=True):
+    for picture, found, want in zip(
+        pictures, Predictor(model, SPEC).predict(pictures), expected, strict=True
+    ):
         assert len(found.scores) > 10
         assert np.all(np.diff(found.scores) <= 0)
         np.testing.assert_allclose(found.boxes, want["boxes"], atol=1e-4)
         np.testing.assert_array_equal(found.labels, want["labels"])
         np.testing.assert_allclose(found.scores, want["scores"], atol=1e-6)
         np.testing.assert_allclose(found.keypoints, want["keypoints"], atol=1e-3)
-        pasted = paste_masks_in_image(torch.from_numpy(found.mask_probs)[:, None], want["boxes"], picture.shape[:2])
+        pasted = paste_masks_in_image(
+            torch.from_numpy(found.mask_probs)[:, None], want["boxes"], picture.shape[:2]
+        )
         torch.testing.assert_close(pasted, want["masks"], atol=1e-4, rtol=0)
 
 
@@ -88,7 +92,10 @@ def test_padded_size_is_the_size_of_the_tensor(model):
     resize = transform.ImageTransform(SPEC).eval()
     for height, width in rng.integers(1, 400, (30, 2)).tolist():
         batch, _ = resize([torch.zeros(3, height, width)])
-        assert Predictor(model, SPEC).padded_size(height, width) == tuple(batch.tensors.shape[-2:]), (height, width)
+        assert Predictor(model, SPEC).padded_size(height, width) == tuple(batch.tensors.shape[-2:]), (
+            height,
+            width,
+        )
 
 
 def test_wrong_input_is_refused(model):

@@ -23,10 +23,15 @@ def test_spec_survives_json():
         ({"num_classes": "3"}, ["num_classes='3'", "int"]),
         ({"num_classes": True}, ["num_classes=True", "int"]),
         ({"max_detections": 0}, ["max_detections=0", "at least 1"]),
-        ({"mask_head_channels": []}, ["mask_head_channels=[]"]),
-        ({"anchor_sizes": ((32,), (64,))}, ["anchor_sizes", "5 levels"]),
+        ({"anchor_ratios": []}, ["anchor_ratios=()"]),
+        ({"anchor_sizes": ((32,), (64,))}, ["anchor_sizes", "5 tuple"]),
         ({"in_channels": 4}, ["image_mean", "in_channels=4"]),
         ({"rpn_background_iou": 0.8}, ["rpn_background_iou=0.8", "rpn_foreground_iou=0.7"]),
+        ({"neck": "c4", "backbone": "vgg16", "anchor_sizes": [[32]]}, ["neck='c4'", "vgg16"]),
+        ({"neck": "dc5", "backbone": "resnet18", "anchor_sizes": [[32]]}, ["neck='dc5'", "resnet18"]),
+        ({"stride_in_1x1": True, "backbone": "tiny"}, ["stride_in_1x1=True", "tiny"]),
+        ({"mask_head": "mlp"}, ["mask_head_channels", "2 or 3"]),
+        ({"box_loss_weight": float("inf")}, ["box_loss_weight=inf", "finite"]),
         ({"colour": 1}, ["unknown", "'colour'"]),
     ],
 )
@@ -44,7 +49,7 @@ def test_lists_and_whole_numbers_are_taken_where_tuples_and_floats_are_meant():
 
 def test_class_map_must_fit():
     check_categories([Category(1, "cat"), Category(90, "dog")], 2)
-    with pytest.raises(ValueError, match="2 categories.*num_classes=3"):
+    with pytest.raises(ValueError, match=r"2 categories.*num_classes=3"):
         check_categories([Category(1, "cat"), Category(90, "dog")], 3)
     with pytest.raises(ValueError, match="id 1"):
         check_categories([Category(1, "cat"), Category(1, "dog")], 2)

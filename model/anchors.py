@@ -1,0 +1,46 @@
+"""Anchors as detectron2 places them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from model.spec import ModelSpec
+
+
+def build_anchors(spec: ModelSpec, strides: tuple[int, ...]) -> AnchorGenerator:
+    """The anchors of a spec for maps of these strides."""
+    ratios = (spec.anchor_ratios,) * len(spec.anchor_sizes)
+    if spec.anchor_style == "torchvision":
+        return AnchorGenerator(spec.anchor_sizes, ratios)
+    return ExactAnchors(spec.anchor_sizes, ratios, strides)
+
+
+class ExactAnchors(AnchorGenerator):
+    """Anchors with sides as they are (torchvision rounds) at multiples of the map's own stride.
+
+    torchvision divides the image's side by the map's, which is another number where the side is no multiple.
+    """
+
+    def __init__(self, sizes: tuple, ratios: tuple, strides: tuple[int, ...]) -> None:
+        self.strides = strides
+        super().__init__(sizes, ratios)
+
+    def generate_anchors(
+        self,
+        scales: list[float],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (torchvision's own signature)
+    ) -> Tensor:
+        scale = torch.as_tensor(scales, dtype=dtype, device=device)[None]
+        root = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
+        widths, heights = (scale / root).reshape(-1), (scale * root).reshape(-1)
+        return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        exact = [
+            [torch.tensor(stride, device=old[0].device)] * 2 for stride, old in zip(self.strides, strides)
+        ]
+        return super().grid_anchors(grid_sizes, exact)

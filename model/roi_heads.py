@@ -1,0 +1,261 @@
+"""The heads: each region of interest gets a class, a better box, a mask, keypoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
+from torchvision.ops import boxes as box_ops
+
+from model import losses
+from model.box_head import build_box_head, split_by_class
+from model.mask_head import build_mask_head, log_mask_probabilities, mask_roi_size, mask_targets
+from model.matching import allowed_classes, drop_ignored
+from model.roi_pooler import RoIPooler
+from model.rpn import NonFiniteOutput
+from model.spec import ModelSpec
+from model.suppression import suppress
+
+_C4_ROI_SIZE = 14
+_BOX_ROI_SIZE = 7
+_KEYPOINT_ROI_SIZE = 14
+# Boxes with a side below this, in resized pixels, are no detections (torchvision's value).
+_SMALLEST_BOX_PX = 1e-2
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The RoIs that a training step learns from, one entry for each image.
+
+    Attributes:
+        boxes: XYXY [n, 4], resized pixels.
+        labels: int64 [n], 0 background.
+        matches: int64 [n], which true object a RoI of label > 0 shows (of a background RoI: meaningless).
+        true_boxes: XYXY [n, 4] of those objects.
+    """
+
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    matches: list[Tensor]
+    true_boxes: list[Tensor]
+
+    def positives(self) -> Samples:
+        chosen = [torch.where(labels > 0)[0] for labels in self.labels]
+        return Samples(
+            *(
+                [values[index] for values, index in zip(field, chosen)]
+                for field in (self.boxes, self.labels, self.matches, self.true_boxes)
+            )
+        )
+
+
+class RoIHeads(TorchvisionRoIHeads):
+    """Box, mask and keypoint head over shared features; with "c4" behind a shared last stage (`res5`)."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        in_channels: int,
+        strides: tuple[int, ...],
+        res5: nn.Module | None = None,
+    ) -> None:
+        box_roi_size = _C4_ROI_SIZE if res5 is not None else _BOX_ROI_SIZE
+        head_channels = res5.out_channels if res5 is not None else in_channels
+        # res5 halves the side.
+        mask_size = _C4_ROI_SIZE // 2 if res5 is not None else mask_roi_size(spec)
+        super().__init__(
+            RoIPooler(spec, output_size=box_roi_size, strides=strides),
+            *build_box_head(spec, head_channels, box_roi_size),
+            spec.box_foreground_iou,
+            spec.box_background_iou,
+            spec.box_batch_size_per_image,
+            spec.box_positive_fraction,
+            spec.box_regression_weights,
+            spec.score_threshold,
+            spec.nms_threshold,
+            spec.max_detections,
+        )
+        self.spec = spec
+        self.res5 = res5 if res5 is not None else nn.Identity()
+        self.mask_roi_pool = RoIPooler(
+            spec, output_size=_C4_ROI_SIZE if res5 is not None else mask_size, strides=strides
+        )
+        self.mask_head, self.mask_predictor = build_mask_head(spec, head_channels, mask_size)
+        if spec.num_keypoints:
+            widths = spec.keypoint_head_channels
+            self.keypoint_roi_pool = RoIPooler(spec, output_size=_KEYPOINT_ROI_SIZE, strides=strides)
+            self.keypoint_head = KeypointRCNNHeads(in_channels, widths)
+            self.keypoint_predictor = KeypointRCNNPredictor(widths[-1], spec.num_keypoints)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """In training (no detections, loss terms), in evaluation (detections, no losses).
+
+        A detection's `masks` are [N, 1, M, M] probabilities over its box; boxes are XYXY resized pixels.
+        """
+        if not self.training:
+            return self.detect(features, proposals, image_shapes), {}
+        samples = self.sample(proposals, targets)
+        found = samples.positives()
+        terms = self.box_losses(*self.box_outputs(features, samples.boxes), samples, targets)
+        terms |= self.mask_losses(self.mask_logits(features, found.boxes), found, targets)
+        if self.spec.num_keypoints:
+            terms |= self.keypoint_losses(self.keypoint_logits(features, found.boxes), found, targets)
+        return [], terms
+
+    def detect(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Classify the proposals, suppress, then look at what is left for masks and keypoints."""
+        found = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
+        counts = [len(one["boxes"]) for one in found]
+        boxes = [one["boxes"] for one in found]
+        labels = torch.cat([one["labels"] for one in found])
+        inside, _ = log_mask_probabilities(self.spec, self.mask_logits(features, boxes), labels)
+        for one, masks in zip(found, inside.exp()[:, None].split(counts)):
+            one["masks"] = masks
+        if self.spec.num_keypoints:
+            points = keypointrcnn_inference(self.keypoint_logits(features, boxes).float(), boxes)
+            for one, keypoints, scores in zip(found, *points):
+                one["keypoints"], one["keypoints_scores"] = keypoints, scores
+        return found
+
+    # --- what the heads say
+    # ----------------------------------------------------------------------------------
+
+    def box_outputs(self, features: dict[str, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits [N, K + 1] and offsets [N, 4 (K + 1)] of all RoIs, image after image."""
+        return self.box_predictor(self.box_head(self.res5(self.box_roi_pool(features, boxes))))
+
+    def mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """[N, channels, M, M] of all RoIs."""
+        return self.mask_predictor(self.mask_head(self.res5(self.mask_roi_pool(features, boxes))))
+
+    def keypoint_logits(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """Heat maps [N, P, 56, 56] of all RoIs."""
+        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes)))
+
+    # --- training
+    # --------------------------------------------------------------------------------------------
+
+    def sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Samples:
+        """RoIs to learn from: of the proposals and the true boxes, positives and negatives in proportion."""
+        true_boxes = [target["boxes"].to(boxes) for target, boxes in zip(targets, proposals)]
+        boxes = self.add_gt_proposals(proposals, true_boxes)
+        matches, labels = self.assign_targets_to_proposals(
+            boxes, true_boxes, [target["labels"] for target in targets]
+        )
+        labels = [
+            drop_ignored(image_labels, image_boxes, target, overlap=self.spec.ignore_overlap)
+            for image_labels, image_boxes, target in zip(labels, boxes, targets)
+        ]
+        chosen = self.subsample(labels)
+        matches = [values[index] for values, index in zip(matches, chosen)]
+        return Samples(
+            boxes=[values[index] for values, index in zip(boxes, chosen)],
+            labels=[values[index] for values, index in zip(labels, chosen)],
+            matches=matches,
+            true_boxes=[
+                values[index] if len(values) else values.new_zeros(len(index), 4)
+                for values, index in zip(true_boxes, matches)
+            ],
+        )
+
+    def box_losses(
+        self, logits: Tensor, deltas: Tensor, samples: Samples, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """`loss_classifier` and `loss_box_reg`, both over the number of RoIs."""
+        spec = self.spec
+        labels = torch.cat(samples.labels)
+        classifier = losses.class_loss(
+            spec.class_loss,
+            logits,
+            labels,
+            allowed=allowed_classes(targets, samples.labels, spec.num_classes),
+            alpha=spec.focal_alpha,
+            gamma=spec.focal_gamma,
+        )
+        positive = torch.where(labels > 0)[0]
+        boxes, true_boxes = torch.cat(samples.boxes)[positive], torch.cat(samples.true_boxes)[positive]
+        # Of each positive RoI, the offsets of its own class alone.
+        deltas = split_by_class(deltas)[positive, labels[positive]]
+        if spec.box_loss in ("smooth_l1", "l1"):
+            wanted = self.box_coder.encode_single(true_boxes, boxes)
+            box = losses.box_delta_loss(spec.box_loss, deltas, wanted, beta=spec.box_loss_beta)
+        else:
+            moved = self.box_coder.decode_single(deltas.float(), boxes)
+            box = losses.box_iou_loss(spec.box_loss, moved, true_boxes)
+        return {
+            "loss_classifier": classifier * spec.class_loss_weight,
+            "loss_box_reg": box / max(len(labels), 1) * spec.box_loss_weight,
+        }
+
+    def mask_losses(
+        self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """`loss_mask` (and `loss_mask_dice`) over the positive RoIs."""
+        wanted = mask_targets(
+            [target["masks"] for target in targets], found.boxes, found.matches, self.spec.mask_output_size
+        )
+        inside, outside = log_mask_probabilities(self.spec, logits, torch.cat(found.labels))
+        terms = losses.mask_losses(self.spec.mask_loss, inside, outside, wanted)
+        return {name: term * self.spec.mask_loss_weight for name, term in terms.items()}
+
+    def keypoint_losses(
+        self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """`loss_keypoint` over the visible keypoints of the positive RoIs."""
+        term = keypointrcnn_loss(
+            logits.float(), found.boxes, [target["keypoints"] for target in targets], found.matches
+        )
+        return {"loss_keypoint": term * self.spec.keypoint_loss_weight}
+
+    # --- prediction
+    # ------------------------------------------------------------------------------------------
+
+    def postprocess(
+        self, logits: Tensor, deltas: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Detections of each image: `boxes` [N, 4] inside it, `labels`, `scores`, best first.
+
+        Raises:
+            NonFiniteOutput: NaN or infinity among the logits or offsets.
+        """
+        if not (torch.isfinite(logits).all() and torch.isfinite(deltas).all()):
+            raise NonFiniteOutput("the network gave class scores or boxes that are not finite")
+        logits = logits.float()
+        scores = logits.sigmoid() if self.spec.class_loss == "focal" else logits.softmax(dim=-1)
+        boxes = self.box_coder.decode(deltas.float(), proposals).reshape(len(logits), -1, 4)
+        counts = [len(image_proposals) for image_proposals in proposals]
+        return [self._select(*one) for one in zip(boxes.split(counts), scores.split(counts), image_shapes)]
+
+    def _select(self, boxes: Tensor, scores: Tensor, image_shape: tuple[int, int]) -> dict[str, Tensor]:
+        """Of every (proposal, class) pair of an image, the detections."""
+        # Every class's box of a proposal is a candidate of its own; background is none.
+        labels = torch.arange(1, scores.shape[1], device=scores.device).expand(len(scores), -1).reshape(-1)
+        boxes = box_ops.clip_boxes_to_image(boxes[:, 1:].reshape(-1, 4), image_shape)
+        scores = scores[:, 1:].reshape(-1)
+        likely = torch.where(scores > self.score_thresh)[0]
+        likely = likely[box_ops.remove_small_boxes(boxes[likely], _SMALLEST_BOX_PX)]
+        boxes, scores, labels = boxes[likely], scores[likely], labels[likely]
+        keep, scores = suppress(
+            boxes,
+            scores,
+            labels,
+            kind=self.spec.nms,
+            iou_threshold=self.nms_thresh,
+            sigma=self.spec.soft_nms_sigma,
+            score_threshold=self.score_thresh,
+            max_detections=self.detections_per_img,
+        )
+        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores}
