@@ -7,17 +7,20 @@ category's `id` is the data set's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from model.categories import Category
 from pipeline.dataset import files
+from pipeline.rle import decode_rle, encode_mask, polygons_to_rle, runs_to_rle
 
+Box = tuple[float, float, float, float]
 Polygons = list[list[float]]
 Rle = dict  # {"size": [height, width], "counts": str | list[int]}, column-major, as in COCO
 
+IGNORE_NAME = "__ignore__"  # the class name of an ignore region, in formats that have only names
 FORMATS = ("coco", "via", "voc", "cityscapes", "labelme")
 
 
@@ -41,14 +44,14 @@ class Instance:
     """
 
     label: int
-    box: tuple[float, float, float, float]
+    box: Box
     segmentation: Polygons | Rle
     iscrowd: bool = False
     area: float = 0.0
     keypoints: tuple[float, ...] | None = None
 
     @property
-    def bbox(self) -> tuple[float, float, float, float]:
+    def bbox(self) -> Box:
         """The box in COCO's XYWH."""
         x1, y1, x2, y2 = self.box
         return (x1, y1, x2 - x1, y2 - y1)
@@ -57,7 +60,7 @@ class Instance:
         """The object's pixels: uint8 [height, width] of 0 and 1.
 
         Raises:
-            AnnotationError: an RLE of another size.
+            ValueError: an RLE of another size or malformed, a polygon that is no list of points.
         """
         return segmentation_to_mask(self.segmentation, height, width)
 
@@ -116,38 +119,25 @@ def segmentation_to_mask(segmentation: Polygons | Rle, height: int, width: int) 
     """Pixels of a segmentation: uint8 [height, width] of 0 and 1; zeros for no polygon.
 
     Raises:
-        AnnotationError: an RLE of another size.
+        ValueError: an RLE of another size or malformed, a polygon that is no list of points.
     """
-    from pycocotools import mask as coco_mask
-
     if isinstance(segmentation, Mapping):
         if tuple(segmentation["size"]) != (height, width):
-            raise AnnotationError(
-                f"an RLE of size {list(segmentation['size'])} on an image of [{height}, {width}]"
-            )
+            raise AnnotationError(f"an RLE of size {list(segmentation['size'])} on an image of [{height}, {width}]")
         counts = segmentation["counts"]
-        if isinstance(counts, str | bytes):
-            return coco_mask.decode({"size": [height, width], "counts": counts})
-        runs = np.asarray(counts, dtype=np.int64)
-        if runs.sum() != height * width or (runs < 0).any():
-            raise AnnotationError(f"RLE counts sum to {runs.sum()}, not to {height} x {width} pixels")
-        values = (np.arange(len(runs)) % 2).astype(np.uint8)
-        return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if not polygons:
-        return np.zeros((height, width), dtype=np.uint8)
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+        if not isinstance(counts, str | bytes):
+            counts = runs_to_rle(counts, height, width)
+    else:
+        counts = polygons_to_rle([polygon for polygon in segmentation if len(polygon) >= 6], height, width)
+    return np.ascontiguousarray(decode_rle(counts, height, width))
 
 
 def mask_to_rle(mask: np.ndarray) -> Rle:
     """COCO RLE of a mask ([height, width], zero is outside), counts as str."""
-    from pycocotools import mask as coco_mask
-
-    rle = coco_mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
-    return {"size": [int(side) for side in mask.shape], "counts": rle["counts"].decode("ascii")}
+    return {"size": [int(side) for side in mask.shape], "counts": encode_mask(mask != 0)}
 
 
-def mask_to_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+def mask_to_box(mask: np.ndarray) -> Box:
     """XYXY, half-open, of a mask's pixels; (0, 0, 0, 0) for an empty mask."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(columns):
@@ -155,7 +145,7 @@ def mask_to_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
 
 
-def polygons_to_box(polygons: Polygons, height: int, width: int) -> tuple[float, float, float, float]:
+def polygons_to_box(polygons: Polygons, height: int, width: int) -> Box:
     """XYXY of the points, clipped to the image; (0, 0, 0, 0) for no points."""
     points = np.array([value for polygon in polygons for value in polygon], dtype=np.float64).reshape(-1, 2)
     if not len(points):
@@ -183,14 +173,23 @@ def polygon_area(polygons: Polygons) -> float:
     return total
 
 
-def load_annotations(uri: str, *, format: str = "auto", image_root: str | None = None) -> AnnotatedSet:
+def load_annotations(
+    uri: str,
+    *,
+    format: str = "auto",
+    image_root: str | None = None,
+    unknown: str = "refuse",
+    default_category: str = "object",
+) -> AnnotatedSet:
     """Reads a data set, telling its format from what is there.
 
     Args:
-        uri: a JSON file or a folder.
+        uri: a JSON file or a folder (VOC: also one of its lists of names).
         format: one of FORMATS, or "auto".
-        image_root: folder of the photos, where they are neither beside the annotations nor in a sibling
-            folder named as the split.
+        image_root: folder of the photos, where they are not where the format has them.
+        unknown: COCO annotations of a category that is not declared: "refuse", "ignore" (neither positive nor
+            negative) or "drop".
+        default_category: the class's name in VIA files that name none.
 
     Raises:
         AnnotationError: nothing there that is understood; the message says what was looked for.
@@ -201,32 +200,49 @@ def load_annotations(uri: str, *, format: str = "auto", image_root: str | None =
     if format == "coco":
         from pipeline.dataset.coco import load_coco
 
-        return load_coco(uri, image_root)
+        return load_coco(uri, image_root, unknown=unknown)
     if format == "via":
         from pipeline.dataset.via import load_via
 
-        return load_via(uri, image_root)
+        return load_via(uri, image_root, default_category=default_category)
+    if format == "voc":
+        from pipeline.dataset.voc import load_voc
+
+        return load_voc(uri, image_root)
+    if format == "cityscapes":
+        from pipeline.dataset.cityscapes import load_cityscapes
+
+        return load_cityscapes(uri, image_root)
+    if format == "labelme":
+        from pipeline.dataset.labelme import load_labelme
+
+        return load_labelme(uri, image_root)
     raise AnnotationError(f"no annotation format {format!r}; allowed are auto, {', '.join(FORMATS)}")
 
 
 def detect_format(uri: str) -> str:
-    """The format ("coco", "via", ...) of a JSON file or folder.
+    """The format (one of FORMATS) of a JSON file, a folder, or a list of VOC names.
 
     Raises:
         AnnotationError: neither a file nor a folder, or nothing there that is understood.
     """
-    if uri.lower().endswith(".json"):
+    if uri.lower().endswith((".json", ".txt")):
         if not files.is_file(uri):
             raise AnnotationError(f"there is no annotation file {uri}")
-        return _format_of_json(uri)
+        return _format_of_json(uri) if uri.lower().endswith(".json") else "voc"
     if not files.is_folder(uri):
         raise AnnotationError(f"there is no annotation file or folder {uri}")
     if files.is_file(files.join_uri(uri, "via_region_data.json")):
         return "via"
-    if json_files_of(uri):
-        return "coco"
+    if files.is_folder(files.join_uri(uri, "SegmentationObject")):
+        return "voc"
+    if "gtFine" in uri.split("/") or files.is_folder(files.join_uri(uri, "gtFine")):
+        return "cityscapes"
+    if found := json_files_of(uri):
+        return _format_of_json(found[0])
     raise AnnotationError(
-        f"{uri} holds no annotations that are understood: looked for via_region_data.json, *.json"
+        f"{uri} holds no annotations that are understood: looked for via_region_data.json (VIA), "
+        "*.json (COCO, LabelMe), SegmentationObject/ (VOC), gtFine/ (Cityscapes)"
     )
 
 
@@ -250,68 +266,3 @@ def _format_of_json(uri: str) -> str:
         f"{uri} is no annotation file that is understood: a COCO file has 'images' and 'annotations', "
         "a VIA file 'regions' for each photo, a LabelMe file 'shapes'"
     )
-
-
-def align_categories(
-    annotated: AnnotatedSet,
-    categories: Sequence[Category],
-    *,
-    unknown: str = "refuse",
-    rename: Mapping[str, str] | None = None,
-) -> AnnotatedSet:
-    """The same images under another class map (a model's, or the training set's for validation), matched by
-    name.
-
-    Args:
-        categories: the class map wanted; labels follow it.
-        unknown: what becomes of instances of a category that the map lacks: "refuse" raises; "ignore" makes
-            them regions that are neither positive nor negative; "drop" makes them background.
-        rename: old name -> name in `categories`, applied first (several may go to one).
-
-    Returns:
-        A set whose `categories` are those given. Labelled classes are translated; where a class of the map
-        was not a class of the data set at all, it counts as not labelled.
-
-    Raises:
-        AnnotationError: unknown categories that are in use and refused, or a rename to a name that is not
-            there.
-    """
-    if unknown not in ("refuse", "ignore", "drop"):
-        raise AnnotationError(
-            f"unknown categories: {unknown!r} is no choice; allowed are refuse, ignore, drop"
-        )
-    rename = dict(rename or {})
-    label_of = {category.name: index + 1 for index, category in enumerate(categories)}
-    if missing := sorted(set(rename.values()) - set(label_of)):
-        raise AnnotationError(
-            f"categories are renamed to {missing}, which the class map lacks: {sorted(label_of)}"
-        )
-    new_label = [0] + [label_of.get(rename.get(c.name, c.name), 0) for c in annotated.categories]
-    used = {instance.label for image in annotated.images for instance in image.instances}
-    lost = sorted(annotated.categories[label - 1].name for label in used if label and not new_label[label])
-    if lost and unknown == "refuse":
-        raise AnnotationError(
-            f"the data uses categories that the class map lacks: {', '.join(lost)}; the map has "
-            f"{', '.join(sorted(label_of))}. Rename them, or choose unknown categories to be ignored or "
-            "dropped"
-        )
-    known = frozenset(label for label in new_label if label)
-    complete = len(known) == len(categories)
-
-    def translated(instances: Iterable[Instance]) -> Iterable[Instance]:
-        for instance in instances:
-            label = new_label[instance.label]
-            if label or instance.label == 0:
-                yield replace(instance, label=label)
-            elif unknown == "ignore":
-                yield replace(instance, label=0, iscrowd=True)
-
-    images = []
-    for image in annotated.images:
-        labelled = image.labelled_classes
-        if labelled is not None:
-            labelled = tuple(sorted({new_label[label] for label in labelled} - {0}))
-        elif not complete:
-            labelled = tuple(sorted(known))
-        images.append(replace(image, instances=tuple(translated(image.instances)), labelled_classes=labelled))
-    return replace(annotated, images=tuple(images), categories=tuple(categories))

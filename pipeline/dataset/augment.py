@@ -70,9 +70,7 @@ class HorizontalFlip:
     def __call__(self, sample: SampleDict) -> SampleDict:
         if torch.rand(()) >= self.probability:
             return sample
-        flipped = {
-            name: F.horizontal_flip(value) if _has_place(value) else value for name, value in sample.items()
-        }
+        flipped = {name: F.horizontal_flip(value) if _has_place(value) else value for name, value in sample.items()}
         if "keypoints" in sample:
             points = sample["keypoints"]
             moved = points.as_subclass(torch.Tensor).clone()
@@ -91,9 +89,7 @@ class VerticalFlip:
     def __call__(self, sample: SampleDict) -> SampleDict:
         if torch.rand(()) >= self.probability:
             return sample
-        flipped = {
-            name: F.vertical_flip(value) if _has_place(value) else value for name, value in sample.items()
-        }
+        flipped = {name: F.vertical_flip(value) if _has_place(value) else value for name, value in sample.items()}
         if "keypoints" in sample:
             points = sample["keypoints"]
             moved = points.as_subclass(torch.Tensor).clone()

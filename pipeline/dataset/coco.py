@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from model.categories import Category
@@ -27,6 +28,8 @@ from pipeline.dataset.annotations import (
     polygons_to_box,
     segmentation_to_mask,
 )
+from pipeline.dataset.photo_copy import copy_photo, reference_to
+from pipeline.rle import runs_to_rle
 
 
 def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
@@ -53,9 +56,7 @@ def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise AnnotationError(f"{json_path} has no list {key!r}, so it is no COCO annotation file")
     if unknown not in ("refuse", "ignore", "drop"):
-        raise AnnotationError(
-            f"unknown categories: {unknown!r} is no choice; allowed are refuse, ignore, drop"
-        )
+        raise AnnotationError(f"unknown categories: {unknown!r} is no choice; allowed are refuse, ignore, drop")
     categories, keypoint_names = _read_categories(content["categories"], json_path)
     label_of = {category.id: index + 1 for index, category in enumerate(categories)}
 
@@ -145,6 +146,33 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = True) -> Counter[str]:
+    """Writes a COCO JSON file; the photos go to the folder beside it that is named as the file (`val.json` ->
+    `val/`).
+
+    Without copying, file names are relative to the JSON file's folder, where the photos can be reached so, or
+    full
+    URIs. Returns what COCO cannot hold: what -> how often (an ignore region of every class becomes a crowd of
+        each).
+    """
+    losses: Counter[str] = Counter()
+    folder = files.parent_uri(json_path)
+    images = []
+    for image in annotated.images:
+        if copy_photos:
+            names = [image.file_name, *(files.base_name(path) for path in image.extra_paths)]
+            for name, path in zip(names, [image.path, *image.extra_paths], strict=True):
+                target = files.join_uri(files.join_uri(folder, files.stem(json_path)), name)
+                copy_photo(replace(image, path=path), target, losses)
+            images.append(replace(image, extra_paths=tuple(names[1:])))
+        else:
+            extras = tuple(reference_to(replace(image, path=path), folder) for path in image.extra_paths)
+            images.append(replace(image, file_name=reference_to(image, folder), extra_paths=extras))
+        losses["ignore regions spread over all classes"] += sum(i.label == 0 for i in image.instances)
+    files.write_json(json_path, to_coco(replace(annotated, images=tuple(images))))
+    return +losses
+
+
 def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
     """The folder, of those where COCO's photos usually lie, that holds the first of these files found
     anywhere.
@@ -179,9 +207,7 @@ def _the_file(path: str) -> str:
     found = json_files_of(path)
     if len(found) != 1:
         names = ", ".join(files.base_name(uri) for uri in found) or "none"
-        raise AnnotationError(
-            f"{path} should hold one COCO JSON file or annotations.json, but holds: {names}"
-        )
+        raise AnnotationError(f"{path} should hold one COCO JSON file or annotations.json, but holds: {names}")
     return found[0]
 
 
@@ -193,9 +219,7 @@ def _read_categories(entries: list[dict], where: str) -> tuple[tuple[Category, .
             raise AnnotationError(f"{where}: category {what} {twice[0]!r} stands there twice")
     layouts = {tuple(entry["keypoints"]) for entry in entries if entry.get("keypoints")}
     if len(layouts) > 1:
-        raise AnnotationError(
-            f"{where}: its categories have different keypoints; one layout for a set is allowed"
-        )
+        raise AnnotationError(f"{where}: its categories have different keypoints; one layout for a set is allowed")
     return categories, (layouts.pop() if layouts else ())
 
 
@@ -229,7 +253,13 @@ def _read_instance(annotation: dict, label: int, height: int, width: int, notes:
 
 def _read_segmentation(segmentation: Any, notes: Counter[str]) -> Polygons | Rle:
     if isinstance(segmentation, Mapping):
-        return {"size": [int(side) for side in segmentation["size"]], "counts": segmentation["counts"]}
+        size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
+        if isinstance(counts, list):  # a crowd's run lengths: the string takes a tenth of the memory
+            try:
+                counts = runs_to_rle(counts, *size)
+            except ValueError:
+                notes["RLEs that cannot be read"] += 1
+        return {"size": size, "counts": counts}
     # pycocotools would take a "polygon" of four numbers for a box.
     polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6 and len(polygon) % 2 == 0]
     if len(polygons) < len(segmentation or ()):
@@ -239,14 +269,10 @@ def _read_segmentation(segmentation: Any, notes: Counter[str]) -> Polygons | Rle
     return polygons
 
 
-def _read_labelled(
-    image: dict, instances: Sequence[Instance], label_of: Mapping[int, int]
-) -> tuple[int, ...] | None:
+def _read_labelled(image: dict, instances: Sequence[Instance], label_of: Mapping[int, int]) -> tuple[int, ...] | None:
     if (ids := image.get("labelled_category_ids")) is not None:
         return tuple(sorted(label_of[i] for i in ids if i in label_of))
-    if (
-        absent := image.get("neg_category_ids")
-    ) is not None:  # LVIS: only present and checked classes are labelled
+    if (absent := image.get("neg_category_ids")) is not None:  # LVIS: only present and checked classes are labelled
         part = set(image.get("not_exhaustive_category_ids", ()))
         labels = {label_of[i] for i in absent if i in label_of} | {i.label for i in instances}
         return tuple(sorted(labels - {label_of[i] for i in part if i in label_of} - {0}))

@@ -66,9 +66,7 @@ def load_photo(image: AnnotatedImage) -> tuple[np.ndarray, int]:
     """
     try:
         with Image.open(io.BytesIO(files.read_bytes(image.path))) as photo:
-            turn = choose_turn(
-                _header_of(photo), image.height, image.width
-            )  # before decoding: a bomb ends here
+            turn = choose_turn(_header_of(photo), image.height, image.width)  # before decoding: a bomb ends here
             photo.load()
             pixels = to_rgb(ImageOps.exif_transpose(photo) if turn == EXIF_TURNED else photo)
     except FileNotFoundError:
@@ -91,9 +89,7 @@ def choose_turn(header: PhotoHeader, height: int, width: int) -> int:
     if (height, width) == (header.height, header.width):
         return EXIF_KEPT
     turned = header.turned_size
-    raise UnusablePhoto(
-        f"the photo is {turned[0]} x {turned[1]} px (H x W), but annotated as {height} x {width}"
-    )
+    raise UnusablePhoto(f"the photo is {turned[0]} x {turned[1]} px (H x W), but annotated as {height} x {width}")
 
 
 def to_rgb(photo: Image.Image) -> np.ndarray:

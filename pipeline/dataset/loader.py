@@ -70,9 +70,7 @@ class SampleSet(Dataset):
     is full on every worker.
     """
 
-    def __init__(
-        self, annotated: AnnotatedSet, transforms: Transform | None = None, *, seed: int = 0
-    ) -> None:
+    def __init__(self, annotated: AnnotatedSet, transforms: Transform | None = None, *, seed: int = 0) -> None:
         """Raises AnnotationError for a set without images."""
         if not len(annotated):
             raise AnnotationError("the data set has no images")
@@ -110,14 +108,15 @@ class SampleSet(Dataset):
                 if place not in self._named:
                     self._named.add(place)
                     logger.warning("skipped %s: %s", image.path, error)
-        raise UnusablePhoto(
-            f"none of the {len(self)} photos can be used; {image.path}: {skipped[image.image_id]}"
-        )
+        raise UnusablePhoto(f"none of the {len(self)} photos can be used; {image.path}: {skipped[image.image_id]}")
 
     def _load(self, epoch: int, index: int, skipped: dict[int | str, str], places: list[int]) -> Sample:
         image = self.annotated.images[index]
         pixels, exif = load_photo(image)
-        sample = to_sample_dict(image, pixels, self.annotated.keypoint_names)
+        try:
+            sample = to_sample_dict(image, pixels, self.annotated.keypoint_names)
+        except ValueError as error:
+            raise UnusablePhoto(f"its annotations cannot be used: {error}") from None
         if self.transforms is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(sample_seed(self.seed, epoch, index))
@@ -132,9 +131,7 @@ class SampleSet(Dataset):
         return Sample(picture, target, index, image.image_id, skipped, exif)
 
 
-def to_sample_dict(
-    image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tuple[str, ...] = ()
-) -> SampleDict:
+def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tuple[str, ...] = ()) -> SampleDict:
     """Photo and annotations in the form that transforms take (see `augment`)."""
     size = (image.height, image.width)
     objects, ignored = [], []
@@ -257,9 +254,7 @@ class ShardedSampler(Sampler):
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size {batch_size} must be a positive multiple of the {world_size} workers"
-            )
+            raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {world_size} workers")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; allowed are 0 to {world_size - 1}")
         self.num_samples = num_samples

@@ -38,9 +38,7 @@ class DrawnImage:
     @property
     def instances(self) -> tuple[Instance, ...]:
         """The shapes as annotations with exact RLE masks."""
-        return tuple(
-            mask_to_instance(label, mask) for label, mask in zip(self.labels, self.masks, strict=True)
-        )
+        return tuple(mask_to_instance(label, mask) for label, mask in zip(self.labels, self.masks, strict=True))
 
 
 def draw_shapes(

@@ -12,6 +12,7 @@ from typing import Any
 from model.categories import Category
 from pipeline.dataset import files
 from pipeline.dataset.annotations import (
+    IGNORE_NAME,
     AnnotatedImage,
     AnnotatedSet,
     AnnotationError,
@@ -20,8 +21,11 @@ from pipeline.dataset.annotations import (
     polygons_to_box,
 )
 from pipeline.dataset.images import UnusablePhoto, read_header
+from pipeline.dataset.outline import segmentation_to_polygon
+from pipeline.dataset.photo_copy import copy_photo, flat_names, reference_to
 
 _CLASS_ATTRIBUTES = ("class", "label", "category", "name", "type", "object")
+_CROWD = "iscrowd"
 _CIRCLE_POINTS = 64
 
 
@@ -64,8 +68,8 @@ def load_via(
     entries = [(entry["filename"], _regions_of(entry)) for entry in content.values()]
     attribute = class_attribute or _class_attribute([r for _, regions in entries for r in regions], json_path)
     names = [[_class_of(r, attribute, default_category, f) for r in regions] for f, regions in entries]
-    used = sorted({name for of_image in names for name in of_image}) or [default_category]
-    label_of = {name: index + 1 for index, name in enumerate(used)}
+    used = sorted({name for of_image in names for name in of_image} - {IGNORE_NAME}) or [default_category]
+    label_of = {name: index + 1 for index, name in enumerate(used)} | {IGNORE_NAME: 0}
 
     notes: Counter[str] = Counter()
     images = []
@@ -74,26 +78,66 @@ def load_via(
         outlines = [_polygon_of(region["shape_attributes"], file_name) for region in regions]
         height, width = _size_of(path, outlines, notes)
         instances = []
-        for name, outline in zip(of_image, outlines, strict=True):
+        for region, name, outline in zip(regions, of_image, outlines, strict=True):
             if outline is None:
                 notes["points left out"] += 1
                 continue
+            polygons = [outline] if len(outline) >= 6 else []
             box = polygons_to_box([outline], height or 2**31, width or 2**31)
-            instances.append(Instance(label_of[name], box, [outline], area=polygon_area([outline])))
+            iscrowd = name == IGNORE_NAME or str((region.get("region_attributes") or {}).get(_CROWD)) == "1"
+            instances.append(Instance(label_of[name], box, polygons, iscrowd, polygon_area(polygons)))
         images.append(AnnotatedImage(number, file_name, path, height, width, tuple(instances)))
     categories = tuple(Category(index + 1, name) for index, name in enumerate(used))
     return AnnotatedSet(tuple(images), categories, notes=dict(notes))
 
 
+def write_via(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True) -> Counter[str]:
+    """Writes `via_region_data.json` and the photos: one polygon for each object, its class in the attribute
+    `class`.
+
+    An object of several parts or with holes becomes one path that draws the same pixels. Crowd regions carry
+    the
+    attribute `iscrowd`. Returns what VIA cannot hold: what -> how often.
+    """
+    losses: Counter[str] = Counter()
+    names = flat_names(annotated)
+    content = {}
+    for place, image in enumerate(annotated.images):
+        regions = []
+        for instance in image.instances:
+            polygon = segmentation_to_polygon(instance.segmentation, image.height, image.width)
+            if not polygon:
+                losses["objects without a mask"] += 1
+                continue
+            attributes = {"class": annotated.categories[instance.label - 1].name if instance.label else IGNORE_NAME}
+            if instance.iscrowd and instance.label:
+                attributes[_CROWD] = "1"
+            shape = {"name": "polygon", "all_points_x": polygon[0::2], "all_points_y": polygon[1::2]}
+            regions.append({"shape_attributes": shape, "region_attributes": attributes})
+            losses["keypoints"] += instance.keypoints is not None
+        losses["lists of labelled classes"] += image.labelled_classes is not None
+        losses["extra channels"] += len(image.extra_paths)
+        if copy_photos:
+            copy_photo(image, files.join_uri(folder, names[place]), losses)
+        name = names[place] if copy_photos else reference_to(image, folder)
+        content[name] = {"filename": name, "size": -1, "regions": regions, "file_attributes": {}}
+    used = {instance.label for image in annotated.images for instance in image.instances}
+    losses["classes without an object"] += len(set(range(1, len(annotated.categories) + 1)) - used)
+    if [(c.id, c.name) for c in annotated.categories] != list(
+        enumerate(sorted(c.name for c in annotated.categories), start=1)
+    ):
+        losses["category ids numbered anew"] += len(annotated.categories)
+    files.write_json(files.join_uri(folder, "via_region_data.json"), content)
+    return +losses
+
+
 def _regions_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
     regions = entry.get("regions", [])
-    return (
-        list(regions.values()) if isinstance(regions, dict) else list(regions)
-    )  # VIA 1 writes a dict, VIA 2 a list
+    return list(regions.values()) if isinstance(regions, dict) else list(regions)  # VIA 1 writes a dict, VIA 2 a list
 
 
 def _class_attribute(regions: list[dict[str, Any]], where: str) -> str | None:
-    keys = {key for region in regions for key in region.get("region_attributes") or {}}
+    keys = {key for region in regions for key in region.get("region_attributes") or {}} - {_CROWD}
     if len(keys) <= 1:
         return next(iter(keys), None)
     if usual := [key for key in _CLASS_ATTRIBUTES if key in keys]:
