@@ -134,8 +134,8 @@ def verify(
     if faults:
         _say(f"run {run.run_id}: {len(faults)} faults")
         raise typer.Exit(Exit.FAILED)
-    final = run.final or {}
-    _say(f"run {run.run_id} is exact: {final.get('num_images', 0):,} images, {final.get('num_instances', 0):,} instances")
+    totals = run.final or {}
+    _say(f"run {run.run_id} is exact: {totals['num_images']:,} images, {totals['num_instances']:,} instances")
 
 
 @app.command()

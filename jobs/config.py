@@ -61,7 +61,7 @@ class SegmentSection(Section):
     score_threshold: float = Field(0.05, ge=0, le=1, description="Instances below this score are dropped.")
     max_detections: int = Field(100, ge=1, le=10_000, description="Instances an image, best first.")
     mask_threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to a mask.")
-    batch_size: int = Field(4, ge=1, le=1024, description="Images a network call, at most; results do not depend on it.")
+    batch_size: int = Field(4, ge=1, le=1024, description="Images a network call, at most; no result depends on it.")
     num_workers: tuple[int, int] | None = Field(
         None, description="Actors at least and at most; null: one for each GPU, or for every cpus_per_worker cores."
     )

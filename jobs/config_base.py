@@ -21,7 +21,7 @@ class ClusterSection(Section):
     """The Ray cluster a command runs on."""
 
     address: str | None = Field(
-        None, description="Address of a running cluster ('auto', 'host:6379', 'ray://host:10001'); null starts a local one."
+        None, description="A running cluster ('auto', 'host:6379', 'ray://host:10001'); null starts a local one."
     )
     num_cpus: int | None = Field(None, ge=1, description="CPU cores of a local cluster; null is all of this machine's.")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local cluster; null is all of this machine's.")

@@ -32,6 +32,7 @@ PLAN_KEY = "plan.json"
 MANIFEST_KEY = "manifest.parquet"
 FINAL_KEY = "final.json"
 TABLES = ("images", "instances")
+FILE_FIELDS = ("key", "rows", "bytes", "sha256")
 SHARDS_PER_BLOCK = 1000  # a folder never holds more than this many shards' files
 
 MANIFEST_SCHEMA = pa.schema(
@@ -41,7 +42,7 @@ MANIFEST_SCHEMA = pa.schema(
         *(
             pa.field(f"{table}_{name}", kind, nullable=False)
             for table in TABLES
-            for name, kind in (("key", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string()))
+            for name, kind in zip(FILE_FIELDS, (pa.string(), pa.int64(), pa.int64(), pa.string()))
         ),
     ]
 )
@@ -124,7 +125,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Commit:
-    """What was decided about a shard: which attempt's files count, what is in them, how long each stage took (seconds)."""
+    """What was decided about a shard: which attempt's files count, what is in them, seconds each stage took."""
 
     run_id: str
     shard: int
@@ -193,7 +194,7 @@ class Run:
         return self._table_files("instances")
 
     def _table_files(self, table: str) -> list[DataFile]:
-        return [DataFile(*(row[f"{table}_{name}"] for name in ("key", "rows", "bytes", "sha256"))) for row in self.files]
+        return [DataFile(*(row[f"{table}_{name}"] for name in FILE_FIELDS)) for row in self.files]
 
 
 def manifest_row(commit: Commit) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Storage(ABC):
 
     @abstractmethod
     def iter_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix` (a folder, ending in '/', or empty), in order of key, streaming."""
+        """Every object below `prefix` (a folder, ending in '/', or empty), in order of key, streaming."""
 
     @abstractmethod
     def delete(self, key: str) -> None:

@@ -122,8 +122,9 @@ class Plan:
             last = min(stop - part_start, part.rows)  # exclusive
             with self.storage.open_input(part.key) as file:
                 parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                if parquet.metadata.num_rows != part.rows:
-                    raise RunError(f"{part.key} holds {parquet.metadata.num_rows} images, the plan was sealed with {part.rows}")
+                found = parquet.metadata.num_rows
+                if found != part.rows:
+                    raise RunError(f"{part.key} holds {found} images, the plan was sealed with {part.rows}")
                 groups = range(first // GROUP_SIZE, (last - 1) // GROUP_SIZE + 1)
                 table = parquet.read_row_groups(list(groups)).slice(first - groups[0] * GROUP_SIZE, last - first)
             rows += [PlannedImage(**row) for row in table.to_pylist()]

@@ -41,7 +41,9 @@ class ImagePredictor:
             torch.set_num_threads(num_threads)
         checkpoint = load_checkpoint(folder)
         if checkpoint.sha256 != sha256:
-            raise CheckpointError(f"{folder}: its weights are {checkpoint.sha256[:12]}, the run was begun with {sha256[:12]}")
+            raise CheckpointError(
+                f"{folder}: its weights are {checkpoint.sha256[:12]}..., the run was begun with {sha256[:12]}..."
+            )
         self.categories: tuple[Category, ...] = checkpoint.categories
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
