@@ -1,0 +1,233 @@
+"""What a run found, drawn on its photos: masks, boxes, class and score; one photo or a contact sheet of several."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from pipeline.manifest import Run, open_run
+from pipeline.results.query import decode_masks, load_images, load_instances
+from pipeline.schema import OK
+from pipeline.storage import open_storage
+
+_MASK_OPACITY = 0.45
+_MAX_PIXELS = 200_000_000  # of a photo opened for drawing
+
+
+def color_of(category: str) -> tuple[int, int, int]:
+    """RGB 0..255 of a class: the same for the same name in every picture, bright enough on a photo."""
+    digest = zlib.crc32(category.encode())
+    hue = digest % 1024 / 1024
+    lightness = (0.50, 0.58, 0.66)[digest // 1024 % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def overlay(
+    photo: np.ndarray | Image.Image,
+    instances: pd.DataFrame,
+    *,
+    min_score: float = 0.0,
+    masks: bool = True,
+    boxes: bool = True,
+    labels: bool = True,
+) -> Image.Image:
+    """A photo with its instances drawn on it, best score on top.
+
+    Args:
+        photo: uint8 [H, W, 3] RGB, or a PIL image, at the size the run segmented it (after the EXIF turn).
+        instances: this photo's rows of the instances table (`category`, `score`, `x1` .. `y2`, `rle_counts`,
+            `image_height`, `image_width`); no row draws nothing.
+        min_score: rows below are left out.
+
+    Returns:
+        An RGB image of the photo's size.
+
+    Raises:
+        ValueError: the masks are of another size than the photo.
+    """
+    image = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo
+    image = image.convert("RGB")
+    rows = instances[instances["score"] >= min_score].sort_values("score", kind="stable")
+    if not len(rows):
+        return image.copy()
+    height, width = (int(rows[name].iloc[0]) for name in ("image_height", "image_width"))
+    if (height, width) != (image.height, image.width):
+        raise ValueError(
+            f"the photo is {image.height} x {image.width}, but its instances were found on {height} x {width} pixels"
+        )
+    colors = [color_of(category) for category in rows["category"]]
+    pixels = np.array(image)
+    if masks:
+        for mask, color in zip(decode_masks(rows), colors, strict=True):
+            _blend(pixels, mask.astype(bool), color)
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
+    line_px = max(1, round(min(image.size) / 250))
+    if boxes:
+        for row, color in zip(rows.itertuples(), colors, strict=True):
+            corners = (row.x1, row.y1, max(row.x2 - 1, row.x1), max(row.y2 - 1, row.y1))  # PIL's edges are inclusive
+            draw.rectangle(corners, outline=color, width=line_px)
+    if labels:
+        font = _font(max(11, round(min(image.size) / 32)))
+        for row, color in zip(rows.itertuples(), colors, strict=True):
+            _label(draw, f"{row.category} {row.score:.2f}", (row.x1, row.y1), color, font, image.size)
+    return image
+
+
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    *,
+    titles: Sequence[str] | None = None,
+    columns: int = 4,
+    tile_px: int = 320,
+) -> Image.Image:
+    """Several pictures on one sheet, each scaled to fit a square tile, with a title below.
+
+    Raises:
+        ValueError: no picture, or another number of titles than of pictures.
+    """
+    if not pictures:
+        raise ValueError("a contact sheet needs at least one picture")
+    titles = [""] * len(pictures) if titles is None else list(titles)
+    if len(titles) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures have {len(titles)} titles; as many are needed")
+    columns = min(columns, len(pictures))
+    font = _font(max(11, tile_px // 22))
+    gap = max(4, tile_px // 40)
+    title_px = font.size + gap if any(titles) else 0
+    num_rows = -(-len(pictures) // columns)
+    sheet = Image.new(
+        "RGB", (gap + columns * (tile_px + gap), gap + num_rows * (tile_px + title_px + gap)), (24, 26, 30)
+    )
+    draw = ImageDraw.Draw(sheet)
+    for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left = gap + place % columns * (tile_px + gap)
+        top = gap + place // columns * (tile_px + title_px + gap)
+        tile = ImageOps.contain(picture.convert("RGB"), (tile_px, tile_px), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + (tile_px - tile.height) // 2))
+        draw.text((left, top + tile_px + gap // 2), _shorten(title, font, tile_px), (225, 228, 232), font)
+    return sheet
+
+
+def open_photo(uri: str) -> Image.Image:
+    """A photo as the run saw it: first frame, turned by its EXIF orientation, RGB.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        OSError: it cannot be decoded.
+    """
+    folder, _, name = uri.rpartition("/")
+    data = open_storage(folder or ".").read_bytes(name)
+    image = Image.open(io.BytesIO(data))
+    if image.width * image.height > _MAX_PIXELS:
+        raise OSError(f"{uri} has {image.width} x {image.height} pixels, too many to draw on")
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as 8-bit RGB; 16-bit grey is scaled to its own range, transparency laid on white."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        low, high = (values.min(), values.max()) if values.size else (0, 1)
+        image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def save_overlays(
+    run: str | Run, folder: str | Path, *, num_images: int = 12, min_score: float = 0.5, seed: int = 0
+) -> list[Path]:
+    """Draws a sample of a run's photos into a folder, `contact_sheet.png` of all of them first.
+
+    Photos with something found come first; which ones is a pure function of the run and `seed`. A photo that is gone
+    or cannot be opened any more is left out.
+
+    Returns:
+        The files written, the contact sheet first; empty when there is no photo to draw.
+    """
+    run = open_run(run) if isinstance(run, str) else run
+    images = load_images(run, ["image_id", "uri", "status"], [("status", "==", OK)])
+    confident = load_instances(run, ["image_id"], [("score", ">=", min_score)])["image_id"].unique()
+    images = images.sample(frac=1, random_state=seed)
+    found = images["image_id"].isin(set(confident))
+    chosen = pd.concat([images[found], images[~found]]).head(num_images)
+    rows = load_instances(run, filters=[("image_id", "in", chosen["image_id"].tolist()), ("score", ">=", min_score)])
+    by_image = dict(tuple(rows.groupby("image_id")))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures, titles, written = [], [], []
+    for row in chosen.sort_values("image_id").itertuples():
+        try:
+            picture = overlay(open_photo(row.uri), by_image.get(row.image_id, rows.iloc[:0]))
+        except (OSError, ValueError):
+            continue
+        path = folder / f"{len(pictures):03d}_{_file_stem(row.image_id)}.png"
+        picture.save(path)
+        pictures.append(picture)
+        titles.append(row.image_id)
+        written.append(path)
+    if not pictures:
+        return []
+    sheet = folder / "contact_sheet.png"
+    contact_sheet(pictures, titles=titles).save(sheet)
+    return [sheet, *written]
+
+
+def _blend(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
+    """Tints the mask's pixels, and draws its outline opaque."""
+    inside = mask.copy()
+    inside[1:] &= mask[:-1]
+    inside[:-1] &= mask[1:]
+    inside[:, 1:] &= mask[:, :-1]
+    inside[:, :-1] &= mask[:, 1:]
+    pixels[mask] = (pixels[mask] * (1 - _MASK_OPACITY) + np.array(color) * _MASK_OPACITY).astype(np.uint8)
+    pixels[mask & ~inside] = color
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    corner: tuple[float, float],
+    color: tuple[int, int, int],
+    font: Any,
+    size: tuple[int, int],
+) -> None:
+    """Text on a patch of the class's colour, above the box's corner where there is room, always inside the picture."""
+    left, top, right, bottom = draw.textbbox((0, 0), text, font)
+    width, height = right - left + 6, bottom - top + 4
+    x = min(max(0, corner[0]), max(0, size[0] - width))
+    y = corner[1] - height if corner[1] >= height else min(corner[1], max(0, size[1] - height))
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    red, green, blue = color
+    dark_text = 0.299 * red + 0.587 * green + 0.114 * blue > 140
+    draw.text((x + 3 - left, y + 2 - top), text, (0, 0, 0) if dark_text else (255, 255, 255), font)
+
+
+@lru_cache(maxsize=16)
+def _font(size_px: int) -> Any:
+    return ImageFont.load_default(size_px)
+
+
+def _shorten(text: str, font: Any, width_px: int) -> str:
+    if not text or font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength("…" + text) > width_px:
+        text = text[1:]  # the end of a key says more than its beginning
+    return "…" + text
+
+
+def _file_stem(image_id: str) -> str:
+    stem = image_id.rpartition("/")[2].rpartition(".")[0] or image_id.rpartition("/")[2]
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)[:80]

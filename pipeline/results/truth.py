@@ -1,0 +1,201 @@
+"""Ground truth in the form evaluation wants it, and which image of a run is which image of the truth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.dataset import files
+from pipeline.dataset.annotations import AnnotatedSet
+from pipeline.dataset.coco import to_coco
+
+
+class EvaluationError(ValueError):
+    """A run and a ground truth that cannot be compared. The message names what clashes."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Annotated images, as COCO's own evaluation reads them: nothing rounded, clipped or reordered.
+
+    Attributes:
+        images: COCO image entries (`id`, `file_name`, `height`, `width`).
+        annotations: COCO annotations (`bbox` is XYWH in pixels of the image).
+        categories: COCO categories.
+    """
+
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+
+    @classmethod
+    def from_coco(cls, content: Mapping[str, Any], where: str = "the ground truth") -> Truth:
+        """The truth of a COCO JSON object.
+
+        Raises:
+            EvaluationError: it is none, or names an image or category twice.
+        """
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
+                raise EvaluationError(f"{where} has no list {key!r}, so it is no COCO annotation file")
+        for key in ("images", "categories"):
+            ids = [entry["id"] for entry in content[key]]
+            if len(set(ids)) < len(ids):
+                twice = next(i for n, i in enumerate(ids) if i in ids[:n])
+                raise EvaluationError(f"{where} names {key} id {twice!r} twice")
+        return cls(content["images"], content["annotations"], content["categories"])
+
+    @classmethod
+    def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str) -> Truth:
+        """The truth of a COCO JSON file (its URI) or object, or of any set that `pipeline.dataset` reads.
+
+        A COCO file gives the very values it holds; an `AnnotatedSet` has had its boxes clipped to the image, which
+        can move a bbox AP in its last digits.
+
+        Raises:
+            EvaluationError: no COCO file.
+            FileNotFoundError: no file.
+        """
+        if isinstance(source, Truth):
+            return source
+        if isinstance(source, AnnotatedSet):
+            return cls.from_coco(to_coco(source))
+        if isinstance(source, Mapping):
+            return cls.from_coco(source)
+        return cls.from_coco(files.read_json(str(source)), str(source))
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Category names by id."""
+        return {category["id"]: category["name"] for category in self.categories}
+
+    @cached_property
+    def rles(self) -> list[dict[str, Any]]:
+        """The annotations' masks as COCO RLE, in order; polygons filled as pycocotools fills them."""
+        sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
+        return [to_rle(entry.get("segmentation"), *sizes[entry["image_id"]]) for entry in self.annotations]
+
+    @cached_property
+    def by_image(self) -> dict[Any, list[int]]:
+        """Places in `annotations`, by image id; every image has an entry."""
+        places: dict[Any, list[int]] = {image["id"]: [] for image in self.images}
+        for place, annotation in enumerate(self.annotations):
+            if annotation["image_id"] in places:
+                places[annotation["image_id"]].append(place)
+        return places
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A COCO segmentation (polygons, compressed or plain RLE) as compressed RLE of its image.
+
+    Raises:
+        KeyError: there is no segmentation (as pycocotools raises).
+    """
+    from pycocotools import mask as coco_mask
+
+    if segmentation is None:
+        raise KeyError("segmentation")
+    if isinstance(segmentation, Mapping):
+        if isinstance(segmentation["counts"], str | bytes):
+            return dict(segmentation)
+        return coco_mask.frPyObjects(dict(segmentation), height, width)
+    if not segmentation:
+        return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
+    return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+
+
+@dataclass(frozen=True)
+class ImageMatch:
+    """Which image of a run shows which image of the truth.
+
+    Attributes:
+        truth_id: image id of the truth for each matched `image_id` of the run.
+        missing: file names of the truth that the run does not have.
+        extra: number of images of the run that the truth does not have.
+    """
+
+    truth_id: dict[str, Any]
+    missing: tuple[str, ...]
+    extra: int
+
+
+def match_images(image_ids: Iterable[str], images: Sequence[Mapping[str, Any]]) -> ImageMatch:
+    """Matches a run's `image_id` with the truth's `file_name`: the whole name first, then the base name.
+
+    Args:
+        image_ids: the run's, each once.
+        images: COCO image entries.
+
+    Raises:
+        EvaluationError: a base name that several images share on either side, where the whole name decides nothing;
+            the message lists the clash. Or not one image in common.
+    """
+    keys = list(dict.fromkeys(image_ids))
+    known = set(keys)
+    truth_id: dict[str, Any] = {}
+    rest = []
+    for image in images:
+        if image["file_name"] in known:
+            truth_id[image["file_name"]] = image["id"]
+        else:
+            rest.append(image)
+    free: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        if key not in truth_id:
+            free[_base(key)].append(key)
+    wanted: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for image in rest:
+        wanted[_base(image["file_name"])].append(image)
+    missing = []
+    for base, entries in wanted.items():
+        candidates = free.get(base, [])
+        if not candidates:
+            missing += [entry["file_name"] for entry in entries]
+        elif len(candidates) > 1 or len(entries) > 1:
+            raise EvaluationError(
+                f"images cannot be matched by base name: {base!r} is {_listing(candidates)} in the run and "
+                f"{_listing([entry['file_name'] for entry in entries])} in the ground truth"
+            )
+        else:
+            truth_id[candidates[0]] = entries[0]["id"]
+    if keys and images and not truth_id:
+        raise EvaluationError(
+            f"the run and the ground truth have no image in common: the run has e.g. {keys[0]!r}, the ground truth "
+            f"{images[0]['file_name']!r}"
+        )
+    return ImageMatch(truth_id, tuple(missing), len(keys) - len(truth_id))
+
+
+def check_categories(run: Mapping[int, str], truth: Mapping[int, str]) -> None:
+    """Checks that a category id means the same class in the run and in the truth.
+
+    Raises:
+        EvaluationError: it does not, or the same name has another id.
+    """
+    ids = {name: number for number, name in truth.items()}
+    clashes = [
+        f"{n} is {run[n]!r} in the run and {truth[n]!r} in the ground truth"
+        for n in run
+        if n in truth and run[n] != truth[n]
+    ]
+    clashes += [
+        f"{name!r} is {number} in the run and {ids[name]} in the ground truth"
+        for number, name in run.items()
+        if number not in truth and name in ids
+    ]
+    if clashes:
+        raise EvaluationError("category ids do not agree: " + "; ".join(clashes[:10]))
+
+
+def _base(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _listing(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
