@@ -27,7 +27,8 @@ class TrainEvent:
     """Something people should see while a training runs.
 
     Attributes:
-        kind: "start", "resume", "step", "checkpoint", "broken", "non_finite", "set_aside", "restart" or "done".
+        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "broken", "non_finite", "set_aside",
+            "restart" or "done".
         message: One sentence or line, ready to be shown.
         rank: The worker that says it; -1 is the driver.
         values: Numbers by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
@@ -42,7 +43,7 @@ class TrainEvent:
     @property
     def is_note(self) -> bool:
         """It is said once and must not be overwritten by the next line, as a step's line may be."""
-        return self.kind != "step"
+        return self.kind not in ("step", "started", "checkpoint")
 
     def describe(self) -> str:
         """One line for people."""
@@ -369,11 +370,10 @@ class _Listener:
         import ray
 
         for event in ray.get(self._board.drain.remote()):
-            if event["kind"] == "started":
+            if event["kind"] == "started" and event["rank"] == 0:
                 self.num_restarts += 1
                 if self.num_restarts:
                     self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
-                continue
             if event["kind"] == "broken":
                 image_id = event["values"]["image_id"]
                 if image_id in self.broken:  # seen in an earlier epoch

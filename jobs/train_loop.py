@@ -370,8 +370,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     def report(kind: str, sentence: str, **values: Any) -> None:
         board.push.remote({"kind": kind, "message": sentence, "rank": worker.rank, "values": values})
 
-    if worker.rank == 0:
-        report("started", f"{worker.world_size} workers started")
+    report("started", f"worker {worker.rank} of {worker.world_size} started", pid=os.getpid())
     try:
         return TrainingRun(config, worker, report).run()
     except TrainingStopped as error:  # decided by all workers together

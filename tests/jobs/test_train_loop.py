@@ -1,0 +1,233 @@
+"""The loop itself, one worker, in this process: what Ray adds is tested in test_train.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.config_train import TrainConfig
+from jobs.train import check_same_training, prepare_train, run_train
+from jobs.train_loop import TrainingRun, TrainingStopped, Worker, total_steps
+from jobs.train_output import TrainingOutput
+from jobs.config import to_plain
+from model.checkpoint import Checkpoint
+from model.spec import ModelSpec
+from pipeline.dataset.shapes import draw_shapes
+
+SPEC = ModelSpec.tiny(
+    0,
+    fpn_channels=16,
+    box_head_channels=16,
+    mask_head_channels=(16,),
+    mask_deconv_channels=16,
+    image_min_size=64,
+    image_max_size=80,
+)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    draw_shapes(str(folder), num_train=10, num_val=2, num_unlabelled=0, image_size=(64, 80), max_shapes=3)
+    return folder
+
+
+def settings(shapes: Path, output: Path, **train: Any) -> TrainConfig:
+    values = {"max_steps": 6, "batch_size": 2, "data_workers": 0, "learning_rate": 0.01, "schedule": "cosine"}
+    values |= {"checkpoint_every_steps": 2, "log_every_steps": 1, "num_to_keep": None, **train}
+    return TrainConfig.model_validate(
+        {
+            "model": {"spec": SPEC.to_dict()},
+            "data": {"train": str(shapes / "train.json")},
+            "train": values,
+            "output": {"uri": str(output)},
+        }
+    )
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def train(config: TrainConfig, on_event: Callable[..., None] = lambda kind, sentence, **values: None) -> dict[str, Any]:
+    worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+    return TrainingRun(config, worker, on_event).run()
+
+
+def newest(output: Path) -> Checkpoint:
+    found = TrainingOutput(str(output)).load_newest()
+    assert found is not None
+    return found[1]
+
+
+def assert_same_state(first: Any, second: Any, place: str = "") -> None:
+    assert type(first) is type(second), place
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), place
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), place
+        for name in first:
+            assert_same_state(first[name], second[name], f"{place}.{name}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), place
+        for index, (one, two) in enumerate(zip(first, second)):
+            assert_same_state(one, two, f"{place}[{index}]")
+    else:
+        assert first == second, place
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"optimizer": "adamw", "ema_decay": 0.9, "accumulate_steps": 2, "data_workers": 2}], ids=["sgd", "all"]
+)
+def test_a_run_cut_off_anywhere_ends_as_an_undisturbed_one(shapes: Path, tmp_path: Path, options: dict[str, Any]):
+    train(settings(shapes, tmp_path / "whole", **options))
+    whole = newest(tmp_path / "whole")
+
+    config = settings(shapes, tmp_path / "cut", **options)
+    for last_step in (1, 2, 5):  # before the first checkpoint, just after one, between two
+
+        def cut(kind: str, sentence: str, last_step: int = last_step, **values: Any) -> None:
+            if kind == "step" and values["step"] == last_step:
+                raise Stop
+
+        with pytest.raises(Stop):
+            train(config, cut)
+    resumed: list[int] = []
+    train(config, lambda kind, sentence, **values: resumed.append(values["step"]) if kind == "resume" else None)
+    assert resumed == [4]
+    cut_off = newest(tmp_path / "cut")
+
+    assert_same_state(whole.state_dict, cut_off.state_dict)
+    assert_same_state(whole.training_state, cut_off.training_state)
+    assert whole.progress == cut_off.progress and whole.progress["finished"]
+    rows = [TrainingOutput(str(tmp_path / name)).read_metrics() for name in ("whole", "cut")]
+    assert [row["step"] for row in rows[1]] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+
+
+def test_rows_hold_every_loss_term_and_their_sum(shapes: Path, tmp_path: Path):
+    train(settings(shapes, tmp_path, max_steps=2, log_every_steps=2, warmup_steps=2, warmup_factor=0.5))
+    (row,) = TrainingOutput(str(tmp_path)).read_metrics()
+    terms = ["loss_box_reg", "loss_classifier", "loss_mask", "loss_objectness", "loss_rpn_box_reg"]
+    assert row["loss"] == pytest.approx(sum(row[term] for term in terms))
+    assert row["step"] == 2 and row["epoch"] == pytest.approx(0.4) and row["learning_rate"] == pytest.approx(0.0075)
+    assert row["images_per_s"] > 0 and 0 <= row["data_wait_share"] <= 1 and row["peak_memory_bytes"] > 2**20
+
+
+def test_torn_and_altered_checkpoints_are_set_aside_and_the_run_goes_on(shapes: Path, tmp_path: Path):
+    config = settings(shapes, tmp_path)
+    train(config)
+    whole = newest(tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step-00000006" / "checkpoint.json").unlink()
+    weights = checkpoints / "step-00000004" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    events: list[tuple[str, str]] = []
+    train(config, lambda kind, sentence, **values: events.append((kind, sentence)))
+    assert [sentence for kind, sentence in events if kind == "resume"] == ["going on after step 2 of 6"]
+    aside = [sentence for kind, sentence in events if kind == "set_aside"]
+    assert len(aside) == 2 and "step-00000006 is incomplete" in aside[0] and "sha256 of model.safetensors" in aside[1]
+    assert_same_state(whole.state_dict, newest(tmp_path).state_dict)
+
+
+def test_a_broken_photo_is_named_and_training_goes_on(shapes: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    photos = sorted((data / "train").iterdir())
+    photos[3].write_bytes(photos[3].read_bytes()[:200])
+    photos[7].unlink()
+    broken: dict[str, str] = {}
+    events = lambda kind, sentence, **v: broken.update({v["image_id"]: v["reason"]}) if kind == "broken" else None  # noqa: E731
+    done = train(settings(data, tmp_path / "out", max_steps=5), events)
+    assert done["step"] == 5
+    by_file = {image["file_name"]: str(image["id"]) for image in json.loads((data / "train.json").read_text())["images"]}
+    expected = {identity for name, identity in by_file.items() if Path(name).name in (photos[3].name, photos[7].name)}
+    assert broken.keys() == expected
+    assert "no such file" in broken[by_file[next(n for n in by_file if Path(n).name == photos[7].name)]]
+
+
+def test_too_many_steps_that_are_not_finite_end_the_run_with_the_images(shapes: Path, tmp_path: Path):
+    skipped: list[list[str]] = []
+    events = lambda kind, sentence, **v: skipped.append(v["image_ids"]) if kind == "non_finite" else None  # noqa: E731
+    with pytest.raises(TrainingStopped, match=r"images of the batch: .*train\.max_non_finite_steps allows 2") as caught:
+        train(settings(shapes, tmp_path, learning_rate=100.0, max_non_finite_steps=2, max_steps=60), events)
+    assert len(skipped) == 2 and all(len(ids) == 2 for ids in skipped)
+    ids = {str(image["id"]) for image in json.loads((shapes / "train.json").read_text())["images"]}
+    assert {name for names in skipped for name in names} <= ids and "train.learning_rate" in str(caught.value)
+
+
+def test_a_start_from_a_checkpoint_takes_what_fits(shapes: Path, tmp_path: Path):
+    train(settings(shapes, tmp_path / "first", max_steps=1))
+    values = to_plain(settings(shapes, tmp_path / "second", max_steps=1))
+    values["model"]["checkpoint"] = str(tmp_path / "first")
+    values["train"]["learning_rate"] = 1e-12
+    said: list[str] = []
+    train(TrainConfig.model_validate(values), lambda kind, sentence, **v: said.append(sentence) if kind == "start" else None)
+    first, second = newest(tmp_path / "first").state_dict, newest(tmp_path / "second").state_dict
+    assert f"{len(first)} of {len(first)} tensors fit" in said[0]
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    values["model"]["checkpoint"] = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere"):
+        prepare_train(TrainConfig.model_validate(values))
+
+
+def test_the_length_is_the_earlier_of_steps_and_epochs(shapes: Path, tmp_path: Path):
+    def steps(**train_values: Any) -> int:
+        return total_steps(settings(shapes, tmp_path, **train_values).train, 10, world_size=2)
+
+    assert steps(max_steps=6, num_epochs=None) == 6
+    assert steps(max_steps=6, num_epochs=1.0) == 3  # 10 images, 4 a step
+    assert steps(max_steps=None, num_epochs=10) == 25
+
+
+class TestRefusals:
+    def test_a_finished_training_says_so_and_returns_without_ray(self, shapes: Path, tmp_path: Path):
+        config = settings(shapes, tmp_path)
+        TrainingOutput(str(tmp_path)).write_config(to_plain(prepare_train(config).config))
+        train(config)
+        plan = prepare_train(config)
+        assert plan.is_finished and "6 of 6 steps are done" in plan.describe()
+        said: list[str] = []
+        result = run_train(plan, on_progress=lambda event: said.append(event.kind))
+        assert result.was_finished and result.step == 6 and said == ["done"]
+        assert result.checkpoint_uri.endswith("checkpoints/step-00000006")
+
+    def test_other_settings_are_refused_field_by_field(self, shapes: Path, tmp_path: Path):
+        output = TrainingOutput(str(tmp_path))
+        output.write_config(to_plain(prepare_train(settings(shapes, tmp_path)).config))
+        changed = settings(shapes, tmp_path, learning_rate=0.5, seed=3, log_every_steps=7)
+        with pytest.raises(ValueError) as caught:
+            prepare_train(changed)
+        sentence = str(caught.value)
+        assert "train.learning_rate: 0.01 there, 0.5 now; train.seed: 0 there, 3 now" in sentence
+        assert "log_every_steps" not in sentence and str(tmp_path) in sentence
+        prepare_train(settings(shapes, tmp_path, log_every_steps=7, data_workers=2))  # not what is trained
+
+    @pytest.mark.parametrize(("schedule", "allowed"), [("constant", True), ("cosine", False)])
+    def test_a_longer_training_goes_on_only_where_no_step_done_would_differ(
+        self, shapes: Path, tmp_path: Path, schedule: str, allowed: bool
+    ):
+        output = TrainingOutput(str(tmp_path))
+        output.write_config(to_plain(settings(shapes, tmp_path, schedule=schedule)))
+        longer = to_plain(settings(shapes, tmp_path, schedule=schedule, max_steps=60))
+        if allowed:
+            check_same_training(output, longer, num_done=4, num_images=10)
+        else:
+            with pytest.raises(ValueError, match=r"train\.max_steps: 6 there, 60 now"):
+                check_same_training(output, longer, num_done=4, num_images=10)
+
+    def test_a_wrong_number_of_classes_and_no_data_are_refused_with_nothing_written(self, shapes: Path, tmp_path: Path):
+        values = to_plain(settings(shapes, tmp_path / "out"))
+        values["model"]["spec"]["num_classes"] = 7
+        with pytest.raises(ValueError, match=r"model\.spec\.num_classes is 7, but .* 3 categories \(circle, square, tri"):
+            prepare_train(TrainConfig.model_validate(values))
+        values["data"]["train"] = str(tmp_path / "nothing.json")
+        with pytest.raises(ValueError, match=r"nothing\.json"):
+            prepare_train(TrainConfig.model_validate(values))
+        assert not (tmp_path / "out").exists()
