@@ -121,14 +121,15 @@ class DetectionTable:
     def take(self, rows: np.ndarray) -> DetectionTable:
         """The table of these rows (a mask or places), in their order."""
         places = np.flatnonzero(rows) if rows.dtype == bool else rows
+        listed: list[int] = places.tolist()
         return DetectionTable(
             self.image_ids[places],
             self.category_ids[places],
             self.scores[places],
             self.bboxes[places],
-            None if self.counts is None else [self.counts[i] for i in places],
+            None if self.counts is None else [self.counts[i] for i in listed],
             None if self.sizes is None else self.sizes[places],
-            None if self.keypoints is None else [self.keypoints[i] for i in places],
+            None if self.keypoints is None else [self.keypoints[i] for i in listed],
         )
 
     def to_results(self, iou_type: str) -> list[dict[str, Any]]:
@@ -276,7 +277,7 @@ def _by_hotcoco(content: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
     import hotcoco
 
     truth = hotcoco.COCO(dict(content))
-    found = truth.load_res(list(results)) if results else _without_annotations(truth)
+    found = truth.load_res([dict(entry) for entry in results]) if results else _without_annotations(truth)
     return read_hotcoco(hotcoco.COCOeval(truth, found, iou_type), iou_type)
 
 

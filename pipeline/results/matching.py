@@ -81,6 +81,7 @@ def iter_pairs(
         raise ValueError("segm matching needs masks; load the instances with rle_counts")
     from pycocotools import mask as coco_mask
 
+    sizes, counts = detections.sizes, detections.counts
     rows = np.flatnonzero(detections.scores >= score_threshold)
     order = np.lexsort((-detections.scores[rows], detections.image_ids[rows]))  # stable: equal scores keep their order
     rows = rows[order]
@@ -98,8 +99,9 @@ def iter_pairs(
                 detections.bboxes[found], np.array([truth.annotations[i]["bbox"] for i in listed], np.float64), crowd
             )
         else:
+            assert sizes is not None and counts is not None  # checked above
             ious = coco_mask.iou(
-                [{"size": detections.sizes[i].tolist(), "counts": detections.counts[i]} for i in found],
+                [{"size": sizes[i].tolist(), "counts": counts[i]} for i in found.tolist()],
                 [truth.rles[i] for i in listed],
                 crowd,
             )

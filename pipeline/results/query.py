@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from pipeline.storage import LocalStorage, Storage, open_storage
 if TYPE_CHECKING:
     import pandas as pd
 
-Filters = Sequence[Any] | ds.Expression | None
+Filters: TypeAlias = Sequence[Any] | ds.Expression | None
 """As `pandas.read_parquet` takes them: [("category", "==", "person"), ("score", ">", 0.8)] means both; a list of such
 lists means any of them; or a `pyarrow.dataset` expression."""
 

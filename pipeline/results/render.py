@@ -167,7 +167,9 @@ def save_overlays(
     by_image = dict(tuple(rows.groupby("image_id")))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures, titles, written = [], [], []
+    pictures: list[Image.Image] = []
+    titles: list[str] = []
+    written: list[Path] = []
     for row in chosen.sort_values("image_id").itertuples():
         try:
             picture = overlay(open_photo(row.uri), by_image.get(row.image_id, rows.iloc[:0]))

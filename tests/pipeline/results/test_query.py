@@ -127,7 +127,7 @@ def test_masks_decode_from_any_kind_of_row(drawn_run):
 
 
 def test_wrong_questions_are_answered_in_words(drawn_run, tmp_path: Path):
-    with pytest.raises(ValueError, match="no column 'sore'.*score"):
+    with pytest.raises(ValueError, match=r"no column 'sore'.*score"):
         load_instances(drawn_run.uri, ["sore"])
     with pytest.raises(ValueError, match="no column 'klass'"):
         load_instances(drawn_run.uri, filters=[("klass", "==", "a")])

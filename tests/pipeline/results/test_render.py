@@ -44,7 +44,7 @@ def test_labels_stay_inside_the_picture(frames):
 
 
 def test_a_photo_of_another_size_is_refused(frames):
-    with pytest.raises(ValueError, match="10 x 10.*found on"):
+    with pytest.raises(ValueError, match=r"10 x 10.*found on"):
         overlay(np.zeros((10, 10, 3), np.uint8), frames[0].iloc[[0]])
 
 
