@@ -1,16 +1,16 @@
 """Decoding that cannot be harmed: files to RGB pixels in child processes with limits of memory and time.
 
     with DecodePool(num_children=4, limits=DecodeLimits()) as pool:
-        decoded = pool.submit(data).result()      # status "ok" and pixels, or a status and a reason; never an exception
+        decoded = pool.submit(data).result()   # pixels, or a status and a reason; bad data never raises
 
-A decoder written in C may crash, hang or eat memory on a hostile file; that ends a child and costs one image. The
-children are started as fresh programs (never forked from a process that holds torch, Ray or CUDA), import only Pillow,
-and go with their parent. Pixels come back through one anonymous block of shared memory for each child: no file in
-/dev/shm, nothing left over whoever is killed.
+A decoder written in C may crash, hang or eat memory on a hostile file; that ends a child and costs one image.
+The children are started as fresh programs (never forked from a process that holds torch, Ray or CUDA), import
+only Pillow, and go with their parent. Pixels come back through one nameless block of shared memory for each
+child: no file in /dev/shm, nothing left over whoever is killed.
 
-A verdict that blames an image (`decoder_crashed`, `timeout`, out of memory) is given only by a child that has decoded
-nothing else: a file that quietly damages a decoder cannot spoil the next one, and the same bytes always get the same
-answer.
+A verdict that blames an image (`decoder_crashed`, `timeout`, out of memory) is given only by a child that has
+decoded nothing else: a file that quietly damages a decoder cannot spoil the next one, and the same bytes get
+the same answer every time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["FORMATS", "STATUSES", "DecodeLimits", "DecodePool", "Decoded"]
 
 _START_S = 60.0
 _PATIENCE = 4
-"""How many times `timeout_s` may pass by the clock on a machine too busy to give a child its processor time."""
+"""How many times `timeout_s` may pass by the clock, on a machine too busy to give a child its share."""
 _KEPT_BLOCK_BYTES = 64 << 20
 """A child's block of shared memory keeps at most this much between images."""
 
@@ -53,9 +53,9 @@ class Decoded:
     Attributes:
         status: "ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed" or "timeout".
         error: the reason in words, None when ok.
-        image: uint8 [H, W, 3], RGB, upright (after the EXIF turn), 0..255; the array is the caller's own. None unless ok.
-        height, width: of the upright original in pixels; None where a failed file does not tell. They differ from
-            `image.shape` only when `target_size` was given.
+        image: uint8 [H, W, 3], RGB, 0..255, upright (after the EXIF turn), the caller's own; None unless ok.
+        height, width: of the upright original in pixels; None where a failed file does not tell. They differ
+            from the shape of `image` only when `target_size` was given.
         exif_orientation: 1..8 as the file states it, None where it states none.
     """
 
@@ -107,8 +107,8 @@ class DecodePool:
 
         Args:
             data: the whole file; must stay unchanged until the result is there.
-            target_size: (H, W) the caller will shrink the upright picture to: allows a JPEG to come back at a half, a
-                quarter or an eighth of its size, never smaller than this.
+            target_size: (H, W) the caller will shrink the upright picture to: a JPEG may then come back at a
+                half, a quarter or an eighth of its size, never smaller than this.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -140,7 +140,7 @@ class DecodePool:
         self.close()
 
     def _serve(self) -> None:
-        """One thread for each child: start it, feed it, replace it. (On Linux a child also dies with this thread.)"""
+        """One thread for each child (on Linux it dies with this thread): start it, feed it, replace it."""
         child: _Child | None = None
         try:
             with contextlib.suppress(DecodeChildError, OSError):  # told to the first image instead
@@ -171,6 +171,9 @@ class DecodePool:
             error = f"the file has {len(data)} bytes; at most {self._limits.max_bytes} are allowed"
             return Decoded("too_large", error, None, None, None, None), child
         while True:
+            if child is not None and child.process.poll() is not None:  # ended while it had nothing to do
+                self._end(child)
+                child = None
             if child is None:
                 child = self._start()
             fresh = child.num_decoded == 0
@@ -229,9 +232,13 @@ class _Child:
             "limits": dataclasses.asdict(limits),
             "decode": decode,
         }
-        root = str(Path(__file__).resolve().parents[2])
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join([root, *filter(None, sys.path)]))
-        environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"  # each thread takes address space
+        root = str(Path(__file__).resolve().parents[2])  # the folder that holds pipeline/
+        search_path = [entry for entry in sys.path if entry]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(search_path if root in search_path else [root, *search_path]),
+            "OPENBLAS_NUM_THREADS": "1",  # each thread would take address space
+        }
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "pipeline.bulk.decode_child", json.dumps(settings)],
@@ -320,7 +327,7 @@ class _Child:
     def _pixels(self, height: int, width: int, offset: int) -> np.ndarray:
         """A copy of the block's pixels, made by the kernel without holding Python's lock."""
         image = np.empty((height, width, 3), np.uint8)
-        unread = memoryview(image).cast("B")
+        unread = image.reshape(-1).data
         while unread:
             num_read = os.preadv(self._block_fd, [unread[: 1 << 30]], offset)
             if num_read == 0:
@@ -331,9 +338,9 @@ class _Child:
         return image
 
     def _cpu_s(self) -> float:
-        """Processor seconds the child has used; as good as none where the system does not tell (not Linux)."""
+        """Processor seconds the child has used; 0 where the system does not tell (ended, or not Linux)."""
         try:
-            return time.clock_gettime((~self.process.pid << 3) | 2)  # the kernel's clock id of another process
+            return time.clock_gettime((~self.process.pid << 3) | 2)  # the kernel's id of that clock
         except OSError:
             return 0.0
 
@@ -344,15 +351,17 @@ class _Child:
         return "closed its connection"
 
     def end(self) -> None:
-        """Kills the child, takes away its zombie, frees its block."""
+        """Kills the child, takes away its zombie, frees its block. Twice is nothing."""
         self.process.kill()
         self.process.wait()
         self._socket.close()
-        os.close(self._block_fd)
+        if self._block_fd >= 0:
+            os.close(self._block_fd)
+            self._block_fd = -1
 
 
 def _anonymous_block() -> int:
-    """A file descriptor of memory without a name: the kernel frees it with its last holder, however that one ends."""
+    """A descriptor of memory without a name: the kernel frees it with its last holder, however that ends."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("maskfleet-decode")
     with tempfile.TemporaryFile() as unnamed:

@@ -1,26 +1,27 @@
-"""The program of a decode child: reads images from a socket, leaves pixels in the shared block, answers in JSON.
+"""The program of a decode child: files come by a socket, pixels go to a shared block, answers are JSON.
 
-Started by `pipeline.bulk.decode.DecodePool` as `python -P -m pipeline.bulk.decode_child SETTINGS`; imports Pillow and
-nothing heavier. It is expected to die: whoever decodes hostile files in C sooner or later does, and the parent counts
-on no last word. Everything the parent reads of it is JSON and pixels, never a pickle.
+Started by `pipeline.bulk.decode.DecodePool` as `python -P -m pipeline.bulk.decode_child SETTINGS`; imports
+Pillow and nothing heavier. It is expected to die: whoever decodes hostile files in C sooner or later does,
+and the parent counts on no last word. All that the parent reads of it is JSON and pixels, never a pickle.
 """
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import importlib
 import json
 import os
-import re
 import resource
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from typing import BinaryIO
 
-from pipeline.bulk.decode_image import DecodeLimits, Outcome
+from PIL import Image
+
+from pipeline.bulk.decode_image import DecodeLimits, Outcome, out_of_memory_error
 
 REQUEST = struct.Struct("!QII")
 """Bytes of the file that follows; height and width of `target_size`, 0 for none."""
@@ -44,64 +45,68 @@ def main() -> None:
         module, _, function = settings["decode"].partition(":")
         decode = getattr(importlib.import_module(module), function)
     except Exception as error:
-        _answer(connection, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        _send(connection, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
         return
     _limit_memory(limits.memory_bytes)
-    _answer(connection, {"status": "ready"})
+    _send(connection, {"status": "ready"})
     with connection.makefile("rb") as requests:
-        while header := requests.read(REQUEST.size):
-            if len(header) < REQUEST.size or not _serve(connection, requests, header, decode, limits, settings):
-                return
+        healthy = True
+        while healthy and (request := _receive(requests)) is not None:
+            answer = _answer(request, decode, limits, settings["block_fd"])
+            _send(connection, answer)
+            healthy = not answer["out_of_memory"]
 
 
-def _serve(
-    connection: socket.socket,
-    requests: object,
-    header: bytes,
-    decode: Callable[..., Outcome],
-    limits: DecodeLimits,
-    settings: dict,
-) -> bool:
-    """Answers one request. False when this child has run out of memory once and should be replaced."""
+def _receive(requests: BinaryIO) -> tuple[bytes, tuple[int, int] | None] | None:
+    """The next file and its `target_size`; None when the parent has gone."""
+    header = requests.read(REQUEST.size)
+    if len(header) < REQUEST.size:
+        return None
     num_bytes, target_height, target_width = REQUEST.unpack(header)
-    target_size = (target_height, target_width) if target_height else None
+    data = requests.read(num_bytes)
+    if len(data) < num_bytes:
+        return None
+    return data, (target_height, target_width) if target_height else None
+
+
+def _answer(
+    request: tuple[bytes, tuple[int, int] | None],
+    decode: Callable[[bytes, DecodeLimits, tuple[int, int] | None], Outcome],
+    limits: DecodeLimits,
+    block_fd: int,
+) -> dict[str, object]:
+    """Decodes one file; its pixels are in the block when the answer says ok."""
+    data, target_size = request
     try:
-        data = requests.read(num_bytes)
-        if len(data) < num_bytes:
-            return False
         outcome = decode(data, limits, target_size)
-        answer = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)}
-        picture = answer.pop("picture")
-        if picture is not None:
-            answer["picture_size"] = picture.size[::-1]
-            answer["offset"] = _leave_pixels(picture, settings["block_fd"])
+        answer = {name: value for name, value in vars(outcome).items() if name != "picture"}
+        if outcome.picture is not None:
+            answer["picture_size"] = (outcome.picture.height, outcome.picture.width)
+            answer["offset"] = _leave_pixels(outcome.picture, block_fd)
+        return answer
     except MemoryError:
-        error = f"decoding needs more than {limits.memory_bytes} bytes of memory"
-        _answer(connection, {"status": "too_large", "error": error, "out_of_memory": True})
-        return False
+        return {"status": "too_large", "error": out_of_memory_error(limits), "out_of_memory": True}
     except Exception as error:  # a fault of the decode function, not of the file
-        answer = {"status": "decoder_crashed", "error": f"{type(error).__name__}: {error}"}
-    _answer(connection, answer)
-    return True
+        words = f"{type(error).__name__}: {error}"
+        return {"status": "decoder_crashed", "error": words, "out_of_memory": False}
 
 
-def _leave_pixels(picture: object, block_fd: int) -> int:
+def _leave_pixels(picture: Image.Image, block_fd: int) -> int:
     """Writes the RGB bytes to the shared block without a copy in between; returns where they start."""
     os.lseek(block_fd, 0, os.SEEK_SET)
     with open(block_fd, "wb", buffering=0, closefd=False) as block:
         picture.save(block, "PPM")
-    width, height = picture.size
-    return len(_PPM_HEADER % (width, height))
+    return len(_PPM_HEADER % picture.size)
 
 
-def _answer(connection: socket.socket, answer: dict) -> None:
-    if answer.get("error"):
-        answer["error"] = answer["error"][:_MAX_ERROR_CHARS]
+def _send(connection: socket.socket, answer: dict[str, object]) -> None:
+    if answer["status"] != "ready" and answer["error"] is not None:
+        answer["error"] = str(answer["error"])[:_MAX_ERROR_CHARS]
     connection.sendall(json.dumps(answer).encode().ljust(ANSWER_BYTES))
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """SIGKILL when the parent goes, even in the middle of a hang. Elsewhere than on Linux: at the next request."""
+    """SIGKILL when the parent goes, even in the middle of a hang; where not Linux, only between images."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -109,11 +114,11 @@ def _die_with_parent(parent_pid: int) -> None:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """Allows `memory_bytes` of address space beyond what the interpreter has now; makes this the kernel's first victim."""
+    """Allows `memory_bytes` of address space from here on; short of memory, the kernel ends it first."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with open("/proc/self/status") as status:
-            in_use = int(re.search(r"VmSize:\s+(\d+) kB", status.read())[1]) << 10
+            in_use = int(status.read().partition("VmSize:")[2].split()[0]) << 10
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = in_use + memory_bytes
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)

@@ -1,15 +1,17 @@
-"""One file's bytes to one upright RGB picture, or the reason why not. Pillow only; what docs/formats.md states.
+"""One file's bytes to one upright RGB picture, or the reason why not, with Pillow; see docs/formats.md.
 
-Runs inside a decode child (`decode_child.py`): it may be killed at any moment, and nothing here guards against hostile
-files beyond what Pillow does. Callers outside the children use `pipeline.bulk.decode.DecodePool`.
+Runs inside a decode child (`decode_child.py`), where a crash or a hang costs one image; everyone else goes
+through `pipeline.bulk.decode.DecodePool`.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 
 # Naming the plugins keeps Pillow from importing all of its forty.
 from PIL import (  # noqa: F401
@@ -54,8 +56,8 @@ class DecodeLimits:
         max_pixels: height * width as the header states them; over it `too_large`, before anything is decoded.
         max_frames: frames or pages of the file (only the first is decoded); over it `too_large`.
         timeout_s: seconds of processor time; over it, or after four times as long by the clock, `timeout`.
-        memory_bytes: address space an image may add to its decode child; over it `too_large`. 20 bytes for each of
-            `max_pixels` is enough for every format.
+        memory_bytes: address space an image may add to its decode child; over it `too_large`. Some
+            formats take 32 bytes a pixel.
         formats: names out of `FORMATS` that are decoded; any other content is `unsupported_format`.
     """
 
@@ -63,7 +65,7 @@ class DecodeLimits:
     max_pixels: int = 100_000_000
     max_frames: int = 10_000
     timeout_s: float = 60.0
-    memory_bytes: int = 2 << 30
+    memory_bytes: int = 4 << 30
     formats: tuple[str, ...] = FORMATS
 
     def __post_init__(self) -> None:
@@ -73,7 +75,8 @@ class DecodeLimits:
         object.__setattr__(self, "formats", tuple(self.formats))
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not self.formats:
-            raise ValueError(f"decode formats are {list(self.formats)!r}; allowed are some of {', '.join(FORMATS)}")
+            allowed = ", ".join(FORMATS)
+            raise ValueError(f"decode formats are {list(self.formats)!r}; allowed are some of {allowed}")
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,10 @@ class Outcome:
         status: one of `STATUSES`; "ok" exactly when there is a picture.
         error: the reason in words, None when ok. The same bytes give the same words.
         picture: mode RGB, upright, or None.
-        height, width: of the upright original in pixels (also when `picture` is a smaller version of it); None where
-            the file does not tell.
+        height, width: of the upright original in pixels (also when `picture` is a smaller version of it);
+            None where the file does not tell.
         exif_orientation: 1..8 as the file states it, None where it states none.
+        out_of_memory: the process ran into its limit, which one that has seen fewer files might not.
     """
 
     status: str
@@ -95,10 +99,11 @@ class Outcome:
     height: int | None = None
     width: int | None = None
     exif_orientation: int | None = None
+    out_of_memory: bool = False
 
 
 def sniff_format(data: bytes) -> str | None:
-    """The format that the first bytes announce, one of `FORMATS`; None for anything else. Names are not looked at."""
+    """The format that the first bytes announce, one of `FORMATS`; None for anything else."""
     if data[:2] == b"\xff\xd8":
         return "JPEG"
     if data[:4] == b"\x89PNG":
@@ -123,41 +128,43 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None) -> Outcome:
-    """The picture in `data`: first frame, upright, RGB, or the status and reason of its failure.
+    """The picture in `data` (first frame, upright, RGB), or the status and reason of its failure.
+
+    Never raises.
 
     Args:
         data: the whole file.
         limits: pixels, frames and formats are checked here; bytes, time and memory by whoever runs the child.
-        target_size: (H, W) the caller will shrink the upright picture to. A JPEG may then come back at a half, a
-            quarter or an eighth of its size, never smaller than this.
-
-    Raises:
-        MemoryError: the process ran into its limit.
+        target_size: (H, W) the caller will shrink the upright picture to. A JPEG may then come back at a
+            half, a quarter or an eighth of its size, never smaller than this.
     """
     if not data:
         return Outcome("corrupt", "the file is empty")
     name = sniff_format(data)
     if name is None:
-        return Outcome("unsupported_format", f"no known image format; the file starts with {bytes(data[:8])!r}")
+        start = bytes(data[:8])
+        return Outcome("unsupported_format", f"no known image format; the file starts with {start!r}")
     if name not in limits.formats:
-        return Outcome("unsupported_format", f"{name} is not among the formats allowed: {', '.join(limits.formats)}")
+        allowed = ", ".join(limits.formats)
+        return Outcome("unsupported_format", f"{name} is not among the formats allowed: {allowed}")
     with warnings.catch_warnings(record=True) as reasons:
         warnings.simplefilter("always")
         Image.WARN_POSSIBLE_FORMATS = True  # makes Pillow give the plugin's own reason
-        Image.MAX_IMAGE_PIXELS = None  # the size is compared below, where it can also be reported
+        # The size is compared below, where it can be reported; but WebP's plugin makes a canvas right here.
+        Image.MAX_IMAGE_PIXELS = (limits.max_pixels + 1) // 2 if name == "WEBP" else None
         try:
             image = Image.open(io.BytesIO(data), formats=[name])
-        except MemoryError:
-            raise
         except Image.UnidentifiedImageError:
-            said = [str(w.message).split(" opening failed. ")[-1] for w in reasons if "opening failed" in str(w.message)]
-            return Outcome("corrupt", f"not readable as {name}: {said[-1] if said else 'broken header'}")
+            said = [str(warning.message).partition(" opening failed. ")[2] for warning in reasons]
+            return Outcome("corrupt", f"not readable as {name}: {next(filter(None, said), 'broken header')}")
         except Exception as error:
-            return Outcome("corrupt", f"not readable as {name}: {_words(error)}")
-        return _decode_opened(image, name, limits, target_size)
+            return _failure(error, limits, f"not readable as {name}: ")
+        return _decode_opened(image, name, data, limits, target_size)
 
 
-def _decode_opened(image: Image.Image, name: str, limits: DecodeLimits, target_size: tuple[int, int] | None) -> Outcome:
+def _decode_opened(
+    image: Image.Image, name: str, data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None
+) -> Outcome:
     width, height = image.size
     if width < 1 or height < 1:
         return Outcome("corrupt", f"the {name} is {height} x {width} pixels", None, height, width)
@@ -173,26 +180,61 @@ def _decode_opened(image: Image.Image, name: str, limits: DecodeLimits, target_s
             error = f"{num_frames} frames; at most {limits.max_frames} are allowed"
             return Outcome("too_large", error, None, height, width)
         orientation = _orientation(image)
-        if orientation in _SIDEWAYS and name != "TIFF":
+        if orientation in _SIDEWAYS and name != "TIFF":  # Pillow turns TIFF itself, size and pixels
             height, width = width, height
+        if name in _DAMAGE and (damage := _DAMAGE[name](data)):
+            raise ValueError(damage)
         if target_size is not None and name == "JPEG":
             target_height, target_width = target_size[::-1] if orientation in _SIDEWAYS else target_size
             image.draft(None, (target_width, target_height))
         image.load()
         picture = _to_rgb(image, name)
-        if name != "TIFF" and orientation in _TURNS:  # Pillow turns TIFF while it loads
+        if orientation in _TURNS and name != "TIFF":
             picture = picture.transpose(_TURNS[orientation])
-    except MemoryError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return Outcome("too_large", _words(error), None, height, width, orientation)
     except Exception as error:
-        if "out of memory" in str(error):
-            raise MemoryError from error
-        return Outcome("corrupt", _words(error), None, height, width, orientation)
-    if target_size is None or name != "JPEG":
-        width, height = picture.size
+        return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
     return Outcome("ok", None, picture, height, width, orientation)
+
+
+def out_of_memory_error(limits: DecodeLimits) -> str:
+    """The words for a file that ran into `memory_bytes`."""
+    return f"decoding needs more than {limits.memory_bytes} bytes of memory"
+
+
+def _failure(error: Exception, limits: DecodeLimits, prefix: str = "") -> Outcome:
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return Outcome("too_large", out_of_memory_error(limits), out_of_memory=True)
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return Outcome("too_large", _words(error))
+    return Outcome("corrupt", prefix + _words(error))
+
+
+def _jpeg_damage(data: bytes) -> str | None:
+    """Whether the end is missing; a file filled up with zeros is half grey to Pillow, not an error."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        if data[position + 1] == 0xDA:  # start of the pixels, in which FF D9 can only be the end
+            found = data.find(b"\xff\xd9", position)
+            return None if found >= 0 else "the file has no end-of-image marker"
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 1 if data[position + 1] == 0xFF else 2 + length
+    return None
+
+
+def _png_damage(data: bytes) -> str | None:
+    """Whether the pixels fail their checksum, which Pillow does not compare; None when they do not."""
+    position, kind = 8, b""
+    while position + 12 <= len(data) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        checksum = data[end : end + 4]
+        if kind == b"IDAT" and zlib.crc32(data[position + 4 : end]).to_bytes(4, "big") != checksum:
+            return "the checksum of the pixels does not match them"
+        position = end + 4
+    return None
+
+
+_DAMAGE = {"JPEG": _jpeg_damage, "PNG": _png_damage}
 
 
 def _count_frames(image: Image.Image) -> int:
@@ -244,16 +286,18 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _from_own_range(image: Image.Image) -> Image.Image:
-    """Smallest..largest finite sample to 0..255 (such samples have no range of their own); a flat image is black."""
+    """Smallest..largest finite sample to 0..255 (their type's range says nothing); a flat image is black."""
     import numpy as np
 
-    samples = np.asarray(image).astype(np.float64)
+    samples = np.array(image, np.float64)  # worked on in place: it may be large
     finite = np.isfinite(samples)
     if not finite.any():
         raise ValueError("no sample is a finite number")
-    low, high = samples[finite].min(), samples[finite].max()
-    scaled = (np.where(finite, samples, low) - low) * (255.0 / max(high - low, np.finfo(np.float64).tiny))
-    return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    low, high = samples.min(where=finite, initial=np.inf), samples.max(where=finite, initial=-np.inf)
+    samples[~finite] = low
+    samples -= low
+    samples *= 255.0 / (high - low) if high > low else 0.0
+    return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8)).convert("RGB")
 
 
 def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
