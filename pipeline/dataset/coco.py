@@ -50,8 +50,12 @@ def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "
     Raises:
         AnnotationError: not a COCO file, an image id twice, an unknown category when refused.
     """
-    json_path = _the_file(str(json_path))
-    content = files.read_json(json_path)
+    json_path = coco_file(str(json_path))
+    return from_coco(files.read_json(json_path), json_path, image_root, unknown=unknown)
+
+
+def from_coco(content: Any, json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
+    """The set that a parsed COCO JSON object holds; `json_path` is where it came from. Otherwise as `load_coco`."""
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise AnnotationError(f"{json_path} has no list {key!r}, so it is no COCO annotation file")
@@ -199,7 +203,8 @@ def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
     )
 
 
-def _the_file(path: str) -> str:
+def coco_file(path: str) -> str:
+    """The JSON file itself, or the one in a folder. Raises AnnotationError when there is none or more than one."""
     if path.lower().endswith(".json"):
         if not files.is_file(path):
             raise AnnotationError(f"there is no annotation file {path}")

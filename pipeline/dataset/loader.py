@@ -15,12 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError
-from pipeline.dataset.augment import SampleDict, Transform
+from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
+from pipeline.dataset.copy_paste import paste_objects
 from pipeline.dataset.images import UnusablePhoto, load_photo
+from pipeline.dataset.sample import (
+    SampleDict,
+    Transform,
+    draw_index,
+    happens,
+    to_sample_dict,
+    to_target,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +62,8 @@ class SampleSet(Dataset):
     - `boxes` float32 [N, 4]: XYXY, half-open, pixels of the image as given, of positive size
     - `labels` int64 [N]: 1..K; `masks` uint8 [N, H, W], none empty; `area` float32 [N]: pixels of the mask
     - `iscrowd` int64 [N]: always 0, because crowds are in
-    - `ignore_boxes` float32 [M, 4]: crowd and ignore regions, and objects without a mask: neither positive
-      nor negative
+    - `ignore_boxes` float32 [M, 4]: crowd and ignore regions, objects without a mask, and objects of a class that was
+      not looked for on the image: neither positive nor negative
     - `image_id` int64: the data set's id where all ids are integers, else the index
     - `labelled_classes` int64 [L]: only where not all classes were looked for
     - `keypoints` float32 [N, P, 3]: x, y as annotated (pixel index, as in COCO), visibility; only with
@@ -70,13 +77,40 @@ class SampleSet(Dataset):
     is full on every worker.
     """
 
-    def __init__(self, annotated: AnnotatedSet, transforms: Transform | None = None, *, seed: int = 0) -> None:
-        """Raises AnnotationError for a set without images."""
+    def __init__(
+        self,
+        annotated: AnnotatedSet,
+        transforms: Transform | None = None,
+        *,
+        seed: int = 0,
+        in_channels: int = 3,
+        copy_paste: float = 0.0,
+    ) -> None:
+        """A set that reads nothing yet.
+
+        Args:
+            annotated: the data set.
+            transforms: see `augment.build_transforms`.
+            seed: of everything random about the samples.
+            in_channels: bands of the images, see `images.load_photo`.
+            copy_paste: probability that objects of another photo, transformed likewise, are pasted onto a
+                sample.
+
+        Raises:
+            AnnotationError: a set without images.
+            ValueError: a value out of range.
+        """
         if not len(annotated):
             raise AnnotationError("the data set has no images")
+        if in_channels < 1:
+            raise ValueError(f"in_channels is {in_channels}; at least 1 is needed")
+        if not 0 <= copy_paste <= 1:
+            raise ValueError(f"copy_paste is {copy_paste}; allowed is a probability from 0 to 1")
         self.annotated = annotated
         self.transforms = transforms
         self.seed = seed
+        self.in_channels = in_channels
+        self.copy_paste = copy_paste
         self._integer_ids = all(isinstance(image.image_id, int) for image in annotated.images)
         self._named: set[int] = set()
 
@@ -112,15 +146,11 @@ class SampleSet(Dataset):
 
     def _load(self, epoch: int, index: int, skipped: dict[int | str, str], places: list[int]) -> Sample:
         image = self.annotated.images[index]
-        pixels, exif = load_photo(image)
-        try:
-            sample = to_sample_dict(image, pixels, self.annotated.keypoint_names)
-        except ValueError as error:
-            raise UnusablePhoto(f"its annotations cannot be used: {error}") from None
-        if self.transforms is not None:
+        sample, exif = self._read(index)
+        if self.transforms is not None or self.copy_paste:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(sample_seed(self.seed, epoch, index))
-                sample = self.transforms(sample)
+                sample = self._change(sample, image.labelled_classes)
         target = to_target(sample)
         target["image_id"] = torch.tensor(image.image_id if self._integer_ids else index, dtype=torch.int64)
         target["exif"] = torch.tensor(exif, dtype=torch.int64)
@@ -130,74 +160,27 @@ class SampleSet(Dataset):
         picture = F.to_dtype(sample["image"].as_subclass(Tensor), torch.float32, scale=True)
         return Sample(picture, target, index, image.image_id, skipped, exif)
 
+    def _read(self, index: int) -> tuple[SampleDict, int]:
+        image = self.annotated.images[index]
+        pixels, exif = load_photo(image, in_channels=self.in_channels)
+        try:
+            return to_sample_dict(image, pixels, self.annotated.keypoint_names), exif
+        except ValueError as error:
+            raise UnusablePhoto(f"its annotations cannot be used: {error}") from None
 
-def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tuple[str, ...] = ()) -> SampleDict:
-    """Photo and annotations in the form that transforms take (see `augment`)."""
-    size = (image.height, image.width)
-    objects, ignored = [], []
-    for instance in image.instances:
-        x1, y1, x2, y2 = instance.box
-        if not (x2 > x1 and y2 > y1):
-            continue
-        mask = None if instance.iscrowd else instance.mask(*size)
-        # An object that is there but has no outline must not be taught as background.
-        if mask is None or not mask.any():
-            ignored.append(instance.box)
-        else:
-            objects.append((instance, mask))
-    masks = np.stack([mask for _, mask in objects]) if objects else np.zeros((0, *size), dtype=np.uint8)
-    boxes = torch.tensor([instance.box for instance, _ in objects], dtype=torch.float32).reshape(-1, 4)
-    ignore_boxes = torch.tensor(ignored, dtype=torch.float32).reshape(-1, 4)
-    sample: SampleDict = {
-        "image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous()),
-        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-        "labels": torch.tensor([instance.label for instance, _ in objects], dtype=torch.int64),
-        "masks": tv_tensors.Mask(torch.from_numpy(masks)),
-        "ignore_boxes": tv_tensors.BoundingBoxes(ignore_boxes, format="XYXY", canvas_size=size),
-    }
-    if keypoint_names:
-        absent = (0.0,) * (3 * len(keypoint_names))
-        values = torch.tensor([i.keypoints or absent for i, _ in objects], dtype=torch.float32)
-        values = values.reshape(-1, len(keypoint_names), 3)
-        sample["keypoints"] = tv_tensors.KeyPoints(values[..., :2] + 0.5, canvas_size=size)
-        sample["visibility"] = values[..., 2]
-    return sample
-
-
-def to_target(sample: SampleDict) -> dict[str, Tensor]:
-    """The target of a transformed sample: plain tensors; objects that the transforms left without box or mask
-    are gone.
-
-    Keypoints that are absent or have left the image are (0, 0, 0).
-    """
-    height, width = sample["image"].shape[-2:]
-    masks = sample["masks"].as_subclass(Tensor)
-    boxes = _clipped(sample["boxes"], height, width)
-    area = masks.flatten(1).sum(1, dtype=torch.float32) if len(masks) else torch.zeros(0)
-    keep = (area > 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    ignore_boxes = _clipped(sample["ignore_boxes"], height, width)
-    seen = (ignore_boxes[:, 2] > ignore_boxes[:, 0]) & (ignore_boxes[:, 3] > ignore_boxes[:, 1])
-    target = {
-        "boxes": boxes[keep],
-        "labels": sample["labels"][keep],
-        "masks": masks[keep].contiguous(),
-        "area": area[keep],
-        "iscrowd": torch.zeros(int(keep.sum()), dtype=torch.int64),
-        "ignore_boxes": ignore_boxes[seen],
-    }
-    if "keypoints" in sample:
-        points, visibility = sample["keypoints"].as_subclass(Tensor)[keep], sample["visibility"][keep]
-        x, y = points.unbind(-1)
-        there = (visibility > 0) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
-        triples = torch.cat([points - 0.5, visibility[..., None]], dim=-1)
-        target["keypoints"] = torch.where(there[..., None], triples, 0.0)
-    return target
-
-
-def _clipped(boxes: Tensor, height: int, width: int) -> Tensor:
-    boxes = boxes.as_subclass(Tensor).float()
-    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-    return torch.minimum(boxes.clamp(min=0), limits)
+    def _change(self, sample: SampleDict, labelled_classes: tuple[int, ...] | None) -> SampleDict:
+        """Transforms a sample, and may paste objects of another one onto it."""
+        if self.transforms is not None:
+            sample = self.transforms(sample)
+        if self.copy_paste and happens(self.copy_paste):
+            try:
+                donor, _ = self._read(draw_index(len(self)))
+            except UnusablePhoto:  # it will be named when its own turn comes
+                return sample
+            if self.transforms is not None:
+                donor = self.transforms(donor)
+            sample = paste_objects(sample, donor, labelled_classes=labelled_classes)
+        return sample
 
 
 def collate(

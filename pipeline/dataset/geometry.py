@@ -1,0 +1,205 @@
+"""Transforms of a sample that move its pixels: resizing, cropping, turning. The sample's form is that of
+`augment`.
+
+Photos are resampled bilinearly, masks to the nearest pixel centre, so that both stay in register. After a
+crop or a turn the boxes are taken anew from the masks, because a box turned as a box is too large and a cut
+one too loose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from pipeline.dataset.sample import SampleDict, draw, draw_index, size_of
+
+_NEAREST = InterpolationMode.NEAREST_EXACT  # plain NEAREST lies half a pixel off the photo
+_BILINEAR = InterpolationMode.BILINEAR
+
+
+def resize_sample(sample: SampleDict, size: tuple[int, int]) -> SampleDict:
+    """The sample stretched to (H, W)."""
+    old_height, old_width = size_of(sample)
+    height, width = size
+    if (height, width) == (old_height, old_width):
+        return sample
+    scale = torch.tensor([width / old_width, height / old_height])
+    resized = dict(sample)
+    photo = sample["image"].as_subclass(Tensor)
+    resized["image"] = tv_tensors.Image(F.resize_image(photo, [height, width], _BILINEAR, antialias=True))
+    masks = sample["masks"].as_subclass(Tensor)
+    if len(masks):
+        masks = F.resize_image(masks, [height, width], _NEAREST)
+    else:
+        masks = masks.new_zeros((0, height, width))
+    resized["masks"] = tv_tensors.Mask(masks)
+    for name in ("boxes", "ignore_boxes"):
+        resized[name] = _as_boxes(sample[name].as_subclass(Tensor) * scale.repeat(2), size)
+    if "keypoints" in sample:
+        points = sample["keypoints"].as_subclass(Tensor) * scale
+        resized["keypoints"] = tv_tensors.KeyPoints(points, canvas_size=size)
+    return resized
+
+
+def crop_sample(sample: SampleDict, top: int, left: int, size: tuple[int, int]) -> SampleDict:
+    """The window of size (H, W) whose corner is at (top, left); what lies outside the photo is zero.
+
+    Boxes are taken anew from the masks where the window cuts something off.
+    """
+    height, width = size
+    old_height, old_width = size_of(sample)
+    cropped = dict(sample)
+    cropped["image"] = tv_tensors.Image(F.crop_image(sample["image"].as_subclass(Tensor), top, left, height, width))
+    masks = sample["masks"].as_subclass(Tensor)
+    if len(masks):
+        masks = F.crop_image(masks, top, left, height, width)
+    else:
+        masks = masks.new_zeros((0, height, width))
+    cropped["masks"] = tv_tensors.Mask(masks)
+    corner = torch.tensor([left, top], dtype=torch.float32)
+    for name in ("boxes", "ignore_boxes"):
+        cropped[name] = _as_boxes(sample[name].as_subclass(Tensor) - corner.repeat(2), size)
+    if "keypoints" in sample:
+        points = sample["keypoints"].as_subclass(Tensor) - corner
+        cropped["keypoints"] = tv_tensors.KeyPoints(points, canvas_size=size)
+    is_padding_only = top <= 0 and left <= 0 and top + height >= old_height and left + width >= old_width
+    return cropped if is_padding_only else boxes_from_masks(cropped)
+
+
+def rotate_sample(sample: SampleDict, degrees: float, *, expand: bool = False) -> SampleDict:
+    """The sample turned counter-clockwise about its middle; corners that come into view are black.
+
+    Args:
+        degrees: of the turn.
+        expand: grow the canvas so that nothing is cut off.
+    """
+    turned = dict(sample)
+    photo = F.rotate(tv_tensors.Image(sample["image"]), degrees, _BILINEAR, expand=expand)
+    size = (photo.shape[-2], photo.shape[-1])
+    masks = sample["masks"]
+    if len(masks):
+        masks = F.rotate(tv_tensors.Mask(masks), degrees, InterpolationMode.NEAREST, expand=expand)
+    else:
+        masks = tv_tensors.Mask(masks.new_zeros((0, *size)))
+    turned["image"], turned["masks"] = photo, masks
+    ignored = F.rotate(sample["ignore_boxes"], degrees, expand=expand)
+    turned["ignore_boxes"] = _as_boxes(ignored.as_subclass(Tensor), size)
+    turned["boxes"] = _as_boxes(sample["boxes"].as_subclass(Tensor), size)
+    if "keypoints" in sample:
+        points = F.rotate(sample["keypoints"], degrees, expand=expand).as_subclass(Tensor)
+        turned["keypoints"] = tv_tensors.KeyPoints(points, canvas_size=size)
+    return boxes_from_masks(turned)
+
+
+def boxes_from_masks(sample: SampleDict) -> SampleDict:
+    """The sample with each box tight around its mask, XYXY half-open; (0, 0, 0, 0) for an empty mask."""
+    return {**sample, "boxes": _as_boxes(mask_boxes(sample["masks"].as_subclass(Tensor)), size_of(sample))}
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Boxes of masks [N, H, W]: float32 [N, 4], XYXY half-open; zeros for an empty mask."""
+    boxes = torch.zeros((len(masks), 4))
+    if not masks.numel():
+        return boxes
+    columns, rows = (masks != 0).any(dim=1), (masks != 0).any(dim=2)
+    for place, lines in ((0, columns), (1, rows)):
+        length = lines.shape[1]
+        boxes[:, place] = lines.float().argmax(dim=1).float()
+        boxes[:, place + 2] = length - lines.flip(1).float().argmax(dim=1).float()
+    return torch.where(columns.any(dim=1, keepdim=True), boxes, 0.0)
+
+
+class FixedSize:
+    """Every photo to one size (H, W): stretched, or with its own proportions and zeros to the right and
+    below.
+    """
+
+    def __init__(self, size: tuple[int, int], *, keep_aspect: bool = False) -> None:
+        self.size = _size("resize_size", size)
+        self.keep_aspect = keep_aspect
+
+    def __call__(self, sample: SampleDict) -> SampleDict:
+        if not self.keep_aspect:
+            return resize_sample(sample, self.size)
+        height, width = size_of(sample)
+        scale = min(self.size[0] / height, self.size[1] / width)
+        fitted = resize_sample(sample, _scaled((height, width), scale, limit=self.size))
+        return crop_sample(fitted, 0, 0, self.size)
+
+
+class ShortSide:
+    """The short side to one of several lengths, drawn anew for each sample; the long side to at most
+    `max_size`.
+    """
+
+    def __init__(self, lengths: Sequence[int], max_size: int) -> None:
+        if not lengths or min(lengths) < 1 or max_size < max(lengths):
+            raise ValueError(
+                f"short_sides is {tuple(lengths)} with max_size {max_size}; allowed are lengths of 1 px up to max_size"
+            )
+        self.lengths = tuple(lengths)
+        self.max_size = max_size
+
+    def __call__(self, sample: SampleDict) -> SampleDict:
+        length = self.lengths[draw_index(len(self.lengths))]
+        height, width = size_of(sample)
+        scale = min(length / min(height, width), self.max_size / max(height, width))
+        return resize_sample(sample, _scaled((height, width), scale))
+
+
+class LargeScaleJitter:
+    """A random scale, then a random window of a fixed size (Ghiasi et al., Simple Copy-Paste, 2021, section
+    3).
+
+    The photo is scaled, with its own proportions, to fit into `size` times a factor drawn evenly from
+    `scales`. Where it is then larger than `size` a window is cut at a random place; where it is smaller,
+    zeros follow right and below.
+    """
+
+    def __init__(self, size: tuple[int, int], scales: tuple[float, float] = (0.1, 2.0)) -> None:
+        self.size = _size("resize_size", size)
+        if not 0 < scales[0] <= scales[1]:
+            raise ValueError(f"jitter_scales is {scales}; allowed are two rising numbers above 0")
+        self.scales = scales
+
+    def __call__(self, sample: SampleDict) -> SampleDict:
+        height, width = size_of(sample)
+        scale = draw(*self.scales) * min(self.size[0] / height, self.size[1] / width)
+        scaled = resize_sample(sample, _scaled((height, width), scale))
+        height, width = size_of(scaled)
+        top, left = (draw_index(max(side - window, 0) + 1) for side, window in zip((height, width), self.size))
+        return crop_sample(scaled, top, left, self.size)
+
+
+class Rotation:
+    """A turn by an angle drawn evenly from -degrees to degrees."""
+
+    def __init__(self, degrees: float, *, expand: bool = False) -> None:
+        if not 0 <= degrees <= 180:
+            raise ValueError(f"rotation_degrees is {degrees}; allowed is 0 to 180")
+        self.degrees = degrees
+        self.expand = expand
+
+    def __call__(self, sample: SampleDict) -> SampleDict:
+        return rotate_sample(sample, draw(-self.degrees, self.degrees), expand=self.expand)
+
+
+def _scaled(size: tuple[int, int], scale: float, limit: tuple[int, int] | None = None) -> tuple[int, int]:
+    height, width = (max(1, math.floor(side * scale + 0.5)) for side in size)
+    return (height, width) if limit is None else (min(height, limit[0]), min(width, limit[1]))
+
+
+def _size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{name} is {size}; allowed is (height, width), both of at least 1 px")
+    return (int(size[0]), int(size[1]))
+
+
+def _as_boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)

@@ -1,0 +1,119 @@
+"""A sample on its way through the transforms, and the dice they throw.
+
+A sample is a dict of
+- `image`: tv_tensors.Image, uint8 or float32 (0..1) [C, H, W]
+- `boxes` [N, 4] and `ignore_boxes` [M, 4]: tv_tensors.BoundingBoxes, float32 XYXY half-open
+- `labels`: int64 [N]
+- `masks`: tv_tensors.Mask, uint8 [N, H, W]
+- `keypoints` and `visibility`, in data with keypoints: tv_tensors.KeyPoints float32 [N, P, 2] in continuous
+  coordinates (a pixel's centre is at +0.5), and float32 [N, P]
+
+Objects keep their place in all of them; those left without box or mask are dropped when the target is made.
+All randomness comes from torch's global generator, which the loader seeds for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from pipeline.dataset.annotations import AnnotatedImage
+
+SampleDict = dict[str, Any]
+Transform = Callable[[SampleDict], SampleDict]
+
+
+def size_of(sample: SampleDict) -> tuple[int, int]:
+    """(H, W) of the sample's image."""
+    height, width = sample["image"].shape[-2:]
+    return (int(height), int(width))
+
+
+def happens(probability: float) -> bool:
+    """Throws the dice once."""
+    return bool(torch.rand(()) < probability)
+
+
+def draw(low: float, high: float) -> float:
+    """A number drawn evenly from low to high."""
+    return low + (high - low) * float(torch.rand(()))
+
+
+def draw_index(count: int) -> int:
+    """One of 0 .. count - 1."""
+    return int(torch.randint(count, ()))
+
+
+def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tuple[str, ...] = ()) -> SampleDict:
+    """Photo and annotations in the form that transforms take of this module."""
+    size = (image.height, image.width)
+    objects, ignored = [], []
+    for instance in image.instances:
+        x1, y1, x2, y2 = instance.box
+        if not (x2 > x1 and y2 > y1):
+            continue
+        is_looked_for = image.labelled_classes is None or instance.label in image.labelled_classes
+        mask = instance.mask(*size) if is_looked_for and not instance.iscrowd else None
+        # An object that is there but has no outline must not be taught as background.
+        if mask is None or not mask.any():
+            ignored.append(instance.box)
+        else:
+            objects.append((instance, mask))
+    masks = np.stack([mask for _, mask in objects]) if objects else np.zeros((0, *size), dtype=np.uint8)
+    boxes = torch.tensor([instance.box for instance, _ in objects], dtype=torch.float32).reshape(-1, 4)
+    ignore_boxes = torch.tensor(ignored, dtype=torch.float32).reshape(-1, 4)
+    sample: SampleDict = {
+        "image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous()),
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "labels": torch.tensor([instance.label for instance, _ in objects], dtype=torch.int64),
+        "masks": tv_tensors.Mask(torch.from_numpy(masks)),
+        "ignore_boxes": tv_tensors.BoundingBoxes(ignore_boxes, format="XYXY", canvas_size=size),
+    }
+    if keypoint_names:
+        absent = (0.0,) * (3 * len(keypoint_names))
+        values = torch.tensor([i.keypoints or absent for i, _ in objects], dtype=torch.float32)
+        values = values.reshape(-1, len(keypoint_names), 3)
+        sample["keypoints"] = tv_tensors.KeyPoints(values[..., :2] + 0.5, canvas_size=size)
+        sample["visibility"] = values[..., 2]
+    return sample
+
+
+def to_target(sample: SampleDict) -> dict[str, Tensor]:
+    """The target of a transformed sample: plain tensors; objects that the transforms left without box or mask
+    are gone.
+
+    Keypoints that are absent or have left the image are (0, 0, 0).
+    """
+    height, width = sample["image"].shape[-2:]
+    masks = sample["masks"].as_subclass(Tensor)
+    boxes = _clipped(sample["boxes"], height, width)
+    area = masks.flatten(1).sum(1, dtype=torch.float32) if len(masks) else torch.zeros(0)
+    keep = (area > 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    ignore_boxes = _clipped(sample["ignore_boxes"], height, width)
+    seen = (ignore_boxes[:, 2] > ignore_boxes[:, 0]) & (ignore_boxes[:, 3] > ignore_boxes[:, 1])
+    target = {
+        "boxes": boxes[keep],
+        "labels": sample["labels"][keep],
+        "masks": masks[keep].contiguous(),
+        "area": area[keep],
+        "iscrowd": torch.zeros(int(keep.sum()), dtype=torch.int64),
+        "ignore_boxes": ignore_boxes[seen],
+    }
+    if "keypoints" in sample:
+        points, visibility = sample["keypoints"].as_subclass(Tensor)[keep], sample["visibility"][keep]
+        x, y = points.unbind(-1)
+        there = (visibility > 0) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+        triples = torch.cat([points - 0.5, visibility[..., None]], dim=-1)
+        target["keypoints"] = torch.where(there[..., None], triples, 0.0)
+    return target
+
+
+def _clipped(boxes: Tensor, height: int, width: int) -> Tensor:
+    boxes = boxes.as_subclass(Tensor).float()
+    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return torch.minimum(boxes.clamp(min=0), limits)

@@ -1,0 +1,108 @@
+"""Seeded parts of a data set, of any size, that are recorded and can be had again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.dataset import files
+from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
+
+_RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SubsetRecord:
+    """Which images of which set were taken.
+
+    Attributes:
+        seed: of the drawing.
+        num_images, of_images: how many were taken, of how many.
+        source_sha256: hash of the ids of the whole set, in order of id.
+        image_ids: those taken, in the order of the set.
+    """
+
+    seed: int
+    num_images: int
+    of_images: int
+    source_sha256: str
+    image_ids: tuple[int | str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "version": _RECORD_VERSION,
+            "seed": self.seed,
+            "num_images": self.num_images,
+            "of_images": self.of_images,
+            "source_sha256": self.source_sha256,
+            "image_ids": list(self.image_ids),
+        }
+
+
+def take_subset(annotated: AnnotatedSet, num_images: int, *, seed: int = 0) -> tuple[AnnotatedSet, SubsetRecord]:
+    """`num_images` images drawn evenly, in the order of the set, and the record of it.
+
+    Which are taken depends on the seed and the ids alone, not on the order of the file; subsets of one seed lie within
+    one another, so that 5,000 images are among the 10,000.
+
+    Raises:
+        AnnotationError: fewer than one image wanted, or more than there are.
+    """
+    if not 1 <= num_images <= len(annotated):
+        raise AnnotationError(f"a subset of {num_images} images is wanted; allowed are 1 to {len(annotated)}")
+    ids = _sorted_ids(annotated)
+    order = np.random.default_rng(seed).permutation(len(ids))
+    chosen = {ids[place] for place in order[:num_images].tolist()}
+    subset = _only(annotated, chosen)
+    record = SubsetRecord(
+        seed, num_images, len(annotated), _hash_of(ids), tuple(image.image_id for image in subset.images)
+    )
+    return subset, record
+
+
+def save_subset(record: SubsetRecord, uri: str) -> None:
+    """Writes the record as JSON, whole or not at all."""
+    files.write_json(uri, record.to_dict())
+
+
+def load_subset(annotated: AnnotatedSet, uri: str) -> tuple[AnnotatedSet, SubsetRecord]:
+    """The images that a record names, and the record.
+
+    Raises:
+        FileNotFoundError: no such record.
+        AnnotationError: no record, or one of another data set.
+    """
+    content = files.read_json(uri)
+    try:
+        record = SubsetRecord(
+            int(content["seed"]),
+            int(content["num_images"]),
+            int(content["of_images"]),
+            str(content["source_sha256"]),
+            tuple(content["image_ids"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise AnnotationError(f"{uri} is no record of a subset") from None
+    if _hash_of(_sorted_ids(annotated)) != record.source_sha256:
+        raise AnnotationError(
+            f"{uri} is the record of a subset of another data set: of {record.of_images} images, where this one has "
+            f"{len(annotated)}, or of other ids"
+        )
+    return _only(annotated, set(record.image_ids)), record
+
+
+def _only(annotated: AnnotatedSet, chosen: set[int | str]) -> AnnotatedSet:
+    return replace(annotated, images=tuple(image for image in annotated.images if image.image_id in chosen))
+
+
+def _sorted_ids(annotated: AnnotatedSet) -> list[int | str]:
+    return sorted((image.image_id for image in annotated.images), key=lambda i: (isinstance(i, str), i))
+
+
+def _hash_of(ids: list[int | str]) -> str:
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
