@@ -40,7 +40,5 @@ class ExactAnchors(AnchorGenerator):
         return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
-        exact = [
-            [torch.tensor(stride, device=old[0].device)] * 2 for stride, old in zip(self.strides, strides)
-        ]
+        exact = [[torch.tensor(stride, device=old[0].device)] * 2 for stride, old in zip(self.strides, strides)]
         return super().grid_anchors(grid_sizes, exact)

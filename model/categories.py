@@ -26,9 +26,7 @@ def check_categories(categories: Iterable[Category], num_classes: int) -> None:
     """
     categories = tuple(categories)
     if len(categories) != num_classes:
-        raise ValueError(
-            f"the class map has {len(categories)} categories, the spec has num_classes={num_classes}"
-        )
+        raise ValueError(f"the class map has {len(categories)} categories, the spec has num_classes={num_classes}")
     for field in ("id", "name"):
         values = [getattr(category, field) for category in categories]
         twice = sorted({str(value) for value in values if values.count(value) > 1})

@@ -58,9 +58,7 @@ def intersection_over_box(boxes: Tensor, regions: Tensor) -> Tensor:
     return sides.prod(dim=2) / box_area(boxes)[:, None].clamp(min=1e-6)
 
 
-def allowed_classes(
-    targets: list[dict[str, Tensor]], labels: list[Tensor], num_classes: int
-) -> Tensor | None:
+def allowed_classes(targets: list[dict[str, Tensor]], labels: list[Tensor], num_classes: int) -> Tensor | None:
     """Which classes each sampled RoI may learn from, bool [N, K + 1], or None where every image says all.
 
     A background RoI of an image with `labelled_classes` learns nothing of the others: it may be one of them.

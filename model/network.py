@@ -14,6 +14,7 @@ from model.roi_heads import RoIHeads
 from model.rpn import NonFiniteOutput, build_rpn
 from model.spec import ModelSpec
 from model.transform import ImageTransform
+from model.weights import WeightsReport, load_weights
 
 __all__ = ["MaskRCNN", "NonFiniteOutput", "build_model", "check_targets"]
 
@@ -55,6 +56,7 @@ class MaskRCNN(nn.Module):
         self.roi_heads = roi_heads
         self.proposals = proposals
         self.num_classes = num_classes
+        self.weights_report: WeightsReport | None = None
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -73,7 +75,8 @@ class MaskRCNN(nn.Module):
         Raises:
             ValueError: No targets, or a target that does not fit its image or the network.
         """
-        targets = check_targets(images, targets, num_classes=self.num_classes)
+        has_masks = self.roi_heads.has_mask()
+        targets = check_targets(images, targets, num_classes=self.num_classes, has_masks=has_masks)
         batch, targets = self.transform(images, [separate_ignored(target) for target in targets])
         features = to_feature_maps(self.backbone(batch.tensors))
         proposals, rpn_losses = self.rpn(batch, features, targets)
@@ -108,7 +111,7 @@ def to_feature_maps(output: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) ->
 
 
 def check_targets(
-    images: list[Tensor], targets: list[dict[str, Tensor]] | None, *, num_classes: int
+    images: list[Tensor], targets: list[dict[str, Tensor]] | None, *, num_classes: int, has_masks: bool
 ) -> list[dict[str, Tensor]]:
     """The targets, if there is one for each image and each fits.
 
@@ -120,19 +123,17 @@ def check_targets(
     for index, (image, target) in enumerate(zip(images, targets)):
         boxes, labels = target["boxes"], target["labels"]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
-            raise ValueError(
-                f"target {index}: boxes are {boxes.dtype} {list(boxes.shape)}; allowed is float [N, 4]"
-            )
+            raise ValueError(f"target {index}: boxes are {boxes.dtype} {list(boxes.shape)}; allowed is float [N, 4]")
         if labels.dtype != torch.int64 or len(labels) != len(boxes):
             raise ValueError(
-                f"target {index}: labels are {labels.dtype} {list(labels.shape)}; "
-                f"allowed is int64 [{len(boxes)}]"
+                f"target {index}: labels are {labels.dtype} {list(labels.shape)}; allowed is int64 [{len(boxes)}]"
             )
+        if has_masks and "masks" not in target:
+            raise ValueError(f"target {index}: there are no masks, and the network has a mask head")
         wanted = (len(boxes), *image.shape[-2:])
         if "masks" in target and tuple(target["masks"].shape) != wanted:
             raise ValueError(
-                f"target {index}: masks are {list(target['masks'].shape)}; "
-                f"the image and boxes need {list(wanted)}"
+                f"target {index}: masks are {list(target['masks'].shape)}; the image and boxes need {list(wanted)}"
             )
         if not len(boxes):
             continue
@@ -144,17 +145,12 @@ def check_targets(
             raise ValueError(
                 f"target {index}: labels from {labels.min()} to {labels.max()}; allowed is 1 to {num_classes}"
             )
-        if (
-            "labelled_classes" in target
-            and not torch.isin(labels, target["labelled_classes"].to(labels)).all()
-        ):
+        if "labelled_classes" in target and not torch.isin(labels, target["labelled_classes"].to(labels)).all():
             raise ValueError(f"target {index}: an instance has a class that is not among labelled_classes")
     return targets
 
 
-def build_model(
-    spec: ModelSpec, *, weights: str | None = None, backbone: nn.Module | None = None
-) -> MaskRCNN:
+def build_model(spec: ModelSpec, *, weights: str | None = None, backbone: nn.Module | None = None) -> MaskRCNN:
     """The network of a spec, in training mode.
 
     Args:
@@ -177,12 +173,10 @@ def build_model(
         transform=ImageTransform(spec),
         backbone=backbone,
         rpn=build_rpn(spec, backbone.out_channels, backbone.strides),
-        roi_heads=RoIHeads(
-            spec, in_channels=backbone.out_channels, strides=backbone.strides[:num_roi_maps], res5=res5
-        ),
+        roi_heads=RoIHeads(spec, in_channels=backbone.out_channels, strides=backbone.strides[:num_roi_maps], res5=res5),
         proposals=spec.proposals,
         num_classes=spec.num_classes,
     )
     if weights is not None:
-        raise ValueError(f"weights={weights!r}: allowed is None")
+        model.weights_report = load_weights(model, spec, weights)
     return model

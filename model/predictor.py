@@ -26,6 +26,7 @@ class Detections:
         scores: float32 [N], 0..1.
         mask_probs: float32 [N, M, M], 0..1: the mask of the chosen class over the box, not pasted into the
             image.
+            M = 0 without a mask head.
         keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint
             head.
     """
@@ -91,11 +92,7 @@ class Predictor:
         groups: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             groups.setdefault(self.padded_size(*size), []).append(index)
-        return [
-            group[at : at + batch_size]
-            for group in groups.values()
-            for at in range(0, len(group), batch_size)
-        ]
+        return [group[at : at + batch_size] for group in groups.values() for at in range(0, len(group), batch_size)]
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """The detections in each image, by one call of the network.
@@ -120,21 +117,14 @@ class Predictor:
 
     def _check(self, images: Sequence[np.ndarray]) -> None:
         for index, image in enumerate(images):
-            if (
-                image.dtype != np.uint8
-                or image.ndim != 3
-                or image.shape[2] != self.spec.in_channels
-                or not image.size
-            ):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.spec.in_channels or not image.size:
                 raise ValueError(
                     f"image {index} is {image.dtype} {list(image.shape)}; "
                     f"allowed is uint8 [H, W, {self.spec.in_channels}]"
                 )
         padded = {self.padded_size(*image.shape[:2]) for image in images}
         if len(padded) > 1:
-            raise ValueError(
-                f"images of one call must share a padded size, not have {sorted(padded)}; see batches()"
-            )
+            raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # The bytes travel to the device, not the floats: a quarter of the traffic.
@@ -142,16 +132,14 @@ class Predictor:
         return tensor.permute(2, 0, 1).float().div(255)
 
 
-def _to_detections(
-    found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int]
-) -> Detections:
+def _to_detections(found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int]) -> Detections:
     order = torch.argsort(found["scores"], descending=True, stable=True)
     boxes = clip_boxes_to_image(resize_boxes(found["boxes"][order], resized, original), original)
     arrays = {
         "boxes": boxes.float(),
         "labels": found["labels"][order],
         "scores": found["scores"][order].float(),
-        "mask_probs": found["masks"][order, 0].float(),
+        "mask_probs": found["masks"][order, 0].float() if "masks" in found else boxes.new_zeros(len(boxes), 0, 0),
         "keypoints": None,
     }
     if "keypoints" in found:
@@ -159,6 +147,4 @@ def _to_detections(
     for name, tensor in arrays.items():
         if tensor is not None and not torch.isfinite(tensor).all():
             raise NonFiniteOutput(f"the network gave {name} that are not finite")
-    return Detections(
-        **{name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()}
-    )
+    return Detections(**{name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()})

@@ -66,8 +66,6 @@ class RoIHeads(TorchvisionRoIHeads):
     ) -> None:
         box_roi_size = _C4_ROI_SIZE if res5 is not None else _BOX_ROI_SIZE
         head_channels = res5.out_channels if res5 is not None else in_channels
-        # res5 halves the side.
-        mask_size = _C4_ROI_SIZE // 2 if res5 is not None else mask_roi_size(spec)
         super().__init__(
             RoIPooler(spec, output_size=box_roi_size, strides=strides),
             *build_box_head(spec, head_channels, box_roi_size),
@@ -82,15 +80,22 @@ class RoIHeads(TorchvisionRoIHeads):
         )
         self.spec = spec
         self.res5 = res5 if res5 is not None else nn.Identity()
-        self.mask_roi_pool = RoIPooler(
-            spec, output_size=_C4_ROI_SIZE if res5 is not None else mask_size, strides=strides
-        )
-        self.mask_head, self.mask_predictor = build_mask_head(spec, head_channels, mask_size)
+        if spec.mask_head != "none":
+            self._add_mask_head(head_channels, strides)
         if spec.num_keypoints:
             widths = spec.keypoint_head_channels
             self.keypoint_roi_pool = RoIPooler(spec, output_size=_KEYPOINT_ROI_SIZE, strides=strides)
             self.keypoint_head = KeypointRCNNHeads(in_channels, widths)
             self.keypoint_predictor = KeypointRCNNPredictor(widths[-1], spec.num_keypoints)
+
+    def _add_mask_head(self, in_channels: int, strides: tuple[int, ...]) -> None:
+        roi_size = mask_roi_size(self.spec)
+        head_size = roi_size
+        if self.spec.neck == "c4":
+            # The shared stage halves the side.
+            roi_size, head_size = _C4_ROI_SIZE, _C4_ROI_SIZE // 2
+        self.mask_roi_pool = RoIPooler(self.spec, output_size=roi_size, strides=strides)
+        self.mask_head, self.mask_predictor = build_mask_head(self.spec, in_channels, head_size)
 
     def forward(
         self,
@@ -108,8 +113,9 @@ class RoIHeads(TorchvisionRoIHeads):
         samples = self.sample(proposals, targets)
         found = samples.positives()
         terms = self.box_losses(*self.box_outputs(features, samples.boxes), samples, targets)
-        terms |= self.mask_losses(self.mask_logits(features, found.boxes), found, targets)
-        if self.spec.num_keypoints:
+        if self.has_mask():
+            terms |= self.mask_losses(self.mask_logits(features, found.boxes), found, targets)
+        if self.has_keypoint():
             terms |= self.keypoint_losses(self.keypoint_logits(features, found.boxes), found, targets)
         return [], terms
 
@@ -118,13 +124,13 @@ class RoIHeads(TorchvisionRoIHeads):
     ) -> list[dict[str, Tensor]]:
         """Classify the proposals, suppress, then look at what is left for masks and keypoints."""
         found = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
-        counts = [len(one["boxes"]) for one in found]
         boxes = [one["boxes"] for one in found]
-        labels = torch.cat([one["labels"] for one in found])
-        inside, _ = log_mask_probabilities(self.spec, self.mask_logits(features, boxes), labels)
-        for one, masks in zip(found, inside.exp()[:, None].split(counts)):
-            one["masks"] = masks
-        if self.spec.num_keypoints:
+        if self.has_mask():
+            labels = torch.cat([one["labels"] for one in found])
+            inside, _ = log_mask_probabilities(self.spec, self.mask_logits(features, boxes), labels)
+            for one, masks in zip(found, inside.exp()[:, None].split([len(b) for b in boxes])):
+                one["masks"] = masks
+        if self.has_keypoint():
             points = keypointrcnn_inference(self.keypoint_logits(features, boxes).float(), boxes)
             for one, keypoints, scores in zip(found, *points):
                 one["keypoints"], one["keypoints_scores"] = keypoints, scores
@@ -152,9 +158,7 @@ class RoIHeads(TorchvisionRoIHeads):
         """RoIs to learn from: of the proposals and the true boxes, positives and negatives in proportion."""
         true_boxes = [target["boxes"].to(boxes) for target, boxes in zip(targets, proposals)]
         boxes = self.add_gt_proposals(proposals, true_boxes)
-        matches, labels = self.assign_targets_to_proposals(
-            boxes, true_boxes, [target["labels"] for target in targets]
-        )
+        matches, labels = self.assign_targets_to_proposals(boxes, true_boxes, [target["labels"] for target in targets])
         labels = [
             drop_ignored(image_labels, image_boxes, target, overlap=self.spec.ignore_overlap)
             for image_labels, image_boxes, target in zip(labels, boxes, targets)
@@ -200,9 +204,7 @@ class RoIHeads(TorchvisionRoIHeads):
             "loss_box_reg": box / max(len(labels), 1) * spec.box_loss_weight,
         }
 
-    def mask_losses(
-        self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def mask_losses(self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """`loss_mask` (and `loss_mask_dice`) over the positive RoIs."""
         wanted = mask_targets(
             [target["masks"] for target in targets], found.boxes, found.matches, self.spec.mask_output_size
@@ -211,9 +213,7 @@ class RoIHeads(TorchvisionRoIHeads):
         terms = losses.mask_losses(self.spec.mask_loss, inside, outside, wanted)
         return {name: term * self.spec.mask_loss_weight for name, term in terms.items()}
 
-    def keypoint_losses(
-        self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def keypoint_losses(self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """`loss_keypoint` over the visible keypoints of the positive RoIs."""
         term = keypointrcnn_loss(
             logits.float(), found.boxes, [target["keypoints"] for target in targets], found.matches

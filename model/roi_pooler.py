@@ -37,9 +37,7 @@ class RoIPooler(nn.Module):
         pooled = maps[0].new_zeros(shape)
         for level, (feature, stride) in enumerate(zip(maps, self.strides)):
             chosen = torch.where(levels == level)[0]
-            part = pool_rois(
-                feature, rois[chosen], output_size=self.output_size, scale=1 / stride, **self.options
-            )
+            part = pool_rois(feature, rois[chosen], output_size=self.output_size, scale=1 / stride, **self.options)
             pooled = pooled.index_put((chosen,), part.to(pooled.dtype))
         return pooled
 

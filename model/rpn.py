@@ -63,9 +63,7 @@ class ProposalNetwork(RegionProposalNetwork):
         """Label (1 object, 0 background, -1 not used) and true box of each anchor, image by image."""
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for index, (image_anchors, target) in enumerate(zip(anchors, targets)):
-            labels[index] = drop_ignored(
-                labels[index], image_anchors, target, overlap=self.spec.ignore_overlap
-            )
+            labels[index] = drop_ignored(labels[index], image_anchors, target, overlap=self.spec.ignore_overlap)
             if not has_rpn_negatives(target, self.spec.num_classes, partial=self.spec.rpn_partial_negatives):
                 labels[index] = torch.where(labels[index] == 0, float(NOT_USED), labels[index])
         return labels, boxes
@@ -83,9 +81,7 @@ class ProposalNetwork(RegionProposalNetwork):
         sampled = torch.cat([positive, negative])
         count = max(len(sampled), 1)
         wanted = torch.cat(labels)[sampled]
-        class_term = F.binary_cross_entropy_with_logits(
-            objectness.flatten()[sampled].float(), wanted, reduction="sum"
-        )
+        class_term = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled].float(), wanted, reduction="sum")
         box_term = F.smooth_l1_loss(
             pred_bbox_deltas[positive].float(),
             torch.cat(regression_targets)[positive],

@@ -22,7 +22,7 @@ NECKS = ("fpn", "c4", "c5", "dc5")
 NORMS = ("frozen_batch", "batch", "sync_batch", "group")
 BOX_LOSSES = ("smooth_l1", "l1", "iou", "giou", "diou", "ciou")
 # Convolutions of the 7x7 variant, and fully connected layers of the MLP, by name of the mask head.
-_MASK_HEAD_DEPTHS = {"fcn": range(0, 33), "conv5": (5,), "mlp": (2, 3)}
+_MASK_HEAD_DEPTHS = {"fcn": range(0, 33), "conv5": (5,), "mlp": (2, 3), "none": range(0, 33)}
 
 
 def _field(default: Any, low: float | None = None, high: float | None = None, allowed: tuple = ()) -> Any:
@@ -142,8 +142,9 @@ class ModelSpec:
 
     # --- mask head -----------------------------------------------------------------------------------------
     # "fcn": 3x3 convolutions at half the output size, a deconvolution. "conv5": five 3x3 convolutions at 7x7,
-    # deconvolutions. "mlp": two or three fully connected layers on 7x7, then all pixels at once.
-    mask_head: str = _field("fcn", allowed=("fcn", "conv5", "mlp"))
+    # deconvolutions. "mlp": two or three fully connected layers on 7x7, then all pixels at once. "none":
+    # boxes (and keypoints) alone.
+    mask_head: str = _field("fcn", allowed=("fcn", "conv5", "mlp", "none"))
     # Widths of those convolutions, or of the fully connected layers.
     mask_head_channels: tuple[int, ...] = _field((256, 256, 256, 256), 8, 8192)
     mask_deconv_channels: int = _field(256, 8, 4096)
@@ -232,8 +233,7 @@ class ModelSpec:
         if len(self.mask_head_channels) not in _MASK_HEAD_DEPTHS[self.mask_head]:
             depths = " or ".join(map(str, _MASK_HEAD_DEPTHS[self.mask_head]))
             raise ValueError(
-                f"mask_head_channels={self.mask_head_channels!r}: "
-                f"mask_head={self.mask_head!r} needs {depths} values"
+                f"mask_head_channels={self.mask_head_channels!r}: mask_head={self.mask_head!r} needs {depths} values"
             )
 
     @classmethod

@@ -52,14 +52,10 @@ class ImageTransform(GeneralizedRCNNTransform):
             image = torch.cat([image[:3].flip(0), image[3:]])
         return super().normalize(image)
 
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         old = tuple(image.shape[-2:])
         new = resized_size(*old, min_size=self.min_size[-1], max_size=self.max_size)
-        image = torch.nn.functional.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[
-            0
-        ]
+        image = torch.nn.functional.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[0]
         if target is None:
             return image, None
         target = dict(target)

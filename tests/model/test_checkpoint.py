@@ -48,11 +48,7 @@ def test_round_trip(tmp_path):
         {"step": 7, "epoch": 1},
     )
     assert checkpoint.training_state is None
-    assert (
-        sha256
-        == checkpoint.sha256
-        == hashlib.sha256((tmp_path / "c/model.safetensors").read_bytes()).hexdigest()
-    )
+    assert sha256 == checkpoint.sha256 == hashlib.sha256((tmp_path / "c/model.safetensors").read_bytes()).hexdigest()
     built = checkpoint.build()
     assert not built.training
     for name, tensor in model.state_dict().items():

@@ -31,18 +31,14 @@ def test_equals_the_evaluation_forward(model):
     pictures = [image(100, 130), image(99, 131, seed=1)]
     with torch.no_grad():
         expected = model([as_tensor(picture) for picture in pictures])
-    for picture, found, want in zip(
-        pictures, Predictor(model, SPEC).predict(pictures), expected, strict=True
-    ):
+    for picture, found, want in zip(pictures, Predictor(model, SPEC).predict(pictures), expected, strict=True):
         assert len(found.scores) > 10
         assert np.all(np.diff(found.scores) <= 0)
         np.testing.assert_allclose(found.boxes, want["boxes"], atol=1e-4)
         np.testing.assert_array_equal(found.labels, want["labels"])
         np.testing.assert_allclose(found.scores, want["scores"], atol=1e-6)
         np.testing.assert_allclose(found.keypoints, want["keypoints"], atol=1e-3)
-        pasted = paste_masks_in_image(
-            torch.from_numpy(found.mask_probs)[:, None], want["boxes"], picture.shape[:2]
-        )
+        pasted = paste_masks_in_image(torch.from_numpy(found.mask_probs)[:, None], want["boxes"], picture.shape[:2])
         torch.testing.assert_close(pasted, want["masks"], atol=1e-4, rtol=0)
 
 
