@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from pipeline.dataset.geometry import boxes_from_masks, crop_sample
+from pipeline.dataset.geometry import crop_sample, mask_boxes
 from pipeline.dataset.sample import SampleDict, size_of
 
 
@@ -26,24 +26,22 @@ def paste_objects(
     """
     size = size_of(sample)
     donor = crop_sample(donor, 0, 0, size)
-    chosen = torch.rand(len(donor["labels"])) < 0.5
-    chosen &= donor["masks"].as_subclass(Tensor).flatten(1).any(dim=1)
+    donor_masks = donor["masks"].as_subclass(Tensor) != 0
+    chosen = (torch.rand(len(donor_masks)) < 0.5) & donor_masks.flatten(1).any(dim=1)
     if labelled_classes is not None:
         chosen &= torch.isin(donor["labels"], torch.tensor(labelled_classes, dtype=torch.int64))
     if not chosen.any():
         return sample
-    above = donor["masks"].as_subclass(Tensor)[chosen]
+    masks, above = sample["masks"].as_subclass(Tensor) != 0, donor_masks[chosen]
     cover = above.any(dim=0)
-    below = sample["masks"].as_subclass(Tensor) * ~cover
-    was = sample["masks"].as_subclass(Tensor).flatten(1).sum(1)
-    is_cut = below.flatten(1).sum(1) != was
+    below = masks & ~cover
+    is_cut = (masks & cover).flatten(1).any(dim=1)
     photo = torch.where(cover, donor["image"].as_subclass(Tensor), sample["image"].as_subclass(Tensor))
     joined = dict(sample)
     joined["image"] = tv_tensors.Image(photo)
-    joined["masks"] = tv_tensors.Mask(torch.cat([below, above]))
+    joined["masks"] = tv_tensors.Mask(torch.cat([below, above]).to(torch.uint8))
     joined["labels"] = torch.cat([sample["labels"], donor["labels"][chosen]])
-    tight = boxes_from_masks({**sample, "masks": tv_tensors.Mask(below)})["boxes"].as_subclass(Tensor)
-    kept = torch.where(is_cut[:, None], tight, sample["boxes"].as_subclass(Tensor))
+    kept = torch.where(is_cut[:, None], mask_boxes(below), sample["boxes"].as_subclass(Tensor))
     boxes = torch.cat([kept, donor["boxes"].as_subclass(Tensor)[chosen]])
     joined["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
     if "keypoints" in sample:

@@ -1,7 +1,7 @@
 """A drawn corpus whose masks are known to the pixel: coloured circles, squares and triangles that cover one
 another.
 
-The colour says nothing about the class, the background has texture at two scales, shapes are turned, striped
+The colour says nothing about the class, the background has muted texture at two scales, shapes are turned, striped
 or shaded, and a shape's mask is what is visible of it. Category ids have gaps (10, 20, 30), so that taking a
 label for an id shows at once.
 """
@@ -21,8 +21,8 @@ from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, Instance,
 from pipeline.dataset.coco import to_coco
 
 SHAPE_CATEGORIES = (Category(10, "circle"), Category(20, "square"), Category(30, "triangle"))
-_MIN_VISIBLE = 0.4  # a later shape may cover at most the rest of an earlier one
-_MIN_VISIBLE_PX = 40
+_MIN_VISIBLE = 0.6  # a later shape may cover at most the rest of an earlier one
+_MIN_VISIBLE_PX = 80
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def draw_shapes(
     num_val: int = 60,
     num_unlabelled: int = 200,
     image_size: tuple[int, int] = (128, 160),
-    max_shapes: int = 6,
+    max_shapes: int = 5,
     seed: int = 0,
     image_format: str = "png",
 ) -> None:
@@ -87,7 +87,7 @@ def draw_shapes(
         files.write_json(files.join_uri(str(folder), json_name), truth)
 
 
-def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_shapes: int = 6) -> DrawnImage:
+def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_shapes: int = 5) -> DrawnImage:
     """One picture of up to `max_shapes` shapes, drawn one over another; at least one shape is on it."""
     height, width = image_size
     canvas = _background(rng, height, width)
@@ -120,10 +120,10 @@ def _vary(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[int, i
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Clouds of two scales around a random colour: float64 [H, W, 3]."""
-    canvas = np.full((height, width, 3), rng.uniform(60, 195, 3))
-    for cells, strength in ((4, 45.0), (20, 18.0)):
-        coarse = rng.normal(0.0, strength, (cells, cells, 3))
+    """Clouds of two scales around a random grey, slightly coloured: float64 [H, W, 3]."""
+    canvas = np.full((height, width, 3), rng.uniform(60, 195)) + rng.uniform(-15, 15, 3)
+    for cells, strength in ((4, 18.0), (20, 8.0)):
+        coarse = rng.normal(0.0, strength, (cells, cells, 1)) + rng.normal(0.0, strength / 3, (cells, cells, 3))
         y, x = np.linspace(0, cells - 1.001, height), np.linspace(0, cells - 1.001, width)
         y0, x0 = y.astype(int), x.astype(int)
         fy, fx = (y - y0)[:, None, None], (x - x0)[None, :, None]
@@ -137,8 +137,8 @@ def _shape_mask(rng: np.random.Generator, label: int, height: int, width: int) -
     """bool [H, W]: pixels whose centre lies in a shape of random place, size and turn; it may cross the
     border.
     """
-    radius = min(height, width) * rng.uniform(0.09, 0.27)
-    margin = 0.4 * radius  # a sliver at the border could be any of the three
+    radius = min(height, width) * rng.uniform(0.12, 0.28)
+    margin = 0.7 * radius  # a sliver at the border could be any of the three
     cy, cx = rng.uniform(margin, height - margin), rng.uniform(margin, width - margin)
     y, x = np.mgrid[0:height, 0:width] + 0.5
     dy, dx = y - cy, x - cx
@@ -161,7 +161,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, inside: np.ndarray) -> 
     under = canvas[inside].mean(axis=0)
     colour = rng.uniform(0, 255, 3)
     for _ in range(10):
-        if np.abs(colour - under).sum() >= 120:
+        if np.abs(colour - under).sum() >= 150:
             break
         colour = rng.uniform(0, 255, 3)
     y, x = np.nonzero(inside)
