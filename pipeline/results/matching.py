@@ -77,11 +77,9 @@ def iter_pairs(
     """
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type is {iou_type!r}; allowed are bbox, segm")
-    if iou_type == "segm" and (detections.counts is None or detections.sizes is None):
-        raise ValueError("segm matching needs masks; load the instances with rle_counts")
+    rles = detections.to_rles() if iou_type == "segm" else []
     from pycocotools import mask as coco_mask
 
-    sizes, counts = detections.sizes, detections.counts
     rows = np.flatnonzero(detections.scores >= score_threshold)
     order = np.lexsort((-detections.scores[rows], detections.image_ids[rows]))  # stable: equal scores keep their order
     rows = rows[order]
@@ -99,9 +97,8 @@ def iter_pairs(
                 detections.bboxes[found], np.array([truth.annotations[i]["bbox"] for i in listed], np.float64), crowd
             )
         else:
-            assert sizes is not None and counts is not None  # checked above
             ious = coco_mask.iou(
-                [{"size": sizes[i].tolist(), "counts": counts[i]} for i in found.tolist()],
+                [rles[i] for i in found.tolist()],
                 [truth.rles[i] for i in listed],
                 crowd,
             )

@@ -69,6 +69,11 @@ class Truth:
             return cls.from_coco(source)
         return cls.from_coco(files.read_json(str(source)), str(source))
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """The truth as one COCO JSON object."""
+        return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+
     @cached_property
     def names(self) -> dict[int, str]:
         """Category names by id."""

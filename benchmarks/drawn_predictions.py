@@ -1,0 +1,191 @@
+"""A drawn set of COCO val's size, as ground truth JSON, as a run's Parquet and as COCO results JSON.
+
+Objects are star-shaped blobs with boxes spread as COCO's; a detection is a blob shaken, scaled and moved, or one that
+is not there. Masks come from the same encoder as a real run's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.manifest import (
+    MANIFEST_KEY,
+    MANIFEST_SCHEMA,
+    Commit,
+    DataFile,
+    commit_key,
+    manifest_row,
+    sha256_of,
+    table_key,
+    to_json,
+)
+from pipeline.rle import encode_roi_masks, rle_areas
+from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.storage import LocalStorage
+
+SIZE = (480, 640)
+NUM_CATEGORIES = 80
+_SIDE = 28
+_CORNERS = 24
+IMAGES_A_SHARD = 256
+
+
+def draw(folder: Path, *, num_images: int, num_objects: int, detections: int, seed: int = 0) -> None:
+    """Writes `truth.json`, `run/` and `results.json` below a folder, unless they are there.
+
+    Args:
+        num_images, num_objects: of the truth.
+        detections: of each image.
+    """
+    if (folder / "results.json").exists():
+        return
+    rng = np.random.default_rng(seed)
+    of_image = rng.multinomial(num_objects, np.full(num_images, 1 / num_images))
+    truth: dict[str, Any] = {
+        "images": [
+            {"id": i + 1, "file_name": f"{i:012d}.jpg", "height": SIZE[0], "width": SIZE[1]} for i in range(num_images)
+        ],
+        "categories": [{"id": c + 1, "name": f"class_{c:02d}"} for c in range(NUM_CATEGORIES)],
+        "annotations": [],
+    }
+    storage = LocalStorage(folder / "run")
+    storage.write_bytes("run.json", to_json({"segment": {"score_threshold": 0.0}}))
+    rows: list[pa.Table] = []
+    commits = []
+    for place in range(num_images):
+        rows.append(_draw_image(rng, truth, place, int(of_image[place]), detections))
+        if len(rows) == IMAGES_A_SHARD or place == num_images - 1:
+            commits.append(_write_shard(storage, len(commits), place + 1 - len(rows), rows))
+            rows = []
+    (folder / "truth.json").write_text(json.dumps(truth))
+    table = pa.Table.from_pylist([manifest_row(commit) for commit in commits], schema=MANIFEST_SCHEMA)
+    pq.write_table(table, folder / "run" / MANIFEST_KEY)
+    _write_results(folder, truth)
+
+
+def _draw_image(rng: np.random.Generator, truth: dict[str, Any], place: int, num: int, detections: int) -> pa.Table:
+    height, width = SIZE
+    sides = np.clip(np.exp(rng.normal(4.0, 0.9, (num, 2))), 6, [width * 0.9, height * 0.9])
+    centres = rng.random((num, 2)) * [width, height]
+    angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+    radii = 0.75 + 0.25 * np.cos(rng.integers(1, 4, (num, 1)) * angles + rng.uniform(0, 6, (num, 1)))
+    classes = rng.integers(0, NUM_CATEGORIES, num)
+    for i in range(num):
+        x = np.clip(centres[i, 0] + sides[i, 0] / 2 * radii[i] * np.cos(angles), 0, width)
+        y = np.clip(centres[i, 1] + sides[i, 1] / 2 * radii[i] * np.sin(angles), 0, height)
+        area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+        truth["annotations"].append(
+            {
+                "id": len(truth["annotations"]) + 1,
+                "image_id": place + 1,
+                "category_id": int(classes[i]) + 1,
+                "segmentation": [np.stack([x, y], 1).round(2).ravel().tolist()],
+                "bbox": [round(float(v), 2) for v in (x.min(), y.min(), np.ptp(x), np.ptp(y))],
+                "area": round(float(area), 2),
+                "iscrowd": 0,
+            }
+        )
+    source = rng.integers(0, num, detections) if num else np.zeros(detections, int)
+    real = (rng.random(detections) < 0.6) & (num > 0)
+    if num == 0:
+        sides, centres, radii, classes = (
+            np.full((1, 2), 50.0),
+            np.full((1, 2), 99.0),
+            np.ones((1, _CORNERS)),
+            classes,
+        )
+        classes = np.zeros(1, int)
+    shake = np.where(real, rng.exponential(0.12, detections), 1.0)[:, None]
+    middle = np.where(real[:, None], centres[source], rng.random((detections, 2)) * [width, height])
+    size = sides[source] * np.exp(rng.normal(0, 0.5, (detections, 2)) * shake)
+    middle = middle + rng.normal(0, 0.5, (detections, 2)) * size * shake
+    radius = radii[source] * (1 + 0.3 * shake * rng.normal(0, 1, (detections, 1)))
+    boxes = np.concatenate([middle - size / 2, middle + size / 2], 1)
+    boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    counts = encode_roi_masks(_blobs(angles, radius), boxes, SIZE)
+    label = np.where(
+        real & (rng.random(detections) < 0.9), classes[source], rng.integers(0, NUM_CATEGORIES, detections)
+    )
+    score = np.clip(rng.beta(2, 4, detections) + real * 0.4 * np.exp(-3 * shake[:, 0]), 0, 1).astype(np.float32)
+    order = np.argsort(-score, kind="stable")
+    return pa.table(
+        {
+            "image_id": [f"{place:012d}.jpg"] * detections,
+            "instance": pa.array(range(detections), pa.int32()),
+            "category_id": pa.array(label[order] + 1, pa.int32()),
+            "category": [f"class_{c:02d}" for c in label[order]],
+            "score": score[order],
+            **{name: boxes[order, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))},
+            "area_px": rle_areas(counts)[order],
+            "rle_counts": [counts[i] for i in order],
+            "image_height": pa.array([height] * detections, pa.int32()),
+            "image_width": pa.array([width] * detections, pa.int32()),
+            "keypoints": pa.nulls(detections, pa.list_(pa.float32())),
+            "run_id": ["drawn"] * detections,
+        },
+        schema=INSTANCES_SCHEMA,
+    )
+
+
+def _blobs(angles: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Mask-head output of star-shaped blobs that fill their boxes: float32 [N, 28, 28], 0.5 on the outline."""
+    y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
+    at = np.round((np.arctan2(y, x) % (2 * np.pi)) / (angles[1] - angles[0])).astype(int) % len(angles)
+    return (1 / (1 + np.exp(-12 * (radius[:, at] - np.hypot(x, y))))).astype(np.float32)
+
+
+def _write_shard(storage: LocalStorage, shard: int, first: int, rows: list[pa.Table]) -> Commit:
+    instances = pa.concat_tables(rows).sort_by([("category", "ascending"), ("score", "descending")])
+    images = pa.Table.from_pylist(
+        [
+            {
+                "image_id": f"{first + i:012d}.jpg",
+                "uri": f"photos/{first + i:012d}.jpg",
+                "status": "ok",
+                "height": SIZE[0],
+                "width": SIZE[1],
+                "num_instances": table.num_rows,
+                "shard": shard,
+            }
+            for i, table in enumerate(rows)
+        ],
+        schema=IMAGES_SCHEMA,
+    )
+    files = {}
+    for name, table in (("images", images), ("instances", instances)):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", row_group_size=8192, write_page_checksum=True)
+        key = table_key(name, shard, "a1")
+        storage.write_bytes(key, buffer.getvalue())
+        files[name] = DataFile(key, table.num_rows, buffer.tell(), sha256_of(buffer.getvalue()))
+    commit = Commit("drawn", shard, "a1", files["images"], files["instances"], {"ok": len(rows)}, {})
+    storage.put_if_absent(commit_key(shard), commit.to_json())
+    return commit
+
+
+def _write_results(folder: Path, truth: dict[str, Any]) -> None:
+    """The same predictions as COCO results: the values the Parquet holds, in its order."""
+    from pipeline.results import iter_instances
+
+    ids = {image["file_name"]: image["id"] for image in truth["images"]}
+    with open(folder / "results.json", "w") as file:
+        separator = "["
+        for frame in iter_instances(str(folder / "run")):
+            for row in frame.itertuples():
+                entry = {
+                    "image_id": ids[row.image_id],
+                    "category_id": row.category_id,
+                    "score": float(row.score),
+                    "segmentation": {"size": [row.image_height, row.image_width], "counts": row.rle_counts},
+                }
+                file.write(separator + json.dumps(entry))
+                separator = ","
+        file.write("]")
