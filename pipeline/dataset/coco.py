@@ -186,7 +186,7 @@ def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
             folder.)
     """
     folder, stem = files.parent_uri(json_path), files.stem(json_path)
-    names = [stem, stem.partition("_")[2], stem.rpartition("_")[2], "images"]
+    names = [stem, stem.partition("_")[2], stem.rpartition("_")[2], stem.partition("_")[0], "images"]
     names = list(dict.fromkeys(name for name in names if name))
     roots = [folder, *(files.join_uri(folder, name) for name in names)]
     above = files.parent_uri(folder) if folder != "." else ".."

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from torchvision.transforms.v2 import functional as F
 
 from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
 from pipeline.dataset.copy_paste import paste_objects
@@ -157,7 +156,8 @@ class SampleSet(Dataset):
         target["skipped"] = torch.tensor(places, dtype=torch.int64)
         if image.labelled_classes is not None:
             target["labelled_classes"] = torch.tensor(image.labelled_classes, dtype=torch.int64)
-        picture = F.to_dtype(sample["image"].as_subclass(Tensor), torch.float32, scale=True)
+        picture = sample["image"].as_subclass(Tensor)
+        picture = picture.float() / 255 if picture.dtype == torch.uint8 else picture
         return Sample(picture, target, index, image.image_id, skipped, exif)
 
     def _read(self, index: int) -> tuple[SampleDict, int]:

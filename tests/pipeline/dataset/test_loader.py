@@ -1,0 +1,254 @@
+"""Samples are right, random in a way that repeats, and dealt out exactly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError, Instance, mask_to_instance
+from pipeline.dataset.augment import build_transforms
+from pipeline.dataset.images import UnusablePhoto
+from pipeline.dataset.loader import SampleSet, ShardedSampler, collate, sample_at, sample_seed
+from pipeline.dataset.shapes import SHAPE_CATEGORIES
+
+
+def test_a_sample_is_what_is_annotated(awkward_set: AnnotatedSet) -> None:
+    samples = SampleSet(awkward_set)
+    image = awkward_set.images[0]
+    picture, target = samples[0]
+    assert picture.dtype == torch.float32 and picture.shape == (3, image.height, image.width)
+    assert 0 <= picture.min() and picture.max() <= 1
+    assert target["labels"].tolist() == [i.label for i in image.instances]
+    for mask, box, area, instance in zip(target["masks"], target["boxes"], target["area"], image.instances):
+        assert np.array_equal(mask.numpy(), instance.mask(image.height, image.width))
+        assert tuple(box.tolist()) == instance.box and area == instance.area
+    kinds = {name: (value.dtype, value.ndim) for name, value in target.items()}
+    assert kinds == {
+        "boxes": (torch.float32, 2),
+        "labels": (torch.int64, 1),
+        "masks": (torch.uint8, 3),
+        "area": (torch.float32, 1),
+        "iscrowd": (torch.int64, 1),
+        "ignore_boxes": (torch.float32, 2),
+        "image_id": (torch.int64, 0),
+        "exif": (torch.int64, 0),
+        "skipped": (torch.int64, 1),
+    }
+
+
+def test_negatives_crowds_and_objects_without_a_mask(awkward_set: AnnotatedSet) -> None:
+    samples = SampleSet(awkward_set)
+    image = awkward_set.images[3]
+    _, target = samples[3]
+    assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, image.height, image.width)
+    assert target["ignore_boxes"].shape == (0, 4) and target["area"].shape == (0,)
+
+    image = awkward_set.images[2]
+    _, target = samples[2]
+    assert [tuple(box) for box in target["ignore_boxes"].tolist()] == [image.instances[0].box]
+    assert len(target["labels"]) == len(image.instances) - 1
+    assert target["iscrowd"].sum() == 0
+
+    no_mask = Instance(1, (3.0, 4.0, 20.0, 30.0), [])
+    no_box = Instance(1, (3.0, 4.0, 3.0, 30.0), [[3, 4, 20, 4, 20, 30]])
+    changed = replace(awkward_set.images[3], instances=(no_mask, no_box))
+    _, target = SampleSet(replace(awkward_set, images=(changed,)))[0]
+    assert target["labels"].tolist() == [] and target["ignore_boxes"].tolist() == [[3.0, 4.0, 20.0, 30.0]]
+
+
+def test_labelled_classes_go_along_and_others_are_ignored(awkward_set: AnnotatedSet) -> None:
+    image = replace(awkward_set.images[1], labelled_classes=(1, 3))  # its objects are of the classes 2 and 3
+    _, target = SampleSet(replace(awkward_set, images=(image,)))[0]
+    assert target["labelled_classes"].tolist() == [1, 3]
+    assert target["labels"].tolist() == [3]
+    assert target["ignore_boxes"].tolist() == [list(image.instances[0].box)]
+    assert "labelled_classes" not in SampleSet(awkward_set)[0][1]
+
+
+def test_random_changes_depend_on_seed_epoch_and_index_alone(awkward_set: AnnotatedSet) -> None:
+    transforms = build_transforms(
+        horizontal_flip=0.5, brightness=0.5, resize="large_scale_jitter", resize_size=(40, 40)
+    )
+
+    def picture(key: tuple[int, int], seed: int = 7) -> torch.Tensor:
+        return SampleSet(awkward_set, transforms, seed=seed, copy_paste=0.5)[key][0]
+
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    first = picture((2, 1))
+    assert torch.equal(torch.get_rng_state(), before)  # the training's own dice are untouched
+    torch.manual_seed(5)
+    assert torch.equal(first, picture((2, 1)))
+    assert not torch.equal(first, picture((3, 1)))
+    assert not torch.equal(first, picture((2, 1), seed=8))
+    seeds = {sample_seed(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(50)}
+    assert len(seeds) == 5 * 5 * 50
+
+
+def test_worker_processes_give_the_same_samples(awkward_set: AnnotatedSet) -> None:
+    transforms = build_transforms(horizontal_flip=0.5, brightness=0.5)
+
+    def batches(num_workers: int) -> list[list[torch.Tensor]]:
+        loader = DataLoader(
+            SampleSet(awkward_set, transforms, seed=1),
+            batch_sampler=ShardedSampler(5, batch_size=2, seed=1),
+            collate_fn=collate,
+            num_workers=num_workers,
+        )
+        return [images for (images, targets), _ in zip(loader, range(4))]
+
+    for alone, beside in zip(batches(0), batches(1), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+
+
+@pytest.fixture
+def broken_set(awkward_set: AnnotatedSet, tmp_path: Path) -> AnnotatedSet:
+    """Places 0, 1 and 3 of five can be used; 2 is cut off, 4 is not there."""
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(awkward_set.images[2].path).read_bytes()[:900])
+    images = list(awkward_set.images)
+    images[2] = replace(images[2], path=str(cut))
+    images[4] = replace(images[4], path=str(tmp_path / "absent.png"))
+    return replace(awkward_set, images=tuple(images))
+
+
+def test_an_unusable_photo_is_named_and_the_next_one_stands_in(broken_set: AnnotatedSet, caplog) -> None:
+    samples = SampleSet(broken_set)
+    sample = samples.load_sample(0, 2)
+    assert (sample.index, sample.image_id) == (3, 4)
+    assert list(sample.skipped) == [3] and "unreadable" in sample.skipped[3]
+    assert sample.target["skipped"].tolist() == [2]
+    around = samples.load_sample(0, 4)  # the last one: goes round to the first
+    assert around.index == 0 and "no such file" in around.skipped[5]
+    samples.load_sample(1, 4)
+    assert sum("absent.png" in record.getMessage() for record in caplog.records) == 1
+    assert samples.load_sample(0, 0).skipped == {} and samples[0][1]["skipped"].shape == (0,)
+
+
+def test_broken_annotations_do_not_stop_the_training(awkward_set: AnnotatedSet) -> None:
+    image = awkward_set.images[0]
+    odd = replace(image.instances[0], segmentation={"size": [image.height, image.width], "counts": "~~~"})
+    images = (replace(image, instances=(odd,)), awkward_set.images[1])
+    sample = SampleSet(replace(awkward_set, images=images)).load_sample(0, 0)
+    assert sample.index == 1 and "annotations cannot be used" in sample.skipped[image.image_id]
+
+
+def test_a_set_without_a_usable_photo_says_so(awkward_set: AnnotatedSet) -> None:
+    images = tuple(replace(image, path="/nowhere/x.png") for image in awkward_set.images)
+    with pytest.raises(UnusablePhoto, match="none of the 5 photos"):
+        SampleSet(replace(awkward_set, images=images))[0]
+    with pytest.raises(AnnotationError, match="no images"):
+        SampleSet(AnnotatedSet((), SHAPE_CATEGORIES))
+
+
+def test_an_unusable_donor_leaves_the_sample_as_it_is(broken_set: AnnotatedSet) -> None:
+    samples, plain = SampleSet(broken_set, copy_paste=1.0), SampleSet(broken_set)
+    more = fewer = 0
+    for epoch in range(12):
+        num_before, num_after = (len(s[(epoch, 0)][1]["labels"]) for s in (plain, samples))
+        more += num_after > num_before
+        fewer += num_after == num_before
+    assert more and fewer
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation", "annotated", "exif"),
+    [
+        ((30, 50), 6, (50, 30), 1),  # turned: annotated as seen
+        ((30, 50), 6, (30, 50), 2),  # annotations fit the unturned photo only
+        ((30, 50), 3, (30, 50), 1),  # upside down: both fit, the tag is followed
+        ((40, 40), 8, (40, 40), 1),
+        ((30, 50), 1, (30, 50), 0),
+        ((30, 50), None, (30, 50), 0),
+    ],
+)
+def test_exif_turns_agree_with_the_annotations(
+    tmp_path: Path,
+    write_photo: Callable[..., np.ndarray],
+    stored: tuple[int, int],
+    orientation: int | None,
+    annotated: tuple[int, int],
+    exif: int,
+) -> None:
+    pixels = write_photo(tmp_path / "x.png", *stored, orientation=orientation)
+    image = AnnotatedImage(1, "x.png", str(tmp_path / "x.png"), *annotated)
+    sample = SampleSet(AnnotatedSet((image,), SHAPE_CATEGORIES)).load_sample(0, 0)
+    quarters = {6: -1, 8: 1, 3: 2}.get(orientation or 1, 0) if exif == 1 else 0
+    expected = torch.from_numpy(np.rot90(pixels, quarters).copy()).permute(2, 0, 1) / 255
+    assert torch.equal(sample.image, expected)
+    assert sample.exif == exif == int(sample.target["exif"])
+
+
+def test_another_size_than_annotated_is_refused(tmp_path: Path, write_photo: Callable[..., np.ndarray]) -> None:
+    write_photo(tmp_path / "x.png", 30, 50, orientation=6)
+    image = AnnotatedImage(1, "x.png", str(tmp_path / "x.png"), 60, 100)
+    with pytest.raises(UnusablePhoto, match=r"50 x 30 px \(H x W\), but annotated as 60 x 100"):
+        SampleSet(AnnotatedSet((image,), SHAPE_CATEGORIES))[0]
+
+
+def test_string_ids_give_the_index(awkward_set: AnnotatedSet) -> None:
+    images = tuple(replace(image, image_id=f"photo {image.image_id}") for image in awkward_set.images)
+    assert SampleSet(replace(awkward_set, images=images))[3][1]["image_id"] == 3
+    assert SampleSet(awkward_set)[3][1]["image_id"] == 4
+
+
+def test_every_epoch_has_every_sample_once_in_another_order() -> None:
+    epochs = [[sample_at(e * 7 + place, num_samples=7, seed=3) for place in range(7)] for e in range(3)]
+    for number, epoch in enumerate(epochs):
+        assert sorted(epoch) == [(number, index) for index in range(7)]
+    assert len({tuple(index for _, index in epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_step_has_the_same_samples_for_any_number_of_workers(world_size: int) -> None:
+    def step(number: int, world_size: int) -> Counter:
+        samplers = [
+            ShardedSampler(10, batch_size=8, world_size=world_size, rank=rank, seed=1) for rank in range(world_size)
+        ]
+        batches = [sampler.batch_at(number) for sampler in samplers]
+        assert {len(batch) for batch in batches} == {8 // world_size}
+        return Counter(key for batch in batches for key in batch)
+
+    for number in range(4):  # steps cross the ends of epochs
+        assert step(number, world_size) == step(number, 1)
+    all_steps = sum((step(number, world_size) for number in range(5)), Counter())
+    assert all_steps == Counter({(epoch, index): 1 for epoch in range(4) for index in range(10)})
+
+
+def test_starting_at_a_step_goes_on_where_an_undisturbed_run_would_be() -> None:
+    whole = iter(ShardedSampler(10, batch_size=4, world_size=2, rank=1, seed=9))
+    first = [next(whole) for _ in range(9)]
+    resumed = iter(ShardedSampler(10, batch_size=4, world_size=2, rank=1, seed=9, start_step=5))
+    assert [next(resumed) for _ in range(4)] == first[5:]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_samples": 0, "batch_size": 2}, "num_samples is 0"),
+        ({"num_samples": 5, "batch_size": 3, "world_size": 2}, "multiple of the 2 workers"),
+        ({"num_samples": 5, "batch_size": 2, "world_size": 2, "rank": 2}, "rank is 2"),
+    ],
+)
+def test_orders_that_cannot_be_are_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ShardedSampler(**settings)
+
+
+def test_copy_paste_adds_objects_with_right_masks(awkward_set: AnnotatedSet) -> None:
+    image, giver = awkward_set.images[3], awkward_set.images[0]  # the first one has no objects
+    square = np.zeros((giver.height, giver.width), dtype=bool)
+    square[10:20, 10:20] = True
+    giver = replace(giver, instances=(mask_to_instance(2, square),))
+    samples = SampleSet(replace(awkward_set, images=(image, giver)), copy_paste=1.0)
+    counts = Counter(len(samples[(epoch, 0)][1]["labels"]) for epoch in range(30))
+    assert set(counts) == {0, 1}
+    pasted = next(t for _, t in (samples[(e, 0)] for e in range(30)) if len(t["labels"]))
+    assert pasted["boxes"].tolist() == [[10.0, 10.0, 20.0, 20.0]] and pasted["area"].tolist() == [100.0]
