@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.bulk.flow import Progress
+from pipeline.bulk.progress import Progress
 from pipeline.schema import OK
 
 if TYPE_CHECKING:

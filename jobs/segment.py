@@ -16,7 +16,8 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.decode import DecodeLimits
-from pipeline.bulk.flow import BulkJob, Progress, segment_corpus
+from pipeline.bulk.flow import BulkJob, segment_corpus
+from pipeline.bulk.progress import Progress
 from pipeline.manifest import run_id_of, to_json
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage import StorageError, is_local, local_path, open_storage

@@ -11,8 +11,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import (
     add_up,
     claim_run,
@@ -31,15 +32,16 @@ from pipeline.bulk.commit import (
     write_table,
 )
 from pipeline.bulk.corpus import Plan, PlannedImage, iter_corpus, read_plan, seal_plan
-from pipeline.bulk.decode import DecodeLimits, DecodePool
+from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables
 from pipeline.bulk.fetch import load_image, map_ahead
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.manifest import Commit, attempt_key, to_json
-from pipeline.schema import OK
+from pipeline.bulk.progress import Progress, ShardCounter, StageClock
+from pipeline.manifest import TABLES, Commit
 from pipeline.storage import open_storage
 
 WAVE_SHARDS = 2_000  # shards a Ray dataset; keeps the driver's memory flat however many there are
+WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +50,22 @@ class BulkJob:
 
     Attributes:
         spec: corpus, model, thresholds and limits, as they stand in run.json.
+        metadata: what every Parquet file says about itself.
         checkpoint: folder of the model's checkpoint, the same on every node.
         shard_size: images a shard; None chooses by the size of the corpus. Ignored once the plan is sealed.
+        batch_size: images a network call, at most.
         num_workers: actors at least and at most.
         cpus_per_worker, gpus_per_worker: what an actor reserves.
         decode_children: decoding processes beside each actor.
-        lookahead: images an actor holds ahead of its predictor, as a multiple of its batch.
         longest_shard_s: no shard takes longer; Ray gives a run up that shows no progress for this long.
+        predictor: what makes an actor's predictor; called as ImagePredictor is.
     """
 
     input_uri: str
     output_uri: str
     spec: dict[str, Any]
-    checkpoint: str
     metadata: dict[str, str]
+    checkpoint: str
     limits: DecodeLimits
     shard_size: int | None
     batch_size: int
@@ -69,35 +73,8 @@ class BulkJob:
     cpus_per_worker: float
     gpus_per_worker: float
     decode_children: int
-    lookahead: int = 4
     longest_shard_s: int = 3600
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: images planned, done before this call, and by status in this call; instances; seconds."""
-
-    num_images: int
-    num_resumed: int
-    statuses: dict[str, int]
-    num_instances: int
-    elapsed_s: float
-
-    @property
-    def num_done(self) -> int:
-        return self.num_resumed + sum(self.statuses.values())
-
-    @property
-    def num_failed(self) -> int:
-        return sum(count for status, count in self.statuses.items() if status != OK)
-
-    @property
-    def images_per_s(self) -> float:
-        return sum(self.statuses.values()) / self.elapsed_s if self.elapsed_s > 0 else 0.0
-
-    @property
-    def eta_s(self) -> float | None:
-        return (self.num_images - self.num_done) / self.images_per_s if self.images_per_s else None
+    predictor: Callable[..., ImagePredictor] = ImagePredictor
 
 
 def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
@@ -118,27 +95,26 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
         num_workers=job.num_workers[1],
     )
     done = committed_shards(out)
+    num_resumed = sum(plan.num_images_of(shard) for shard in done)
     started = time.monotonic()
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
-    num_resumed = sum(plan.num_images_of(shard) for shard in done)
 
     def report() -> None:
         counts = ray.get(board.total.remote())
         num_instances = counts.pop("instances", 0)
         on_progress(Progress(plan.num_images, num_resumed, counts, num_instances, time.monotonic() - started))
 
+    worker = {"job": job, "run_id": run_id, "plan": plan, "board": board, "driver": uuid.uuid4().hex[:12]}
     todo = (shard for shard in range(plan.num_shards) if shard not in done)
     while wave := list(islice(todo, WAVE_SHARDS)):
-        segment_wave(job, run_id, plan, wave, board, report)
+        segment_wave(job, wave, worker, report)
     report()
     totals = seal_run(out, plan, run_id, {"elapsed_s": round(time.monotonic() - started, 3)})
     vacuum(out, plan)
     return totals
 
 
-def segment_wave(
-    job: BulkJob, run_id: str, plan: Plan, shards: list[int], board: Any, report: Callable[[], None]
-) -> None:
+def segment_wave(job: BulkJob, shards: list[int], worker: dict[str, Any], report: Callable[[], None]) -> None:
     """Spreads shards over a pool of actors and waits until each is committed, reporting twice a second."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -147,9 +123,10 @@ def segment_wave(
     context.max_consecutive_actor_init_deaths = 5
     context.execution_no_progress_timeout_s = job.longest_shard_s
     smallest, largest = (min(size, len(shards)) for size in job.num_workers)
-    dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map_batches(
+    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    dataset = rows.map_batches(
         ShardWorker,
-        fn_constructor_kwargs={"job": job, "run_id": run_id, "plan": plan, "board": board},
+        fn_constructor_kwargs=worker,
         batch_size=1,
         compute=ActorPoolStrategy(min_size=smallest, max_size=largest, max_tasks_in_flight_per_actor=2),
         num_cpus=job.cpus_per_worker,
@@ -166,13 +143,14 @@ def segment_wave(
 class ShardWorker:
     """One actor: takes shard numbers, leaves commits."""
 
-    def __init__(self, job: BulkJob, run_id: str, plan: Plan, board: Any) -> None:
-        self.job, self.run_id, self.plan = job, run_id, plan
+    def __init__(self, job: BulkJob, run_id: str, plan: Plan, board: Any, driver: str) -> None:
+        self.job, self.run_id, self.plan, self.driver = job, run_id, plan, driver
         self.input, self.output = open_storage(job.input_uri), open_storage(job.output_uri)
-        self.progress = ProgressReporter(board)
+        self.counter = ShardCounter(board.put.remote)
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
-        self.predictor = ImagePredictor(
+        self.load = partial(load_image, self.input, self.pool, job.limits)
+        self.predictor = job.predictor(
             job.checkpoint,
             sha256=job.spec["model"]["sha256"],
             score_threshold=job.spec["segment"]["score_threshold"],
@@ -190,86 +168,79 @@ class ShardWorker:
 
     def segment_shard(self, shard: int) -> Commit:
         """Note the attempt, segment, write both tables, commit."""
-        attempt = uuid.uuid4().hex[:12]
-        self.output.write_bytes(attempt_key(shard, attempt), to_json({"run_id": self.run_id, "shard": shard}))
-        clock = StageClock()
-        results = []
-        for result in self.segment_images(self.plan.read_shard(shard), clock):
+        attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
+        images, clock, results = self.plan.read_shard(shard), StageClock(), []
+        found = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
+        for result in found:
             results.append(result)
-            self.progress.add(shard, result)
+            self.counter.add(shard, result)
         with clock("write"):
-            tables = zip(("images", "instances"), to_tables(results, shard=shard, run_id=self.run_id))
             files = {
                 name: write_table(
-                    self.output, name, shard, attempt, to_parquet(table, self.job.metadata), table.num_rows
+                    self.output, name, shard, attempt.name, to_parquet(table, self.job.metadata), table.num_rows
                 )
-                for name, table in tables
+                for name, table in zip(TABLES, to_tables(results, shard=shard, run_id=self.run_id))
             }
         statuses = add_up({result.status: 1} for result in results)
-        commit = Commit(self.run_id, shard, attempt, **files, statuses=statuses, timings_s=clock.seconds)
-        self.progress.flush()
-        return commit_shard(self.output, commit)
+        self.counter.flush()
+        return commit_shard(
+            self.output,
+            Commit(self.run_id, shard, attempt.name, **files, statuses=statuses, timings_s=clock.seconds),
+        )
 
-    def segment_images(self, images: list[PlannedImage], clock: StageClock) -> Iterator[ImageResult]:
+    def segment(self, images: list[PlannedImage], clock: StageClock) -> Iterator[ImageResult]:
         """The results of a shard's images, in order.
 
         They are predicted window by window; a window is a fixed run of the shard, so that how images are batched is
         a function of the shard alone.
         """
-        window = self.job.batch_size * self.job.lookahead
-        loaded = map_ahead(
-            self.loaders,
-            lambda image: (image, load_image(self.input, self.pool, self.job.limits, image)),
-            images,
-            lookahead=2 * window,
-        )
+        window = self.job.batch_size * WINDOW_BATCHES
+        loaded = zip(images, map_ahead(self.loaders, self.load, images, lookahead=2 * window))
         while True:
             with clock("wait_for_images"):
                 taken = list(islice(loaded, window))
             if not taken:
                 return
-            usable = [decoded.image for _, decoded in taken if decoded.image is not None]
             with clock("predict"):
-                predictions = iter(self.predictor.predict(usable))
+                pixels = [found.image for _, found in taken if found.image is not None]
+                predictions = iter(self.predictor.predict(pixels))
             with clock("encode"):
-                results = []
-                for image, decoded in taken:
-                    result = ImageResult(
-                        image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation
-                    )
-                    if decoded.image is not None:
-                        detections = next(predictions)
-                        if isinstance(detections, str):
-                            result.status, result.error = "predict_failed", detections
-                        else:
-                            result.instances = encode_instances(
-                                detections,
-                                self.predictor.categories,
-                                decoded.image.shape[:2],
-                                self.job.spec["segment"]["mask_threshold"],
-                            )
-                    results.append(result)
+                results = [
+                    self.result(image, found, None if found.image is None else next(predictions))
+                    for image, found in taken
+                ]
             yield from results
 
+    def segment_carefully(
+        self, images: list[PlannedImage], clock: StageClock, attempt: Attempt
+    ) -> Iterator[ImageResult]:
+        """The same, one image at a time and each noted first: what kills this worker is known to the next."""
+        for place, image in enumerate(images):
+            if place in attempt.deadly:
+                yield ImageResult(image, "predict_failed", "the worker that touched it died, more than once")
+                continue
+            attempt.note(place)
+            yield from self.segment([image], clock)
+        attempt.note()
 
-class StageClock:
-    """Seconds spent in each stage of a shard."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+    def result(self, image: PlannedImage, found: Decoded, prediction: Any) -> ImageResult:
+        """One image's row, and its instances where there was something to predict on and the network was able to."""
+        result = ImageResult(image, found.status, found.error, found.height, found.width, found.exif_orientation)
+        if isinstance(prediction, str):
+            result.status, result.error = "predict_failed", prediction
+        elif prediction is not None:
+            result.instances = encode_instances(
+                prediction,
+                self.predictor.categories,
+                found.image.shape[:2],
+                mask_threshold=self.job.spec["segment"]["mask_threshold"],
+            )
+        return result
 
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Counts of each shard that is or was worked on; a shard begun anew overwrites its own, so nothing counts twice."""
+    """The newest counts of each shard that was worked on in this call."""
 
     def __init__(self) -> None:
         self.shards: dict[int, dict[str, int]] = {}
@@ -279,24 +250,3 @@ class ProgressBoard:
 
     def total(self) -> dict[str, int]:
         return add_up(self.shards.values())
-
-
-class ProgressReporter:
-    """Tells the board how far a shard is, at most twice a second, without ever waiting for it."""
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-        self.shard = -1
-        self.counts: dict[str, int] = {}
-        self.last = 0.0
-
-    def add(self, shard: int, result: ImageResult) -> None:
-        if shard != self.shard:
-            self.shard, self.counts = shard, {}
-        self.counts = add_up([self.counts, {result.status: 1, "instances": result.num_instances}])
-        if time.monotonic() - self.last > 0.5:
-            self.flush()
-
-    def flush(self) -> None:
-        self.last = time.monotonic()
-        self.board.put.remote(self.shard, dict(self.counts))

@@ -1,0 +1,47 @@
+"""Predictors that fail as real ones do, for the tests of the bulk run; an image is told by its first pixel."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+
+from pipeline.bulk.predict import ImagePredictor
+
+DEADLY = (255, 0, 0)
+NOT_FINITE = (0, 255, 0)
+
+
+def is_marked(image: np.ndarray, mark: tuple[int, int, int]) -> bool:
+    return tuple(image[0, 0]) == mark
+
+
+class DeadlyPredictor(ImagePredictor):
+    """Dies with its whole process on a DEADLY image, as a driver fault or the kernel's memory killer would have it."""
+
+    def predict(self, images):
+        if any(is_marked(image, DEADLY) for image in images):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().predict(images)
+
+
+class NotFinitePredictor(ImagePredictor):
+    """Finds no finite number on a NOT_FINITE image and whatever shares its batch."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.predictor = _NotFinite(self.predictor)
+
+
+class _NotFinite:
+    def __init__(self, predictor):
+        self.batches = predictor.batches
+        self.inner = predictor
+
+    def predict(self, images):
+        from model.predictor import NonFiniteOutput
+
+        if any(is_marked(image, NOT_FINITE) for image in images):
+            raise NonFiniteOutput("the scores are not finite")
+        return self.inner.predict(images)
