@@ -20,6 +20,11 @@ def build_box_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[nn
         width = in_channels
     else:
         head, width = _fully_connected(spec, in_channels, roi_size), spec.box_head_channels
+        # He et al. (2015): torch's own default is six times smaller, and from scratch the head then learns late.
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
     predictor = FastRCNNPredictor(width, spec.num_classes + 1)
     # Small first guesses: all classes alike, boxes left where they are.
     nn.init.normal_(predictor.cls_score.weight, std=0.01)
