@@ -1,0 +1,239 @@
+"""Images of other than three channels: TIFFs of many bands, aligned files, grey and RGBA."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError, load_annotations
+from pipeline.dataset.augment import build_transforms
+from pipeline.dataset.channels import with_extra_channels
+from pipeline.dataset.coco import write_coco
+from pipeline.dataset.images import UnusablePhoto, load_photo
+from pipeline.dataset.loader import SampleSet
+from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.dataset.tiff import UnsupportedTiff, is_tiff, read_tiff
+
+
+def tiff_bytes(
+    bands: np.ndarray,
+    *,
+    endian: str = "<",
+    planar: bool = False,
+    tile: int = 0,
+    rows_per_strip: int = 3,
+    deflate: bool = False,
+    predictor: bool = False,
+    compression: int | None = None,
+) -> bytes:
+    """A TIFF written from the specification, apart from the reader: [H, W, C] as strips or tiles."""
+    height, width, count = bands.shape
+    values = bands.astype(bands.dtype.newbyteorder(endian))
+    planes = [values[..., i : i + 1] for i in range(count)] if planar else [values]
+    parts = []
+    for plane in planes:
+        if tile:
+            padded = np.pad(plane, ((0, -height % tile), (0, -width % tile), (0, 0)))
+            parts += [
+                padded[y : y + tile, x : x + tile]
+                for y in range(0, padded.shape[0], tile)
+                for x in range(0, padded.shape[1], tile)
+            ]
+        else:
+            parts += [plane[y : y + rows_per_strip] for y in range(0, height, rows_per_strip)]
+    if predictor:
+        parts = [np.concatenate([p[:, :1], p[:, 1:] - p[:, :-1]], axis=1).astype(p.dtype) for p in parts]
+    chunks = [zlib.compress(part.tobytes()) if deflate else part.tobytes() for part in parts]
+    kind = {"u": 1, "i": 2, "f": 3}[bands.dtype.kind]
+    offsets, place = [], 8
+    for chunk in chunks:
+        offsets.append(place)
+        place += len(chunk)
+    tags = {
+        256: (4, [width]),
+        257: (4, [height]),
+        258: (3, [bands.dtype.itemsize * 8] * count),
+        259: (3, [compression or (8 if deflate else 1)]),
+        262: (3, [1]),
+        277: (3, [count]),
+        284: (3, [2 if planar else 1]),
+        317: (3, [2 if predictor else 1]),
+        339: (3, [kind] * count),
+    }
+    if tile:
+        tags |= {322: (4, [tile]), 323: (4, [tile]), 324: (4, offsets), 325: (4, [len(c) for c in chunks])}
+    else:
+        tags |= {273: (4, offsets), 278: (4, [rows_per_strip]), 279: (4, [len(c) for c in chunks])}
+    body = b"".join(chunks)
+    extra_at = 8 + len(body) + 2 + 12 * len(tags) + 4
+    entries, extra = b"", b""
+    for tag, (kind_of_field, field) in sorted(tags.items()):
+        packed = struct.pack(f"{endian}{len(field)}{'H' if kind_of_field == 3 else 'I'}", *field)
+        if len(packed) > 4:
+            where = struct.pack(f"{endian}I", extra_at + len(extra))
+            extra += packed
+        else:
+            where = packed.ljust(4, b"\0")
+        entries += struct.pack(f"{endian}HHI", tag, kind_of_field, len(field)) + where
+    header = (b"II*\0" if endian == "<" else b"MM\0*") + struct.pack(f"{endian}I", 8 + len(body))
+    return header + body + struct.pack(f"{endian}H", len(tags)) + entries + struct.pack(f"{endian}I", 0) + extra
+
+
+def random_bands(dtype: str, count: int = 5, height: int = 11, width: int = 14) -> np.ndarray:
+    values = np.random.default_rng(count).integers(0, 200, (height, width, count))
+    return (values / 200).astype(dtype) if dtype.startswith("f") else values.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "u4", "f4", "f8"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"endian": ">"},
+        {"planar": True},
+        {"tile": 16},
+        {"tile": 16, "planar": True, "deflate": True},
+        {"deflate": True},
+        {"deflate": True, "predictor": True, "endian": ">"},
+        {"rows_per_strip": 11},
+        {"rows_per_strip": 4096},
+    ],
+)
+def test_tiffs_of_every_form_are_read(dtype: str, form: dict) -> None:
+    bands = random_bands(dtype)
+    data = tiff_bytes(bands, **form)
+    if form.get("predictor") and dtype.startswith("f"):  # differencing of these has another form, which is not read
+        with pytest.raises(UnsupportedTiff, match="predictor 2"):
+            read_tiff(data)
+        return
+    read = read_tiff(data)
+    assert is_tiff(data) and read.dtype == np.dtype(dtype) and np.array_equal(read, bands)
+
+
+def test_pillows_own_tiffs_and_pages_as_bands(tmp_path: Path) -> None:
+    rgb = random_bands("u1", 3)
+    Image.fromarray(rgb).save(tmp_path / "rgb.tif")
+    assert np.array_equal(read_tiff((tmp_path / "rgb.tif").read_bytes()), rgb)
+    pages = [Image.fromarray(random_bands("u2", 5)[..., i]) for i in range(5)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert np.array_equal(read_tiff((tmp_path / "pages.tif").read_bytes()), random_bands("u2", 5))
+
+
+def test_forms_that_are_not_read_are_named() -> None:
+    data = tiff_bytes(random_bands("u1"), compression=5)
+    with pytest.raises(UnsupportedTiff, match="compression 5"):
+        read_tiff(data)
+    whole = tiff_bytes(random_bands("u1"))
+    for broken in (whole[:100], whole[:-40], b"II*\0\xff\xff\xff\xff", whole.replace(whole[8:40], b"", 1)):
+        with pytest.raises(ValueError):
+            read_tiff(broken)
+
+
+def one_image(path: Path, height: int = 11, width: int = 14, **extras: object) -> AnnotatedImage:
+    return AnnotatedImage(1, path.name, str(path), height, width, **extras)
+
+
+def test_a_tiff_of_five_bands_becomes_five_channels(tmp_path: Path) -> None:
+    for dtype, scale in (("u1", 255), ("u2", 65535), ("f4", 1)):
+        bands = random_bands(dtype)
+        path = tmp_path / f"{dtype}.tif"
+        path.write_bytes(tiff_bytes(bands, deflate=True))
+        pixels, _ = load_photo(one_image(path), in_channels=5)
+        assert pixels.dtype == np.float32 and pixels.shape == (11, 14, 5)
+        assert np.allclose(pixels, bands / scale, atol=1e-7)
+    with pytest.raises(UnusablePhoto, match="it has 5 bands; 4 are wanted"):
+        load_photo(one_image(path), in_channels=4)
+    with pytest.raises(UnusablePhoto, match="unreadable"):  # nobody reads five bands as RGB
+        load_photo(one_image(path), in_channels=3)
+    with pytest.raises(UnusablePhoto, match=r"11 x 14 px \(H x W\), but annotated as 14 x 11"):
+        load_photo(one_image(path, 14, 11), in_channels=5)
+    path.write_bytes(tiff_bytes(random_bands("u1"), compression=5))
+    with pytest.raises(UnusablePhoto, match="compression 5"):
+        load_photo(one_image(path), in_channels=5)
+
+
+def test_depth_of_an_aligned_file_follows_the_photo(tmp_path: Path) -> None:
+    rgb, depth = random_bands("u1", 3), random_bands("u2", 1)
+    depth = (depth.astype(np.uint16) * 300).astype(np.uint16)
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "rgb").mkdir()
+    Image.fromarray(rgb).save(tmp_path / "rgb/a.png")
+    Image.fromarray(depth[..., 0]).save(tmp_path / "depth/a.png")
+    annotated = AnnotatedSet((one_image(tmp_path / "rgb/a.png"),), SHAPE_CATEGORIES)
+    deep = with_extra_channels(annotated, "{folder}/../depth/{stem}.png")
+    picture, _ = SampleSet(deep, in_channels=4)[0]
+    assert picture.dtype == torch.float32 and picture.shape == (4, 11, 14)
+    assert torch.allclose(picture[:3], torch.from_numpy(rgb).permute(2, 0, 1) / 255)
+    assert torch.allclose(picture[3], torch.from_numpy(depth[..., 0].astype(np.float32)) / 65535)
+    # The set keeps its extra files when it is written.
+    write_coco(deep, str(tmp_path / "out/set.json"))
+    again = load_annotations(str(tmp_path / "out/set.json"))
+    assert again.images[0].extra_paths
+    with pytest.raises(UnusablePhoto, match="it has 3 bands; 4 are wanted"):
+        SampleSet(deep, in_channels=5)[0]
+    with pytest.raises(UnusablePhoto, match="extra files alone have 1 bands; 1 are wanted"):
+        SampleSet(deep, in_channels=1)[0]
+    (tmp_path / "depth/a.png").unlink()
+    with pytest.raises(UnusablePhoto, match=r"depth/a\.png: there is no such file"):
+        SampleSet(deep, in_channels=4)[0]
+
+
+def test_extra_channels_are_moved_with_the_photo(tmp_path: Path) -> None:
+    rgb = random_bands("u1", 3, 12, 16)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    Image.fromarray(rgb[..., 0]).save(tmp_path / "a_depth.png")
+    annotated = AnnotatedSet((one_image(tmp_path / "a.png", 12, 16),), SHAPE_CATEGORIES)
+    deep = with_extra_channels(annotated, "{folder}/{stem}_depth.png")
+    transforms = build_transforms(
+        horizontal_flip=0.5, rotation=0.5, rotation_degrees=40, resize="large_scale_jitter", resize_size=(20, 20)
+    )
+    samples = SampleSet(deep, transforms, in_channels=4)
+    for epoch in range(10):
+        picture, _ = samples[(epoch, 0)]
+        assert torch.equal(picture[0], picture[3])  # the depth is the red channel here
+
+
+@pytest.mark.parametrize("pattern", ["depth.png", "{folder}/{name}.png", "{stem}{", "{}"])
+def test_patterns_that_do_not_name_a_file_are_refused(pattern: str) -> None:
+    annotated = AnnotatedSet((one_image(Path("a.png")),), SHAPE_CATEGORIES)
+    with pytest.raises(AnnotationError, match="the pattern"):
+        with_extra_channels(annotated, pattern)
+
+
+def test_grey_rgba_and_sixteen_bits(tmp_path: Path) -> None:
+    rgba = random_bands("u1", 4)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    grey = random_bands("u1", 1)[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    deep = (random_bands("u2", 1)[..., 0] * 300).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.allclose(load_photo(one_image(tmp_path / "rgba.png"), in_channels=4)[0], rgba / 255)
+    assert np.array_equal(load_photo(one_image(tmp_path / "rgba.png"))[0], rgba[..., :3])
+    assert np.allclose(load_photo(one_image(tmp_path / "grey.png"), in_channels=1)[0][..., 0], grey / 255)
+    assert np.array_equal(load_photo(one_image(tmp_path / "grey.png"))[0], np.repeat(grey[..., None], 3, axis=2))
+    assert np.allclose(load_photo(one_image(tmp_path / "deep.png"), in_channels=1)[0][..., 0], deep / 65535)
+    assert np.array_equal(load_photo(one_image(tmp_path / "deep.png"))[0][..., 1], deep >> 8)
+    one = load_photo(one_image(tmp_path / "rgba.png"), in_channels=1)[0]
+    assert one.shape == (11, 14, 1) and one.max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on what it skips
+def test_awkward_files_never_stop_the_reading(shared_data: Path) -> None:
+    """Each of them is read, or refused with a reason; none raises anything else."""
+    outcomes = []
+    for path in sorted((shared_data / "awkward_images/files").iterdir()):
+        if path.is_file() and path.stat().st_size < 2**20:
+            try:
+                load_photo(replace(one_image(path), height=128, width=128))
+                outcomes.append("read")
+            except UnusablePhoto as error:
+                outcomes.append("refused")
+                assert str(error)
+    assert len(outcomes) > 80 and "refused" in outcomes

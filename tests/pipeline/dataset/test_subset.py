@@ -1,0 +1,63 @@
+"""Subsets repeat, nest, and can be had again from their record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.dataset.subset import load_subset, save_subset, take_subset
+
+
+def numbered(count: int) -> AnnotatedSet:
+    images = tuple(AnnotatedImage(3 * n + 1, f"{n}.png", f"{n}.png", 5, 5) for n in range(count))
+    return AnnotatedSet(images, SHAPE_CATEGORIES)
+
+
+def ids(annotated: AnnotatedSet) -> list[int | str]:
+    return [image.image_id for image in annotated.images]
+
+
+def test_subsets_of_one_seed_lie_within_one_another_and_keep_the_order() -> None:
+    whole = numbered(200)
+    small, medium = take_subset(whole, 20, seed=4)[0], take_subset(whole, 80, seed=4)[0]
+    assert len(small) == 20 and set(ids(small)) < set(ids(medium))
+    assert ids(small) == sorted(ids(small))
+    assert ids(take_subset(whole, 20, seed=5)[0]) != ids(small)
+    assert ids(take_subset(whole, 200, seed=5)[0]) == ids(whole)
+
+
+def test_the_order_of_the_file_does_not_matter() -> None:
+    whole = numbered(50)
+    turned = replace(whole, images=whole.images[::-1])
+    assert sorted(ids(take_subset(turned, 10, seed=1)[0])) == ids(take_subset(whole, 10, seed=1)[0])
+
+
+def test_a_subset_is_spread_over_the_whole_set() -> None:
+    chosen = [take_subset(numbered(100), 10, seed=seed)[0] for seed in range(200)]
+    counts = [sum(n in set(ids(part)) for part in chosen) for n in ids(numbered(100))]
+    assert min(counts) > 5 and max(counts) < 40  # 20 expected, sd 4.2
+
+
+def test_the_record_brings_the_same_images_back(tmp_path: Path) -> None:
+    whole = numbered(30)
+    subset, record = take_subset(whole, 7, seed=2)
+    uri = str(tmp_path / "records/subset.json")
+    save_subset(record, uri)
+    again, read = load_subset(whole, uri)
+    assert read == record and again == subset
+    assert (record.seed, record.num_images, record.of_images) == (2, 7, 30)
+    with pytest.raises(AnnotationError, match=r"another data set: of 30 images, where this one has 29"):
+        load_subset(numbered(29), uri)
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(AnnotationError, match="no record of a subset"):
+        load_subset(whole, str(tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize("count", [0, 31])
+def test_sizes_that_cannot_be_are_refused(count: int) -> None:
+    with pytest.raises(AnnotationError, match="allowed are 1 to 30"):
+        take_subset(numbered(30), count)
