@@ -31,10 +31,30 @@ class TrainModelSection(Section):
 
 
 class AugmentSection(Section):
-    """Random changes of a training image; each drawn from (seed, epoch, image), so that a resumed run repeats them."""
+    """Random changes of a training image, each drawn from (seed, epoch, image), so that a resumed run repeats them.
+
+    In this order: colour, flips, rotation, resizing.
+    """
 
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="Probability of a left-right flip.")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="Probability of a top-bottom flip.")
+    brightness: float = Field(0.0, ge=0, le=1, description="Brightness is multiplied by 1 - value to 1 + value.")
+    contrast: float = Field(0.0, ge=0, le=1, description="The same for contrast.")
+    saturation: float = Field(0.0, ge=0, le=1, description="The same for saturation.")
+    hue: float = Field(0.0, ge=0, le=0.5, description="Hue is turned by up to this part of the circle.")
+    rotation: float = Field(0.0, ge=0, le=1, description="Probability of a turn.")
+    rotation_degrees: float = Field(0.0, ge=0, le=180, description="Largest turn either way, in degrees.")
+    rotation_expand: bool = Field(False, description="Grow the canvas rather than cut the corners off.")
+    resize: Literal["none", "fixed", "short_side", "large_scale_jitter"] = Field(
+        "none", description="Resizing before the network's own (model.spec.image_min_size)."
+    )
+    resize_size: tuple[int, int] = Field((512, 512), description="Height, width in pixels of 'fixed' and the jitter.")
+    resize_keep_aspect: bool = Field(False, description="Pad rather than stretch to 'fixed'.")
+    short_sides: tuple[int, ...] = Field(
+        (800,), min_length=1, description="Short sides in pixels that 'short_side' draws from."
+    )
+    max_size: int = Field(1333, ge=1, description="Longest side in pixels after 'short_side'.")
+    jitter_scales: tuple[float, float] = Field((0.1, 2.0), description="Range of 'large_scale_jitter'.")
 
 
 class TrainDataSection(Section):
@@ -42,10 +62,18 @@ class TrainDataSection(Section):
 
     train: str = Field(min_length=1, description="Training set: COCO JSON, or a folder with annotations (COCO or VIA).")
     val: str | None = Field(None, description="Validation set, in the same forms; null validates nothing.")
-    format: Literal["auto", "coco", "via"] = Field("auto", description="Form of the annotations.")
+    format: Literal["auto", "coco", "via", "voc", "cityscapes", "labelme"] = Field(
+        "auto", description="Form of the annotations."
+    )
     image_root: str | None = Field(None, description="Folder of the training photos; null looks beside the JSON.")
     val_image_root: str | None = Field(None, description="The same for the validation photos.")
+    num_images: int | None = Field(
+        None, ge=1, description="Train on this many images, drawn by train.seed (smaller draws lie within larger ones)."
+    )
     augment: AugmentSection = Field(default_factory=AugmentSection)
+    copy_paste: float = Field(
+        0.0, ge=0, le=1, description="Probability that objects of another photo are pasted onto one."
+    )
 
 
 class TrainSection(Section):
@@ -61,6 +89,9 @@ class TrainSection(Section):
     accumulate_steps: int = Field(1, ge=1, le=1024, description="Forward passes whose gradients make one step.")
     data_workers: int = Field(
         2, ge=0, le=256, description="Processes that read and augment samples, for each worker; 0 lets training wait."
+    )
+    group_aspect_ratios: bool = Field(
+        True, description="Put upright and lying images into different steps, where that saves padding."
     )
     prefetch_batches: int = Field(4, ge=1, le=256, description="Steps prepared ahead, for each worker.")
 
@@ -112,9 +143,24 @@ class TrainSection(Section):
         3, ge=1, description="Newest checkpoints that stay; null keeps all. The best one always stays."
     )
     log_every_steps: int = Field(20, ge=1, description="Steps that one row of metrics.parquet stands for.")
+    tensorboard: bool = Field(True, description="Write a TensorBoard log beside the metrics.")
+
+    # -- validation
+    validate_every_steps: int | None = Field(
+        None, ge=1, description="Steps between measurements of AP on data.val, with a checkpoint each; null is never."
+    )
+    validate_train_images: int = Field(
+        0, ge=0, description="Training images that are measured at the same times, as train_segm_AP; 0 is none."
+    )
+    early_stop_patience: int | None = Field(
+        None, ge=1, description="Validations without a better segm AP after which training ends; null never ends early."
+    )
 
     # -- the workers
     num_workers: int = Field(1, ge=1, le=4096, description="Training processes, one GPU each where use_gpu is true.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Go on with as few as this when nodes are lost, up to num_workers; null waits for all."
+    )
     use_gpu: bool = Field(False, description="Train on GPUs.")
     cpus_per_worker: int | None = Field(
         None, ge=1, description="CPU cores reserved for each worker; null reserves one and uses its node's fair share."
@@ -125,6 +171,8 @@ class TrainSection(Section):
     def _has_an_end(self) -> Self:
         if self.max_steps is None and self.num_epochs is None:
             raise ValueError("train.max_steps and train.num_epochs are both null; at least one must say when to end")
+        if self.early_stop_patience is not None and self.validate_every_steps is None:
+            raise ValueError("train.early_stop_patience needs train.validate_every_steps, which is null")
         if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
             raise ValueError(f"train.milestones is {self.milestones}; allowed are rising steps from 1")
         return self
@@ -138,6 +186,12 @@ class TrainConfig(Section):
     train: TrainSection
     output: OutputSection
     cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+    @model_validator(mode="after")
+    def _can_validate(self) -> Self:
+        if self.train.validate_every_steps is not None and self.data.val is None:
+            raise ValueError("train.validate_every_steps is set, but data.val is null; give a validation set")
+        return self
 
 
 # Settings that change how a run is carried out but not what is trained; a resumed run may differ in them. The number
@@ -155,8 +209,11 @@ NOT_IDENTITY = frozenset(
         "train.max_non_finite_steps",
         "train.checkpoint_every_steps",
         "train.num_to_keep",
+        "train.tensorboard",
+        "train.validate_train_images",
         "train.log_every_steps",
         "train.num_workers",
+        "train.min_workers",
         "train.use_gpu",
         "train.cpus_per_worker",
         "train.max_failures",

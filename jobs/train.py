@@ -17,9 +17,18 @@ from typing import Any
 from jobs.cluster import cluster, total
 from jobs.config import ConfigError, to_plain
 from jobs.config_train import NOT_IDENTITY, TrainConfig
-from jobs.train_loop import images_per_step, load_start, rate_of_step, resolve_spec, total_steps, train_worker
+from jobs.train_loop import (
+    images_per_step,
+    load_start,
+    load_training_set,
+    rate_of_step,
+    resolve_spec,
+    steps_left,
+    train_worker,
+)
 from jobs.train_output import TrainingOutput
 from pipeline.dataset.annotations import load_annotations
+from pipeline.dataset.class_map import align_categories
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class TrainPlan:
         num_images, num_instances, num_categories: Size of the training set.
         max_steps: Steps of the whole training.
         num_done: Steps that the newest complete checkpoint of the output stands for.
+        is_finished: Nothing is left to do.
     """
 
     config: TrainConfig
@@ -67,11 +77,7 @@ class TrainPlan:
     num_categories: int
     max_steps: int
     num_done: int
-
-    @property
-    def is_finished(self) -> bool:
-        """Nothing is left to do."""
-        return self.num_done >= self.max_steps
+    is_finished: bool = False
 
     def describe(self) -> str:
         """One line for people."""
@@ -135,22 +141,30 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     """
     output = TrainingOutput(config.output.uri)
     config = _with_absolute_places(config, output)
-    annotated = load_annotations(config.data.train, format=config.data.format, image_root=config.data.image_root)
-    if len(annotated) == 0:
-        raise ValueError(f"data.train={config.data.train!r} holds no image; allowed is at least one")
+    train = config.train
+    annotated = load_training_set(config)
     resolve_spec(config.model.spec, annotated.categories)
+    if train.validate_every_steps is not None and config.data.val is not None:
+        data = config.data
+        validation = load_annotations(data.val, format=data.format, image_root=data.val_image_root)
+        align_categories(validation, annotated.categories)
     if config.model.checkpoint is not None:
         load_start(config.model.checkpoint)
     newest = output.load_newest()
-    num_done = 0 if newest is None else newest[0]
+    num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
     check_same_training(output, to_plain(config), num_done=num_done, num_images=len(annotated))
+    left = steps_left(
+        train, len(annotated), train.num_workers, step=num_done, num_seen=int(progress.get("num_seen", 0))
+    )
+    finished = output.read_finished()
     return TrainPlan(
         config=config,
         num_images=len(annotated),
         num_instances=annotated.num_instances,
         num_categories=len(annotated.categories),
-        max_steps=total_steps(config.train, len(annotated), config.train.num_workers),
+        max_steps=num_done + left,
         num_done=num_done,
+        is_finished=finished is not None and (left == 0 or bool(finished.get("stopped_early"))),
     )
 
 
@@ -211,7 +225,7 @@ def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_don
     rates = []
     for values in (started, settings):
         train = TrainConfig.model_validate(values).train
-        length = total_steps(train, num_images, train.num_workers)
+        length = steps_left(train, num_images, train.num_workers)
         rates.append(
             [rate_of_step(train, step, max_steps=length, world_size=train.num_workers) for step in range(num_done)]
         )
@@ -250,10 +264,10 @@ def _check_cluster(config: TrainConfig) -> None:
     """Ray would wait for ever for workers that cannot be placed; say so at once."""
     train = config.train
     for name, each in (("CPU", train.cpus_per_worker or 1), ("GPU", int(train.use_gpu))):
-        needed, present = each * train.num_workers, total(name)
+        needed, present = each * (train.min_workers or train.num_workers), total(name)
         if needed > present:
             raise ConfigError(
-                f"train.num_workers: {train.num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
+                f"train.num_workers: {train.min_workers or train.num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
                 f"at most {present // each} workers"
             )
 
@@ -277,7 +291,9 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
             train_worker,
             train_loop_config={"config": to_plain(config), "board": board},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
+                num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+                use_gpu=train.use_gpu,
+                resources_per_worker=resources,
             ),
             # Ray's own snapshots go to a folder that is thrown away: progress lives in our checkpoints only.
             run_config=ray.train.RunConfig(
@@ -299,7 +315,8 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     if "stopped" in outcome:
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
         raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
-    say(TrainEvent("done", f"trained {outcome['step']} steps; checkpoint {output.checkpoint_uri(steps[-1])}"))
+    early = ", stopped early" if outcome["stopped_early"] else ""
+    say(TrainEvent("done", f"trained {outcome['step']} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
     return _result(output, steps[-1], broken_images=listener.broken, num_restarts=listener.num_restarts)
 
 

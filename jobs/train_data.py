@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.train_step import MicroBatch
-from pipeline.dataset.annotations import AnnotatedSet
-from pipeline.dataset.augment import Transform
 from pipeline.dataset.loader import Sample, SampleSet, sample_at
 
 # What the network is given of a target; the rest is for us.
-_NETWORK_TARGETS = ("boxes", "labels", "masks", "keypoints")
+_NETWORK_TARGETS = ("boxes", "labels", "masks", "keypoints", "ignore_boxes", "labelled_classes")
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,13 @@ class BatchStream:
     in turn, so that a step's samples do not depend on how many workers there are.
 
     Args:
-        annotated: The training set.
-        transforms: Random changes, seeded for each sample by the set's seed, its epoch and its index.
+        samples: The training set with its random changes.
         batch_size: Images of a forward pass on this worker.
         accumulate_steps: Forward passes of a step.
-        seed: Of the order and of the transforms.
+        seed: Of the order.
         num_seen: Samples of the stream that are behind us, over all workers.
         num_steps: Steps to give.
+        group_size: Make runs of this many images of one orientation; 0 does not.
         num_processes: Processes that prepare samples; 0 prepares them in the loop, while training waits.
         prefetch_batches: Steps that are prepared ahead.
         pin_memory: Put batches into page-locked memory, for faster copies to a GPU.
@@ -54,8 +53,7 @@ class BatchStream:
 
     def __init__(
         self,
-        annotated: AnnotatedSet,
-        transforms: Transform | None,
+        samples: SampleSet,
         *,
         batch_size: int,
         accumulate_steps: int = 1,
@@ -64,23 +62,23 @@ class BatchStream:
         seed: int = 0,
         num_seen: int = 0,
         num_steps: int,
+        group_size: int = 0,
         num_processes: int = 1,
         prefetch_batches: int = 4,
         pin_memory: bool = False,
     ) -> None:
-        self.annotated = annotated
         self.batch_size = batch_size
+        sizes = [(image.height, image.width) for image in samples.annotated.images]
         self.order = _Order(
-            len(annotated),
+            SampleOrder(sizes, seed=seed, group_size=group_size),
             batch_size=batch_size * accumulate_steps,
             rank=rank,
             world_size=world_size,
-            seed=seed,
             num_seen=num_seen,
             num_steps=num_steps,
         )
         self._loader = DataLoader(
-            _Samples(SampleSet(annotated, transforms, seed=seed)),
+            _Samples(samples),
             batch_sampler=self.order,
             num_workers=num_processes,
             collate_fn=_Prepared,
@@ -161,17 +159,54 @@ class _Prepared:
         return StepBatches(tuple(micro_batches), broken, wait_s)
 
 
+class SampleOrder:
+    """The endless stream of samples: each epoch a new permutation of all, a pure function of its arguments.
+
+    With a group_size of G, places 0 .. G - 1 of the stream, G .. 2 G - 1 and so on hold images of one orientation each
+    (upright, or lying and square), as long as an epoch has G of them left; what is left over at its end is mixed.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], *, seed: int, group_size: int = 0) -> None:
+        """Sizes are the (height, width) of all images, in order."""
+        self.is_upright = np.array([height > width for height, width in sizes])
+        self.seed = seed
+        self.group_size = 0 if len(set(self.is_upright.tolist())) < 2 else group_size
+        self._epoch = (-1, np.zeros(0, np.int64))
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """(epoch, index) at a place of the stream."""
+        epoch, place = divmod(position, len(self.is_upright))
+        if not self.group_size:
+            return sample_at(position, num_samples=len(self.is_upright), seed=self.seed)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._grouped(epoch))
+        return epoch, int(self._epoch[1][place])
+
+    def _grouped(self, epoch: int) -> np.ndarray:
+        num = len(self.is_upright)
+        mixed = [sample_at(epoch * num + place, num_samples=num, seed=self.seed)[1] for place in range(num)]
+        # The first places finish the group that the epoch before began.
+        head = min(-(epoch * num) % self.group_size, num)
+        order, waiting = mixed[:head], {False: [], True: []}
+        for index in mixed[head:]:
+            group = waiting[bool(self.is_upright[index])]
+            group.append(index)
+            if len(group) == self.group_size:
+                order += group
+                group.clear()
+        return np.array(order + waiting[False] + waiting[True])
+
+
 class _Order(Sampler):
     """The samples of each step of one worker, as lists of (epoch, index); may be iterated any number of times."""
 
     def __init__(
-        self, num_samples: int, *, batch_size: int, rank: int, world_size: int, seed: int, num_seen: int, num_steps: int
+        self, order: SampleOrder, *, batch_size: int, rank: int, world_size: int, num_seen: int, num_steps: int
     ) -> None:
-        self.num_samples = num_samples
+        self.order = order
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.seed = seed
         self.num_seen = num_seen
         self.num_steps = num_steps
 
@@ -182,7 +217,4 @@ class _Order(Sampler):
         size = self.batch_size * self.world_size
         for step in range(self.num_steps):
             first = self.num_seen + step * size
-            yield [
-                sample_at(position, num_samples=self.num_samples, seed=self.seed)
-                for position in range(first + self.rank, first + size, self.world_size)
-            ]
+            yield [self.order[position] for position in range(first + self.rank, first + size, self.world_size)]

@@ -7,6 +7,7 @@ again, both go on from there. Ray's own checkpoint bookkeeping is not used, so t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -19,7 +20,9 @@ import torch.distributed as dist
 
 from jobs.config_train import TrainConfig, TrainSection
 from jobs.train_data import BatchStream, StepBatches
-from jobs.train_output import TrainingOutput
+from jobs.train_history import History
+from jobs.train_output import TrainingOutput, checkpoint_name
+from jobs.train_validate import Validation
 from model.categories import Category
 from model.checkpoint import save_checkpoint
 from model.network import build_model
@@ -27,6 +30,8 @@ from model.spec import ModelSpec
 from model.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
 from pipeline.dataset.annotations import AnnotatedSet, load_annotations
 from pipeline.dataset.augment import build_transforms
+from pipeline.dataset.loader import SampleSet
+from pipeline.dataset.subset import take_subset
 
 # Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
@@ -44,6 +49,21 @@ class Worker:
     world_size: int
     local_world_size: int
     device: torch.device
+
+
+def load_training_set(config: TrainConfig) -> AnnotatedSet:
+    """The images that are trained on.
+
+    Raises:
+        ValueError: There is no set there, it holds no image, or fewer than the subset wanted.
+    """
+    data = config.data
+    annotated = load_annotations(data.train, format=data.format, image_root=data.image_root)
+    if len(annotated) == 0:
+        raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
+    if data.num_images is not None:
+        annotated = take_subset(annotated, data.num_images, seed=config.train.seed)[0]
+    return annotated
 
 
 def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
@@ -68,12 +88,12 @@ def images_per_step(train: TrainSection, world_size: int) -> int:
     return train.batch_size * train.accumulate_steps * world_size
 
 
-def total_steps(train: TrainSection, num_images: int, world_size: int) -> int:
-    """Steps of the whole training: the earlier of max_steps and num_epochs."""
-    limits = [] if train.max_steps is None else [train.max_steps]
+def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: int = 0, num_seen: int = 0) -> int:
+    """Steps still to do after `step` steps that took num_seen samples: to the earlier of max_steps and num_epochs."""
+    limits = [] if train.max_steps is None else [train.max_steps - step]
     if train.num_epochs is not None:
-        limits.append(math.ceil(train.num_epochs * num_images / images_per_step(train, world_size)))
-    return max(1, min(limits))
+        limits.append(math.ceil((train.num_epochs * num_images - num_seen) / images_per_step(train, world_size)))
+    return max(0, min(limits))
 
 
 def rate_of_step(train: TrainSection, step: int, *, max_steps: int, world_size: int) -> float:
@@ -145,16 +165,22 @@ class TrainingRun:
         self.report = report if worker.rank == 0 else _say_nothing
         self.report_always = report
         self.output = TrainingOutput(config.output.uri)
-        self.annotated: AnnotatedSet = load_annotations(
-            config.data.train, format=config.data.format, image_root=config.data.image_root
-        )
+        self.annotated = load_training_set(config)
         self.spec = resolve_spec(config.model.spec, self.annotated.categories)
-        self.max_steps = total_steps(self.train, len(self.annotated), worker.world_size)
         self.trainer = self._build_trainer()
         self.step = 0
         self.num_seen = 0
         self.num_non_finite = 0
-        self.rows: list[dict[str, Any]] = []
+        self.history = History(self.output if worker.rank == 0 else None)
+        self.is_stopped_early = False
+        self.validations: list[tuple[str, Validation]] = []
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the whole training, those done included, if the number of workers stays what it is."""
+        return self.step + steps_left(
+            self.train, len(self.annotated), self.worker.world_size, step=self.step, num_seen=self.num_seen
+        )
 
     def _build_trainer(self) -> Trainer:
         train = self.train
@@ -163,6 +189,8 @@ class TrainingRun:
         if self.config.model.checkpoint is not None:
             self.report("start", load_fitting(model, self.config.model.checkpoint))
         model.to(self.worker.device).train()
+        if train.channels_last:
+            model.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(
             model,
             name=train.optimizer,
@@ -171,7 +199,7 @@ class TrainingRun:
             weight_decay=train.weight_decay,
             norm_weight_decay=train.norm_weight_decay,
         )
-        return Trainer(
+        trainer = Trainer(
             model,
             optimizer,
             seed=train.seed,
@@ -182,6 +210,9 @@ class TrainingRun:
             ema_decay=train.ema_decay,
             global_normalisers=train.global_normalisers,
         )
+        if train.compile:
+            model.backbone.compile()  # in place: the names in the state dict stay
+        return trainer
 
     def resume(self) -> None:
         """Takes over the newest checkpoint that can be read, if there is one; the same one on every worker."""
@@ -198,44 +229,77 @@ class TrainingRun:
         self.step = step
         self.num_seen = int(checkpoint.progress["num_seen"])
         self.num_non_finite = int(checkpoint.progress["num_non_finite"])
-        if self.worker.rank == 0:
-            self.rows = [row for row in self.output.read_metrics() if row["step"] <= step]
-            self.report("resume", f"going on after step {step} of {self.max_steps}", step=step)
+        self.history.resume(step)
+        self.report("resume", f"going on after step {step} of {self.max_steps}", step=step)
 
     def run(self) -> dict[str, Any]:
         """Trains to the end; what became of it, in plain values."""
         self.resume()
+        with contextlib.ExitStack() as stack:
+            self._open_validations(stack)
+            max_steps = self.max_steps
+            if self._is_validation_step(self.step == max_steps) and not self._has_validation():
+                self._validate()  # it was cut off after the checkpoint of this very step
+            stream = stack.enter_context(self._open_stream(max_steps - self.step))
+            self._train(stream, max_steps)
+            self._finish_validation()
+        self._save_metrics()
+        if self.worker.rank == 0:
+            self.output.write_finished({"step": self.step, "stopped_early": self.is_stopped_early})
+        return {
+            "step": self.step,
+            "num_non_finite": self.num_non_finite,
+            "stopped_early": self.is_stopped_early,
+        }
+
+    def _train(self, stream: BatchStream, max_steps: int) -> None:
         window = Window()
-        with BatchStream(
-            self.annotated,
-            build_transforms(
-                **self.config.data.augment.model_dump(), keypoint_names=self.annotated.keypoint_names
+        for batches in stream:
+            self._one_step(batches, window, max_steps)
+            is_last = self.step == max_steps
+            if self.step % self.train.log_every_steps == 0 or is_last:
+                self._log(window, max_steps)
+                window = Window()
+            is_validation = self._is_validation_step(is_last)
+            if self.step % self.train.checkpoint_every_steps == 0 or is_last or is_validation:
+                paused_at = time.perf_counter()
+                self._finish_validation()
+                self._save(is_last)
+                if is_validation and not self.is_stopped_early:
+                    self._validate()
+                window.started_at += time.perf_counter() - paused_at
+            if self.is_stopped_early:
+                return
+
+    def _open_stream(self, num_steps: int) -> BatchStream:
+        train, data = self.train, self.config.data
+        transforms = build_transforms(**data.augment.model_dump(), keypoint_names=self.annotated.keypoint_names)
+        return BatchStream(
+            SampleSet(
+                self.annotated,
+                transforms,
+                seed=train.seed,
+                in_channels=self.spec.in_channels,
+                copy_paste=data.copy_paste,
             ),
-            batch_size=self.train.batch_size,
-            accumulate_steps=self.train.accumulate_steps,
+            batch_size=train.batch_size,
+            accumulate_steps=train.accumulate_steps,
             rank=self.worker.rank,
             world_size=self.worker.world_size,
-            seed=self.train.seed,
+            seed=train.seed,
             num_seen=self.num_seen,
-            num_steps=self.max_steps - self.step,
-            num_processes=self.train.data_workers,
-            prefetch_batches=self.train.prefetch_batches,
+            num_steps=num_steps,
+            # As configured, not as it is: the order must not change when a worker is lost.
+            group_size=images_per_step(train, train.num_workers) if train.group_aspect_ratios else 0,
+            num_processes=train.data_workers,
+            prefetch_batches=train.prefetch_batches,
             pin_memory=self.worker.device.type == "cuda",
-        ) as stream:
-            for batches in stream:
-                self._one_step(batches, window)
-                is_last = self.step == self.max_steps
-                if self.step % self.train.log_every_steps == 0 or is_last:
-                    self._log(window)
-                    window = Window()
-                if self.step % self.train.checkpoint_every_steps == 0 or is_last:
-                    self._save()
-        return {"step": self.step, "max_steps": self.max_steps, "num_non_finite": self.num_non_finite}
+        )
 
-    def _one_step(self, batches: StepBatches, window: Window) -> None:
+    def _one_step(self, batches: StepBatches, window: Window, max_steps: int) -> None:
         for image_id, reason in batches.broken.items():
             self.report_always("broken", f"image {image_id} is skipped: {reason}", image_id=image_id, reason=reason)
-        rate = rate_of_step(self.train, self.step, max_steps=self.max_steps, world_size=self.worker.world_size)
+        rate = rate_of_step(self.train, self.step, max_steps=max_steps, world_size=self.worker.world_size)
         result = self.trainer.step(batches.micro_batches, step=self.step, learning_rate=rate)
         self.step += 1
         self.num_seen += images_per_step(self.train, self.worker.world_size)
@@ -257,11 +321,11 @@ class TrainingRun:
             )
         self.report("non_finite", f"{sentence}; the step is skipped", step=self.step, image_ids=suspects)
 
-    def _log(self, window: Window) -> None:
+    def _log(self, window: Window, max_steps: int) -> None:
         if window.num_steps == 0:  # every step of the window was skipped, on every worker alike
             return
         means = window.means(self.worker)
-        remaining_s = (self.max_steps - self.step) * means["step_s"]
+        remaining_s = (max_steps - self.step) * means["step_s"]
         row = {
             "step": self.step,
             "epoch": self.num_seen / len(self.annotated),
@@ -270,31 +334,33 @@ class TrainingRun:
             "num_non_finite": self.num_non_finite,
             "peak_memory_bytes": _peak_memory_bytes(self.worker.device),
         }
-        self.rows.append(row)
+        self.history.add(row)
         self.report(
             "step",
-            f"step {self.step}/{self.max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
             f"{means['images_per_s']:.1f} images/s  data wait {means['data_wait_share']:.1%}  "
             f"{remaining_s:.0f} s left",
             **row,
-            max_steps=self.max_steps,
+            max_steps=max_steps,
             eta_s=remaining_s,
         )
 
-    def _save(self) -> None:
-        """Rank 0 writes the metrics, then the checkpoint: a checkpoint never knows less than the metrics before it."""
+    def _save_metrics(self) -> None:
+        self.history.save(tensorboard=self.train.tensorboard)
+
+    def _save(self, is_last: bool) -> None:
+        """Rank 0 writes the metrics, then the checkpoint: a checkpoint never knows more than the metrics beside it."""
         if self.worker.rank != 0:
             return
+        self._save_metrics()
         progress = {
             "step": self.step,
-            "max_steps": self.max_steps,
             "epoch": self.num_seen / len(self.annotated),
             "num_seen": self.num_seen,
             "num_non_finite": self.num_non_finite,
             "world_size": self.worker.world_size,
-            "finished": self.step >= self.max_steps,
+            "finished": is_last or self.is_stopped_early,
         }
-        self.output.write_metrics(self.rows)
         uri = self.output.save(
             self.step,
             lambda folder: save_checkpoint(
@@ -306,8 +372,63 @@ class TrainingRun:
                 training_state=self.trainer.state_dict(),
             ),
         )
-        self.output.prune(self.train.num_to_keep)
+        best = self.history.best()
+        self.output.prune(self.train.num_to_keep, keep=[] if best is None else [best["step"]])
         self.report("checkpoint", f"checkpoint {uri}", step=self.step, uri=uri)
+
+    # -- validation
+
+    def _open_validations(self, stack: contextlib.ExitStack) -> None:
+        if self.train.validate_every_steps is None or self.config.data.val is None:
+            return
+        data = self.config.data
+        sets = [("", load_annotations(data.val, format=data.format, image_root=data.val_image_root))]
+        if self.train.validate_train_images:
+            num_images = min(self.train.validate_train_images, len(self.annotated))
+            sets.append(("train_", take_subset(self.annotated, num_images, seed=self.train.seed)[0]))
+        for prefix, annotated in sets:
+            validation = Validation(
+                annotated,
+                self.annotated.categories,
+                self.spec,
+                device=self.worker.device,
+                rank=self.worker.rank,
+                world_size=self.worker.world_size,
+                num_processes=self.train.data_workers,
+            )
+            self.validations.append((prefix, stack.enter_context(validation)))
+
+    def _is_validation_step(self, is_last: bool = False) -> bool:
+        every = self.train.validate_every_steps
+        return every is not None and self.step > 0 and (self.step % every == 0 or is_last)
+
+    def _has_validation(self) -> bool:
+        return bool(_broadcast(self.history.has_validation(self.step), self.worker))
+
+    def _validate(self) -> None:
+        """Every worker predicts; rank 0 then computes the figures in another thread, while training goes on."""
+        started = time.perf_counter()
+        for prefix, validation in self.validations:
+            shares = _gather_to_rank_0(validation.predict(self.trainer.saved_model()), self.worker)
+            if self.worker.rank == 0:
+                figures = validation.evaluate_later(shares)
+                self.history.expect(self.step, self.num_seen / len(self.annotated), prefix, figures)
+        self.history.prediction_s = time.perf_counter() - started
+
+    def _finish_validation(self) -> None:
+        """Takes in the figures of the last validation, and decides alike on every worker whether to go on."""
+        row = self.history.collect()
+        if row is not None:
+            is_best = self.history.best() == row
+            if is_best:
+                self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(row['step'])}"})
+            figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("segm_AP", "bbox_AP", "mean_iou") if name in row)
+            self.report(
+                "validation", f"step {row['step']}: {figures}{', the best so far' if is_best else ''}", **row, is_best=is_best
+            )
+        if self.train.early_stop_patience is not None:
+            stop = self.history.num_validations_since_best() >= self.train.early_stop_patience
+            self.is_stopped_early = _broadcast(stop, self.worker)
 
 
 def load_fitting(model: torch.nn.Module, source: str) -> str:
@@ -391,6 +512,15 @@ def _broadcast(value: Any, worker: Worker) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=worker.device if worker.device.type == "cuda" else None)
     return box[0]
+
+
+def _gather_to_rank_0(value: Any, worker: Worker) -> list[Any]:
+    """All workers' values on rank 0; elsewhere nothing."""
+    if worker.world_size == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered or []
 
 
 def _gather(value: Any, worker: Worker) -> list[Any]:

@@ -3,12 +3,17 @@
     OUT/config.yaml                       what is trained, written once
     OUT/metrics.parquet                   one row for each log_every_steps steps, and for each validation
     OUT/checkpoints/step-00000400/        immutable; its marker is written last
+    OUT/best.json                         step and figures of the best checkpoint, where there is validation
+    OUT/finished.json                     written last
+    OUT/tensorboard/                      the same figures for TensorBoard
+    OUT/curves.png, OUT/summary.html      the training at a glance
     OUT/set_aside/step-00000400-1/        a checkpoint that could not be read (local disks only)
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -28,6 +33,8 @@ CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set_aside"
 CONFIG = "config.yaml"
 METRICS = "metrics.parquet"
+BEST = "best.json"
+FINISHED = "finished.json"
 _STEP = re.compile(r"^step-(\d{8,})$")
 # Columns every row has; loss terms and AP columns are added as they come.
 _METRIC_TYPES = {"step": pa.int64(), "epoch": pa.float64()}
@@ -74,6 +81,28 @@ class TrainingOutput:
         """Writes the settings, replacing earlier ones. Atomic."""
         text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
         self.storage.write_bytes(CONFIG, text.encode())
+
+    # -- small JSON files
+
+    def write_best(self, values: Mapping[str, Any]) -> None:
+        """Notes which checkpoint is the best so far, in best.json."""
+        self.storage.write_bytes(BEST, _to_json(values))
+
+    def read_finished(self) -> dict[str, Any] | None:
+        """What the finished training noted at its end; None while it is not finished."""
+        try:
+            return json.loads(self.storage.read_bytes(FINISHED))
+        except FileNotFoundError:
+            return None
+
+    def write_finished(self, values: Mapping[str, Any]) -> None:
+        """Notes that the training is finished, in finished.json."""
+        self.storage.write_bytes(FINISHED, _to_json(values))
+
+    def write_file(self, name: str, data: bytes) -> str:
+        """Writes another file of the output, replacing it; its URI."""
+        self.storage.write_bytes(name, data)
+        return self.storage.uri_of(name)
 
     # -- checkpoints
 
@@ -212,3 +241,7 @@ class TrainingOutput:
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns), buffer, compression="zstd", write_page_checksum=True)
         self.storage.write_bytes(METRICS, buffer.getvalue())
+
+
+def _to_json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(values), indent=2) + "\n").encode()

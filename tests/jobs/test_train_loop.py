@@ -13,7 +13,7 @@ import torch
 
 from jobs.config_train import TrainConfig
 from jobs.train import check_same_training, prepare_train, run_train
-from jobs.train_loop import TrainingRun, TrainingStopped, Worker, total_steps
+from jobs.train_loop import TrainingRun, TrainingStopped, Worker, steps_left
 from jobs.train_output import TrainingOutput
 from jobs.config import to_plain
 from model.checkpoint import Checkpoint
@@ -179,7 +179,7 @@ def test_a_start_from_a_checkpoint_takes_what_fits(shapes: Path, tmp_path: Path)
 
 def test_the_length_is_the_earlier_of_steps_and_epochs(shapes: Path, tmp_path: Path):
     def steps(**train_values: Any) -> int:
-        return total_steps(settings(shapes, tmp_path, **train_values).train, 10, world_size=2)
+        return steps_left(settings(shapes, tmp_path, **train_values).train, 10, world_size=2)
 
     assert steps(max_steps=6, num_epochs=None) == 6
     assert steps(max_steps=6, num_epochs=1.0) == 3  # 10 images, 4 a step
