@@ -6,6 +6,7 @@ A `Storage` is a root (`uri`) below which objects have keys with forward slashes
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import uuid
@@ -28,6 +29,74 @@ class ObjectInfo:
     key: str
     size_bytes: int
     etag: str
+
+
+class Secret:
+    """A credential. Only `reveal()` shows it: printed, logged, formatted or written as JSON it is `***` or an error."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """How buckets are reached. Local folders need none of it.
+
+    Attributes:
+        endpoint_url: address of an S3-compatible store, such as https://minio.lab:9000; None is Amazon's.
+        region: name of the region; None takes it from the environment.
+        access_key, secret_key, session_token: credentials; a plain string becomes a `Secret`. None takes them from
+            where the AWS tools look: AWS_* variables, ~/.aws, the machine's role.
+        anonymous: a public bucket, no credentials at all.
+        num_retries: further tries of a request that met 408, 409, 429, 500, 502, 503, 504, a timeout or a cut
+            connection; waits grow from 0.2 s to 20 s and are jittered.
+        connect_timeout_s, read_timeout_s: longest silence before a connection and on it.
+        request_timeout_s: longest time of one try, with its body.
+        max_parallel: requests of this process at one time, under these settings.
+        conditional_put: False accepts a store without `If-None-Match`. Two runs that write to one output at the
+            same time may then both believe that they won.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key: Secret | None = None
+    secret_key: Secret | None = None
+    session_token: Secret | None = None
+    anonymous: bool = False
+    num_retries: int = 10
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+    request_timeout_s: float = 600.0
+    max_parallel: int = 32
+    conditional_put: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("access_key", "secret_key", "session_token"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, Secret(value) if isinstance(value, str) else value)
+        if (self.access_key is None) != (self.secret_key is None):
+            raise StorageError("storage settings have only one of access_key and secret_key; give both or neither")
+        if self.anonymous and self.access_key:
+            raise StorageError("storage settings are anonymous and have an access_key; give one of them")
+        if self.num_retries < 0:
+            raise StorageError(f"storage setting num_retries is {self.num_retries}; it must be 0 or more")
+        for name in ("connect_timeout_s", "read_timeout_s", "request_timeout_s", "max_parallel"):
+            if not getattr(self, name) > 0:
+                raise StorageError(f"storage setting {name} is {getattr(self, name)!r}; it must be greater than 0")
 
 
 class Storage(ABC):
@@ -74,13 +143,40 @@ class Storage(ABC):
             return False
         return True
 
+    def check_put_if_absent(self) -> None:
+        """Proves that `put_if_absent` has one winner here; to be called before a run stands on it.
+
+        Writes one small object and removes it.
+
+        Raises:
+            StorageError: the store ignores the condition, or refuses it.
+        """
+        key = f".probe-{uuid.uuid4().hex}.tmp"
+        try:
+            won = [self.put_if_absent(key, name) for name in (b"first", b"second")]
+            kept = self.read_bytes(key)
+        except OSError as error:
+            raise StorageError(f"{self.uri}: a first object cannot be written there: {error}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                self.delete(key)
+        if won != [True, False] or kept != b"first":
+            raise StorageError(
+                f"{self.uri}: the store ignores If-None-Match, so of two writers both could win; use a store with "
+                "conditional PUT, or set conditional_put=False and never run two at once on one output"
+            )
+
     def uri_of(self, key: str) -> str:
         """The full URI of a key."""
         return f"{self.uri.rstrip('/')}/{key}" if key else self.uri
 
 
-def open_storage(uri: str) -> Storage:
-    """The store behind a URI: a local path, file://, or s3://bucket/prefix.
+def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
+    """The store behind a URI: a local path, file://, or s3://bucket/prefix. Sends no request.
+
+    Args:
+        uri: where.
+        settings: for buckets; None takes what the AWS tools take from the environment.
 
     Raises:
         StorageError: an empty URI, or a scheme there is no store for.
@@ -90,6 +186,10 @@ def open_storage(uri: str) -> Storage:
     scheme = urlsplit(uri).scheme if "://" in uri else ""
     if scheme in ("", "file"):
         return LocalStorage(local_path(uri))
+    if scheme == "s3":
+        from pipeline.storage_s3 import S3Storage  # local folders need neither s3fs nor its second of import
+
+        return S3Storage(uri, settings)
     raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")
 
 

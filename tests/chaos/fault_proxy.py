@@ -1,0 +1,222 @@
+"""An HTTP proxy on loopback that stands in front of an S3 server and fails as real ones do.
+
+    with FaultProxy(server_url, random_faults(0.2, seed=1)) as proxy:
+        ... use proxy.url as the endpoint ...
+        assert proxy.counts["cut_after"] > 0
+
+Faults, by name:
+
+    503, 500, 409, 429   answered by the proxy, the server never sees the request
+    slow                 passed on after `slow_s`
+    cut_before           the connection is cut, the server never sees the request
+    cut_request          the server gets half of the request's body, then both connections are cut
+    cut_after            the server has carried the request out, its answer is lost
+    lost_answer          the server has carried the request out, the answer says 500
+    twice                passed on twice, as proxies do that lost an answer; the second answer is returned
+    truncate             half of the answer's body, then the connection is cut
+"""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+_CODES = {"503": "SlowDown", "500": "InternalError", "409": "ConditionalRequestConflict", "429": "TooManyRequests"}
+FAULTS = (*_CODES, "slow", "cut_before", "cut_request", "cut_after", "lost_answer", "twice", "truncate")
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
+
+Plan = Callable[[str, str], str | None]
+"""Given a request's method and path: the fault it meets, or None."""
+
+
+def random_faults(rate: float, seed: int, faults: Iterable[str] = FAULTS, burst: int = 3) -> Plan:
+    """Every request meets a fault with this chance; a 503 brings up to `burst` - 1 more of its kind."""
+    chance, lock, kinds = random.Random(seed), threading.Lock(), tuple(faults)
+    pending: list[str] = []
+
+    def plan(method: str, path: str) -> str | None:
+        with lock:
+            if pending:
+                return pending.pop()
+            if chance.random() >= rate:
+                return None
+            fault = chance.choice(kinds)
+            if fault == "503":
+                pending.extend([fault] * chance.randrange(burst))
+            return fault
+
+    return plan
+
+
+def scripted_faults(*script: tuple[str, str], method: str | None = None) -> Plan:
+    """The given (part of the path, fault) pairs, each once, in order for each part; with `method`, only for that."""
+    left, lock = list(script), threading.Lock()
+
+    def plan(request_method: str, path: str) -> str | None:
+        with lock:
+            for entry in left:
+                if entry[0] in path and method in (None, request_method):
+                    left.remove(entry)
+                    return entry[1]
+            return None
+
+    return plan
+
+
+class FaultProxy:
+    """Runs in threads of this process. `counts` says how often each fault struck, and "ok" how often none did."""
+
+    def __init__(self, server_url: str, plan: Plan = lambda method, path: None, slow_s: float = 0.3) -> None:
+        self.counts: Counter[str] = Counter()
+        self.plan, self.slow_s = plan, slow_s
+        self.most_parallel = 0
+        self._parallel, self._lock = 0, threading.Lock()
+        parts = urlsplit(server_url)
+        self.server_address = (str(parts.hostname), int(parts.port or 80))
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> FaultProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def enter(self, fault: str | None) -> None:
+        with self._lock:
+            self.counts[fault or "ok"] += 1
+            self._parallel += 1
+            self.most_parallel = max(self.most_parallel, self._parallel)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._parallel -= 1
+
+    def wait_until_idle(self) -> None:
+        """Until no request is inside, those included whose client has given up."""
+        while self._parallel:
+            time.sleep(0.01)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+    proxy: FaultProxy
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Cut connections are this server's business; nothing is printed of them."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def handle_one_request(self) -> None:
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        proxy = self.server.proxy
+        fault = proxy.plan(self.command, self.path)
+        proxy.enter(fault)
+        self._inside = True
+        try:
+            self._answer(fault, body)
+        finally:
+            self._leave()
+
+    def _answer(self, fault: str | None, body: bytes) -> None:
+        if fault == "slow":
+            time.sleep(self.server.proxy.slow_s)
+        if fault in _CODES:
+            return self._refuse(int(str(fault)), _CODES[str(fault)])
+        if fault == "cut_before":
+            return self._cut()
+        if fault == "cut_request":
+            self._send_half(body)
+            return self._cut()
+        status, headers, answer = self._pass_on(body)
+        if fault == "twice":
+            status, headers, answer = self._pass_on(body)
+        if fault == "cut_after":
+            return self._cut()
+        if fault == "lost_answer":
+            return self._refuse(500, "InternalError")
+        self._leave()
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP | {"content-length"}:
+                self.send_header(name, value)
+        length = dict((name.lower(), value) for name, value in headers).get("content-length", "0")
+        self.send_header("Content-Length", length if self.command == "HEAD" else str(len(answer)))
+        self.end_headers()
+        if fault == "truncate" and answer:
+            self.wfile.write(answer[: len(answer) // 2])
+            return self._cut()
+        self.wfile.write(answer)
+
+    def _leave(self) -> None:
+        """To be called before the first byte goes back: the client may send its next request at once."""
+        if self._inside:
+            self._inside = False
+            self.server.proxy.leave()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(*self.server.proxy.server_address, timeout=60)
+
+    def _pass_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """The request as it came, its Host too, which the client has signed."""
+        connection = self._connect()
+        try:
+            self._send_head(connection, body)
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        except OSError:  # the server itself is gone
+            return 503, [], b""
+        finally:
+            connection.close()
+
+    def _send_half(self, body: bytes) -> None:
+        connection = self._connect()
+        try:
+            self._send_head(connection, body)
+            connection.endheaders(body[: len(body) // 2])
+        except OSError:
+            pass
+        finally:
+            connection.close()
+
+    def _send_head(self, connection: http.client.HTTPConnection, body: bytes) -> None:
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in _HOP_BY_HOP:
+                connection.putheader(name, value)
+        connection.putheader("Connection", "close")
+
+    def _refuse(self, status: int, code: str) -> None:
+        answer = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+        self._leave()
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else answer)
+
+    def _cut(self) -> None:
+        self._leave()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,226 @@
+"""A real S3 server on loopback for the tests: Ceph's RADOS Gateway with one monitor and one in-memory OSD.
+
+The daemons come from Debian's packages, fetched once into a cache folder and unpacked there without being installed.
+No docker, no systemd; about 13 s to start. By hand: `python tests/chaos/rgw.py` starts one and prints its endpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "test", "testsecret"
+PACKAGES = ("radosgw", "ceph-mon", "ceph-osd")
+_UNPACKED = ".unpacked"
+
+
+class NoCeph(Exception):
+    """Why there can be no gateway here."""
+
+
+def ceph_root() -> Path:
+    """The folder with the unpacked packages: $CEPH_ROOT, or a cache folder filled on first use.
+
+    Raises:
+        NoCeph: neither there nor to be fetched.
+    """
+    if given := os.environ.get("CEPH_ROOT"):
+        return Path(given)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet" / "ceph"
+    root = cache / "root"
+    if (root / _UNPACKED).exists():
+        return root
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise NoCeph(f"{tool} is not here; set CEPH_ROOT to a folder with Ceph's daemons")
+    if os.getuid() != 0:
+        raise NoCeph("only root can run Ceph's daemons here; set CEPH_ROOT to a folder where you can")
+    packages = cache / "packages"
+    packages.mkdir(parents=True, exist_ok=True)
+    plan = ["apt-get", "install", "--simulate", "--no-install-recommends", *PACKAGES]
+    names = [line.split()[1] for line in _output(plan).splitlines() if line.startswith("Inst ")]
+    _output(["apt-get", "download", *names], cwd=packages)
+    for package in sorted(packages.glob("*.deb")):
+        _output(["dpkg", "-x", str(package), str(root)])
+    (root / _UNPACKED).touch()
+    shutil.rmtree(packages)
+    return root
+
+
+def _output(command: list[str], cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise NoCeph(f"`{' '.join(command[:3])} ...` failed: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Rgw:
+    """A running gateway. Use as a context manager; `endpoint` takes path-style requests of one user."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` must not exist yet; everything the daemons write lies there."""
+        self.folder = folder
+        self.root = ceph_root()
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._config = folder / "ceph.conf"
+        self._daemons: dict[str, subprocess.Popen] = {}
+        library = self.root / "usr/lib/x86_64-linux-gnu"
+        libraries = [library, library / "ceph", self.root / "usr/lib", self.root / "lib/x86_64-linux-gnu"]
+        self._environment = {
+            "PATH": f"{self.root / 'usr/bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+            "PYTHONPATH": str(self.root / "usr/lib/python3/dist-packages"),
+            "CEPH_CONF": str(self._config),
+        }
+
+    def __enter__(self) -> Rgw:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Monitor, OSD, gateway, user. Raises NoCeph with the daemon's last words when one of them dies."""
+        for name in ("mon", "osd", "log", "run"):
+            (self.folder / name).mkdir(parents=True)
+        cluster_id = str(uuid.uuid4())
+        monitor = f"[v1:127.0.0.1:{free_port()}/0]"
+        self._config.write_text(_config(self.folder, self.root, cluster_id, monitor, self.port))
+        keyring = str(self.folder / "keyring")
+        tool = "ceph-authtool"
+        self._run(tool, "--create-keyring", keyring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+        caps = ["--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mgr", "allow *"]
+        self._run(tool, keyring, "--gen-key", "-n", "client.admin", *caps)
+        monmap = str(self.folder / "monmap")
+        self._run("monmaptool", "--create", "--addv", "a", monitor.replace("/0", ""), "--fsid", cluster_id, monmap)
+        self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap, "--keyring", keyring, *_AS_ROOT)
+        self._spawn("mon", "ceph-mon", "-f", "-i", "a", *_AS_ROOT)
+        self._run("ceph-osd", "--mkfs", "-i", "0", "--osd-uuid", str(uuid.uuid4()), *_AS_ROOT)
+        self._run("ceph", "osd", "new", (self.folder / "osd" / "fsid").read_text().strip())
+        self._run("ceph", "osd", "crush", "add", "osd.0", "1", "root=default", "host=h")
+        self._spawn("osd", "ceph-osd", "-f", "-i", "0", *_AS_ROOT)
+        self.start_gateway()
+        user = ["user", "create", "--uid=test", "--display-name=test"]
+        self._run("radosgw-admin", *user, f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
+
+    def start_gateway(self) -> None:
+        """The gateway alone, again after `kill_gateway`; what was stored is still there."""
+        self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw.a", *_AS_ROOT)
+        deadline_s = time.monotonic() + 120
+        while not self._answers():
+            for name, daemon in self._daemons.items():
+                if daemon.poll() is not None:
+                    raise NoCeph(f"the {name} daemon ended: {self._last_words(name)}")
+            if time.monotonic() > deadline_s:
+                raise NoCeph(f"the gateway does not answer: {self._last_words('rgw')}")
+            time.sleep(0.1)
+
+    def kill_gateway(self) -> None:
+        """kill -9, in the middle of whatever it does."""
+        gateway = self._daemons.pop("rgw")
+        gateway.kill()
+        gateway.wait()
+
+    def stop(self) -> None:
+        """Ends the daemons. The folder stays."""
+        for daemon in reversed(list(self._daemons.values())):
+            daemon.kill()
+            daemon.wait()
+        self._daemons.clear()
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(self.endpoint, timeout=2).close()
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(
+            command, env=self._environment, cwd=self.folder, capture_output=True, text=True, timeout=120
+        )
+        if done.returncode != 0:
+            raise NoCeph(f"`{' '.join(command[:3])} ...` failed: {done.stderr.strip()[-500:]}")
+
+    def _spawn(self, name: str, *command: str) -> None:
+        with open(self.folder / "log" / f"{name}.out", "ab") as log:
+            self._daemons[name] = subprocess.Popen(
+                command, env=self._environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _last_words(self, name: str) -> str:
+        return (self.folder / "log" / f"{name}.out").read_text(errors="replace")[-500:]
+
+
+_AS_ROOT = ("--setuser", "root", "--setgroup", "root") if os.getuid() == 0 else ()
+
+
+def _config(folder: Path, root: Path, cluster_id: str, monitor: str, port: int) -> str:
+    library = root / "usr/lib/x86_64-linux-gnu"
+    return f"""[global]
+fsid = {cluster_id}
+mon initial members = a
+mon host = {monitor}
+public addr = 127.0.0.1
+auth cluster required = none
+auth service required = none
+auth client required = none
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon max pg per osd = 1000
+mon data avail crit = 1
+run dir = {folder}/run
+admin socket = {folder}/run/$name.$pid.asok
+log file = {folder}/log/$name.log
+plugin dir = {library}/ceph
+erasure code dir = {library}/ceph/erasure-code
+osd class dir = {root}/usr/lib/x86_64-linux-gnu/rados-classes
+keyring = {folder}/keyring
+[mon.a]
+mon data = {folder}/mon
+[osd.0]
+osd data = {folder}/osd
+osd objectstore = memstore
+memstore device bytes = 4294967296
+osd class load list = *
+osd class default list = *
+[client.rgw.a]
+rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw thread pool size = 64
+rgw enable usage log = false
+"""
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as work, Rgw(Path(work) / "rgw") as rgw:
+        print(f"{rgw.endpoint} access key {ACCESS_KEY} secret key {SECRET_KEY}; Ctrl-C ends it", flush=True)
+        signal.pause()
