@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from faulty_predictors import DEADLY, NOT_FINITE, DeadlyPredictor, NotFinitePredictor
 from PIL import Image
 
 from jobs import segment as segment_job
@@ -18,6 +17,7 @@ from pipeline.bulk.attempts import MAX_DEATHS, begin_attempt
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run
 from pipeline.storage import LocalStorage
+from tests.pipeline.bulk.faulty_predictors import DEADLY, NOT_FINITE, DeadlyPredictor, NotFinitePredictor
 
 
 def test_deaths_of_one_driver_make_the_next_attempt_careful(tmp_path: Path) -> None:
