@@ -194,7 +194,7 @@ def load_annotations(
     Raises:
         AnnotationError: nothing there that is understood; the message says what was looked for.
     """
-    uri = str(uri)
+    uri = files.plain_uri(str(uri))
     if format == "auto":
         format = detect_format(uri)
     if format == "coco":

@@ -22,7 +22,7 @@ def with_extra_channels(annotated: AnnotatedSet, pattern: str) -> AnnotatedSet:
     """
     try:
         path = [
-            pattern.format(stem=files.stem(image.path), folder=files.parent_uri(image.path))
+            files.plain_uri(pattern.format(stem=files.stem(image.path), folder=files.parent_uri(image.path)))
             for image in annotated.images
         ]
     except (KeyError, IndexError, ValueError):

@@ -49,7 +49,7 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
     Raises:
         AnnotationError: no instance map there.
     """
-    uri = str(uri).rstrip("/")
+    uri = files.plain_uri(str(uri)).rstrip("/")
     keys = [key for key in files.iter_names(uri, recursive=True) if key.endswith(_IDS_ENDING)]
     if not keys:
         raise AnnotationError(f"{uri} holds no Cityscapes annotations: there is no *{_IDS_ENDING} below it")

@@ -50,7 +50,7 @@ def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "
     Raises:
         AnnotationError: not a COCO file, an image id twice, an unknown category when refused.
     """
-    json_path = coco_file(str(json_path))
+    json_path = coco_file(files.plain_uri(str(json_path)))
     return from_coco(files.read_json(json_path), json_path, image_root, unknown=unknown)
 
 

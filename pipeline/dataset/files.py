@@ -8,28 +8,40 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.storage import is_local, local_path, open_storage
+from pipeline.storage import LocalStorage, Storage, is_local, local_path, open_storage
+
+
+def plain_uri(uri: str) -> str:
+    """A file:// URI as a path; in a bucket, `..` resolved, since a key may not hold it."""
+    if uri.startswith("file://"):
+        return str(local_path(uri))
+    scheme, mark, path = uri.rpartition("://")
+    return f"{scheme}{mark}{posixpath.normpath(path)}" if mark else uri
 
 
 def join_uri(folder: str, name: str) -> str:
-    """`name` below `folder`; a name that is itself absolute or a URI stays as it is."""
+    """`name` below `folder`; a name that is itself absolute or a URI stays as it is, and `..` goes up."""
     if "://" in name or name.startswith("/"):
-        return name
-    return f"{folder.rstrip('/') or '/'}/{name}" if folder else name
+        return plain_uri(name)
+    scheme, mark, path = plain_uri(folder).rpartition("://")
+    joined = posixpath.normpath(f"{path.rstrip('/')}/{name}") if path else name
+    return f"{scheme}{mark}{joined}"
 
 
 def parent_uri(uri: str) -> str:
     """The folder a file lies in ('.' for a bare name)."""
+    uri = plain_uri(uri)
     return uri.rstrip("/").rpartition("/")[0] or ("/" if uri.startswith("/") else ".")
 
 
 def base_name(uri: str) -> str:
     """The last part of a URI."""
-    return uri.rstrip("/").rpartition("/")[2]
+    return plain_uri(uri).rstrip("/").rpartition("/")[2]
 
 
 def stem(uri: str) -> str:
@@ -40,7 +52,8 @@ def stem(uri: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
-    return open_storage(parent_uri(uri)).read_bytes(base_name(uri))
+    storage, key = _place_of(uri)
+    return storage.read_bytes(key)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -59,7 +72,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    open_storage(parent_uri(uri)).write_bytes(base_name(uri), data)
+    storage, key = _place_of(uri)
+    storage.write_bytes(key, data)
 
 
 def read_json(uri: str) -> Any:
@@ -84,7 +98,8 @@ def is_file(uri: str) -> bool:
     """Whether there is a file of this name."""
     if is_local(uri):
         return local_path(uri).is_file()
-    return open_storage(parent_uri(uri)).exists(base_name(uri))
+    storage, key = _place_of(uri)
+    return storage.exists(key)
 
 
 def is_folder(uri: str) -> bool:
@@ -106,3 +121,10 @@ def iter_names(folder: str, *, recursive: bool = False) -> Iterator[str]:
     for info in open_storage(folder).iter_objects():
         if recursive or "/" not in info.key:
             yield info.key
+
+
+def _place_of(uri: str) -> tuple[Storage, str]:
+    if is_local(uri):
+        path = local_path(uri)
+        return LocalStorage(path.parent), path.name
+    return open_storage(parent_uri(uri)), base_name(uri)

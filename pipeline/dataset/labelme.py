@@ -53,7 +53,7 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
     Raises:
         AnnotationError: no LabelMe file there, an unknown kind of shape, or a label that `labels.txt` lacks.
     """
-    uri = str(uri).rstrip("/")
+    uri = files.plain_uri(str(uri)).rstrip("/")
     folder = files.parent_uri(uri) if uri.lower().endswith(".json") else uri
     names = [files.base_name(uri)] if folder != uri else [n for n in files.iter_names(uri) if n.endswith(".json")]
     contents = [(name, files.read_json(files.join_uri(folder, name))) for name in names]

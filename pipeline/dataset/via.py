@@ -54,7 +54,7 @@ def load_via(
     Raises:
         AnnotationError: no VIA file, no attribute that could be the class, or a region without one.
     """
-    json_path = str(folder_or_json)
+    json_path = files.plain_uri(str(folder_or_json))
     if not json_path.lower().endswith(".json"):
         json_path = files.join_uri(json_path, "via_region_data.json")
     if not files.is_file(json_path):

@@ -53,7 +53,7 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
     Raises:
         AnnotationError: no such folder, no instance masks, or an object whose class nothing tells.
     """
-    uri = str(uri).rstrip("/")
+    uri = files.plain_uri(str(uri)).rstrip("/")
     root, names = _names_of(uri)
     notes: Counter[str] = Counter()
     objects = {name: _read_xml(files.join_uri(root, f"Annotations/{name}.xml")) for name in names}
