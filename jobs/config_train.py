@@ -142,7 +142,9 @@ class TrainSection(Section):
     num_to_keep: int | None = Field(
         3, ge=1, description="Newest checkpoints that stay; null keeps all. The best one always stays."
     )
-    log_every_steps: int = Field(20, ge=1, description="Steps that one row of metrics.parquet stands for.")
+    log_every_steps: int = Field(
+        20, ge=1, description="Steps that one row of metrics.parquet stands for, at most; checkpoints end a row too."
+    )
     tensorboard: bool = Field(True, description="Write a TensorBoard log beside the metrics.")
 
     # -- validation

@@ -27,6 +27,7 @@ from jobs.train_loop import (
     train_worker,
 )
 from jobs.train_output import TrainingOutput
+from jobs.train_summary import write_summary
 from pipeline.dataset.annotations import load_annotations
 from pipeline.dataset.class_map import align_categories
 
@@ -312,6 +313,8 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
             listener.stop()
             ray.kill(board)
     steps = output.steps()
+    if output.read_metrics():
+        write_summary(output, config, broken=listener.broken)
     if "stopped" in outcome:
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
         raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")

@@ -257,11 +257,13 @@ class TrainingRun:
         for batches in stream:
             self._one_step(batches, window, max_steps)
             is_last = self.step == max_steps
-            if self.step % self.train.log_every_steps == 0 or is_last:
+            is_validation = self._is_validation_step(is_last)
+            is_checkpoint = self.step % self.train.checkpoint_every_steps == 0 or is_last or is_validation
+            # A row ends at each checkpoint too, so that a resumed run has the same rows as an undisturbed one.
+            if self.step % self.train.log_every_steps == 0 or is_checkpoint:
                 self._log(window, max_steps)
                 window = Window()
-            is_validation = self._is_validation_step(is_last)
-            if self.step % self.train.checkpoint_every_steps == 0 or is_last or is_validation:
+            if is_checkpoint:
                 paused_at = time.perf_counter()
                 self._finish_validation()
                 self._save(is_last)

@@ -1,7 +1,7 @@
 """A training's output: its checkpoints, metrics and configuration, on a disk or in a bucket.
 
     OUT/config.yaml                       what is trained, written once
-    OUT/metrics.parquet                   one row for each log_every_steps steps, and for each validation
+    OUT/metrics.parquet                   one row for each log_every_steps steps or checkpoint, and each validation
     OUT/checkpoints/step-00000400/        immutable; its marker is written last
     OUT/best.json                         step and figures of the best checkpoint, where there is validation
     OUT/finished.json                     written last

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.config import to_plain
 from jobs.config_train import TrainConfig
 from jobs.train import check_same_training, prepare_train, run_train
 from jobs.train_loop import TrainingRun, TrainingStopped, Worker, steps_left
 from jobs.train_output import TrainingOutput
-from jobs.config import to_plain
+from jobs.train_summary import write_summary
 from model.checkpoint import Checkpoint
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
@@ -44,7 +45,7 @@ def settings(shapes: Path, output: Path, **train: Any) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "model": {"spec": SPEC.to_dict()},
-            "data": {"train": str(shapes / "train.json")},
+            "data": {"train": str(shapes / "train.json"), "val": str(shapes / "val.json")},
             "train": values,
             "output": {"uri": str(output)},
         }
@@ -184,6 +185,75 @@ def test_the_length_is_the_earlier_of_steps_and_epochs(shapes: Path, tmp_path: P
     assert steps(max_steps=6, num_epochs=None) == 6
     assert steps(max_steps=6, num_epochs=1.0) == 3  # 10 images, 4 a step
     assert steps(max_steps=None, num_epochs=10) == 25
+
+
+class TestValidation:
+    def test_the_best_checkpoint_stays_and_a_cut_off_run_has_the_same_figures(self, shapes: Path, tmp_path: Path):
+        options = {"validate_every_steps": 2, "num_to_keep": 1, "validate_train_images": 3, "log_every_steps": 3}
+
+        def config(output: Path) -> TrainConfig:
+            values = to_plain(settings(shapes, output, **options))
+            values["model"]["spec"]["score_threshold"] = 0.0
+            return TrainConfig.model_validate(values)
+
+        validated: list[dict[str, Any]] = []
+        train(config(tmp_path / "whole"), lambda kind, s, **v: validated.append(v) if kind == "validation" else None)
+        output = TrainingOutput(str(tmp_path / "whole"))
+        assert [v["step"] for v in validated] == [2, 4, 6]
+        assert validated[0].keys() >= {"segm_AP", "bbox_AP", "segm_AP50", "train_segm_AP", "validation_s"}
+        best = json.loads((tmp_path / "whole/best.json").read_text())
+        scores = {v["step"]: v["segm_AP"] for v in validated}
+        assert best["step"] == max(scores, key=lambda step: (scores[step], -step))
+        assert set(output.steps()) == {best["step"], 6}
+        assert (tmp_path / "whole" / best["checkpoint"] / "checkpoint.json").is_file()
+
+        def cut(kind: str, sentence: str, **values: Any) -> None:
+            if kind == "checkpoint" and values["step"] == 4:  # written, but not yet validated
+                raise Stop
+
+        with pytest.raises(Stop):
+            train(config(tmp_path / "cut"), cut)
+        train(config(tmp_path / "cut"))
+
+        def figures(name: str) -> list[dict[str, Any]]:
+            rows = TrainingOutput(str(tmp_path / name)).read_metrics()
+            timed = ("validation_s", "images_per_s", "step_s", "data_wait_share", "peak_memory_bytes")
+            return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+        assert figures("cut") == figures("whole")
+
+    def test_it_ends_early_when_nothing_gets_better_and_then_is_finished(self, shapes: Path, tmp_path: Path):
+        values = to_plain(settings(shapes, tmp_path, max_steps=50, validate_every_steps=1, early_stop_patience=2))
+        values["model"]["spec"]["score_threshold"] = 1.0  # nothing is ever found, so that every AP is 0
+        config = TrainConfig.model_validate(values)
+        done = train(config)
+        assert done == {"step": 4, "num_non_finite": 0, "stopped_early": True}  # best at 1, none better at 2 and 3
+        assert newest(tmp_path).progress["finished"]
+        assert prepare_train(config).is_finished
+
+    def test_a_validation_set_with_an_unknown_category_is_refused(self, shapes: Path, tmp_path: Path):
+        content = json.loads((shapes / "val.json").read_text())
+        content["categories"][0]["name"] = "hexagon"
+        (tmp_path / "val.json").write_text(json.dumps(content))
+        values = to_plain(settings(shapes, tmp_path / "out", validate_every_steps=1))
+        values["data"] |= {"val": str(tmp_path / "val.json"), "val_image_root": str(shapes / "val")}
+        with pytest.raises(ValueError, match="hexagon"):
+            prepare_train(TrainConfig.model_validate(values))
+        values["data"]["val"] = None
+        with pytest.raises(ValueError, match=r"data\.val is null"):
+            TrainConfig.model_validate(values)
+
+
+def test_the_page_and_the_curves_show_what_was_measured(shapes: Path, tmp_path: Path):
+    config = settings(shapes, tmp_path, max_steps=2)
+    train(config)
+    output = TrainingOutput(str(tmp_path))
+    write_summary(output, config, broken={"<b>7</b>": "there is no such file"})
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "summary.html").read_text()
+    (last,) = [row for row in output.read_metrics() if row["step"] == 2]
+    assert f"{last['loss']:.4f}" in page and "&lt;b&gt;7&lt;/b&gt;" in page and "learning_rate: 0.01" in page
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 class TestRefusals:
