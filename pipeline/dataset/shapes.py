@@ -1,7 +1,7 @@
 """A drawn corpus whose masks are known to the pixel: coloured circles, squares and triangles that cover one
 another.
 
-The colour says nothing about the class, the background has muted texture at two scales, shapes are turned, striped
+The colour says nothing about the class, the background has muted texture at two scales, shapes are tilted, striped
 or shaded, and a shape's mask is what is visible of it. Category ids have gaps (10, 20, 30), so that taking a
 label for an id shows at once.
 """
@@ -21,7 +21,8 @@ from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, Instance,
 from pipeline.dataset.coco import to_coco
 
 SHAPE_CATEGORIES = (Category(10, "circle"), Category(20, "square"), Category(30, "triangle"))
-_MIN_VISIBLE = 0.6  # a later shape may cover at most the rest of an earlier one
+_MIN_VISIBLE = 0.7  # a later shape may cover at most the rest of an earlier one
+_MAX_TILT = 0.35  # radians either way
 _MIN_VISIBLE_PX = 80
 
 
@@ -48,7 +49,7 @@ def draw_shapes(
     num_val: int = 60,
     num_unlabelled: int = 200,
     image_size: tuple[int, int] = (128, 160),
-    max_shapes: int = 5,
+    max_shapes: int = 4,
     seed: int = 0,
     image_format: str = "png",
 ) -> None:
@@ -87,7 +88,7 @@ def draw_shapes(
         files.write_json(files.join_uri(str(folder), json_name), truth)
 
 
-def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_shapes: int = 5) -> DrawnImage:
+def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_shapes: int = 4) -> DrawnImage:
     """One picture of up to `max_shapes` shapes, drawn one over another; at least one shape is on it."""
     height, width = image_size
     canvas = _background(rng, height, width)
@@ -110,7 +111,7 @@ def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_sha
         masks = [*rest, inside]
         labels.append(label)
         full_px.append(size)
-    canvas += rng.normal(0.0, rng.uniform(2.0, 8.0), canvas.shape)
+    canvas += rng.normal(0.0, rng.uniform(1.0, 5.0), canvas.shape)
     return DrawnImage(np.clip(canvas, 0, 255).astype(np.uint8), tuple(labels), tuple(masks))
 
 
@@ -137,21 +138,21 @@ def _shape_mask(rng: np.random.Generator, label: int, height: int, width: int) -
     """bool [H, W]: pixels whose centre lies in a shape of random place, size and turn; it may cross the
     border.
     """
-    radius = min(height, width) * rng.uniform(0.12, 0.28)
+    radius = min(height, width) * rng.uniform(0.14, 0.30)
     margin = 0.7 * radius  # a sliver at the border could be any of the three
     cy, cx = rng.uniform(margin, height - margin), rng.uniform(margin, width - margin)
     y, x = np.mgrid[0:height, 0:width] + 0.5
     dy, dx = y - cy, x - cx
     if label == 1:
         return dx * dx + dy * dy <= radius * radius
-    angle = rng.uniform(0, 2 * math.pi)
+    angle = rng.uniform(-_MAX_TILT, _MAX_TILT)
     if label == 2:
         u = dx * math.cos(angle) + dy * math.sin(angle)
         v = dy * math.cos(angle) - dx * math.sin(angle)
         return np.maximum(np.abs(u), np.abs(v)) <= radius * 0.85
     inside = np.ones((height, width), dtype=bool)
     for side in range(3):  # a triangle is where all three half-planes meet; 0.55 of the circumradius 1.1 away
-        turned = angle + side * 2 * math.pi / 3
+        turned = angle + math.pi / 2 + side * 2 * math.pi / 3  # one side below: it stands
         inside &= dx * math.cos(turned) + dy * math.sin(turned) <= radius * 0.55
     return inside
 
@@ -167,10 +168,10 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, inside: np.ndarray) -> 
     y, x = np.nonzero(inside)
     angle = rng.uniform(0, 2 * math.pi)
     along = x * math.cos(angle) + y * math.sin(angle)
-    style = int(rng.integers(3))
-    if style == 0:
+    style = rng.choice(["flat", "shaded", "striped"], p=[0.5, 0.35, 0.15])
+    if style == "flat":
         shade = np.zeros(len(along))
-    elif style == 1:
+    elif style == "shaded":
         shade = (along - along.mean()) * rng.uniform(0.3, 1.2)
     else:
         shade = np.where((along / rng.uniform(3, 7)).astype(int) % 2 == 0, 22.0, -22.0)
