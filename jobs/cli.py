@@ -27,6 +27,7 @@ from jobs.config import (
     to_yaml,
 )
 from jobs.config_train import TrainConfig
+from pipeline.storage import use_settings
 
 app = typer.Typer(
     add_completion=False,
@@ -168,6 +169,8 @@ def _settings(
     if positional is not None and overrides and not is_override(overrides[0]):
         overrides[0] = f"{positional}={overrides[0]}"
     settings = _checked(lambda: load_config(kind, file, overrides))
+    if hasattr(settings, "storage"):
+        _checked(lambda: use_settings(settings.storage.to_settings()))
     if print_config:
         sys.stdout.write(to_yaml(settings))
         raise typer.Exit(Exit.DONE)

@@ -16,8 +16,9 @@ from typing import Any, Literal, Self, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from jobs.config_base import ClusterSection, OutputSection, Section
+from jobs.config_base import ClusterSection, OutputSection, Section, StorageSection
 from pipeline.bulk.decode import FORMATS, DecodeLimits
+from pipeline.bulk.listing import KINDS
 from pipeline.manifest import sha256_of, to_json
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -38,7 +39,18 @@ class ModelSection(Section):
 class InputSection(Section):
     """The images."""
 
-    uri: str = Field(min_length=1, description="Folder (searched with all its subfolders) that holds the images.")
+    uri: str = Field(
+        min_length=1,
+        description="Folder or s3:// prefix (searched with all its subfolders) of images; or a list of URIs (Parquet, "
+        "CSV, JSONL), a bucket inventory's manifest.json, a tar file or a folder of them (then say kind: tars).",
+    )
+    kind: Literal[KINDS] | None = Field(  # type: ignore[valid-type]
+        None, description="What input.uri names; null tells it by its ending, a folder unless it looks otherwise."
+    )
+    uri_column: str = Field("uri", min_length=1, description="Column of a list that holds the URIs.")
+    since_run: str | None = Field(
+        None, description="An earlier, finished run of the same corpus: segment only what is new or changed since."
+    )
     pattern: str = Field(
         "*", min_length=1, description="Shell pattern that an image's key must match; '*' also crosses '/'."
     )
@@ -105,6 +117,7 @@ class SegmentConfig(Section):
     segment: SegmentSection = Field(default_factory=SegmentSection)
     decode: DecodeSection = Field(default_factory=DecodeSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
 
 
 class RunSection(Section):
@@ -143,12 +156,14 @@ class EvaluateConfig(Section):
     ground_truth: GroundTruthSection
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     output: EvaluateOutputSection = Field(default_factory=EvaluateOutputSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
 
 
 class VerifyConfig(Section):
     """`maskfleet verify`."""
 
     run: RunSection
+    storage: StorageSection = Field(default_factory=StorageSection)
 
 
 class DemoOutputSection(Section):

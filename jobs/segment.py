@@ -17,8 +17,9 @@ from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.decode import DecodeLimits
 from pipeline.bulk.flow import BulkJob, segment_corpus
+from pipeline.bulk.listing import tell_kind
 from pipeline.bulk.progress import Progress
-from pipeline.manifest import run_id_of, to_json
+from pipeline.manifest import open_run, run_id_of, to_json
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage import StorageError, is_local, local_path, open_storage
 
@@ -46,14 +47,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
         OtherRunError: the output belongs to another run.
     """
     input_uri, output_uri = _absolute(config.input.uri), _absolute(config.output.uri)
-    if is_local(input_uri):
-        if not Path(input_uri).is_dir():
-            raise ConfigError(f"input.uri: {config.input.uri!r} is not a folder; allowed is a folder of images")
-        if Path(output_uri).is_relative_to(input_uri):
-            raise ConfigError(
-                f"output.uri: {config.output.uri!r} lies inside input.uri {config.input.uri!r}; "
-                "the run would segment its own files, choose a place outside"
-            )
+    _check_input(config, input_uri, output_uri)
     folder = find_checkpoint(config.model.checkpoint)
     spec = run_spec(config, input_uri, load_checkpoint(folder))
     output = open_storage(output_uri)
@@ -67,12 +61,39 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     return SegmentPlan(config, folder, spec, notes)
 
 
+def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None:
+    """Raises ConfigError for an input that is not there, or one that the run's own files would become part of."""
+    given = config.input
+    kind = given.kind or tell_kind(input_uri)
+    if is_local(input_uri):
+        path = Path(input_uri)
+        if kind == "folder" and not path.is_dir():
+            raise ConfigError(f"input.uri: {given.uri!r} is not a folder; allowed is a folder of images")
+        if kind != "folder" and not path.exists():
+            raise ConfigError(f"input.uri: {given.uri!r} does not exist; allowed is what input.kind={kind} means")
+    if kind == "folder" and (output_uri + "/").startswith(input_uri.rstrip("/") + "/"):
+        raise ConfigError(
+            f"output.uri: {config.output.uri!r} lies inside input.uri {given.uri!r}; "
+            "the run would segment its own files, choose a place outside"
+        )
+    if given.since_run is not None:
+        earlier = open_run(_absolute(given.since_run))
+        if not earlier.sealed:
+            raise ConfigError(f"input.since_run: {given.since_run!r} is not finished; finish it first")
+
+
 def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """What makes this run this run: everything that can change a row, and nothing else."""
     segment = config.segment
     return {
         "schema_version": SCHEMA_VERSION,
-        "input": {"uri": input_uri, "pattern": config.input.pattern},
+        "input": {
+            "uri": input_uri,
+            "kind": config.input.kind or tell_kind(input_uri),
+            "pattern": config.input.pattern,
+            "uri_column": config.input.uri_column,
+            "since_run": None if config.input.since_run is None else _absolute(config.input.since_run),
+        },
         "model": {
             "sha256": checkpoint.sha256,
             "spec": checkpoint.spec.to_dict(),
@@ -99,7 +120,6 @@ def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lam
     config = plan.config
     with cluster.cluster(config.cluster):
         job = BulkJob(
-            input_uri=plan.spec["input"]["uri"],
             output_uri=_absolute(config.output.uri),
             spec=plan.spec,
             checkpoint=str(plan.checkpoint),
@@ -111,6 +131,7 @@ def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lam
             cpus_per_worker=min(config.segment.cpus_per_worker, cluster.total("CPU")),
             gpus_per_worker=config.segment.gpus_per_worker,
             decode_children=config.segment.decode_children,
+            storage=config.storage.to_settings(),
         )
         return segment_corpus(job, on_progress)
 

@@ -109,6 +109,14 @@ class Storage(ABC):
         """The whole object. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
 
     @abstractmethod
+    def read_object(self, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
+        """`size` bytes from `start` (None: to the end), and the etag of the very object they are from, in one request.
+
+        Raises FileNotFoundError when there is none, OSError when it cannot be read. Fewer bytes come back where the
+        object ends earlier.
+        """
+
+    @abstractmethod
     def write_bytes(self, key: str, data: bytes) -> None:
         """Writes the object, replacing one that is there. Atomic: readers see the old or the new, never a part."""
 
@@ -171,12 +179,24 @@ class Storage(ABC):
         return f"{self.uri.rstrip('/')}/{key}" if key else self.uri
 
 
+_settings: StorageSettings | None = None
+
+
+def use_settings(settings: StorageSettings | None) -> None:
+    """Makes these settings those of every `open_storage` of this process that names none itself.
+
+    A program has one way to its buckets; its jobs and each of their workers say so once, at their start.
+    """
+    global _settings
+    _settings = settings
+
+
 def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
     """The store behind a URI: a local path, file://, or s3://bucket/prefix. Sends no request.
 
     Args:
         uri: where.
-        settings: for buckets; None takes what the AWS tools take from the environment.
+        settings: for buckets; None takes those of `use_settings`, else what the AWS tools take from the environment.
 
     Raises:
         StorageError: an empty URI, or a scheme there is no store for.
@@ -189,7 +209,7 @@ def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
     if scheme == "s3":
         from pipeline.storage_s3 import S3Storage  # local folders need neither s3fs nor its second of import
 
-        return S3Storage(uri, settings)
+        return S3Storage(uri, settings or _settings)
     raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")
 
 
@@ -228,10 +248,15 @@ class LocalStorage(Storage):
         return path
 
     def read_bytes(self, key: str) -> bytes:
+        return self.read_object(key)[0]
+
+    def read_object(self, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
         path = self.path(key)
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would block for ever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe or a device would block for ever
             raise OSError(f"{path} is not a regular file")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(-1 if size is None else size), _etag(os.fstat(file.fileno()))
 
     def write_bytes(self, key: str, data: bytes) -> None:
         path = self.path(key)

@@ -60,6 +60,14 @@ class S3Storage(Storage):
     def read_bytes(self, key: str) -> bytes:
         return self._request("get_object", key).data
 
+    def read_object(self, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
+        if size == 0:
+            return b"", self.stat(key).etag
+        last = "" if size is None else start + size - 1
+        part = {} if start == 0 and size is None else {"Range": f"bytes={start}-{last}"}
+        response = self._request("get_object", key, **part)
+        return response.data, response.headers["ETag"].strip('"')
+
     def write_bytes(self, key: str, data: bytes) -> None:
         self._request("put_object", key, Body=data, ContentMD5=_md5(data))
 

@@ -1,4 +1,4 @@
-"""Which images a run is about: the listing of a folder or bucket, sealed as the run's plan.
+"""Which images a run is about: a listing, sealed as the run's plan.
 
 The listing is written in groups of GROUP_SIZE keys as it streams by, so memory does not grow with the corpus. Sealing
 (`plan.json`, put-if-absent) fixes the images, their order and the shard size for good; whatever appears in the folder
@@ -8,7 +8,6 @@ afterwards belongs to another run.
 from __future__ import annotations
 
 import bisect
-import fnmatch
 import io
 import uuid
 from collections.abc import Iterable, Iterator
@@ -16,9 +15,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, islice
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.bulk.listing import PlannedImage, to_table
 from pipeline.manifest import (
     PLAN_KEY,
     DataFile,
@@ -28,50 +27,11 @@ from pipeline.manifest import (
     sha256_of,
     to_sealed_json,
 )
-from pipeline.storage import ObjectInfo, Storage
+from pipeline.storage import Storage
 
 GROUP_SIZE = 256
 MAX_GROUPS_PER_SHARD = 16
 PART_ROWS = 65_536
-
-PLAN_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("etag", pa.string()),
-        pa.field("size_bytes", pa.int64()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class PlannedImage:
-    """One image of the plan: id (its key below the corpus root), uri, and size and etag as they were when listed."""
-
-    image_id: str
-    uri: str
-    etag: str | None
-    size_bytes: int | None
-
-
-def iter_corpus(storage: Storage, pattern: str = "*") -> Iterator[PlannedImage]:
-    """Every file below a root whose key matches a shell pattern, in order of key, streaming.
-
-    Args:
-        storage: the corpus root.
-        pattern: as in `fnmatch`, against the whole key ('*' also crosses '/').
-    """
-    for info in storage.iter_objects():
-        if fnmatch.fnmatchcase(info.key, pattern):
-            yield planned_image(storage, info)
-
-
-def planned_image(storage: Storage, info: ObjectInfo) -> PlannedImage:
-    """The plan's row for a listed object."""
-    known = info.size_bytes >= 0
-    return PlannedImage(
-        info.key, storage.uri_of(info.key), info.etag if known else None, info.size_bytes if known else None
-    )
 
 
 @dataclass(frozen=True)
@@ -197,10 +157,9 @@ def read_plan(storage: Storage) -> Plan | None:
 
 
 def _write_part(storage: Storage, key: str, rows: list[PlannedImage]) -> DataFile:
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=PLAN_SCHEMA)
     buffer = io.BytesIO()
     pq.write_table(
-        table, buffer, row_group_size=GROUP_SIZE, compression="zstd", write_page_checksum=True, use_dictionary=False
+        to_table(rows), buffer, row_group_size=GROUP_SIZE, compression="zstd", write_page_checksum=True, use_dictionary=False
     )
     data = buffer.getvalue()
     storage.write_bytes(key, data)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.corpus import PlannedImage
+from pipeline.bulk.listing import PlannedImage
 from pipeline.rle import encode_roi_masks_and_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 

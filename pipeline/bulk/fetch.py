@@ -9,40 +9,63 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from functools import lru_cache
 from itertools import islice
 from typing import TypeVar
 
-from pipeline.bulk.corpus import PlannedImage
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
-from pipeline.storage import Storage, StorageError
+from pipeline.bulk.listing import PlannedImage
+from pipeline.storage import Storage, StorageError, is_local, local_path, open_storage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def load_image(storage: Storage, pool: DecodePool, limits: DecodeLimits, image: PlannedImage) -> Decoded:
+def load_image(pool: DecodePool, limits: DecodeLimits, image: PlannedImage) -> Decoded:
     """Reads and decodes one image. Never raises for what an image can be: the result's status says what was wrong."""
-    data = fetch_bytes(storage, limits, image)
+    data = fetch_bytes(limits, image)
     return data if isinstance(data, Decoded) else pool.submit(data).result()
 
 
-def fetch_bytes(storage: Storage, limits: DecodeLimits, image: PlannedImage) -> bytes | Decoded:
+def fetch_bytes(limits: DecodeLimits, image: PlannedImage) -> bytes | Decoded:
     """The bytes of an image as they were planned, or the failure that its row will show."""
     if image.size_bytes is not None and image.size_bytes > limits.max_bytes:
         return _failure("too_large", f"{image.size_bytes} bytes; the limit is {limits.max_bytes}")
     try:
-        if image.etag is not None:
-            now = storage.stat(image.image_id)
-            if (now.etag, now.size_bytes) != (image.etag, image.size_bytes):
-                return _failure("changed", f"{now.size_bytes} bytes now, {image.size_bytes} when planned")
-        data = storage.read_bytes(image.image_id)
+        data, etag = read_planned(image)
     except FileNotFoundError:
         return _failure("not_found", "gone since it was planned" if image.etag else "the listed name leads nowhere")
     except (OSError, StorageError) as error:
         return _failure("unreadable", str(error))
     if image.size_bytes is not None and len(data) != image.size_bytes:
-        return _failure("changed", f"{len(data)} bytes read, {image.size_bytes} when planned")
+        return _failure("changed", f"{len(data)} bytes now, {image.size_bytes} when planned")
+    if image.etag is not None and etag != image.etag:
+        return _failure("changed", f"its etag is {etag} now, {image.etag} when planned")
+    if len(data) > limits.max_bytes:
+        return _failure("too_large", f"{len(data)} bytes; the limit is {limits.max_bytes}")
     return data
+
+
+def read_planned(image: PlannedImage) -> tuple[bytes, str]:
+    """An image's bytes, whole or its part of a tar file, and the etag of the object they are from, in one request."""
+    root, key = split_uri(image.uri)
+    if image.offset is None:
+        return _storage(root).read_object(key)
+    return _storage(root).read_object(key, image.offset, image.size_bytes)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """The root of the store that a URI lies in ('/' or 's3://bucket') and the key below it."""
+    if is_local(uri):
+        return "/", str(local_path(uri))[1:]
+    scheme, rest = uri.split("://", 1)
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}", key
+
+
+@lru_cache(maxsize=64)
+def _storage(root: str) -> Storage:
+    return open_storage(root)
 
 
 def map_ahead(

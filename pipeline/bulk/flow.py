@@ -31,14 +31,15 @@ from pipeline.bulk.commit import (
     vacuum,
     write_table,
 )
-from pipeline.bulk.corpus import Plan, PlannedImage, iter_corpus, read_plan, seal_plan
+from pipeline.bulk.corpus import Plan, read_plan, seal_plan
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables
 from pipeline.bulk.fetch import load_image, map_ahead
+from pipeline.bulk.listing import PlannedImage, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.progress import Progress, ShardCounter, StageClock
 from pipeline.manifest import TABLES, Commit
-from pipeline.storage import open_storage
+from pipeline.storage import StorageSettings, open_storage, use_settings
 
 WAVE_SHARDS = 2_000  # shards a Ray dataset; keeps the driver's memory flat however many there are
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
@@ -57,11 +58,11 @@ class BulkJob:
         num_workers: actors at least and at most.
         cpus_per_worker, gpus_per_worker: what an actor reserves.
         decode_children: decoding processes beside each actor.
+        storage: how an actor reaches buckets.
         longest_shard_s: no shard takes longer; Ray gives a run up that shows no progress for this long.
         predictor: what makes an actor's predictor; called as ImagePredictor is.
     """
 
-    input_uri: str
     output_uri: str
     spec: dict[str, Any]
     metadata: dict[str, str]
@@ -73,6 +74,7 @@ class BulkJob:
     cpus_per_worker: float
     gpus_per_worker: float
     decode_children: int
+    storage: StorageSettings | None = None
     longest_shard_s: int = 3600
     predictor: Callable[..., ImagePredictor] = ImagePredictor
 
@@ -87,10 +89,11 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
         RunError: the run's own files contradict each other.
     """
     out = open_storage(job.output_uri)
+    out.check_put_if_absent()
     run_id = claim_run(out, job.spec)
     plan = read_plan(out) or seal_plan(
         out,
-        iter_corpus(open_storage(job.input_uri), job.spec["input"]["pattern"]),
+        list_images(job.spec["input"]),
         shard_size=job.shard_size,
         num_workers=job.num_workers[1],
     )
@@ -112,6 +115,15 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
     totals = seal_run(out, plan, run_id, {"elapsed_s": round(time.monotonic() - started, 3)})
     vacuum(out, plan)
     return totals
+
+
+def list_images(source: dict[str, Any]) -> Iterator[PlannedImage]:
+    """The images that `spec["input"]` means, less those that an earlier run has seen as they are."""
+    images = iter_corpus(source["uri"], kind=source["kind"], pattern=source["pattern"], uri_column=source["uri_column"])
+    if source["since_run"] is None:
+        return images
+    earlier = read_plan(open_storage(source["since_run"]))
+    return images if earlier is None else without(images, earlier.iter_images())
 
 
 def segment_wave(job: BulkJob, shards: list[int], worker: dict[str, Any], report: Callable[[], None]) -> None:
@@ -145,11 +157,12 @@ class ShardWorker:
 
     def __init__(self, job: BulkJob, run_id: str, plan: Plan, board: Any, driver: str) -> None:
         self.job, self.run_id, self.plan, self.driver = job, run_id, plan, driver
-        self.input, self.output = open_storage(job.input_uri), open_storage(job.output_uri)
+        use_settings(job.storage)
+        self.output = open_storage(job.output_uri)
         self.counter = ShardCounter(board.put.remote)
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
-        self.load = partial(load_image, self.input, self.pool, job.limits)
+        self.load = partial(load_image, self.pool, job.limits)
         self.predictor = job.predictor(
             job.checkpoint,
             sha256=job.spec["model"]["sha256"],

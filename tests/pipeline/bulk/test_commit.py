@@ -16,8 +16,9 @@ from pipeline.bulk.commit import (
     vacuum,
     write_table,
 )
-from pipeline.bulk.corpus import Plan, PlannedImage, seal_plan
+from pipeline.bulk.corpus import Plan, seal_plan
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
+from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import Commit, RunError, commit_key, open_run
 from pipeline.schema import STATUSES

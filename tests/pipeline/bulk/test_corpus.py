@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.bulk import corpus
-from pipeline.bulk.corpus import PlannedImage, choose_shard_size, iter_corpus, read_plan, seal_plan
+from pipeline.bulk.corpus import choose_shard_size, read_plan, seal_plan
+from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.manifest import PLAN_KEY, RunError
 from pipeline.storage import LocalStorage
 
@@ -20,9 +21,9 @@ def test_every_file_is_listed_whatever_it_is(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     for key in ("b/z.txt", "a.jpg", "b/a.png", ".hidden"):
         storage.write_bytes(key, b"x")
-    assert [image.image_id for image in iter_corpus(storage)] == [".hidden", "a.jpg", "b/a.png", "b/z.txt"]
-    assert [image.image_id for image in iter_corpus(storage, "b/*.png")] == ["b/a.png"]
-    assert next(iter_corpus(storage, "a.jpg")).uri == str(tmp_path / "a.jpg")
+    assert [image.image_id for image in iter_corpus(storage.uri)] == [".hidden", "a.jpg", "b/a.png", "b/z.txt"]
+    assert [image.image_id for image in iter_corpus(storage.uri, pattern="b/*.png")] == ["b/a.png"]
+    assert next(iter_corpus(storage.uri, pattern="a.jpg")).uri == str(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("shard_size", [1, 7, 256, 300, 512])

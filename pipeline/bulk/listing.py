@@ -1,0 +1,261 @@
+"""What a corpus can be, each as one sorted stream of planned images: folder, list of URIs, inventory, tar files.
+
+Nothing here holds more than a chunk of names at a time. Streams are in order of image id and name each image once.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import gzip
+import heapq
+import io
+import itertools
+import json
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.storage import ObjectInfo, Storage, is_local, open_storage
+
+KINDS = ("folder", "list", "inventory", "tars")
+SORT_CHUNK = 500_000  # images that are sorted in memory at a time
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("offset", pa.int64()),
+    ]
+)
+
+
+class CorpusError(ValueError):
+    """The input cannot be listed; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One image of the plan.
+
+    Attributes:
+        image_id: its key below the corpus root; of a list the URI as listed; of tar files 'file.tar/member'.
+        uri: where its bytes are; of a tar member the tar file.
+        etag: the store's version mark when listed, of a tar member that of the tar file; None where the listing
+            does not tell.
+        size_bytes: its size when listed, None where the listing does not tell.
+        offset: of a tar member the place of its first byte in the tar file, else None.
+    """
+
+    image_id: str
+    uri: str
+    etag: str | None = None
+    size_bytes: int | None = None
+    offset: int | None = None
+
+
+def tell_kind(uri: str) -> str:
+    """What a corpus URI names, by its look: a folder unless it ends like a list, an inventory or a tar file."""
+    name = uri.rstrip("/").rsplit("/", 1)[-1].lower()
+    if name == "manifest.json":
+        return "inventory"
+    if name.endswith((".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")):
+        return "list"
+    return "tars" if name.endswith(".tar") else "folder"
+
+
+def iter_corpus(uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri") -> Iterator[PlannedImage]:
+    """Every image of a corpus whose id matches a shell pattern, once, in order of id, streaming.
+
+    Args:
+        uri: the folder or prefix; or the list, the inventory's manifest.json, the tar file or the folder of tar files.
+        kind: one of KINDS.
+        pattern: as in `fnmatch`, against the whole image id ('*' also crosses '/').
+        uri_column: of a list, the column that holds the URIs.
+
+    Raises:
+        CorpusError: the list, inventory or tar file is not readable as one.
+    """
+    if kind == "folder":
+        images: Iterable[PlannedImage] = _iter_folder(open_storage(uri))
+    elif kind == "list":
+        images = sort_images(_iter_list(uri, uri_column))
+    elif kind == "inventory":
+        images = sort_images(_iter_inventory(uri))
+    elif kind == "tars":
+        images = sort_images(_iter_tars(uri))
+    else:
+        raise CorpusError(f"input.kind is {kind!r}; allowed are {', '.join(KINDS)}")
+    return (image for image in images if fnmatch.fnmatchcase(image.image_id, pattern))
+
+
+def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iterator[PlannedImage]:
+    """The images in order of id, each id once (the first of its kind), by merging sorted runs from a scratch folder."""
+    iterator = iter(images)
+    with tempfile.TemporaryDirectory(prefix="maskfleet-sort-") as scratch:
+        runs: list[Iterator[PlannedImage]] = []
+        while part := list(itertools.islice(iterator, chunk)):
+            part.sort(key=lambda image: image.image_id)
+            if not runs and len(part) < chunk:
+                runs.append(iter(part))
+                break
+            runs.append(_spill(part, Path(scratch) / f"{len(runs)}.parquet"))
+        last = None
+        for image in heapq.merge(*runs, key=lambda image: image.image_id):
+            if image.image_id != last:
+                yield image
+            last = image.image_id
+
+
+def without(images: Iterable[PlannedImage], earlier: Iterable[PlannedImage]) -> Iterator[PlannedImage]:
+    """The images that are new or changed (etag or size) since an earlier listing; both in order of id, streaming."""
+    before = iter(earlier)
+    old = next(before, None)
+    for image in images:
+        while old is not None and old.image_id < image.image_id:
+            old = next(before, None)
+        if old is None or (old.image_id, old.etag, old.size_bytes) != (image.image_id, image.etag, image.size_bytes):
+            yield image
+
+
+def to_table(images: list[PlannedImage]) -> pa.Table:
+    """Images as rows of PLAN_SCHEMA."""
+    return pa.Table.from_pylist([asdict(image) for image in images], schema=PLAN_SCHEMA)
+
+
+def _spill(part: list[PlannedImage], path: Path) -> Iterator[PlannedImage]:
+    pq.write_table(to_table(part), path, row_group_size=10_000, compression="lz4")
+    return (PlannedImage(**row) for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
+
+
+def _iter_folder(storage: Storage) -> Iterator[PlannedImage]:
+    for info in storage.iter_objects():
+        known = info.size_bytes >= 0
+        yield PlannedImage(
+            info.key, storage.uri_of(info.key), info.etag if known else None, info.size_bytes if known else None
+        )
+
+
+def _iter_list(uri: str, column: str) -> Iterator[PlannedImage]:
+    storage, key = _parent(uri)
+    for value in _iter_values(storage, key, column):
+        if not isinstance(value, str) or not value:
+            raise CorpusError(f"{uri}: column {column!r} holds {value!r}; allowed are URIs and paths")
+        # Relative paths mean the list's own folder.
+        full = value if "://" in value or value.startswith("/") else storage.uri_of(value)
+        yield PlannedImage(value, full)
+
+
+def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
+    where = storage.uri_of(key)
+    with storage.open_input(key) as file:
+        try:
+            if key.endswith(".parquet"):
+                parquet = pq.ParquetFile(file)
+                _need_column(where, column, parquet.schema_arrow.names)
+                for batch in parquet.iter_batches(10_000, columns=[column]):
+                    yield from batch[column].to_pylist()
+                return
+            text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, encoding="utf-8", newline="")
+            if key.removesuffix(".gz").endswith(".csv"):
+                reader = csv.DictReader(text)
+                _need_column(where, column, reader.fieldnames or [])
+                for row in reader:
+                    yield row[column]
+                return
+            for line in text:
+                if line.strip():
+                    row = json.loads(line)
+                    _need_column(where, column, row if isinstance(row, dict) else [])
+                    yield row[column]
+        except (pa.ArrowException, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, json.JSONDecodeError) as error:
+            raise CorpusError(f"{where}: not readable as a list of images: {error}") from error
+
+
+def _need_column(where: str, column: str, names: Iterable[str]) -> None:
+    if column not in names:
+        raise CorpusError(f"{where}: has no column {column!r} (input.uri_column); it has {', '.join(names) or 'none'}")
+
+
+def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
+    """A bucket inventory in Amazon's form: manifest.json beside data files of CSV or Parquet."""
+    storage, key = _parent(uri)
+    try:
+        manifest = json.loads(storage.read_bytes(key))
+        bucket, file_format = manifest["sourceBucket"], manifest["fileFormat"].upper()
+        columns = [name.strip() for name in manifest.get("fileSchema", "").split(",")]
+        data_keys = [entry["key"] for entry in manifest["files"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorpusError(f"{uri}: no inventory manifest (sourceBucket, fileFormat, files): {error!r}") from error
+    root = _inventory_root(manifest, storage)
+    for data_key in data_keys:
+        data = root.read_bytes(data_key)
+        for row in _inventory_rows(data, file_format, columns):
+            if row.get("islatest") in ("false", False) or row.get("isdeletemarker") in ("true", True):
+                continue
+            name, size, etag = row["key"], row.get("size"), row.get("etag") or row.get("e_tag")
+            yield PlannedImage(name, f"s3://{bucket}/{name}", etag or None, int(size) if size not in (None, "") else None)
+
+
+def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
+    """Where the manifest's data keys are rooted: the destination bucket, or beside the manifest on a disk."""
+    if is_local(storage.uri):
+        return storage
+    return open_storage("s3://" + manifest.get("destinationBucket", "").removeprefix("arn:aws:s3:::"))
+
+
+def _inventory_rows(data: bytes, file_format: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    if file_format == "PARQUET":
+        for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(10_000):
+            for row in batch.to_pylist():
+                yield {name.lower(): value for name, value in row.items()}
+    elif file_format == "CSV":
+        text = io.TextIOWrapper(gzip.open(io.BytesIO(data)), encoding="utf-8", newline="")
+        names = [name.lower().replace(" ", "") for name in columns]
+        for values in csv.reader(text):
+            row = dict(zip(names, values))
+            row["key"] = unquote_plus(row["key"])  # CSV inventories hold URL-encoded keys
+            yield row
+    else:
+        raise CorpusError(f"an inventory of format {file_format!r} is not read; allowed are CSV and Parquet")
+
+
+def _iter_tars(uri: str) -> Iterator[PlannedImage]:
+    """The members of one tar file, or of every tar file below a folder (WebDataset's shards)."""
+    storage, keys = open_storage(uri), None
+    if uri.lower().endswith(".tar"):
+        storage, key = _parent(uri)
+        keys = iter([storage.stat(key)])
+    for info in keys or (info for info in storage.iter_objects() if info.key.lower().endswith(".tar")):
+        yield from _iter_members(storage, info)
+
+
+def _iter_members(storage: Storage, tar: ObjectInfo) -> Iterator[PlannedImage]:
+    uri = storage.uri_of(tar.key)
+    try:
+        with storage.open_input(tar.key) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    name = f"{tar.key}/{member.name.removeprefix('./')}"
+                    yield PlannedImage(name, uri, tar.etag, member.size, member.offset_data)
+                archive.members = []  # else every header stays in memory
+    except tarfile.TarError as error:
+        raise CorpusError(f"{uri}: not readable as an uncompressed tar file: {error}") from error
+
+
+def _parent(uri: str) -> tuple[Storage, str]:
+    if is_local(uri):
+        path = Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else Path(uri)
+        return open_storage(str(path.parent)), path.name
+    folder, name = uri.rstrip("/").rsplit("/", 1)
+    return open_storage(folder), name
