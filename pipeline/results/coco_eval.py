@@ -7,6 +7,7 @@ Source: Lin et al., Microsoft COCO (2014), section 5, as `pycocotools.cocoeval` 
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import sys
 from collections.abc import Mapping, Sequence
@@ -140,9 +141,9 @@ class DetectionTable:
         """
         if self.counts is None or self.sizes is None:
             raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
-        shapes = {(height, width): [height, width] for height, width in np.unique(self.sizes, axis=0).tolist()}
-        sizes = (shapes[height, width] for height, width in self.sizes.tolist())  # one list for each size, shared
-        return [{"size": size, "counts": counts} for size, counts in zip(sizes, self.counts, strict=True)]
+        unique, places = np.unique(self.sizes[:, 0] << 32 | self.sizes[:, 1], return_inverse=True)
+        sizes = [[int(size >> 32), int(size & 0xFFFFFFFF)] for size in unique]  # one list for each size, shared
+        return [{"size": sizes[at], "counts": counts} for at, counts in zip(places.tolist(), self.counts, strict=True)]
 
     def to_results(self, iou_type: str) -> list[dict[str, Any]]:
         """COCO's result entries. A segm entry has no `bbox`, so that its area is its mask's."""
@@ -311,7 +312,8 @@ def _table_by_hotcoco(truth: Truth, detections: DetectionTable, iou_type: str) -
     rows = np.column_stack(columns).astype(np.float64)
     if iou_type == "bbox":
         return read_hotcoco(hotcoco.COCOeval(known, known.load_res(rows), iou_type), iou_type)
-    masks = detections.to_rles()
+    with _no_collection():
+        masks: list[Any] = detections.to_rles()
     found = known.load_res(rows, segmentation=masks)
     # A row with a box would count with its box's area; a mask's own decides whether it is small, medium or large.
     areas = np.asarray(hotcoco.mask.area(masks), np.float64)
@@ -376,6 +378,18 @@ def _by_pycocotools(content: Mapping[str, Any], results: Sequence[Mapping[str, A
         recall_thresholds=np.asarray(params.recThrs),
         backend="pycocotools",
     )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Any:
+    """Building half a million dictionaries makes Python look for garbage among them again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -222,8 +222,9 @@ def align(
     needed = [*_COLUMNS, *(_MASK_COLUMNS if masks else ()), *(["keypoints"] if keypoints else [])]
     if missing := [name for name in needed if name not in instances.columns]:
         raise ValueError(f"the instances lack the column {missing[0]!r}; load them with it")
-    image_ids = instances["image_id"].to_numpy(object)
-    matched = match_images(image_ids if images is None else images["image_id"], truth.images)
+    # Each image id once, then by place: Python strings are the slow part of large runs.
+    codes, unique = instances["image_id"].factorize()
+    matched = match_images(unique if images is None else images["image_id"], truth.images)
     pairs = instances[["category_id", "category"]].drop_duplicates()
     if pairs["category_id"].duplicated().any():
         twice = pairs.loc[pairs["category_id"].duplicated(), "category_id"].iloc[0]
@@ -231,8 +232,6 @@ def align(
         raise EvaluationError(f"category id {twice} stands for several categories in the run: {names}")
     check_categories(dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True)), truth.names)
 
-    # Each image id once, then by place: dictionaries of Python strings are the slow part of large runs.
-    codes, unique = instances["image_id"].factorize()
     on_truth = (
         np.array([image_id in matched.truth_id for image_id in unique], bool)[codes]
         if len(codes)

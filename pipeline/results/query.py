@@ -66,6 +66,18 @@ def iter_instances(
             yield batch.to_pandas()
 
 
+def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The images and the instances of one committed shard after the other; `filters` are those of the instances."""
+    run = open_run(run) if isinstance(run, str) else run
+    expression = to_expression(filters, INSTANCES_SCHEMA)
+    for images, instances in zip(run.images_files(), run.instances_files(), strict=True):
+        rows = _files_dataset(run.storage, [instances.key] if instances.rows else [], INSTANCES_SCHEMA)
+        yield (
+            _files_dataset(run.storage, [images.key], IMAGES_SCHEMA).to_table().to_pandas(),
+            rows.to_table(filter=expression).to_pandas(),
+        )
+
+
 def load_table(table: str, uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
     """The Arrow table behind `load_instances` ("instances") and `load_images` ("images")."""
     dataset, expression, names = _scan(table, uri, columns, filters)

@@ -1,0 +1,323 @@
+"""A run in other tools' formats: COCO, YOLO-seg, LabelMe, one PNG of instance numbers per image, crops.
+
+What is written goes through `Storage`, so the target may be a folder or a bucket, and never leaves it: image ids are
+keys of somebody's bucket and may hold anything.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.manifest import Run, open_run
+from pipeline.results.outlines import Polygon, join_polygons, mask_to_polygons
+from pipeline.results.query import decode_mask, decode_masks, iter_shards, load_images, load_instances
+from pipeline.results.render import open_photo
+from pipeline.schema import OK
+from pipeline.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("coco", "coco-results", "yolo", "labelme", "png")
+_UNSAFE = set('<>:"|?*\\') | {chr(code) for code in range(32)}
+
+
+class ExportError(ValueError):
+    """A run that cannot be put in the format asked for. The message names what and why."""
+
+
+def export_run(
+    run: str | Run,
+    target: str | Storage,
+    to: str,
+    *,
+    min_score: float = 0.0,
+    image_ids: Mapping[str, int] | None = None,
+    tolerance_px: float = 0.0,
+) -> int:
+    """Writes a run in one of FORMATS: `coco.json`, `results.json`, or a file an image below `labels/` (YOLO, with
+    `data.yaml`), `labelme/` or `png/`. Each file whole or not at all; an existing one is replaced.
+
+    Args:
+        target: folder or bucket prefix.
+        min_score: instances below are left out.
+        image_ids: for "coco-results" the ground truth's number of each image; without it they count from 1 in the
+            order of the images table, as in "coco".
+        tolerance_px: for YOLO and LabelMe, see `mask_to_polygons`.
+
+    Returns:
+        Number of files written.
+
+    Raises:
+        ExportError: an unknown format, or two images whose files would have one name.
+    """
+    if to not in FORMATS:
+        raise ExportError(f"there is no format {to!r}; allowed are {', '.join(FORMATS)}")
+    run = open_run(run) if isinstance(run, str) else run
+    storage = open_storage(target) if isinstance(target, str) else target
+    images = load_images(run)
+    images = images[images["status"] == OK]
+    if to in ("coco", "coco-results"):
+        instances = load_instances(run, filters=[("score", ">=", min_score)])
+        if to == "coco":
+            name, content = "coco.json", to_coco(instances, images, categories_of(run))
+        else:
+            numbers = image_ids or {image_id: place + 1 for place, image_id in enumerate(images["image_id"])}
+            name, content = "results.json", to_coco_results(instances, numbers)
+        storage.write_bytes(name, json.dumps(content, ensure_ascii=False).encode())
+        return 1
+    categories = categories_of(run)
+    write: Callable[[str, pd.DataFrame], bytes]
+    if to == "yolo":
+        label_of = {number: place for place, number in enumerate(categories)}
+        folder, ending = "labels", ".txt"
+
+        def write(image_id: str, rows: pd.DataFrame) -> bytes:
+            return to_yolo(rows, label_of, tolerance_px=tolerance_px).encode()
+    elif to == "labelme":
+        folder, ending = "labelme", ".json"
+
+        def write(image_id: str, rows: pd.DataFrame) -> bytes:
+            size = sizes[image_id]
+            return json.dumps(to_labelme(rows, image_id, size, tolerance_px=tolerance_px), ensure_ascii=False).encode()
+    else:
+        folder, ending = "png", ".png"
+
+        def write(image_id: str, rows: pd.DataFrame) -> bytes:
+            buffer = io.BytesIO()
+            Image.fromarray(to_index_image(rows, sizes[image_id])).save(buffer, "PNG")
+            return buffer.getvalue()
+
+    sizes = {row.image_id: (int(row.height), int(row.width)) for row in images.itertuples()}
+    names = file_names(images["image_id"], ending)
+    num_files = 0
+    for image_id, rows in _by_image(run, min_score):
+        storage.write_bytes(f"{folder}/{names[image_id]}", write(image_id, rows))
+        num_files += 1
+    if to == "yolo":
+        storage.write_bytes("data.yaml", _data_yaml(list(categories.values())).encode())
+        num_files += 1
+    return num_files
+
+
+def to_coco(instances: pd.DataFrame, images: pd.DataFrame, categories: Mapping[int, str]) -> dict[str, Any]:
+    """A COCO data set of what was found: image ids count from 1 in the table's order, masks stay RLE, `bbox` is XYWH,
+    `area` the mask's, and each annotation keeps its `score`.
+
+    Raises:
+        ExportError: an instance of an image that `images` lacks.
+    """
+    numbers = {image_id: place + 1 for place, image_id in enumerate(images["image_id"])}
+    annotations = to_coco_results(instances, numbers)
+    for place, (annotation, area) in enumerate(zip(annotations, instances["area_px"].tolist(), strict=True)):
+        annotation.update(id=place + 1, area=area, iscrowd=0)
+    return {
+        "images": [
+            {"id": numbers[row.image_id], "file_name": row.image_id, "height": int(row.height), "width": int(row.width)}
+            for row in images.itertuples()
+        ],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in categories.items()],
+    }
+
+
+def to_coco_results(instances: pd.DataFrame, image_ids: Mapping[str, int]) -> list[dict[str, Any]]:
+    """COCO's list of results, as its evaluation server and pycocotools' loadRes take it: `bbox` XYWH and
+    `segmentation` RLE; `keypoints` where there are any. Scores are the table's float32 values, exactly.
+
+    Raises:
+        ExportError: an instance of an image without a number.
+    """
+    if unknown := sorted(set(instances["image_id"].unique()) - set(image_ids)):
+        raise ExportError(f"image {unknown[0]!r} has no number in the ground truth ({len(unknown)} such images)")
+    entries = []
+    for row in instances.itertuples():
+        x1, y1, x2, y2 = (float(value) for value in (row.x1, row.y1, row.x2, row.y2))
+        entry: dict[str, Any] = {
+            "image_id": image_ids[row.image_id],
+            "category_id": int(row.category_id),
+            "score": float(row.score),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "segmentation": {"size": [int(row.image_height), int(row.image_width)], "counts": row.rle_counts},
+        }
+        keypoints = getattr(row, "keypoints", None)
+        if keypoints is not None and np.size(keypoints) and np.ndim(keypoints):
+            entry["keypoints"] = [float(value) for value in keypoints]
+        entries.append(entry)
+    return entries
+
+
+def to_polygons(instances: pd.DataFrame, *, tolerance_px: float = 0.0) -> list[list[Polygon]]:
+    """The outlines of each row's mask, see `mask_to_polygons`; one list a row, empty for an empty mask."""
+    return [mask_to_polygons(mask, tolerance_px=tolerance_px) for mask in decode_masks(instances)]
+
+
+def to_yolo(rows: pd.DataFrame, label_of: Mapping[int, int], *, tolerance_px: float = 0.0) -> str:
+    """One image's label file for YOLO segmentation: a line an instance, class number from 0 (`label_of` category id),
+    then x y of its outline as shares of width and height. Parts of one object are joined by seams. Instances with an
+    empty mask have no line."""
+    lines = []
+    for row, polygons in zip(rows.itertuples(), to_polygons(rows, tolerance_px=tolerance_px), strict=True):
+        if polygons:
+            points = np.array(join_polygons(polygons)).reshape(-1, 2) / [row.image_width, row.image_height]
+            coordinates = " ".join(f"{value:.6f}" for value in points.ravel().tolist())
+            lines.append(f"{label_of[row.category_id]} {coordinates}\n")
+    return "".join(lines)
+
+
+def to_labelme(
+    rows: pd.DataFrame, image_id: str, image_size: tuple[int, int], *, tolerance_px: float = 0.0
+) -> dict[str, Any]:
+    """One image as a LabelMe file: a polygon a part, parts of one instance share a `group_id`; the photo itself is
+    named and not held.
+
+    Args:
+        image_size: (height, width) in pixels.
+    """
+    shapes = []
+    for row, polygons in zip(rows.itertuples(), to_polygons(rows, tolerance_px=tolerance_px), strict=True):
+        for polygon in polygons:
+            shapes.append(
+                {
+                    "label": row.category,
+                    "points": np.array(polygon).reshape(-1, 2).tolist(),
+                    "group_id": int(row.instance) if len(polygons) > 1 else None,
+                    "description": f"score {row.score:.4f}",
+                    "shape_type": "polygon",
+                    "flags": {},
+                }
+            )
+    return {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_id,
+        "imageData": None,
+        "imageHeight": image_size[0],
+        "imageWidth": image_size[1],
+    }
+
+
+def to_index_image(rows: pd.DataFrame, image_size: tuple[int, int]) -> np.ndarray:
+    """Which instance each pixel belongs to: uint16 [H, W], `instance` + 1, 0 for none; where masks overlap, the best
+    score wins.
+
+    Raises:
+        ExportError: more than 65,534 instances.
+    """
+    if len(rows) and int(rows["instance"].max()) > 65_534:
+        raise ExportError(f"a PNG holds 65,534 instances; {rows['image_id'].iloc[0]!r} has more")
+    pixels = np.zeros(image_size, np.uint16)
+    ordered = rows.sort_values("score", kind="stable")
+    for row, mask in zip(ordered.itertuples(), decode_masks(ordered), strict=True):
+        pixels[mask.astype(bool)] = row.instance + 1
+    return pixels
+
+
+def crops(
+    instances: pd.DataFrame,
+    photo_of: Mapping[str, str] | Callable[[str], Image.Image],
+    *,
+    margin: float = 0.0,
+    cut_out: bool = False,
+) -> Iterator[tuple[Any, Image.Image]]:
+    """Each instance's piece of its photo: (row, RGB image), or RGBA with the rest transparent.
+
+    Args:
+        photo_of: URI of each image (the images table's), or a function that opens one at the size it was segmented.
+        margin: share of the box added on each side, within the photo.
+        cut_out: make what is outside the mask transparent.
+
+    Rows come grouped by image, so that each photo is opened once; empty boxes are left out.
+    """
+    for image_id, rows in instances.groupby("image_id", sort=False):
+        photo = photo_of(image_id) if callable(photo_of) else open_photo(photo_of[image_id])
+        for row in rows.itertuples():
+            extra_x, extra_y = (row.x2 - row.x1) * margin, (row.y2 - row.y1) * margin
+            box = (
+                max(0, int(np.floor(row.x1 - extra_x))),
+                max(0, int(np.floor(row.y1 - extra_y))),
+                min(photo.width, int(np.ceil(row.x2 + extra_x))),
+                min(photo.height, int(np.ceil(row.y2 + extra_y))),
+            )
+            if box[0] >= box[2] or box[1] >= box[3]:
+                continue
+            piece = photo.crop(box)
+            if cut_out:
+                piece = piece.convert("RGBA")
+                inside = decode_mask(row)[box[1] : box[3], box[0] : box[2]]
+                piece.putalpha(Image.fromarray(inside * np.uint8(255)))
+            yield row, piece
+
+
+def file_names(image_ids: Iterable[str], ending: str) -> dict[str, str]:
+    """A safe relative name for each image's file: the key's folders kept, its extension replaced.
+
+    Parts that would climb (`..`), vanish (empty, `.`) or that a file system refuses become underscores. Keys that
+    would then share a name, upper and lower case taken as the same, keep their extension.
+
+    Raises:
+        ExportError: two keys share a name even so.
+    """
+    keys = list(image_ids)
+    safe = {key: _safe(key) for key in keys}
+    stems: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        stems[_stem(safe[key]).lower()].append(key)
+    names = {}
+    taken: dict[str, str] = {}
+    for key in keys:
+        alone = len(stems[_stem(safe[key]).lower()]) == 1
+        name = (_stem(safe[key]) if alone else safe[key]) + ending
+        if (other := taken.setdefault(name.lower(), key)) != key:
+            raise ExportError(f"images {other!r} and {key!r} would both be written to {name!r}")
+        names[key] = name
+    return names
+
+
+def categories_of(run: Run) -> dict[int, str]:
+    """Category names by id, from the run's class map; from its instances where it has none."""
+    listed = run.spec.get("model", {}).get("categories")
+    if listed:
+        return {int(category["id"]): str(category["name"]) for category in listed}
+    pairs = load_instances(run, ["category_id", "category"]).drop_duplicates().sort_values("category_id")
+    return dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True))
+
+
+def _by_image(run: Run, min_score: float) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each segmented image's rows, best score first, one shard in memory at a time; images without one included."""
+    for images, instances in iter_shards(run, [("score", ">=", min_score)]):
+        found = dict(tuple(instances.sort_values("instance").groupby("image_id")))
+        for key in images.loc[images["status"] == OK, "image_id"]:
+            yield key, found.get(key, instances.iloc[:0])
+
+
+def _safe(key: str) -> str:
+    parts = []
+    for part in key.split("/"):
+        text = "".join("_" if char in _UNSAFE else char for char in part).rstrip(" .")
+        parts.append(text[:200] if text.strip(".") else "_")
+    return "/".join(parts)
+
+
+def _stem(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    stem = last.rpartition(".")[0] or last
+    return folder + slash + stem
+
+
+def _data_yaml(names: Sequence[str]) -> str:
+    lines = [
+        "# For YOLO segmentation; class numbers are those of the label files.",
+        "path: .",
+        "train: images",
+        "val: images",
+    ]
+    return "\n".join([*lines, "names:", *(f"  {n}: {json.dumps(name)}" for n, name in enumerate(names))]) + "\n"

@@ -1,0 +1,141 @@
+"""Every evaluation, kept: one small Parquet file each, put once, read together."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.manifest import sha256_of, to_json
+from pipeline.results.metrics import Metrics
+from pipeline.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HISTORY_SCHEMA = pa.schema(
+    [
+        pa.field("when", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("evaluation_id", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("model_sha256", pa.string()),
+        pa.field("truth_sha256", pa.string()),
+        pa.field("config_sha256", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("iou_type", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("num_images", pa.int64(), nullable=False),
+        pa.field("num_failed", pa.int64(), nullable=False),
+    ]
+)
+CONTEXT = ("run_id", "model_sha256", "truth_sha256", "config_sha256", "label")
+
+
+def append_history(history: str | Storage, metrics: Metrics, *, when: Any, **context: str | None) -> bool:
+    """Keeps an evaluation's figures below `history`.
+
+    The file's name follows from what was measured (run, model, truth, settings) and not from the time, and it is put
+    only if absent: the same evaluation again, or two at once, add nothing.
+
+    Args:
+        when: a timezone-aware datetime; the caller's clock.
+        context: of CONTEXT; `run_id` is needed, the others may be left out.
+
+    Returns:
+        Whether a row set was added.
+
+    Raises:
+        ValueError: unknown context, no run_id, or a time without a zone.
+    """
+    if unknown := sorted(set(context) - set(CONTEXT)):
+        raise ValueError(f"history keeps no {unknown[0]!r}; allowed are {', '.join(CONTEXT)}")
+    if not context.get("run_id"):
+        raise ValueError("history needs the run_id of what was measured")
+    if when.tzinfo is None:
+        raise ValueError(f"when is {when}, a time without a zone; give one, e.g. UTC")
+    storage = open_storage(history) if isinstance(history, str) else history
+    identity: dict[str, Any] = {name: context.get(name) for name in CONTEXT if name != "label"}
+    identity |= {"score_threshold": metrics.score_threshold, "iou_threshold": metrics.iou_threshold}
+    figures = metrics.to_dict()
+    evaluation_id = sha256_of(to_json({**identity, "iou_types": sorted(figures["overall"])}))[:16]
+    failed = metrics.coverage.num_images - metrics.coverage.num_ok
+    rows = [
+        {
+            "when": when,
+            "evaluation_id": evaluation_id,
+            **{name: context.get(name) for name in CONTEXT},
+            "iou_type": row["iou_type"],
+            "metric": row["metric"],
+            "category": row["category"] if isinstance(row["category"], str) else None,
+            "value": None if row["value"] != row["value"] else row["value"],
+            "num_images": metrics.coverage.num_images,
+            "num_failed": failed,
+        }
+        for row in metrics.to_frame().to_dict("records")
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=HISTORY_SCHEMA), buffer, compression="zstd")
+    return storage.put_if_absent(f"{evaluation_id}.parquet", buffer.getvalue())
+
+
+def load_history(history: str | Storage, *, iou_type: str | None = None, metric: str | None = None) -> pd.DataFrame:
+    """All figures kept, oldest first, columns of HISTORY_SCHEMA; the same columns and no row where nothing is kept."""
+    storage = open_storage(history) if isinstance(history, str) else history
+    tables = [
+        pq.read_table(io.BytesIO(storage.read_bytes(info.key)), schema=HISTORY_SCHEMA)
+        for info in storage.iter_objects()
+        if info.key.endswith(".parquet") and "/" not in info.key
+    ]
+    frame = (pa.concat_tables(tables) if tables else HISTORY_SCHEMA.empty_table()).to_pandas()
+    for column, wanted in (("iou_type", iou_type), ("metric", metric)):
+        if wanted is not None:
+            frame = frame[frame[column] == wanted]
+    return frame.sort_values(["when", "evaluation_id"], kind="stable", ignore_index=True)
+
+
+def trend(frame: pd.DataFrame, metrics: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One row an evaluation, oldest first, and a column a figure over all categories, e.g. `segm AP`.
+
+    Args:
+        frame: of `load_history`.
+        metrics: the columns wanted: name -> "iou_type metric"; by default bbox AP and segm AP.
+    """
+    wanted = dict(metrics or {"bbox AP": "bbox AP", "segm AP": "segm AP"})
+    overall = frame[frame["category"].isna()].copy()
+    overall["figure"] = overall["iou_type"] + " " + overall["metric"]
+    keys = ["when", "evaluation_id", "run_id", "model_sha256", "truth_sha256", "label", "num_images", "num_failed"]
+    wide = overall.pivot_table(index="evaluation_id", columns="figure", values="value", dropna=False)
+    rows = overall[keys].drop_duplicates("evaluation_id").set_index("evaluation_id")
+    columns = {name: wide[figure] for name, figure in wanted.items() if figure in wide.columns}
+    return rows.assign(**columns).reset_index().sort_values("when", ignore_index=True, kind="stable")
+
+
+def plot_trend(frame: pd.DataFrame, metrics: Mapping[str, str] | None = None) -> bytes:
+    """The trend as a PNG: one line a figure over time.
+
+    Raises:
+        ValueError: no evaluation to plot.
+    """
+    table = trend(frame, metrics)
+    if not len(table):
+        raise ValueError("there is no evaluation in the history yet")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in metrics or ("bbox AP", "segm AP"):
+        if name in table:
+            axes.plot(table["when"], table[name], marker="o", label=name)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("average precision")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.autofmt_xdate()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    return buffer.getvalue()
