@@ -178,7 +178,7 @@ class DemoSection(Section):
     num_train: int = Field(400, ge=8, description="Drawn training images.")
     num_val: int = Field(60, ge=4, description="Drawn validation images.")
     num_unlabelled: int = Field(200, ge=1, description="Drawn images without labels, which are segmented.")
-    max_steps: int = Field(400, ge=1, description="Training steps of 8 images.")
+    max_steps: int = Field(900, ge=1, description="Training steps of 4 images.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the drawings and of the training.")
 
 

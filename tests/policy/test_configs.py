@@ -8,6 +8,7 @@ import pytest
 
 from jobs.config import EvaluateConfig, SegmentConfig, load_config
 from jobs.config_train import TrainConfig
+from model.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"train": TrainConfig, "segment": SegmentConfig, "evaluate": EvaluateConfig}
@@ -17,6 +18,12 @@ PLACES = {
     "segment": {"model.checkpoint": "x", "input.uri": "x", "output.uri": "x"},
     "evaluate": {"run.uri": "x", "ground_truth.uri": "x"},
 }
+
+
+def test_the_tiny_network_is_the_same_in_code_and_config() -> None:
+    places = [f"{key}={value}" for key, value in PLACES["train"].items()]
+    config = load_config(TrainConfig, ROOT / "configs/train/tiny_cpu.yaml", places)
+    assert config.model.spec == ModelSpec.tiny(num_classes=0)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
