@@ -17,7 +17,9 @@ class TrainModelSection(Section):
         default_factory=ModelSpec, description="The network; num_classes 0 is as many as the training data has."
     )
     weights: str | None = Field(
-        None, description="File of backbone or model weights to start from; null starts from random ones."
+        None,
+        description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights; null starts "
+        "from random ones.",
     )
     checkpoint: str | None = Field(
         None, description="Checkpoint folder or training output whose fitting weights are the start (fine-tuning)."
@@ -188,12 +190,6 @@ class TrainConfig(Section):
     train: TrainSection
     output: OutputSection
     cluster: ClusterSection = Field(default_factory=ClusterSection)
-
-    @model_validator(mode="after")
-    def _can_validate(self) -> Self:
-        if self.train.validate_every_steps is not None and self.data.val is None:
-            raise ValueError("train.validate_every_steps is set, but data.val is null; give a validation set")
-        return self
 
 
 # Settings that change how a run is carried out but not what is trained; a resumed run may differ in them. The number

@@ -32,6 +32,9 @@ from pipeline.dataset.annotations import load_annotations
 from pipeline.dataset.class_map import align_categories
 
 
+PUBLISHED_WEIGHTS = ("coco", "imagenet")
+
+
 @dataclass(frozen=True)
 class TrainEvent:
     """Something people should see while a training runs.
@@ -145,8 +148,10 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     train = config.train
     annotated = load_training_set(config)
     resolve_spec(config.model.spec, annotated.categories)
-    if train.validate_every_steps is not None and config.data.val is not None:
+    if train.validate_every_steps is not None:
         data = config.data
+        if data.val is None:
+            raise ValueError("train.validate_every_steps is set, but data.val is null; give a validation set, or null here")
         validation = load_annotations(data.val, format=data.format, image_root=data.val_image_root)
         align_categories(validation, annotated.categories)
     if config.model.checkpoint is not None:
@@ -254,7 +259,11 @@ def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainC
                 }
             ),
             "model": model.model_copy(
-                update={"weights": absolute(model.weights), "checkpoint": absolute(model.checkpoint)}
+                update={
+                    # Published weights have names, all others are files.
+                    "weights": model.weights if model.weights in PUBLISHED_WEIGHTS else absolute(model.weights),
+                    "checkpoint": absolute(model.checkpoint),
+                }
             ),
             "output": config.output.model_copy(update={"uri": output.uri}),
         }

@@ -24,7 +24,7 @@ from jobs.train_history import History
 from jobs.train_output import TrainingOutput, checkpoint_name
 from jobs.train_validate import Validation
 from model.categories import Category
-from model.checkpoint import save_checkpoint
+from model.checkpoint import Checkpoint, save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
 from model.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
@@ -167,6 +167,7 @@ class TrainingRun:
         self.output = TrainingOutput(config.output.uri)
         self.annotated = load_training_set(config)
         self.spec = resolve_spec(config.model.spec, self.annotated.categories)
+        self._start = self._find_start()
         self.trainer = self._build_trainer()
         self.step = 0
         self.num_seen = 0
@@ -185,9 +186,13 @@ class TrainingRun:
     def _build_trainer(self) -> Trainer:
         train = self.train
         torch.manual_seed(mix_seed(train.seed, 0))
-        model = build_model(self.spec, weights=self.config.model.weights)
-        if self.config.model.checkpoint is not None:
+        # A run that goes on does not need what it started from, which may be gone by now.
+        is_new = self._start is None
+        model = build_model(self.spec, weights=self.config.model.weights if is_new else None)
+        if is_new and self.config.model.checkpoint is not None:
             self.report("start", load_fitting(model, self.config.model.checkpoint))
+        # Samples of several sizes are trained at these; prediction always resizes.
+        model.transform.resizes_in_training = self.config.data.augment.resize == "none"
         model.to(self.worker.device).train()
         if train.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -214,15 +219,22 @@ class TrainingRun:
             model.backbone.compile()  # in place: the names in the state dict stay
         return trainer
 
-    def resume(self) -> None:
-        """Takes over the newest checkpoint that can be read, if there is one; the same one on every worker."""
+    def _find_start(self) -> tuple[int, Checkpoint] | None:
+        """The newest checkpoint that can be read, the same one on every worker; None when there is none."""
         found = None
         if self.worker.rank == 0:
             found = self.output.load_newest(on_bad=lambda sentence: self.report("set_aside", sentence))
         step = _broadcast(None if found is None else found[0], self.worker)
-        if step is None:
+        if step is None or found is not None:
+            return found
+        return step, self.output.load(step)
+
+    def resume(self) -> None:
+        """Takes over the checkpoint that was found, if there is one."""
+        if self._start is None:
             return
-        checkpoint = found[1] if found is not None else self.output.load(step)
+        step, checkpoint = self._start
+        self._start = None  # its memory is not needed any more
         if checkpoint.training_state is None:
             raise TrainingStopped(f"{self.output.checkpoint_uri(step)} holds no training state to go on from")
         self.trainer.load_state_dict(checkpoint.training_state, checkpoint.state_dict)

@@ -46,6 +46,8 @@ class ImageTransform(GeneralizedRCNNTransform):
             size_divisible=PADDING_MULTIPLE,
         )
         self.is_bgr = spec.channel_order == "bgr"
+        # False where the training samples come in the sizes they are to be trained at (multi-scale training).
+        self.resizes_in_training = True
 
     def normalize(self, image: Tensor) -> Tensor:
         if self.is_bgr:
@@ -53,6 +55,8 @@ class ImageTransform(GeneralizedRCNNTransform):
         return super().normalize(image)
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        if self.training and not self.resizes_in_training:
+            return image, target
         old = tuple(image.shape[-2:])
         new = resized_size(*old, min_size=self.min_size[-1], max_size=self.max_size)
         image = torch.nn.functional.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[0]

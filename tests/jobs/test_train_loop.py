@@ -241,7 +241,7 @@ class TestValidation:
             prepare_train(TrainConfig.model_validate(values))
         values["data"]["val"] = None
         with pytest.raises(ValueError, match=r"data\.val is null"):
-            TrainConfig.model_validate(values)
+            prepare_train(TrainConfig.model_validate(values))
 
 
 def test_the_page_and_the_curves_show_what_was_measured(shapes: Path, tmp_path: Path):
