@@ -18,6 +18,7 @@ from pipeline.dataset.tiff import UnsupportedTiff, is_tiff, read_tiff
 
 EXIF_NONE, EXIF_TURNED, EXIF_KEPT = 0, 1, 2
 _ORIENTATION_TAG = 0x0112
+_BITS_PER_SAMPLE_TAG = 258
 
 
 class UnusablePhoto(ValueError):
@@ -45,7 +46,7 @@ class PhotoHeader:
 
 
 def read_header(uri: str) -> PhotoHeader:
-    """Size and orientation of a photo, without decoding its pixels.
+    """Size and orientation of a photo, without decoding its pixels (a PNG's are, which come before its EXIF data).
 
     Raises:
         UnusablePhoto: absent, or no image.
@@ -106,7 +107,9 @@ def _load_bands(uri: str, image: AnnotatedImage, wanted: int | None) -> tuple[np
             except UnsupportedTiff as error:
                 unsupported = f" ({error})"  # Pillow knows more compressions, of up to four bands
         with Image.open(io.BytesIO(data)) as photo:
-            turn = choose_turn(_header_of(photo), image.height, image.width)  # before decoding: a bomb ends here
+            if sorted(photo.size) != sorted((image.height, image.width)):  # before decoding: a bomb ends here
+                choose_turn(PhotoHeader(photo.height, photo.width), image.height, image.width)
+            turn = choose_turn(_header_of(photo), image.height, image.width)
             photo.load()
             upright = ImageOps.exif_transpose(photo) if turn == EXIF_TURNED else photo
             if wanted == 3:
@@ -158,13 +161,34 @@ def choose_turn(header: PhotoHeader, height: int, width: int) -> int:
 
 
 def to_rgb(photo: Image.Image) -> np.ndarray:
-    """A decoded Pillow image as uint8 [H, W, 3] RGB; 16-bit grey keeps its high byte, transparency is
-    dropped.
+    """A decoded Pillow image as uint8 [H, W, 3] RGB, as segmentation shows it to the network (docs/formats.md).
+
+    16-bit grey keeps its high byte, 32-bit and floating-point grey is stretched to its own range, transparency is laid
+    over white.
     """
-    if photo.mode.startswith("I"):
-        grey = np.asarray(photo)
-        grey = (np.clip(grey.astype(np.int64), 0, 65535) >> 8).astype(np.uint8)
+    bits = 8
+    if photo.mode.startswith("I;16") or (photo.mode == "I" and photo.format in ("PPM", "PNG")):
+        bits = getattr(photo, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
+    if bits > 8:
+        samples = np.asarray(photo)
+        grey = np.clip(samples >> (bits - 8), 0, 255).astype(np.uint8)
+        key = photo.info.get("transparency")
+        if isinstance(key, int):
+            grey = np.where(samples == key, np.uint8(255), grey)
         return np.repeat(grey[..., None], 3, axis=2)
+    if photo.mode in ("I", "F"):
+        values = np.asarray(photo, np.float64)
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise ValueError("no sample is a finite number")
+        low, high = values[finite].min(), values[finite].max()
+        values = (np.where(finite, values, low) - low) * (255.0 / (high - low) if high > low else 0.0)
+        return np.repeat(np.rint(values).astype(np.uint8)[..., None], 3, axis=2)
+    if photo.has_transparency_data:
+        rgba = photo.convert("RGBA")
+        white = Image.new("RGB", photo.size, (255, 255, 255))
+        white.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
+        return np.array(white)
     return np.array(photo.convert("RGB"))  # a copy: torch wants writable memory
 
 

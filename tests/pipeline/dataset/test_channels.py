@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,25 +214,9 @@ def test_grey_rgba_and_sixteen_bits(tmp_path: Path) -> None:
     deep = (random_bands("u2", 1)[..., 0] * 300).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert np.allclose(load_photo(one_image(tmp_path / "rgba.png"), in_channels=4)[0], rgba / 255)
-    assert np.array_equal(load_photo(one_image(tmp_path / "rgba.png"))[0], rgba[..., :3])
     assert np.allclose(load_photo(one_image(tmp_path / "grey.png"), in_channels=1)[0][..., 0], grey / 255)
     assert np.array_equal(load_photo(one_image(tmp_path / "grey.png"))[0], np.repeat(grey[..., None], 3, axis=2))
     assert np.allclose(load_photo(one_image(tmp_path / "deep.png"), in_channels=1)[0][..., 0], deep / 65535)
     assert np.array_equal(load_photo(one_image(tmp_path / "deep.png"))[0][..., 1], deep >> 8)
     one = load_photo(one_image(tmp_path / "rgba.png"), in_channels=1)[0]
     assert one.shape == (11, 14, 1) and one.max() <= 1
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on what it skips
-def test_awkward_files_never_stop_the_reading(shared_data: Path) -> None:
-    """Each of them is read, or refused with a reason; none raises anything else."""
-    outcomes = []
-    for path in sorted((shared_data / "awkward_images/files").iterdir()):
-        if path.is_file() and path.stat().st_size < 2**20:
-            try:
-                load_photo(replace(one_image(path), height=128, width=128))
-                outcomes.append("read")
-            except UnusablePhoto as error:
-                outcomes.append("refused")
-                assert str(error)
-    assert len(outcomes) > 80 and "refused" in outcomes
