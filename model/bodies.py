@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models import resnet
+from torchvision.models import resnet, vgg
 from torchvision.ops import SqueezeExcitation
 
 from model.norm import norm_layer
@@ -95,11 +95,8 @@ def _build_plain(spec: ModelSpec) -> Body:
     if spec.backbone in RESNETS:
         return Body(dict(_build_resnet(spec, make_norm).named_children()), _RESNET_STAGES)
     if spec.backbone == "vgg16":
-        features = models.vgg16(weights=None).features
-        for layer in features:
-            if isinstance(layer, nn.ReLU):
-                # In place, it would change the map that the pyramid is still to see.
-                layer.inplace = False
+        features = vgg.make_layers(vgg.cfgs["D"])
+        _initialise(features)
     else:
         features = getattr(models, spec.backbone)(weights=None, norm_layer=make_norm).features
     starts = _FEATURE_STAGES[re.sub(r"_b\d$", "", spec.backbone)]
@@ -149,10 +146,16 @@ def _tiny_layers(
         layers[f"layer{index}"] = nn.Sequential(block)
         narrow = width
     for layer in layers.values():
-        for module in layer.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        _initialise(layer)
     return layers
+
+
+def _initialise(layer: nn.Module) -> None:
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def first_conv(body: Body) -> tuple[str, nn.Conv2d]:

@@ -48,4 +48,4 @@ def _fully_connected(spec: ModelSpec, in_channels: int, roi_size: int) -> nn.Mod
 
 def split_by_class(deltas: Tensor) -> Tensor:
     """[N, 4 (K + 1)] offsets as [N, K + 1, 4]."""
-    return deltas.reshape(len(deltas), -1, 4)
+    return deltas.unflatten(1, (-1, 4))

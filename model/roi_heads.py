@@ -235,7 +235,7 @@ class RoIHeads(TorchvisionRoIHeads):
             raise NonFiniteOutput("the network gave class scores or boxes that are not finite")
         logits = logits.float()
         scores = logits.sigmoid() if self.spec.class_loss == "focal" else logits.softmax(dim=-1)
-        boxes = self.box_coder.decode(deltas.float(), proposals).reshape(len(logits), -1, 4)
+        boxes = self.box_coder.decode(deltas.float(), proposals).reshape(*logits.shape, 4)
         counts = [len(image_proposals) for image_proposals in proposals]
         return [self._select(*one) for one in zip(boxes.split(counts), scores.split(counts), image_shapes)]
 
