@@ -100,6 +100,27 @@ def segment(
 
 
 @app.command()
+def retry(words: Words = None, dry_run: DryRun = False) -> None:
+    """Try again what failed in a finished run: `maskfleet retry RUN_URI`; nothing sealed is touched."""
+    if not words or is_override(words[0]):
+        _fail("retry: name the run first, as in: maskfleet retry RUN_URI", Exit.BAD_INPUT)
+    uri, *overrides = words
+    from jobs.progress import ProgressLine, describe
+    from jobs.segment import prepare_retry, run_retry
+
+    plan = _checked(lambda: prepare_retry(uri, overrides))
+    if dry_run:
+        _say(f"would try again what failed in run {plan.run_id} with {plan.checkpoint}")
+        return
+    with ProgressLine("retry") as line:
+        statuses = _run(lambda: run_retry(plan, lambda progress: line.show(describe(progress))))
+    if not statuses:
+        _say("no image ended with a status that is tried again")
+    else:
+        _say("repaired shards: " + ", ".join(f"{status} {count:,}" for status, count in sorted(statuses.items())))
+
+
+@app.command()
 def evaluate(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:

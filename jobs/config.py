@@ -20,6 +20,7 @@ from jobs.config_base import ClusterSection, OutputSection, Section, StorageSect
 from pipeline.bulk.decode import FORMATS, DecodeLimits
 from pipeline.bulk.listing import KINDS
 from pipeline.manifest import sha256_of, to_json
+from pipeline.schema import RETRYABLE, STATUSES
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -120,6 +121,20 @@ class SegmentConfig(Section):
     storage: StorageSection = Field(default_factory=StorageSection)
 
 
+class RetrySection(Section):
+    """What is tried again."""
+
+    statuses: tuple[Literal[tuple(STATUSES)], ...] = Field(  # type: ignore[valid-type]
+        RETRYABLE, min_length=1, description="Images that ended with one of these are tried again."
+    )
+
+
+class RetryConfig(SegmentConfig):
+    """`maskfleet retry`: the settings the run was segmented with, and what to try again."""
+
+    retry: RetrySection = Field(default_factory=RetrySection)
+
+
 class RunSection(Section):
     """A finished or running bulk run."""
 
@@ -190,13 +205,18 @@ class DemoConfig(Section):
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
 
-def load_config(kind: type[Config], file: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file and `a.b=value` words, later words winning.
+def load_config(
+    kind: type[Config],
+    file: str | Path | None,
+    overrides: Sequence[str] = (),
+    base: dict[str, Any] | None = None,
+) -> Config:
+    """The configuration of a YAML file (or of the values `base`) and `a.b=value` words, later words winning.
 
     Raises:
         ConfigError: an unreadable file, a wrong key, a value out of range; one sentence a fault.
     """
-    values = _read_yaml(file) if file is not None else {}
+    values = _read_yaml(file) if file is not None else dict(base or {})
     for word in overrides:
         _override(values, word)
     try:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from jobs import cluster
 from jobs.checkpoints import find_checkpoint
-from jobs.config import ConfigError, SegmentConfig, config_hash, to_plain
+from jobs.config import ConfigError, RetryConfig, SegmentConfig, load_config, to_plain
 from model.checkpoint import Checkpoint, load_checkpoint
 from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.decode import DecodeLimits
-from pipeline.bulk.flow import BulkJob, segment_corpus
+from pipeline.bulk.flow import BulkJob, repair_corpus, segment_corpus
 from pipeline.bulk.listing import tell_kind
 from pipeline.bulk.progress import Progress
-from pipeline.manifest import open_run, run_id_of, to_json
+from pipeline.manifest import RunError, open_run, run_id_of, sha256_of, to_json
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage import StorageError, is_local, local_path, open_storage
 
@@ -117,34 +121,66 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> d
 
 def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
     """Segments, or resumes, and returns the run's totals (final.json)."""
+    with cluster.cluster(plan.config.cluster):
+        return segment_corpus(bulk_job(plan), on_progress)
+
+
+def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
+    """The plan of a second try at what failed in a run: the run's own settings, with `words` over them.
+
+    Raises:
+        RunError: no run there, or not a finished one.
+        ConfigError, CheckpointError, OtherRunError: as `prepare_segment`; nothing of a run's identity may change.
+    """
+    run = open_run(_absolute(uri))
+    if not run.sealed:
+        raise RunError(f"run.uri: {uri} is not finished; run its segment command again first")
+    files = run.images_files()
+    if not files:
+        raise RunError(f"run.uri: {uri} is a run of no images; there is nothing to try again")
+    metadata = pq.read_schema(io.BytesIO(run.storage.read_bytes(files[0].key))).metadata
+    settings = json.loads(metadata[b"maskfleet.config"])
+    settings["output"] = {"uri": run.storage.uri}
+    return prepare_segment(load_config(RetryConfig, None, words, base=settings))
+
+
+def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, int]:
+    """Tries the failures again; returns the repaired shards' images by status, {} where nothing was to be repaired."""
+    assert isinstance(plan.config, RetryConfig)
+    with cluster.cluster(plan.config.cluster):
+        return repair_corpus(bulk_job(plan), plan.config.retry.statuses, on_progress)
+
+
+def bulk_job(plan: SegmentPlan) -> BulkJob:
+    """The plan as the pipeline takes it, sized for the cluster that is there."""
     config = plan.config
-    with cluster.cluster(config.cluster):
-        job = BulkJob(
-            output_uri=_absolute(config.output.uri),
-            spec=plan.spec,
-            checkpoint=str(plan.checkpoint),
-            metadata=file_metadata(plan),
-            limits=DecodeLimits(**to_plain(config.decode) | {"formats": config.decode.formats}),
-            shard_size=config.corpus.shard_size,
-            batch_size=config.segment.batch_size,
-            num_workers=config.segment.num_workers or _all_workers(config),
-            cpus_per_worker=min(config.segment.cpus_per_worker, cluster.total("CPU")),
-            gpus_per_worker=config.segment.gpus_per_worker,
-            decode_children=config.segment.decode_children,
-            storage=config.storage.to_settings(),
-        )
-        return segment_corpus(job, on_progress)
+    return BulkJob(
+        output_uri=_absolute(config.output.uri),
+        spec=plan.spec,
+        checkpoint=str(plan.checkpoint),
+        metadata=file_metadata(plan),
+        limits=DecodeLimits(**to_plain(config.decode) | {"formats": config.decode.formats}),
+        shard_size=config.corpus.shard_size,
+        batch_size=config.segment.batch_size,
+        num_workers=config.segment.num_workers or _all_workers(config),
+        cpus_per_worker=min(config.segment.cpus_per_worker, cluster.total("CPU")),
+        gpus_per_worker=config.segment.gpus_per_worker,
+        decode_children=config.segment.decode_children,
+        storage=config.storage.to_settings(),
+    )
 
 
 def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     """What every Parquet file of the run says about itself."""
+    # How buckets are reached belongs to whoever runs it, credentials above all.
+    config = {name: values for name, values in to_plain(plan.config).items() if name not in ("storage", "retry")}
     return {
         "maskfleet.run_id": plan.run_id,
         "maskfleet.schema_version": str(SCHEMA_VERSION),
         "maskfleet.model_sha256": plan.spec["model"]["sha256"],
         "maskfleet.categories": to_json(plan.spec["model"]["categories"]).decode(),
-        "maskfleet.config": to_json(to_plain(plan.config)).decode(),
-        "maskfleet.config_sha256": config_hash(plan.config),
+        "maskfleet.config": to_json(config).decode(),
+        "maskfleet.config_sha256": sha256_of(to_json(config)),
     }
 
 

@@ -7,9 +7,10 @@
     instances/<block>/<shard>-<attempt>.parquet  one row an instance
     commits/<block>/<shard>.json                 THE commit of a shard
     manifest.parquet, final.json                 written when every shard is committed
+    repairs/<n>/                                 the shards that `maskfleet retry` went over again, laid out likewise
 
-A file counts only when a commit names it. Readers ask `open_run`, which knows the manifest of a sealed run and the
-commits of one that is still going.
+A file counts only when a commit names it. Readers ask `open_run`, which knows the manifest of a sealed run with its
+repairs, and the commits of one that is still going.
 """
 
 from __future__ import annotations
@@ -75,6 +76,11 @@ def attempt_key(shard: int, attempt: str) -> str:
 def plan_part_key(part: int, attempt: str) -> str:
     """The key of one part of the plan as one planner writes it."""
     return f"plan/part-{part:06d}-{attempt}.parquet"
+
+
+def repair_prefix(number: int) -> str:
+    """The folder of a run's n-th repair, counted from 1."""
+    return f"repairs/{number:04d}/"
 
 
 def to_json(value: Any) -> bytes:
@@ -181,9 +187,26 @@ class Run:
     @cached_property
     def files(self) -> list[dict[str, Any]]:
         """The manifest's rows (MANIFEST_SCHEMA), from the commits themselves while the run is not sealed."""
-        if self.sealed:
-            return pq.read_table(io.BytesIO(self.storage.read_bytes(MANIFEST_KEY))).to_pylist()
-        return [manifest_row(commit) for commit in self.iter_commits()]
+        if not self.sealed:
+            return [manifest_row(commit) for commit in self.iter_commits()]
+        rows = {row["shard"]: row for row in self.read_manifest(MANIFEST_KEY)}
+        for number in range(1, self.num_repairs + 1):
+            prefix = repair_prefix(number)
+            for row in self.read_manifest(prefix + MANIFEST_KEY):
+                rows[row["shard"]] = row | {f"{table}_key": prefix + row[f"{table}_key"] for table in TABLES}
+        return list(rows.values())
+
+    @cached_property
+    def num_repairs(self) -> int:
+        """How many repairs are finished; each one's files take the place of the earlier ones' of the same shards."""
+        number = 0
+        while self.storage.exists(repair_prefix(number + 1) + MANIFEST_KEY):
+            number += 1
+        return number
+
+    def read_manifest(self, key: str) -> list[dict[str, Any]]:
+        """The rows of one manifest as it stands in the store (MANIFEST_SCHEMA)."""
+        return pq.read_table(io.BytesIO(self.storage.read_bytes(key))).to_pylist()
 
     def images_files(self) -> list[DataFile]:
         """The files of the images table, in order of shard."""

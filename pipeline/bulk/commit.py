@@ -144,10 +144,7 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
         if commit.images.rows != plan.num_images_of(shard) or commit.run_id != run_id:
             raise RunError(f"the commit of shard {shard} does not fit the plan; `maskfleet verify` says more")
         commits.append(commit)
-    table = pa.Table.from_pylist([manifest_row(commit) for commit in commits], schema=MANIFEST_SCHEMA)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    storage.put_if_absent(MANIFEST_KEY, buffer.getvalue())
+    write_manifest(storage, commits)
     totals = {
         "run_id": run_id,
         "num_images": plan.num_images,
@@ -161,6 +158,14 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
     }
     storage.put_if_absent(FINAL_KEY, to_sealed_json(totals))
     return from_sealed_json(storage.read_bytes(FINAL_KEY))
+
+
+def write_manifest(storage: Storage, commits: list[Commit]) -> None:
+    """Writes manifest.parquet, unless it is there: equal commits give equal bytes, so it does not matter by whom."""
+    table = pa.Table.from_pylist([manifest_row(commit) for commit in commits], schema=MANIFEST_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    storage.put_if_absent(MANIFEST_KEY, buffer.getvalue())
 
 
 def vacuum(storage: Storage, plan: Plan) -> list[str]:

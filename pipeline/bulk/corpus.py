@@ -158,8 +158,9 @@ def read_plan(storage: Storage) -> Plan | None:
 
 def _write_part(storage: Storage, key: str, rows: list[PlannedImage]) -> DataFile:
     buffer = io.BytesIO()
+    table = to_table(rows)
     pq.write_table(
-        to_table(rows), buffer, row_group_size=GROUP_SIZE, compression="zstd", write_page_checksum=True, use_dictionary=False
+        table, buffer, row_group_size=GROUP_SIZE, compression="zstd", write_page_checksum=True, use_dictionary=False
     )
     data = buffer.getvalue()
     storage.write_bytes(key, data)

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -38,7 +39,8 @@ from pipeline.bulk.fetch import load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.progress import Progress, ShardCounter, StageClock
-from pipeline.manifest import TABLES, Commit
+from pipeline.bulk.repair import Repair, begin_repair, merge_tables, read_shard_tables, seal_repair
+from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.storage import StorageSettings, open_storage, use_settings
 
 WAVE_SHARDS = 2_000  # shards a Ray dataset; keeps the driver's memory flat however many there are
@@ -99,22 +101,61 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
     )
     done = committed_shards(out)
     num_resumed = sum(plan.num_images_of(shard) for shard in done)
+    todo = (shard for shard in range(plan.num_shards) if shard not in done)
+    settings = {"job": job, "run_id": run_id, "plan": plan}
+    elapsed_s = segment_shards(job, todo, ShardWorker, settings, plan.num_images, num_resumed, on_progress)
+    totals = seal_run(out, plan, run_id, {"elapsed_s": round(elapsed_s, 3)})
+    vacuum(out, plan)
+    return totals
+
+
+def repair_corpus(
+    job: BulkJob, statuses: tuple[str, ...], on_progress: Callable[[Progress], None] = lambda progress: None
+) -> dict[str, int]:
+    """Tries again what ended with one of these statuses in a finished run; returns the repaired shards' statuses.
+
+    Readers that go through the manifest see the new rows once the repair is sealed; the run's own files stay as they
+    are. Nothing to repair returns {}. `job.spec` is the run's own specification.
+
+    Raises:
+        RunError: the run is not finished, or an unfinished repair is of other statuses.
+    """
+    run = open_run(job.output_uri)
+    plan = read_plan(run.storage)
+    repair = begin_repair(run, statuses)
+    if plan is None or repair is None:
+        return {}
+    files = {row["shard"]: row for row in run.files if row["shard"] in repair.shards}
+    done = committed_shards(repair.storage)
+    todo = (shard for shard in repair.shards if shard not in done)
+    settings = {"job": job, "run_id": run.run_id, "plan": plan, "repair": repair, "files": files}
+    segment_shards(job, todo, RepairWorker, settings, repair.num_images, 0, on_progress)
+    return seal_repair(repair)
+
+
+def segment_shards(
+    job: BulkJob,
+    shards: Iterator[int],
+    worker: type[ShardWorker],
+    settings: dict[str, Any],
+    num_images: int,
+    num_resumed: int,
+    on_progress: Callable[[Progress], None],
+) -> float:
+    """Has every shard committed by a pool of workers, wave by wave; returns the seconds it took."""
     started = time.monotonic()
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
 
     def report() -> None:
         counts = ray.get(board.total.remote())
         num_instances = counts.pop("instances", 0)
-        on_progress(Progress(plan.num_images, num_resumed, counts, num_instances, time.monotonic() - started))
+        on_progress(Progress(num_images, num_resumed, counts, num_instances, time.monotonic() - started))
 
-    worker = {"job": job, "run_id": run_id, "plan": plan, "board": board, "driver": uuid.uuid4().hex[:12]}
-    todo = (shard for shard in range(plan.num_shards) if shard not in done)
-    while wave := list(islice(todo, WAVE_SHARDS)):
-        segment_wave(job, wave, worker, report)
+    settings = {**settings, "board": board, "driver": uuid.uuid4().hex[:12]}
+    while wave := list(islice(shards, WAVE_SHARDS)):
+        segment_wave(job, wave, worker, settings, report)
     report()
-    totals = seal_run(out, plan, run_id, {"elapsed_s": round(time.monotonic() - started, 3)})
-    vacuum(out, plan)
-    return totals
+    return time.monotonic() - started
 
 
 def list_images(source: dict[str, Any]) -> Iterator[PlannedImage]:
@@ -126,7 +167,9 @@ def list_images(source: dict[str, Any]) -> Iterator[PlannedImage]:
     return images if earlier is None else without(images, earlier.iter_images())
 
 
-def segment_wave(job: BulkJob, shards: list[int], worker: dict[str, Any], report: Callable[[], None]) -> None:
+def segment_wave(
+    job: BulkJob, shards: list[int], worker: type[ShardWorker], settings: dict[str, Any], report: Callable[[], None]
+) -> None:
     """Spreads shards over a pool of actors and waits until each is committed, reporting twice a second."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -137,8 +180,8 @@ def segment_wave(job: BulkJob, shards: list[int], worker: dict[str, Any], report
     smallest, largest = (min(size, len(shards)) for size in job.num_workers)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     dataset = rows.map_batches(
-        ShardWorker,
-        fn_constructor_kwargs=worker,
+        worker,
+        fn_constructor_kwargs=settings,
         batch_size=1,
         compute=ActorPoolStrategy(min_size=smallest, max_size=largest, max_tasks_in_flight_per_actor=2),
         num_cpus=job.cpus_per_worker,
@@ -182,24 +225,33 @@ class ShardWorker:
     def segment_shard(self, shard: int) -> Commit:
         """Note the attempt, segment, write both tables, commit."""
         attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
-        images, clock, results = self.plan.read_shard(shard), StageClock(), []
+        images, clock, results = self.images_of(shard), StageClock(), []
         found = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
         for result in found:
             results.append(result)
             self.counter.add(shard, result)
         with clock("write"):
+            tables = dict(zip(TABLES, self.tables_of(shard, results)))
             files = {
                 name: write_table(
                     self.output, name, shard, attempt.name, to_parquet(table, self.job.metadata), table.num_rows
                 )
-                for name, table in zip(TABLES, to_tables(results, shard=shard, run_id=self.run_id))
+                for name, table in tables.items()
             }
-        statuses = add_up({result.status: 1} for result in results)
+        statuses = add_up({status: 1} for status in tables["images"]["status"].to_pylist())
         self.counter.flush()
         return commit_shard(
             self.output,
             Commit(self.run_id, shard, attempt.name, **files, statuses=statuses, timings_s=clock.seconds),
         )
+
+    def images_of(self, shard: int) -> list[PlannedImage]:
+        """What is to be segmented of a shard: all of it."""
+        return self.plan.read_shard(shard)
+
+    def tables_of(self, shard: int, results: list[ImageResult]) -> tuple[pa.Table, pa.Table]:
+        """The shard's two tables."""
+        return to_tables(results, shard=shard, run_id=self.run_id)
 
     def segment(self, images: list[PlannedImage], clock: StageClock) -> Iterator[ImageResult]:
         """The results of a shard's images, in order.
@@ -249,6 +301,26 @@ class ShardWorker:
                 mask_threshold=self.job.spec["segment"]["mask_threshold"],
             )
         return result
+
+
+class RepairWorker(ShardWorker):
+    """An actor of a repair: segments what failed of a shard, and commits the shard anew beside the run."""
+
+    def __init__(self, repair: Repair, files: dict[int, dict[str, Any]], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.run = open_run(self.output)
+        self.repair, self.files = repair, files
+        self.output = repair.storage
+
+    def images_of(self, shard: int) -> list[PlannedImage]:
+        """The images of a shard that ended with one of the repair's statuses."""
+        images, _ = read_shard_tables(self.run, self.files[shard])
+        ended = dict(zip(images["image_id"].to_pylist(), images["status"].to_pylist()))
+        return [image for image in super().images_of(shard) if ended[image.image_id] in self.repair.statuses]
+
+    def tables_of(self, shard: int, results: list[ImageResult]) -> tuple[pa.Table, pa.Table]:
+        """The whole shard: the rows that were right, and those that came out now."""
+        return merge_tables(read_shard_tables(self.run, self.files[shard]), super().tables_of(shard, results))
 
 
 @ray.remote(num_cpus=0)

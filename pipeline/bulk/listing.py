@@ -74,7 +74,9 @@ def tell_kind(uri: str) -> str:
     return "tars" if name.endswith(".tar") else "folder"
 
 
-def iter_corpus(uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri") -> Iterator[PlannedImage]:
+def iter_corpus(
+    uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri"
+) -> Iterator[PlannedImage]:
     """Every image of a corpus whose id matches a shell pattern, once, in order of id, streaming.
 
     Args:
@@ -204,7 +206,8 @@ def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
             if row.get("islatest") in ("false", False) or row.get("isdeletemarker") in ("true", True):
                 continue
             name, size, etag = row["key"], row.get("size"), row.get("etag") or row.get("e_tag")
-            yield PlannedImage(name, f"s3://{bucket}/{name}", etag or None, int(size) if size not in (None, "") else None)
+            size_bytes = None if size in (None, "") else int(size)
+            yield PlannedImage(name, f"s3://{bucket}/{name}", etag or None, size_bytes)
 
 
 def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.corpus import Plan, read_plan
+from pipeline.bulk.repair import REPAIR_KEY
 from pipeline.manifest import (
     FINAL_KEY,
     MANIFEST_KEY,
@@ -23,10 +24,12 @@ from pipeline.manifest import (
     commit_key,
     from_sealed_json,
     manifest_row,
+    repair_prefix,
     sha256_of,
 )
 from pipeline.rle import rle_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK, STATUSES
+from pipeline.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def verify_run(run: Run) -> Iterator[Fault]:
         commits.append(commit)
         yield from _verify_shard(run, plan, commit)
     yield from _verify_seal(run, plan, commits)
+    yield from _verify_repairs(run, plan)
     yield from _find_strangers(run, plan, commits)
 
 
@@ -84,7 +88,7 @@ def _verify_plan(plan: Plan) -> Iterator[Fault]:
         yield Fault(PLAN_KEY, "its parts do not add up to its number of images")
 
 
-def _verify_bytes(storage, file: DataFile) -> Iterator[Fault]:
+def _verify_bytes(storage: Storage, file: DataFile) -> Iterator[Fault]:
     try:
         data = storage.read_bytes(file.key)
     except FileNotFoundError:
@@ -149,12 +153,37 @@ def _verify_rows(run: Run, plan: Plan, commit: Commit, images: pa.Table, instanc
             yield Fault(commit.instances.key, "rows of another run")
 
 
+def _verify_repairs(run: Run, plan: Plan) -> Iterator[Fault]:
+    """Each finished repair as the run itself; the tables of a repaired shard are whole ones."""
+    for number in range(1, run.num_repairs + 1):
+        prefix = repair_prefix(number)
+        view = Run(open_storage(run.storage.uri_of(prefix.rstrip("/"))), run.spec)
+        faults: list[Fault] = []
+        try:
+            shards = from_sealed_json(view.storage.read_bytes(REPAIR_KEY))["shards"]
+            rows = view.files
+        except (OSError, RunError, pa.ArrowException) as error:
+            yield Fault(prefix, f"unreadable: {error}")
+            continue
+        commits = []
+        for shard in shards:
+            try:
+                commits.append(Commit.from_json(view.storage.read_bytes(commit_key(shard))))
+            except (FileNotFoundError, RunError) as error:
+                faults.append(Fault(commit_key(shard), str(error)))
+        for commit in commits:
+            faults += _verify_shard(view, plan, commit)
+        if rows != [manifest_row(commit) for commit in commits]:
+            faults.append(Fault(MANIFEST_KEY, "it does not say what the commits say"))
+        yield from (Fault(prefix + fault.key, fault.reason) for fault in faults)
+
+
 def _verify_seal(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]:
     if not run.sealed:
         yield Fault(MANIFEST_KEY, "the run is not sealed; run the same command again to finish it")
         return
     try:
-        rows = run.files
+        rows = run.read_manifest(MANIFEST_KEY)
     except (OSError, pa.ArrowException) as error:
         yield Fault(MANIFEST_KEY, f"unreadable: {error}")
         return
@@ -180,5 +209,5 @@ def _find_strangers(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fau
     named |= {part.key for part in plan.parts} | {commit_key(shard) for shard in range(plan.num_shards)}
     named |= {RUN_KEY, PLAN_KEY, MANIFEST_KEY, FINAL_KEY}
     for info in run.storage.iter_objects():
-        if info.key not in named and not info.key.startswith("attempts/"):
+        if info.key not in named and not info.key.startswith(("attempts/", "repairs/")):
             yield Fault(info.key, "no commit names it")

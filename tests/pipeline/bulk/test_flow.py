@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from jobs.config import SegmentConfig, load_config
-from jobs.segment import failed_fraction, prepare_segment, run_segment
+from jobs.segment import failed_fraction, prepare_retry, prepare_segment, run_retry, run_segment
 from pipeline.bulk.commit import OtherRunError
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run, table_key
+from pipeline.results import load_images, load_instances
 from pipeline.rle import decode_rle
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -96,6 +98,35 @@ def test_a_lost_shard_is_done_again_and_nothing_else(
     assert [a["attempt"] == b["attempt"] for a, b in zip(committed, again)] == [True, True, False, True]
     pd.testing.assert_frame_equal(rows(out)[1], rows(finished)[1])
     assert list(verify_run(open_run(str(out)))) == []
+
+
+def test_retry_repairs_beside_the_run(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "run"
+    folder.mkdir()
+    for i, source in enumerate(sorted(photos.rglob("roll-*/*.png"))[:6]):
+        shutil.copy(source, folder / f"{i}.png")
+    (folder / "later.png").symlink_to(tmp_path / "arrives-later.png")
+    segment(tiny_checkpoint, folder, out, "corpus.shard_size=4")
+    sealed = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = load_images(str(out)).set_index("image_id")
+    assert before.loc["later.png", "status"] == "not_found"
+
+    shutil.copy(folder / "0.png", tmp_path / "arrives-later.png")
+    assert run_retry(prepare_retry(str(out), [])) == {"ok": 3}, "the shard of three that held it"
+    after = load_images(str(out)).set_index("image_id")
+    assert (after["status"] == "ok").all() and after.index.tolist() == before.index.tolist()
+    instances = load_instances(str(out)).sort_values(["image_id", "instance"])
+    copies = [instances[instances["image_id"] == name].drop(columns="image_id") for name in ("0.png", "later.png")]
+    assert len(copies[0]) > 0
+    pd.testing.assert_frame_equal(*(copy.reset_index(drop=True) for copy in copies), atol=1e-3)
+
+    assert {path: path.read_bytes() for path in sealed} == sealed, "nothing sealed was touched"
+    pd.testing.assert_frame_equal(rows(out)[0].set_index("image_id"), before.sort_index(), check_like=True)
+    assert list(verify_run(open_run(str(out)))) == []
+    assert run_retry(prepare_retry(str(out), [])) == {}, "nothing is left to try"
+    damaged = next(out.glob("repairs/0001/instances/*/*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:-9] + b"?" + damaged.read_bytes()[-8:])
+    assert [fault.key for fault in verify_run(open_run(str(out)))] == [damaged.relative_to(out).as_posix()]
 
 
 def test_an_empty_folder_is_a_run_without_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:

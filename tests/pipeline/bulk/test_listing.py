@@ -1,0 +1,137 @@
+"""What a corpus can be: each kind as one sorted stream that names every image once."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.bulk.decode import DecodeLimits
+from pipeline.bulk.fetch import fetch_bytes, read_planned
+from pipeline.bulk.listing import CorpusError, PlannedImage, iter_corpus, sort_images, tell_kind, without
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("photos", "folder"),
+        ("s3://b/photos/", "folder"),
+        ("l/urls.parquet", "list"),
+        ("urls.CSV", "list"),
+        ("urls.jsonl.gz", "list"),
+        ("inv/2026/manifest.json", "inventory"),
+        ("s3://b/00001.tar", "tars"),
+    ],
+)
+def test_the_kind_is_told_by_the_ending(uri: str, kind: str) -> None:
+    assert tell_kind(uri) == kind
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> list[str]:
+    """Three photos' URIs, not in order, the first one twice."""
+    (tmp_path / "p").mkdir()
+    for name in "cab":
+        (tmp_path / "p" / f"{name}.jpg").write_bytes(name.encode() * 3)
+    return [str(tmp_path / "p" / f"{name}.jpg") for name in "cabc"]
+
+
+@pytest.mark.parametrize("name", ["l.parquet", "l.csv", "l.csv.gz", "l.jsonl"])
+def test_lists_are_sorted_and_name_each_image_once(three: list[str], tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"url": three, "n": range(4)}), path)
+    elif name.endswith("jsonl"):
+        path.write_text("\n".join(json.dumps({"url": uri}) for uri in three) + "\n\n")
+    else:
+        text = "n,url\n" + "".join(f'{i},"{uri}"\n' for i, uri in enumerate(three))
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    images = list(iter_corpus(str(path), kind="list", uri_column="url"))
+    assert [image.image_id for image in images] == sorted(set(three))
+    assert [fetch_bytes(DecodeLimits(), image) for image in images] == [b"aaa", b"bbb", b"ccc"]
+    with pytest.raises(CorpusError, match="has no column 'uri'.*url"):
+        list(iter_corpus(str(path), kind="list"))
+
+
+def test_relative_paths_of_a_list_mean_its_own_folder(three: list[str], tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("uri\np/a.jpg\n")
+    (image,) = iter_corpus(str(tmp_path / "l.csv"), kind="list")
+    assert image.image_id == "p/a.jpg" and read_planned(image)[0] == b"aaa"
+
+
+@pytest.mark.parametrize(("name", "data"), [("l.parquet", b"PAR0"), ("l.csv.gz", b"plain"), ("l.jsonl", b"{")])
+def test_a_list_that_is_none_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CorpusError, match=name):
+        list(iter_corpus(str(tmp_path / name), kind="list"))
+
+
+@pytest.mark.parametrize("file_format", ["CSV", "Parquet"])
+def test_inventories_give_keys_sizes_and_etags(tmp_path: Path, file_format: str) -> None:
+    rows = [("b", "z z/ü.jpg", 5, "e1"), ("b", "a.jpg", 7, "e2")]
+    names = ["Bucket", "Key", "Size", "ETag"]
+    if file_format == "CSV":
+        text = io.StringIO()
+        csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("b", "z+z/%C3%BC.jpg", 5, "e1"), rows[1]])
+        (tmp_path / "d").write_bytes(gzip.compress(text.getvalue().encode()))
+    else:
+        columns = dict(zip(("bucket", "key", "size", "e_tag"), zip(*rows)))
+        pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), tmp_path / "d")
+    manifest = {"sourceBucket": "b", "fileFormat": file_format, "fileSchema": ", ".join(names), "files": [{"key": "d"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert list(iter_corpus(str(tmp_path / "manifest.json"), kind="inventory")) == [
+        PlannedImage("a.jpg", "s3://b/a.jpg", "e2", 7),
+        PlannedImage("z z/ü.jpg", "s3://b/z z/ü.jpg", "e1", 5),
+    ]
+
+
+def test_tar_members_are_read_in_place(tmp_path: Path) -> None:
+    for shard in ("00001.tar", "00000.tar"):
+        with tarfile.open(tmp_path / shard, "w") as archive:
+            for name in ("b.jpg", "a.jpg", "a.json"):
+                data = f"{shard}/{name}".encode()
+                info = tarfile.TarInfo(f"./{name}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    images = list(iter_corpus(str(tmp_path), kind="tars", pattern="*.jpg"))
+    assert [image.image_id for image in images] == [f"0000{i}.tar/{name}.jpg" for i in (0, 1) for name in "ab"]
+    for image in images:
+        assert fetch_bytes(DecodeLimits(), image) == image.image_id.encode()
+    (tmp_path / "broken.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(CorpusError, match=r"broken\.tar"):
+        list(iter_corpus(str(tmp_path / "broken.tar"), kind="tars"))
+
+
+def test_sorting_spills_and_merges() -> None:
+    names = [f"{(i * 7919) % 1000:04d}" for i in range(1000)] + ["0003", "0500"]
+    images = [PlannedImage(name, name, offset=i) for i, name in enumerate(names)]
+    merged = list(sort_images(images, chunk=64))
+    assert [image.image_id for image in merged] == sorted(set(names))
+    assert merged == list(sort_images(images))
+
+
+def test_what_is_new_or_changed_since() -> None:
+    old = [PlannedImage(name, name, "e", 1) for name in ("a", "b", "c", "e")]
+    new = [PlannedImage("a", "a", "e", 1), PlannedImage("b", "b", "E", 1), PlannedImage("c", "c", "e", 2)]
+    new += [PlannedImage("d", "d", "e", 1), PlannedImage("f", "f", "e", 1)]
+    assert [image.image_id for image in without(new, old)] == ["b", "c", "d", "f"]
+    assert list(without(new, [])) == new
+
+
+def test_a_changed_or_vanished_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"one")
+    (image,) = iter_corpus(str(tmp_path))
+    assert fetch_bytes(DecodeLimits(), image) == b"one"
+    assert fetch_bytes(DecodeLimits(max_bytes=2), image).status == "too_large"
+    path.write_bytes(b"two!")
+    assert fetch_bytes(DecodeLimits(), image).status == "changed"
+    path.unlink()
+    assert fetch_bytes(DecodeLimits(), image).status == "not_found"
