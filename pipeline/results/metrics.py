@@ -130,6 +130,7 @@ class Metrics:
             "score_threshold": self.score_threshold,
             "iou_threshold": self.iou_threshold,
             "run_score_threshold": self.run_score_threshold,
+            "pr_curves": {kind: _curves(result) for kind, result in self.coco.items()},
             "coverage": {**self.coverage.__dict__},
             "evaluator": sorted({result.backend for result in self.coco.values()}),
             "notes": list(self.notes),
@@ -367,6 +368,14 @@ def _notes(coverage: Coverage, run_score_threshold: float | None) -> tuple[str, 
         )
         warnings.warn(notes[-1], stacklevel=3)
     return tuple(notes)
+
+
+def _curves(result: CocoResult) -> dict[str, list[float | None]]:
+    """Mean precision over the categories at 101 recalls, for two IoU thresholds."""
+    recall, at_50 = result.pr_curve(iou_threshold=0.5)
+    _, at_75 = result.pr_curve(iou_threshold=0.75)
+    curves = {"recall": recall, "IoU 0.50": at_50, "IoU 0.75": at_75}
+    return {name: [None if np.isnan(v) else round(float(v), 4) for v in values] for name, values in curves.items()}
 
 
 def _or_nan(value: float) -> float:

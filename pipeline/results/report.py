@@ -1,0 +1,305 @@
+"""One HTML file that shows a run: totals, failures, distributions, a gallery to filter, figures and curves.
+
+Everything is in the file; a content policy in it forbids the browser to ask for anything else. The gallery holds the
+photos as they are and the masks as outlines, which the page draws, so that filters act on single instances.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from pipeline.manifest import Run, open_run
+from pipeline.results.charts import bar_chart, line_chart
+from pipeline.results.outlines import mask_to_polygons
+from pipeline.results.query import decode_mask, iter_instances, load_images, load_instances
+from pipeline.results.render import color_of, open_photo
+from pipeline.schema import OK, STATUSES
+
+MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole file
+_PHOTO_PX = 560
+_PHOTO_QUALITY = 74
+_MAX_INSTANCES = 40  # drawn on one photo
+_EXAMPLES = 6  # of each failure, and photos wanted of each class
+_SCORE_EDGES = np.linspace(0, 1, 21)
+_SIDE_EDGES = np.linspace(0, 12, 25)  # log2 of the square root of the area
+_SURE = 0.5
+
+
+@dataclass
+class _Totals:
+    """What one pass over the instances counts, whatever their number."""
+
+    by_class: Counter[str] = field(default_factory=Counter)
+    sure_by_class: Counter[str] = field(default_factory=Counter)
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(len(_SCORE_EDGES) - 1, np.int64))
+    sides: np.ndarray = field(default_factory=lambda: np.zeros(len(_SIDE_EDGES) - 1, np.int64))
+    examples: pd.DataFrame | None = None  # category, image_id, draw: the photos a class is shown by
+
+    def add(self, frame: pd.DataFrame, draw: pd.Series) -> None:
+        sure = frame[frame["score"] >= _SURE]
+        self.by_class.update(frame["category"].value_counts().to_dict())
+        self.sure_by_class.update(sure["category"].value_counts().to_dict())
+        self.scores += np.histogram(frame["score"], _SCORE_EDGES)[0]
+        side = np.log2(np.sqrt(np.maximum(frame["area_px"].to_numpy(np.float64), 1)))
+        self.sides += np.histogram(np.clip(side, 0, _SIDE_EDGES[-1]), _SIDE_EDGES)[0]
+        best = sure[["category", "image_id"]].drop_duplicates()
+        best = best.assign(draw=best["image_id"].map(draw))
+        together = best if self.examples is None else pd.concat([self.examples, best])
+        together = together.drop_duplicates(["category", "image_id"]).sort_values("draw")
+        self.examples = together.groupby("category", sort=False).head(_EXAMPLES)
+
+    @cached_property
+    def num_instances(self) -> int:
+        return sum(self.by_class.values())
+
+
+def build_report(
+    run: str | Run | None = None,
+    *,
+    evaluation: Mapping[str, Any] | None = None,
+    training: pd.DataFrame | None = None,
+    title: str | None = None,
+    num_images: int = 120,
+    seed: int = 0,
+) -> str:
+    """The report's HTML.
+
+    Args:
+        run: a bulk run; None for a report of a training alone.
+        evaluation: `Metrics.to_dict()`, for AP tables and precision-recall curves.
+        training: metrics of a training, a row a step: `step` and any numbers; a column whose name holds "loss" is
+            drawn among the losses, one with "AP" among the figures, `lr` alone.
+        num_images: photos in the gallery at most; fewer where the file would grow too large. Half are chosen so that
+            each class is seen, the rest by chance; which ones is a pure function of the run and `seed`.
+
+    Raises:
+        RunError: no run there.
+        ValueError: nothing to report.
+    """
+    if run is None and training is None:
+        raise ValueError("a report needs a run or a training")
+    from jinja2 import Environment
+
+    content: dict[str, Any] = {"title": title, "run": None, "evaluation": None, "training": None, "data": "[]"}
+    if run is not None:
+        run = open_run(run) if isinstance(run, str) else run
+        content.update(_run_parts(run, num_images, seed))
+        content["title"] = title or f"Run {run.run_id}"
+    if evaluation is not None:
+        content["evaluation"] = _evaluation_parts(evaluation)
+    if training is not None:
+        content["training"] = _training_charts(training)
+        content["title"] = content["title"] or "Training"
+    text = resources.files("pipeline.results").joinpath("report.html.j2").read_text("utf-8")
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text).render(**content)
+
+
+def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
+    images = load_images(run, ["image_id", "uri", "status", "error", "height", "width", "num_instances"])
+    # A random number for each image that depends on its name alone, so that samples are stable as runs grow.
+    key = f"{seed:016d}"[-16:]
+    images["draw"] = pd.util.hash_pandas_object(images["image_id"], index=False, hash_key=key).to_numpy()
+    draw = images.set_index("image_id")["draw"]
+    totals = _Totals()
+    for frame in iter_instances(run, ["image_id", "category", "score", "area_px"], batch_rows=262_144):
+        totals.add(frame, draw)
+    chosen = choose_images(images[images["status"] == OK], totals.examples, num_images)
+    gallery = _gallery(run, chosen)
+    statuses = images["status"].value_counts()
+    failures = [
+        {
+            "status": status,
+            "count": int(count),
+            "meaning": STATUSES.get(status, ""),
+            "examples": images.loc[images["status"] == status, ["image_id", "error"]]
+            .head(_EXAMPLES)
+            .to_dict("records"),
+        }
+        for status, count in statuses.items()
+        if status != OK
+    ]
+    ok = int(statuses.get(OK, 0))
+    most = max(totals.by_class.values(), default=1)
+    classes = [
+        {"name": name, "count": count, "sure": totals.sure_by_class[name], "share": count / most, "color": _css(name)}
+        for name, count in totals.by_class.most_common()
+    ]
+    model = run.spec.get("model", {})
+    facts = {
+        "run": run.run_id,
+        "output": run.storage.uri,
+        "input": run.spec.get("input", {}).get("uri", ""),
+        "model": str(model.get("sha256", ""))[:16],
+        "state": "finished" if run.sealed else "not finished: the shards committed so far",
+    }
+    return {
+        "run": {
+            "facts": {name: value for name, value in facts.items() if value},
+            "num_images": len(images),
+            "num_ok": ok,
+            "num_failed": len(images) - ok,
+            "num_empty": int(((images["status"] == OK) & (images["num_instances"] == 0)).sum()),
+            "num_instances": totals.num_instances,
+            "failures": failures,
+            "classes": classes,
+            "scores": bar_chart(
+                _SCORE_EDGES.tolist(),
+                totals.scores.tolist(),
+                label="score",
+                ticks=[(i / 4, f"{i / 4:g}") for i in range(5)],
+            ),
+            "sides": bar_chart(
+                _SIDE_EDGES.tolist(),
+                totals.sides.tolist(),
+                label="size: square root of the mask's area, in pixels",
+                ticks=[(i, f"{2**i:,}") for i in range(0, 13, 2)],
+            ),
+            "num_shown": len(gallery),
+            "sure": _SURE,
+        },
+        "data": _script_json(gallery),
+    }
+
+
+def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int) -> pd.DataFrame:
+    """Up to `num` rows of `images` (with `draw`): half of them so that each class is seen as evenly as there are photos
+    of it, the others in order of `draw`; rarer classes first, then by chance."""
+    wanted: list[str] = []
+    if examples is not None and len(examples):
+        rounds = examples.assign(place=examples.groupby("category").cumcount()).sort_values(["place", "draw"])
+        wanted = list(dict.fromkeys(rounds["image_id"]))[: num // 2]
+    rest = images[~images["image_id"].isin(wanted)].nsmallest(max(num - len(wanted), 0), "draw")
+    return pd.concat([images[images["image_id"].isin(wanted)], rest]).sort_values("draw")
+
+
+def _gallery(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
+    columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
+    columns += ["image_height", "image_width"]
+    rows = load_instances(run, columns, [("image_id", "in", chosen["image_id"].tolist())]) if len(chosen) else None
+    found = {} if rows is None else dict(tuple(rows.groupby("image_id")))
+    gallery: list[dict[str, Any]] = []
+    size = 0
+    for row in chosen.itertuples():
+        instances = found.get(row.image_id)
+        try:
+            entry = _gallery_entry(row, instances)
+        except (OSError, ValueError):  # the photo is gone or cannot be opened any more: the run is what is reported
+            continue
+        size += len(json.dumps(entry))
+        if size > MAX_BYTES:
+            break
+        gallery.append(entry)
+    return gallery
+
+
+def _gallery_entry(row: Any, instances: pd.DataFrame | None) -> dict[str, Any]:
+    photo = open_photo(row.uri)
+    height, width = photo.height, photo.width
+    if (height, width) != (row.height, row.width):
+        raise ValueError("the photo is not the one that was segmented")
+    photo.thumbnail((_PHOTO_PX, _PHOTO_PX), Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=_PHOTO_QUALITY, optimize=True)
+    scale = photo.width / width
+    drawn = []
+    best = [] if instances is None else instances.nlargest(_MAX_INSTANCES, "score").itertuples()
+    for instance in best:
+        polygons = mask_to_polygons(decode_mask(instance), tolerance_px=0.7 / scale)
+        drawn.append(
+            {
+                "c": instance.category,
+                "s": round(float(instance.score), 3),
+                "a": int(instance.area_px),
+                "k": _css(instance.category),
+                "b": [round(float(v) * scale, 1) for v in (instance.x1, instance.y1, instance.x2, instance.y2)],
+                "p": [[round(value * scale, 1) for value in polygon] for polygon in polygons],
+            }
+        )
+    return {
+        "id": row.image_id,
+        "w": photo.width,
+        "h": photo.height,
+        "size": f"{width} x {height}",
+        "src": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
+        "found": drawn,
+    }
+
+
+def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    overall = evaluation.get("overall", {})
+    kinds = list(overall)
+    metrics = list(dict.fromkeys(name for kind in kinds for name in overall[kind]))
+    by_category = evaluation.get("by_category", {})
+    columns = ("AP", "AP50", "AP75", "precision", "recall", "mean_iou")
+    tables = [
+        {
+            "kind": kind,
+            "columns": columns,
+            "rows": sorted(
+                ((name, [_shown(name, f.get(name)) for name in columns], f.get("AP")) for name, f in of_kind.items()),
+                key=lambda row: (row[2] is None, row[2] or 0),
+            ),
+        }
+        for kind, of_kind in by_category.items()
+    ]
+    curves = [
+        line_chart(
+            {name: (curve["recall"], curve[name]) for name in curve if name != "recall"},
+            label=f"recall ({kind}); up: precision",
+            y_range=(0, 1),
+        )
+        for kind, curve in evaluation.get("pr_curves", {}).items()
+    ]
+    return {
+        "kinds": kinds,
+        "rows": [(name, [_shown(name, overall[kind].get(name)) for kind in kinds]) for name in metrics],
+        "tables": tables,
+        "curves": [curve for curve in curves if curve],
+        "notes": evaluation.get("notes", []),
+        "score_threshold": evaluation.get("score_threshold"),
+        "iou_threshold": evaluation.get("iou_threshold"),
+    }
+
+
+def _training_charts(training: pd.DataFrame) -> list[str]:
+    numbers = training.select_dtypes("number")
+    steps = numbers["step"] if "step" in numbers else pd.Series(range(len(numbers)))
+    groups: dict[str, dict[str, Any]] = {"loss": {}, "average precision": {}, "learning rate": {}}
+    for name in numbers.columns:
+        lower = str(name).lower()
+        if "loss" in lower:
+            groups["loss"][name] = (steps, numbers[name])
+        elif lower in ("lr", "learning_rate"):
+            groups["learning rate"][name] = (steps, numbers[name])
+        elif "AP" in str(name) or lower.endswith("_ap") or lower.startswith("ap"):
+            groups["average precision"][name] = (steps, numbers[name])
+    charts = [line_chart(lines, label=f"step; up: {what}") for what, lines in groups.items() if lines]
+    return [chart for chart in charts if chart]
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if name.endswith(("positives", "negatives")) else f"{value:.3f}"
+
+
+def _css(category: str) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color_of(category))
+
+
+def _script_json(value: Any) -> str:
+    """JSON that no text in it can break out of a script element with."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,201 @@
+"""The report: what it says, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser as chromium
+import numpy as np
+import pandas as pd
+import pytest
+from made_run import image_row, instance_row, write_run
+from PIL import Image
+
+from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.results import load_images, load_instances
+from pipeline.results.metrics import evaluate_run
+from pipeline.results.report import build_report, choose_images
+
+NASTY = "</script><img src=x onerror=alert(1)>.png"
+
+
+@pytest.fixture(scope="module")
+def page(drawn_run, tmp_path_factory) -> Path:
+    """A report with everything in it, of a run that also holds an image with a nasty name."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("report")
+    instances, images = load_instances(drawn_run.uri), load_images(drawn_run.uri)
+    photo = folder / "plain.png"
+    Image.new("RGB", (90, 70), (90, 120, 150)).save(photo)
+    mask = np.zeros((70, 90), bool)
+    mask[5:60, 10:80] = True
+    rows = [instance_row(NASTY, 0, SHAPE_CATEGORIES[0], 0.99, mask)]
+    more = [image_row(NASTY, str(photo), "ok", (70, 90), 1, 1), image_row("gone.png", "x", "not_found", (1, 1), 0, 1)]
+    tables = [
+        (images.astype(object).where(images.notna(), None).to_dict("records"), instances.to_dict("records")),
+        (more, rows),
+    ]
+    run = write_run(folder / "run", tables)
+    shutil.rmtree(folder / "gone", ignore_errors=True)
+    training = pd.DataFrame({"step": range(50), "loss": np.linspace(2, 0.3, 50), "segm_AP": np.linspace(0, 0.7, 50)})
+    evaluation = evaluate_run(drawn_run.uri, drawn_run.truth).to_dict()
+    html = build_report(str(run), evaluation=json.loads(json.dumps(evaluation)), training=training)
+    (folder / "report.html").write_text(html, "utf-8")
+    return folder / "report.html"
+
+
+def test_the_numbers_are_those_of_the_tables(page, drawn_run):
+    html = page.read_text("utf-8")
+    totals = re.findall(r"<li><b[^>]*>([\d,]+)</b>([a-z ]+)</li>", html)
+    assert dict((name, number) for number, name in totals) == {
+        "images": "10",
+        "segmented": "8",
+        "failed": "2",
+        "without an instance": str(7 - len({image_id for image_id, _ in drawn_run.masks})),
+        "instances": str(len(drawn_run.masks) + 1),
+    }
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
+    assert len(data) == 8 and sum(len(picture["found"]) for picture in data) == len(drawn_run.masks) + 1
+    assert "<img src=x" not in html
+    ap = evaluate_run(drawn_run.uri, drawn_run.truth).overall("segm", "AP")
+    assert f"<td>{ap:.3f}</td>" in html
+
+
+def test_a_training_alone_has_a_report_and_nothing_has_none():
+    html = build_report(training=pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}), title="my <training>")
+    assert "my &lt;training&gt;" in html and "polyline" in html
+    with pytest.raises(ValueError, match="needs a run or a training"):
+        build_report()
+
+
+def test_the_sample_shows_rare_classes_and_is_stable():
+    images = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(10_000)]})
+    images["draw"] = np.random.default_rng(0).permutation(10_000)
+    draw = images.set_index("image_id")["draw"]
+    examples = pd.DataFrame(
+        {"category": ["common"] * 6 + ["rare"], "image_id": [f"{i}.jpg" for i in (5, 6, 7, 8, 9, 10, 4321)]}
+    )
+    examples["draw"] = examples["image_id"].map(draw)
+    chosen = choose_images(images, examples, 20)
+    assert len(chosen) == 20 and "4321.jpg" in set(chosen["image_id"])
+    assert (chosen["draw"] < 14).sum() >= 13  # the others by chance alone
+    pd.testing.assert_frame_equal(chosen, choose_images(images, examples, 20))
+
+
+def test_the_file_stays_small_however_many_photos_are_asked_for(tmp_path, monkeypatch):
+    from pipeline.results import report
+
+    rng = np.random.default_rng(0)
+    images = []
+    for number in range(12):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(rng.integers(0, 255, (200, 200, 3), np.uint8)).save(path)
+        images.append(image_row(path.name, str(path), "ok", (200, 200), 0, 0))
+    run = write_run(tmp_path / "run", [(images, [])])
+    full = build_report(str(run))
+    monkeypatch.setattr(report, "MAX_BYTES", 150_000)
+    assert len(full) > 250_000 > 200_000 > len(build_report(str(run)))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[chromium.Browser]:
+    if reason := chromium.missing():
+        pytest.skip(reason)
+    browser = chromium.Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def opened(browser, page) -> chromium.Browser:
+    browser.requests()
+    browser.go(page.as_uri())
+    return browser
+
+
+VISIBLE = "return [...document.querySelectorAll('.card')].filter(c => c.offsetParent !== null).length"
+DRAWN = "return document.querySelectorAll('#gallery .card:not([hidden]) svg path').length"
+SET = "const e = document.getElementById(arguments[0]); e.value = arguments[1]; e.dispatchEvent(new Event('input'))"
+
+
+def test_the_page_loads_whole_and_asks_for_nothing_else(opened, page):
+    broken = "return [...document.images].filter(i => !i.complete || i.naturalWidth === 0).map(i => i.alt)"
+    assert opened.run(broken) == []
+    assert opened.run(VISIBLE) == 8
+    asked = [url for url in opened.requests() if not url.startswith("data:")]
+    assert asked == [page.as_uri()[:100]]
+    assert [entry for entry in opened.log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    assert opened.run("return [...document.querySelectorAll('.card span')].map(s => s.textContent)").count(NASTY) == 1
+
+
+def test_filters_filter(opened, page):
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.S)[1])
+    opened.run(SET, "score", "0.3")
+    everything = [(at, i) for at, picture in enumerate(data) for i in picture["found"] if i["s"] >= 0.3]
+    assert opened.run(DRAWN) == len(everything)
+    opened.run(SET, "class", "circle")
+    circles = [(at, i) for at, i in everything if i["c"] == "circle"]
+    assert opened.run(DRAWN) == len(circles) < len(everything)
+    assert opened.run(VISIBLE) == len({at for at, _ in circles}) < len(data)
+    opened.run(SET, "size", "1")
+    medium = [(at, i) for at, i in circles if 32**2 <= i["a"] < 96**2]
+    assert opened.run(DRAWN) == len(medium)
+    count = opened.run("return document.getElementById('count').textContent")
+    assert count == f"{len({at for at, _ in medium})} pictures, {len(medium)} instances"
+    opened.run(SET, "class", "")
+    opened.run(SET, "size", "")
+    opened.run(SET, "score", "1")
+    assert opened.run(DRAWN) == 0 and opened.run(VISIBLE) == len(data)
+
+
+def test_pictures_enlarge_by_mouse_and_by_keyboard(opened):
+    is_open = "return document.getElementById('large').open"
+    title = "return document.getElementById('large-title').textContent"
+    opened.click(".card:nth-child(2)")
+    assert opened.run(is_open) and "x" in opened.run(title)
+    first = opened.run(title)
+    opened.press(chromium.RIGHT)
+    assert opened.run(title) != first
+    opened.press(chromium.ESCAPE)
+    assert not opened.run(is_open)
+    assert opened.run("return document.activeElement.className") == "card"  # focus is where one left off
+    opened.press(chromium.TAB)
+    opened.press(chromium.ENTER)
+    assert opened.run(is_open)
+    shown = "const i = document.querySelector('#large-photo img').getBoundingClientRect(); return [i.width, i.bottom]"
+    width, bottom = opened.run(shown)
+    assert width > 300 and bottom <= opened.run("return innerHeight")
+
+
+def test_it_fits_a_phone(opened):
+    opened.devtools("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
+    try:
+        assert opened.run("return innerWidth") == 360
+        assert opened.run("return document.documentElement.scrollWidth") <= 360
+        assert opened.run("return getComputedStyle(document.querySelector('select')).fontSize") == "16px"
+    finally:
+        opened.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+def test_dark_mode_is_readable(opened):
+    contrast = """
+      const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(v => { v /= 255;
+        return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+      const back = light(getComputedStyle(document.body).backgroundColor);
+      return [...document.querySelectorAll('h1, dd, .soft, .bad, td, label')].map(e => {
+        const text = light(getComputedStyle(e).color);
+        return (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05) }).reduce((a, b) => Math.min(a, b))
+    """
+    back = "return getComputedStyle(document.body).backgroundColor"
+    seen = set()
+    for mode in ("light", "dark"):
+        opened.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": mode}])
+        assert opened.run(contrast) >= 4.5  # WCAG 2.1, level AA
+        seen.add(opened.run(back))
+    opened.devtools("Emulation.setEmulatedMedia", features=[])
+    assert len(seen) == 2
