@@ -37,10 +37,11 @@ from llvmlite import binding
 from numba import njit, types
 from numba.extending import intrinsic
 
-_ZERO = np.float32(0.0)
-_HALF = np.float32(0.5)
-_ONE = np.float32(1.0)
-_MAX_FLOAT = np.float32(np.finfo(np.float32).max)
+F32 = np.float32
+_ZERO = F32(0.0)
+_HALF = F32(0.5)
+_ONE = F32(1.0)
+_MAX_FLOAT = F32(np.finfo(F32).max)
 _EPSILON = 2.0**-24  # half a unit in the last place of a float32 in [1, 2), relative
 _SMALL_OUTPUT = 128  # height + width up to which torch takes its small kernel
 _OUT, _IN = -2, -1  # kinds of segment that hold no crossing; an active segment has its cell's number, >= 0
@@ -65,34 +66,35 @@ def torch_resize_is_fused() -> bool:
     return bool(features.get("avx2")) and bool(features.get("fma"))
 
 
-@intrinsic
-def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """`a * b + c` in float32 with one rounding."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fma(*args)
+def _type_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
 
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
+_fma: Any = intrinsic(_type_fma)  # _fma(a, b, c): a * b + c in float32 with one rounding
+
+
 @_compiled
-def _blend(a, weight_a, b, weight_b, fused):
+def _blend(a: F32, weight_a: F32, b: F32, weight_b: F32, fused: bool) -> F32:
+    """`a * weight_a + b * weight_b`, the second product rounded first where torch fuses."""
     if fused:
         return _fma(a, weight_a, b * weight_b)
     return a * weight_a + b * weight_b
 
 
 @_compiled
-def _accumulate(a, weight, total, fused):
+def _accumulate(a: F32, weight: F32, total: F32, fused: bool) -> F32:
+    """`total + a * weight`."""
     if fused:
         return _fma(a, weight, total)
     return total + a * weight
 
 
 @_compiled
-def _source_index(scale, index, contracted):
-    """Where output pixel `index` lies on the padded mask's axis, in torch's float32 arithmetic, never
-    negative."""
+def _source_index(scale: F32, index: int, contracted: bool) -> F32:
+    """Where output pixel `index` lies on the padded mask's axis, >= 0, in torch's float32 arithmetic."""
     centre = np.float32(index) + _HALF
     if contracted:
         return max(_fma(scale, centre, -_HALF), _ZERO)
@@ -100,7 +102,16 @@ def _source_index(scale, index, contracted):
 
 
 @_compiled
-def _reference_inside(padded, row, column, row_scale, column_scale, threshold, fused, small):
+def _reference_inside(
+    padded: np.ndarray,
+    row: int,
+    column: int,
+    row_scale: F32,
+    column_scale: F32,
+    threshold: F32,
+    fused: bool,
+    small: bool,
+) -> bool:
     """Whether torch's resize of `padded` (indexed [column, row]) is >= threshold at one pixel of the box."""
     last = padded.shape[0] - 1
     source_row = _source_index(row_scale, row, fused and small)
@@ -125,13 +136,13 @@ def _reference_inside(padded, row, column, row_scale, column_scale, threshold, f
 
 
 @_compiled
-def _fill_row_starts(starts, size, scale, contracted):
+def _fill_row_starts(starts: np.ndarray, size: int, scale: F32, contracted: bool) -> None:
     """Set `starts[k]` to the first output row whose source index is at least k, `starts[-1]` to `size`."""
     last = len(starts) - 1
     starts[0] = 0
     starts[last] = size
     for k in range(1, last):
-        row = min(max(np.int64((k + 0.5) / scale - 0.5), 0), size)
+        row = min(max(int((k + 0.5) / scale - 0.5), 0), size)
         while row > 0 and _source_index(scale, row - 1, contracted) >= k:
             row -= 1
         while row < size and _source_index(scale, row, contracted) < k:
@@ -140,9 +151,18 @@ def _fill_row_starts(starts, size, scale, contracted):
 
 
 @_compiled
-def _fill_segments(segment_row, segment_kind, padded, strip, starts, first, end, sure_out, sure_in):
-    """Cut rows [first, end) of a strip into segments that are surely out, surely in, or one active mask cell
-    each.
+def _fill_segments(
+    segment_row: np.ndarray,
+    segment_kind: np.ndarray,
+    padded: np.ndarray,
+    strip: int,
+    starts: np.ndarray,
+    first: int,
+    end: int,
+    sure_out: float,
+    sure_in: float,
+) -> int:
+    """Cut rows [first, end) of a strip into segments: surely out, surely in, or one active mask cell each.
 
     Returns the number of segments; `segment_row` holds one entry more, `end`.
     """
@@ -173,7 +193,39 @@ def _fill_segments(segment_row, segment_kind, padded, strip, starts, first, end,
 
 
 @_compiled
-def _switch(runs, num, position, inside, last, current):
+def _find_doubtful_rows(
+    upper: F32,
+    lower: F32,
+    cell: int,
+    start: int,
+    end: int,
+    level: float,
+    margin: float,
+    row_slack: float,
+    rows_per_cell: float,
+) -> tuple[int, int]:
+    """Where in rows [start, end) of a cell the value passes `level` on its straight way from `upper` to
+    `lower`.
+
+    Returns (doubt, clear): the rows before `doubt` surely lie on the upper knot's side, those from `clear` on
+    surely on the lower knot's; only rows between them may be decided by rounding. `margin` bounds the error
+    of a value, `row_slack` that of a source index.
+    """
+    rise = np.float64(lower) - np.float64(upper)
+    if abs(rise) <= margin:
+        return start, end
+    middle = cell + (level - np.float64(upper)) / rise + 0.5
+    slack = margin / abs(rise) + row_slack
+    doubt = math.ceil((middle - slack) * rows_per_cell - 0.5)
+    clear = math.floor((middle + slack) * rows_per_cell - 0.5) + 1
+    doubt = min(max(doubt, start), end)
+    return doubt, max(min(clear, end), doubt)
+
+
+@_compiled
+def _switch(
+    runs: np.ndarray, num: int, position: int, inside: bool, last: int, current: bool
+) -> tuple[int, int, bool]:
     """Let the pixels from `position` on be `inside`: closes a run if that is a change."""
     if inside != current:
         runs[num] = position - last
@@ -182,7 +234,19 @@ def _switch(runs, num, position, inside, last, current):
 
 
 @_compiled
-def _encode_box(runs, padded, starts, segment_row, segment_kind, box, height, width, threshold, peak, fused):
+def _encode_box(
+    runs: np.ndarray,
+    padded: np.ndarray,
+    starts: np.ndarray,
+    segment_row: np.ndarray,
+    segment_kind: np.ndarray,
+    box: np.ndarray,
+    height: int,
+    width: int,
+    threshold: F32,
+    peak: F32,
+    fused: bool,
+) -> tuple[np.ndarray, int]:
     """Fill `runs` with the column-major run lengths of one pasted mask; returns (runs, number of runs)."""
     side = padded.shape[0]
     last_knot = side - 1
@@ -246,16 +310,9 @@ def _encode_box(runs, padded, starts, segment_row, segment_kind, box, height, wi
                 if max(upper, lower) < sure_out:
                     num, last, current = _switch(runs, num, base + start, False, last, current)
                     continue
-                # Rows before `doubt` lie on the upper knot's side, rows from `clear` on on the lower knot's.
-                rise = np.float64(lower) - np.float64(upper)
-                doubt, clear = start, end
-                if abs(rise) > margin:
-                    middle = cell + (level - np.float64(upper)) / rise + 0.5
-                    slack = margin / abs(rise) + row_slack
-                    doubt = np.int64(math.ceil((middle - slack) * rows_per_cell - 0.5))
-                    clear = np.int64(math.floor((middle + slack) * rows_per_cell - 0.5)) + 1
-                    doubt = min(max(doubt, start), end)
-                    clear = max(min(clear, end), doubt)
+                doubt, clear = _find_doubtful_rows(
+                    upper, lower, cell, start, end, level, margin, row_slack, rows_per_cell
+                )
                 if start < doubt:
                     num, last, current = _switch(runs, num, base + start, upper >= threshold, last, current)
                 for row in range(doubt, clear):
@@ -274,7 +331,7 @@ def _encode_box(runs, padded, starts, segment_row, segment_kind, box, height, wi
 
 
 @_compiled
-def _write_counts(text, position, runs, num):
+def _write_counts(text: np.ndarray, position: int, runs: np.ndarray, num: int) -> int:
     """Append runs[:num] to `text` in COCO's compressed form; returns the position after them."""
     for i in range(num):
         value = runs[i]
@@ -291,7 +348,9 @@ def _write_counts(text, position, runs, num):
 
 
 @_compiled
-def encode_boxes(masks, boxes, height, width, threshold, fused):
+def encode_boxes(
+    masks: np.ndarray, boxes: np.ndarray, height: int, width: int, threshold: F32, fused: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """All masks of one image as one text.
 
     Args:
