@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobs.config_base import ClusterSection, OutputSection, Section
+from jobs.config_base import ClusterSection, OutputSection, Section, StorageSection
 from model.spec import ModelSpec
 
 
@@ -189,6 +189,7 @@ class TrainConfig(Section):
     data: TrainDataSection
     train: TrainSection
     output: OutputSection
+    storage: StorageSection = Field(default_factory=StorageSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
 

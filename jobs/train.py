@@ -143,7 +143,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     Raises:
         ValueError: Data that cannot be used, a start that does not fit, or an output that holds another training.
     """
-    output = TrainingOutput(config.output.uri)
+    output = TrainingOutput(config.output.uri, config.storage.to_settings())
     config = _with_absolute_places(config, output)
     train = config.train
     annotated = load_training_set(config)
@@ -158,7 +158,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         load_start(config.model.checkpoint)
     newest = output.load_newest()
     num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
-    check_same_training(output, to_plain(config), num_done=num_done, num_images=len(annotated))
+    check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
     left = steps_left(
         train, len(annotated), train.num_workers, step=num_done, num_seen=int(progress.get("num_seen", 0))
     )
@@ -186,15 +186,20 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
         TrainingFailed: The training stopped; what it had checkpointed is kept, and the same command goes on from there.
     """
     say = on_progress or (lambda event: None)
-    output = TrainingOutput(plan.config.output.uri)
+    output = TrainingOutput(plan.config.output.uri, plan.config.storage.to_settings())
     if plan.is_finished:
         say(TrainEvent("done", plan.describe()))
         return _result(output, plan.num_done, was_finished=True)
     with cluster(plan.config.cluster):
         _check_cluster(plan.config)
-        output.write_config(to_plain(plan.config))
+        output.write_config(to_saved(plan.config))
         say(TrainEvent("start", plan.describe()))
         return _fit(plan.config, output, say)
+
+
+def to_saved(config: TrainConfig) -> dict[str, Any]:
+    """The settings as plain values, as they are kept with the output: without how buckets are reached."""
+    return {name: values for name, values in to_plain(config).items() if name != "storage"}
 
 
 def check_same_training(
@@ -299,7 +304,7 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     with tempfile.TemporaryDirectory(prefix="maskfleet-train-") as scratch:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"config": to_plain(config), "board": board},
+            train_loop_config={"config": config, "board": board},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
                 use_gpu=train.use_gpu,

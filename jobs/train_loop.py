@@ -164,7 +164,7 @@ class TrainingRun:
         self.worker = worker
         self.report = report if worker.rank == 0 else _say_nothing
         self.report_always = report
-        self.output = TrainingOutput(config.output.uri)
+        self.output = TrainingOutput(config.output.uri, config.storage.to_settings())
         self.annotated = load_training_set(config)
         self.spec = resolve_spec(config.model.spec, self.annotated.categories)
         self._start = self._find_start()
@@ -494,7 +494,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         local_world_size=context.get_local_world_size(),
         device=ray.train.torch.get_device(),
     )
-    config = TrainConfig.model_validate(settings["config"])
+    config: TrainConfig = settings["config"]
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
     board = settings["board"]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from model.checkpoint import CHECKPOINT_MARKER, Checkpoint, CheckpointError, load_checkpoint
-from pipeline.storage import is_local, open_storage
+from pipeline.storage import StorageSettings, is_local, open_storage
 
 CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set_aside"
@@ -48,8 +48,8 @@ def checkpoint_name(step: int) -> str:
 class TrainingOutput:
     """The output folder or prefix of one training."""
 
-    def __init__(self, uri: str) -> None:
-        self.storage = open_storage(uri)
+    def __init__(self, uri: str, settings: StorageSettings | None = None) -> None:
+        self.storage = open_storage(uri, settings)
         self.local_root = Path(self.storage.uri) if is_local(self.storage.uri) else None
 
     @property

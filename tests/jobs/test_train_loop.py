@@ -13,7 +13,7 @@ import torch
 
 from jobs.config import to_plain
 from jobs.config_train import TrainConfig
-from jobs.train import check_same_training, prepare_train, run_train
+from jobs.train import check_same_training, prepare_train, run_train, to_saved
 from jobs.train_loop import TrainingRun, TrainingStopped, Worker, steps_left
 from jobs.train_output import TrainingOutput
 from jobs.train_summary import write_summary
@@ -259,7 +259,7 @@ def test_the_page_and_the_curves_show_what_was_measured(shapes: Path, tmp_path: 
 class TestRefusals:
     def test_a_finished_training_says_so_and_returns_without_ray(self, shapes: Path, tmp_path: Path):
         config = settings(shapes, tmp_path)
-        TrainingOutput(str(tmp_path)).write_config(to_plain(prepare_train(config).config))
+        TrainingOutput(str(tmp_path)).write_config(to_saved(prepare_train(config).config))
         train(config)
         plan = prepare_train(config)
         assert plan.is_finished and "6 of 6 steps are done" in plan.describe()
@@ -270,7 +270,7 @@ class TestRefusals:
 
     def test_other_settings_are_refused_field_by_field(self, shapes: Path, tmp_path: Path):
         output = TrainingOutput(str(tmp_path))
-        output.write_config(to_plain(prepare_train(settings(shapes, tmp_path)).config))
+        output.write_config(to_saved(prepare_train(settings(shapes, tmp_path)).config))
         changed = settings(shapes, tmp_path, learning_rate=0.5, seed=3, log_every_steps=7)
         with pytest.raises(ValueError) as caught:
             prepare_train(changed)
@@ -284,8 +284,8 @@ class TestRefusals:
         self, shapes: Path, tmp_path: Path, schedule: str, allowed: bool
     ):
         output = TrainingOutput(str(tmp_path))
-        output.write_config(to_plain(settings(shapes, tmp_path, schedule=schedule)))
-        longer = to_plain(settings(shapes, tmp_path, schedule=schedule, max_steps=60))
+        output.write_config(to_saved(settings(shapes, tmp_path, schedule=schedule)))
+        longer = to_saved(settings(shapes, tmp_path, schedule=schedule, max_steps=60))
         if allowed:
             check_same_training(output, longer, num_done=4, num_images=10)
         else:

@@ -1,0 +1,108 @@
+"""A training whose output is a bucket; the store is moto's server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.config_train import TrainConfig
+from jobs.train import prepare_train, to_saved
+from jobs.train_loop import TrainingRun, Worker, load_start
+from jobs.train_output import TrainingOutput
+from model.spec import ModelSpec
+from pipeline.dataset.shapes import draw_shapes
+
+SPEC = ModelSpec.tiny(
+    0, fpn_channels=8, box_head_channels=8, mask_head_channels=(8,), mask_deconv_channels=8, image_min_size=48, image_max_size=64
+)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket's URI, reached through the environment as the AWS tools are."""
+    import boto3
+
+    program = (
+        "import signal; from moto.server import ThreadedMotoServer as S; s = S('127.0.0.1', 0, verbose=False); s.start(); "
+        "print(s.get_host_and_port()[1], flush=True); signal.pause()"
+    )
+    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        for name, value in (
+            ("AWS_ENDPOINT_URL", endpoint),
+            ("AWS_ACCESS_KEY_ID", "testing"),
+            ("AWS_SECRET_ACCESS_KEY", "testing"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):
+            monkeypatch.setenv(name, value)
+        deadline_s = time.monotonic() + 60
+        while time.monotonic() < deadline_s:
+            try:
+                urllib.request.urlopen(endpoint, timeout=2).close()
+                break
+            except urllib.error.HTTPError:
+                break
+            except OSError:
+                time.sleep(0.05)
+        name = f"train-{os.getpid()}-{time.monotonic_ns()}"
+        boto3.client("s3").create_bucket(Bucket=name)
+        yield f"s3://{name}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_training_in_a_bucket_is_cut_off_and_goes_on(bucket: str, tmp_path: Path):
+    draw_shapes(str(tmp_path), num_train=4, num_val=1, num_unlabelled=0, image_size=(48, 64), max_shapes=2)
+
+    def config(uri: str) -> TrainConfig:
+        train = {"max_steps": 4, "batch_size": 1, "data_workers": 0, "checkpoint_every_steps": 1, "num_to_keep": 2}
+        train |= {"validate_every_steps": 2, "learning_rate": 0.01, "log_every_steps": 1}
+        return TrainConfig.model_validate(
+            {
+                "model": {"spec": SPEC.to_dict()},
+                "data": {"train": str(tmp_path / "train.json"), "val": str(tmp_path / "val.json")},
+                "train": train,
+                "output": {"uri": uri},
+            }
+        )
+
+    def run(uri: str, stop_at: int | None = None) -> None:
+        def report(kind: str, sentence: str, **values: Any) -> None:
+            if kind == "step" and values["step"] == stop_at:
+                raise KeyboardInterrupt
+
+        worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+        TrainingRun(config(uri), worker, report).run()
+
+    run(str(tmp_path / "whole"))
+    uri = f"{bucket}/models/one"
+    with pytest.raises(KeyboardInterrupt):
+        run(uri, stop_at=4)
+    output = TrainingOutput(uri)
+    assert output.steps() == [2, 3]
+    output.storage.delete("checkpoints/step-00000003/checkpoint.json")  # a write that was cut off
+    assert output.torn_names() == ["step-00000003"]
+    output.write_config(to_saved(prepare_train(config(uri)).config))
+    run(uri)
+
+    whole, there = TrainingOutput(str(tmp_path / "whole")).load_newest(), output.load_newest()
+    assert whole is not None and there is not None and whole[0] == there[0] == 4
+    assert whole[1].sha256 == there[1].sha256
+    assert [row["step"] for row in output.read_metrics()] == [1, 2, 2, 3, 4, 4]
+    assert prepare_train(config(uri)).is_finished
+    for source in (uri, output.checkpoint_uri(4)):
+        assert load_start(source).sha256 == whole[1].sha256
+    names = {info.key.split("/")[0] for info in output.storage.iter_objects()}
+    assert names == {"best.json", "checkpoints", "config.yaml", "finished.json", "metrics.parquet", "tensorboard"}
