@@ -39,8 +39,9 @@ def load_plain_pickle(path: str | Path) -> Any:
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # numpy moved its core from numpy.core to numpy._core.
-        allowed = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
+        # numpy moved its core from numpy.core to numpy._core; Python 2 had its built-ins elsewhere.
+        today = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        allowed = _ALLOWED.get((today, name))
         if allowed is None:
             raise UnsafePickle(f"the pickle asks for {module}.{name}; allowed are plain arrays")
         return allowed
@@ -61,14 +62,22 @@ def _new_array(kind: object, shape: tuple, _type_code: object) -> np.ndarray:
 
 def _new_dtype(name: str, align: bool = False, copy: bool = True) -> np.dtype:
     dtype = np.dtype(str(name), align=bool(align), copy=bool(copy))
-    if dtype.kind not in "biufc":
-        raise UnsafePickle(f"the pickle asks for an array of {dtype}; allowed are numbers")
+    _check_dtype(dtype)
     return dtype
 
 
-def _new_scalar(dtype: np.dtype, data: bytes | str) -> Any:
+def _check_dtype(dtype: object) -> None:
     if not isinstance(dtype, np.dtype) or dtype.kind not in "biufc":
-        raise UnsafePickle("the pickle asks for a scalar that is no number")
+        raise UnsafePickle(f"the pickle asks for an array of {dtype}; allowed are numbers")
+
+
+def _array_of_bytes(data: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    _check_dtype(dtype)
+    return np.frombuffer(data, dtype).reshape(tuple(shape), order=order)
+
+
+def _new_scalar(dtype: np.dtype, data: bytes | str) -> Any:
+    _check_dtype(dtype)
     return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype, count=1)[0]
 
 
@@ -83,6 +92,10 @@ _ALLOWED = {
     ("numpy.core.multiarray", "scalar"): _new_scalar,
     ("numpy", "ndarray"): _ARRAY_TYPE,
     ("numpy", "dtype"): _new_dtype,
+    ("numpy.core.numeric", "_frombuffer"): _array_of_bytes,
+    ("builtins", "set"): set,
+    # How old protocols write empty bytes.
+    ("builtins", "bytes"): lambda: b"",
     ("_codecs", "encode"): _latin1_bytes,
     ("collections", "OrderedDict"): OrderedDict,
 }

@@ -45,13 +45,14 @@ class Calls:
         Calls(os.system, "true"),
         Calls(eval, "1 + 1"),
         Calls(getattr, {}, "get"),
+        Calls(memoryview, b"x"),
         Calls(np.dtype, "O"),
         np.array([{}], dtype=object),
         np.array(["text"]),
         np.zeros(2, dtype=[("field", "f4")]),
         np.ma.masked_array([1.0]),
     ],
-    ids=["system", "eval", "getattr", "dtype", "objects", "texts", "records", "subclass"],
+    ids=["system", "eval", "getattr", "memoryview", "dtype", "objects", "texts", "records", "subclass"],
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_anything_else_is_refused(tmp_path, value, protocol):
