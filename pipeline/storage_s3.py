@@ -65,7 +65,10 @@ class S3Storage(Storage):
             return b"", self.stat(key).etag
         last = "" if size is None else start + size - 1
         part = {} if start == 0 and size is None else {"Range": f"bytes={start}-{last}"}
-        response = self._request("get_object", key, **part)
+        try:
+            response = self._request("get_object", key, **part)
+        except _RangeNotSatisfiable:
+            return b"", self.stat(key).etag
         return response.data, response.headers["ETag"].strip('"')
 
     def write_bytes(self, key: str, data: bytes) -> None:
@@ -119,17 +122,6 @@ class S3Storage(Storage):
         info = self.stat(key)
         return io.BufferedReader(_RangeReader(self, info), _READ_AHEAD_BYTES)
 
-    def read_range(self, key: str, start: int, stop: int, etag: str) -> bytes:
-        """Bytes start..stop of an object, half-open, 0 <= start < stop <= its size.
-
-        Raises:
-            OSError: cannot be read, or is another object now than the one with this etag.
-        """
-        response = self._request("get_object", key, Range=f"bytes={start}-{stop - 1}")
-        if response.headers["ETag"].strip('"') != etag or len(response.data) != stop - start:
-            raise OSError(errno.ESTALE, "changed while it was read", self.uri_of(key))
-        return response.data
-
     def _request(self, method: str, key: str | None, **arguments: Any) -> _Response:
         """One request, again until it gets an answer or the settings' patience ends."""
         settings, started_s = self.settings, time.monotonic()
@@ -142,6 +134,8 @@ class S3Storage(Storage):
                 failure = _Failure.of(error)
             if failure.status == 412:
                 raise _PreconditionFailed
+            if failure.status == 416:
+                raise _RangeNotSatisfiable
             if not failure.passes:
                 break
             if retry < settings.num_retries:
@@ -169,6 +163,10 @@ class S3Storage(Storage):
 
 class _PreconditionFailed(Exception):
     """There is an object already."""
+
+
+class _RangeNotSatisfiable(Exception):
+    """The object ends before the range starts."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +306,9 @@ class _RangeReader(io.RawIOBase):
         count = stop - self._position
         if count <= 0:
             return 0
-        data = self._storage.read_range(self._info.key, self._position, stop, self._info.etag)
+        data, etag = self._storage.read_object(self._info.key, self._position, count)
+        if etag != self._info.etag or len(data) != count:
+            raise OSError(errno.ESTALE, "changed while it was read", self._storage.uri_of(self._info.key))
         buffer[:count] = data
         self._position = stop
         return count

@@ -18,6 +18,7 @@ Faults, by name:
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import socket
@@ -71,11 +72,23 @@ def scripted_faults(*script: tuple[str, str], method: str | None = None) -> Plan
 
 
 class FaultProxy:
-    """Runs in threads of this process. `counts` says how often each fault struck, and "ok" how often none did."""
+    """Runs in threads of this process. `counts` says how often each fault struck, and "ok" how often none did.
 
-    def __init__(self, server_url: str, plan: Plan = lambda method, path: None, slow_s: float = 0.3) -> None:
+    With `one_at_a_time` the server sees one request after the other. Moto needs that where several writers meet: to it,
+    looking whether an object is there and writing it are two steps, and it lets two writers win (ran).
+    """
+
+    def __init__(
+        self,
+        server_url: str,
+        plan: Plan = lambda method, path: None,
+        *,
+        slow_s: float = 0.3,
+        one_at_a_time: bool = False,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.plan, self.slow_s = plan, slow_s
+        self.gate = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self.most_parallel = 0
         self._parallel, self._lock = 0, threading.Lock()
         parts = urlsplit(server_url)
@@ -181,11 +194,12 @@ class _Handler(BaseHTTPRequestHandler):
         """The request as it came, its Host too, which the client has signed."""
         connection = self._connect()
         try:
-            self._send_head(connection, body)
-            connection.endheaders(body)
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
-        except OSError:  # the server itself is gone
+            with self.server.proxy.gate:
+                self._send_head(connection, body)
+                connection.endheaders(body)
+                answer = connection.getresponse()
+                return answer.status, answer.getheaders(), answer.read()
+        except (OSError, http.client.HTTPException):  # the server itself is gone
             return 503, [], b""
         finally:
             connection.close()
