@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,15 +16,16 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel
 
-from jobs.config import (
-    ConfigError,
-    DemoConfig,
+from jobs.config import ConfigError, DemoConfig, SegmentConfig, is_override, load_config, to_yaml
+from jobs.config_results import (
+    CheckDataConfig,
+    CompareConfig,
+    ConvertConfig,
     EvaluateConfig,
-    SegmentConfig,
+    ExportConfig,
+    HistoryConfig,
+    ReportConfig,
     VerifyConfig,
-    is_override,
-    load_config,
-    to_yaml,
 )
 from jobs.config_train import TrainConfig
 from pipeline.storage import use_settings
@@ -125,16 +126,128 @@ def evaluate(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Measure a run against ground truth: `maskfleet evaluate RUN_URI ground_truth.uri=instances.json`."""
-    settings = _settings(EvaluateConfig, config, words, print_config, positional="run.uri")
+    settings = _settings(EvaluateConfig, config, words, print_config, "run.uri")
     from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
 
     plan = _checked(lambda: prepare_evaluate(settings))
     if dry_run:
-        _say(f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output_uri}")
+        _say(f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output.uri}")
         return
-    metrics = _run(lambda: run_evaluate(plan))
+    metrics, reasons = _run(lambda: run_evaluate(plan))
     _print_table(to_rich_table(metrics))
-    _say(f"figures -> {plan.output_uri}")
+    for note in metrics.notes:
+        _say(f"note: {note}")
+    _say(f"figures -> {plan.output.uri}")
+    _gate(reasons)
+
+
+@app.command()
+def compare(
+    words: Words = None,
+    config: ConfigFile = None,
+    ground_truth: Annotated[str | None, typer.Option("--ground-truth", help="Short for ground_truth.uri=.")] = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Compare two runs: `maskfleet compare RUN_A RUN_B --ground-truth instances.json`; without labels, their drift."""
+    given = [] if ground_truth is None else [f"ground_truth.uri={ground_truth}"]
+    settings = _settings(CompareConfig, config, words, print_config, "run_a.uri", "run_b.uri", extra=given)
+    from jobs.compare import describe, prepare_compare, run_compare
+
+    plan = _checked(lambda: prepare_compare(settings))
+    if dry_run:
+        _say(f"would compare {settings.run_a.uri} with {settings.run_b.uri}")
+        return
+    result, reasons = _run(lambda: run_compare(plan))
+    _say(describe(result))
+    _gate(reasons)
+
+
+@app.command()
+def history(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Print the trend of kept evaluations: `maskfleet history HISTORY_URI`; output.uri=FOLDER also plots it."""
+    settings = _settings(HistoryConfig, config, words, print_config, "history.uri")
+    from jobs.report import read_history
+
+    if dry_run:
+        _say(f"would read the evaluations kept in {settings.history.uri}")
+        return
+    table, plot = _run(lambda: read_history(settings))
+    _say(table.to_string(index=False) if len(table) else f"no evaluation is kept in {settings.history.uri}")
+    if plot is not None:
+        _say(f"plot -> {plot}")
+
+
+@app.command()
+def report(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Write one HTML file with pictures of a run or a training: `maskfleet report RUN_URI`."""
+    settings = _settings(ReportConfig, config, words, print_config, "run.uri")
+    from jobs.report import write_report
+
+    if dry_run:
+        _say(f"would write a report of {settings.run.uri}")
+        return
+    _say(f"report -> {_run(lambda: write_report(settings))}")
+
+
+@app.command()
+def export(
+    words: Words = None,
+    config: ConfigFile = None,
+    to: Annotated[str | None, typer.Option("--to", help="Short for export.to=.")] = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write a run in another tool's form: `maskfleet export RUN_URI --to coco|coco-results|yolo|labelme|png`."""
+    given = [] if to is None else [f"export.to={to}"]
+    settings = _settings(ExportConfig, config, words, print_config, "run.uri", extra=given)
+    from jobs.report import write_export
+
+    if dry_run:
+        _say(f"would export {settings.run.uri} to {settings.export.to}")
+        return
+    target, count = _run(lambda: write_export(settings))
+    _say(f"{count:,} files -> {target}")
+
+
+@app.command("check-data")
+def check_data(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 1 if something would."""
+    settings = _settings(CheckDataConfig, config, words, print_config, "data.uri")
+    from jobs.annotations import describe_report, run_check_data
+
+    if dry_run:
+        _say(f"would read every annotation and photo of {settings.data.uri}")
+        return
+    result = _checked(lambda: run_check_data(settings))
+    _say(describe_report(result))
+    if not result.ok:
+        raise typer.Exit(Exit.FAILED)
+
+
+@app.command()
+def convert(
+    words: Words = None,
+    config: ConfigFile = None,
+    to: Annotated[str | None, typer.Option("--to", help="Short for convert.to=.")] = None,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Write annotations in another format: `maskfleet convert ANNOTATIONS TARGET --to coco|via|voc|cityscapes|labelme`."""
+    given = [] if to is None else [f"convert.to={to}"]
+    settings = _settings(ConvertConfig, config, words, print_config, "data.uri", "output.uri", extra=given)
+    from jobs.annotations import describe_conversion, run_convert
+
+    if dry_run:
+        _say(f"would convert {settings.data.uri} to {settings.convert.to} at {settings.output.uri}")
+        return
+    _say(describe_conversion(_checked(lambda: run_convert(settings)), settings.output.uri))
 
 
 @app.command()
@@ -142,7 +255,7 @@ def verify(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Re-read a run and prove it, or name every fault: `maskfleet verify RUN_URI`."""
-    settings = _settings(VerifyConfig, config, words, print_config, positional="run.uri")
+    settings = _settings(VerifyConfig, config, words, print_config, "run.uri")
     from pipeline.bulk.verify import verify_run
     from pipeline.manifest import open_run
 
@@ -183,12 +296,24 @@ def main() -> None:
 
 
 def _settings(
-    kind: type[Config], file: Path | None, words: list[str] | None, print_config: bool, positional: str | None = None
+    kind: type[Config],
+    file: Path | None,
+    words: list[str] | None,
+    print_config: bool,
+    *positional: str,
+    extra: Sequence[str] = (),
 ) -> Config:
-    """The validated configuration; ends the program on a wrong one (2), or after printing it (0)."""
+    """The validated configuration; ends the program on a wrong one (2), or after printing it (0).
+
+    Args:
+        positional: the keys that leading words without '=' stand for.
+        extra: words that options stand for.
+    """
     overrides = list(words or [])
-    if positional is not None and overrides and not is_override(overrides[0]):
-        overrides[0] = f"{positional}={overrides[0]}"
+    for place, key in enumerate(positional):
+        if place < len(overrides) and not is_override(overrides[place]):
+            overrides[place] = f"{key}={overrides[place]}"
+    overrides += extra
     settings = _checked(lambda: load_config(kind, file, overrides))
     if hasattr(settings, "storage"):
         _checked(lambda: use_settings(settings.storage.to_settings()))
@@ -217,6 +342,14 @@ def _run(work: Callable[[], Any]) -> Any:
     except Exception as error:
         traceback.print_exc()
         _fail(_reason(error), Exit.FAILED)
+
+
+def _gate(reasons: list[str]) -> None:
+    """Ends with exit code 4 where a gate failed."""
+    for reason in reasons:
+        sys.stderr.write(f"maskfleet: gate failed: {reason}\n")
+    if reasons:
+        raise typer.Exit(Exit.GATE)
 
 
 def _reason(error: BaseException) -> str:

@@ -135,52 +135,6 @@ class RetryConfig(SegmentConfig):
     retry: RetrySection = Field(default_factory=RetrySection)
 
 
-class RunSection(Section):
-    """A finished or running bulk run."""
-
-    uri: str = Field(min_length=1, description="The output.uri it was segmented into.")
-
-
-class GroundTruthSection(Section):
-    """The truth a run is measured against."""
-
-    uri: str = Field(min_length=1, description="COCO JSON, or a folder with annotations.")
-    format: Literal["auto", "coco", "via"] = Field("auto", description="Form of the annotations.")
-    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
-
-
-class EvaluateSection(Section):
-    """What counts as found."""
-
-    score_threshold: float = Field(
-        0.5, ge=0, le=1, description="Score from which precision, recall and mean IoU count an instance; AP uses all."
-    )
-    iou_threshold: float = Field(0.5, gt=0, le=1, description="Mask IoU from which an instance counts as found.")
-
-
-class EvaluateOutputSection(Section):
-    """Where the figures are written."""
-
-    uri: str | None = Field(None, description="Folder for metrics.json and metrics.parquet; null is RUN.evaluation.")
-
-
-class EvaluateConfig(Section):
-    """`maskfleet evaluate`."""
-
-    run: RunSection
-    ground_truth: GroundTruthSection
-    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
-    output: EvaluateOutputSection = Field(default_factory=EvaluateOutputSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
-
-
-class VerifyConfig(Section):
-    """`maskfleet verify`."""
-
-    run: RunSection
-    storage: StorageSection = Field(default_factory=StorageSection)
-
-
 class DemoOutputSection(Section):
     """Where the demo lives."""
 

@@ -19,7 +19,8 @@ import pandas as pd
 
 from jobs.checkpoints import find_checkpoint
 from jobs.cluster import REPOSITORY, cluster
-from jobs.config import DemoConfig, EvaluateConfig, SegmentConfig, load_config
+from jobs.config import DemoConfig, SegmentConfig, load_config
+from jobs.config_results import EvaluateConfig
 from jobs.config_train import TrainConfig
 from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
 from jobs.progress import ProgressLine, describe
@@ -56,7 +57,7 @@ def run_demo(config: DemoConfig, *, say: Callable[[str], None], print_table: Cal
         _segment(out / "model", data / "unlabelled", out / "run")
         say(f"4/5 segmenting and evaluating {sizes.num_val} validation images")
         _segment(out / "model", data / "val", out / "val_run")
-    metrics = run_evaluate(
+    metrics, _ = run_evaluate(
         prepare_evaluate(
             load_config(
                 EvaluateConfig,

@@ -1,21 +1,28 @@
-"""`maskfleet evaluate`: a run's Parquet against ground truth, as a table, JSON and Parquet."""
+"""`maskfleet evaluate`: a run's Parquet against ground truth, as a table, JSON and Parquet, kept and gated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from jobs.config import EvaluateConfig
-from pipeline.dataset.annotations import AnnotatedSet, load_annotations
-from pipeline.manifest import Run, RunError, open_run, to_json
+from jobs.config import config_hash
+from jobs.config_results import EvaluateConfig
+from pipeline.dataset.annotations import detect_format, load_annotations
+from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
+from pipeline.results.compare import check_gates
+from pipeline.results.history import append_history
 from pipeline.results.metrics import Metrics, evaluate_run
+from pipeline.results.truth import Truth
 from pipeline.storage import Storage, open_storage
 
 METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
+EVALUATION_SUFFIX = ".evaluation"
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,8 @@ class EvaluatePlan:
 
     config: EvaluateConfig
     run: Run
-    ground_truth: AnnotatedSet
+    truth: Truth
     output: Storage
-
-    @property
-    def output_uri(self) -> str:
-        return self.output.uri
 
 
 def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
@@ -37,29 +40,71 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 
     Raises:
         RunError: no run there, or one that is not finished.
-        AnnotationError: no readable ground truth.
+        ValueError: no readable ground truth.
     """
-    run = open_run(config.run.uri)
-    if not run.sealed:
-        raise RunError(f"run.uri: {config.run.uri} is not finished; run its segment command again first")
-    truth = config.ground_truth
-    annotated = load_annotations(truth.uri, format=truth.format, image_root=truth.image_root)
-    output = open_storage(config.output.uri or f"{run.storage.uri.rstrip('/')}.evaluation")
-    return EvaluatePlan(config, run, annotated, output)
+    run = open_finished(config.run.uri, "run.uri")
+    truth = load_truth(config.ground_truth.uri, config.ground_truth.format, config.ground_truth.image_root)
+    output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
+    return EvaluatePlan(config, run, truth, output)
 
 
-def run_evaluate(plan: EvaluatePlan) -> Metrics:
-    """Measures, and writes metrics.json and metrics.parquet."""
+def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
+    """Measures, writes metrics.json and metrics.parquet, keeps the figures; returns them and the gates that failed."""
     settings = plan.config.evaluate
     metrics = evaluate_run(
-        plan.run, plan.ground_truth, score_threshold=settings.score_threshold, iou_threshold=settings.iou_threshold
+        plan.run,
+        plan.truth,
+        iou_types=settings.iou_types,
+        score_threshold=settings.score_threshold,
+        iou_threshold=settings.iou_threshold,
+        backend=settings.backend,
     )
     plan.output.write_bytes(METRICS_JSON, to_json({"run_id": plan.run.run_id, **metrics.to_dict()}))
-    table = pa.Table.from_pandas(metrics.to_frame(), preserve_index=False)
+    write_frame(plan.output, METRICS_PARQUET, metrics.to_frame())
+    if plan.config.history.uri is not None:
+        append_history(
+            open_storage(plan.config.history.uri),
+            metrics,
+            when=datetime.now(UTC),
+            run_id=plan.run.run_id,
+            model_sha256=plan.run.spec["model"]["sha256"],
+            truth_sha256=sha256_of(to_json(plan.truth.content)),
+            config_sha256=config_hash(plan.config),
+            label=plan.config.history.label,
+        )
+    return metrics, check_gates(metrics, min_ap=plan.config.gate.min_ap)
+
+
+def open_finished(uri: str, key: str) -> Run:
+    """The finished run at a URI; `key` is the setting that named it.
+
+    Raises:
+        RunError: no run there, or one that is not finished.
+    """
+    run = open_run(uri)
+    if not run.sealed:
+        raise RunError(f"{key}: {uri} is not finished; run its segment command again first")
+    return run
+
+
+def load_truth(uri: str, format: str, image_root: str | None) -> Truth:
+    """Ground truth of any format; of COCO JSON the very values, without looking for its photos.
+
+    Raises:
+        ValueError: nothing readable there.
+    """
+    if format == "auto":
+        format = detect_format(uri)
+    if format == "coco" and uri.lower().endswith(".json"):
+        return Truth.load(uri)
+    return Truth.load(load_annotations(uri, format=format, image_root=image_root))
+
+
+def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:
+    """A data frame as a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    plan.output.write_bytes(METRICS_PARQUET, sink.getvalue().to_pybytes())
-    return metrics
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink)
+    storage.write_bytes(key, sink.getvalue().to_pybytes())
 
 
 def to_rich_table(metrics: Metrics) -> Table:
@@ -73,5 +118,7 @@ def to_rich_table(metrics: Metrics) -> Table:
         table.add_column(kind, justify="right")
     wide = overall.pivot(index="metric", columns="iou_type", values="value").reindex(dict.fromkeys(overall["metric"]))
     for metric, row in wide.iterrows():
-        table.add_row(str(metric), *("-" if row[kind] != row[kind] else f"{row[kind]:.3f}" for kind in kinds))
+        is_count = str(metric).endswith(("positives", "negatives"))
+        values = [row[kind] for kind in kinds]
+        table.add_row(str(metric), *("-" if v != v else f"{v:.0f}" if is_count else f"{v:.3f}" for v in values))
     return table

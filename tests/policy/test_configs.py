@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import EvaluateConfig, SegmentConfig, load_config
+from jobs.config import SegmentConfig, load_config
+from jobs.config_results import EvaluateConfig
 from jobs.config_train import TrainConfig
 from model.spec import ModelSpec
 

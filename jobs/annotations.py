@@ -1,0 +1,65 @@
+"""`maskfleet check-data` and `convert`: annotated photos before they are trained on."""
+
+from __future__ import annotations
+
+from jobs.config_results import CheckDataConfig, ConvertConfig
+from pipeline.dataset.check import DataReport, check_data
+from pipeline.dataset.convert import Conversion, convert_annotations
+from pipeline.dataset.offenders import draw_offenders
+from pipeline.manifest import to_json
+from pipeline.storage import open_storage
+
+
+def run_check_data(config: CheckDataConfig) -> DataReport:
+    """Reads every annotation and photo; with output.uri, writes data_report.json and a picture of each offender."""
+    data = config.data
+    report = check_data(
+        data.uri, format=data.format, image_root=data.image_root, default_category=data.default_category
+    )
+    if config.output.uri is not None:
+        open_storage(config.output.uri).write_bytes("data_report.json", to_json(report.to_dict()))
+        draw_offenders(report, config.output.uri)
+    return report
+
+
+def describe_report(report: DataReport) -> str:
+    """The report as text: totals, classes, then each kind of finding with its first examples."""
+    classes = ", ".join(f"{name} {count:,}" for name, count in report.class_counts.items())
+    lines = [
+        f"{report.uri} ({report.format}): {report.num_images:,} images, {report.num_instances:,} instances, "
+        f"{report.num_negatives:,} images without any",
+        f"classes: {classes}",
+    ]
+    lines += [f"note: {what}: {count:,}" for what, count in report.notes.items()]
+    for finding in report.findings:
+        lines.append(f"{finding.severity}: {finding.kind} {finding.count:,}: {finding.meaning}")
+        lines += [f"    {example.file_name}: {example.detail}" for example in finding.examples[:3]]
+    lines.append("nothing that would break training" if report.ok else "training would break on the errors above")
+    return "\n".join(lines)
+
+
+def run_convert(config: ConvertConfig) -> Conversion:
+    """Writes the annotations in another format."""
+    data, settings = config.data, config.convert
+    return convert_annotations(
+        data.uri,
+        config.output.uri,
+        source_format=data.format,
+        target_format=settings.to,
+        image_root=data.image_root,
+        copy_photos=settings.copy_photos,
+        overlap=settings.overlap,
+        unknown=settings.unknown,
+        default_category=data.default_category,
+    )
+
+
+def describe_conversion(conversion: Conversion, target: str) -> str:
+    """What was written, and what the target format could not hold."""
+    lines = [
+        f"{conversion.num_images:,} images, {conversion.num_instances:,} instances, {conversion.num_categories:,} "
+        f"categories: {conversion.source_format} -> {conversion.target_format} at {target}"
+    ]
+    lines += [f"note: {what}: {count:,}" for what, count in conversion.notes.items()]
+    lines += [f"lost: {what}: {count:,}" for what, count in conversion.losses.items()]
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""`maskfleet compare`: two runs side by side, with labels by AP, without them by what their outputs look like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from jobs.config import ConfigError
+from jobs.config_results import CompareConfig
+from jobs.evaluate import load_truth, open_finished, write_frame
+from pipeline.manifest import Run, to_json
+from pipeline.results import load_images, load_instances
+from pipeline.results.compare import Comparison, check_gates, compare
+from pipeline.results.drift import drift
+from pipeline.results.truth import Truth
+from pipeline.schema import OK
+from pipeline.storage import open_storage
+
+_DRIFT_COLUMNS = ["category", "score", "area_px", "image_height", "image_width"]
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    """A checked configuration: the two runs, and the truth where there is one."""
+
+    config: CompareConfig
+    runs: tuple[Run, Run]
+    truth: Truth | None
+
+
+def prepare_compare(config: CompareConfig) -> ComparePlan:
+    """Opens the runs and the ground truth; writes nothing.
+
+    Raises:
+        RunError: no run there, or one that is not finished.
+        ConfigError: a gate on AP without ground truth.
+        ValueError: no readable ground truth.
+    """
+    runs = open_finished(config.run_a.uri, "run_a.uri"), open_finished(config.run_b.uri, "run_b.uri")
+    if config.ground_truth.uri is None:
+        if config.gate.max_drop is not None or config.gate.min_ap is not None:
+            raise ConfigError("gate.max_drop and gate.min_ap look at AP, which needs ground_truth.uri; it is null")
+        return ComparePlan(config, runs, None)
+    truth = load_truth(config.ground_truth.uri, config.ground_truth.format, config.ground_truth.image_root)
+    return ComparePlan(config, runs, truth)
+
+
+def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]]:
+    """The comparison by AP, or the drift of the second run from the first; and the gates that failed."""
+    result: Comparison | pd.DataFrame
+    reasons: list[str] = []
+    if plan.truth is None:
+        result = _drift(plan)
+    else:
+        result = _compare(plan, plan.truth)
+        reasons = check_gates(comparison=result, max_drop=plan.config.gate.max_drop)
+        least = plan.config.gate.min_ap
+        if least is not None and not result.ap[1] >= least:
+            reasons.append(f"segm AP is {result.ap[1]:.4f}; gate.min_ap asks for {least:.4f}")
+    if plan.config.output.uri is not None:
+        output = open_storage(plan.config.output.uri)
+        if isinstance(result, Comparison):
+            summary = {"ap": result.ap, "difference": result.difference, "interval": result.interval}
+            output.write_bytes("comparison.json", to_json(summary | {"confidence": result.confidence}))
+            write_frame(output, "categories.parquet", result.by_category)
+            write_frame(output, "images.parquet", result.images)
+        else:
+            write_frame(output, "drift.parquet", result)
+    return result, reasons
+
+
+def describe(result: Comparison | pd.DataFrame) -> str:
+    """The result as text."""
+    with pd.option_context("display.width", 120, "display.max_columns", None, "display.precision", 4):
+        if isinstance(result, pd.DataFrame):
+            return f"without labels, from what was found:\n{result.head(20).to_string(index=False)}"
+        low, high = result.interval
+        verdict = "which images were drawn does not explain it" if result.is_significant else "within chance"
+        return (
+            f"{result.iou_type} AP {result.ap[0]:.4f} -> {result.ap[1]:.4f}: {result.difference:+.4f}, "
+            f"{result.confidence:.0%} interval [{low:+.4f}, {high:+.4f}], {verdict}\n\n"
+            f"by category:\n{result.by_category.head(20).to_string(index=False)}\n\n"
+            f"worst images:\n{result.images.head(10).to_string(index=False)}"
+        )
+
+
+def _compare(plan: ComparePlan, truth: Truth) -> Comparison:
+    (a, b), evaluate, settings = plan.runs, plan.config.evaluate, plan.config.compare
+    return compare(
+        load_instances(a),
+        load_instances(b),
+        truth,
+        images_a=load_images(a),
+        images_b=load_images(b),
+        num_resamples=settings.num_resamples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+        score_threshold=evaluate.score_threshold,
+        iou_threshold=evaluate.iou_threshold,
+    )
+
+
+def _drift(plan: ComparePlan) -> pd.DataFrame:
+    segmented = [int((load_images(run, ["status"])["status"] == OK).sum()) for run in plan.runs]
+    tables = [load_instances(run, _DRIFT_COLUMNS) for run in plan.runs]
+    return drift(
+        *tables,
+        num_reference_images=segmented[0],
+        num_current_images=segmented[1],
+        min_score=plan.config.compare.min_score,
+    )

@@ -1,0 +1,199 @@
+"""The settings of what comes after a run: verify, evaluate, compare, history, report, export; and of annotations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.config_base import OutputSection, Section, StorageSection
+from pipeline.dataset.annotations import FORMATS as ANNOTATION_FORMATS
+from pipeline.results.export import FORMATS as EXPORT_FORMATS
+
+AnnotationFormat = Literal[("auto", *ANNOTATION_FORMATS)]  # type: ignore[valid-type]
+
+
+class RunSection(Section):
+    """A bulk run."""
+
+    uri: str = Field(min_length=1, description="The output.uri it was segmented into.")
+
+
+class GroundTruthSection(Section):
+    """The truth a run is measured against."""
+
+    uri: str = Field(min_length=1, description="COCO JSON, or a folder with annotations.")
+    format: AnnotationFormat = Field("auto", description="Form of the annotations.")
+    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
+
+
+class EvaluateSection(Section):
+    """What is measured, and what counts as found."""
+
+    iou_types: tuple[Literal["bbox", "segm", "keypoints"], ...] = Field(
+        ("bbox", "segm"), min_length=1, description="Kinds of overlap."
+    )
+    score_threshold: float = Field(
+        0.5, ge=0, le=1, description="Score from which precision, recall and mean IoU count an instance; AP uses all."
+    )
+    iou_threshold: float = Field(0.5, gt=0, le=1, description="IoU from which an instance counts as found.")
+    backend: Literal["auto", "pycocotools", "hotcoco"] = Field(
+        "auto", description="Evaluator; auto takes the faster one where both give the same digits."
+    )
+
+
+class GateSection(Section):
+    """What a run has to reach; else the command ends with exit code 4."""
+
+    min_ap: float | None = Field(None, ge=0, le=1, description="Least segm AP.")
+    max_drop: float | None = Field(None, ge=0, le=1, description="Most that segm AP may lie below the first run's.")
+
+
+class HistorySection(Section):
+    """Where every evaluation is kept."""
+
+    uri: str | None = Field(None, description="Folder that each evaluation adds a small Parquet file to; null keeps none.")
+    label: str | None = Field(None, description="A word of yours for this evaluation.")
+
+
+class OptionalOutputSection(Section):
+    """Where a command writes."""
+
+    uri: str | None = Field(None, description="Folder or file to write; null is beside the run, named after it.")
+
+
+class VerifyConfig(Section):
+    """`maskfleet verify`."""
+
+    run: RunSection
+    storage: StorageSection = Field(default_factory=StorageSection)
+
+
+class EvaluateConfig(Section):
+    """`maskfleet evaluate`."""
+
+    run: RunSection
+    ground_truth: GroundTruthSection
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    gate: GateSection = Field(default_factory=GateSection)
+    history: HistorySection = Field(default_factory=HistorySection)
+    output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+
+
+class CompareSection(Section):
+    """How two runs are compared."""
+
+    num_resamples: int = Field(300, ge=0, le=100_000, description="Bootstrap samples of the images; 0: no interval.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Of the interval.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the resampling.")
+    min_score: float = Field(0.05, ge=0, le=1, description="Without ground truth: instances below are left out.")
+
+
+class OptionalGroundTruthSection(Section):
+    """The truth two runs are measured against; without it their outputs' drift is reported."""
+
+    uri: str | None = Field(None, description="COCO JSON, or a folder with annotations; null compares without labels.")
+    format: AnnotationFormat = Field("auto", description="Form of the annotations.")
+    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
+
+
+class CompareConfig(Section):
+    """`maskfleet compare`."""
+
+    run_a: RunSection
+    run_b: RunSection
+    ground_truth: OptionalGroundTruthSection = Field(default_factory=OptionalGroundTruthSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    compare: CompareSection = Field(default_factory=CompareSection)
+    gate: GateSection = Field(default_factory=GateSection)
+    output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+
+
+class KeptHistorySection(Section):
+    """A history of evaluations."""
+
+    uri: str = Field(min_length=1, description="Folder that evaluations were kept in.")
+
+
+class HistoryConfig(Section):
+    """`maskfleet history`."""
+
+    history: KeptHistorySection
+    output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+
+
+class ReportSection(Section):
+    """What the report shows."""
+
+    num_images: int = Field(120, ge=1, le=2000, description="Photos in the gallery at most.")
+    evaluation: str | None = Field(None, description="Folder of an evaluation; null takes RUN.evaluation if it is there.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the choice of photos.")
+
+
+class ReportConfig(Section):
+    """`maskfleet report`."""
+
+    run: RunSection
+    report: ReportSection = Field(default_factory=ReportSection)
+    output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+
+
+class ExportSection(Section):
+    """What is exported, and how."""
+
+    to: Literal[EXPORT_FORMATS] = Field("coco", description="Form of the files.")  # type: ignore[valid-type]
+    min_score: float = Field(0.0, ge=0, le=1, description="Instances below are left out.")
+    tolerance_px: float = Field(0.0, ge=0, description="Polygons may lie this far beside the mask's outline.")
+
+
+class ExportConfig(Section):
+    """`maskfleet export`."""
+
+    run: RunSection
+    export: ExportSection = Field(default_factory=ExportSection)
+    output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+
+
+class AnnotationsSection(Section):
+    """Annotated photos."""
+
+    uri: str = Field(min_length=1, description="COCO JSON, or a folder with annotations.")
+    format: AnnotationFormat = Field("auto", description="Form of the annotations.")
+    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
+    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
+
+
+class CheckDataConfig(Section):
+    """`maskfleet check-data`."""
+
+    data: AnnotationsSection
+    output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+
+
+class ConvertSection(Section):
+    """How annotations are converted."""
+
+    to: Literal[ANNOTATION_FORMATS] = Field("coco", description="Form to write.")  # type: ignore[valid-type]
+    copy_photos: bool = Field(True, description="Copy the photos; false refers to them where they are.")
+    overlap: Literal["refuse", "smaller_on_top"] = Field(
+        "refuse", description="VOC and Cityscapes: objects that share pixels are refused, or the smaller has them."
+    )
+    unknown: Literal["refuse", "ignore", "drop"] = Field(
+        "refuse", description="Objects of a category that the source does not declare: refuse, keep as regions to be "
+        "ignored, or leave out."
+    )
+
+
+class ConvertConfig(Section):
+    """`maskfleet convert`."""
+
+    data: AnnotationsSection
+    convert: ConvertSection = Field(default_factory=ConvertSection)
+    output: OutputSection
+    storage: StorageSection = Field(default_factory=StorageSection)

@@ -1,0 +1,78 @@
+"""`maskfleet report`, `export` and `history`: what a run, or many evaluations, look like to people and other tools."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from jobs.config_results import ExportConfig, HistoryConfig, ReportConfig
+from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, open_finished
+from jobs.train_output import CONFIG, TrainingOutput
+from pipeline.manifest import RUN_KEY, Run, RunError
+from pipeline.results.export import export_run
+from pipeline.results.history import load_history, plot_trend, trend
+from pipeline.results.report import build_report
+from pipeline.storage import open_storage
+
+
+def write_report(config: ReportConfig) -> str:
+    """Writes the report of a run, with its evaluation where there is one, or of a training; returns its URI.
+
+    Raises:
+        RunError: neither a finished run nor a training there.
+    """
+    uri = config.run.uri.rstrip("/")
+    storage = open_storage(uri)
+    settings: dict[str, Any] = {"num_images": config.report.num_images, "seed": config.report.seed}
+    if storage.exists(RUN_KEY):
+        run = open_finished(uri, "run.uri")
+        html = build_report(run, evaluation=_evaluation_of(config, run), **settings)
+    elif storage.exists(CONFIG):
+        html = build_report(training=pd.DataFrame(TrainingOutput(uri).read_metrics()), title=f"Training {uri}", **settings)
+    else:
+        raise RunError(f"run.uri: {uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
+    target = config.output.uri or f"{storage.uri.rstrip('/')}.report.html"
+    folder, _, name = target.rpartition("/")
+    open_storage(folder or ".").write_bytes(name, html.encode())
+    return target
+
+
+def _evaluation_of(config: ReportConfig, run: Run) -> dict[str, Any] | None:
+    """The figures of the evaluation that was named, or of the one beside the run; None where there is none."""
+    named = config.report.evaluation
+    storage = open_storage(named or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
+    try:
+        return json.loads(storage.read_bytes(METRICS_JSON))
+    except FileNotFoundError:
+        if named is None:
+            return None
+        raise RunError(f"report.evaluation: {named} holds no {METRICS_JSON}") from None
+
+
+def write_export(config: ExportConfig) -> tuple[str, int]:
+    """Writes a run in another tool's form; returns where, and how many files.
+
+    Raises:
+        RunError: no finished run there.
+        ExportError: names that clash or would leave the folder.
+    """
+    run = open_finished(config.run.uri, "run.uri")
+    settings = config.export
+    target = config.output.uri or f"{run.storage.uri.rstrip('/')}.{settings.to}"
+    count = export_run(run, target, settings.to, min_score=settings.min_score, tolerance_px=settings.tolerance_px)
+    return target, count
+
+
+def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
+    """Every kept evaluation as one row, oldest first; and where the plot was written, if output.uri names a place.
+
+    Raises:
+        ValueError: a plot of a history that holds nothing.
+    """
+    kept = load_history(config.history.uri)
+    if config.output.uri is None:
+        return trend(kept), None
+    open_storage(config.output.uri).write_bytes("history.png", plot_trend(kept))
+    return trend(kept), open_storage(config.output.uri).uri_of("history.png")

@@ -1,0 +1,127 @@
+"""compare, history, report, export, check-data and convert, as people call them, on a small committed run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import Exit, app
+from pipeline.bulk.commit import claim_run, commit_shard, seal_run, write_table
+from pipeline.bulk.corpus import seal_plan
+from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
+from pipeline.bulk.listing import iter_corpus
+from pipeline.dataset.annotations import load_annotations
+from pipeline.dataset.shapes import draw_shapes
+from pipeline.manifest import Commit
+from pipeline.rle import encode_mask, rle_areas
+from pipeline.storage import LocalStorage
+
+runner = CliRunner()
+
+
+def call(*words: object, code: Exit = Exit.DONE) -> str:
+    result = runner.invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def write_run(data: Path, out: Path, *, drop_every: int) -> None:
+    """A run over the validation images that finds the truth itself, save for every n-th object."""
+    storage = LocalStorage(out)
+    truth = load_annotations(str(data / "val.json"))
+    categories = [{"id": category.id, "name": category.name} for category in truth.categories]
+    spec = {
+        "model": {"sha256": "0" * 64, "categories": categories},
+        "segment": {"score_threshold": 0.05},
+        "drop_every": drop_every,
+    }
+    run_id = claim_run(storage, spec)
+    plan = seal_plan(storage, iter_corpus(str(data / "val")), shard_size=100, num_workers=1)
+    annotated = {Path(image.file_name).name: image for image in truth.images}
+    results = []
+    for image in plan.read_shard(0):
+        known = annotated[image.image_id]
+        kept = [one for place, one in enumerate(known.instances) if drop_every == 0 or place % drop_every]
+        masks = [encode_mask(one.mask(known.height, known.width)) for one in kept]
+        columns: dict[str, list] = {
+            "instance": list(range(len(kept))),
+            "category_id": [truth.categories[one.label - 1].id for one in kept],
+            "category": [truth.categories[one.label - 1].name for one in kept],
+            "score": [0.9 - 0.01 * place for place in range(len(kept))],
+            **{name: [float(one.bbox[axis]) for one in kept] for axis, name in enumerate(("x1", "y1", "x2", "y2"))},
+            "area_px": rle_areas(masks).tolist(),
+            "rle_counts": masks,
+            "image_height": [known.height] * len(kept),
+            "image_width": [known.width] * len(kept),
+            "keypoints": [None] * len(kept),
+        }
+        results.append(ImageResult(image, "ok", None, known.height, known.width, None, columns))
+    files = {
+        name: write_table(storage, name, 0, "a", to_parquet(table, {}), table.num_rows)
+        for name, table in zip(("images", "instances"), to_tables(results, shard=0, run_id=run_id))
+    }
+    commit_shard(storage, Commit(run_id, 0, "a", **files, statuses={"ok": len(results)}, timings_s={}))
+    seal_run(storage, plan, run_id, {})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    draw_shapes(str(folder / "data"), num_train=2, num_val=12, num_unlabelled=1)
+    write_run(folder / "data", folder / "perfect", drop_every=0)
+    write_run(folder / "data", folder / "worse", drop_every=2)
+    return folder
+
+
+def test_evaluate_writes_keeps_and_gates(place: Path, tmp_path: Path) -> None:
+    truth = f"ground_truth.uri={place / 'data' / 'val.json'}"
+    kept = f"history.uri={tmp_path / 'history'}"
+    text = call("evaluate", place / "perfect", truth, kept, "gate.min_ap=0.9")
+    assert "AP" in text
+    figures = json.loads((place / "perfect.evaluation" / "metrics.json").read_text())
+    assert figures["overall"]["segm"]["AP"] == pytest.approx(1.0)
+    text = call("evaluate", place / "worse", truth, kept, "gate.min_ap=0.9", code=Exit.GATE)
+    assert "gate.min_ap asks for 0.9" in text
+    call("evaluate", place / "perfect", truth, kept)
+    text = call("history", tmp_path / "history", f"output.uri={tmp_path / 'plot'}")
+    assert text.count("1.0") >= 1 and (tmp_path / "plot" / "history.png").stat().st_size > 1000
+    assert "no evaluation is kept" in call("history", tmp_path / "nothing")
+
+
+def test_compare_with_and_without_labels(place: Path, tmp_path: Path) -> None:
+    truth = place / "data" / "val.json"
+    words = ["compare", place / "perfect", place / "worse", "compare.num_resamples=20"]
+    text = call(*words, "--ground-truth", truth, f"output.uri={tmp_path / 'c'}")
+    assert "segm AP 1.0000 -> " in text and "worst images" in text
+    assert len(pd.read_parquet(tmp_path / "c" / "images.parquet")) == 12
+    text = call(*words, "--ground-truth", truth, "gate.max_drop=0.1", code=Exit.GATE)
+    assert "gate.max_drop allows 0.1" in text
+    assert "instances per image" in call(*words)
+    assert "needs ground_truth.uri" in call(*words, "gate.max_drop=0.1", code=Exit.BAD_INPUT)
+
+
+def test_report_and_export(place: Path, tmp_path: Path) -> None:
+    call("report", place / "perfect", f"output.uri={tmp_path / 'report.html'}")
+    assert (tmp_path / "report.html").read_text().startswith("<!")
+    for form, name in (("coco", "coco.json"), ("yolo", "data.yaml"), ("labelme", "labelme"), ("png", "png")):
+        call("export", place / "perfect", "--to", form, f"output.uri={tmp_path / form}")
+        assert (tmp_path / form / name).exists()
+    assert "allowed" in call("export", place / "perfect", "--to", "voc", code=Exit.BAD_INPUT).replace("permitted", "allowed")
+
+
+def test_check_data_and_convert(place: Path, tmp_path: Path) -> None:
+    data = place / "data" / "val.json"
+    assert "12 images" in call("check-data", data)
+    text = call("convert", data, tmp_path / "labelme", "--to", "labelme")
+    assert "12 images" in text and len(list((tmp_path / "labelme").rglob("*.json"))) == 12
+    assert "is there already" in call("convert", data, tmp_path / "labelme", "--to", "labelme", code=Exit.BAD_INPUT)
+    broken = json.loads(data.read_text())
+    broken["annotations"][0]["category_id"] = 99
+    (place / "data" / "broken.json").write_text(json.dumps(broken))
+    words = ["check-data", place / "data" / "broken.json", f"data.image_root={place / 'data' / 'val'}"]
+    assert "99" in call(*words, f"output.uri={tmp_path / 'found'}", code=Exit.FAILED)
+    assert (tmp_path / "found" / "data_report.json").exists()
