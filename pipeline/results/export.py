@@ -109,11 +109,12 @@ def export_run(
 
 def to_coco(instances: pd.DataFrame, images: pd.DataFrame, categories: Mapping[int, str]) -> dict[str, Any]:
     """A COCO data set of what was found: image ids count from 1 in the table's order, masks stay RLE, `bbox` is XYWH,
-    `area` the mask's, and each annotation keeps its `score`.
+    `area` the mask's, and each annotation keeps its `score`. Images that failed have no size and are left out.
 
     Raises:
         ExportError: an instance of an image that `images` lacks.
     """
+    images = images[images["height"].notna()]
     numbers = {image_id: place + 1 for place, image_id in enumerate(images["image_id"])}
     annotations = to_coco_results(instances, numbers)
     for place, (annotation, area) in enumerate(zip(annotations, instances["area_px"].tolist(), strict=True)):

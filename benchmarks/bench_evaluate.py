@@ -1,0 +1,110 @@
+"""Segm evaluation of a set of COCO val's size: a run's Parquet here, COCO JSON with pycocotools there.
+
+    python -m benchmarks.bench_evaluate [--folder F] [--images 5000] [--objects 36000] [--detections 100] [--runs 3]
+
+Both sides evaluate the same predictions and must give the same twelve figures. Each measurement is a process of its
+own, and what is timed is the work: from the first byte read to the twelve figures, without starting Python or
+importing. Peak memory is the process's largest resident size (imports included). Drawing the set takes a minute and
+is kept in FOLDER for the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SIDES = ("parquet", "parquet, evaluate_run", "pycocotools")
+
+
+def measure(side: str, folder: Path) -> dict[str, Any]:
+    """Seconds, CPU seconds, peak MiB and figures of one side, in this process."""
+    import resource
+
+    run, truth, results = str(folder / "run"), str(folder / "truth.json"), str(folder / "results.json")
+    if side == "parquet":
+        import hotcoco
+
+        from pipeline.results.fast_eval import coco_figures
+
+        started, cpu = time.perf_counter(), time.process_time()
+        stats = coco_figures(run, truth, "segm").stats
+    elif side == "parquet, evaluate_run":
+        import hotcoco  # noqa: F401
+
+        from pipeline.results.metrics import evaluate_run
+
+        started, cpu = time.perf_counter(), time.process_time()
+        stats = evaluate_run(run, truth, iou_types=["segm"]).coco["segm"].stats
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        sys.stdout = open("/dev/null", "w")  # its progress
+        started, cpu = time.perf_counter(), time.process_time()
+        known = COCO(truth)
+        evaluator = COCOeval(known, known.loadRes(results), "segm")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+        stats = evaluator.stats
+        sys.stdout = sys.__stdout__
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "stats": [float(value) for value in stats],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "maskfleet_bench_evaluate")
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--objects", type=int, default=36_000)
+    parser.add_argument("--detections", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--side", choices=SIDES, help="measure one side in this process and print JSON")
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(arguments.side, arguments.folder)))
+        return
+    from benchmarks.drawn_predictions import draw
+
+    draw(
+        arguments.folder,
+        num_images=arguments.images,
+        num_objects=arguments.objects,
+        detections=arguments.detections,
+    )
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for number in range(arguments.runs):
+        for side in SIDES:
+            if side == "pycocotools" and number:  # a minute each, and it hardly varies
+                continue
+            command = [sys.executable, "-m", "benchmarks.bench_evaluate", "--side", side]
+            answer = subprocess.run(
+                [*command, "--folder", str(arguments.folder)], check=True, capture_output=True, text=True
+            )
+            found[side].append(json.loads(answer.stdout))
+            shown = {key: round(value, 3) for key, value in found[side][-1].items() if key != "stats"}
+            print(json.dumps({"side": side, **shown}), flush=True)
+    want = found["pycocotools"][0]
+    for side, runs in found.items():
+        worst = max(abs(a - b) for run in runs for a, b in zip(run["stats"], want["stats"], strict=True))
+        median = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu_seconds", "peak_mib")}
+        print(
+            f"{side:24} {median['seconds']:8.2f} s {median['cpu_seconds']:8.2f} s CPU {median['peak_mib']:7.0f} MiB  "
+            f"{want['seconds'] / median['seconds']:6.1f}x faster, {median['peak_mib'] / want['peak_mib']:.2f} of the "
+            f"memory, figures differ by {worst:.1e} (segm AP {want['stats'][0]:.6f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

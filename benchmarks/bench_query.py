@@ -1,0 +1,169 @@
+"""One class above a score, out of ten million instances, into pandas.
+
+    python -m benchmarks.bench_query [--folder F] [--instances 10000000] [--json-instances 1000000] [--runs 3]
+
+Compares, each in a process of its own: the filter pushed down to row groups (`load_instances`), the same through plain
+`pandas.read_parquet`, reading the whole table and filtering in pandas, and, for the first million, the same rows as COCO
+results JSON filtered in Python. Bytes are what the process read (`rchar` of /proc/self/io, Linux); time is the query's,
+without starting Python or importing. The files are in the page cache; from a bucket, bytes decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+CATEGORY, SCORE = "class_07", 0.8
+SIDES = ("filter", "pandas, filter", "whole table", "filter, JSON's share", "JSON")
+_ROWS_A_SHARD = 25_600
+
+
+def draw_tables(folder: Path, num: int, num_json: int) -> None:
+    """Writes `run/` of `num` instances, `small/` of the first `num_json` and `results.json` of the same, unless there."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from benchmarks.drawn_predictions import draw
+    from pipeline.manifest import (
+        MANIFEST_KEY,
+        MANIFEST_SCHEMA,
+        Commit,
+        DataFile,
+        commit_key,
+        manifest_row,
+        sha256_of,
+        table_key,
+        to_json,
+    )
+    from pipeline.results import load_instances
+    from pipeline.results.query import load_table
+    from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+    from pipeline.storage import LocalStorage
+
+    if (folder / "results.json").exists():
+        return
+    draw(folder / "pool", num_images=300, num_objects=2160, detections=100, seed=1)
+    pool = load_table("instances", str(folder / "pool/run")).combine_chunks()
+    rng = np.random.default_rng(0)
+    images = IMAGES_SCHEMA.empty_table()
+    for name, rows in (("small", num_json), ("run", num)):
+        storage = LocalStorage(folder / name)
+        storage.write_bytes("run.json", to_json({"name": name}))
+        commits = []
+        for shard in range(-(-rows // _ROWS_A_SHARD)):
+            size = min(_ROWS_A_SHARD, rows - shard * _ROWS_A_SHARD)
+            table = pool.take(pa.array(rng.integers(0, pool.num_rows, size)))
+            ids = [f"{shard * 256 + i // 100:012d}.jpg" for i in range(size)]
+            table = table.set_column(0, INSTANCES_SCHEMA.field("image_id"), pa.array(ids))
+            table = table.sort_by([("category", "ascending"), ("score", "descending")])
+            files = {}
+            for kind, content in (("images", images), ("instances", table)):
+                buffer = io.BytesIO()
+                dictionary = [c for c in ("category", "run_id", "image_id", "status") if c in content.column_names]
+                pq.write_table(
+                    content, buffer, compression="zstd", row_group_size=8192, write_page_checksum=True,
+                    write_page_index=True, use_dictionary=dictionary,
+                )  # fmt: skip
+                key = table_key(kind, shard, "a1")
+                storage.write_bytes(key, buffer.getvalue())
+                files[kind] = DataFile(key, content.num_rows, buffer.tell(), sha256_of(buffer.getvalue()))
+            commit = Commit("drawn", shard, "a1", files["images"], files["instances"], {}, {})
+            storage.put_if_absent(commit_key(shard), commit.to_json())
+            commits.append(manifest_row(commit))
+        pq.write_table(pa.Table.from_pylist(commits, schema=MANIFEST_SCHEMA), folder / name / MANIFEST_KEY)
+    with open(folder / "results.json", "w") as file:
+        separator = "["
+        for row in load_instances(str(folder / "small")).itertuples():
+            entry = {
+                "image_id": int(row.image_id[:12]),
+                "category_id": row.category_id,
+                "score": float(row.score),
+                "bbox": [row.x1, row.y1, row.x2 - row.x1, row.y2 - row.y1],
+                "segmentation": {"size": [row.image_height, row.image_width], "counts": row.rle_counts},
+            }
+            file.write(separator + json.dumps(entry))
+            separator = ","
+        file.write("]")
+
+
+def measure(side: str, folder: Path) -> dict[str, Any]:
+    """Seconds, bytes read, peak MiB and rows found of one side, in this process."""
+    import resource
+
+    import pandas as pd
+
+    from pipeline.results import load_instances
+
+    load_instances(str(folder / "pool/run"), ["score"], [("score", ">", 2)])  # what is imported on the first call
+    conditions = [("category", "==", CATEGORY), ("score", ">", SCORE)]
+    started, read = time.perf_counter(), _bytes_read()
+    if side == "filter":
+        rows = len(load_instances(str(folder / "run"), filters=conditions))
+    elif side == "pandas, filter":
+        rows = len(pd.read_parquet(folder / "run/instances", filters=conditions))
+    elif side == "whole table":
+        frame = load_instances(str(folder / "run"))
+        rows = len(frame[(frame["category"] == CATEGORY) & (frame["score"] > SCORE)])
+    elif side == "filter, JSON's share":
+        rows = len(load_instances(str(folder / "small"), filters=conditions))
+    else:
+        with open(folder / "results.json", "rb") as file:
+            entries = json.load(file)
+        number = int(CATEGORY[-2:]) + 1
+        rows = len(pd.DataFrame([e for e in entries if e["category_id"] == number and e["score"] > SCORE]))
+    return {
+        "seconds": time.perf_counter() - started,
+        "read_mb": (_bytes_read() - read) / 1e6,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rows": rows,
+    }
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "maskfleet_bench_query")
+    parser.add_argument("--instances", type=int, default=10_000_000)
+    parser.add_argument("--json-instances", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--side", choices=SIDES, help="measure one side in this process and print JSON")
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(measure(arguments.side, arguments.folder)))
+        return
+    draw_tables(arguments.folder, arguments.instances, arguments.json_instances)
+    for side in SIDES:
+        runs = []
+        for _ in range(1 if side in ("whole table", "JSON") else arguments.runs):
+            command = [sys.executable, "-m", "benchmarks.bench_query", "--side", side]
+            answer = subprocess.run(
+                [*command, "--folder", str(arguments.folder)], check=True, capture_output=True, text=True
+            )
+            runs.append(json.loads(answer.stdout))
+        median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        print(
+            f"{side:22} {median['seconds']:8.2f} s {median['read_mb']:8.1f} MB read {median['peak_mib']:8.0f} MiB peak "
+            f"{median['rows']:8.0f} rows",
+            flush=True,
+        )
+    size = sum(path.stat().st_size for path in (arguments.folder / "run/instances").rglob("*.parquet"))
+    print(
+        f"{arguments.instances:,} instances in {size / 1e6:,.0f} MB of Parquet; JSON of {arguments.json_instances:,}: "
+        f"{(arguments.folder / 'results.json').stat().st_size / 1e6:,.0f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main()
