@@ -79,13 +79,20 @@ def moto() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
     """The real gateway; skips with the reason where there can be none."""
     try:
-        with Rgw(tmp_path_factory.mktemp("ceph") / "rgw") as gateway:
-            yield gateway.endpoint
+        gateway = Rgw(tmp_path_factory.mktemp("ceph") / "rgw")
+        gateway.start()
     except NoCeph as reason:
         pytest.skip(f"no RADOS gateway here: {reason}")
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def rgw(gateway: Rgw) -> str:
+    return gateway.endpoint
 
 
 @pytest.fixture(params=["moto", pytest.param("rgw", marks=pytest.mark.s3)])
@@ -453,3 +460,26 @@ def test_settings_out_of_range_are_refused(change: dict, words: str) -> None:
 def test_a_secret_is_equal_to_itself_only() -> None:
     assert Secret("a") == Secret("a") and Secret("a") != Secret("b") and Secret("a") != "a"
     assert f"{Secret('a')!s} {Secret('a')!r}" == "*** ***"
+
+
+@pytest.mark.s3
+def test_a_gateway_that_is_killed_and_comes_back_is_outlived(gateway: Rgw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_s3, "_LONGEST_WAIT_S", 1.0)
+    settings = settings_for(gateway.endpoint, num_retries=60)
+    storage = S3Storage(f"s3://{make_bucket(gateway.endpoint)}", settings)
+    won: list[int] = []
+
+    def write() -> None:
+        won.extend(i for i in range(60) if storage.put_if_absent(f"k/{i}", bytes(200_000)))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(0.3)
+        gateway.kill_gateway()
+        gateway.start_gateway()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == list(range(60))
+    assert [info.size_bytes for info in storage.iter_objects()] == [200_000] * 60
