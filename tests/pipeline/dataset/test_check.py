@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
+from pipeline.dataset.augment import build_transforms
 from pipeline.dataset.check import ERROR, KINDS, check_data
 from pipeline.dataset.coco import write_coco
 from pipeline.dataset.offenders import draw_offenders
@@ -145,3 +147,11 @@ def test_annotations_that_cannot_be_read_are_a_finding(tmp_path: Path) -> None:
 def test_other_formats_are_checked_too(shared_data: Path) -> None:
     report = check_data(str(shared_data / "balloon/val"), default_category="balloon")
     assert report.ok and report.format == "via" and report.class_counts == {"balloon": 50}
+
+
+def test_the_page_names_every_kind_of_fault_and_every_setting() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/annotations.md").read_text()
+    for kind, (severity, meaning) in KINDS.items():
+        assert f"| `{kind}` | {severity} | {meaning} |" in page
+    settings = set(inspect.signature(build_transforms).parameters) - {"keypoint_names"}
+    assert not {name for name in settings if f"`{name}`" not in page}

@@ -189,7 +189,7 @@ def test_exif_turns_agree_with_the_annotations(
 def test_another_size_than_annotated_is_refused(tmp_path: Path, write_photo: Callable[..., np.ndarray]) -> None:
     write_photo(tmp_path / "x.png", 30, 50, orientation=6)
     image = AnnotatedImage(1, "x.png", str(tmp_path / "x.png"), 60, 100)
-    with pytest.raises(UnusablePhoto, match=r"50 x 30 px \(H x W\), but annotated as 60 x 100"):
+    with pytest.raises(UnusablePhoto, match=r"30 x 50 px \(H x W\), but annotated as 60 x 100"):
         SampleSet(AnnotatedSet((image,), SHAPE_CATEGORIES))[0]
 
 
