@@ -1,8 +1,8 @@
 """One class above a score, out of ten million instances, into pandas.
 
-    python -m benchmarks.bench_query [--folder F] [--instances 10000000] [--json-instances 1000000] [--runs 3]
+    python -m benchmarks.bench_query [--folder F] [--instances 10000000] [--json-instances 1000000] [--row-group N]
 
-Compares, each in a process of its own: the filter pushed down to row groups (`load_instances`), the same through plain
+Compares, each in a process of its own: the filter pushed down to row groups (`load_instances`), the same through
 `pandas.read_parquet`, reading the whole table and filtering in pandas, and, for the first million, the same rows as COCO
 results JSON filtered in Python. Bytes are what the process read (`rchar` of /proc/self/io, Linux); time is the query's,
 without starting Python or importing. The files are in the page cache; from a bucket, bytes decide.
@@ -26,8 +26,8 @@ SIDES = ("filter", "pandas, filter", "whole table", "filter, JSON's share", "JSO
 _ROWS_A_SHARD = 25_600
 
 
-def draw_tables(folder: Path, num: int, num_json: int) -> None:
-    """Writes `run/` of `num` instances, `small/` of the first `num_json` and `results.json` of the same, unless there."""
+def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
+    """Writes `run/` of `num` instances, `small/` of `num_json` and `results.json` of these, unless they are there."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -70,7 +70,7 @@ def draw_tables(folder: Path, num: int, num_json: int) -> None:
                 buffer = io.BytesIO()
                 dictionary = [c for c in ("category", "run_id", "image_id", "status") if c in content.column_names]
                 pq.write_table(
-                    content, buffer, compression="zstd", row_group_size=8192, write_page_checksum=True,
+                    content, buffer, compression="zstd", row_group_size=row_group, write_page_checksum=True,
                     write_page_index=True, use_dictionary=dictionary,
                 )  # fmt: skip
                 key = table_key(kind, shard, "a1")
@@ -137,13 +137,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "maskfleet_bench_query")
     parser.add_argument("--instances", type=int, default=10_000_000)
     parser.add_argument("--json-instances", type=int, default=1_000_000)
+    parser.add_argument("--row-group", type=int, default=8192, help="rows, as the bulk run writes them")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help="measure one side in this process and print JSON")
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.folder)))
         return
-    draw_tables(arguments.folder, arguments.instances, arguments.json_instances)
+    draw_tables(arguments.folder, arguments.instances, arguments.json_instances, arguments.row_group)
     for side in SIDES:
         runs = []
         for _ in range(1 if side in ("whole table", "JSON") else arguments.runs):
@@ -154,7 +155,7 @@ def main() -> None:
             runs.append(json.loads(answer.stdout))
         median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         print(
-            f"{side:22} {median['seconds']:8.2f} s {median['read_mb']:8.1f} MB read {median['peak_mib']:8.0f} MiB peak "
+            f"{side:22} {median['seconds']:7.2f} s {median['read_mb']:8.1f} MB read {median['peak_mib']:7.0f} MiB peak "
             f"{median['rows']:8.0f} rows",
             flush=True,
         )

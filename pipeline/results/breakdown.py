@@ -160,11 +160,7 @@ def evaluate_slices(
     rows = []
     for name, image_ids in {"all": [image["id"] for image in truth.images], **named}.items():
         wanted = set(image_ids)
-        part = Truth(
-            [image for image in truth.images if image["id"] in wanted],
-            [entry for entry in truth.annotations if entry["image_id"] in wanted],
-            truth.categories,
-        )
+        part = truth.only(wanted)
         found = table.take(np.isin(table.image_ids, list(wanted)))
         result = evaluate_table(part, found, iou_type, backend=backend)
         stats = {key: float("nan") if value == -1 else value for key, value in zip(result.names, result.stats)}

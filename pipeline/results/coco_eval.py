@@ -10,7 +10,7 @@ import contextlib
 import gc
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +211,37 @@ def evaluate_results(
     return _by_pycocotools(content, results, iou_type)
 
 
+def evaluate_part(truth: Truth, detections: DetectionTable, iou_type: str) -> bytes:
+    """What a share of the images contributes, to be sent home by a worker and merged there.
+
+    Args:
+        truth: the share's images and annotations (`Truth.only`), with all categories.
+        detections: those on these images.
+
+    Raises:
+        ValueError: an unknown iou_type.
+        ImportError: hotcoco is not installed.
+    """
+    _check_choice("iou_type", iou_type, IOU_TYPES)
+    import hotcoco
+
+    part = hotcoco.StreamingEval(truth.categories, iou_type)
+    part.update(truth.images, truth.annotations, detections.to_results(iou_type))
+    return part.to_bytes()
+
+
+def merge_parts(parts: Iterable[bytes], iou_type: str) -> CocoResult:
+    """The figures of all shares together, exactly those of one evaluation over all images, whatever the order.
+
+    Raises:
+        ValueError: no part, or parts of other categories or of another kind of IoU.
+    """
+    import hotcoco
+
+    merged = hotcoco.StreamingEval.merge(hotcoco.StreamingEval.from_bytes(part) for part in parts)
+    return read_hotcoco(merged.finalize(), iou_type, is_matched=True)
+
+
 def has_hotcoco() -> bool:
     """Whether the fast evaluator can be imported."""
     try:
@@ -329,10 +360,11 @@ def _without_annotations(truth: Any) -> Any:
     return hotcoco.COCO({**content, "annotations": []})
 
 
-def read_hotcoco(evaluator: Any, iou_type: str) -> CocoResult:
-    """Runs a hotcoco evaluator and takes its figures over."""
+def read_hotcoco(evaluator: Any, iou_type: str, *, is_matched: bool = False) -> CocoResult:
+    """Runs a hotcoco evaluator, from the matching on or after it, and takes its figures over."""
     with _silence():
-        evaluator.evaluate()
+        if not is_matched:
+            evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     params, arrays = evaluator.params, evaluator.eval

@@ -153,6 +153,9 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
     from pipeline.manifest import open_run
 
     run = open_run(run) if isinstance(run, str) else run
+    ground_truth = Truth.load(ground_truth)
+    class_map = run.spec.get("model", {}).get("categories", ())  # also classes of which nothing was found
+    check_categories({category["id"]: category["name"] for category in class_map}, ground_truth.names)
     iou_types = settings.get("iou_types", ("bbox", "segm"))
     columns = [*_COLUMNS, *_MASK_COLUMNS, *(["keypoints"] if "keypoints" in iou_types else [])]
     settings.setdefault("run_score_threshold", run.spec.get("segment", {}).get("score_threshold"))

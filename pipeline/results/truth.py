@@ -74,6 +74,15 @@ class Truth:
         """The truth as one COCO JSON object."""
         return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
 
+    def only(self, image_ids: Iterable[Any]) -> Truth:
+        """The truth of these images alone."""
+        wanted = set(image_ids)
+        return Truth(
+            [image for image in self.images if image["id"] in wanted],
+            [entry for entry in self.annotations if entry["image_id"] in wanted],
+            self.categories,
+        )
+
     @cached_property
     def names(self) -> dict[int, str]:
         """Category names by id."""

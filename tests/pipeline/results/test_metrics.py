@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.results import load_instances
-from pipeline.results.coco_eval import evaluate_results
+from pipeline.results.coco_eval import evaluate_part, evaluate_results, evaluate_table, merge_parts
 from pipeline.results.fast_eval import coco_figures
 from pipeline.results.matching import match
 from pipeline.results.metrics import align, evaluate, evaluate_run
@@ -301,3 +301,48 @@ def test_the_fast_way_refuses_what_it_cannot_report(drawn_run, tmp_path):
     run = write_run(tmp_path / "empty", [([image_row("sub/photo_0.png", "x", "ok", (9, 9), 0, 0)], [])])
     path.write_text(json.dumps(drawn_run.coco))
     assert coco_figures(str(run), str(path)).stats[0] == 0
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_shares_merge_to_the_whole(drawn_run, frames, iou_type):
+    truth = Truth.load(drawn_run.coco)
+    table, _ = align(*frames, truth)
+    want = evaluate_table(truth, table, iou_type, backend="pycocotools")
+    shares = [[1, 5], [8], [2, 3, 4], [6, 7]]
+    parts = [evaluate_part(truth.only(ids), table.take(np.isin(table.image_ids, ids)), iou_type) for ids in shares]
+    for order in (parts, parts[::-1]):
+        got = merge_parts(order, iou_type)
+        np.testing.assert_allclose(got.stats, want.stats, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(got.precision, want.precision, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError):
+        merge_parts([], iou_type)
+
+
+def test_keypoints_are_evaluated_from_the_table(drawn_run, frames):
+    rng = np.random.default_rng(0)
+    content = drawn_run.coco
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        points = np.stack([x + rng.random(17) * w, y + rng.random(17) * h, rng.integers(0, 3, 17)], 1)
+        entry.update(keypoints=points.ravel().tolist(), num_keypoints=int((points[:, 2] > 0).sum()))
+    ids = {image["file_name"]: image["id"] for image in content["images"]}
+    column = []
+    for row in frames[0].itertuples():
+        mine = [e for e in content["annotations"] if e["image_id"] == ids[row.image_id]]
+        near = np.array(mine[rng.integers(len(mine))]["keypoints"]) + rng.normal(0, 1.5, 51)
+        column.append(near.astype(np.float32))
+    instances = frames[0].assign(keypoints=column)
+    got = evaluate(instances, frames[1], content, iou_types=["keypoints"])
+    results = [
+        {
+            "image_id": ids[row.image_id],
+            "category_id": int(row.category_id),
+            "score": float(row.score),
+            "keypoints": [float(value) for value in row.keypoints],
+        }
+        for row in instances.itertuples()
+    ]
+    want = evaluate_results(content, results, "keypoints", backend="pycocotools")
+    np.testing.assert_allclose(got.coco["keypoints"].stats, want.stats, rtol=0, atol=1e-12)
+    assert 0 < want.stats[0] < 1
+    assert "AR50" in set(got.to_frame()["metric"])
