@@ -39,7 +39,7 @@ from pipeline.bulk.decode_image import FORMATS, STATUSES, DecodeLimits, Outcome,
 
 __all__ = ["FORMATS", "STATUSES", "DecodeLimits", "DecodePool", "Decoded"]
 
-_START_S = 60.0
+_START_S = 180.0
 _PATIENCE = 4
 """How many times `timeout_s` may pass by the clock, on a machine too busy to give a child its share."""
 _KEPT_BLOCK_BYTES = 64 << 20
@@ -222,7 +222,7 @@ class _Child:
 
     def __init__(self, limits: DecodeLimits, decode: str) -> None:
         self.num_decoded = 0
-        self._timeout_s = limits.timeout_s
+        self._timeout_s, self._max_pixels = limits.timeout_s, limits.max_pixels
         self._block_fd = _anonymous_block()
         self._socket, theirs = socket.socketpair()
         settings = {
@@ -237,7 +237,9 @@ class _Child:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(search_path if root in search_path else [root, *search_path]),
-            "OPENBLAS_NUM_THREADS": "1",  # each thread would take address space
+            # Each thread and each arena of malloc would take address space, more of it on machines with more cores.
+            "OPENBLAS_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "1",
         }
         try:
             self.process = subprocess.Popen(
@@ -311,8 +313,10 @@ class _Child:
     def _decoded(self, answer: dict) -> Decoded:
         image = None
         if answer["status"] == "ok":
-            height, width = answer["picture_size"]
-            image = self._pixels(int(height), int(width), int(answer["offset"]))
+            height, width = map(int, answer["picture_size"])
+            if not 0 < height * width <= self._max_pixels:
+                raise ValueError("no such picture")
+            image = self._pixels(height, width, int(answer["offset"]))
         elif answer["status"] not in STATUSES:
             raise ValueError("no such status")
         return Decoded(

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from pipeline.bulk.decode_image import DecodeLimits, Outcome, out_of_memory_error
 
@@ -41,6 +41,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     connection = socket.socket(fileno=settings["socket_fd"])
     limits = DecodeLimits(**settings["limits"])
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as many children decode as there are cores for it
     try:
         module, _, function = settings["decode"].partition(":")
         decode = getattr(importlib.import_module(module), function)

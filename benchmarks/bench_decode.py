@@ -1,0 +1,95 @@
+"""The decode pool against plain Pillow in one process, on JPEGs of 640 x 480.
+
+    python -m benchmarks.bench_decode [--children 2] [--images 400] [--runs 5]
+
+Prints one JSON line a run (the two sides in turn) and a line of medians: images a second of both and their ratio,
+processor time an image of plain Pillow, of the pool's children and of the pool's parent (what isolation costs), and
+the seconds from making a pool to its first image. A machine with other work gives low rates; the processor times
+hold up better. About 15 s on two free cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import statistics
+import time
+from collections import deque
+
+import numpy as np
+from PIL import Image
+
+from pipeline.bulk.decode import DecodeLimits, DecodePool
+
+
+def draw_jpegs(count: int) -> list[bytes]:
+    """`count` different photos' likes: smooth shapes with noise, quality 90, about 60 kB each."""
+    random = np.random.default_rng(0)
+    files = []
+    for _ in range(count):
+        small = Image.fromarray(random.integers(0, 256, (15, 20, 3), np.uint8))
+        pixels = np.asarray(small.resize((640, 480), Image.Resampling.BICUBIC)).astype(np.int16)
+        noisy = (pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noisy).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def decode_plainly(files: list[bytes], count: int) -> dict[str, float]:
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    for i in range(count):
+        np.asarray(Image.open(io.BytesIO(files[i % len(files)])).convert("RGB"))
+    wall_s = time.perf_counter() - started_s
+    return {"plain_per_s": count / wall_s, "plain_cpu_ms": 1e3 * (time.process_time() - cpu_s) / count}
+
+
+def decode_in_pool(files: list[bytes], count: int, num_children: int) -> dict[str, float]:
+    children_cpu_s, started_s = _children_cpu_s(), time.perf_counter()
+    with DecodePool(num_children, DecodeLimits()) as pool:
+        pool.submit(files[0]).result()
+        start_s = time.perf_counter() - started_s
+        for future in [pool.submit(files[0]) for _ in range(8 * num_children)]:
+            future.result()
+        started_s, cpu_s, pending = time.perf_counter(), time.process_time(), deque()
+        for i in range(count):
+            pending.append(pool.submit(files[i % len(files)]))
+            if len(pending) >= 4 * num_children:
+                assert pending.popleft().result().status == "ok"
+        for future in pending:
+            assert future.result().status == "ok"
+        wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
+    return {
+        "pool_per_s": count / wall_s,
+        "parent_cpu_ms": 1e3 * cpu_s / count,
+        "children_cpu_ms": 1e3 * (_children_cpu_s() - children_cpu_s) / count,  # with their start
+        "first_image_s": start_s,
+    }
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The decode pool against plain Pillow.")
+    parser.add_argument("--children", type=int, default=2)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    files = draw_jpegs(20)
+    runs = []
+    for _ in range(options.runs):
+        run = decode_plainly(files, options.images) | decode_in_pool(files, options.images, options.children)
+        run["ratio"] = run["pool_per_s"] / run["plain_per_s"]
+        runs.append(run)
+        print(json.dumps({name: round(value, 3) for name, value in run.items()}), flush=True)
+    medians = {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
+    print(json.dumps({"median": medians}))
+
+
+if __name__ == "__main__":
+    main()
