@@ -1,11 +1,11 @@
 """The decode pool against plain Pillow in one process, on JPEGs of 640 x 480.
 
-    python -m benchmarks.bench_decode [--children 2] [--images 400] [--runs 5]
+    python -m benchmarks.bench_decode [--children 2] [--images 1000] [--runs 5]
 
 Prints one JSON line a run (the two sides in turn) and a line of medians: images a second of both and their ratio,
 processor time an image of plain Pillow, of the pool's children and of the pool's parent (what isolation costs), and
 the seconds from making a pool to its first image. A machine with other work gives low rates; the processor times
-hold up better. About 15 s on two free cores.
+hold up better. About 20 s on two free cores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import resource
 import statistics
 import time
 from collections import deque
+from concurrent.futures import Future
 
 import numpy as np
 from PIL import Image
@@ -53,7 +54,7 @@ def decode_in_pool(files: list[bytes], count: int, num_children: int) -> dict[st
         start_s = time.perf_counter() - started_s
         for future in [pool.submit(files[0]) for _ in range(8 * num_children)]:
             future.result()
-        started_s, cpu_s, pending = time.perf_counter(), time.process_time(), deque()
+        started_s, cpu_s, pending = time.perf_counter(), time.process_time(), deque[Future]()
         for i in range(count):
             pending.append(pool.submit(files[i % len(files)]))
             if len(pending) >= 4 * num_children:
@@ -77,7 +78,7 @@ def _children_cpu_s() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The decode pool against plain Pillow.")
     parser.add_argument("--children", type=int, default=2)
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     files = draw_jpegs(20)
