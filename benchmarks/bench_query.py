@@ -1,10 +1,10 @@
 """One class above a score, out of ten million instances, into pandas.
 
-    python -m benchmarks.bench_query [--folder F] [--instances 10000000] [--json-instances 1000000] [--row-group N]
+    python -m benchmarks.bench_query [--folder F] [--instances 10000000] [--json-instances 1000000]
 
 Compares, each in a process of its own: the filter pushed down to row groups (`load_instances`), the same through
-`pandas.read_parquet`, reading the whole table and filtering in pandas, and, for the first million, the same rows as COCO
-results JSON filtered in Python. Bytes are what the process read (`rchar` of /proc/self/io, Linux); time is the query's,
+`pandas.read_parquet`, reading the whole table and filtering in pandas, and, for the first million, the same rows as
+COCO results JSON filtered in Python. Bytes are what the process read (`rchar` of /proc/self/io, Linux); time is the query's,
 without starting Python or importing. The files are in the page cache; from a bucket, bytes decide.
 """
 

@@ -66,6 +66,7 @@ def export_run(
     images = images[images["status"] == OK]
     if to in ("coco", "coco-results"):
         instances = load_instances(run, filters=[("score", ">=", min_score)])
+        content: Any
         if to == "coco":
             name, content = "coco.json", to_coco(instances, images, categories_of(run))
         else:

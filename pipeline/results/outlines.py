@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from functools import partial
+
 import numpy as np
 
 Polygon = list[float]
@@ -115,7 +117,7 @@ def _rings(inside: np.ndarray) -> list[np.ndarray]:
         while True:
             ways = leaving[point]
             if len(ways) > 1:  # two pixels touch at this corner: turn right, which keeps to the pixel one walks around
-                ways.sort(key=lambda way, at=point, by=heading: _turn(by, (way[0] - at[0], way[1] - at[1])))
+                ways.sort(key=partial(_turn, heading, point))
             target = ways.pop()
             if not ways:
                 del leaving[point]
@@ -128,9 +130,9 @@ def _rings(inside: np.ndarray) -> list[np.ndarray]:
     return rings
 
 
-def _turn(heading: tuple[int, int], way: tuple[int, int]) -> int:
-    """Positive for a turn to the right in an image."""
-    return heading[0] * way[1] - heading[1] * way[0]
+def _turn(heading: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]) -> int:
+    """Positive for a turn to the right in an image, on the way from `corner` to `target`."""
+    return heading[0] * (target[1] - corner[1]) - heading[1] * (target[0] - corner[0])
 
 
 def _signed_area(ring: np.ndarray) -> float:
@@ -144,8 +146,8 @@ def _part_around(outer: list[np.ndarray], hole: np.ndarray) -> int:
     (x0, y0), (x1, y1) = hole[0], hole[1]
     along = np.sign([x1 - x0, y1 - y0])
     x, y = np.array([x0, y0]) + 0.5 * along + 0.5 * np.array([along[1], -along[0]])
-    around = [place for place, ring in enumerate(outer) if _holds(ring, x, y)]
-    return min(around, key=lambda place: _signed_area(outer[place]))
+    around = [(_signed_area(ring), place) for place, ring in enumerate(outer) if _holds(ring, x, y)]
+    return min(around)[1]
 
 
 def _holds(ring: np.ndarray, x: float, y: float) -> bool:

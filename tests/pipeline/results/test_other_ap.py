@@ -81,7 +81,8 @@ def test_voc_on_masks_against_the_slow_form(case, method):
             if best >= 0.5 and truth.annotations[at]["iscrowd"]:
                 continue
             hits.append(best >= 0.5 and at not in taken)
-            taken.add(at)
+            if best >= 0.5:
+                taken.add(at)
         recalls = [sum(hits[: k + 1]) / total for k in range(len(hits))]
         precisions = [sum(hits[: k + 1]) / (k + 1) for k in range(len(hits))]
 
