@@ -31,7 +31,6 @@ from jobs.train_summary import write_summary
 from pipeline.dataset.annotations import load_annotations
 from pipeline.dataset.class_map import align_categories
 
-
 PUBLISHED_WEIGHTS = ("coco", "imagenet")
 
 

@@ -1,0 +1,119 @@
+"""Step time of our training against torchvision's plain reference loop: same network, data, cores and process count.
+
+    python benchmarks/bench_train.py [--rounds 6] [--steps 20] [--threads 2]
+
+The two take turns, a round of steps each, so that a busy machine hits both. Prints seconds a step (median over rounds),
+the ratio ours / reference, and the share of time our loop waited for data. Reading samples is part of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jobs.train_data import BatchStream
+from model.network import build_model
+from model.spec import ModelSpec
+from model.train_step import Trainer, build_optimizer
+from pipeline.dataset.annotations import AnnotatedSet, load_annotations
+from pipeline.dataset.augment import build_transforms
+from pipeline.dataset.loader import SampleSet, collate
+from pipeline.dataset.shapes import draw_shapes
+
+LEARNING_RATE = 0.005
+BATCH_SIZE = 4
+
+
+def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) -> Iterator[None]:
+    """The loop of torchvision's references/detection/engine.py, less its warm-up and its printing."""
+    torch.manual_seed(0)
+    model = build_model(spec).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
+    samples = SampleSet(annotated, build_transforms(horizontal_flip=0.5))
+    loader = DataLoader(samples, batch_size=BATCH_SIZE, shuffle=True, num_workers=1, collate_fn=collate, drop_last=True)
+    done = 0
+    while True:
+        for images, targets in loader:
+            loss_dict = model(images, targets)
+            losses = sum(loss for loss in loss_dict.values())
+            if not torch.isfinite(torch.tensor(losses.item())):
+                raise SystemExit("the reference's loss is not finite")
+            optimizer.zero_grad()
+            losses.backward()
+            optimizer.step()
+            yield
+            done += 1
+            if done == num_steps:
+                return
+
+
+def our_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int, waits: list[float]) -> Iterator[None]:
+    """Our own loop, with all that a step of it does: seeds, normalisers, finite check, norm of the gradient."""
+    torch.manual_seed(0)
+    model = build_model(spec).train()
+    optimizer = build_optimizer(model, name="sgd", learning_rate=LEARNING_RATE)
+    trainer = Trainer(model, optimizer, seed=0)
+    samples = SampleSet(annotated, build_transforms(horizontal_flip=0.5))
+    with BatchStream(samples, batch_size=BATCH_SIZE, num_steps=num_steps, num_processes=1) as stream:
+        for step, batches in enumerate(stream):
+            trainer.step(batches.micro_batches, step=step, learning_rate=LEARNING_RATE)
+            waits.append(batches.wait_s)
+            yield
+
+
+def timed(steps: Iterator[None], count: int, clock: Callable[[], float]) -> float:
+    """Seconds a step over the next `count` steps."""
+    started = clock()
+    for _ in range(count):
+        next(steps)
+    return (clock() - started) / count
+
+
+def main() -> None:
+    """Runs the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        draw_shapes(folder, num_train=200, num_val=1, num_unlabelled=0)
+        annotated = load_annotations(f"{folder}/train.json")
+        spec = ModelSpec.tiny(len(annotated.categories))
+        total = (options.rounds + 1) * options.steps
+        waits: list[float] = []
+        reference = reference_steps(annotated, spec, total)
+        ours = our_steps(annotated, spec, total, waits)
+        for steps in (reference, ours):  # start the processes, warm the caches
+            timed(steps, options.steps, time.perf_counter)
+        waits.clear()
+        wall: dict[str, list[float]] = {"reference": [], "ours": []}
+        cpu: dict[str, list[float]] = {"reference": [], "ours": []}
+        for _ in range(options.rounds):
+            for name, steps in (("reference", reference), ("ours", ours)):
+                cpu_started = time.process_time()
+                wall[name].append(timed(steps, options.steps, time.perf_counter))
+                cpu[name].append((time.process_time() - cpu_started) / options.steps)
+        our_s = sum(wall["ours"]) * options.steps
+        for name in wall:
+            print(f"{name:<10} {statistics.median(wall[name]):.4f} s a step  {statistics.median(cpu[name]):.4f} s of CPU")
+        ratios = [ours_s / reference_s for ours_s, reference_s in zip(wall["ours"], wall["reference"])]
+        cpu_ratio = statistics.median(cpu["ours"]) / statistics.median(cpu["reference"])
+        print(f"ratio ours / reference: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f}), CPU {cpu_ratio:.3f}")
+        print(f"data wait share: {sum(waits) / our_s:.1%}")
+
+
+if __name__ == "__main__":
+    main()
