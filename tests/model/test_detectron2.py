@@ -95,7 +95,7 @@ def check_features(features, figures):
     assert len(names) == len(features)
     for name, feature in zip(names, features.values()):
         height, width = feature.shape[-2:]
-        ours = feature[0, :8, :: height // 8, :: width // 8].numpy()
+        ours = feature[0, :8, :: max(height // 8, 1), :: max(width // 8, 1)].numpy()
         assert np.abs(ours - figures[name]).max() <= 1e-3 * np.abs(figures[name]).max(), name
 
 

