@@ -43,7 +43,7 @@ _START_S = 180.0
 _PATIENCE = 4
 """How many times `timeout_s` may pass by the clock, on a machine too busy to give a child its share."""
 _KEPT_BLOCK_BYTES = 64 << 20
-"""A child's block of shared memory keeps at most this much between images."""
+"""A child's block of shared memory, and its heap, keep about this much between images."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,9 @@ class _Child:
             # Each thread and each arena of malloc would take address space, more of it on machines with more cores.
             "OPENBLAS_NUM_THREADS": "1",
             "MALLOC_ARENA_MAX": "1",
+            # Memory is kept from image to image: to fault it in anew took as long as to decode a small JPEG (ran).
+            "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BLOCK_BYTES // 2),
+            "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BLOCK_BYTES),
         }
         try:
             self.process = subprocess.Popen(
