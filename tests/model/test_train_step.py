@@ -65,18 +65,29 @@ def gradients_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 class TestLearningRate:
     def test_warm_up_rises_linearly_from_its_factor_to_the_rate(self):
-        rates = [learning_rate_at(s, learning_rate=1.0, schedule="constant", max_steps=9, warmup_steps=4, warmup_factor=0.2)
-                 for s in range(6)]
+        rates = [
+            learning_rate_at(s, learning_rate=1.0, schedule="constant", max_steps=9, warmup_steps=4, warmup_factor=0.2)
+            for s in range(6)
+        ]
         assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
     def test_multistep_drops_at_each_milestone(self):
-        rates = [learning_rate_at(s, learning_rate=0.02, schedule="multistep", max_steps=6, milestones=(2, 4)) for s in range(6)]
+        rates = [
+            learning_rate_at(s, learning_rate=0.02, schedule="multistep", max_steps=6, milestones=(2, 4))
+            for s in range(6)
+        ]
         assert rates == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002])
 
     def test_cosine_starts_after_the_warm_up_and_ends_at_its_factor(self):
         def rate(step: int) -> float:
             return learning_rate_at(
-                step, learning_rate=1.0, schedule="cosine", max_steps=110, warmup_steps=10, warmup_factor=1.0, final_factor=0.1
+                step,
+                learning_rate=1.0,
+                schedule="cosine",
+                max_steps=110,
+                warmup_steps=10,
+                warmup_factor=1.0,
+                final_factor=0.1,
             )
 
         assert [rate(10), rate(60), rate(110)] == pytest.approx([1.0, 0.55, 0.1])
@@ -127,7 +138,12 @@ class TestOptimizer:
         model[0].requires_grad_(False)
         optimizer = build_optimizer(model, name="adamw", learning_rate=0.1, weight_decay=0.3, norm_weight_decay=0.0)
         decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-        assert decays == {id(model[1].weight): 0.0, id(model[1].bias): 0.0, id(model[2].weight): 0.3, id(model[2].bias): 0.3}
+        assert decays == {
+            id(model[1].weight): 0.0,
+            id(model[1].bias): 0.0,
+            id(model[2].weight): 0.3,
+            id(model[2].bias): 0.3,
+        }
 
     def test_nothing_to_train_and_unknown_names_are_refused(self):
         with pytest.raises(ValueError, match="no parameter to train"):
@@ -189,7 +205,7 @@ class TestStep:
         result = trainer.step([make_batch(1, 2, num_instances=0)], step=0, learning_rate=0.01)
         assert result.applied and float(result.losses["loss_mask"]) == 0.0
 
-    @pytest.mark.parametrize("precision", ["bfloat16"])
+    @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
     def test_lower_precision_trains_in_float32_weights(self, precision: str):
         trainer = make_trainer(precision=precision)
         result = trainer.step([make_batch(1, 2)], step=0, learning_rate=0.01)
@@ -263,7 +279,10 @@ def test_two_workers_do_what_one_does(tmp_path: Path):
     alone = make_trainer()
     one, two = make_batch(0, num_instances=1), make_batch(1, num_instances=5)
     batch = MicroBatch(
-        one.images + two.images, one.targets + two.targets, one.image_ids + two.image_ids, one.sample_seeds + two.sample_seeds
+        one.images + two.images,
+        one.targets + two.targets,
+        one.image_ids + two.image_ids,
+        one.sample_seeds + two.sample_seeds,
     )
     losses = alone.step([batch], step=0, learning_rate=0.0).losses
     for name, value in losses.items():
@@ -273,7 +292,9 @@ def test_two_workers_do_what_one_does(tmp_path: Path):
     largest = 0.0
     for name, gradient in expected.items():
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(first["global"]["gradients"][name], gradient, rtol=1e-3, atol=1e-4 * max(scale, 1e-3))
+        torch.testing.assert_close(
+            first["global"]["gradients"][name], gradient, rtol=1e-3, atol=1e-4 * max(scale, 1e-3)
+        )
         largest = max(largest, (first["local"]["gradients"][name] - gradient).abs().max().item() / max(scale, 1e-9))
     assert largest > 0.05, "the local averages should differ here, else this test could not fail"
 
