@@ -343,7 +343,7 @@ def _table_by_hotcoco(truth: Truth, detections: DetectionTable, iou_type: str) -
     rows = np.column_stack(columns).astype(np.float64)
     if iou_type == "bbox":
         return read_hotcoco(hotcoco.COCOeval(known, known.load_res(rows), iou_type), iou_type)
-    with _no_collection():
+    with no_collection():
         masks: list[Any] = detections.to_rles()
     found = known.load_res(rows, segmentation=masks)
     # A row with a box would count with its box's area; a mask's own decides whether it is small, medium or large.
@@ -413,7 +413,7 @@ def _by_pycocotools(content: Mapping[str, Any], results: Sequence[Mapping[str, A
 
 
 @contextlib.contextmanager
-def _no_collection() -> Any:
+def no_collection() -> Any:
     """Building half a million dictionaries makes Python look for garbage among them again and again."""
     was_on = gc.isenabled()
     gc.disable()
