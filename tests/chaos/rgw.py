@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from pathlib import Path
 ACCESS_KEY, SECRET_KEY = "test", "testsecret"
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd")
 _UNPACKED = ".unpacked"
+_TRIPLET = f"{platform.machine()}-linux-gnu"
 _NUM_ATTEMPTS = 4  # a young monitor now and then refuses its own cluster ('wrong fsid'); a fresh one does not
 
 
@@ -48,7 +50,12 @@ def ceph_root() -> Path:
     packages = cache / "packages"
     packages.mkdir(parents=True, exist_ok=True)
     plan = ["apt-get", "install", "--simulate", "--no-install-recommends", *PACKAGES]
-    names = [line.split()[1] for line in _output(plan).splitlines() if line.startswith("Inst ")]
+    try:
+        planned = _output(plan)
+    except NoCeph:  # a fresh machine has no lists yet
+        _output(["apt-get", "update"])
+        planned = _output(plan)
+    names = [line.split()[1] for line in planned.splitlines() if line.startswith("Inst ")]
     _output(["apt-get", "download", *names], cwd=packages)
     for package in sorted(packages.glob("*.deb")):
         _output(["dpkg", "-x", str(package), str(root)])
@@ -109,8 +116,8 @@ class Rgw:
         port = free_port()
         self.endpoint = f"http://127.0.0.1:{port}"
         config = self.folder / "ceph.conf"
-        library = self.root / "usr/lib/x86_64-linux-gnu"
-        libraries = [library, library / "ceph", self.root / "usr/lib", self.root / "lib/x86_64-linux-gnu"]
+        library = self.root / "usr/lib" / _TRIPLET
+        libraries = [library, library / "ceph", self.root / "usr/lib", self.root / "lib" / _TRIPLET]
         self._environment = {
             "PATH": f"{self.root / 'usr/bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
             "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
@@ -198,7 +205,7 @@ _AS_ROOT = ("--setuser", "root", "--setgroup", "root") if os.getuid() == 0 else 
 
 
 def _config(folder: Path, root: Path, cluster_id: str, monitor: str, port: int) -> str:
-    library = root / "usr/lib/x86_64-linux-gnu"
+    library = root / "usr/lib" / _TRIPLET
     return f"""[global]
 fsid = {cluster_id}
 mon initial members = a
@@ -220,7 +227,7 @@ admin socket = {folder}/run/$name.$pid.asok
 log file = {folder}/log/$name.log
 plugin dir = {library}/ceph
 erasure code dir = {library}/ceph/erasure-code
-osd class dir = {root}/usr/lib/x86_64-linux-gnu/rados-classes
+osd class dir = {library}/rados-classes
 keyring = {folder}/keyring
 [mon.a]
 mon data = {folder}/mon
