@@ -97,7 +97,7 @@ def save_checkpoint(
         torch.save(training_state, buffer)
         files["training_state.pt"] = buffer.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
-    listing = {}
+    listing: dict[str, dict[str, Any]] = {}
     for name, data in files.items():
         _write(folder / name, data)
         listing[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

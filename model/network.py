@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from model.backbone import build_backbone
 from model.matching import separate_ignored
 from model.roi_heads import RoIHeads
-from model.rpn import NonFiniteOutput, build_rpn
+from model.rpn import NonFiniteOutput, ProposalNetwork, build_rpn
 from model.spec import ModelSpec
 from model.transform import ImageTransform
 from model.weights import WeightsReport, load_weights
@@ -39,13 +40,19 @@ class MaskRCNN(nn.Module):
     `keypoints` [N, P, 3] and `keypoints_scores` [N, P]; all in pixels of the image as it was given.
     """
 
+    # nn.Module keeps its parts as plain modules; these say what they are.
+    transform: ImageTransform
+    backbone: Any
+    rpn: ProposalNetwork
+    roi_heads: RoIHeads
+
     def __init__(
         self,
         *,
-        transform: nn.Module,
+        transform: ImageTransform,
         backbone: nn.Module,
-        rpn: nn.Module,
-        roi_heads: nn.Module,
+        rpn: ProposalNetwork,
+        roi_heads: RoIHeads,
         proposals: str = "rpn",
         num_classes: int,
     ) -> None:
@@ -165,15 +172,16 @@ def build_model(spec: ModelSpec, *, weights: str | None = None, backbone: nn.Mod
     """
     if spec.num_classes < 1:
         raise ValueError("num_classes=0: a network needs at least one class; take as many as the data has")
+    body: Any = backbone
     res5 = None
-    if backbone is None:
-        backbone, res5 = build_backbone(spec)
-    num_roi_maps = getattr(backbone, "num_roi_maps", len(backbone.strides))
+    if body is None:
+        body, res5 = build_backbone(spec)
+    num_roi_maps = getattr(body, "num_roi_maps", len(body.strides))
     model = MaskRCNN(
         transform=ImageTransform(spec),
-        backbone=backbone,
-        rpn=build_rpn(spec, backbone.out_channels, backbone.strides),
-        roi_heads=RoIHeads(spec, in_channels=backbone.out_channels, strides=backbone.strides[:num_roi_maps], res5=res5),
+        backbone=body,
+        rpn=build_rpn(spec, body.out_channels, body.strides),
+        roi_heads=RoIHeads(spec, in_channels=body.out_channels, strides=body.strides[:num_roi_maps], res5=res5),
         proposals=spec.proposals,
         num_classes=spec.num_classes,
     )
