@@ -120,8 +120,8 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(ray_cluster: Non
 
 def test_a_killed_driver_goes_on_by_the_same_command(shapes: Path, tmp_path: Path):
     """The whole program is killed with SIGKILL in the middle and started again; one worker."""
-    config = settings(shapes, tmp_path / "killed", max_steps=120, checkpoint_every_steps=10, num_to_keep=2)
-    _undisturbed(0, to_plain(settings(shapes, tmp_path / "whole", max_steps=120, num_to_keep=2)), 1)
+    config = settings(shapes, tmp_path / "killed", max_steps=60, checkpoint_every_steps=10, num_to_keep=2)
+    _undisturbed(0, to_plain(settings(shapes, tmp_path / "whole", max_steps=60, checkpoint_every_steps=10)), 1)
 
     (tmp_path / "train.yaml").write_text(to_yaml(config))
     command = [sys.executable, "-m", "jobs", "train", "--config", str(tmp_path / "train.yaml")]
@@ -134,7 +134,7 @@ def test_a_killed_driver_goes_on_by_the_same_command(shapes: Path, tmp_path: Pat
         first.kill()
         first.wait()
     assert first.returncode == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
-    assert max(output.steps()) < 120, "the kill came too late to mean anything"
+    assert max(output.steps()) < 60, "the kill came too late to mean anything"
 
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr

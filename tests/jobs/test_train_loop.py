@@ -187,6 +187,19 @@ def test_the_length_is_the_earlier_of_steps_and_epochs(shapes: Path, tmp_path: P
     assert steps(max_steps=None, num_epochs=10) == 25
 
 
+@pytest.mark.slow
+def test_it_learns_two_images_by_heart(tmp_path: Path):
+    draw_shapes(str(tmp_path), num_train=2, num_val=1, num_unlabelled=0, image_size=(96, 96), max_shapes=3)
+    values = to_plain(settings(tmp_path, tmp_path / "out", max_steps=300, data_workers=1, optimizer="adamw"))
+    values["model"]["spec"] = ModelSpec.tiny(0, image_min_size=96, image_max_size=128).to_dict()
+    values["data"] |= {"val": values["data"]["train"], "augment": {"horizontal_flip": 0.0}}
+    values["train"] |= {"learning_rate": 1e-3, "clip_norm": 5.0, "warmup_steps": 20, "checkpoint_every_steps": 300}
+    values["train"] |= {"validate_every_steps": 300, "log_every_steps": 100}
+    train(TrainConfig.model_validate(values))
+    (figures,) = [row for row in TrainingOutput(str(tmp_path / "out")).read_metrics() if "segm_AP" in row]
+    assert figures["segm_AP"] >= 0.9
+
+
 class TestValidation:
     def test_the_best_checkpoint_stays_and_a_cut_off_run_has_the_same_figures(self, shapes: Path, tmp_path: Path):
         options = {"validate_every_steps": 2, "num_to_keep": 1, "validate_train_images": 3, "log_every_steps": 3}
