@@ -84,7 +84,8 @@ def _frame(
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
     for place, text in ticks:
         x = _x(place, low, high)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{escape(text)}</text>')
+        anchor = "end" if x > WIDTH - 30 else "middle"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{escape(text)}</text>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle" class="axis">{escape(label)}</text>')
     return parts
@@ -105,5 +106,5 @@ def _y(share: float) -> float:
 
 def _number(value: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0e}"
+        return f"{value:.1e}"
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,22 @@ def color_of(category: str) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def palette(categories: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """A colour for each class of a set, as far from one another as their number allows: hues go round by the golden
+    angle in the order of the names. The same set gives the same colours."""
+    colors = {}
+    for place, name in enumerate(sorted(set(categories))):
+        hue = (0.58 + place * 0.61803398875) % 1
+        red, green, blue = colorsys.hls_to_rgb(hue, (0.55, 0.66, 0.45)[place // 8 % 3], 0.92)
+        colors[name] = (round(red * 255), round(green * 255), round(blue * 255))
+    return colors
+
+
 def overlay(
     photo: np.ndarray | Image.Image,
     instances: pd.DataFrame,
     *,
+    colors: Mapping[str, tuple[int, int, int]] | None = None,
     min_score: float = 0.0,
     masks: bool = True,
     boxes: bool = True,
@@ -47,6 +59,7 @@ def overlay(
         photo: uint8 [H, W, 3] RGB, or a PIL image, at the size the run segmented it (after the EXIF turn).
         instances: this photo's rows of the instances table (`category`, `score`, `x1` .. `y2`, `rle_counts`,
             `image_height`, `image_width`); no row draws nothing.
+        colors: of the classes, e.g. `palette` of all a run knows; None, or a class that is not in it: `color_of`.
         min_score: rows below are left out.
 
     Returns:
@@ -65,21 +78,22 @@ def overlay(
         raise ValueError(
             f"the photo is {image.height} x {image.width}, but its instances were found on {height} x {width} pixels"
         )
-    colors = [color_of(category) for category in rows["category"]]
+    known = colors or {}
+    of_row = [known.get(category) or color_of(category) for category in rows["category"]]
     pixels = np.array(image)
     if masks:
-        for mask, color in zip(decode_masks(rows), colors, strict=True):
+        for mask, color in zip(decode_masks(rows), of_row, strict=True):
             _blend(pixels, mask.astype(bool), color)
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     line_px = max(1, round(min(image.size) / 250))
     if boxes:
-        for row, color in zip(rows.itertuples(), colors, strict=True):
+        for row, color in zip(rows.itertuples(), of_row, strict=True):
             corners = (row.x1, row.y1, max(row.x2 - 1, row.x1), max(row.y2 - 1, row.y1))  # PIL's edges are inclusive
             draw.rectangle(corners, outline=color, width=line_px)
     if labels:
         font = _font(max(11, round(min(image.size) / 32)))
-        for row, color in zip(rows.itertuples(), colors, strict=True):
+        for row, color in zip(rows.itertuples(), of_row, strict=True):
             _label(draw, f"{row.category} {row.score:.2f}", (row.x1, row.y1), color, font, image.size)
     return image
 
@@ -165,6 +179,7 @@ def save_overlays(
     chosen = pd.concat([images[found], images[~found]]).head(num_images)
     rows = load_instances(run, filters=[("image_id", "in", chosen["image_id"].tolist()), ("score", ">=", min_score)])
     by_image = dict(tuple(rows.groupby("image_id")))
+    colors = palette(load_instances(run, ["category"])["category"].unique())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures: list[Image.Image] = []
@@ -172,7 +187,7 @@ def save_overlays(
     written: list[Path] = []
     for row in chosen.sort_values("image_id").itertuples():
         try:
-            picture = overlay(open_photo(row.uri), by_image.get(row.image_id, rows.iloc[:0]))
+            picture = overlay(open_photo(row.uri), by_image.get(row.image_id, rows.iloc[:0]), colors=colors)
         except (OSError, ValueError):
             continue
         path = folder / f"{len(pictures):03d}_{_file_stem(row.image_id)}.png"

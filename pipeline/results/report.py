@@ -24,7 +24,7 @@ from pipeline.manifest import Run, open_run
 from pipeline.results.charts import bar_chart, line_chart
 from pipeline.results.outlines import mask_to_polygons
 from pipeline.results.query import decode_mask, iter_instances, load_images, load_instances
-from pipeline.results.render import color_of, open_photo
+from pipeline.results.render import open_photo, palette
 from pipeline.schema import OK, STATUSES
 
 MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole file
@@ -116,7 +116,8 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
     for frame in iter_instances(run, ["image_id", "category", "score", "area_px"], batch_rows=262_144):
         totals.add(frame, draw)
     chosen = choose_images(images[images["status"] == OK], totals.examples, num_images)
-    gallery = _gallery(run, chosen)
+    colors = {name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in palette(totals.by_class).items()}
+    gallery = _gallery(run, chosen, colors)
     statuses = images["status"].value_counts()
     failures = [
         {
@@ -133,7 +134,7 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
     ok = int(statuses.get(OK, 0))
     most = max(totals.by_class.values(), default=1)
     classes = [
-        {"name": name, "count": count, "sure": totals.sure_by_class[name], "share": count / most, "color": _css(name)}
+        {"name": name, "count": count, "sure": totals.sure_by_class[name], "share": count / most, "color": colors[name]}
         for name, count in totals.by_class.most_common()
     ]
     model = run.spec.get("model", {})
@@ -184,7 +185,7 @@ def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int)
     return pd.concat([images[images["image_id"].isin(wanted)], rest]).sort_values("draw")
 
 
-def _gallery(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
+def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, Any]]:
     columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
     columns += ["image_height", "image_width"]
     rows = load_instances(run, columns, [("image_id", "in", chosen["image_id"].tolist())]) if len(chosen) else None
@@ -194,7 +195,7 @@ def _gallery(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
     for row in chosen.itertuples():
         instances = found.get(row.image_id)
         try:
-            entry = _gallery_entry(row, instances)
+            entry = _gallery_entry(row, instances, colors)
         except (OSError, ValueError):  # the photo is gone or cannot be opened any more: the run is what is reported
             continue
         size += len(json.dumps(entry))
@@ -204,7 +205,7 @@ def _gallery(run: Run, chosen: pd.DataFrame) -> list[dict[str, Any]]:
     return gallery
 
 
-def _gallery_entry(row: Any, instances: pd.DataFrame | None) -> dict[str, Any]:
+def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str, str]) -> dict[str, Any]:
     photo = open_photo(row.uri)
     height, width = photo.height, photo.width
     if (height, width) != (row.height, row.width):
@@ -222,7 +223,7 @@ def _gallery_entry(row: Any, instances: pd.DataFrame | None) -> dict[str, Any]:
                 "c": instance.category,
                 "s": round(float(instance.score), 3),
                 "a": int(instance.area_px),
-                "k": _css(instance.category),
+                "k": colors[instance.category],
                 "b": [round(float(v) * scale, 1) for v in (instance.x1, instance.y1, instance.x2, instance.y2)],
                 "p": [[round(value * scale, 1) for value in polygon] for polygon in polygons],
             }
@@ -293,10 +294,6 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if name.endswith(("positives", "negatives")) else f"{value:.3f}"
-
-
-def _css(category: str) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color_of(category))
 
 
 def _script_json(value: Any) -> str:

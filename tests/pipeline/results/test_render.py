@@ -7,7 +7,7 @@ import pytest
 from made_run import image_row, write_run
 from PIL import Image
 
-from pipeline.results.render import color_of, contact_sheet, open_photo, overlay, save_overlays, to_rgb
+from pipeline.results.render import color_of, contact_sheet, open_photo, overlay, palette, save_overlays, to_rgb
 
 
 def test_masks_are_tinted_and_the_rest_is_left_alone(drawn_run, frames):
@@ -52,6 +52,14 @@ def test_colors_belong_to_names_and_differ():
     names = ["person", "car", "circle", "square", "triangle", "balloon"]
     assert len({color_of(name) for name in names}) == len(names)
     assert color_of("person") == color_of("person")
+
+
+def test_a_palette_keeps_few_classes_far_apart():
+    colors = palette(["triangle", "circle", "square", "person"])
+    assert colors == palette({"person", "square", "circle", "triangle"})
+    values = [np.array(color, int) for color in colors.values()]
+    assert min(np.abs(a - b).sum() for n, a in enumerate(values) for b in values[:n]) > 120
+    assert len(set(palette(map(str, range(80))).values())) == 80
 
 
 def test_contact_sheet_holds_every_picture():
