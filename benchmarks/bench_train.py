@@ -108,10 +108,14 @@ def main() -> None:
                 cpu[name].append((time.process_time() - cpu_started) / options.steps)
         our_s = sum(wall["ours"]) * options.steps
         for name in wall:
-            print(f"{name:<10} {statistics.median(wall[name]):.4f} s a step  {statistics.median(cpu[name]):.4f} s of CPU")
+            print(
+                f"{name:<10} {statistics.median(wall[name]):.4f} s a step  {statistics.median(cpu[name]):.4f} s of CPU"
+            )
         ratios = [ours_s / reference_s for ours_s, reference_s in zip(wall["ours"], wall["reference"])]
         cpu_ratio = statistics.median(cpu["ours"]) / statistics.median(cpu["reference"])
-        print(f"ratio ours / reference: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f}), CPU {cpu_ratio:.3f}")
+        print(
+            f"ratio ours / reference: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f}), CPU {cpu_ratio:.3f}"
+        )
         print(f"data wait share: {sum(waits) / our_s:.1%}")
 
 

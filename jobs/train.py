@@ -150,7 +150,9 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     if train.validate_every_steps is not None:
         data = config.data
         if data.val is None:
-            raise ValueError("train.validate_every_steps is set, but data.val is null; give a validation set, or null here")
+            raise ValueError(
+                "train.validate_every_steps is set, but data.val is null; give a validation set, or null here"
+            )
         validation = load_annotations(data.val, format=data.format, image_root=data.val_image_root)
         align_categories(validation, annotated.categories)
     if config.model.checkpoint is not None:
@@ -201,9 +203,7 @@ def to_saved(config: TrainConfig) -> dict[str, Any]:
     return {name: values for name, values in to_plain(config).items() if name != "storage"}
 
 
-def check_same_training(
-    output: TrainingOutput, settings: Mapping[str, Any], *, num_done: int, num_images: int
-) -> None:
+def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, num_done: int, num_images: int) -> None:
     """Refuses settings that train something else than the output was started with.
 
     The length (max_steps, num_epochs) may change where the learning rate of every step done stays what it was.
@@ -244,7 +244,9 @@ def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_don
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(values, Mapping) and values:
-        return {key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()}
+        return {
+            key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()
+        }
     return {prefix.rstrip("."): values}
 
 

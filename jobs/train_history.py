@@ -86,7 +86,9 @@ class History:
 
         with contextlib.ExitStack() as stack:
             local = self.output.local_root
-            folder = local / "tensorboard" if local is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = (
+                local / "tensorboard" if local is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            )
             # Steps after the resumed one that an earlier start logged are taken back.
             writer = SummaryWriter(str(folder), purge_step=self._resumed_at + 1)
             for row in rows:

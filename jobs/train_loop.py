@@ -98,7 +98,9 @@ def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: i
 
 def rate_of_step(train: TrainSection, step: int, *, max_steps: int, world_size: int) -> float:
     """Learning rate of a step, scaled linearly to the batch where a reference is given (Goyal et al., 2017)."""
-    scale = 1.0 if train.reference_batch_size is None else images_per_step(train, world_size) / train.reference_batch_size
+    scale = (
+        1.0 if train.reference_batch_size is None else images_per_step(train, world_size) / train.reference_batch_size
+    )
     return learning_rate_at(
         step,
         learning_rate=train.learning_rate * scale,
@@ -139,7 +141,10 @@ class Window:
         steps = max(1, self.num_steps)
         values = torch.stack(
             [self.losses[name].double() / steps for name in names]
-            + [torch.tensor(v, dtype=torch.float64, device=worker.device) for v in (self.num_images, self.wait_s, seconds)]
+            + [
+                torch.tensor(v, dtype=torch.float64, device=worker.device)
+                for v in (self.num_images, self.wait_s, seconds)
+            ]
         )
         if worker.world_size > 1:
             dist.all_reduce(values)
@@ -326,7 +331,9 @@ class TrainingRun:
     def _on_non_finite(self, result: StepResult) -> None:
         self.num_non_finite += 1
         suspects = sorted({image_id for ids in _gather(result.suspects, self.worker) for image_id in ids})
-        sentence = f"step {self.step}: the loss or its gradient is not finite; images of the batch: {', '.join(suspects)}"
+        sentence = (
+            f"step {self.step}: the loss or its gradient is not finite; images of the batch: {', '.join(suspects)}"
+        )
         if self.num_non_finite > self.train.max_non_finite_steps:
             raise TrainingStopped(
                 f"{sentence}. {self.num_non_finite} steps were not finite, and train.max_non_finite_steps allows "
@@ -438,7 +445,10 @@ class TrainingRun:
                 self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(row['step'])}"})
             figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("segm_AP", "bbox_AP", "mean_iou") if name in row)
             self.report(
-                "validation", f"step {row['step']}: {figures}{', the best so far' if is_best else ''}", **row, is_best=is_best
+                "validation",
+                f"step {row['step']}: {figures}{', the best so far' if is_best else ''}",
+                **row,
+                is_best=is_best,
             )
         if self.train.early_stop_patience is not None:
             stop = self.history.num_validations_since_best() >= self.train.early_stop_patience

@@ -1,13 +1,13 @@
 """A training's output: its checkpoints, metrics and configuration, on a disk or in a bucket.
 
-    OUT/config.yaml                       what is trained, written once
-    OUT/metrics.parquet                   one row for each log_every_steps steps or checkpoint, and each validation
-    OUT/checkpoints/step-00000400/        immutable; its marker is written last
-    OUT/best.json                         step and figures of the best checkpoint, where there is validation
-    OUT/finished.json                     written last
-    OUT/tensorboard/                      the same figures for TensorBoard
-    OUT/curves.png, OUT/summary.html      the training at a glance
-    OUT/set_aside/step-00000400-1/        a checkpoint that could not be read (local disks only)
+OUT/config.yaml                       what is trained, written once
+OUT/metrics.parquet                   one row for each log_every_steps steps or checkpoint, and each validation
+OUT/checkpoints/step-00000400/        immutable; its marker is written last
+OUT/best.json                         step and figures of the best checkpoint, where there is validation
+OUT/finished.json                     written last
+OUT/tensorboard/                      the same figures for TensorBoard
+OUT/curves.png, OUT/summary.html      the training at a glance
+OUT/set_aside/step-00000400-1/        a checkpoint that could not be read (local disks only)
 """
 
 from __future__ import annotations
@@ -237,7 +237,9 @@ class TrainingOutput:
             values = [row.get(name) for row in rows]
             is_whole = all(isinstance(value, int) for value in values if value is not None)
             kind = _METRIC_TYPES.get(name, pa.int64() if is_whole else pa.float64())
-            columns[name] = pa.array([None if v is None else (int(v) if pa.types.is_integer(kind) else float(v)) for v in values], kind)
+            columns[name] = pa.array(
+                [None if v is None else (int(v) if pa.types.is_integer(kind) else float(v)) for v in values], kind
+            )
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns), buffer, compression="zstd", write_page_checksum=True)
         self.storage.write_bytes(METRICS, buffer.getvalue())

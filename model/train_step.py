@@ -376,9 +376,7 @@ class Trainer:
                 name: count * self.world_size / max(total_count, 1.0)
                 for name, count, total_count in zip(_NORMALISERS, counts, totals)
             }
-            factors = {
-                name: share[NORMALISER_OF_LOSS[name]] if name in NORMALISER_OF_LOSS else 1.0 for name in losses
-            }
+            factors = {name: share[NORMALISER_OF_LOSS[name]] if name in NORMALISER_OF_LOSS else 1.0 for name in losses}
         return factors, num_bad == 0
 
     def _update(self, result: StepResult, image_ids: Iterable[str]) -> None:

@@ -84,7 +84,9 @@ def assert_same_state(first: Any, second: Any, place: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"optimizer": "adamw", "ema_decay": 0.9, "accumulate_steps": 2, "data_workers": 2}], ids=["sgd", "all"]
+    "options",
+    [{}, {"optimizer": "adamw", "ema_decay": 0.9, "accumulate_steps": 2, "data_workers": 2}],
+    ids=["sgd", "all"],
 )
 def test_a_run_cut_off_anywhere_ends_as_an_undisturbed_one(shapes: Path, tmp_path: Path, options: dict[str, Any]):
     train(settings(shapes, tmp_path / "whole", **options))
@@ -147,7 +149,9 @@ def test_a_broken_photo_is_named_and_training_goes_on(shapes: Path, tmp_path: Pa
     events = lambda kind, sentence, **v: broken.update({v["image_id"]: v["reason"]}) if kind == "broken" else None  # noqa: E731
     done = train(settings(data, tmp_path / "out", max_steps=5), events)
     assert done["step"] == 5
-    by_file = {image["file_name"]: str(image["id"]) for image in json.loads((data / "train.json").read_text())["images"]}
+    by_file = {
+        image["file_name"]: str(image["id"]) for image in json.loads((data / "train.json").read_text())["images"]
+    }
     expected = {identity for name, identity in by_file.items() if Path(name).name in (photos[3].name, photos[7].name)}
     assert broken.keys() == expected
     assert "no such file" in broken[by_file[next(n for n in by_file if Path(n).name == photos[7].name)]]
@@ -169,7 +173,10 @@ def test_a_start_from_a_checkpoint_takes_what_fits(shapes: Path, tmp_path: Path)
     values["model"]["checkpoint"] = str(tmp_path / "first")
     values["train"]["learning_rate"] = 1e-12
     said: list[str] = []
-    train(TrainConfig.model_validate(values), lambda kind, sentence, **v: said.append(sentence) if kind == "start" else None)
+    train(
+        TrainConfig.model_validate(values),
+        lambda kind, sentence, **v: said.append(sentence) if kind == "start" else None,
+    )
     first, second = newest(tmp_path / "first").state_dict, newest(tmp_path / "second").state_dict
     assert f"{len(first)} of {len(first)} tensors fit" in said[0]
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
@@ -308,7 +315,9 @@ class TestRefusals:
     def test_a_wrong_number_of_classes_and_no_data_are_refused_with_nothing_written(self, shapes: Path, tmp_path: Path):
         values = to_plain(settings(shapes, tmp_path / "out"))
         values["model"]["spec"]["num_classes"] = 7
-        with pytest.raises(ValueError, match=r"model\.spec\.num_classes is 7, but .* 3 categories \(circle, square, tri"):
+        with pytest.raises(
+            ValueError, match=r"model\.spec\.num_classes is 7, but .* 3 categories \(circle, square, tri"
+        ):
             prepare_train(TrainConfig.model_validate(values))
         values["data"]["train"] = str(tmp_path / "nothing.json")
         with pytest.raises(ValueError, match=r"nothing\.json"):

@@ -23,7 +23,13 @@ from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
 
 SPEC = ModelSpec.tiny(
-    0, fpn_channels=8, box_head_channels=8, mask_head_channels=(8,), mask_deconv_channels=8, image_min_size=48, image_max_size=64
+    0,
+    fpn_channels=8,
+    box_head_channels=8,
+    mask_head_channels=(8,),
+    mask_deconv_channels=8,
+    image_min_size=48,
+    image_max_size=64,
 )
 
 
@@ -36,7 +42,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "import signal; from moto.server import ThreadedMotoServer as S; s = S('127.0.0.1', 0, verbose=False); s.start(); "
         "print(s.get_host_and_port()[1], flush=True); signal.pause()"
     )
-    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
         for name, value in (
