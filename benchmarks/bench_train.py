@@ -114,7 +114,8 @@ def main() -> None:
         ratios = [ours_s / reference_s for ours_s, reference_s in zip(wall["ours"], wall["reference"])]
         cpu_ratio = statistics.median(cpu["ours"]) / statistics.median(cpu["reference"])
         print(
-            f"ratio ours / reference: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f}), CPU {cpu_ratio:.3f}"
+            f"ratio ours / reference: {statistics.median(ratios):.3f} "
+            f"(rounds {min(ratios):.3f} to {max(ratios):.3f}), CPU {cpu_ratio:.3f}"
         )
         print(f"data wait share: {sum(waits) / our_s:.1%}")
 

@@ -283,7 +283,8 @@ def _check_cluster(config: TrainConfig) -> None:
         needed, present = each * (train.min_workers or train.num_workers), total(name)
         if needed > present:
             raise ConfigError(
-                f"train.num_workers: {train.min_workers or train.num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
+                f"train.num_workers: {train.min_workers or train.num_workers} needs {needed} {name}s, "
+                f"the cluster has {present}; allowed are "
                 f"at most {present // each} workers"
             )
 

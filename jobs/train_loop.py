@@ -78,7 +78,8 @@ def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec
         names = ", ".join(category.name for category in categories[:10])
         raise ValueError(
             f"model.spec.num_classes is {spec.num_classes}, but the training data has {len(categories)} categories "
-            f"({names}{', ...' if len(categories) > 10 else ''}); allowed is {len(categories)}, or 0 for as many as it has"
+            f"({names}{', ...' if len(categories) > 10 else ''}); allowed is {len(categories)}, "
+            "or 0 for as many as it has"
         )
     return spec
 

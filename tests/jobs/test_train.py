@@ -94,7 +94,7 @@ def test_a_killed_worker_costs_no_exactness(ray_cluster: None, shapes: Path, tmp
     config = settings(shapes, tmp_path / "killed", num_workers=2, max_steps=30)
     result = run_train(prepare_train(config), on_progress=kill_once)
     assert result.num_restarts == 1 and [event.kind for event in events].count("restart") == 1
-    assert [e.values["step"] for e in events if e.kind == "resume"][0] in range(4, 30, 2)
+    assert next(e.values["step"] for e in events if e.kind == "resume") in range(4, 30, 2)
     assert result.step == 30 and result.last_metrics["step"] == 30
 
     values = to_plain(settings(shapes, tmp_path / "whole", num_workers=2, max_steps=30))

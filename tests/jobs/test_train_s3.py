@@ -39,7 +39,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import boto3
 
     program = (
-        "import signal; from moto.server import ThreadedMotoServer as S; s = S('127.0.0.1', 0, verbose=False); s.start(); "
+        "import signal; from moto.server import ThreadedMotoServer as S; s = S('127.0.0.1', 0, verbose=False); "
+        "s.start(); "
         "print(s.get_host_and_port()[1], flush=True); signal.pause()"
     )
     server = subprocess.Popen(
