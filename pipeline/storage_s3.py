@@ -270,12 +270,14 @@ _one_at_a_time = threading.Lock()
 
 def _shared_client(settings: StorageSettings) -> _Client:
     """The one client of this process for these settings: the cap on requests holds for all its storages."""
+    # What the settings leave open is read from these; connections do not survive a fork.
+    environment = hash(frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     with _one_at_a_time:
-        return _client(settings, os.getpid())  # connections do not survive a fork
+        return _client(settings, environment, os.getpid())
 
 
 @functools.lru_cache(maxsize=16)
-def _client(settings: StorageSettings, pid: int) -> _Client:
+def _client(settings: StorageSettings, environment: int, pid: int) -> _Client:
     return _Client(settings)
 
 
