@@ -24,6 +24,8 @@ def cluster(section: ClusterSection) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets its workers starve beside anything else
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than 30 s
     # Ray's C++ core warns on stderr of things that are no fault (restartable actors with large arguments).
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU keep CUDA's own view
