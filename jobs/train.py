@@ -147,6 +147,12 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     train = config.train
     annotated = load_training_set(config)
     resolve_spec(config.model.spec, annotated.categories)
+    model = config.model
+    if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
+        raise ConfigError(
+            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: frozen statistics "
+            "of random weights train nothing; from scratch take 'group' or 'batch'"
+        )
     if train.validate_every_steps is not None:
         data = config.data
         if data.val is None:
