@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/maskfleet demo
 
+# One thread a process: the tests run many processes, and OpenMP threads that wait for one another waste the cores.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # The same storage against Ceph's RADOS Gateway, fetched once from Debian's packages; skips with the reason elsewhere.
 test-s3: $(STAMP)
