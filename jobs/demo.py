@@ -82,7 +82,7 @@ def run_demo(config: DemoConfig, *, say: Callable[[str], None], print_table: Cal
         ("run/images", "one row for each of the unlabelled images"),
         ("run/instances", "one row for each instance: box, score, mask as RLE"),
         ("evaluation", "the figures above as JSON and Parquet"),
-        ("pictures", f"{len(pictures)} overlays; look at {pictures[0].name}"),
+        ("pictures", f"what it looks like; begin with {pictures[0].name}"),
     ):
         say(f"  {config.output.uri}/{name:<14} {what}")
     say("")
@@ -126,12 +126,13 @@ def _describe(instances: pd.DataFrame, images: pd.DataFrame) -> str:
     """The instances table's first rows and what a user would ask first, as pandas prints them."""
     columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
     best = instances.sort_values("score", ascending=False)[columns].head(8)
+    best = best.astype({name: "float64" for name in ("score", "x1", "y1", "x2", "y2")}).round(2)
     confident = instances[instances["score"] > 0.5]
     by_category = confident.groupby("category").agg(
         instances=("score", "size"), mean_score=("score", "mean"), mean_area_px=("area_px", "mean")
     )
-    with pd.option_context("display.width", 120, "display.max_columns", None, "display.max_colwidth", 24):
+    with pd.option_context("display.width", 120, "display.max_columns", None, "display.max_colwidth", 16):
         return (
-            f"\nrun/instances: {len(instances):,} rows of {len(images):,} images; the best:\n{best.round(3)}\n\n"
+            f"\nrun/instances: {len(instances):,} rows of {len(images):,} images; the best:\n{best.to_string(index=False)}\n\n"
             f"with a score above 0.5:\n{by_category.round(2)}"
         )
