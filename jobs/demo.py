@@ -133,6 +133,7 @@ def _describe(instances: pd.DataFrame, images: pd.DataFrame) -> str:
     )
     with pd.option_context("display.width", 120, "display.max_columns", None, "display.max_colwidth", 16):
         return (
-            f"\nrun/instances: {len(instances):,} rows of {len(images):,} images; the best:\n{best.to_string(index=False)}\n\n"
+            f"\nrun/instances: {len(instances):,} rows of {len(images):,} images; the best:\n"
+            f"{best.to_string(index=False)}\n\n"
             f"with a score above 0.5:\n{by_category.round(2)}"
         )

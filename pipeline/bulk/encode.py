@@ -74,6 +74,11 @@ def encode_instances(
     }
 
 
+def warm_up() -> None:
+    """Loads the mask encoder's compiled kernel, or compiles it, before the first image asks for it (seconds)."""
+    encode_roi_masks_and_areas(np.ones((1, 2, 2), np.float32), np.ones((1, 4), np.float32), (2, 2))
+
+
 def to_tables(results: list[ImageResult], *, shard: int, run_id: str) -> tuple[pa.Table, pa.Table]:
     """The images table and the instances table of one shard.
 

@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("jobs", "pipeline", "model")
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 PROGRAMS = ("__main__.py", "decode_child.py")  # run by themselves; a child's exit is its own
-GROUND_FLOOR = ("pipeline.schema", "pipeline.storage", "pipeline.manifest", "pipeline.rle", "pipeline.boxes")
+GROUND_FLOOR = (
+    "pipeline.schema",
+    "pipeline.storage",
+    "pipeline.manifest",
+    "pipeline.rle",
+    "pipeline.rle_kernel",
+    "pipeline.boxes",
+)
 
 
 def runtime_imports(path: Path) -> set[str]:
