@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from model.predictor import Detections
 
 # Small enough that a filter on category and score skips most of a shard, large enough to compress well.
-INSTANCES_ROW_GROUP = 8_192
+INSTANCES_ROW_GROUP = 2_048
 
 
 @dataclass
