@@ -72,6 +72,11 @@ class TrainDataSection(Section):
     num_images: int | None = Field(
         None, ge=1, description="Train on this many images, drawn by train.seed (smaller draws lie within larger ones)."
     )
+    extra_channels: str | None = Field(
+        None,
+        description="File with the further channels of a photo, such as {folder}/../depth/{stem}.png, for "
+        "model.spec.in_channels above 3; null where photos hold all channels themselves.",
+    )
     augment: AugmentSection = Field(default_factory=AugmentSection)
     copy_paste: float = Field(
         0.0, ge=0, le=1, description="Probability that objects of another photo are pasted onto one."

@@ -53,7 +53,13 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     input_uri, output_uri = _absolute(config.input.uri), _absolute(config.output.uri)
     _check_input(config, input_uri, output_uri)
     folder = find_checkpoint(config.model.checkpoint)
-    spec = run_spec(config, input_uri, load_checkpoint(folder))
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.spec.in_channels != 3:
+        raise ConfigError(
+            f"model.checkpoint: {folder} takes images of {checkpoint.spec.in_channels} channels; allowed are 3, since "
+            "a run decodes every file to RGB"
+        )
+    spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri)
     check_run(output, spec)
     notes = []

@@ -30,8 +30,11 @@ from jobs.train_output import TrainingOutput
 from jobs.train_summary import write_summary
 from pipeline.dataset.annotations import load_annotations
 from pipeline.dataset.class_map import align_categories
+from pipeline.dataset.subset import SubsetRecord
+from pipeline.manifest import to_json
 
 PUBLISHED_WEIGHTS = ("coco", "imagenet")
+SUBSET = "subset.json"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class TrainPlan:
         max_steps: Steps of the whole training.
         num_done: Steps that the newest complete checkpoint of the output stands for.
         is_finished: Nothing is left to do.
+        subset: Which images are trained on, where data.num_images takes a part of the set.
     """
 
     config: TrainConfig
@@ -81,6 +85,7 @@ class TrainPlan:
     max_steps: int
     num_done: int
     is_finished: bool = False
+    subset: SubsetRecord | None = None
 
     def describe(self) -> str:
         """One line for people."""
@@ -145,13 +150,13 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     output = TrainingOutput(config.output.uri, config.storage.to_settings())
     config = _with_absolute_places(config, output)
     train = config.train
-    annotated = load_training_set(config)
+    annotated, subset = load_training_set(config)
     resolve_spec(config.model.spec, annotated.categories)
     model = config.model
     if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
         raise ConfigError(
-            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: frozen statistics "
-            "of random weights train nothing; from scratch take 'group' or 'batch'"
+            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: the frozen "
+            "statistics of random weights mean nothing; from scratch take 'group' or 'batch'"
         )
     if train.validate_every_steps is not None:
         data = config.data
@@ -178,6 +183,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         max_steps=num_done + left,
         num_done=num_done,
         is_finished=finished is not None and (left == 0 or bool(finished.get("stopped_early"))),
+        subset=subset,
     )
 
 
@@ -200,6 +206,8 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
     with cluster(plan.config.cluster):
         _check_cluster(plan.config)
         output.write_config(to_saved(plan.config))
+        if plan.subset is not None:
+            output.storage.write_bytes(SUBSET, to_json(plan.subset.to_dict()))
         say(TrainEvent("start", plan.describe()))
         return _fit(plan.config, output, say)
 

@@ -30,8 +30,9 @@ from model.spec import ModelSpec
 from model.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
 from pipeline.dataset.annotations import AnnotatedSet, load_annotations
 from pipeline.dataset.augment import build_transforms
+from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.loader import SampleSet
-from pipeline.dataset.subset import take_subset
+from pipeline.dataset.subset import SubsetRecord, take_subset
 
 # Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
@@ -51,8 +52,8 @@ class Worker:
     device: torch.device
 
 
-def load_training_set(config: TrainConfig) -> AnnotatedSet:
-    """The images that are trained on.
+def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord | None]:
+    """The images that are trained on, and which ones they are where only a part of the set is taken.
 
     Raises:
         ValueError: There is no set there, it holds no image, or fewer than the subset wanted.
@@ -61,9 +62,12 @@ def load_training_set(config: TrainConfig) -> AnnotatedSet:
     annotated = load_annotations(data.train, format=data.format, image_root=data.image_root)
     if len(annotated) == 0:
         raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
+    record = None
     if data.num_images is not None:
-        annotated = take_subset(annotated, data.num_images, seed=config.train.seed)[0]
-    return annotated
+        annotated, record = take_subset(annotated, data.num_images, seed=config.train.seed)
+    if data.extra_channels is not None:
+        annotated = with_extra_channels(annotated, data.extra_channels)
+    return annotated, record
 
 
 def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
@@ -171,7 +175,7 @@ class TrainingRun:
         self.report = report if worker.rank == 0 else _say_nothing
         self.report_always = report
         self.output = TrainingOutput(config.output.uri, config.storage.to_settings())
-        self.annotated = load_training_set(config)
+        self.annotated, _ = load_training_set(config)
         self.spec = resolve_spec(config.model.spec, self.annotated.categories)
         self._start = self._find_start()
         self.trainer = self._build_trainer()
@@ -195,6 +199,8 @@ class TrainingRun:
         # A run that goes on does not need what it started from, which may be gone by now.
         is_new = self._start is None
         model = build_model(self.spec, weights=self.config.model.weights if is_new else None)
+        if model.weights_report is not None:
+            self.report("start", str(model.weights_report))
         if is_new and self.config.model.checkpoint is not None:
             self.report("start", load_fitting(model, self.config.model.checkpoint))
         # Samples of several sizes are trained at these; prediction always resizes.
@@ -404,7 +410,10 @@ class TrainingRun:
         if self.train.validate_every_steps is None or self.config.data.val is None:
             return
         data = self.config.data
-        sets = [("", load_annotations(data.val, format=data.format, image_root=data.val_image_root))]
+        validation = load_annotations(data.val, format=data.format, image_root=data.val_image_root)
+        if data.extra_channels is not None:
+            validation = with_extra_channels(validation, data.extra_channels)
+        sets = [("", validation)]
         if self.train.validate_train_images:
             num_images = min(self.train.validate_train_images, len(self.annotated))
             sets.append(("train_", take_subset(self.annotated, num_images, seed=self.train.seed)[0]))

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from jobs.config import to_plain
+from jobs.config import ConfigError, SegmentConfig, load_config, to_plain
 from jobs.config_train import TrainConfig
+from jobs.segment import prepare_segment
 from jobs.train import check_same_training, prepare_train, run_train, to_saved
 from jobs.train_loop import TrainingRun, TrainingStopped, Worker, steps_left
 from jobs.train_output import TrainingOutput
@@ -183,6 +185,30 @@ def test_a_start_from_a_checkpoint_takes_what_fits(shapes: Path, tmp_path: Path)
     values["model"]["checkpoint"] = str(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="nowhere"):
         prepare_train(TrainConfig.model_validate(values))
+
+
+def test_a_fourth_channel_and_a_recorded_subset_are_trained_on(shapes: Path, tmp_path: Path):
+    (tmp_path / "depth").mkdir()
+    for photo in (shapes / "train").glob("*.png"):
+        Image.open(photo).convert("L").save(tmp_path / "depth" / photo.name)
+    config = settings(shapes, tmp_path / "out", max_steps=1)
+    spec = ModelSpec.from_dict(
+        SPEC.to_dict() | {"in_channels": 4, "image_mean": [0.5] * 4, "image_std": [0.25] * 4}
+    )
+    extra = {"extra_channels": f"{tmp_path}/depth/{{stem}}.png", "num_images": 4, "val": None}
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"spec": spec}),
+            "data": config.data.model_copy(update=extra),
+        }
+    )
+    plan = prepare_train(config)
+    assert plan.num_images == plan.subset.num_images == 4 and plan.subset.of_images == 10
+    train(config)
+    assert newest(tmp_path / "out").state_dict["backbone.body.conv1.weight"].shape[1] == 4
+    with pytest.raises(ConfigError, match="images of 4 channels; allowed are 3"):
+        places = [f"model.checkpoint={tmp_path / 'out'}", f"input.uri={shapes / 'val'}", f"output.uri={tmp_path}/run"]
+        prepare_segment(load_config(SegmentConfig, None, places))
 
 
 def test_the_length_is_the_earlier_of_steps_and_epochs(shapes: Path, tmp_path: Path):
