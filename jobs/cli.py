@@ -239,7 +239,7 @@ def convert(
     print_config: PrintConfig = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Write annotations in another format: `maskfleet convert ANNOTATIONS TARGET --to coco|via|voc|cityscapes|labelme`."""
+    """Write annotations in another format: `maskfleet convert ANNOTATIONS TARGET --to coco|via|voc|cityscapes|...`."""
     given = [] if to is None else [f"convert.to={to}"]
     settings = _settings(ConvertConfig, config, words, print_config, "data.uri", "output.uri", extra=given)
     from jobs.annotations import describe_conversion, run_convert

@@ -52,7 +52,7 @@ class GateSection(Section):
 class HistorySection(Section):
     """Where every evaluation is kept."""
 
-    uri: str | None = Field(None, description="Folder that each evaluation adds a small Parquet file to; null keeps none.")
+    uri: str | None = Field(None, description="Folder that each evaluation adds a small file to; null keeps none.")
     label: str | None = Field(None, description="A word of yours for this evaluation.")
 
 
@@ -129,7 +129,7 @@ class ReportSection(Section):
     """What the report shows."""
 
     num_images: int = Field(120, ge=1, le=2000, description="Photos in the gallery at most.")
-    evaluation: str | None = Field(None, description="Folder of an evaluation; null takes RUN.evaluation if it is there.")
+    evaluation: str | None = Field(None, description="Folder of an evaluation; null takes RUN.evaluation if there.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the choice of photos.")
 
 

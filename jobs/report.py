@@ -30,7 +30,8 @@ def write_report(config: ReportConfig) -> str:
         run = open_finished(uri, "run.uri")
         html = build_report(run, evaluation=_evaluation_of(config, run), **settings)
     elif storage.exists(CONFIG):
-        html = build_report(training=pd.DataFrame(TrainingOutput(uri).read_metrics()), title=f"Training {uri}", **settings)
+        metrics = pd.DataFrame(TrainingOutput(uri).read_metrics())
+        html = build_report(training=metrics, title=f"Training {uri}", **settings)
     else:
         raise RunError(f"run.uri: {uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
     target = config.output.uri or f"{storage.uri.rstrip('/')}.report.html"

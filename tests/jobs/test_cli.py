@@ -51,7 +51,8 @@ def test_wrong_input_of_segment_is_refused_and_nothing_written(places: list[str]
     refused(["segment", checkpoint, "input.uri=/no/such/folder", out], "input.uri", "/no/such/folder", "folder")
     refused(["segment", "model.checkpoint=/no/model", photos, out], "/no/model", "checkpoint")
     refused(["segment", f"model.checkpoint={torn}", photos, out], "torn", "checkpoint.json")
-    refused(["segment", checkpoint, photos, f"output.uri={photos.removeprefix('input.uri=')}/out"], "output.uri", "inside")
+    inside = f"output.uri={photos.removeprefix('input.uri=')}/out"
+    refused(["segment", checkpoint, photos, inside], "output.uri", "inside")
     refused(["segment", "--config", "/no/such.yaml", *places], "/no/such.yaml", "cannot be read")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["torn"]
 

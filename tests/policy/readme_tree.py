@@ -1,4 +1,4 @@
-"""The annotated tree of the README, made from the modules' own first lines: `python tests/policy/readme_tree.py` renews it."""
+"""The README's annotated tree, from the modules' own first lines; `python tests/policy/readme_tree.py` renews it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def runtime_imports(path: Path) -> set[str]:
 
 
 def imports_of(path: Path, *packages: str) -> list[str]:
-    return sorted(name for name in runtime_imports(path) if any(name == p or name.startswith(p + ".") for p in packages))
+    return sorted(name for name in runtime_imports(path) if f"{name}.".startswith(tuple(f"{p}." for p in packages)))
 
 
 def relative(path: Path) -> str:

@@ -57,7 +57,7 @@ def test_a_plan_that_is_no_plan_is_named(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     assert read_plan(storage) is None
     storage.write_bytes(PLAN_KEY, b'{"parts": []}')
-    with pytest.raises(RunError, match="plan.json is unreadable"):
+    with pytest.raises(RunError, match=r"plan\.json is unreadable"):
         read_plan(storage)
 
 

@@ -56,7 +56,7 @@ def test_lists_are_sorted_and_name_each_image_once(three: list[str], tmp_path: P
     images = list(iter_corpus(str(path), kind="list", uri_column="url"))
     assert [image.image_id for image in images] == sorted(set(three))
     assert [fetch_bytes(DecodeLimits(), image) for image in images] == [b"aaa", b"bbb", b"ccc"]
-    with pytest.raises(CorpusError, match="has no column 'uri'.*url"):
+    with pytest.raises(CorpusError, match=r"has no column 'uri'.*url"):
         list(iter_corpus(str(path), kind="list"))
 
 
