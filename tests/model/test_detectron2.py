@@ -112,7 +112,8 @@ def check_detections(found, figures):
         if "mask_probs" in figures:
             assert np.abs(found["masks"][match, 0] - figures["mask_probs"][index]).max() <= 1e-2
         if "keypoints" in figures:
-            moved_px += np.abs(found["keypoints"][match, :, :2] - figures["keypoints"][index][:, :2]).max(axis=1).tolist()
+            moved = found["keypoints"][match, :, :2] - figures["keypoints"][index][:, :2]
+            moved_px += np.abs(moved).max(axis=1).tolist()
     if moved_px:
         # The highest place of a heat map is as exact as the box, save where two places are equally high up to rounding:
         # one of the 1,700 keypoints moves with the number of threads.
