@@ -42,7 +42,7 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
         if config.gate.max_drop is not None or config.gate.min_ap is not None:
             raise ConfigError("gate.max_drop and gate.min_ap look at AP, which needs ground_truth.uri; it is null")
         return ComparePlan(config, runs, None)
-    truth = load_truth(config.ground_truth.uri, config.ground_truth.format, config.ground_truth.image_root)
+    truth = load_truth(**dict(config.ground_truth))
     return ComparePlan(config, runs, truth)
 
 

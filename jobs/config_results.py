@@ -25,6 +25,7 @@ class GroundTruthSection(Section):
     uri: str = Field(min_length=1, description="COCO JSON, or a folder with annotations.")
     format: AnnotationFormat = Field("auto", description="Form of the annotations.")
     image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
+    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
 
 
 class EvaluateSection(Section):
@@ -96,6 +97,7 @@ class OptionalGroundTruthSection(Section):
     uri: str | None = Field(None, description="COCO JSON, or a folder with annotations; null compares without labels.")
     format: AnnotationFormat = Field("auto", description="Form of the annotations.")
     image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
+    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
 
 
 class CompareConfig(Section):

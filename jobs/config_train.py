@@ -67,6 +67,7 @@ class TrainDataSection(Section):
     format: Literal["auto", "coco", "via", "voc", "cityscapes", "labelme"] = Field(
         "auto", description="Form of the annotations."
     )
+    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
     image_root: str | None = Field(None, description="Folder of the training photos; null looks beside the JSON.")
     val_image_root: str | None = Field(None, description="The same for the validation photos.")
     num_images: int | None = Field(

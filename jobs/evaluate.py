@@ -43,7 +43,7 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         ValueError: no readable ground truth.
     """
     run = open_finished(config.run.uri, "run.uri")
-    truth = load_truth(config.ground_truth.uri, config.ground_truth.format, config.ground_truth.image_root)
+    truth = load_truth(**dict(config.ground_truth))
     output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
     return EvaluatePlan(config, run, truth, output)
 
@@ -87,7 +87,7 @@ def open_finished(uri: str, key: str) -> Run:
     return run
 
 
-def load_truth(uri: str, format: str, image_root: str | None) -> Truth:
+def load_truth(uri: str, format: str, image_root: str | None, default_category: str) -> Truth:
     """Ground truth of any format; of COCO JSON the very values, without looking for its photos.
 
     Raises:
@@ -97,7 +97,8 @@ def load_truth(uri: str, format: str, image_root: str | None) -> Truth:
         format = detect_format(uri)
     if format == "coco" and uri.lower().endswith(".json"):
         return Truth.load(uri)
-    return Truth.load(load_annotations(uri, format=format, image_root=image_root))
+    annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
+    return Truth.load(annotated)
 
 
 def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:

@@ -164,7 +164,9 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
             raise ValueError(
                 "train.validate_every_steps is set, but data.val is null; give a validation set, or null here"
             )
-        validation = load_annotations(data.val, format=data.format, image_root=data.val_image_root)
+        validation = load_annotations(
+            data.val, format=data.format, image_root=data.val_image_root, default_category=data.default_category
+        )
         align_categories(validation, annotated.categories)
     if config.model.checkpoint is not None:
         load_start(config.model.checkpoint)

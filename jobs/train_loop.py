@@ -59,7 +59,9 @@ def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord |
         ValueError: There is no set there, it holds no image, or fewer than the subset wanted.
     """
     data = config.data
-    annotated = load_annotations(data.train, format=data.format, image_root=data.image_root)
+    annotated = load_annotations(
+        data.train, format=data.format, image_root=data.image_root, default_category=data.default_category
+    )
     if len(annotated) == 0:
         raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
     record = None
@@ -410,7 +412,9 @@ class TrainingRun:
         if self.train.validate_every_steps is None or self.config.data.val is None:
             return
         data = self.config.data
-        validation = load_annotations(data.val, format=data.format, image_root=data.val_image_root)
+        validation = load_annotations(
+            data.val, format=data.format, image_root=data.val_image_root, default_category=data.default_category
+        )
         if data.extra_channels is not None:
             validation = with_extra_channels(validation, data.extra_channels)
         sets = [("", validation)]
