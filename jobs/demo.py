@@ -127,11 +127,12 @@ def _describe(instances: pd.DataFrame, images: pd.DataFrame) -> str:
     columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
     best = instances.sort_values("score", ascending=False)[columns].head(8)
     best = best.astype({name: "float64" for name in ("score", "x1", "y1", "x2", "y2")}).round(2)
+    best["rle_counts"] = best["rle_counts"].str.slice(0, 12) + "..."
     confident = instances[instances["score"] > 0.5]
     by_category = confident.groupby("category").agg(
         instances=("score", "size"), mean_score=("score", "mean"), mean_area_px=("area_px", "mean")
     )
-    with pd.option_context("display.width", 120, "display.max_columns", None, "display.max_colwidth", 16):
+    with pd.option_context("display.width", 120, "display.max_columns", None):
         return (
             f"\nrun/instances: {len(instances):,} rows of {len(images):,} images; the best:\n"
             f"{best.to_string(index=False)}\n\n"
