@@ -243,7 +243,7 @@ def _count_frames(image: Image.Image) -> int:
         num_frames = getattr(image, "n_frames", 1)
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # Pillow's format readers raise anything on a torn index; the first frame is judged by itself
         num_frames = 1
     image.seek(0)
     return num_frames
@@ -255,7 +255,7 @@ def _orientation(image: Image.Image) -> int | None:
         value = image.getexif().get(_ORIENTATION_TAG)
     except (MemoryError, OSError):  # PNG reads its pixels on the way to EXIF: their errors are the picture's
         raise
-    except Exception:
+    except Exception:  # damaged metadata raises anything from struct.error to SyntaxError; the picture may be whole
         return None
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 
