@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "maskfleet_bench_query")
     parser.add_argument("--instances", type=int, default=10_000_000)
     parser.add_argument("--json-instances", type=int, default=1_000_000)
-    parser.add_argument("--row-group", type=int, default=8192, help="rows, as the bulk run writes them")
+    parser.add_argument("--row-group", type=int, default=2048, help="rows; the bulk run writes 2048")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help="measure one side in this process and print JSON")
     arguments = parser.parse_args()
