@@ -47,7 +47,7 @@ def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
     from pipeline.results import load_instances
     from pipeline.results.query import load_table
     from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-    from pipeline.storage import LocalStorage
+    from pipeline.storage_local import LocalStorage
 
     if (folder / "results.json").exists():
         return

@@ -28,7 +28,7 @@ from pipeline.manifest import (
 )
 from pipeline.rle import encode_roi_masks, rle_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.storage import LocalStorage
+from pipeline.storage_local import LocalStorage
 
 SIZE = (480, 640)
 NUM_CATEGORIES = 80

@@ -13,7 +13,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.storage import LocalStorage, Storage, is_local, local_path, open_storage
+from pipeline.storage import Storage, is_local, local_path, open_storage
+from pipeline.storage_local import LocalStorage
 
 
 def plain_uri(uri: str) -> str:

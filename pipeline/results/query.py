@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pipeline.manifest import Run, RunError, open_run
 from pipeline.rle import decode_rle
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.storage_local import LocalStorage
 
 if TYPE_CHECKING:
     import pandas as pd

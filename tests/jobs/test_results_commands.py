@@ -18,7 +18,7 @@ from pipeline.dataset.annotations import load_annotations
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import Commit
 from pipeline.rle import encode_mask, rle_areas
-from pipeline.storage import LocalStorage
+from pipeline.storage_local import LocalStorage
 
 runner = CliRunner()
 

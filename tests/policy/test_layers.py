@@ -17,6 +17,7 @@ PROGRAMS = ("__main__.py", "decode_child.py")  # run by themselves; a child's ex
 GROUND_FLOOR = (
     "pipeline.schema",
     "pipeline.storage",
+    "pipeline.storage_local",
     "pipeline.manifest",
     "pipeline.rle",
     "pipeline.rle_kernel",

@@ -10,7 +10,7 @@ from pipeline.bulk import corpus
 from pipeline.bulk.corpus import choose_shard_size, read_plan, seal_plan
 from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.manifest import PLAN_KEY, RunError
-from pipeline.storage import LocalStorage
+from pipeline.storage_local import LocalStorage
 
 
 def images(count: int) -> list[PlannedImage]:

@@ -16,7 +16,7 @@ from pipeline.bulk import flow
 from pipeline.bulk.attempts import MAX_DEATHS, begin_attempt
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run
-from pipeline.storage import LocalStorage
+from pipeline.storage_local import LocalStorage
 from tests.pipeline.bulk.faulty_predictors import DEADLY, NOT_FINITE, DeadlyPredictor, NotFinitePredictor
 
 

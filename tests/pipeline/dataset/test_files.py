@@ -13,7 +13,7 @@ from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.coco import write_coco
 from pipeline.dataset.convert import convert_annotations
 from pipeline.dataset.loader import SampleSet
-from pipeline.storage import LocalStorage
+from pipeline.storage_local import LocalStorage
 
 
 @pytest.fixture

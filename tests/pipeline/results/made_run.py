@@ -15,7 +15,7 @@ from pipeline.dataset.annotations import mask_to_box, mask_to_rle
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.manifest import Commit, DataFile, commit_key, sha256_of, table_key, to_json
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.storage import LocalStorage
+from pipeline.storage_local import LocalStorage
 
 SPEC = {
     "schema_version": 1,

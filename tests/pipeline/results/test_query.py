@@ -14,7 +14,7 @@ from pipeline.manifest import RunError, open_run
 from pipeline.results import counts, decode_mask, decode_masks, iter_instances, load_images, load_instances
 from pipeline.results.query import _files_dataset
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.storage import LocalStorage
+from pipeline.storage_local import LocalStorage
 
 
 def test_the_tables_come_back_whole_with_their_columns(drawn_run):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import LocalStorage, StorageError, open_storage
+from pipeline.storage import StorageError, open_storage
+from pipeline.storage_local import LocalStorage
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
