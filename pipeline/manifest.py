@@ -178,11 +178,12 @@ class Run:
 
     def iter_commits(self) -> Iterator[Commit]:
         """Every commit there is, in order of shard."""
-        for info in self.storage.iter_objects("commits/"):
+        keys = [info.key for info in self.storage.iter_objects("commits/")]
+        for key, data in zip(keys, self.storage.read_many(keys)):
             try:
-                yield Commit.from_json(self.storage.read_bytes(info.key))
+                yield Commit.from_json(data)
             except RunError as error:
-                raise RunError(f"{self.storage.uri_of(info.key)}: {error}") from error
+                raise RunError(f"{self.storage.uri_of(key)}: {error}") from error
 
     @cached_property
     def files(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -131,8 +131,11 @@ class Storage(ABC):
         """Size and etag of an object. Raises FileNotFoundError when there is none."""
 
     @abstractmethod
-    def iter_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object below `prefix` (a folder, ending in '/', or empty), in order of key, streaming."""
+    def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        """Every object below `prefix` (a folder, ending in '/', or empty), in order of key, streaming.
+
+        With `after`, only those whose key is greater; what lies before is not listed at all.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -141,6 +144,17 @@ class Storage(ABC):
     @abstractmethod
     def open_input(self, key: str) -> BinaryIO:
         """The object for random reading (Parquet footers). Raises FileNotFoundError when there is none."""
+
+    def read_many(self, keys: Iterable[str]) -> Iterator[bytes]:
+        """`read_bytes` of each key, in order; a store that answers from afar is asked for several at a time."""
+        return map(self.read_bytes, keys)
+
+    def remove_unfinished(self) -> list[str]:
+        """Removes what writers that were killed left half written, where the store keeps such things; returns names.
+
+        A writer that is alive writes again what is taken away from it.
+        """
+        return []
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""

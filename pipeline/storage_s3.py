@@ -18,8 +18,11 @@ import threading
 import time
 import uuid
 from base64 import b64encode
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -99,10 +102,10 @@ class S3Storage(Storage):
         headers = self._request("head_object", key).headers
         return ObjectInfo(key, headers["ContentLength"], headers["ETag"].strip('"'))
 
-    def iter_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
         if prefix and not prefix.endswith("/"):
             raise ValueError(f"prefix must be empty or end in '/', not {prefix!r}")
-        token: dict[str, str] = {}
+        token = {"StartAfter": self._prefix + after} if after else {}
         while True:
             where = {"Prefix": self._prefix + prefix, "MaxKeys": _PAGE_KEYS}
             page = self._request("list_objects_v2", None, **where, **token).headers
@@ -121,6 +124,16 @@ class S3Storage(Storage):
     def open_input(self, key: str) -> BinaryIO:
         info = self.stat(key)
         return io.BufferedReader(_RangeReader(self, info), _READ_AHEAD_BYTES)
+
+    def read_many(self, keys: Iterable[str]) -> Iterator[bytes]:
+        parallel = self.settings.max_parallel
+        with ThreadPoolExecutor(parallel) as threads:
+            waiting, left = deque[Future[bytes]](), iter(keys)
+            while True:
+                waiting.extend(threads.submit(self.read_bytes, key) for key in islice(left, parallel - len(waiting)))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
 
     def _request(self, method: str, key: str | None, **arguments: Any) -> _Response:
         """One request, again until it gets an answer or the settings' patience ends."""

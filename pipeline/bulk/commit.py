@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -98,6 +98,23 @@ def read_commit(storage: Storage, shard: int) -> Commit | None:
         raise RunError(f"{storage.uri_of(key)}: {error}") from error
 
 
+def read_commits(storage: Storage, shards: Iterable[int]) -> Iterator[Commit]:
+    """The commits of shards that are all committed, in their order.
+
+    Raises:
+        RunError: a shard has no commit, or an unreadable one.
+    """
+    shards = list(shards)
+    found = storage.read_many(map(commit_key, shards))
+    for shard in shards:
+        try:
+            yield Commit.from_json(next(found))
+        except FileNotFoundError:
+            raise RunError(f"shard {shard} is not committed; run the same command again to finish the run") from None
+        except RunError as error:
+            raise RunError(f"{storage.uri_of(commit_key(shard))}: {error}") from error
+
+
 def write_table(storage: Storage, table: str, shard: int, attempt: str, data: bytes, rows: int) -> DataFile:
     """Writes one table of a shard under this attempt's own name."""
     key = table_key(table, shard, attempt)
@@ -136,14 +153,10 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
     Raises:
         RunError: a shard is not committed, or a commit counts other images than the plan.
     """
-    commits = []
-    for shard in range(plan.num_shards):
-        commit = read_commit(storage, shard)
-        if commit is None:
-            raise RunError(f"shard {shard} is not committed; run the same command again to finish the run")
+    commits = list(read_commits(storage, range(plan.num_shards)))
+    for shard, commit in enumerate(commits):
         if commit.images.rows != plan.num_images_of(shard) or commit.run_id != run_id:
             raise RunError(f"the commit of shard {shard} does not fit the plan; `maskfleet verify` says more")
-        commits.append(commit)
     write_manifest(storage, commits)
     totals = {
         "run_id": run_id,
@@ -169,7 +182,7 @@ def write_manifest(storage: Storage, commits: list[Commit]) -> None:
 
 
 def vacuum(storage: Storage, plan: Plan) -> list[str]:
-    """Removes the tables and plan parts of a sealed run that nothing names; returns their keys.
+    """Removes the tables and plan parts of a sealed run that nothing names, and half-written files; returns their keys.
 
     Raises:
         RunError: the run is not sealed, so that a file without a commit may be about to get one.
@@ -183,7 +196,7 @@ def vacuum(storage: Storage, plan: Plan) -> list[str]:
     ]
     for key in strangers:
         storage.delete(key)
-    return strangers
+    return strangers + storage.remove_unfinished()
 
 
 def add_up(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:

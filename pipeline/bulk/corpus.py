@@ -10,11 +10,12 @@ from __future__ import annotations
 import bisect
 import io
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, islice
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.listing import PlannedImage, to_table
@@ -32,6 +33,7 @@ from pipeline.storage import Storage
 GROUP_SIZE = 256
 MAX_GROUPS_PER_SHARD = 16
 PART_ROWS = 65_536
+_AFTER = b"maskfleet.after"  # the id behind which a part's listing began
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,20 @@ def choose_shard_size(num_images: int, num_workers: int) -> int:
     return GROUP_SIZE * max(1, min(MAX_GROUPS_PER_SHARD, groups))
 
 
-def seal_plan(storage: Storage, images: Iterable[PlannedImage], *, shard_size: int | None, num_workers: int) -> Plan:
+def seal_plan(
+    storage: Storage,
+    list_images: Callable[[str], Iterable[PlannedImage]],
+    *,
+    shard_size: int | None,
+    num_workers: int,
+) -> Plan:
     """Writes the plan and seals it; where another planner sealed first, its plan is the plan.
+
+    What an earlier planner that was killed has written is taken over, and the listing goes on behind it.
 
     Args:
         storage: the run's output.
-        images: the listing, in its final order.
+        list_images: the images behind a given id ('' for all), in order of id.
         shard_size: images a shard; None chooses by `choose_shard_size`.
         num_workers: how many workers share the shards.
 
@@ -117,10 +127,12 @@ def seal_plan(storage: Storage, images: Iterable[PlannedImage], *, shard_size: i
     their own parts.
     """
     attempt = uuid.uuid4().hex[:8]
-    parts = [
-        _write_part(storage, plan_part_key(number, attempt), rows)
-        for number, rows in enumerate(_chunks(images, PART_ROWS))
-    ]
+    parts, last = _earlier_parts(storage)
+    own = []
+    for number, rows in enumerate(_chunks(list_images(last), PART_ROWS), start=len(parts)):
+        own.append(_write_part(storage, plan_part_key(number, attempt), rows, last))
+        last = rows[-1].image_id
+    parts += own
     num_images = sum(part.rows for part in parts)
     sealed = {
         "num_images": num_images,
@@ -129,8 +141,8 @@ def seal_plan(storage: Storage, images: Iterable[PlannedImage], *, shard_size: i
     }
     if not storage.put_if_absent(PLAN_KEY, to_sealed_json(sealed)):
         winner = read_plan(storage)
-        if winner is not None and {part.key for part in parts}.isdisjoint(part.key for part in winner.parts):
-            for part in parts:
+        for part in own:
+            if winner is not None and part not in winner.parts:
                 storage.delete(part.key)
     plan = read_plan(storage)
     if plan is None:
@@ -156,9 +168,27 @@ def read_plan(storage: Storage) -> Plan | None:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
 
 
-def _write_part(storage: Storage, key: str, rows: list[PlannedImage]) -> DataFile:
+def _earlier_parts(storage: Storage) -> tuple[list[DataFile], str]:
+    """Whole parts that planners who never sealed left, as far as each begins where the one before ends; the last id."""
+    parts: list[DataFile] = []
+    last = ""
+    for info in storage.iter_objects("plan/"):
+        if not info.key.startswith(plan_part_key(len(parts), "")[: -len(".parquet")]):
+            continue
+        try:
+            data = storage.read_bytes(info.key)
+            table = pq.read_table(io.BytesIO(data), columns=["image_id"])
+        except (FileNotFoundError, pa.ArrowException):  # removed by its planner, who lost; or no longer whole
+            continue
+        if table.num_rows == PART_ROWS and table.schema.metadata[_AFTER] == last.encode():
+            parts.append(DataFile(info.key, table.num_rows, len(data), sha256_of(data)))
+            last = table["image_id"][-1].as_py()
+    return parts, last
+
+
+def _write_part(storage: Storage, key: str, rows: list[PlannedImage], after: str) -> DataFile:
     buffer = io.BytesIO()
-    table = to_table(rows)
+    table = to_table(rows).replace_schema_metadata({_AFTER: after})
     pq.write_table(
         table, buffer, row_group_size=GROUP_SIZE, compression="zstd", write_page_checksum=True, use_dictionary=False
     )

@@ -75,7 +75,7 @@ def tell_kind(uri: str) -> str:
 
 
 def iter_corpus(
-    uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri"
+    uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri", after: str = ""
 ) -> Iterator[PlannedImage]:
     """Every image of a corpus whose id matches a shell pattern, once, in order of id, streaming.
 
@@ -84,12 +84,13 @@ def iter_corpus(
         kind: one of KINDS.
         pattern: as in `fnmatch`, against the whole image id ('*' also crosses '/').
         uri_column: of a list, the column that holds the URIs.
+        after: only images whose id is greater; a bucket is listed from there on.
 
     Raises:
         CorpusError: the list, inventory or tar file is not readable as one.
     """
     if kind == "folder":
-        images: Iterable[PlannedImage] = _iter_folder(open_storage(uri))
+        images: Iterable[PlannedImage] = _iter_folder(open_storage(uri), after)
     elif kind == "list":
         images = sort_images(_iter_list(uri, uri_column))
     elif kind == "inventory":
@@ -98,7 +99,7 @@ def iter_corpus(
         images = sort_images(_iter_tars(uri))
     else:
         raise CorpusError(f"input.kind is {kind!r}; allowed are {', '.join(KINDS)}")
-    return (image for image in images if fnmatch.fnmatchcase(image.image_id, pattern))
+    return (image for image in images if image.image_id > after and fnmatch.fnmatchcase(image.image_id, pattern))
 
 
 def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iterator[PlannedImage]:
@@ -140,8 +141,8 @@ def _spill(part: list[PlannedImage], path: Path) -> Iterator[PlannedImage]:
     return (PlannedImage(**row) for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
 
 
-def _iter_folder(storage: Storage) -> Iterator[PlannedImage]:
-    for info in storage.iter_objects():
+def _iter_folder(storage: Storage, after: str) -> Iterator[PlannedImage]:
+    for info in storage.iter_objects(after=after):
         known = info.size_bytes >= 0
         yield PlannedImage(
             info.key, storage.uri_of(info.key), info.etag if known else None, info.size_bytes if known else None

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.bulk.commit import read_commit, write_manifest
+from pipeline.bulk.commit import add_up, read_commits, write_manifest
 from pipeline.manifest import Run, RunError, from_sealed_json, repair_prefix, to_sealed_json
 from pipeline.schema import STATUSES
 from pipeline.storage import Storage, open_storage
@@ -102,16 +102,9 @@ def seal_repair(repair: Repair) -> dict[str, int]:
     Raises:
         RunError: a shard is not committed.
     """
-    commits = [read_commit(repair.storage, shard) for shard in repair.shards]
-    missing = [shard for shard, commit in zip(repair.shards, commits) if commit is None]
-    if missing:
-        raise RunError(f"shard {missing[0]} of the repair is not committed; run the same command again to finish it")
-    write_manifest(repair.storage, [commit for commit in commits if commit is not None])
-    statuses: dict[str, int] = {}
-    for commit in commits:
-        for status, count in (commit.statuses if commit else {}).items():
-            statuses[status] = statuses.get(status, 0) + count
-    return statuses
+    commits = list(read_commits(repair.storage, repair.shards))
+    write_manifest(repair.storage, commits)
+    return add_up(commit.statuses for commit in commits)
 
 
 def _count(run: Run, row: dict[str, Any], statuses: tuple[str, ...]) -> int:

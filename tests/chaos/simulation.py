@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+from unittest import mock
 
 from pipeline.bulk import commit as protocol
+from pipeline.bulk import corpus
 from pipeline.bulk.corpus import Plan, read_plan, seal_plan
 from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import TABLES, Commit, DataFile, Run, RunError, commit_key, sha256_of, table_key
@@ -127,8 +129,8 @@ class SimulatedStorage(Storage):
     def stat(self, key: str) -> ObjectInfo:
         return ObjectInfo(key, len(self._step(lambda: self._get(key))), "")
 
-    def iter_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        keys = self._step(lambda: sorted(key for key in self.world.objects if key.startswith(prefix)))
+    def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        keys = self._step(lambda: sorted(key for key in self.world.objects if key.startswith(prefix) and key > after))
         for key in keys:
             yield ObjectInfo(key, 0, "")
 
@@ -150,14 +152,20 @@ class Writer:
 
     def __call__(self) -> None:
         run_id = protocol.claim_run(self.storage, SPEC)
-        images = [PlannedImage(f"{place}.jpg", f"{place}.jpg") for place in range(NUM_IMAGES)]
-        plan = read_plan(self.storage) or seal_plan(self.storage, images, shard_size=SHARD_SIZE, num_workers=1)
+        plan = read_plan(self.storage) or seal_plan(
+            self.storage, self.list_images, shard_size=SHARD_SIZE, num_workers=1
+        )
         todo = list(set(range(plan.num_shards)) - protocol.committed_shards(self.storage))
         self.world.chance.shuffle(todo)
         for shard in todo:
             if protocol.read_commit(self.storage, shard) is None:
                 self.segment_shard(plan, run_id, shard, self.attempt_name(shard))
         self.finish(plan, run_id)
+
+    def list_images(self, after: str) -> list[PlannedImage]:
+        """What this writer finds in the corpus: photos come and go while several writers list it."""
+        names = [f"{place}.jpg" for place in range(NUM_IMAGES) if self.world.chance.random() > 0.1]
+        return [PlannedImage(name, name) for name in names if name > after]
 
     def attempt_name(self, shard: int) -> str:
         return f"{self.name}-{self.world.chance.getrandbits(32):08x}"
@@ -210,12 +218,18 @@ class Promises:
                 raise Broken(f"{file.key} is not what was committed")
 
     def at_the_end(self, world: World, reader: Callable[[World], list[str]]) -> None:
-        """Each shard has one commit, readers see each shard once, and nothing unnamed is left."""
-        for shard in range(-(-NUM_IMAGES // SHARD_SIZE)):
+        """One plan names each image once, each shard has one commit, and readers see each shard once."""
+        plan = read_plan(_plain(world))
+        if plan is None:
+            raise Broken("there is no plan at the end")
+        planned = [image.image_id for image in plan.iter_images()]
+        if planned != sorted(set(planned)) or len(planned) != plan.num_images:
+            raise Broken(f"the plan is {planned}")
+        for shard in range(plan.num_shards):
             if commit_key(shard) not in world.objects:
                 raise Broken(f"shard {shard} has no commit at the end")
         seen = reader(world)
-        if len(seen) != len(set(seen)) or len(seen) != -(-NUM_IMAGES // SHARD_SIZE):
+        if len(seen) != len(set(seen)) or len(seen) != plan.num_shards:
             raise Broken(f"readers see {seen}")
 
 
@@ -243,7 +257,11 @@ def simulate(
     Raises:
         Broken: a promise did not hold.
     """
-    chance = random.Random(seed)
+    with mock.patch.object(corpus, "PART_ROWS", 2):
+        _simulate(random.Random(seed), writer, reader)
+
+
+def _simulate(chance: random.Random, writer: type[Writer], reader: Callable[[World], list[str]]) -> None:
     promises = Promises()
     world = World(chance, check=promises.after_each_call)
     for round_ in range(chance.randint(1, 3)):
@@ -257,7 +275,8 @@ def simulate(
     _raise(world.run({"last": writer(world, "last")}))
     promises.at_the_end(world, reader)
     named = {file.key for table in TABLES for file in Run(_plain(world), SPEC)._table_files(table)}
-    strangers = {key for key in world.objects if key.startswith(TABLES)} - named
+    named |= {part.key for part in read_plan(_plain(world)).parts}
+    strangers = {key for key in world.objects if key.startswith((*TABLES, "plan/"))} - named
     if strangers:
         raise Broken(f"{strangers} are left behind")
 

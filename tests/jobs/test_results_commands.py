@@ -40,7 +40,7 @@ def write_run(data: Path, out: Path, *, drop_every: int) -> None:
         "drop_every": drop_every,
     }
     run_id = claim_run(storage, spec)
-    plan = seal_plan(storage, iter_corpus(str(data / "val")), shard_size=100, num_workers=1)
+    plan = seal_plan(storage, lambda after: iter_corpus(str(data / "val"), after=after), shard_size=100, num_workers=1)
     annotated = {Path(image.file_name).name: image for image in truth.images}
     results = []
     for image in plan.read_shard(0):

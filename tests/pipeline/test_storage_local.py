@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import storage_local
 from pipeline.storage import StorageError, open_storage
 from pipeline.storage_local import LocalStorage
 
@@ -80,6 +81,50 @@ def test_listing_is_in_order_of_key_and_whole(tmp_path: Path) -> None:
     assert listed == sorted(keys)
     assert [info.key for info in storage.iter_objects("a/")] == ["a/1", "a/2/3"]
     assert list(storage.iter_objects("nothing/")) == []
+
+
+def test_a_listing_can_begin_behind_any_key(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    keys = sorted(["a-b", "a.jpg", "a/1", "a/2/3", "a/2/4", "a0", "b", "é"])
+    for key in keys:
+        storage.write_bytes(key, b"")
+    for after in (*keys, "", "a", "a/", "a/2", "a/20", "zz"):
+        assert [info.key for info in storage.iter_objects(after=after)] == [key for key in keys if key > after]
+
+
+def test_a_large_folder_is_sorted_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_local, "SORTED_IN_MEMORY", 7)
+    names = [f"{number}" for number in range(40)] + ["line\nbreak", "17-", "17.x", 'quo"te', "ü"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "17+").mkdir()
+    (tmp_path / "17+" / "deep").touch()
+    (tmp_path / os.fsdecode(b"\xff")).touch()
+    listed = [info.key for info in LocalStorage(tmp_path).iter_objects()]
+    assert listed == sorted([*names, "17+/deep", "\\xff"])
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write_bytes("a/b", b"whole")
+    (tmp_path / "a" / ".c.0123456789ab.tmp").write_bytes(b"ha")
+    assert storage.remove_unfinished() == ["a/.c.0123456789ab.tmp"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("write", [LocalStorage.write_bytes, LocalStorage.put_if_absent])
+def test_a_writer_whose_half_is_removed_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write) -> None:
+    storage, removed = LocalStorage(tmp_path), []
+    sync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        if not removed:
+            removed.extend(storage.remove_unfinished())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    write(storage, "x", b"data")
+    assert len(removed) == 1 and storage.read_bytes("x") == b"data" and os.listdir(tmp_path) == ["x"]
 
 
 def test_odd_names_are_listed_and_found(tmp_path: Path) -> None:

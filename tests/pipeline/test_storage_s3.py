@@ -168,6 +168,19 @@ def test_listing_of_many_pages(storage: S3Storage, monkeypatch: pytest.MonkeyPat
     for key in reversed(keys):
         storage.write_bytes(key, b"")
     assert [info.key for info in storage.iter_objects("k/")] == keys
+    assert [info.key for info in storage.iter_objects("k/", after=keys[9])] == keys[10:]
+    assert [info.key for info in storage.iter_objects(after="k/00009x")] == keys[10:]
+
+
+def test_many_objects_are_read_at_once_and_in_order(storage: S3Storage) -> None:
+    keys = [f"m/{i}" for i in range(70)]
+    for key in keys:
+        storage.write_bytes(key, key.encode())
+    assert list(storage.read_many(iter(keys))) == [key.encode() for key in keys]
+    found = storage.read_many(["m/0", "gone", "m/1"])
+    assert next(found) == b"m/0"
+    with pytest.raises(FileNotFoundError):
+        next(found)
 
 
 def test_random_reading_and_parquet(storage: S3Storage) -> None:

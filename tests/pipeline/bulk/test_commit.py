@@ -59,7 +59,7 @@ def run(tmp_path: Path) -> tuple[LocalStorage, str, Plan]:
     storage = LocalStorage(tmp_path / "run")
     run_id = claim_run(storage, SPEC)
     planned = [PlannedImage(f"{i}.jpg", f"/p/{i}.jpg", "e", 1) for i in range(10)]
-    return storage, run_id, seal_plan(storage, planned, shard_size=4, num_workers=1)
+    return storage, run_id, seal_plan(storage, lambda after: planned, shard_size=4, num_workers=1)
 
 
 def test_claiming_twice_is_resuming_and_another_spec_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ def images(count: int) -> list[PlannedImage]:
     return [PlannedImage(f"{i:07d}.jpg", f"/photos/{i:07d}.jpg", "e", i) for i in range(count)]
 
 
+def listing(planned: list[PlannedImage], dies_at: int | None = None) -> Callable[[str], Iterator[PlannedImage]]:
+    """The images behind an id, as `seal_plan` asks for them; the planner dies when it takes the one at `dies_at`."""
+
+    def list_images(after: str) -> Iterator[PlannedImage]:
+        for place, image in enumerate(planned):
+            if image.image_id > after:
+                if place == dies_at:
+                    raise KeyboardInterrupt
+                yield image
+
+    return list_images
+
+
 def test_every_file_is_listed_whatever_it_is(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     for key in ("b/z.txt", "a.jpg", "b/a.png", ".hidden"):
@@ -30,7 +44,7 @@ def test_every_file_is_listed_whatever_it_is(tmp_path: Path) -> None:
 def test_shards_are_the_plan_cut_in_order(tmp_path: Path, shard_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "PART_ROWS", 512)
     planned = images(1300)
-    plan = seal_plan(LocalStorage(tmp_path), planned, shard_size=shard_size, num_workers=2)
+    plan = seal_plan(LocalStorage(tmp_path), listing(planned), shard_size=shard_size, num_workers=2)
     assert len(plan.parts) == 3
     assert plan.num_shards == -(-1300 // shard_size)
     shards = [plan.read_shard(i) for i in range(plan.num_shards)]
@@ -41,16 +55,48 @@ def test_shards_are_the_plan_cut_in_order(tmp_path: Path, shard_size: int, monke
 
 
 def test_an_empty_corpus_is_a_plan_without_shards(tmp_path: Path) -> None:
-    plan = seal_plan(LocalStorage(tmp_path), [], shard_size=None, num_workers=4)
+    plan = seal_plan(LocalStorage(tmp_path), listing([]), shard_size=None, num_workers=4)
     assert (plan.num_images, plan.num_shards) == (0, 0)
 
 
 def test_the_first_seal_holds_and_the_loser_cleans_up(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    first = seal_plan(storage, images(10), shard_size=4, num_workers=1)
-    second = seal_plan(storage, images(99), shard_size=5, num_workers=1)
+    first = seal_plan(storage, listing(images(10)), shard_size=4, num_workers=1)
+    second = seal_plan(storage, listing(images(99)), shard_size=5, num_workers=1)
     assert second == first
     assert [info.key for info in storage.iter_objects("plan/")] == [part.key for part in first.parts]
+
+
+def test_a_killed_planner_is_taken_over_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "PART_ROWS", 100)
+    storage, planned = LocalStorage(tmp_path), images(350)
+    with pytest.raises(KeyboardInterrupt):
+        seal_plan(storage, listing(planned, dies_at=250), shard_size=40, num_workers=1)
+    written = [info.key for info in storage.iter_objects("plan/")]
+    assert len(written) == 2 and read_plan(storage) is None
+    asked = []
+
+    def list_images(after: str) -> Iterator[PlannedImage]:
+        asked.append(after)
+        return listing(planned)(after)
+
+    plan = seal_plan(storage, list_images, shard_size=40, num_workers=1)
+    assert asked == ["0000199.jpg"] and [part.key for part in plan.parts][:2] == written
+    assert list(plan.iter_images()) == planned
+
+
+def test_parts_of_different_listings_never_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "PART_ROWS", 100)
+    storage, planned = LocalStorage(tmp_path), images(350)
+    for missing in (0, 50):  # two planners, an image vanished between their listings
+        left = planned[:missing] + planned[missing + 1 :]
+        with pytest.raises(KeyboardInterrupt):
+            seal_plan(storage, listing(left, dies_at=330), shard_size=40, num_workers=1)
+        for key in [info.key for info in storage.iter_objects("plan/") if "part-000000" in info.key][: missing == 0]:
+            storage.delete(key)  # of the first planner only the parts behind the first are left
+    plan = seal_plan(storage, listing(planned), shard_size=40, num_workers=1)
+    ids = [image.image_id for image in plan.iter_images()]
+    assert ids == sorted(set(ids)) and len(ids) == 349
 
 
 def test_a_plan_that_is_no_plan_is_named(tmp_path: Path) -> None:
