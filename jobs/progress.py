@@ -66,6 +66,8 @@ def describe(progress: Progress) -> str:
         f"failed {progress.num_failed}"
         + (f" ({', '.join(f'{status} {count}' for status, count in sorted(failed.items()))})" if failed else ""),
     ]
+    if progress.num_workers:
+        parts.append(f"{progress.num_workers} workers {progress.busy_share:.0%} busy")
     if progress.num_resumed:
         parts.insert(1, f"{progress.num_resumed:,} from before")
     return "  ".join(parts)

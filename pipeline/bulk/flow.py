@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import (
@@ -38,7 +40,7 @@ from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_t
 from pipeline.bulk.fetch import load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.progress import Progress, ShardCounter, StageClock
+from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally
 from pipeline.bulk.repair import Repair, begin_repair, merge_tables, read_shard_tables, seal_repair
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.storage import StorageSettings, open_storage, use_settings
@@ -95,7 +97,7 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
     run_id = claim_run(out, job.spec)
     plan = read_plan(out) or seal_plan(
         out,
-        list_images(job.spec["input"]),
+        partial(list_images, job.spec["input"]),
         shard_size=job.shard_size,
         num_workers=job.num_workers[1],
     )
@@ -144,12 +146,13 @@ def segment_shards(
 ) -> float:
     """Has every shard committed by a pool of workers, wave by wave; returns the seconds it took."""
     started = time.monotonic()
-    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    # Where the driver is: any other node may be lost without the run being lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ProgressBoard.options(scheduling_strategy=here).remote(settings["run_id"], num_images)  # type: ignore[attr-defined]
 
     def report() -> None:
-        counts = ray.get(board.total.remote())
-        num_instances = counts.pop("instances", 0)
-        on_progress(Progress(num_images, num_resumed, counts, num_instances, time.monotonic() - started))
+        counts = ray.get(board.counts.remote())
+        on_progress(Progress(num_images, num_resumed, elapsed_s=time.monotonic() - started, **counts))
 
     settings = {**settings, "board": board, "driver": uuid.uuid4().hex[:12]}
     while wave := list(islice(shards, WAVE_SHARDS)):
@@ -158,9 +161,10 @@ def segment_shards(
     return time.monotonic() - started
 
 
-def list_images(source: dict[str, Any]) -> Iterator[PlannedImage]:
-    """The images that `spec["input"]` means, less those that an earlier run has seen as they are."""
-    images = iter_corpus(source["uri"], kind=source["kind"], pattern=source["pattern"], uri_column=source["uri_column"])
+def list_images(source: dict[str, Any], after: str) -> Iterator[PlannedImage]:
+    """The images behind an id that `spec["input"]` means, less those that an earlier run has seen as they are."""
+    kind, pattern, uri_column = source["kind"], source["pattern"], source["uri_column"]
+    images = iter_corpus(source["uri"], kind=kind, pattern=pattern, uri_column=uri_column, after=after)
     if source["since_run"] is None:
         return images
     earlier = read_plan(open_storage(source["since_run"]))
@@ -202,7 +206,7 @@ class ShardWorker:
         self.job, self.run_id, self.plan, self.driver = job, run_id, plan, driver
         use_settings(job.storage)
         self.output = open_storage(job.output_uri)
-        self.counter = ShardCounter(board.put.remote)
+        self.counter = ShardCounter(uuid.uuid4().hex[:12], board.take.remote)
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.load = partial(load_image, self.pool, job.limits)
@@ -219,18 +223,22 @@ class ShardWorker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for shard in batch["shard"].tolist():
-            if read_commit(self.output, shard) is None:
+            commit = read_commit(self.output, shard)
+            if commit is None:
                 self.segment_shard(shard)
+            else:
+                self.counter.found(commit)
         return {"shard": batch["shard"]}
 
     def segment_shard(self, shard: int) -> Commit:
         """Note the attempt, segment, write both tables, commit."""
         attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
         images, clock, results = self.images_of(shard), StageClock(), []
+        self.counter.begin(shard, clock)
         found = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
         for result in found:
             results.append(result)
-            self.counter.add(shard, result)
+            self.counter.add(result)
         with clock("write"):
             tables = dict(zip(TABLES, self.tables_of(shard, results)))
             files = {
@@ -240,11 +248,12 @@ class ShardWorker:
                 for name, table in tables.items()
             }
         statuses = add_up({status: 1} for status in tables["images"]["status"].to_pylist())
-        self.counter.flush()
-        return commit_shard(
+        commit = commit_shard(
             self.output,
             Commit(self.run_id, shard, attempt.name, **files, statuses=statuses, timings_s=clock.seconds),
         )
+        self.counter.flush(committed=True)
+        return commit
 
     def images_of(self, shard: int) -> list[PlannedImage]:
         """What is to be segmented of a shard: all of it."""
@@ -326,13 +335,26 @@ class RepairWorker(ShardWorker):
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """The newest counts of each shard that was worked on in this call."""
+    """Where workers say how far they are; also as metrics of Ray's, which Prometheus reads from every node."""
 
-    def __init__(self) -> None:
-        self.shards: dict[int, dict[str, int]] = {}
+    def __init__(self, run_id: str, num_images: int) -> None:
+        self.tally = Tally()
+        run = {"run_id": run_id}
+        Gauge("maskfleet_planned_images", "Images of the run.", ("run_id",)).set(num_images, run)
+        self.images = Counter("maskfleet_images", "Images committed, by status.", ("run_id", "status"))
+        self.instances = Counter("maskfleet_instances", "Instances committed.", ("run_id",))
+        self.seconds = Counter("maskfleet_stage_seconds", "Time of the workers, by stage.", ("run_id", "stage"))
+        for counter in (self.images, self.instances, self.seconds):
+            counter.set_default_tags(run)
 
-    def put(self, shard: int, counts: dict[str, int]) -> None:
-        self.shards[shard] = counts
+    def take(self, report: ShardReport) -> None:
+        if not self.tally.take(report):
+            return
+        counted = [(self.images, {"status": status}, count) for status, count in report.statuses.items()]
+        counted += [(self.seconds, {"stage": stage}, seconds) for stage, seconds in report.stages_s.items()]
+        for counter, tags, value in [*counted, (self.instances, {}, report.num_instances)]:
+            if value > 0:  # Ray refuses to count nothing
+                counter.inc(value, tags)
 
-    def total(self) -> dict[str, int]:
-        return add_up(self.shards.values())
+    def counts(self) -> dict[str, Any]:
+        return self.tally.counts()

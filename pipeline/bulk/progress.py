@@ -6,23 +6,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.bulk.commit import add_up
 from pipeline.bulk.encode import ImageResult
+from pipeline.manifest import Commit
 from pipeline.schema import OK
 
 REPORT_EVERY_S = 0.5
+SILENT_AFTER_S = 60.0  # a worker not heard of for so long does not count as one
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: images planned, done before this call, and by status in this call; instances; seconds."""
+    """Where a run stands: images planned, done before this call, and by status in this call; instances; seconds.
+
+    `num_workers` is how many workers reported lately, `busy_share` the share of their time in which their predictors,
+    GPU or CPU, were at work.
+    """
 
     num_images: int
     num_resumed: int
     statuses: dict[str, int]
     num_instances: int
     elapsed_s: float
+    num_workers: int = 0
+    busy_share: float = 0.0
 
     @property
     def num_done(self) -> int:
@@ -41,31 +50,96 @@ class Progress:
         return (self.num_images - self.num_done) / self.images_per_s if self.images_per_s else None
 
 
+@dataclass(frozen=True)
+class ShardReport:
+    """What a worker says about the shard it is at: all its counts so far, seconds by stage, whether it is committed."""
+
+    worker: str
+    shard: int
+    statuses: dict[str, int]
+    num_instances: int
+    stages_s: dict[str, float]
+    committed: bool
+
+
 class ShardCounter:
     """A worker's counts of the shard it is at, sent on at most twice a second, without waiting.
 
     Args:
-        send: takes the shard and all its counts so far; a shard begun anew overwrites its own, so nothing counts twice.
+        worker: the worker's name.
+        send: takes a report.
     """
 
-    def __init__(self, send: Callable[[int, dict[str, int]], object]) -> None:
-        self.send = send
-        self.shard = -1
-        self.counts: dict[str, int] = {}
-        self.sent_at = 0.0
+    def __init__(self, worker: str, send: Callable[[ShardReport], object]) -> None:
+        self.worker, self.send = worker, send
+        self.begin(-1, StageClock())
 
-    def add(self, shard: int, result: ImageResult) -> None:
+    def begin(self, shard: int, clock: StageClock) -> None:
+        """A shard is begun, or begun anew."""
+        self.shard, self.clock = shard, clock
+        self.statuses: dict[str, int] = {}
+        self.num_instances = 0
+        self.sent_at = time.monotonic()
+
+    def add(self, result: ImageResult) -> None:
         """Counts one image."""
-        if shard != self.shard:
-            self.shard, self.counts = shard, {}
-        self.counts = add_up([self.counts, {result.status: 1, "instances": result.num_instances}])
+        self.statuses[result.status] = self.statuses.get(result.status, 0) + 1
+        self.num_instances += result.num_instances
         if time.monotonic() - self.sent_at > REPORT_EVERY_S:
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self, committed: bool = False) -> None:
         """Sends what there is."""
         self.sent_at = time.monotonic()
-        self.send(self.shard, dict(self.counts))
+        stages_s = dict(self.clock.seconds)
+        self.send(ShardReport(self.worker, self.shard, dict(self.statuses), self.num_instances, stages_s, committed))
+
+    def found(self, commit: Commit) -> None:
+        """Counts a shard that was committed already: by another call, or by a worker that died on its way back."""
+        rows = commit.instances.rows
+        self.send(ShardReport(self.worker, commit.shard, commit.statuses, rows, commit.timings_s, committed=True))
+
+
+class Tally:
+    """What all workers of a call have reported, added up; of a committed shard only its number is kept.
+
+    A shard that is begun anew, because its worker died, reports anew and takes the place of what it had reported.
+    """
+
+    def __init__(self) -> None:
+        self.committed: dict[str, int] = {}
+        self.stages_s: dict[str, float] = {}
+        self.num_instances = 0
+        self.shards: set[int] = set()
+        self.open: dict[int, ShardReport] = {}
+        self.heard: dict[str, float] = {}
+
+    def take(self, report: ShardReport) -> bool:
+        """Takes one worker's newest words; returns whether they say for the first time that a shard is committed."""
+        self.heard[report.worker] = time.monotonic()
+        if report.shard in self.shards:
+            return False
+        self.open[report.shard] = report
+        if report.committed:
+            del self.open[report.shard]
+            self.shards.add(report.shard)
+            self.committed = add_up([self.committed, report.statuses])
+            self.stages_s = add_up([self.stages_s, report.stages_s])
+            self.num_instances += report.num_instances
+        return report.committed
+
+    def counts(self) -> dict[str, Any]:
+        """The fields of `Progress` that workers know."""
+        now = time.monotonic()
+        open_ = list(self.open.values())
+        stages_s = add_up([self.stages_s, *(report.stages_s for report in open_)])
+        spent_s = sum(stages_s.values())
+        return {
+            "statuses": add_up([self.committed, *(report.statuses for report in open_)]),
+            "num_instances": self.num_instances + sum(report.num_instances for report in open_),
+            "num_workers": sum(now - heard < SILENT_AFTER_S for heard in self.heard.values()),
+            "busy_share": stages_s.get("predict", 0.0) / spent_s if spent_s else 0.0,
+        }
 
 
 class StageClock:
