@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.chaos.rgw import Rgw
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +33,45 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     with cluster(ClusterSection(num_cpus=2, num_gpus=0)):
         yield
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The endpoint of moto's S3 server, one for the whole session."""
+    from tests.chaos.s3 import moto_server
+
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
+    """A real S3 server; skips with the reason where there can be none."""
+    from tests.chaos.rgw import NoCeph, Rgw
+
+    try:
+        gateway = Rgw(tmp_path_factory.mktemp("ceph") / "rgw")
+        gateway.start()
+    except NoCeph as reason:
+        pytest.skip(f"no RADOS gateway here: {reason}")
+    yield gateway
+    gateway.stop()
+
+
+@pytest.fixture
+def rgw(gateway: Rgw) -> str:
+    """The endpoint of the real S3 server."""
+    return gateway.endpoint
+
+
+@pytest.fixture
+def bucket(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a new bucket of moto's, found through the environment as the AWS tools do."""
+    from tests.chaos.s3 import environment_for, make_bucket
+
+    for name, value in environment_for(moto).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{make_bucket(moto)}"
 
 
 @pytest.fixture(scope="session")

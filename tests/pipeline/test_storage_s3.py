@@ -10,13 +10,8 @@ import logging
 import multiprocessing
 import pickle
 import queue
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,75 +19,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chaos.fault_proxy import FAULTS, FaultProxy, random_faults, scripted_faults
-from chaos.rgw import ACCESS_KEY, SECRET_KEY, NoCeph, Rgw, free_port
 
 from pipeline import storage_s3
 from pipeline.storage import Secret, StorageError, StorageSettings, open_storage
 from pipeline.storage_s3 import S3Storage
-
-
-def settings_for(endpoint: str, **changes: object) -> StorageSettings:
-    given = {"endpoint_url": endpoint, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "region": "us-east-1"}
-    return StorageSettings(**{**given, **changes})
-
-
-def make_bucket(endpoint: str) -> str:
-    """A new bucket's name."""
-    import boto3
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-        region_name="us-east-1",
-    )
-    name = f"b{uuid.uuid4().hex[:16]}"
-    client.create_bucket(Bucket=name)
-    return name
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """moto's server in a process of its own."""
-    port = free_port()
-    program = f"from moto.server import ThreadedMotoServer as S; S('127.0.0.1', {port}, verbose=False).start()"
-    server = subprocess.Popen(
-        [sys.executable, "-c", program + "; import signal; signal.pause()"], stderr=subprocess.DEVNULL
-    )
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        deadline_s = time.monotonic() + 60
-        while time.monotonic() < deadline_s:
-            try:
-                urllib.request.urlopen(endpoint, timeout=2).close()
-                break
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield endpoint
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
-    """The real gateway; skips with the reason where there can be none."""
-    try:
-        gateway = Rgw(tmp_path_factory.mktemp("ceph") / "rgw")
-        gateway.start()
-    except NoCeph as reason:
-        pytest.skip(f"no RADOS gateway here: {reason}")
-    yield gateway
-    gateway.stop()
-
-
-@pytest.fixture(scope="module")
-def rgw(gateway: Rgw) -> str:
-    return gateway.endpoint
+from tests.chaos.fault_proxy import FAULTS, FaultProxy, random_faults, scripted_faults
+from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY, Rgw, free_port
+from tests.chaos.s3 import make_bucket, settings_for
 
 
 @pytest.fixture(params=["moto", pytest.param("rgw", marks=pytest.mark.s3)])
