@@ -1,94 +1,155 @@
-"""`kill -9` of the whole program, everything it started included, at random moments; then the same command again."""
+"""`kill -9` at random moments, then the same command again: the driver, a worker, or everything at once."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from pipeline.bulk.verify import verify_run
-from pipeline.manifest import open_run
+from pipeline.storage import open_storage
+from tests.chaos.fault_proxy import FaultProxy, random_faults
+from tests.chaos.rgw import Rgw
+from tests.chaos.runs import check_exact, commits_of, finish, kill_everything, send, start, wait_until, workers_of
+from tests.chaos.s3 import environment_for, make_bucket, settings_for
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(checkpoint: Path, photos: Path, out: Path) -> subprocess.Popen:
-    """`maskfleet segment` as a program of its own, in a session of its own."""
-    words = [
-        "segment",
-        f"model.checkpoint={checkpoint}",
-        f"input.uri={photos}",
-        f"output.uri={out}",
-        "corpus.shard_size=3",
-        "segment.cpus_per_worker=1",
-        "cluster.num_cpus=2",
-    ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs", *words],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+NUM_SHARDS = 15
 
 
-def descendants(pid: int) -> list[int]:
-    """Every process below one, by the kernel's own tables."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    try:
-        found = [int(child) for child in children.read_text().split()]
-    except FileNotFoundError:
-        return []
-    return found + [deeper for child in found for deeper in descendants(child)]
+@pytest.fixture(scope="module")
+def undisturbed(tiny_checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbs."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(tiny_checkpoint, photos, out))
+    return out
 
 
-def kill_everything(process: subprocess.Popen) -> None:
-    """`kill -9` of the driver and of Ray's own processes and workers at the same moment, as a power cut would."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    process.wait()
-
-
-def rows(out: Path) -> list[pd.DataFrame]:
-    tables = [pd.read_parquet(out / name) for name in ("images", "instances")]
-    keys = [["image_id"], ["image_id", "instance"]]
-    return [table.sort_values(key, ignore_index=True) for table, key in zip(tables, keys)]
-
-
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_run_resumes_to_the_same_rows(tiny_checkpoint: Path, photos: Path, tmp_path: Path, seed: int) -> None:
-    undisturbed = start(tiny_checkpoint, photos, tmp_path / "undisturbed")
-    output, _ = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, output
-
-    chance = random.Random(seed)
+def test_a_killed_run_resumes_to_the_same_rows(
+    tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "killed"
     victim = start(tiny_checkpoint, photos, out)
-    commits = chance.randint(1, 8)  # of 15: killed in the middle of the work, at no particular line
-    give_up = time.monotonic() + 300
-    while len(list(out.glob("commits/*/*.json"))) < commits and victim.poll() is None:
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-    time.sleep(chance.random() * 0.2)
+    assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
     kill_everything(victim)
-    survived = {path: path.read_bytes() for path in out.glob("commits/*/*.json")}
+    survived = {path: path.read_bytes() for path in commits_of(out)}
     assert survived and not (out / "final.json").exists(), "the kill came when there was nothing left to disturb"
-
-    again = start(tiny_checkpoint, photos, out)
-    output, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, output
+    finish(start(tiny_checkpoint, photos, out))
     assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
-    for ours, expected in zip(rows(out), rows(tmp_path / "undisturbed")):
-        pd.testing.assert_frame_equal(ours, expected)
-    assert list(verify_run(open_run(str(out)))) == []
+    check_exact(out, undisturbed)
+
+
+class Trials:
+    """Runs that are killed until a number of kills is reached; each is resumed until it is whole, and then checked.
+
+    Args:
+        begin: starts the program on the n-th output.
+        num_commits: how many commits the n-th output has.
+        is_sealed: whether the n-th output is sealed.
+        check: holds the n-th output against an undisturbed run.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        begin: Callable[[int], subprocess.Popen],
+        num_commits: Callable[[int], int],
+        is_sealed: Callable[[int], bool],
+        check: Callable[[int], None],
+    ) -> None:
+        self.chance = random.Random(seed)
+        self.begin, self.num_commits, self.is_sealed, self.check = begin, num_commits, is_sealed, check
+        self.kills = {"everything": 0, "driver": 0, "worker": 0}
+
+    def run(self, num_kills: int) -> None:
+        """As many kills as asked for, and every output whole at the end."""
+        number = 0
+        while sum(self.kills.values()) < num_kills:
+            while not self.is_sealed(number):
+                self.kill_one(number)
+            finish(self.begin(number))  # the seal may be there and the vacuum not done
+            self.check(number)
+            print(f"run {number} is exact; kills so far {self.kills}", flush=True)
+            number += 1
+
+    def kill_one(self, number: int) -> None:
+        """Starts the program, kills some of it at a random moment, waits for what is left to end."""
+        process = self.begin(number)
+        before = self.num_commits(number)
+        if self.chance.random() < 0.2:  # anywhere, from the first import on
+            moment = time.monotonic() + self.chance.random() * 15
+            wait_until(lambda: time.monotonic() > moment, process)
+        else:  # in the middle of the work, or of what comes after it
+            commits = min(before + self.chance.randint(0, 5), NUM_SHARDS)
+            wait_until(lambda: self.num_commits(number) >= commits, process)
+            time.sleep(self.chance.random() * 0.3)
+        if process.poll() is not None:
+            finish(process)
+            return
+        kind = self.chance.choice(["everything", "everything", "driver", "worker"])
+        if kind == "worker" and not (workers := workers_of(process)):
+            kind = "everything"
+        self.kills[kind] += 1
+        if kind == "everything":
+            kill_everything(process)
+        elif kind == "driver":
+            process.kill()
+            process.communicate()
+        else:
+            send(workers[:1], signal.SIGKILL)
+            finish(process)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills(tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    def out(number: int) -> Path:
+        return tmp_path / str(number)
+
+    trials = Trials(
+        seed=1,
+        begin=lambda number: start(tiny_checkpoint, photos, out(number)),
+        num_commits=lambda number: len(commits_of(out(number))),
+        is_sealed=lambda number: (out(number) / "final.json").exists(),
+        check=lambda number: check_exact(out(number), undisturbed),
+    )
+    trials.run(100)
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_thirty_kills_on_a_real_store_that_fails(
+    tiny_checkpoint: Path, photos: Path, undisturbed: Path, gateway: Rgw
+) -> None:
+    """Input and output lie in buckets of the gateway, and every fifth request meets a fault."""
+    inside, outside = f"s3://{make_bucket(gateway.endpoint)}", f"s3://{make_bucket(gateway.endpoint)}"
+    plain = settings_for(gateway.endpoint)
+    corpus = open_storage(inside, plain)
+    for path in photos.rglob("*"):
+        if path.is_file():
+            corpus.write_bytes(path.relative_to(photos).as_posix(), path.read_bytes())
+
+    def storage(number: int):
+        return open_storage(f"{outside}/{number}", plain)
+
+    with FaultProxy(gateway.endpoint, random_faults(0.2, seed=2)) as proxy:
+        trials = Trials(
+            seed=3,
+            begin=lambda number: start(
+                tiny_checkpoint,
+                inside,
+                f"{outside}/{number}",
+                "storage.num_retries=30",
+                **environment_for(proxy.url),
+            ),
+            num_commits=lambda number: sum(1 for _ in storage(number).iter_objects("commits/")),
+            is_sealed=lambda number: storage(number).exists("final.json"),
+            check=lambda number: check_exact(
+                f"{outside}/{number}", undisturbed, plain, ignore=("uri", "etag", "run_id")
+            ),
+        )
+        trials.run(30)
+        print(dict(proxy.counts))
+        assert min(proxy.counts[fault] for fault in ("503", "cut_after", "lost_answer", "truncate")) > 0
