@@ -241,6 +241,6 @@ def open_run(uri: str | Storage) -> Run:
         spec = json.loads(storage.read_bytes(RUN_KEY))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{storage.uri} holds no run: it has no {RUN_KEY}") from error
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{storage.uri}: {RUN_KEY} is unreadable: {error}") from error
     return Run(storage, spec)

@@ -65,7 +65,7 @@ def check_run(storage: Storage, spec: dict[str, Any]) -> None:
                 f"{storage.uri} is not empty (it holds {stranger.key}) and is no run; choose an empty or new place"
             ) from None
         return
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OtherRunError(f"{storage.uri}: {RUN_KEY} is unreadable: {error}") from error
     except NotADirectoryError:
         raise OtherRunError(f"{storage.uri} is a file; a run needs a folder") from None

@@ -30,8 +30,9 @@ def words_of(checkpoint: Path, photos: Path | str, out: Path | str, *words: str)
 
 def start(checkpoint: Path, photos: Path | str, out: Path | str, *words: str, **environment: str) -> subprocess.Popen:
     """`maskfleet segment` as a program of its own, in a session of its own, on a Ray of its own."""
+    own_ray = [] if any(word.startswith("cluster.address=") for word in words) else ["cluster.num_cpus=2"]
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs", "segment", "cluster.num_cpus=2", *words_of(checkpoint, photos, out, *words)],
+        [sys.executable, "-m", "jobs", "segment", *own_ray, *words_of(checkpoint, photos, out, *words)],
         cwd=ROOT,
         env=os.environ | environment,
         start_new_session=True,
@@ -50,7 +51,12 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
 
 def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> dict:
     """The same within this process, on the Ray that it has."""
-    return run_segment(prepare_segment(load_config(SegmentConfig, None, words_of(checkpoint, photos, out, *words))))
+    config = load_config(SegmentConfig, None, words_of(checkpoint, photos, out, *words))
+    use_settings(config.storage.to_settings())
+    try:
+        return run_segment(prepare_segment(config))
+    finally:
+        use_settings(None)
 
 
 def descendants(pid: int) -> list[int]:

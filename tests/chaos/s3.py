@@ -65,6 +65,12 @@ def environment_for(endpoint: str) -> dict[str, str]:
     }
 
 
+def storage_words(endpoint: str) -> list[str]:
+    """The same as words of the command line."""
+    given = {"endpoint_url": endpoint, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "region": "us-east-1"}
+    return [f"storage.{name}={value}" for name, value in given.items()]
+
+
 def make_bucket(endpoint: str) -> str:
     """A new bucket's name."""
     import boto3

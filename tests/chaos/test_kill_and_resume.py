@@ -20,14 +20,6 @@ from tests.chaos.s3 import environment_for, make_bucket, settings_for
 NUM_SHARDS = 15
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbs."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(start(tiny_checkpoint, photos, out))
-    return out
-
-
 def test_a_killed_run_resumes_to_the_same_rows(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,17 @@
+"""What the fault suites hold their runs against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.runs import finish, start
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over the drawn photos that nobody disturbs."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(start(tiny_checkpoint, photos, out))
+    return out

@@ -1,0 +1,61 @@
+"""Whole runs in buckets of a store that fails: every kind of fault, and a gateway that is killed in the middle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import open_storage
+from tests.chaos.fault_proxy import FAULTS, FaultProxy, random_faults
+from tests.chaos.rgw import Rgw
+from tests.chaos.runs import check_exact, finish, kill_everything, segment_here, start, wait_until
+from tests.chaos.s3 import environment_for, make_bucket, settings_for, storage_words
+
+ELSEWHERE = ("uri", "etag", "run_id")  # the same photos in a bucket
+
+
+def copy_photos(photos: Path, endpoint: str) -> str:
+    """The photos in a new bucket; its URI."""
+    uri = f"s3://{make_bucket(endpoint)}"
+    bucket = open_storage(uri, settings_for(endpoint))
+    for path in photos.rglob("*"):
+        if path.is_file():
+            bucket.write_bytes(path.relative_to(photos).as_posix(), path.read_bytes())
+    return uri
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("server", ["moto", pytest.param("rgw", marks=pytest.mark.s3)])
+def test_a_run_over_a_store_that_fails_in_every_way(
+    server: str, request: pytest.FixtureRequest, tiny_checkpoint: Path, photos: Path, undisturbed: Path
+) -> None:
+    endpoint = request.getfixturevalue(server)
+    inside, out = copy_photos(photos, endpoint), f"s3://{make_bucket(endpoint)}/run"
+    with FaultProxy(endpoint, random_faults(0.2, seed=5)) as proxy:
+        segment_here(tiny_checkpoint, inside, out, *storage_words(proxy.url), "storage.num_retries=30")
+        assert {fault for fault in FAULTS if not proxy.counts[fault]} <= {"twice", "slow"}
+    check_exact(out, undisturbed, settings_for(endpoint), ignore=ELSEWHERE)
+
+
+@pytest.mark.s3
+def test_a_gateway_killed_in_the_middle_of_a_run(
+    gateway: Rgw, tiny_checkpoint: Path, photos: Path, undisturbed: Path
+) -> None:
+    out = f"s3://{make_bucket(gateway.endpoint)}/run"
+    run = open_storage(out, settings_for(gateway.endpoint))
+    environment = environment_for(gateway.endpoint)
+    program = start(
+        tiny_checkpoint, copy_photos(photos, gateway.endpoint), out, "storage.num_retries=60", **environment
+    )
+    try:
+        for commits in (1, 5):
+            assert wait_until(lambda least=commits: sum(1 for _ in run.iter_objects("commits/")) >= least, program)
+            gateway.kill_gateway()
+            time.sleep(2)
+            gateway.start_gateway()
+        finish(program)
+    finally:
+        kill_everything(program)
+    check_exact(out, undisturbed, settings_for(gateway.endpoint), ignore=ELSEWHERE)
