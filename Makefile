@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-s3 check clean
+.PHONY: setup demo test test-s3 chaos check clean
 setup: $(STAMP)
 
 # pip installs exactly what constraints.txt pins; a second call finds the stamp newer than both files and does nothing.
@@ -20,9 +20,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# The same storage against Ceph's RADOS Gateway, fetched once from Debian's packages; skips with the reason elsewhere.
+# Storage and whole runs against Ceph's RADOS Gateway, fetched once from Debian's packages; skips with the reason elsewhere.
 test-s3: $(STAMP)
-	$(BIN)/python -m pytest -m s3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 's3 and not slow'
+
+# The fault suite in its long form: hours of kills, lost nodes, failing stores and broken files.
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -rA --durations=0 tests/chaos
 
 check: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt '.[dev]'

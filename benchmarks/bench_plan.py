@@ -1,0 +1,90 @@
+"""Planning a corpus of many million keys: time, and the peak memory of the driver, which must not grow with the keys.
+
+    python -m benchmarks.bench_plan --keys 1000000 10000000
+
+Two kinds of corpus: a bucket's listing, which comes in order and is written as it streams by, and a Parquet list of
+URIs in random order, which is sorted in runs on the scratch disk. Each is planned in a process of its own. There is no
+peer: a plain script holds the listing in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.bulk.corpus import seal_plan
+from pipeline.bulk.listing import PlannedImage, iter_corpus
+from pipeline.storage_local import LocalStorage
+
+
+def key_of(number: int) -> str:
+    """A key as a camera's bucket has them."""
+    return f"site-{number // 1_000_000:03d}/camera-{number // 10_000:05d}/IMG_{number:09d}.jpg"
+
+
+def write_list(path: Path, num_keys: int) -> None:
+    """A Parquet list of URIs in random order within stretches of a million."""
+    chance = random.Random(0)
+    schema = pa.schema([("uri", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, num_keys, 1_000_000):
+            stretch = list(range(start, min(start + 1_000_000, num_keys)))
+            chance.shuffle(stretch)
+            uris = [f"s3://photos/{num_keys - 1 - number:09d}.jpg" for number in stretch]
+            writer.write_table(pa.table({"uri": uris}, schema=schema))
+
+
+def plan(kind: str, num_keys: int, folder: Path) -> None:
+    """Plans one corpus and prints seconds and peak memory in MiB."""
+
+    def listing(after: str) -> Iterator[PlannedImage]:
+        for number in range(num_keys):
+            key = key_of(number)
+            yield PlannedImage(key, f"s3://photos/{key}", f"{number:032x}", 250_000 + number % 1000)
+
+    def listed(after: str) -> Iterator[PlannedImage]:
+        return iter_corpus(str(folder / "list.parquet"), kind="list", after=after)
+
+    started = time.perf_counter()
+    sealed = seal_plan(
+        LocalStorage(folder / f"plan-{kind}"),
+        listing if kind == "bucket" else listed,
+        shard_size=None,
+        num_workers=8,
+    )
+    assert sealed.num_images == num_keys
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{time.perf_counter() - started:.1f} {peak_mib:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--one", nargs=3, metavar=("KIND", "KEYS", "FOLDER"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        return plan(given.one[0], int(given.one[1]), Path(given.one[2]))
+    print("| corpus | keys | time | keys/s | peak memory |\n|---|---|---|---|---|")
+    for kind in ("bucket", "list"):
+        for num_keys in given.keys:
+            with tempfile.TemporaryDirectory(prefix="maskfleet-plan-") as folder:
+                if kind == "list":
+                    write_list(Path(folder) / "list.parquet", num_keys)
+                command = [sys.executable, "-m", "benchmarks.bench_plan", "--one", kind, str(num_keys), folder]
+                seconds, peak_mib = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            rate = num_keys / float(seconds)
+            print(f"| {kind} | {num_keys:,} | {seconds} s | {rate:,.0f} | {peak_mib} MiB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Memory of driver and workers over a run of many thousand shards, and how soon such a run goes on after a kill.
+
+    python -m benchmarks.bench_waves --shards 20000 --plot docs/images/waves.png
+
+The real bulk run with a predictor that finds nothing, on a local Ray: whatever grows with the number of shards shows.
+Sampled once a second: the driver's and every worker's memory of its own (USS), and the board's. Then the last commit
+and the seal are removed, and the same call is timed until its worker begins the missing shard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import psutil
+import ray
+
+from pipeline.bulk.decode import DecodeLimits
+from pipeline.bulk.flow import WAVE_SHARDS, BulkJob, segment_corpus
+from pipeline.manifest import commit_key
+from pipeline.schema import SCHEMA_VERSION
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+KINDS = {"driver": "driver", "MapWorker": "worker", "ProgressBoard": "board"}
+
+
+class NullPredictor:
+    """Finds nothing, at once."""
+
+    def __init__(self, folder: str, **settings: Any) -> None:
+        self.categories = ()
+
+    def predict(self, images: Sequence[Any]) -> list[str]:
+        return ["not asked"] * len(images)
+
+
+def job_of(folder: Path, num_workers: int) -> BulkJob:
+    """One empty file a shard: what is measured is the run's own machinery."""
+    source = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri", "since_run": None}
+    segment = {"score_threshold": 0.5, "max_detections": 100, "mask_threshold": 0.5}
+    return BulkJob(
+        output_uri=str(folder / "run"),
+        spec={
+            "schema_version": SCHEMA_VERSION,
+            "input": source,
+            "model": {"sha256": "0" * 64, "categories": []},
+            "segment": segment,
+        },
+        metadata={},
+        checkpoint="",
+        limits=DecodeLimits(),
+        shard_size=1,
+        batch_size=1,
+        num_workers=(num_workers, num_workers),
+        cpus_per_worker=1,
+        gpus_per_worker=0,
+        decode_children=1,
+        predictor=NullPredictor,
+    )
+
+
+class MemorySamples:
+    """Samples every process's own memory once a second, until it is left."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.num_done = 0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.sample, daemon=True)
+
+    def __enter__(self) -> MemorySamples:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def sample(self) -> None:
+        driver = psutil.Process()
+        while not self.ended.wait(1.0):
+            row: dict[str, float] = {"shards": self.num_done, "driver": _own_mib(driver)}
+            for process in driver.children(recursive=True):
+                name = _name_of(process)
+                kind = next((KINDS[part] for part in KINDS if name.startswith("ray::") and part in name), None)
+                if kind:
+                    row[kind] = max(row.get(kind, 0.0), _own_mib(process))
+            self.rows.append(row)
+
+
+def _own_mib(process: psutil.Process) -> float:
+    try:
+        return process.memory_full_info().uss / 2**20
+    except psutil.Error:
+        return 0.0
+
+
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return process.cmdline()[0]
+    except (psutil.Error, IndexError):
+        return ""
+
+
+def peaks(rows: list[dict[str, float]], kind: str) -> tuple[float, float]:
+    """The largest memory within the first wave, and after it."""
+    first = [row.get(kind, 0.0) for row in rows if row["shards"] <= WAVE_SHARDS]
+    later = [row.get(kind, 0.0) for row in rows if row["shards"] > WAVE_SHARDS]
+    return max(first, default=0.0), max(later, default=0.0)
+
+
+def resume_after_a_kill(job: BulkJob, folder: Path, num_shards: int) -> float:
+    """Seconds from the call on a run of which one shard is missing to the moment its worker begins it."""
+    for name in ("final.json", "manifest.parquet", commit_key(num_shards - 1)):
+        (folder / "run" / name).unlink()
+    attempts = folder / "run" / "attempts" / f"{num_shards - 1:09d}"
+    before = len(list(attempts.iterdir()))
+    started, begun = time.monotonic(), []
+
+    def watch() -> None:
+        while len(list(attempts.iterdir())) == before:
+            time.sleep(0.01)
+        begun.append(time.monotonic() - started)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    segment_corpus(job)
+    watcher.join()
+    return begun[0]
+
+
+def draw_plot(rows: list[dict[str, float]], path: Path) -> None:
+    """Memory over shards, a line for each kind of process."""
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    for kind in KINDS.values():
+        axes.plot([row["shards"] for row in rows], [row.get(kind, float("nan")) for row in rows], label=kind)
+    for wave in range(WAVE_SHARDS, int(rows[-1]["shards"]) + 1, WAVE_SHARDS):
+        axes.axvline(wave, color="0.9", zorder=0)
+    axes.set(xlabel="shards committed", ylabel="memory of its own, MiB", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray.init(address="local", num_cpus=given.workers, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory(prefix="maskfleet-waves-") as name:
+        folder = Path(name)
+        (folder / "photos").mkdir()
+        for number in range(given.shards):
+            (folder / "photos" / f"{number:06d}.jpg").touch()
+        job = job_of(folder, given.workers)
+        started = time.monotonic()
+        with MemorySamples() as samples:
+            segment_corpus(job, lambda progress: setattr(samples, "num_done", progress.num_done))
+        seconds = time.monotonic() - started
+        print(f"{given.shards:,} shards in {seconds:.0f} s, {given.shards / seconds:.0f} shards/s")
+        print("| process | first wave, peak | later, peak | growth |\n|---|---|---|---|")
+        for kind in KINDS.values():
+            first, later = peaks(samples.rows, kind)
+            print(f"| {kind} | {first:.0f} MiB | {later:.0f} MiB | {later / first - 1:+.1%} |")
+        print(f"resume: the missing shard is begun after {resume_after_a_kill(job, folder, given.shards):.1f} s")
+        if given.plot:
+            draw_plot(samples.rows, given.plot)
+            print(json.dumps({"plot": str(given.plot)}))
+
+
+if __name__ == "__main__":
+    main()

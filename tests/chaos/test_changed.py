@@ -1,0 +1,78 @@
+"""What a run stands on is changed behind its back: the weights under the same name, the plan, the photos."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.bulk.verify import verify_run
+from pipeline.manifest import RunError, from_sealed_json, open_run, to_sealed_json
+from pipeline.results import load_images
+from tests.chaos.runs import finish, segment_here, start
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def unfinished(run: Path, out: Path) -> Path:
+    """A copy of a run that was cut off before its last shards."""
+    shutil.copytree(run, out)
+    for name in ("manifest.parquet", "final.json", "commits/000000/000000014.json", "commits/000000/000000007.json"):
+        (out / name).unlink()
+    return out
+
+
+def contents(out: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_other_weights_under_the_same_name_are_refused(
+    tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out, checkpoint = unfinished(undisturbed, tmp_path / "run"), tmp_path / "tiny"
+    there = load_checkpoint(tiny_checkpoint)
+    network = there.build()
+    with torch.no_grad():
+        next(network.parameters()).add_(0.01)
+    save_checkpoint(checkpoint, model=network, spec=there.spec, categories=there.categories, progress={})
+    before = contents(out)
+    said = finish(start(checkpoint, photos, out), code=2)
+    assert f'model.sha256: "{there.sha256}" there' in said
+    (checkpoint / "model.safetensors").write_bytes(b"torn")
+    assert "model.safetensors" in finish(start(checkpoint, photos, out), code=2)
+    assert contents(out) == before, "nothing was written"
+
+
+def test_photos_that_come_go_and_change_after_the_plan_was_sealed(
+    tiny_checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photos / "roll-0", folder)
+    segment_here(tiny_checkpoint, folder, out)
+    last = open_run(str(out)).files[-1]["shard"]
+    for name in ("manifest.parquet", "final.json", f"commits/000000/{last:09d}.json"):
+        (out / name).unlink()
+    images = load_images(str(out), columns=["image_id"])["image_id"]  # of the shards that are still committed
+    gone, changed = sorted({path.name for path in folder.iterdir()} - set(images))
+    shutil.copy(folder / changed, folder / "new.png")
+    (folder / gone).unlink()
+    with open(folder / changed, "ab") as file:
+        file.write(b"more")
+    totals = segment_here(tiny_checkpoint, folder, out)
+    assert totals["statuses"] == {"ok": len(images), "not_found": 1, "changed": 1}
+    assert list(verify_run(open_run(str(out)))) == []
+
+
+def test_another_plan_is_seen_and_nothing_is_sealed(
+    tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = unfinished(undisturbed, tmp_path / "run")
+    plan = from_sealed_json((out / "plan.json").read_bytes())
+    (out / "plan.json").write_bytes(to_sealed_json({**plan, "shard_size": 4}))
+    with pytest.raises(RunError, match="does not fit the plan"):
+        segment_here(tiny_checkpoint, photos, out)
+    assert not (out / "final.json").exists()
+    assert any("not those of the plan" in fault.reason for fault in verify_run(open_run(str(out))))

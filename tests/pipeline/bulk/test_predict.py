@@ -1,0 +1,48 @@
+"""What becomes of a batch that the network cannot take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import CheckpointError, load_checkpoint
+from pipeline.bulk.predict import ImagePredictor
+
+
+def predictor_of(checkpoint: Path, sha256: str | None = None) -> ImagePredictor:
+    return ImagePredictor(
+        str(checkpoint),
+        sha256=sha256 or load_checkpoint(checkpoint).sha256,
+        score_threshold=0.05,
+        max_detections=5,
+        batch_size=8,
+        device="cpu",
+    )
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = predictor_of(tiny_checkpoint)
+    images = [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8) for seed in range(7)]
+    whole = predictor.predict(images)
+    predict, sizes = predictor.predictor.predict, []
+
+    def small_gpu(batch):
+        sizes.append(len(batch))
+        if len(batch) > 2 or any(image is images[3] for image in batch):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(batch)
+
+    monkeypatch.setattr(predictor.predictor, "predict", small_gpu)
+    found = predictor.predict(images)
+    assert sizes[0] == 7 and max(size for size in sizes[1:] if size <= 2) == 2
+    assert found[3] == "OutOfMemoryError: CUDA out of memory", "the one that never fits has a row of its own"
+    for place in (0, 1, 2, 4, 5, 6):
+        assert np.allclose(found[place].boxes, whole[place].boxes, atol=1e-3)
+
+
+def test_other_weights_than_promised_are_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"the run was begun with 000000000000\.\.\."):
+        predictor_of(tiny_checkpoint, sha256="0" * 64)
