@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass, replace
 
 # Naming the plugins keeps Pillow from importing all of its forty.
@@ -28,23 +26,12 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from pipeline.pixels import SIDEWAYS, TURNS, find_damage, orientation_of, to_rgb
+
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 """Every format that `sniff_format` can name; the default allow-list."""
 
 STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed", "timeout")
-
-_ORIENTATION_TAG = 0x0112
-_BITS_PER_SAMPLE_TAG = 258
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,18 +166,18 @@ def _decode_opened(
         if num_frames > limits.max_frames:
             error = f"{num_frames} frames; at most {limits.max_frames} are allowed"
             return Outcome("too_large", error, None, height, width)
-        orientation = _orientation(image)
-        if orientation in _SIDEWAYS and name != "TIFF":  # Pillow turns TIFF itself, size and pixels
+        orientation = orientation_of(image)
+        if orientation in SIDEWAYS and name != "TIFF":  # Pillow turns TIFF itself, size and pixels
             height, width = width, height
-        if name in _DAMAGE and (damage := _DAMAGE[name](data)):
+        if damage := find_damage(data, name):
             raise ValueError(damage)
         if target_size is not None and name == "JPEG":
-            target_height, target_width = target_size[::-1] if orientation in _SIDEWAYS else target_size
+            target_height, target_width = target_size[::-1] if orientation in SIDEWAYS else target_size
             image.draft(None, (target_width, target_height))
         image.load()
-        picture = _to_rgb(image, name)
-        if orientation in _TURNS and name != "TIFF":
-            picture = picture.transpose(_TURNS[orientation])
+        picture = to_rgb(image)
+        if orientation in TURNS and name != "TIFF":
+            picture = picture.transpose(TURNS[orientation])
     except Exception as error:
         return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
     return Outcome("ok", None, picture, height, width, orientation)
@@ -209,34 +196,6 @@ def _failure(error: Exception, limits: DecodeLimits, prefix: str = "") -> Outcom
     return Outcome("corrupt", prefix + _words(error))
 
 
-def _jpeg_damage(data: bytes) -> str | None:
-    """Whether the end is missing; a file filled up with zeros is half grey to Pillow, not an error."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] == 0xDA:  # start of the pixels, in which FF D9 can only be the end
-            found = data.find(b"\xff\xd9", position)
-            return None if found >= 0 else "the file has no end-of-image marker"
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        position += 1 if data[position + 1] == 0xFF else 2 + length
-    return None
-
-
-def _png_damage(data: bytes) -> str | None:
-    """Whether the pixels fail their checksum, which Pillow does not compare; None when they do not."""
-    position, kind = 8, b""
-    while position + 12 <= len(data) and kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        checksum = data[end : end + 4]
-        if kind == b"IDAT" and zlib.crc32(data[position + 4 : end]).to_bytes(4, "big") != checksum:
-            return "the checksum of the pixels does not match them"
-        position = end + 4
-    return None
-
-
-_DAMAGE = {"JPEG": _jpeg_damage, "PNG": _png_damage}
-
-
 def _count_frames(image: Image.Image) -> int:
     """Frames or pages; a file that breaks off after its first frame counts as far as it can be read: 1."""
     try:
@@ -247,63 +206,6 @@ def _count_frames(image: Image.Image) -> int:
         num_frames = 1
     image.seek(0)
     return num_frames
-
-
-def _orientation(image: Image.Image) -> int | None:
-    """1..8 from EXIF, else XMP, else ImageMagick's text; None when there is none or it cannot be read."""
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG)
-    except (MemoryError, OSError):  # PNG reads its pixels on the way to EXIF: their errors are the picture's
-        raise
-    except Exception:  # damaged metadata raises anything from struct.error to SyntaxError; the picture may be whole
-        return None
-    return value if isinstance(value, int) and 1 <= value <= 8 else None
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB: high byte of 16-bit samples, own range of 32-bit and float samples, alpha over white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and name in ("PPM", "PNG")):
-        return _from_16_bit(image)
-    if image.mode in ("I", "F"):
-        return _from_own_range(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return _over_white(rgba.convert("RGB"), rgba.getchannel("A"))
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """The high byte of each sample (of 12-bit TIFF the high 8 of its 12 bits), in all three channels."""
-    import numpy as np  # only here and below: most children never need it
-
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
-    samples = np.asarray(image)
-    grey = Image.fromarray((samples >> (bits - 8)).clip(0, 255).astype(np.uint8))
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        return _over_white(grey.convert("RGB"), Image.fromarray(((samples != key) * 255).astype(np.uint8)))
-    return grey.convert("RGB")
-
-
-def _from_own_range(image: Image.Image) -> Image.Image:
-    """Smallest..largest finite sample to 0..255 (their type's range says nothing); a flat image is black."""
-    import numpy as np
-
-    samples = np.array(image, np.float64)  # worked on in place: it may be large
-    finite = np.isfinite(samples)
-    if not finite.any():
-        raise ValueError("no sample is a finite number")
-    low, high = samples.min(where=finite, initial=np.inf), samples.max(where=finite, initial=-np.inf)
-    samples[~finite] = low
-    samples -= low
-    samples *= 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8)).convert("RGB")
-
-
-def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
-    white = Image.new("RGB", picture.size, (255, 255, 255))
-    white.paste(picture, mask=alpha)
-    return white
 
 
 def _words(error: BaseException) -> str:

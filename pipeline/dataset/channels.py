@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
 
 

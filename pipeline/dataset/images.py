@@ -10,15 +10,14 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedImage
-from pipeline.dataset.tiff import UnsupportedTiff, is_tiff, read_tiff
+from pipeline.pixels import SIDEWAYS, TURNS, TURNS_BACK, find_damage, orientation_of, to_rgb
+from pipeline.tiff import UnsupportedTiff, is_tiff, read_tiff
 
 EXIF_NONE, EXIF_TURNED, EXIF_KEPT = 0, 1, 2
-_ORIENTATION_TAG = 0x0112
-_BITS_PER_SAMPLE_TAG = 258
 
 
 class UnusablePhoto(ValueError):
@@ -109,11 +108,14 @@ def _load_bands(uri: str, image: AnnotatedImage, wanted: int | None) -> tuple[np
         with Image.open(io.BytesIO(data)) as photo:
             if sorted(photo.size) != sorted((image.height, image.width)):  # before decoding: a bomb ends here
                 choose_turn(PhotoHeader(photo.height, photo.width), image.height, image.width)
-            turn = choose_turn(_header_of(photo), image.height, image.width)
+            header = _header_of(photo)
+            turn = choose_turn(header, image.height, image.width)
+            if damage := find_damage(data, photo.format):
+                raise UnusablePhoto(damage)
             photo.load()
-            upright = ImageOps.exif_transpose(photo) if turn == EXIF_TURNED else photo
             if wanted == 3:
-                return to_rgb(upright), turn
+                return np.array(_turned(to_rgb(photo), photo.format, header.exif_orientation, turn)), turn
+            upright = _turned(photo, photo.format, header.exif_orientation, turn)
             return _checked_bands(_own_bands(upright, wanted), wanted), turn
     except UnusablePhoto as error:
         raise type(error)(f"{error}{unsupported}") from None
@@ -160,43 +162,19 @@ def choose_turn(header: PhotoHeader, height: int, width: int) -> int:
     raise WrongSize(f"the photo is {turned[0]} x {turned[1]} px (H x W), but annotated as {height} x {width}")
 
 
-def to_rgb(photo: Image.Image) -> np.ndarray:
-    """A decoded Pillow image as uint8 [H, W, 3] RGB, as segmentation shows it to the network (docs/formats.md).
-
-    16-bit grey keeps its high byte, 32-bit and floating-point grey is stretched to its own range, transparency is laid
-    over white.
-    """
-    bits = 8
-    if photo.mode.startswith("I;16") or (photo.mode == "I" and photo.format in ("PPM", "PNG")):
-        bits = getattr(photo, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
-    if bits > 8:
-        samples = np.asarray(photo)
-        grey = np.clip(samples >> (bits - 8), 0, 255).astype(np.uint8)
-        key = photo.info.get("transparency")
-        if isinstance(key, int):
-            grey = np.where(samples == key, np.uint8(255), grey)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if photo.mode in ("I", "F"):
-        values = np.asarray(photo, np.float64)
-        finite = np.isfinite(values)
-        if not finite.any():
-            raise ValueError("no sample is a finite number")
-        low, high = values[finite].min(), values[finite].max()
-        values = (np.where(finite, values, low) - low) * (255.0 / (high - low) if high > low else 0.0)
-        return np.repeat(np.rint(values).astype(np.uint8)[..., None], 3, axis=2)
-    if photo.has_transparency_data:
-        rgba = photo.convert("RGBA")
-        white = Image.new("RGB", photo.size, (255, 255, 255))
-        white.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
-        return np.array(white)
-    return np.array(photo.convert("RGB"))  # a copy: torch wants writable memory
-
-
 def _header_of(photo: Image.Image) -> PhotoHeader:
-    orientation = photo.getexif().get(_ORIENTATION_TAG, 1)
-    if photo.format == "TIFF" or orientation not in range(2, 9):  # Pillow turns TIFFs by itself
-        orientation = 1
-    return PhotoHeader(photo.height, photo.width, int(orientation))
+    orientation = orientation_of(photo) or 1
+    height, width = photo.height, photo.width
+    if photo.format == "TIFF" and orientation in SIDEWAYS:  # Pillow turns TIFFs by itself
+        height, width = width, height
+    return PhotoHeader(height, width, orientation)
+
+
+def _turned(picture: Image.Image, name: str | None, orientation: int, turn: int) -> Image.Image:
+    """The decoded picture as its annotations want it; a TIFF (its format is `name`) comes from Pillow upright."""
+    if name == "TIFF":
+        return picture.transpose(TURNS_BACK[orientation]) if turn == EXIF_KEPT else picture
+    return picture.transpose(TURNS[orientation]) if turn == EXIF_TURNED else picture
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.check import DataReport, Example
 from pipeline.dataset.images import UnusablePhoto, WrongSize, load_photo
 

@@ -22,6 +22,9 @@ GROUND_FLOOR = (
     "pipeline.rle",
     "pipeline.rle_kernel",
     "pipeline.boxes",
+    "pipeline.files",
+    "pipeline.pixels",
+    "pipeline.tiff",
 )
 
 

@@ -18,7 +18,7 @@ from pipeline.dataset.coco import write_coco
 from pipeline.dataset.images import UnusablePhoto, load_photo
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.dataset.tiff import UnsupportedTiff, is_tiff, read_tiff
+from pipeline.tiff import UnsupportedTiff, is_tiff, read_tiff
 
 
 def tiff_bytes(

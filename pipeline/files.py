@@ -1,7 +1,6 @@
-"""The one seam through which a data set's files are read and written, on a disk or in a bucket.
+"""Files by their URI, on a disk or in a bucket: names, reading, writing.
 
-Everything in this package names a file by its full URI (a plain path is one). A URI is cut into a root and a
-key here, and only here.
+A plain path is a URI. A data set names each of its files by its full one; it is cut into a root and a key here.
 """
 
 from __future__ import annotations
