@@ -68,6 +68,17 @@ class TrainDataSection(Section):
         "auto", description="Form of the annotations."
     )
     default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Names of the classes to train, in this order; null takes the training set's."
+    )
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="Category of the data -> its name here; several may go to one."
+    )
+    unknown_categories: Literal["refuse", "ignore", "drop"] = Field(
+        "refuse",
+        description="Objects of a category that is not declared, or not among the classes: refuse the set, make them "
+        "neither positive nor negative, or make them background.",
+    )
     image_root: str | None = Field(None, description="Folder of the training photos; null looks beside the JSON.")
     val_image_root: str | None = Field(None, description="The same for the validation photos.")
     num_images: int | None = Field(

@@ -23,6 +23,7 @@ from pipeline.bulk.decode import DecodeLimits
 from pipeline.bulk.flow import BulkJob, repair_corpus, segment_corpus
 from pipeline.bulk.listing import tell_kind
 from pipeline.bulk.progress import Progress
+from pipeline.files import aligned_uri
 from pipeline.manifest import RunError, open_run, run_id_of, sha256_of, to_json
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage import StorageError, is_local, local_path, open_storage
@@ -54,11 +55,6 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     _check_input(config, input_uri, output_uri)
     folder = find_checkpoint(config.model.checkpoint)
     checkpoint = load_checkpoint(folder)
-    if checkpoint.spec.in_channels != 3:
-        raise ConfigError(
-            f"model.checkpoint: {folder} takes images of {checkpoint.spec.in_channels} channels; allowed are 3, since "
-            "a run decodes every file to RGB"
-        )
     spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri)
     check_run(output, spec)
@@ -86,6 +82,13 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
             f"output.uri: {config.output.uri!r} lies inside input.uri {given.uri!r}; "
             "the run would segment its own files, choose a place outside"
         )
+    if given.extra_channels is not None:
+        if kind == "tars":
+            raise ConfigError("input.extra_channels: not allowed with tar files; allowed is null")
+        try:
+            aligned_uri(given.extra_channels, "folder/name.png")
+        except ValueError as error:
+            raise ConfigError(f"input.extra_channels: {error}") from None
     if given.since_run is not None:
         earlier = open_run(_absolute(given.since_run))
         if not earlier.sealed:
@@ -102,6 +105,7 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> d
             "kind": config.input.kind or tell_kind(input_uri),
             "pattern": config.input.pattern,
             "uri_column": config.input.uri_column,
+            "extra_channels": _absolute_pattern(config.input.extra_channels),
             "since_run": None if config.input.since_run is None else _absolute(config.input.since_run),
         },
         "model": {
@@ -208,6 +212,10 @@ def _all_workers(config: SegmentConfig) -> tuple[int, int]:
     else:
         available = cluster.total("CPU") // config.segment.cpus_per_worker
     return (1, max(1, available))
+
+
+def _absolute_pattern(pattern: str | None) -> str | None:
+    return pattern if pattern is None or pattern.startswith("{folder}") else _absolute(pattern)
 
 
 def _absolute(uri: str) -> str:

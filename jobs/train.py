@@ -20,16 +20,14 @@ from jobs.config_train import NOT_IDENTITY, TrainConfig
 from jobs.train_loop import (
     images_per_step,
     load_start,
-    load_training_set,
     rate_of_step,
     resolve_spec,
     steps_left,
     train_worker,
 )
 from jobs.train_output import TrainingOutput
+from jobs.train_sets import load_training_set, load_validation_set
 from jobs.train_summary import write_summary
-from pipeline.dataset.annotations import load_annotations
-from pipeline.dataset.class_map import align_categories
 from pipeline.dataset.subset import SubsetRecord
 from pipeline.manifest import to_json
 
@@ -159,15 +157,11 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
             "statistics of random weights mean nothing; from scratch take 'group' or 'batch'"
         )
     if train.validate_every_steps is not None:
-        data = config.data
-        if data.val is None:
+        if config.data.val is None:
             raise ValueError(
                 "train.validate_every_steps is set, but data.val is null; give a validation set, or null here"
             )
-        validation = load_annotations(
-            data.val, format=data.format, image_root=data.val_image_root, default_category=data.default_category
-        )
-        align_categories(validation, annotated.categories)
+        load_validation_set(config.data, annotated.categories)
     if config.model.checkpoint is not None:
         load_start(config.model.checkpoint)
     newest = output.load_newest()
@@ -270,14 +264,16 @@ def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainC
     """The same settings with full URIs: workers run in folders, and on machines, of their own."""
 
     def absolute(uri: str | None) -> str | None:
-        return uri if uri is None or "://" in uri else os.path.abspath(os.path.expanduser(uri))
+        is_full = uri is None or "://" in uri or uri.startswith("{folder}")
+        return uri if is_full else os.path.abspath(os.path.expanduser(uri))
 
     data, model = config.data, config.model
     return config.model_copy(
         update={
             "data": data.model_copy(
                 update={
-                    name: absolute(getattr(data, name)) for name in ("train", "val", "image_root", "val_image_root")
+                    name: absolute(getattr(data, name))
+                    for name in ("train", "val", "image_root", "val_image_root", "extra_channels")
                 }
             ),
             "model": model.model_copy(

@@ -22,17 +22,16 @@ from jobs.config_train import TrainConfig, TrainSection
 from jobs.train_data import BatchStream, StepBatches
 from jobs.train_history import History
 from jobs.train_output import TrainingOutput, checkpoint_name
+from jobs.train_sets import load_training_set, load_validation_set
 from jobs.train_validate import Validation
 from model.categories import Category
 from model.checkpoint import Checkpoint, save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
 from model.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
-from pipeline.dataset.annotations import AnnotatedSet, load_annotations
 from pipeline.dataset.augment import build_transforms
-from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.loader import SampleSet
-from pipeline.dataset.subset import SubsetRecord, take_subset
+from pipeline.dataset.subset import take_subset
 
 # Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
@@ -50,26 +49,6 @@ class Worker:
     world_size: int
     local_world_size: int
     device: torch.device
-
-
-def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord | None]:
-    """The images that are trained on, and which ones they are where only a part of the set is taken.
-
-    Raises:
-        ValueError: There is no set there, it holds no image, or fewer than the subset wanted.
-    """
-    data = config.data
-    annotated = load_annotations(
-        data.train, format=data.format, image_root=data.image_root, default_category=data.default_category
-    )
-    if len(annotated) == 0:
-        raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
-    record = None
-    if data.num_images is not None:
-        annotated, record = take_subset(annotated, data.num_images, seed=config.train.seed)
-    if data.extra_channels is not None:
-        annotated = with_extra_channels(annotated, data.extra_channels)
-    return annotated, record
 
 
 def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
@@ -411,13 +390,7 @@ class TrainingRun:
     def _open_validations(self, stack: contextlib.ExitStack) -> None:
         if self.train.validate_every_steps is None or self.config.data.val is None:
             return
-        data = self.config.data
-        validation = load_annotations(
-            data.val, format=data.format, image_root=data.val_image_root, default_category=data.default_category
-        )
-        if data.extra_channels is not None:
-            validation = with_extra_channels(validation, data.extra_channels)
-        sets = [("", validation)]
+        sets = [("", load_validation_set(self.config.data, self.annotated.categories))]
         if self.train.validate_train_images:
             num_images = min(self.train.validate_train_images, len(self.annotated))
             sets.append(("train_", take_subset(self.annotated, num_images, seed=self.train.seed)[0]))

@@ -50,6 +50,26 @@ def stem(uri: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def aligned_uri(pattern: str, uri: str) -> str:
+    """The file that belongs to a photo: depth, infrared.
+
+    Args:
+        pattern: where it lies: a URI in which `{stem}` stands for the photo's name without its extension and `{folder}`
+            for the photo's folder, such as `{folder}/../depth/{stem}.png`.
+        uri: the photo.
+
+    Raises:
+        ValueError: a pattern without `{stem}`, or in which something else stands in braces.
+    """
+    try:
+        filled = pattern.format(stem=stem(uri), folder=parent_uri(uri))
+    except (KeyError, IndexError, ValueError, AttributeError):
+        filled = ""
+    if not filled or "{stem}" not in pattern:
+        raise ValueError(f"the pattern {pattern!r} must have {{stem}}, may have {{folder}}, and nothing else in {{}}")
+    return plain_uri(filled)
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
     storage, key = _place_of(uri)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import TYPE_CHECKING
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SIDEWAYS = (5, 6, 7, 8)
 """Orientations that exchange height and width."""
@@ -25,11 +29,15 @@ TURNS = {
 }
 """What makes a picture of an EXIF orientation upright."""
 
-TURNS_BACK = TURNS | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-"""What undoes that."""
+TURNED_BACK_BY = {6: 8, 8: 6}
+"""The orientation whose turn undoes that of another; all others undo themselves."""
 
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
+
+
+class WrongBands(ValueError):
+    """A file of other bands than the network takes."""
 
 
 def orientation_of(picture: Image.Image) -> int | None:
@@ -61,6 +69,49 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         rgba = picture.convert("RGBA")
         return _over_white(rgba.convert("RGB"), rgba.getchannel("A"))
     return picture.convert("RGB")
+
+
+def to_bands(picture: Image.Image, num_bands: int | None) -> np.ndarray:
+    """The picture's own bands as `to_unit` gives them; palettes and CMYK become the RGB they mean.
+
+    Args:
+        picture: of any mode.
+        num_bands: how many there must be; 1 makes grey of a coloured picture; None takes those there are.
+
+    Raises:
+        WrongBands: it has others.
+    """
+    import numpy as np
+
+    if num_bands == 1 and picture.mode not in ("L", "1", "F") and not picture.mode.startswith("I"):
+        picture = picture.convert("L")
+    elif picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
+        picture = picture.convert("RGB")
+    samples = np.atleast_3d(np.array(picture))
+    # 16-bit grey is held as 32-bit numbers by some of Pillow's plugins.
+    return to_unit(np.clip(samples, 0, 65535).astype(np.uint16) if picture.mode == "I" else samples, num_bands)
+
+
+def to_unit(samples: np.ndarray, num_bands: int | None = None) -> np.ndarray:
+    """Bands [H, W, C] as float32: whole numbers divided by the largest of their type, floats as they are.
+
+    Raises:
+        WrongBands: C is not `num_bands`.
+    """
+    import numpy as np
+
+    if num_bands not in (None, samples.shape[2]):
+        raise WrongBands(f"it has {samples.shape[2]} bands; {num_bands} are wanted")
+    values = samples.astype(np.float32)
+    return values if samples.dtype.kind in "fb" else np.divide(values, np.iinfo(samples.dtype).max, out=values)
+
+
+def turn(samples: np.ndarray, orientation: int | None) -> np.ndarray:
+    """An array [H, W, C] of an EXIF orientation, made upright (a view)."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return samples[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
 def find_damage(data: bytes, name: str | None) -> str | None:

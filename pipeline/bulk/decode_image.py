@@ -1,4 +1,4 @@
-"""One file's bytes to one upright RGB picture, or the reason why not, with Pillow; see docs/formats.md.
+"""One file's bytes to one upright picture or its bands, or the reason why not, with Pillow; see docs/formats.md.
 
 Runs inside a decode child (`decode_child.py`), where a crash or a hang costs one image; everyone else goes
 through `pipeline.bulk.decode.DecodePool`.
@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 # Naming the plugins keeps Pillow from importing all of its forty.
 from PIL import (  # noqa: F401
@@ -26,7 +27,10 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
-from pipeline.pixels import SIDEWAYS, TURNS, find_damage, orientation_of, to_rgb
+from pipeline.pixels import SIDEWAYS, TURNS, WrongBands, find_damage, orientation_of, to_bands, to_rgb, turn
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 """Every format that `sniff_format` can name; the default allow-list."""
@@ -71,10 +75,11 @@ class Outcome:
     """What became of one file.
 
     Attributes:
-        status: one of `STATUSES`; "ok" exactly when there is a picture.
+        status: one of `STATUSES`; "ok" exactly when there is a picture or bands.
         error: the reason in words, None when ok. The same bytes give the same words.
         picture: mode RGB, upright, or None.
-        height, width: of the upright original in pixels (also when `picture` is a smaller version of it);
+        bands: float32 [H, W, C], upright, where other than three channels were asked for, or None.
+        height, width: of the upright original in pixels (also when what was decoded is a smaller version of it);
             None where the file does not tell.
         exif_orientation: 1..8 as the file states it, None where it states none.
         out_of_memory: the process ran into its limit, which one that has seen fewer files might not.
@@ -87,6 +92,7 @@ class Outcome:
     width: int | None = None
     exif_orientation: int | None = None
     out_of_memory: bool = False
+    bands: np.ndarray | None = None
 
 
 def sniff_format(data: bytes) -> str | None:
@@ -114,8 +120,10 @@ def sniff_format(data: bytes) -> str | None:
     return None
 
 
-def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None) -> Outcome:
-    """The picture in `data` (first frame, upright, RGB), or the status and reason of its failure.
+def decode_image(
+    data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None, num_bands: int | None = 3
+) -> Outcome:
+    """The picture in `data` (first frame, upright), or the status and reason of its failure.
 
     Never raises.
 
@@ -124,6 +132,8 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int]
         limits: pixels, frames and formats are checked here; bytes, time and memory by whoever runs the child.
         target_size: (H, W) the caller will shrink the upright picture to. A JPEG may then come back at a
             half, a quarter or an eighth of its size, never smaller than this.
+        num_bands: 3 makes RGB of whatever there is. Any other number takes the file's own bands, which must be as
+            many (1: grey is made of colours); None takes all there are.
     """
     if not data:
         return Outcome("corrupt", "the file is empty")
@@ -134,6 +144,35 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int]
     if name not in limits.formats:
         allowed = ", ".join(limits.formats)
         return Outcome("unsupported_format", f"{name} is not among the formats allowed: {allowed}")
+    if name == "TIFF" and num_bands != 3:
+        return _decode_tiff(data, limits, num_bands)
+    return _decode_with_pillow(data, name, limits, target_size, num_bands)
+
+
+def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Outcome:
+    """The bands of a TIFF, by a reader that knows any number of them; compressions it does not know are Pillow's."""
+    from pipeline.tiff import UnsupportedTiff, read_tiff_bands, read_tiff_header  # most children never need NumPy
+
+    height = width = orientation = None
+    try:
+        header = read_tiff_header(data)
+        height, width, orientation = header.height, header.width, header.orientation
+        if orientation in SIDEWAYS:
+            height, width = width, height
+        if height * width > limits.max_pixels:
+            return _too_many_pixels(height, width, limits)
+        bands = turn(read_tiff_bands(data, num_bands, max_pages=limits.max_frames), orientation)
+    except UnsupportedTiff as error:
+        outcome = _decode_with_pillow(data, "TIFF", limits, None, num_bands)
+        return outcome if outcome.error is None else replace(outcome, error=f"{outcome.error} ({error})")
+    except Exception as error:
+        return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
+    return Outcome("ok", None, None, height, width, orientation, bands=bands)
+
+
+def _decode_with_pillow(
+    data: bytes, name: str, limits: DecodeLimits, target_size: tuple[int, int] | None, num_bands: int | None
+) -> Outcome:
     with warnings.catch_warnings(record=True) as reasons:
         warnings.simplefilter("always")
         Image.WARN_POSSIBLE_FORMATS = True  # makes Pillow give the plugin's own reason
@@ -146,18 +185,22 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int]
             return Outcome("corrupt", f"not readable as {name}: {next(filter(None, said), 'broken header')}")
         except Exception as error:
             return _failure(error, limits, f"not readable as {name}: ")
-        return _decode_opened(image, name, data, limits, target_size)
+        return _decode_opened(image, name, data, limits, target_size, num_bands)
 
 
 def _decode_opened(
-    image: Image.Image, name: str, data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None
+    image: Image.Image,
+    name: str,
+    data: bytes,
+    limits: DecodeLimits,
+    target_size: tuple[int, int] | None,
+    num_bands: int | None,
 ) -> Outcome:
     width, height = image.size
     if width < 1 or height < 1:
         return Outcome("corrupt", f"the {name} is {height} x {width} pixels", None, height, width)
     if width * height > limits.max_pixels:
-        error = f"{height} x {width} pixels; at most {limits.max_pixels} are allowed"
-        return Outcome("too_large", error, None, height, width)
+        return _too_many_pixels(height, width, limits)
     Image.MAX_IMAGE_PIXELS = limits.max_pixels  # for parts that claim more than the header does
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     orientation = None
@@ -175,9 +218,13 @@ def _decode_opened(
             target_height, target_width = target_size[::-1] if orientation in SIDEWAYS else target_size
             image.draft(None, (target_width, target_height))
         image.load()
+        left_to_do = None if name == "TIFF" else orientation
+        if num_bands != 3:
+            bands = turn(to_bands(image, num_bands), left_to_do)
+            return Outcome("ok", None, None, height, width, orientation, bands=bands)
         picture = to_rgb(image)
-        if orientation in TURNS and name != "TIFF":
-            picture = picture.transpose(TURNS[orientation])
+        if left_to_do in TURNS:
+            picture = picture.transpose(TURNS[left_to_do])
     except Exception as error:
         return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
     return Outcome("ok", None, picture, height, width, orientation)
@@ -188,11 +235,18 @@ def out_of_memory_error(limits: DecodeLimits) -> str:
     return f"decoding needs more than {limits.memory_bytes} bytes of memory"
 
 
+def _too_many_pixels(height: int, width: int, limits: DecodeLimits) -> Outcome:
+    error = f"{height} x {width} pixels; at most {limits.max_pixels} are allowed"
+    return Outcome("too_large", error, None, height, width)
+
+
 def _failure(error: Exception, limits: DecodeLimits, prefix: str = "") -> Outcome:
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return Outcome("too_large", out_of_memory_error(limits), out_of_memory=True)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return Outcome("too_large", _words(error))
+    if isinstance(error, WrongBands):
+        return Outcome("unsupported_format", _words(error))
     return Outcome("corrupt", prefix + _words(error))
 
 

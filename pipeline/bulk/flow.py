@@ -37,7 +37,7 @@ from pipeline.bulk.commit import (
 from pipeline.bulk.corpus import Plan, read_plan, seal_plan
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
-from pipeline.bulk.fetch import load_image, map_ahead
+from pipeline.bulk.fetch import channels_of, load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally
@@ -209,7 +209,7 @@ class ShardWorker:
         self.counter = ShardCounter(uuid.uuid4().hex[:12], board.take.remote)
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
-        self.load = partial(load_image, self.pool, job.limits)
+        self.load = partial(load_image, self.pool, job.limits, **channels_of(job.spec))
         warm_up()
         self.predictor = job.predictor(
             job.checkpoint,

@@ -59,7 +59,7 @@ class ImagePredictor:
         """Detections of each image, in order; where the network fails on an image, the reason instead.
 
         Args:
-            images: uint8 [H, W, 3] RGB arrays of any sizes.
+            images: uint8 RGB [H, W, 3], or float32 [H, W, C] of the channels the network takes, of any sizes.
 
         Only images of one padded size share a network call, and which do depends on `images` alone.
         """
