@@ -33,7 +33,9 @@ class ModelSection(Section):
     """The trained model."""
 
     checkpoint: str = Field(
-        min_length=1, description="A checkpoint folder, or a training output (then its newest complete checkpoint)."
+        min_length=1,
+        description="A checkpoint folder, or a training output (then its newest complete checkpoint), here or in a "
+        "bucket.",
     )
 
 

@@ -18,8 +18,8 @@ class TrainModelSection(Section):
     )
     weights: str | None = Field(
         None,
-        description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights; null starts "
-        "from random ones.",
+        description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights, here or in a "
+        "bucket; null starts from random ones.",
     )
     checkpoint: str | None = Field(
         None, description="Checkpoint folder or training output whose fitting weights are the start (fine-tuning)."

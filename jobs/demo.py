@@ -105,7 +105,7 @@ def _train(config: DemoConfig, data: Path, out: Path) -> None:
     with ProgressLine("train") as line:
         run_train(prepare_train(settings), on_progress=line.take)
     if not is_checkpoint(out / "model"):
-        _copy_checkpoint(find_checkpoint(str(out / "training")), out / "model")
+        _copy_checkpoint(Path(find_checkpoint(str(out / "training"))), out / "model")
 
 
 def _copy_checkpoint(source: Path, target: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from jobs import cluster
-from jobs.checkpoints import find_checkpoint
+from jobs.checkpoints import find_checkpoint, open_checkpoint
 from jobs.config import ConfigError, RetryConfig, SegmentConfig, load_config, to_plain
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import Checkpoint
 from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.decode import DecodeLimits
@@ -31,10 +31,17 @@ from pipeline.storage import StorageError, is_local, local_path, open_storage
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """A checked configuration: what would run, and what the user should know first."""
+    """A checked configuration: what would run, and what the user should know first.
+
+    Attributes:
+        config: as given.
+        checkpoint: URI of the checkpoint folder.
+        spec: what makes the run this run.
+        notes: sentences for the user.
+    """
 
     config: SegmentConfig
-    checkpoint: Path
+    checkpoint: str
     spec: dict[str, Any]
     notes: list[str]
 
@@ -53,8 +60,8 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """
     input_uri, output_uri = _absolute(config.input.uri), _absolute(config.output.uri)
     _check_input(config, input_uri, output_uri)
-    folder = find_checkpoint(config.model.checkpoint)
-    checkpoint = load_checkpoint(folder)
+    checkpoint_uri = find_checkpoint(config.model.checkpoint)
+    checkpoint = open_checkpoint(checkpoint_uri)
     spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri)
     check_run(output, spec)
@@ -64,7 +71,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
         notes.append(
             f"corpus.shard_size={config.corpus.shard_size} is ignored: the plan was sealed with {plan.shard_size}"
         )
-    return SegmentPlan(config, folder, spec, notes)
+    return SegmentPlan(config, checkpoint_uri, spec, notes)
 
 
 def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None:
@@ -167,7 +174,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
     return BulkJob(
         output_uri=_absolute(config.output.uri),
         spec=plan.spec,
-        checkpoint=str(plan.checkpoint),
+        checkpoint=plan.checkpoint,
         metadata=file_metadata(plan),
         limits=DecodeLimits(**to_plain(config.decode) | {"formats": config.decode.formats}),
         shard_size=config.corpus.shard_size,

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.cluster import cluster, total
 from jobs.config import ConfigError, to_plain
 from jobs.config_train import NOT_IDENTITY, TrainConfig
 from jobs.train_loop import (
     images_per_step,
-    load_start,
     rate_of_step,
     resolve_spec,
     steps_left,
@@ -28,10 +28,11 @@ from jobs.train_loop import (
 from jobs.train_output import TrainingOutput
 from jobs.train_sets import load_training_set, load_validation_set
 from jobs.train_summary import write_summary
+from model.spec import ModelSpec
+from model.weights import PUBLISHED, find_state_dict
 from pipeline.dataset.subset import SubsetRecord
 from pipeline.manifest import to_json
 
-PUBLISHED_WEIGHTS = ("coco", "imagenet")
 SUBSET = "subset.json"
 
 
@@ -149,7 +150,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     config = _with_absolute_places(config, output)
     train = config.train
     annotated, subset = load_training_set(config)
-    resolve_spec(config.model.spec, annotated.categories)
+    spec = resolve_spec(config.model.spec, annotated.categories)
     model = config.model
     if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
         raise ConfigError(
@@ -162,9 +163,9 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
                 "train.validate_every_steps is set, but data.val is null; give a validation set, or null here"
             )
         load_validation_set(config.data, annotated.categories)
-    if config.model.checkpoint is not None:
-        load_start(config.model.checkpoint)
     newest = output.load_newest()
+    if newest is None:  # a training that goes on does not need what it started from
+        _check_start(config, spec)
     num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
     check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
     left = steps_left(
@@ -181,6 +182,18 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         is_finished=finished is not None and (left == 0 or bool(finished.get("stopped_early"))),
         subset=subset,
     )
+
+
+def _check_start(config: TrainConfig, spec: ModelSpec) -> None:
+    """Reads what the network is to start from.
+
+    Raises:
+        ValueError: It is not there, or cannot be read.
+    """
+    if config.model.checkpoint is not None:
+        open_checkpoint(config.model.checkpoint)
+    if config.model.weights is not None:
+        find_state_dict(spec, local_weights(config.model.weights))
 
 
 def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
@@ -279,7 +292,7 @@ def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainC
             "model": model.model_copy(
                 update={
                     # Published weights have names, all others are files.
-                    "weights": model.weights if model.weights in PUBLISHED_WEIGHTS else absolute(model.weights),
+                    "weights": model.weights if model.weights in PUBLISHED else absolute(model.weights),
                     "checkpoint": absolute(model.checkpoint),
                 }
             ),

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.config_train import TrainConfig, TrainSection
 from jobs.train_data import BatchStream, StepBatches
 from jobs.train_history import History
@@ -179,7 +180,7 @@ class TrainingRun:
         torch.manual_seed(mix_seed(train.seed, 0))
         # A run that goes on does not need what it started from, which may be gone by now.
         is_new = self._start is None
-        model = build_model(self.spec, weights=self.config.model.weights if is_new else None)
+        model = build_model(self.spec, weights=local_weights(self.config.model.weights) if is_new else None)
         if model.weights_report is not None:
             self.report("start", str(model.weights_report))
         if is_new and self.config.model.checkpoint is not None:
@@ -448,7 +449,7 @@ def load_fitting(model: torch.nn.Module, source: str) -> str:
     Raises:
         ValueError: No readable checkpoint there, or nothing of it fits.
     """
-    checkpoint = load_start(source)
+    checkpoint = open_checkpoint(source)
     present = model.state_dict()
     fitting = {
         name: value
@@ -459,20 +460,6 @@ def load_fitting(model: torch.nn.Module, source: str) -> str:
         raise ValueError(f"nothing in the checkpoint {source} fits the network of model.spec")
     model.load_state_dict(fitting, strict=False)
     return f"starting from {source}: {len(fitting)} of {len(present)} tensors fit"
-
-
-def load_start(source: str) -> Any:
-    """The checkpoint at a checkpoint folder's URI, or the newest one of a training output."""
-    parent, _, name = source.rstrip("/").rpartition("/")
-    outer, _, middle = parent.rpartition("/")
-    if middle == "checkpoints" and name.startswith("step-"):
-        return TrainingOutput(outer or "/").load(int(name.removeprefix("step-")))
-    found = TrainingOutput(source).load_newest()
-    if found is not None:
-        return found[1]
-    from model.checkpoint import load_checkpoint
-
-    return load_checkpoint(source)
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:

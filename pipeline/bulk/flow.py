@@ -56,7 +56,7 @@ class BulkJob:
     Attributes:
         spec: corpus, model, thresholds and limits, as they stand in run.json.
         metadata: what every Parquet file says about itself.
-        checkpoint: folder of the model's checkpoint, the same on every node.
+        checkpoint: folder of the model's checkpoint, the same on every node, or its URI in a bucket.
         shard_size: images a shard; None chooses by the size of the corpus. Ignored once the plan is sealed.
         batch_size: images a network call, at most.
         num_workers: actors at least and at most.

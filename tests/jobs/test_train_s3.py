@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from jobs.checkpoints import open_checkpoint
 from jobs.config_train import TrainConfig
 from jobs.train import prepare_train, to_saved
-from jobs.train_loop import TrainingRun, Worker, load_start
+from jobs.train_loop import TrainingRun, Worker
 from jobs.train_output import TrainingOutput
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
@@ -31,45 +25,6 @@ SPEC = ModelSpec.tiny(
     image_min_size=48,
     image_max_size=64,
 )
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A new bucket's URI, reached through the environment as the AWS tools are."""
-    import boto3
-
-    program = (
-        "import signal; from moto.server import ThreadedMotoServer as S; s = S('127.0.0.1', 0, verbose=False); "
-        "s.start(); "
-        "print(s.get_host_and_port()[1], flush=True); signal.pause()"
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        for name, value in (
-            ("AWS_ENDPOINT_URL", endpoint),
-            ("AWS_ACCESS_KEY_ID", "testing"),
-            ("AWS_SECRET_ACCESS_KEY", "testing"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):
-            monkeypatch.setenv(name, value)
-        deadline_s = time.monotonic() + 60
-        while time.monotonic() < deadline_s:
-            try:
-                urllib.request.urlopen(endpoint, timeout=2).close()
-                break
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                time.sleep(0.05)
-        name = f"train-{os.getpid()}-{time.monotonic_ns()}"
-        boto3.client("s3").create_bucket(Bucket=name)
-        yield f"s3://{name}"
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_a_training_in_a_bucket_is_cut_off_and_goes_on(bucket: str, tmp_path: Path):
@@ -112,6 +67,6 @@ def test_a_training_in_a_bucket_is_cut_off_and_goes_on(bucket: str, tmp_path: Pa
     assert [row["step"] for row in output.read_metrics()] == [1, 2, 2, 3, 4, 4]
     assert prepare_train(config(uri)).is_finished
     for source in (uri, output.checkpoint_uri(4)):
-        assert load_start(source).sha256 == whole[1].sha256
+        assert open_checkpoint(source).sha256 == whole[1].sha256
     names = {info.key.split("/")[0] for info in output.storage.iter_objects()}
     assert names == {"best.json", "checkpoints", "config.yaml", "finished.json", "metrics.parquet", "tensorboard"}
