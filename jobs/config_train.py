@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from jobs.config_base import ClusterSection, OutputSection, Section, StorageSection
+from model.presets import preset
 from model.spec import ModelSpec
 
 
 class TrainModelSection(Section):
     """What network is trained, and from which weights."""
 
+    preset: str | None = Field(
+        None,
+        description="A published network whose settings are the spec's defaults: a name of torchvision's, such as "
+        "maskrcnn_resnet50_fpn_v2, or of detectron2's model zoo, such as mask_rcnn_R_50_FPN_3x.",
+    )
     spec: ModelSpec = Field(
         default_factory=ModelSpec, description="The network; num_classes 0 is as many as the training data has."
     )
@@ -24,6 +30,15 @@ class TrainModelSection(Section):
     checkpoint: str | None = Field(
         None, description="Checkpoint folder or training output whose fitting weights are the start (fine-tuning)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") is None:
+            return values
+        given = values.get("spec") or {}
+        given = given.to_dict() if isinstance(given, ModelSpec) else given
+        return {**values, "spec": {**preset(str(values["preset"])).to_dict(), "num_classes": 0, **given}}
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

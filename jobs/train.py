@@ -151,12 +151,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     train = config.train
     annotated, subset = load_training_set(config)
     spec = resolve_spec(config.model.spec, annotated.categories)
-    model = config.model
-    if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
-        raise ConfigError(
-            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: the frozen "
-            "statistics of random weights mean nothing; from scratch take 'group' or 'batch'"
-        )
+    _check_norms(config)
     if train.validate_every_steps is not None:
         if config.data.val is None:
             raise ValueError(
@@ -182,6 +177,22 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         is_finished=finished is not None and (left == 0 or bool(finished.get("stopped_early"))),
         subset=subset,
     )
+
+
+def _check_norms(config: TrainConfig) -> None:
+    """Refuses normalisation that cannot work with the start or the workers there are."""
+    model, train = config.model, config.train
+    if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
+        raise ConfigError(
+            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: the frozen "
+            "statistics of random weights mean nothing; from scratch take 'group' or 'batch'"
+        )
+    for name in ("norm", "head_norm"):
+        if getattr(model.spec, name) == "sync_batch" and train.num_workers > 1 and not train.use_gpu:
+            raise ConfigError(
+                f"model.spec.{name}: 'sync_batch' is not allowed with several workers on CPUs: torch synchronises "
+                "batch norm on GPUs only; take 'group' or 'batch'"
+            )
 
 
 def _check_start(config: TrainConfig, spec: ModelSpec) -> None:

@@ -193,12 +193,7 @@ class RoIHeads(TorchvisionRoIHeads):
         boxes, true_boxes = torch.cat(samples.boxes)[positive], torch.cat(samples.true_boxes)[positive]
         # Of each positive RoI, the offsets of its own class alone.
         deltas = split_by_class(deltas)[positive, labels[positive]]
-        if spec.box_loss in ("smooth_l1", "l1"):
-            wanted = self.box_coder.encode_single(true_boxes, boxes)
-            box = losses.box_delta_loss(spec.box_loss, deltas, wanted, beta=spec.box_loss_beta)
-        else:
-            moved = self.box_coder.decode_single(deltas.float(), boxes)
-            box = losses.box_iou_loss(spec.box_loss, moved, true_boxes)
+        box = losses.box_loss(spec.box_loss, self.box_coder, deltas, boxes, true_boxes, beta=spec.box_loss_beta)
         return {
             "loss_classifier": classifier * spec.class_loss_weight,
             "loss_box_reg": box / max(len(labels), 1) * spec.box_loss_weight,

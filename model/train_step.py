@@ -28,6 +28,7 @@ NORMALISER_OF_LOSS = {
     "loss_classifier": "proposals",
     "loss_box_reg": "proposals",
     "loss_mask": "positives",
+    "loss_mask_dice": "positives",
 }
 _NORMALISERS = ("anchors", "proposals", "positives")
 _NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
