@@ -41,8 +41,8 @@ class TrainEvent:
     """Something people should see while a training runs.
 
     Attributes:
-        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "broken", "non_finite", "set_aside",
-            "restart" or "done".
+        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "broken", "unturned", "non_finite",
+            "set_aside", "restart" or "done".
         message: One sentence or line, ready to be shown.
         rank: The worker that says it; -1 is the driver.
         values: Numbers by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
@@ -110,6 +110,8 @@ class TrainResult:
         step: Steps done.
         was_finished: It was finished before this call, which did nothing.
         broken_images: Images that could not be used in this call, with the reason.
+        unturned_images: Images whose EXIF turn was not applied in this call, since their annotations fit the unturned
+            photo only.
         num_restarts: How often the workers were started again in this call.
         last_metrics: The last row of metrics.
     """
@@ -119,6 +121,7 @@ class TrainResult:
     step: int
     was_finished: bool = False
     broken_images: Mapping[str, str] = field(default_factory=dict)
+    unturned_images: frozenset[str] = frozenset()
     num_restarts: int = 0
     last_metrics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -133,6 +136,8 @@ class TrainResult:
         if self.broken_images:
             names = ", ".join(f"{image_id} ({why})" for image_id, why in sorted(self.broken_images.items())[:10])
             lines.append(f"{len(self.broken_images)} images could not be used: {names}")
+        if self.unturned_images:
+            lines.append(f"{len(self.unturned_images)} photos were used unturned, as they were annotated")
         return "\n".join(lines)
 
 
@@ -372,7 +377,13 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
         raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
     early = ", stopped early" if outcome["stopped_early"] else ""
     say(TrainEvent("done", f"trained {outcome['step']} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
-    return _result(output, steps[-1], broken_images=listener.broken, num_restarts=listener.num_restarts)
+    return _result(
+        output,
+        steps[-1],
+        broken_images=listener.broken,
+        unturned_images=frozenset(listener.unturned),
+        num_restarts=listener.num_restarts,
+    )
 
 
 def _result(output: TrainingOutput, step: int, **values: Any) -> TrainResult:
@@ -422,6 +433,7 @@ class _Listener:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-events", daemon=True)
         self.broken: dict[str, str] = {}
+        self.unturned: set[str] = set()
         self.num_restarts = -1  # the first start is none
 
     def start(self) -> None:
@@ -446,6 +458,9 @@ class _Listener:
                 self.num_restarts += 1
                 if self.num_restarts:
                     self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
+            if event["kind"] == "unturned":  # counted, not said: nothing is wrong with them
+                self.unturned.add(event["values"]["image_id"])
+                continue
             if event["kind"] == "broken":
                 image_id = event["values"]["image_id"]
                 if image_id in self.broken:  # seen in an earlier epoch

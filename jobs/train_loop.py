@@ -307,6 +307,8 @@ class TrainingRun:
     def _one_step(self, batches: StepBatches, window: Window, max_steps: int) -> None:
         for image_id, reason in batches.broken.items():
             self.report_always("broken", f"image {image_id} is skipped: {reason}", image_id=image_id, reason=reason)
+        for image_id in batches.unturned:
+            self.report_always("unturned", f"image {image_id} is used unturned, as annotated", image_id=image_id)
         rate = rate_of_step(self.train, self.step, max_steps=max_steps, world_size=self.worker.world_size)
         result = self.trainer.step(batches.micro_batches, step=self.step, learning_rate=rate)
         self.step += 1

@@ -159,6 +159,20 @@ def test_a_broken_photo_is_named_and_training_goes_on(shapes: Path, tmp_path: Pa
     assert "no such file" in broken[by_file[next(n for n in by_file if Path(n).name == photos[7].name)]]
 
 
+def test_photos_that_are_used_unturned_are_told(shapes: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    photo = sorted((data / "train").iterdir())[3]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photo).save(photo, exif=exif)  # annotated as it is stored, which is 64 x 80 px
+    unturned: set[str] = set()
+    events = lambda kind, sentence, **v: unturned.add(v["image_id"]) if kind == "unturned" else None  # noqa: E731
+    train(settings(data, tmp_path / "out", max_steps=5), events)
+    images = json.loads((data / "train.json").read_text())["images"]
+    assert unturned == {str(image["id"]) for image in images if Path(image["file_name"]).name == photo.name}
+
+
 def test_too_many_steps_that_are_not_finite_end_the_run_with_the_images(shapes: Path, tmp_path: Path):
     skipped: list[list[str]] = []
     events = lambda kind, sentence, **v: skipped.append(v["image_ids"]) if kind == "non_finite" else None  # noqa: E731
