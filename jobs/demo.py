@@ -44,7 +44,7 @@ def run_demo(config: DemoConfig, *, say: Callable[[str], None], print_table: Cal
     say(f"1/5 drawing {sizes.num_train} training, {sizes.num_val} validation, {sizes.num_unlabelled} unlabelled images")
     data = out / "data"
     draw_shapes(
-        data,
+        str(data),
         num_train=sizes.num_train,
         num_val=sizes.num_val,
         num_unlabelled=sizes.num_unlabelled,

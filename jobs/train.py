@@ -208,8 +208,8 @@ def _check_start(config: TrainConfig, spec: ModelSpec) -> None:
     """
     if config.model.checkpoint is not None:
         open_checkpoint(config.model.checkpoint)
-    if config.model.weights is not None:
-        find_state_dict(spec, local_weights(config.model.weights))
+    if (weights := local_weights(config.model.weights)) is not None:
+        find_state_dict(spec, weights)
 
 
 def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
@@ -293,8 +293,9 @@ def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainC
     """The same settings with full URIs: workers run in folders, and on machines, of their own."""
 
     def absolute(uri: str | None) -> str | None:
-        is_full = uri is None or "://" in uri or uri.startswith("{folder}")
-        return uri if is_full else os.path.abspath(os.path.expanduser(uri))
+        if uri is None or "://" in uri or uri.startswith("{folder}"):
+            return uri
+        return os.path.abspath(os.path.expanduser(uri))
 
     data, model = config.data, config.model
     return config.model_copy(

@@ -191,7 +191,8 @@ class SampleOrder:
         mixed = [sample_at(epoch * num + place, num_samples=num, seed=self.seed)[1] for place in range(num)]
         # The first places finish the group that the epoch before began.
         head = min(-(epoch * num) % self.group_size, num)
-        order, waiting = mixed[:head], {False: [], True: []}
+        order = mixed[:head]
+        waiting: dict[bool, list[int]] = {False: [], True: []}
         for index in mixed[head:]:
             group = waiting[bool(self.is_upright[index])]
             group.append(index)

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from model.categories import Category
+from model.network import MaskRCNN
 from model.predictor import Predictor
 from model.spec import ModelSpec
 from pipeline.bulk.encode import encode_instances
@@ -71,7 +71,7 @@ class Validation:
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def predict(self, model: nn.Module) -> list[dict[str, list]]:
+    def predict(self, model: MaskRCNN) -> list[dict[str, list]]:
         """This worker's share: for each of its images that has any, the columns of its instances.
 
         The network is left in the mode it was in. Photos that cannot be read are left out, and so count as missed.

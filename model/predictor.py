@@ -142,11 +142,14 @@ def _to_detections(found: dict[str, Tensor], resized: tuple[int, int], original:
         "labels": found["labels"][order],
         "scores": found["scores"][order].float(),
         "mask_probs": found["masks"][order, 0].float() if "masks" in found else boxes.new_zeros(len(boxes), 0, 0),
-        "keypoints": None,
     }
+    keypoints = None
     if "keypoints" in found:
-        arrays["keypoints"] = resize_keypoints(found["keypoints"][order], resized, original).float()
-    for name, tensor in arrays.items():
+        keypoints = resize_keypoints(found["keypoints"][order], resized, original).float()
+    for name, tensor in [*arrays.items(), ("keypoints", keypoints)]:
         if tensor is not None and not torch.isfinite(tensor).all():
             raise NonFiniteOutput(f"the network gave {name} that are not finite")
-    return Detections(**{name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()})
+    return Detections(
+        **{name: tensor.cpu().numpy() for name, tensor in arrays.items()},
+        keypoints=None if keypoints is None else keypoints.cpu().numpy(),
+    )

@@ -73,6 +73,7 @@ class ProposalNetwork(RegionProposalNetwork):
         proposals, _ = self.filter_proposals(moved, objectness, images.image_sizes, num_per_level)
         if not self.training:
             return proposals, {}
+        assert targets is not None, "MaskRCNN.losses has seen to that"
         labels, true_boxes = self.assign_targets_to_anchors(anchors, targets)
         return proposals, self.losses(objectness, deltas, labels, torch.cat(anchors), torch.cat(true_boxes))
 

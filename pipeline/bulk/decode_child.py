@@ -110,7 +110,7 @@ def _leave_picture(picture: Image.Image, block_fd: int) -> dict[str, object]:
 
 def _leave_bands(bands: np.ndarray, block_fd: int) -> dict[str, object]:
     """The same for an array."""
-    unwritten, offset = memoryview(bands if bands.flags.c_contiguous else bands.copy()).cast("B"), 0
+    unwritten, offset = (bands if bands.flags.c_contiguous else bands.copy()).data.cast("B"), 0
     while unwritten:
         num_written = os.pwrite(block_fd, unwritten[: 1 << 30], offset)
         unwritten, offset = unwritten[num_written:], offset + num_written

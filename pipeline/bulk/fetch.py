@@ -61,11 +61,8 @@ def load_image(
     if num_extra >= num_bands:
         return _failure("unsupported_format", f"{extra_uri}: it has {num_extra} bands; {num_bands} are wanted in all")
     photo = pool.submit(data, num_bands=num_bands - num_extra).result()
-    return photo if photo.image is None else _joined(photo, extra, extra_uri)
-
-
-def _joined(photo: Decoded, extra: Decoded, extra_uri: str) -> Decoded:
-    """A photo with the bands of its other file behind its own."""
+    if photo.image is None:
+        return photo
     if (photo.height, photo.width) != (extra.height, extra.width):
         sizes = f"{extra.height} x {extra.width} px, the photo {photo.height} x {photo.width}"
         return replace(photo, status="corrupt", error=f"{extra_uri}: {sizes}", image=None)
