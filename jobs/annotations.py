@@ -14,7 +14,12 @@ def run_check_data(config: CheckDataConfig) -> DataReport:
     """Reads every annotation and photo; with output.uri, writes data_report.json and a picture of each offender."""
     data = config.data
     report = check_data(
-        data.uri, format=data.format, image_root=data.image_root, default_category=data.default_category
+        data.uri,
+        format=data.format,
+        image_root=data.image_root,
+        default_category=data.default_category,
+        in_channels=data.in_channels,
+        extra_channels=data.extra_channels,
     )
     if config.output.uri is not None:
         open_storage(config.output.uri).write_bytes("data_report.json", to_json(report.to_dict()))

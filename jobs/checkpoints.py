@@ -1,29 +1,60 @@
-"""Which checkpoint a URI means: a checkpoint folder itself, or the newest complete one of a training output."""
+"""Which checkpoint a URI means, and how checkpoints and weights in buckets become files of this machine."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from jobs.train_output import TrainingOutput
+from model.checkpoint import CHECKPOINT_MARKER, Checkpoint, CheckpointError, load_checkpoint
+from model.weights import PUBLISHED
+from pipeline.cache import local_file, local_folder
+from pipeline.storage import is_local, open_storage
 
-from model.checkpoint import CheckpointError, is_checkpoint
-from pipeline.storage import is_local, local_path
 
-
-def find_checkpoint(uri: str) -> Path:
-    """The folder of the checkpoint that a URI names.
+def find_checkpoint(uri: str) -> str:
+    """The URI of the checkpoint folder that a URI names.
 
     Args:
-        uri: a checkpoint folder, or a training output with `checkpoints/step-*` in it.
+        uri: a checkpoint folder, or a training output with `checkpoints/step-*` in it (then its newest complete one).
 
     Raises:
         CheckpointError: nothing there, or nothing complete; the message says what was looked for.
     """
-    if not is_local(uri):
-        raise CheckpointError(f"{uri}: checkpoints are read from local or shared folders; copy it to one")
-    folder = local_path(uri)
-    if is_checkpoint(folder):
-        return folder
-    complete = [step for step in sorted(folder.glob("checkpoints/step-*"), reverse=True) if is_checkpoint(step)]
-    if complete:
-        return complete[0]
-    there = "holds no checkpoint" if folder.exists() else "does not exist"
-    raise CheckpointError(f"{folder} {there}; give a checkpoint folder (it has a checkpoint.json) or a training output")
+    output = TrainingOutput(uri)
+    try:
+        if output.storage.exists(CHECKPOINT_MARKER):
+            return output.uri
+        steps = output.steps()
+    except OSError as error:
+        raise CheckpointError(f"{output.uri} cannot be read: {error}") from error
+    if steps:
+        return output.checkpoint_uri(steps[-1])
+    there = "does not exist" if output.is_absent() else "holds no checkpoint"
+    raise CheckpointError(
+        f"{output.uri} {there}; give a checkpoint folder (it has a {CHECKPOINT_MARKER}) or a training output"
+    )
+
+
+def open_checkpoint(uri: str) -> Checkpoint:
+    """The checkpoint that a URI names, see `find_checkpoint`; one in a bucket is fetched to this machine once.
+
+    Raises:
+        CheckpointError: no readable checkpoint there.
+    """
+    found = find_checkpoint(uri)
+    folder = local_folder(found, CHECKPOINT_MARKER)
+    try:
+        return load_checkpoint(folder)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(folder), found)) from error
+
+
+def local_weights(weights: str | None) -> str | None:
+    """`weights` as `model.weights` takes them: what lies in a bucket, a file or a checkpoint folder, as a path here.
+
+    Raises:
+        StorageError: nothing of that name, or it cannot be read.
+    """
+    if weights is None or weights in PUBLISHED or is_local(weights):
+        return weights
+    if open_storage(weights).exists(CHECKPOINT_MARKER):
+        return str(local_folder(weights, CHECKPOINT_MARKER))
+    return str(local_file(weights))

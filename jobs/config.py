@@ -33,7 +33,9 @@ class ModelSection(Section):
     """The trained model."""
 
     checkpoint: str = Field(
-        min_length=1, description="A checkpoint folder, or a training output (then its newest complete checkpoint)."
+        min_length=1,
+        description="A checkpoint folder, or a training output (then its newest complete checkpoint), here or in a "
+        "bucket.",
     )
 
 
@@ -49,6 +51,11 @@ class InputSection(Section):
         None, description="What input.uri names; null tells it by its ending, a folder unless it looks otherwise."
     )
     uri_column: str = Field("uri", min_length=1, description="Column of a list that holds the URIs.")
+    extra_channels: str | None = Field(
+        None,
+        description="File with the last channels of a photo, such as {folder}/../depth/{stem}.png, for a model of more "
+        "than three; null where files hold all channels themselves. It must not change while the run goes on.",
+    )
     since_run: str | None = Field(
         None, description="An earlier, finished run of the same corpus: segment only what is new or changed since."
     )
@@ -264,7 +271,7 @@ def _keys_of(kind: type[BaseModel], path: list[str]) -> list[str]:
 def _about(kind: type[BaseModel], path: list[str]) -> str:
     section = _section(kind, path[:-1])
     field = getattr(section, "model_fields", {}).get(path[-1])
-    return (field.description if field is not None and field.description else "it must be given")
+    return field.description if field is not None and field.description else "it must be given"
 
 
 def _section(kind: Any, path: list[str]) -> Any:

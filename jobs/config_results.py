@@ -170,10 +170,19 @@ class AnnotationsSection(Section):
     default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
 
 
+class CheckedDataSection(AnnotationsSection):
+    """Annotated photos as a training would take them."""
+
+    in_channels: int = Field(3, ge=1, le=64, description="Channels of the network (model.spec.in_channels).")
+    extra_channels: str | None = Field(
+        None, description="File with the last channels of a photo, such as {folder}/../depth/{stem}.png, if there is."
+    )
+
+
 class CheckDataConfig(Section):
     """`maskfleet check-data`."""
 
-    data: AnnotationsSection
+    data: CheckedDataSection
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
     storage: StorageSection = Field(default_factory=StorageSection)
 

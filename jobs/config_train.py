@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from jobs.config_base import ClusterSection, OutputSection, Section, StorageSection
+from model.presets import preset
 from model.spec import ModelSpec
 
 
 class TrainModelSection(Section):
     """What network is trained, and from which weights."""
 
+    preset: str | None = Field(
+        None,
+        description="A published network whose settings are the spec's defaults: a name of torchvision's, such as "
+        "maskrcnn_resnet50_fpn_v2, or of detectron2's model zoo, such as mask_rcnn_R_50_FPN_3x.",
+    )
     spec: ModelSpec = Field(
         default_factory=ModelSpec, description="The network; num_classes 0 is as many as the training data has."
     )
     weights: str | None = Field(
         None,
-        description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights; null starts "
-        "from random ones.",
+        description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights, here or in a "
+        "bucket; null starts from random ones.",
     )
     checkpoint: str | None = Field(
         None, description="Checkpoint folder or training output whose fitting weights are the start (fine-tuning)."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") is None:
+            return values
+        given = values.get("spec") or {}
+        given = given.to_dict() if isinstance(given, ModelSpec) else given
+        return {**values, "spec": {**preset(str(values["preset"])).to_dict(), "num_classes": 0, **given}}
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -68,6 +83,17 @@ class TrainDataSection(Section):
         "auto", description="Form of the annotations."
     )
     default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Names of the classes to train, in this order; null takes the training set's."
+    )
+    rename: dict[str, str] = Field(
+        default_factory=dict, description="Category of the data -> its name here; several may go to one."
+    )
+    unknown_categories: Literal["refuse", "ignore", "drop"] = Field(
+        "refuse",
+        description="Objects of a category that is not declared, or not among the classes: refuse the set, make them "
+        "neither positive nor negative, or make them background.",
+    )
     image_root: str | None = Field(None, description="Folder of the training photos; null looks beside the JSON.")
     val_image_root: str | None = Field(None, description="The same for the validation photos.")
     num_images: int | None = Field(

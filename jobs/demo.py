@@ -44,7 +44,7 @@ def run_demo(config: DemoConfig, *, say: Callable[[str], None], print_table: Cal
     say(f"1/5 drawing {sizes.num_train} training, {sizes.num_val} validation, {sizes.num_unlabelled} unlabelled images")
     data = out / "data"
     draw_shapes(
-        data,
+        str(data),
         num_train=sizes.num_train,
         num_val=sizes.num_val,
         num_unlabelled=sizes.num_unlabelled,
@@ -105,7 +105,7 @@ def _train(config: DemoConfig, data: Path, out: Path) -> None:
     with ProgressLine("train") as line:
         run_train(prepare_train(settings), on_progress=line.take)
     if not is_checkpoint(out / "model"):
-        _copy_checkpoint(find_checkpoint(str(out / "training")), out / "model")
+        _copy_checkpoint(Path(find_checkpoint(str(out / "training"))), out / "model")
 
 
 def _copy_checkpoint(source: Path, target: Path) -> None:

@@ -14,15 +14,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from jobs import cluster
-from jobs.checkpoints import find_checkpoint
+from jobs.checkpoints import find_checkpoint, open_checkpoint
 from jobs.config import ConfigError, RetryConfig, SegmentConfig, load_config, to_plain
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import Checkpoint
 from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.decode import DecodeLimits
 from pipeline.bulk.flow import BulkJob, repair_corpus, segment_corpus
 from pipeline.bulk.listing import tell_kind
 from pipeline.bulk.progress import Progress
+from pipeline.files import aligned_uri
 from pipeline.manifest import RunError, open_run, run_id_of, sha256_of, to_json
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage import StorageError, is_local, local_path, open_storage
@@ -30,10 +31,17 @@ from pipeline.storage import StorageError, is_local, local_path, open_storage
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """A checked configuration: what would run, and what the user should know first."""
+    """A checked configuration: what would run, and what the user should know first.
+
+    Attributes:
+        config: as given.
+        checkpoint: URI of the checkpoint folder.
+        spec: what makes the run this run.
+        notes: sentences for the user.
+    """
 
     config: SegmentConfig
-    checkpoint: Path
+    checkpoint: str
     spec: dict[str, Any]
     notes: list[str]
 
@@ -52,13 +60,8 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """
     input_uri, output_uri = _absolute(config.input.uri), _absolute(config.output.uri)
     _check_input(config, input_uri, output_uri)
-    folder = find_checkpoint(config.model.checkpoint)
-    checkpoint = load_checkpoint(folder)
-    if checkpoint.spec.in_channels != 3:
-        raise ConfigError(
-            f"model.checkpoint: {folder} takes images of {checkpoint.spec.in_channels} channels; allowed are 3, since "
-            "a run decodes every file to RGB"
-        )
+    checkpoint_uri = find_checkpoint(config.model.checkpoint)
+    checkpoint = open_checkpoint(checkpoint_uri)
     spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri)
     check_run(output, spec)
@@ -68,7 +71,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
         notes.append(
             f"corpus.shard_size={config.corpus.shard_size} is ignored: the plan was sealed with {plan.shard_size}"
         )
-    return SegmentPlan(config, folder, spec, notes)
+    return SegmentPlan(config, checkpoint_uri, spec, notes)
 
 
 def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None:
@@ -86,6 +89,13 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
             f"output.uri: {config.output.uri!r} lies inside input.uri {given.uri!r}; "
             "the run would segment its own files, choose a place outside"
         )
+    if given.extra_channels is not None:
+        if kind == "tars":
+            raise ConfigError("input.extra_channels: not allowed with tar files; allowed is null")
+        try:
+            aligned_uri(given.extra_channels, "folder/name.png")
+        except ValueError as error:
+            raise ConfigError(f"input.extra_channels: {error}") from None
     if given.since_run is not None:
         earlier = open_run(_absolute(given.since_run))
         if not earlier.sealed:
@@ -102,6 +112,7 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> d
             "kind": config.input.kind or tell_kind(input_uri),
             "pattern": config.input.pattern,
             "uri_column": config.input.uri_column,
+            "extra_channels": _absolute_pattern(config.input.extra_channels),
             "since_run": None if config.input.since_run is None else _absolute(config.input.since_run),
         },
         "model": {
@@ -163,7 +174,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
     return BulkJob(
         output_uri=_absolute(config.output.uri),
         spec=plan.spec,
-        checkpoint=str(plan.checkpoint),
+        checkpoint=plan.checkpoint,
         metadata=file_metadata(plan),
         limits=DecodeLimits(**to_plain(config.decode) | {"formats": config.decode.formats}),
         shard_size=config.corpus.shard_size,
@@ -208,6 +219,10 @@ def _all_workers(config: SegmentConfig) -> tuple[int, int]:
     else:
         available = cluster.total("CPU") // config.segment.cpus_per_worker
     return (1, max(1, available))
+
+
+def _absolute_pattern(pattern: str | None) -> str | None:
+    return pattern if pattern is None or pattern.startswith("{folder}") else _absolute(pattern)
 
 
 def _absolute(uri: str) -> str:

@@ -14,26 +14,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.cluster import cluster, total
 from jobs.config import ConfigError, to_plain
 from jobs.config_train import NOT_IDENTITY, TrainConfig
 from jobs.train_loop import (
     images_per_step,
-    load_start,
-    load_training_set,
     rate_of_step,
     resolve_spec,
     steps_left,
     train_worker,
 )
 from jobs.train_output import TrainingOutput
+from jobs.train_sets import load_training_set, load_validation_set
 from jobs.train_summary import write_summary
-from pipeline.dataset.annotations import load_annotations
-from pipeline.dataset.class_map import align_categories
+from model.spec import ModelSpec
+from model.weights import PUBLISHED, find_state_dict
 from pipeline.dataset.subset import SubsetRecord
 from pipeline.manifest import to_json
 
-PUBLISHED_WEIGHTS = ("coco", "imagenet")
 SUBSET = "subset.json"
 
 
@@ -42,8 +41,8 @@ class TrainEvent:
     """Something people should see while a training runs.
 
     Attributes:
-        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "broken", "non_finite", "set_aside",
-            "restart" or "done".
+        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "broken", "unturned", "non_finite",
+            "set_aside", "restart" or "done".
         message: One sentence or line, ready to be shown.
         rank: The worker that says it; -1 is the driver.
         values: Numbers by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
@@ -111,6 +110,8 @@ class TrainResult:
         step: Steps done.
         was_finished: It was finished before this call, which did nothing.
         broken_images: Images that could not be used in this call, with the reason.
+        unturned_images: Images whose EXIF turn was not applied in this call, since their annotations fit the unturned
+            photo only.
         num_restarts: How often the workers were started again in this call.
         last_metrics: The last row of metrics.
     """
@@ -120,6 +121,7 @@ class TrainResult:
     step: int
     was_finished: bool = False
     broken_images: Mapping[str, str] = field(default_factory=dict)
+    unturned_images: frozenset[str] = frozenset()
     num_restarts: int = 0
     last_metrics: Mapping[str, Any] = field(default_factory=dict)
 
@@ -134,6 +136,8 @@ class TrainResult:
         if self.broken_images:
             names = ", ".join(f"{image_id} ({why})" for image_id, why in sorted(self.broken_images.items())[:10])
             lines.append(f"{len(self.broken_images)} images could not be used: {names}")
+        if self.unturned_images:
+            lines.append(f"{len(self.unturned_images)} photos were used unturned, as they were annotated")
         return "\n".join(lines)
 
 
@@ -151,26 +155,17 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     config = _with_absolute_places(config, output)
     train = config.train
     annotated, subset = load_training_set(config)
-    resolve_spec(config.model.spec, annotated.categories)
-    model = config.model
-    if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
-        raise ConfigError(
-            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: the frozen "
-            "statistics of random weights mean nothing; from scratch take 'group' or 'batch'"
-        )
+    spec = resolve_spec(config.model.spec, annotated.categories)
+    _check_norms(config)
     if train.validate_every_steps is not None:
-        data = config.data
-        if data.val is None:
+        if config.data.val is None:
             raise ValueError(
                 "train.validate_every_steps is set, but data.val is null; give a validation set, or null here"
             )
-        validation = load_annotations(
-            data.val, format=data.format, image_root=data.val_image_root, default_category=data.default_category
-        )
-        align_categories(validation, annotated.categories)
-    if config.model.checkpoint is not None:
-        load_start(config.model.checkpoint)
+        load_validation_set(config.data, annotated.categories)
     newest = output.load_newest()
+    if newest is None:  # a training that goes on does not need what it started from
+        _check_start(config, spec)
     num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
     check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
     left = steps_left(
@@ -187,6 +182,34 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         is_finished=finished is not None and (left == 0 or bool(finished.get("stopped_early"))),
         subset=subset,
     )
+
+
+def _check_norms(config: TrainConfig) -> None:
+    """Refuses normalisation that cannot work with the start or the workers there are."""
+    model, train = config.model, config.train
+    if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
+        raise ConfigError(
+            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: the frozen "
+            "statistics of random weights mean nothing; from scratch take 'group' or 'batch'"
+        )
+    for name in ("norm", "head_norm"):
+        if getattr(model.spec, name) == "sync_batch" and train.num_workers > 1 and not train.use_gpu:
+            raise ConfigError(
+                f"model.spec.{name}: 'sync_batch' is not allowed with several workers on CPUs: torch synchronises "
+                "batch norm on GPUs only; take 'group' or 'batch'"
+            )
+
+
+def _check_start(config: TrainConfig, spec: ModelSpec) -> None:
+    """Reads what the network is to start from.
+
+    Raises:
+        ValueError: It is not there, or cannot be read.
+    """
+    if config.model.checkpoint is not None:
+        open_checkpoint(config.model.checkpoint)
+    if (weights := local_weights(config.model.weights)) is not None:
+        find_state_dict(spec, weights)
 
 
 def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
@@ -270,20 +293,23 @@ def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainC
     """The same settings with full URIs: workers run in folders, and on machines, of their own."""
 
     def absolute(uri: str | None) -> str | None:
-        return uri if uri is None or "://" in uri else os.path.abspath(os.path.expanduser(uri))
+        if uri is None or "://" in uri or uri.startswith("{folder}"):
+            return uri
+        return os.path.abspath(os.path.expanduser(uri))
 
     data, model = config.data, config.model
     return config.model_copy(
         update={
             "data": data.model_copy(
                 update={
-                    name: absolute(getattr(data, name)) for name in ("train", "val", "image_root", "val_image_root")
+                    name: absolute(getattr(data, name))
+                    for name in ("train", "val", "image_root", "val_image_root", "extra_channels")
                 }
             ),
             "model": model.model_copy(
                 update={
                     # Published weights have names, all others are files.
-                    "weights": model.weights if model.weights in PUBLISHED_WEIGHTS else absolute(model.weights),
+                    "weights": model.weights if model.weights in PUBLISHED else absolute(model.weights),
                     "checkpoint": absolute(model.checkpoint),
                 }
             ),
@@ -352,7 +378,13 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
         raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
     early = ", stopped early" if outcome["stopped_early"] else ""
     say(TrainEvent("done", f"trained {outcome['step']} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
-    return _result(output, steps[-1], broken_images=listener.broken, num_restarts=listener.num_restarts)
+    return _result(
+        output,
+        steps[-1],
+        broken_images=listener.broken,
+        unturned_images=frozenset(listener.unturned),
+        num_restarts=listener.num_restarts,
+    )
 
 
 def _result(output: TrainingOutput, step: int, **values: Any) -> TrainResult:
@@ -402,6 +434,7 @@ class _Listener:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-events", daemon=True)
         self.broken: dict[str, str] = {}
+        self.unturned: set[str] = set()
         self.num_restarts = -1  # the first start is none
 
     def start(self) -> None:
@@ -426,6 +459,9 @@ class _Listener:
                 self.num_restarts += 1
                 if self.num_restarts:
                     self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
+            if event["kind"] == "unturned":  # counted, not said: nothing is wrong with them
+                self.unturned.add(event["values"]["image_id"])
+                continue
             if event["kind"] == "broken":
                 image_id = event["values"]["image_id"]
                 if image_id in self.broken:  # seen in an earlier epoch

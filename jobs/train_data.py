@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.train_step import MicroBatch
+from pipeline.dataset.images import EXIF_KEPT
 from pipeline.dataset.loader import Sample, SampleSet, sample_at
 
 # What the network is given of a target; the rest is for us.
@@ -24,11 +25,13 @@ class StepBatches:
     Attributes:
         micro_batches: One for each forward pass.
         broken: Photos that could not be used and had another take their place: image id -> reason.
+        unturned: Ids of photos whose EXIF turn was not applied, since their annotations fit the unturned photo only.
         wait_s: How long the loop stood waiting for them.
     """
 
     micro_batches: tuple[MicroBatch, ...]
     broken: dict[str, str]
+    unturned: frozenset[str]
     wait_s: float
 
 
@@ -156,7 +159,8 @@ class _Prepared:
                 )
             )
         broken = {str(name): why for sample in self.samples for name, why in sample.skipped.items()}
-        return StepBatches(tuple(micro_batches), broken, wait_s)
+        unturned = frozenset(str(sample.image_id) for sample in self.samples if sample.exif == EXIF_KEPT)
+        return StepBatches(tuple(micro_batches), broken, unturned, wait_s)
 
 
 class SampleOrder:
@@ -187,7 +191,8 @@ class SampleOrder:
         mixed = [sample_at(epoch * num + place, num_samples=num, seed=self.seed)[1] for place in range(num)]
         # The first places finish the group that the epoch before began.
         head = min(-(epoch * num) % self.group_size, num)
-        order, waiting = mixed[:head], {False: [], True: []}
+        order = mixed[:head]
+        waiting: dict[bool, list[int]] = {False: [], True: []}
         for index in mixed[head:]:
             group = waiting[bool(self.is_upright[index])]
             group.append(index)

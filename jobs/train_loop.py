@@ -18,21 +18,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.config_train import TrainConfig, TrainSection
 from jobs.train_data import BatchStream, StepBatches
 from jobs.train_history import History
 from jobs.train_output import TrainingOutput, checkpoint_name
+from jobs.train_sets import load_training_set, load_validation_set
 from jobs.train_validate import Validation
 from model.categories import Category
 from model.checkpoint import Checkpoint, save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
 from model.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
-from pipeline.dataset.annotations import AnnotatedSet, load_annotations
 from pipeline.dataset.augment import build_transforms
-from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.loader import SampleSet
-from pipeline.dataset.subset import SubsetRecord, take_subset
+from pipeline.dataset.subset import take_subset
 
 # Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
@@ -50,26 +50,6 @@ class Worker:
     world_size: int
     local_world_size: int
     device: torch.device
-
-
-def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord | None]:
-    """The images that are trained on, and which ones they are where only a part of the set is taken.
-
-    Raises:
-        ValueError: There is no set there, it holds no image, or fewer than the subset wanted.
-    """
-    data = config.data
-    annotated = load_annotations(
-        data.train, format=data.format, image_root=data.image_root, default_category=data.default_category
-    )
-    if len(annotated) == 0:
-        raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
-    record = None
-    if data.num_images is not None:
-        annotated, record = take_subset(annotated, data.num_images, seed=config.train.seed)
-    if data.extra_channels is not None:
-        annotated = with_extra_channels(annotated, data.extra_channels)
-    return annotated, record
 
 
 def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
@@ -200,7 +180,7 @@ class TrainingRun:
         torch.manual_seed(mix_seed(train.seed, 0))
         # A run that goes on does not need what it started from, which may be gone by now.
         is_new = self._start is None
-        model = build_model(self.spec, weights=self.config.model.weights if is_new else None)
+        model = build_model(self.spec, weights=local_weights(self.config.model.weights) if is_new else None)
         if model.weights_report is not None:
             self.report("start", str(model.weights_report))
         if is_new and self.config.model.checkpoint is not None:
@@ -327,6 +307,8 @@ class TrainingRun:
     def _one_step(self, batches: StepBatches, window: Window, max_steps: int) -> None:
         for image_id, reason in batches.broken.items():
             self.report_always("broken", f"image {image_id} is skipped: {reason}", image_id=image_id, reason=reason)
+        for image_id in batches.unturned:
+            self.report_always("unturned", f"image {image_id} is used unturned, as annotated", image_id=image_id)
         rate = rate_of_step(self.train, self.step, max_steps=max_steps, world_size=self.worker.world_size)
         result = self.trainer.step(batches.micro_batches, step=self.step, learning_rate=rate)
         self.step += 1
@@ -411,13 +393,7 @@ class TrainingRun:
     def _open_validations(self, stack: contextlib.ExitStack) -> None:
         if self.train.validate_every_steps is None or self.config.data.val is None:
             return
-        data = self.config.data
-        validation = load_annotations(
-            data.val, format=data.format, image_root=data.val_image_root, default_category=data.default_category
-        )
-        if data.extra_channels is not None:
-            validation = with_extra_channels(validation, data.extra_channels)
-        sets = [("", validation)]
+        sets = [("", load_validation_set(self.config.data, self.annotated.categories))]
         if self.train.validate_train_images:
             num_images = min(self.train.validate_train_images, len(self.annotated))
             sets.append(("train_", take_subset(self.annotated, num_images, seed=self.train.seed)[0]))
@@ -475,7 +451,7 @@ def load_fitting(model: torch.nn.Module, source: str) -> str:
     Raises:
         ValueError: No readable checkpoint there, or nothing of it fits.
     """
-    checkpoint = load_start(source)
+    checkpoint = open_checkpoint(source)
     present = model.state_dict()
     fitting = {
         name: value
@@ -486,20 +462,6 @@ def load_fitting(model: torch.nn.Module, source: str) -> str:
         raise ValueError(f"nothing in the checkpoint {source} fits the network of model.spec")
     model.load_state_dict(fitting, strict=False)
     return f"starting from {source}: {len(fitting)} of {len(present)} tensors fit"
-
-
-def load_start(source: str) -> Any:
-    """The checkpoint at a checkpoint folder's URI, or the newest one of a training output."""
-    parent, _, name = source.rstrip("/").rpartition("/")
-    outer, _, middle = parent.rpartition("/")
-    if middle == "checkpoints" and name.startswith("step-"):
-        return TrainingOutput(outer or "/").load(int(name.removeprefix("step-")))
-    found = TrainingOutput(source).load_newest()
-    if found is not None:
-        return found[1]
-    from model.checkpoint import load_checkpoint
-
-    return load_checkpoint(source)
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:

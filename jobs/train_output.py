@@ -57,6 +57,12 @@ class TrainingOutput:
         """Where it is: an absolute path or an s3:// prefix."""
         return self.storage.uri
 
+    def is_absent(self) -> bool:
+        """Whether there is nothing at all."""
+        if self.local_root is not None:
+            return not self.local_root.exists()
+        return next(self.storage.iter_objects(), None) is None
+
     # -- configuration
 
     def read_config(self) -> dict[str, Any] | None:

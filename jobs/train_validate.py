@@ -7,15 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from model.categories import Category
+from model.network import MaskRCNN
 from model.predictor import Predictor
 from model.spec import ModelSpec
 from pipeline.bulk.encode import encode_instances
 from pipeline.dataset.annotations import AnnotatedSet
-from pipeline.dataset.class_map import align_categories
 from pipeline.dataset.images import UnusablePhoto, load_photo
 
 # Figures that one validation adds to metrics.parquet: column -> (kind of IoU, name in pipeline.results.metrics).
@@ -35,16 +34,13 @@ class Validation:
     """A validation set and the measuring of a network on it. A context manager (it holds a thread).
 
     Args:
-        annotated: The validation set; its categories are matched to the training set's by name.
+        annotated: The validation set, under the model's class map.
         categories: The model's class map.
         spec: The network's spec.
         device: Where it predicts.
         rank, world_size: This worker's share is every world_size-th image from rank.
         batch_size: Images of one network call, at most.
         num_processes: Processes that read photos; 0 reads them between the predictions.
-
-    Raises:
-        AnnotationError: The set uses a category that the model does not know.
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class Validation:
         batch_size: int = 4,
         num_processes: int = 0,
     ) -> None:
-        self.annotated = align_categories(annotated, categories)
+        self.annotated = annotated
         self.categories = tuple(categories)
         self.spec = spec
         self.device = device
@@ -75,7 +71,7 @@ class Validation:
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def predict(self, model: nn.Module) -> list[dict[str, list]]:
+    def predict(self, model: MaskRCNN) -> list[dict[str, list]]:
         """This worker's share: for each of its images that has any, the columns of its instances.
 
         The network is left in the mode it was in. Photos that cannot be read are left out, and so count as missed.
@@ -93,7 +89,8 @@ class Validation:
 
     def _batches(self, predictor: Predictor) -> Iterator[list[tuple[str, np.ndarray]]]:
         """Photos of equal padded size together; a size's last batch may be smaller."""
-        photos = _Photos(self.annotated, range(self.rank, len(self.annotated), self.world_size))
+        places = range(self.rank, len(self.annotated), self.world_size)
+        photos = _Photos(self.annotated, places, self.spec.in_channels)
         loader = DataLoader(
             photos,
             batch_size=None,
@@ -140,9 +137,10 @@ def evaluate_shares(shares: Sequence[list[dict[str, list]]], truth: AnnotatedSet
 class _Photos(Dataset):
     """Photos by name, as the annotations see them; None for one that cannot be read."""
 
-    def __init__(self, annotated: AnnotatedSet, places: Sequence[int]) -> None:
+    def __init__(self, annotated: AnnotatedSet, places: Sequence[int], in_channels: int) -> None:
         self.annotated = annotated
         self.places = places
+        self.in_channels = in_channels
 
     def __len__(self) -> int:
         return len(self.places)
@@ -152,7 +150,7 @@ class _Photos(Dataset):
             raise IndexError(index)
         image = self.annotated.images[self.places[index]]
         try:
-            return image.file_name, load_photo(image)[0]
+            return image.file_name, load_photo(image, in_channels=self.in_channels)[0]
         except UnusablePhoto:
             return None
 

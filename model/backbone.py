@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         return [module for stage in range(self.frozen_stages) for module in self.body.stage_modules(stage)]
 
 
-def build_backbone(spec: ModelSpec) -> tuple[Backbone, nn.Module | None]:
+def build_backbone(spec: ModelSpec) -> tuple[Backbone, ResidualStage | None]:
     """The backbone, and with "c4" the last stage, which is not part of it but the head of every RoI."""
     body = build_body(spec)
     channels = stage_channels(body)

@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision import models
@@ -90,6 +91,7 @@ def stage_channels(body: Body) -> list[int]:
 def _build_plain(spec: ModelSpec) -> Body:
     eps = _NORM_EPS.get(spec.backbone, 1e-5) if spec.norm_eps is None else spec.norm_eps
     make_norm = norm_layer(spec.norm, eps=eps)
+    assert make_norm is not None, "a backbone is always normalised"
     if spec.backbone == "tiny":
         return Body(_tiny_layers(make_norm), _RESNET_STAGES)
     if spec.backbone in RESNETS:
@@ -105,7 +107,7 @@ def _build_plain(spec: ModelSpec) -> Body:
 
 
 def _build_resnet(spec: ModelSpec, make_norm: Callable[[int], nn.Module]) -> nn.Module:
-    depth, groups, width = re.fullmatch(r"resnex?t(\d+)(?:_(\d+)x(\d+)d)?", spec.backbone).groups()
+    ((depth, groups, width),) = re.findall(r"^resnex?t(\d+)(?:_(\d+)x(\d+)d)?$", spec.backbone)
     network = resnet.ResNet(
         resnet.BasicBlock if depth in ("18", "34") else resnet.Bottleneck,
         list(_RESNET_LAYERS[depth]),
@@ -164,7 +166,8 @@ def first_conv(body: Body) -> tuple[str, nn.Conv2d]:
 
 
 def _replace_stem(body: Body, in_channels: int) -> None:
-    name, old = first_conv(body)
+    name, conv = first_conv(body)
+    old: Any = conv  # torch declares its own pairs as tuples of any length
     new = nn.Conv2d(
         in_channels,
         old.out_channels,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import (
     complete_box_iou_loss,
     distance_box_iou_loss,
@@ -44,6 +45,22 @@ def class_loss(
         # The background logit is unused; times 0 keeps its parameters in the graph.
         total = terms.sum() + logits[:, 0].sum() * 0
     return total / max(len(labels), 1)
+
+
+def box_loss(kind: str, coder: BoxCoder, deltas: Tensor, boxes: Tensor, true_boxes: Tensor, *, beta: float) -> Tensor:
+    """Sum over N boxes that are to be moved onto their true ones of one of `model.spec.BOX_LOSSES`.
+
+    Args:
+        kind: "smooth_l1" and "l1" compare offsets, "iou", "giou", "diou" and "ciou" the moved boxes.
+        coder: What an offset means.
+        deltas: [N, 4] offsets.
+        boxes: XYXY [N, 4] of positive size: anchors or RoIs.
+        true_boxes: XYXY [N, 4] of positive size.
+        beta: Where smooth L1 turns from a parabola into a line.
+    """
+    if kind in ("smooth_l1", "l1"):
+        return box_delta_loss(kind, deltas, coder.encode_single(true_boxes, boxes), beta=beta)
+    return box_iou_loss(kind, coder.decode_single(deltas.float(), boxes), true_boxes)
 
 
 def box_delta_loss(kind: str, deltas: Tensor, targets: Tensor, *, beta: float) -> Tensor:

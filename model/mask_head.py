@@ -54,15 +54,14 @@ class DeconvPredictor(nn.Sequential):
             layers[name] = nn.ConvTranspose2d(in_channels, width, kernel_size=2, stride=2)
             layers["relu" if last else f"relu{index}"] = nn.ReLU(inplace=True)
             in_channels = width
-        layers["mask_fcn_logits"] = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        layers["mask_fcn_logits"] = logits = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         super().__init__(layers)
         for layer in self:
             if isinstance(layer, nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        # A first guess of one half everywhere; torchvision's own starts with a loss of about 6.
-        nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)
-        nn.init.zeros_(self.mask_fcn_logits.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        _start_at_one_half(logits)
 
 
 class MlpPredictor(nn.Module):
@@ -72,11 +71,17 @@ class MlpPredictor(nn.Module):
         super().__init__()
         self.shape = (out_channels, size, size)
         self.mask_logits = nn.Linear(in_channels, out_channels * size * size)
-        nn.init.normal_(self.mask_logits.weight, std=0.001)
-        nn.init.zeros_(self.mask_logits.bias)
+        _start_at_one_half(self.mask_logits)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mask_logits(x).reshape(len(x), *self.shape)
+
+
+def _start_at_one_half(logits: nn.Conv2d | nn.Linear) -> None:
+    """A first guess of one half everywhere; torchvision's own starts with a loss of about 6."""
+    nn.init.normal_(logits.weight, std=0.001)
+    if logits.bias is not None:
+        nn.init.zeros_(logits.bias)
 
 
 def log_mask_probabilities(spec: ModelSpec, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

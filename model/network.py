@@ -31,7 +31,8 @@ class MaskRCNN(nn.Module):
     - `masks` uint8 [N, H, W], 0 or 1;
     - `keypoints` float32 [N, P, 3] (x, y, visible), where there is a keypoint head;
     - optionally `iscrowd` [N] (instances that are regions not to learn from), `ignore_boxes` float32 [M, 4]
-      (more such regions), `labelled_classes` int64 [L] (the classes somebody looked for; absent: all).
+      (more such regions), `labelled_classes` int64 [L] (the classes somebody looked for; absent: all). An instance
+      of another class is learnt as it is, and its class is not punished elsewhere on the image.
 
     N may be 0: such an image is all background.
 
@@ -152,8 +153,6 @@ def check_targets(
             raise ValueError(
                 f"target {index}: labels from {labels.min()} to {labels.max()}; allowed is 1 to {num_classes}"
             )
-        if "labelled_classes" in target and not torch.isin(labels, target["labelled_classes"].to(labels)).all():
-            raise ValueError(f"target {index}: an instance has a class that is not among labelled_classes")
     return targets
 
 

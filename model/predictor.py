@@ -98,7 +98,8 @@ class Predictor:
         """The detections in each image, by one call of the network.
 
         Args:
-            images: uint8 [H, W, C] arrays (RGB where C is 3), all of one padded size.
+            images: [H, W, C] arrays (RGB first where C is 3 or more), all of one padded size; uint8, or float32 that
+                is taken as it is, without a division by 255.
 
         Raises:
             ValueError: An array of another type or shape, or of another padded size than the first.
@@ -117,10 +118,11 @@ class Predictor:
 
     def _check(self, images: Sequence[np.ndarray]) -> None:
         for index, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.spec.in_channels or not image.size:
+            is_image = image.dtype in (np.uint8, np.float32) and image.ndim == 3 and image.size
+            if not is_image or image.shape[2] != self.spec.in_channels:
                 raise ValueError(
                     f"image {index} is {image.dtype} {list(image.shape)}; "
-                    f"allowed is uint8 [H, W, {self.spec.in_channels}]"
+                    f"allowed is uint8 or float32 [H, W, {self.spec.in_channels}]"
                 )
         padded = {self.padded_size(*image.shape[:2]) for image in images}
         if len(padded) > 1:
@@ -128,8 +130,8 @@ class Predictor:
 
     def _to_tensor(self, image: np.ndarray) -> Tensor:
         # The bytes travel to the device, not the floats: a quarter of the traffic.
-        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.device)
-        return tensor.permute(2, 0, 1).float().div(255)
+        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.device).permute(2, 0, 1)
+        return tensor.float().div(255) if image.dtype == np.uint8 else tensor
 
 
 def _to_detections(found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int]) -> Detections:
@@ -140,11 +142,14 @@ def _to_detections(found: dict[str, Tensor], resized: tuple[int, int], original:
         "labels": found["labels"][order],
         "scores": found["scores"][order].float(),
         "mask_probs": found["masks"][order, 0].float() if "masks" in found else boxes.new_zeros(len(boxes), 0, 0),
-        "keypoints": None,
     }
+    keypoints = None
     if "keypoints" in found:
-        arrays["keypoints"] = resize_keypoints(found["keypoints"][order], resized, original).float()
-    for name, tensor in arrays.items():
+        keypoints = resize_keypoints(found["keypoints"][order], resized, original).float()
+    for name, tensor in [*arrays.items(), ("keypoints", keypoints)]:
         if tensor is not None and not torch.isfinite(tensor).all():
             raise NonFiniteOutput(f"the network gave {name} that are not finite")
-    return Detections(**{name: None if tensor is None else tensor.cpu().numpy() for name, tensor in arrays.items()})
+    return Detections(
+        **{name: tensor.cpu().numpy() for name, tensor in arrays.items()},
+        keypoints=None if keypoints is None else keypoints.cpu().numpy(),
+    )

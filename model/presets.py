@@ -36,6 +36,7 @@ _DETECTRON2 = {
     "roi_half_pixel": True,
     "roi_sampling_ratio": 0,
     "box_loss": "l1",
+    "rpn_box_loss": "l1",
 }
 _ONE_MAP = {
     "anchor_sizes": ((32, 64, 128, 256, 512),),
@@ -76,3 +77,25 @@ def detectron2(name: str, **changes: Any) -> ModelSpec:
     if values is None:
         raise ValueError(f"no detectron2 network {name!r}; allowed are {', '.join(_ZOO)} (and _1x, _3x)")
     return ModelSpec(**{"num_classes": 80, **_DETECTRON2, **values, **changes})
+
+
+def preset(name: str) -> ModelSpec:
+    """The network of a name of torchvision's (``maskrcnn_resnet50_fpn_v2``) or of detectron2's model zoo.
+
+    Raises:
+        ValueError: No such network.
+    """
+    if name in _TORCHVISION:
+        return _TORCHVISION[name]()
+    try:
+        return detectron2(name)
+    except ValueError:
+        names = ", ".join([*_TORCHVISION, *_ZOO])
+        raise ValueError(f"no published network {name!r}; allowed are {names} (and _1x, _3x)") from None
+
+
+_TORCHVISION = {
+    "maskrcnn_resnet50_fpn": torchvision_v1,
+    "maskrcnn_resnet50_fpn_v2": torchvision_v2,
+    "keypointrcnn_resnet50_fpn": torchvision_keypoint,
+}

@@ -12,6 +12,7 @@ from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypo
 from torchvision.ops import boxes as box_ops
 
 from model import losses
+from model.backbone import ResidualStage
 from model.box_head import build_box_head, split_by_class
 from model.mask_head import build_mask_head, log_mask_probabilities, mask_roi_size, mask_targets
 from model.matching import allowed_classes, drop_ignored
@@ -62,7 +63,7 @@ class RoIHeads(TorchvisionRoIHeads):
         *,
         in_channels: int,
         strides: tuple[int, ...],
-        res5: nn.Module | None = None,
+        res5: ResidualStage | None = None,
     ) -> None:
         box_roi_size = _C4_ROI_SIZE if res5 is not None else _BOX_ROI_SIZE
         head_channels = res5.out_channels if res5 is not None else in_channels
@@ -110,6 +111,7 @@ class RoIHeads(TorchvisionRoIHeads):
         """
         if not self.training:
             return self.detect(features, proposals, image_shapes), {}
+        assert targets is not None, "MaskRCNN.losses has seen to that"
         samples = self.sample(proposals, targets)
         found = samples.positives()
         terms = self.box_losses(*self.box_outputs(features, samples.boxes), samples, targets)
@@ -193,12 +195,7 @@ class RoIHeads(TorchvisionRoIHeads):
         boxes, true_boxes = torch.cat(samples.boxes)[positive], torch.cat(samples.true_boxes)[positive]
         # Of each positive RoI, the offsets of its own class alone.
         deltas = split_by_class(deltas)[positive, labels[positive]]
-        if spec.box_loss in ("smooth_l1", "l1"):
-            wanted = self.box_coder.encode_single(true_boxes, boxes)
-            box = losses.box_delta_loss(spec.box_loss, deltas, wanted, beta=spec.box_loss_beta)
-        else:
-            moved = self.box_coder.decode_single(deltas.float(), boxes)
-            box = losses.box_iou_loss(spec.box_loss, moved, true_boxes)
+        box = losses.box_loss(spec.box_loss, self.box_coder, deltas, boxes, true_boxes, beta=spec.box_loss_beta)
         return {
             "loss_classifier": classifier * spec.class_loss_weight,
             "loss_box_reg": box / max(len(labels), 1) * spec.box_loss_weight,

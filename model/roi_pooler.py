@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class RoIPooler(nn.Module):
         super().__init__()
         self.output_size = output_size
         self.strides = strides
-        self.options = {
+        self.options: dict[str, Any] = {
             "op": spec.roi_op,
             "reduce": spec.roi_reduce,
             "sampling_ratio": spec.roi_sampling_ratio,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import boxes as box_ops
 
+from model import losses
 from model.anchors import build_anchors
 from model.matching import NOT_USED, drop_ignored, has_rpn_negatives
 from model.spec import ModelSpec
@@ -41,7 +43,7 @@ class ProposalHead(RPNHead):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's RPN that knows of ignored regions, of weights and of a least number of proposals."""
+    """torchvision's RPN that knows of ignored regions, of losses and weights, and of a least number of proposals."""
 
     def __init__(self, spec: ModelSpec, anchors: nn.Module, head: nn.Module) -> None:
         super().__init__(
@@ -57,6 +59,24 @@ class ProposalNetwork(RegionProposalNetwork):
         )
         self.spec = spec
 
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The proposals of each image (XYXY [N, 4], resized pixels, best first), and in training the loss terms."""
+        maps = list(features.values())
+        objectness, deltas = self.head(maps)
+        anchors = self.anchor_generator(images, maps)
+        num_per_level = [level[0].numel() for level in objectness]
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        # Proposals are constants to whoever looks at them: no gradient through them.
+        moved = self.box_coder.decode(deltas.detach(), anchors).reshape(len(anchors), -1, 4)
+        proposals, _ = self.filter_proposals(moved, objectness, images.image_sizes, num_per_level)
+        if not self.training:
+            return proposals, {}
+        assert targets is not None, "MaskRCNN.losses has seen to that"
+        labels, true_boxes = self.assign_targets_to_anchors(anchors, targets)
+        return proposals, self.losses(objectness, deltas, labels, torch.cat(anchors), torch.cat(true_boxes))
+
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
@@ -68,30 +88,36 @@ class ProposalNetwork(RegionProposalNetwork):
                 labels[index] = torch.where(labels[index] == 0, float(NOT_USED), labels[index])
         return labels, boxes
 
-    def compute_loss(
-        self,
-        objectness: Tensor,
-        pred_bbox_deltas: Tensor,
-        labels: list[Tensor],
-        regression_targets: list[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Objectness and box term, each a mean over the sampled anchors; zeros where none could be
-        sampled."""
+    def losses(
+        self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], anchors: Tensor, true_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """`loss_objectness` and `loss_rpn_box_reg`, each a mean over the sampled anchors; 0 where there are none.
+
+        Args:
+            objectness: Logits [A, 1] of all anchors, image after image.
+            deltas: [A, 4] offsets.
+            labels: Of each image's anchors: 1 object, 0 background, -1 not used.
+            anchors: XYXY [A, 4], resized pixels.
+            true_boxes: XYXY [A, 4] of what an anchor of label 1 is on.
+        """
+        spec = self.spec
         positive, negative = (torch.where(torch.cat(chosen))[0] for chosen in self.fg_bg_sampler(labels))
         sampled = torch.cat([positive, negative])
         count = max(len(sampled), 1)
         wanted = torch.cat(labels)[sampled]
         class_term = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled].float(), wanted, reduction="sum")
-        box_term = F.smooth_l1_loss(
-            pred_bbox_deltas[positive].float(),
-            torch.cat(regression_targets)[positive],
-            beta=1 / 9,
-            reduction="sum",
+        box_term = losses.box_loss(
+            spec.rpn_box_loss,
+            self.box_coder,
+            deltas[positive],
+            anchors[positive],
+            true_boxes[positive],
+            beta=spec.rpn_box_loss_beta,
         )
-        return (
-            class_term / count * self.spec.rpn_class_loss_weight,
-            box_term / count * self.spec.rpn_box_loss_weight,
-        )
+        return {
+            "loss_objectness": class_term / count * spec.rpn_class_loss_weight,
+            "loss_rpn_box_reg": box_term / count * spec.rpn_box_loss_weight,
+        }
 
     def filter_proposals(
         self,

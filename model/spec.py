@@ -173,6 +173,9 @@ class ModelSpec:
     box_loss_weight: float = _field(1.0, 0)
     mask_loss_weight: float = _field(1.0, 0)
     keypoint_loss_weight: float = _field(1.0, 0)
+    # The RPN's box term, by the same names.
+    rpn_box_loss: str = _field("smooth_l1", allowed=BOX_LOSSES)
+    rpn_box_loss_beta: float = _field(1 / 9, 1e-6, 10)
     rpn_class_loss_weight: float = _field(1.0, 0)
     rpn_box_loss_weight: float = _field(1.0, 0)
     # An anchor or RoI that lies in an ignored region with at least this part of its area is no negative.

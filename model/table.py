@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import presets
 from model.network import MaskRCNN, build_model, to_feature_maps
+from model.roi_pooler import RoIPooler
 from model.spec import ModelSpec
 
 IMAGE_SIDE_PX = 800
@@ -70,7 +71,7 @@ def num_flops(model: MaskRCNN, spec: ModelSpec) -> int:
         model.rpn.head(list(maps.values()))
         channels = maps["0"].shape[1]
 
-        def rois(count: int, pooler: nn.Module) -> torch.Tensor:
+        def rois(count: int, pooler: RoIPooler) -> torch.Tensor:
             return torch.empty(count, channels, pooler.output_size, pooler.output_size, device="meta")
 
         heads.box_predictor(heads.box_head(heads.res5(rois(spec.rpn_post_nms_test, heads.box_roi_pool))))

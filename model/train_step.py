@@ -12,10 +12,13 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from model.network import MaskRCNN
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "multistep")
@@ -28,6 +31,7 @@ NORMALISER_OF_LOSS = {
     "loss_classifier": "proposals",
     "loss_box_reg": "proposals",
     "loss_mask": "positives",
+    "loss_mask_dice": "positives",
 }
 _NORMALISERS = ("anchors", "proposals", "positives")
 _NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -109,7 +113,8 @@ def build_optimizer(
     Raises:
         ValueError: Unknown name, or nothing to train.
     """
-    norm_parameters, others = [], []
+    norm_parameters: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
@@ -184,7 +189,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -240,7 +245,7 @@ class Trainer:
     """A network with its optimizer, and the one operation on them: a training step.
 
     Args:
-        model: Network of torchvision's detection contract, on its device, in training mode.
+        model: The network, on its device, in training mode.
         optimizer: From build_optimizer.
         seed: The run's seed.
         rank, world_size: This worker's place; with more than one worker the default process group must exist.
@@ -253,7 +258,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MaskRCNN,
         optimizer: torch.optim.Optimizer,
         *,
         seed: int,
@@ -279,7 +284,7 @@ class Trainer:
         self.weight_average = WeightAverage(model, ema_decay) if ema_decay is not None else None
         self.rpn_sampler = _seed_sampler(model.rpn, salt=1)
         self.roi_sampler = _seed_sampler(model.roi_heads, salt=2)
-        self.parallel: nn.Module = model
+        self.parallel: Any = model
         if world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
             # gradient_as_bucket_view: gradients live in the buckets that are reduced, one copy less.
@@ -311,7 +316,7 @@ class Trainer:
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"the saved training state does not fit this network and optimizer: {error}") from error
 
-    def saved_model(self) -> nn.Module:
+    def saved_model(self) -> MaskRCNN:
         """The network a checkpoint is made of: the average when there is one, else the trained one."""
         return self.weight_average.model if self.weight_average is not None else self.model
 
@@ -341,7 +346,7 @@ class Trainer:
                         suspects=() if local else batch.image_ids,
                     )
                 scaled = {name: value * (factors[name] / len(batches)) for name, value in losses.items()}
-                self.scaler.scale(sum(scaled.values())).backward()
+                self.scaler.scale(torch.stack(list(scaled.values())).sum()).backward()
             for name, value in scaled.items():
                 result.losses[name] = result.losses.get(name, 0) + value.detach()
         self._update(result, [image_id for batch in batches for image_id in batch.image_ids])
@@ -398,7 +403,8 @@ class Trainer:
             self.weight_average.update(self.model)
 
 
-def _seed_sampler(module: nn.Module, *, salt: int) -> SeededSampler:
-    previous = module.fg_bg_sampler
-    module.fg_bg_sampler = SeededSampler(previous.batch_size_per_image, previous.positive_fraction, salt)
-    return module.fg_bg_sampler
+def _seed_sampler(part: Any, *, salt: int) -> SeededSampler:
+    """Gives the RPN or the heads a seeded sampler in the place of torchvision's."""
+    previous = part.fg_bg_sampler
+    part.fg_bg_sampler = SeededSampler(previous.batch_size_per_image, previous.positive_fraction, salt)
+    return part.fg_bg_sampler

@@ -27,7 +27,8 @@ def resized_size(height: int, width: int, *, min_size: int, max_size: int) -> tu
 def padded_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
     """(height, width) of the tensor that an image of this size fills, alone in its batch."""
     resized = resized_size(height, width, min_size=min_size, max_size=max_size)
-    return tuple(math.ceil(side / PADDING_MULTIPLE) * PADDING_MULTIPLE for side in resized)
+    height, width = (math.ceil(side / PADDING_MULTIPLE) * PADDING_MULTIPLE for side in resized)
+    return height, width
 
 
 class ImageTransform(GeneralizedRCNNTransform):

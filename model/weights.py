@@ -22,6 +22,8 @@ from model.detectron2 import from_detectron2, is_detectron2
 from model.pickles import load_plain_pickle
 from model.spec import ModelSpec
 
+# What is asked for by a name; anything else is a file.
+PUBLISHED = ("coco", "imagenet")
 # Names in torchvision's files that its modules have renamed since.
 _OLD_NAMES = (
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
@@ -70,14 +72,22 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsRepo
     Raises:
         ValueError: There are no such weights, they cannot be fetched or read, or nothing of them fits.
     """
-    published = weights in ("coco", "imagenet")
-    state_dict = dict(_published(spec, weights) if published else read_state_dict(weights))
+    state_dict = find_state_dict(spec, weights)
     notes: list[str] = []
     state_dict = _to_our_names(model, state_dict, spec, notes)
     report = load_matching(model, state_dict, source=weights, notes=notes)
     if not report.loaded:
         raise ValueError(f"weights={weights!r}: nothing in them fits this network (backbone={spec.backbone!r})")
     return report
+
+
+def find_state_dict(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
+    """The tensors of some weights, see `load_weights`, under the names that they have there.
+
+    Raises:
+        ValueError: There are no such weights, or they cannot be fetched or read.
+    """
+    return dict(_published(spec, weights) if weights in PUBLISHED else read_state_dict(weights))
 
 
 def load_matching(

@@ -1,4 +1,4 @@
-"""Decoding that cannot be harmed: files to RGB pixels in child processes with limits of memory and time.
+"""Decoding that cannot be harmed: files to pixels in child processes with limits of memory and time.
 
     with DecodePool(num_children=4, limits=DecodeLimits()) as pool:
         decoded = pool.submit(data).result()   # pixels, or a status and a reason; bad data never raises
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import queue
 import signal
@@ -34,7 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.bulk.decode_child import ANSWER_BYTES, REQUEST
+from pipeline.bulk.decode_child import ANSWER_BYTES, REQUEST, Request
 from pipeline.bulk.decode_image import FORMATS, STATUSES, DecodeLimits, Outcome, decode_image
 
 __all__ = ["FORMATS", "STATUSES", "DecodeLimits", "DecodePool", "Decoded"]
@@ -53,7 +54,8 @@ class Decoded:
     Attributes:
         status: "ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed" or "timeout".
         error: the reason in words, None when ok.
-        image: uint8 [H, W, 3], RGB, 0..255, upright (after the EXIF turn), the caller's own; None unless ok.
+        image: upright (after the EXIF turn), the caller's own; uint8 [H, W, 3], RGB, 0..255, where three bands were
+            asked for, else float32 [H, W, C] as `pipeline.pixels.to_unit` gives them. None unless ok.
         height, width: of the upright original in pixels; None where a failed file does not tell. They differ
             from the shape of `image` only when `target_size` was given.
         exif_orientation: 1..8 as the file states it, None where it states none.
@@ -79,7 +81,7 @@ class DecodePool:
         num_children: int,
         limits: DecodeLimits,
         *,
-        decode: Callable[[bytes, DecodeLimits, tuple[int, int] | None], Outcome] = decode_image,
+        decode: Callable[[bytes, DecodeLimits, tuple[int, int] | None, int | None], Outcome] = decode_image,
     ) -> None:
         """Returns at once; the children start beside it.
 
@@ -102,13 +104,17 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, data: bytes, *, target_size: tuple[int, int] | None = None) -> Future[Decoded]:
+    def submit(
+        self, data: bytes, *, target_size: tuple[int, int] | None = None, num_bands: int | None = 3
+    ) -> Future[Decoded]:
         """The decoded image, some time later. Bad data is a status, never an exception.
 
         Args:
             data: the whole file; must stay unchanged until the result is there.
             target_size: (H, W) the caller will shrink the upright picture to: a JPEG may then come back at a
                 half, a quarter or an eighth of its size, never smaller than this.
+            num_bands: 3 is RGB of whatever there is; any other number are the file's own bands, which must be as
+                many; None takes those there are.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -117,7 +123,7 @@ class DecodePool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the decode pool is closed")
-            self._jobs.put((future, data, target_size))
+            self._jobs.put((future, (data, target_size, num_bands)))
         return future
 
     def close(self) -> None:
@@ -146,13 +152,13 @@ class DecodePool:
             with contextlib.suppress(DecodeChildError, OSError):  # told to the first image instead
                 child = self._start()
             while (job := self._jobs.get()) is not None:
-                future, data, target_size = job
+                future, request = job
                 if self._closed:
                     future.cancel()
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
-                    decoded, child = self._decode_one(child, data, target_size)
+                    decoded, child = self._decode_one(child, request)
                     future.set_result(decoded)
                 except BaseException as error:
                     if child is not None:
@@ -163,12 +169,10 @@ class DecodePool:
             if child is not None:
                 self._end(child)
 
-    def _decode_one(
-        self, child: _Child | None, data: bytes, target_size: tuple[int, int] | None
-    ) -> tuple[Decoded, _Child | None]:
+    def _decode_one(self, child: _Child | None, request: Request) -> tuple[Decoded, _Child | None]:
         """The verdict on one file, and the child to go on with (None when it has to be replaced)."""
-        if len(data) > self._limits.max_bytes:
-            error = f"the file has {len(data)} bytes; at most {self._limits.max_bytes} are allowed"
+        if len(request[0]) > self._limits.max_bytes:
+            error = f"the file has {len(request[0])} bytes; at most {self._limits.max_bytes} are allowed"
             return Decoded("too_large", error, None, None, None, None), child
         while True:
             if child is not None and child.process.poll() is not None:  # ended while it had nothing to do
@@ -178,7 +182,7 @@ class DecodePool:
                 child = self._start()
             fresh = child.num_decoded == 0
             try:
-                decoded, healthy = child.decode(data, target_size)
+                decoded, healthy = child.decode(request)
                 if healthy:
                     return decoded, child
             except _ChildFailed as failure:
@@ -268,8 +272,9 @@ class _Child:
         if answer.get("status") != "ready":
             raise DecodeChildError(f"a decode child did not start: {answer.get('error')}")
 
-    def decode(self, data: bytes, target_size: tuple[int, int] | None) -> tuple[Decoded, bool]:
+    def decode(self, request: Request) -> tuple[Decoded, bool]:
         """The verdict and whether the child can go on. Raises _ChildFailed when it cannot even give one."""
+        data, target_size, num_bands = request
         cpu_before_s, started_s = self._cpu_s(), time.monotonic()
 
         def seconds_left() -> float:
@@ -279,11 +284,11 @@ class _Child:
 
         try:
             self._socket.settimeout(_PATIENCE * self._timeout_s)
-            self._socket.sendall(REQUEST.pack(len(data), *(target_size or (0, 0))))
+            self._socket.sendall(REQUEST.pack(len(data), *(target_size or (0, 0)), num_bands or 0))
             self._socket.sendall(data)
             answer = self._receive(seconds_left)
             self.num_decoded += 1
-            return self._decoded(answer), not answer.get("out_of_memory")
+            return self._decoded(answer, num_bands), not answer.get("out_of_memory")
         except TimeoutError:
             raise _ChildFailed("timeout", f"not decoded in {self._timeout_s:g} s") from None
         except OSError:  # a broken pipe
@@ -313,13 +318,14 @@ class _Child:
             raise ValueError("the answer is no object")
         return answer
 
-    def _decoded(self, answer: dict) -> Decoded:
+    def _decoded(self, answer: dict, num_bands: int | None) -> Decoded:
         image = None
         if answer["status"] == "ok":
-            height, width = map(int, answer["picture_size"])
-            if not 0 < height * width <= self._max_pixels:
+            height, width, count = map(int, answer["shape"])
+            wanted = "uint8" if num_bands == 3 else "float32"
+            if not 0 < height * width <= self._max_pixels or count != (num_bands or count) or answer["dtype"] != wanted:
                 raise ValueError("no such picture")
-            image = self._pixels(height, width, int(answer["offset"]))
+            image = self._pixels((height, width, count), wanted, int(answer["offset"]))
         elif answer["status"] not in STATUSES:
             raise ValueError("no such status")
         return Decoded(
@@ -331,10 +337,12 @@ class _Child:
             answer.get("exif_orientation"),
         )
 
-    def _pixels(self, height: int, width: int, offset: int) -> np.ndarray:
+    def _pixels(self, shape: tuple[int, int, int], dtype: str, offset: int) -> np.ndarray:
         """A copy of the block's pixels, made by the kernel without holding Python's lock."""
-        image = np.empty((height, width, 3), np.uint8)
-        unread = image.reshape(-1).data
+        if math.prod(shape) * np.dtype(dtype).itemsize + offset > os.fstat(self._block_fd).st_size:
+            raise ValueError("fewer pixels than announced")
+        image = np.empty(shape, dtype)
+        unread = image.reshape(-1).view(np.uint8).data
         while unread:
             num_read = os.preadv(self._block_fd, [unread[: 1 << 30]], offset)
             if num_read == 0:

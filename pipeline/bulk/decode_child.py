@@ -17,17 +17,23 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import AvifImagePlugin, Image
 
 from pipeline.bulk.decode_image import DecodeLimits, Outcome, out_of_memory_error
 
-REQUEST = struct.Struct("!QII")
-"""Bytes of the file that follows; height and width of `target_size`, 0 for none."""
+if TYPE_CHECKING:
+    import numpy as np
+
+REQUEST = struct.Struct("!QIII")
+"""Bytes of the file that follows; height and width of `target_size`, 0 for none; bands wanted, 0 for all there are."""
 
 ANSWER_BYTES = 4096
 """An answer is JSON, padded with spaces to this many bytes."""
+
+Request = tuple[bytes, tuple[int, int] | None, int | None]
+"""A file, its `target_size` and its `num_bands`."""
 
 _MAX_ERROR_CHARS = 500
 _PR_SET_PDEATHSIG = 1
@@ -58,32 +64,33 @@ def main() -> None:
             healthy = not answer["out_of_memory"]
 
 
-def _receive(requests: BinaryIO) -> tuple[bytes, tuple[int, int] | None] | None:
-    """The next file and its `target_size`; None when the parent has gone."""
+def _receive(requests: BinaryIO) -> Request | None:
+    """The next file and what is wanted of it; None when the parent has gone."""
     header = requests.read(REQUEST.size)
     if len(header) < REQUEST.size:
         return None
-    num_bytes, target_height, target_width = REQUEST.unpack(header)
+    num_bytes, target_height, target_width, num_bands = REQUEST.unpack(header)
     data = requests.read(num_bytes)
     if len(data) < num_bytes:
         return None
-    return data, (target_height, target_width) if target_height else None
+    return data, (target_height, target_width) if target_height else None, num_bands or None
 
 
 def _answer(
-    request: tuple[bytes, tuple[int, int] | None],
-    decode: Callable[[bytes, DecodeLimits, tuple[int, int] | None], Outcome],
+    request: Request,
+    decode: Callable[[bytes, DecodeLimits, tuple[int, int] | None, int | None], Outcome],
     limits: DecodeLimits,
     block_fd: int,
 ) -> dict[str, object]:
     """Decodes one file; its pixels are in the block when the answer says ok."""
-    data, target_size = request
+    data, target_size, num_bands = request
     try:
-        outcome = decode(data, limits, target_size)
-        answer = {name: value for name, value in vars(outcome).items() if name != "picture"}
+        outcome = decode(data, limits, target_size, num_bands)
+        answer = {name: value for name, value in vars(outcome).items() if name not in ("picture", "bands")}
         if outcome.picture is not None:
-            answer["picture_size"] = (outcome.picture.height, outcome.picture.width)
-            answer["offset"] = _leave_pixels(outcome.picture, block_fd)
+            answer |= _leave_picture(outcome.picture, block_fd)
+        elif outcome.bands is not None:
+            answer |= _leave_bands(outcome.bands, block_fd)
         return answer
     except MemoryError:
         return {"status": "too_large", "error": out_of_memory_error(limits), "out_of_memory": True}
@@ -92,12 +99,22 @@ def _answer(
         return {"status": "decoder_crashed", "error": words, "out_of_memory": False}
 
 
-def _leave_pixels(picture: Image.Image, block_fd: int) -> int:
-    """Writes the RGB bytes to the shared block without a copy in between; returns where they start."""
+def _leave_picture(picture: Image.Image, block_fd: int) -> dict[str, object]:
+    """Writes the RGB bytes to the shared block without a copy in between; says where they start and what they are."""
     os.lseek(block_fd, 0, os.SEEK_SET)
     with open(block_fd, "wb", buffering=0, closefd=False) as block:
         picture.save(block, "PPM")
-    return len(_PPM_HEADER % picture.size)
+    shape = (picture.height, picture.width, 3)
+    return {"offset": len(_PPM_HEADER % picture.size), "shape": shape, "dtype": "uint8"}
+
+
+def _leave_bands(bands: np.ndarray, block_fd: int) -> dict[str, object]:
+    """The same for an array."""
+    unwritten, offset = (bands if bands.flags.c_contiguous else bands.copy()).data.cast("B"), 0
+    while unwritten:
+        num_written = os.pwrite(block_fd, unwritten[: 1 << 30], offset)
+        unwritten, offset = unwritten[num_written:], offset + num_written
+    return {"offset": 0, "shape": bands.shape, "dtype": bands.dtype.name}
 
 
 def _send(connection: socket.socket, answer: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""One file's bytes to one upright RGB picture, or the reason why not, with Pillow; see docs/formats.md.
+"""One file's bytes to one upright picture or its bands, or the reason why not, with Pillow; see docs/formats.md.
 
 Runs inside a decode child (`decode_child.py`), where a crash or a hang costs one image; everyone else goes
 through `pipeline.bulk.decode.DecodePool`.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import warnings
-import zlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 # Naming the plugins keeps Pillow from importing all of its forty.
 from PIL import (  # noqa: F401
@@ -28,23 +27,15 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from pipeline.pixels import SIDEWAYS, TURNS, WrongBands, find_damage, orientation_of, to_bands, to_rgb, turn
+
+if TYPE_CHECKING:
+    import numpy as np
+
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 """Every format that `sniff_format` can name; the default allow-list."""
 
 STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed", "timeout")
-
-_ORIENTATION_TAG = 0x0112
-_BITS_PER_SAMPLE_TAG = 258
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +75,11 @@ class Outcome:
     """What became of one file.
 
     Attributes:
-        status: one of `STATUSES`; "ok" exactly when there is a picture.
+        status: one of `STATUSES`; "ok" exactly when there is a picture or bands.
         error: the reason in words, None when ok. The same bytes give the same words.
         picture: mode RGB, upright, or None.
-        height, width: of the upright original in pixels (also when `picture` is a smaller version of it);
+        bands: float32 [H, W, C], upright, where other than three channels were asked for, or None.
+        height, width: of the upright original in pixels (also when what was decoded is a smaller version of it);
             None where the file does not tell.
         exif_orientation: 1..8 as the file states it, None where it states none.
         out_of_memory: the process ran into its limit, which one that has seen fewer files might not.
@@ -100,6 +92,7 @@ class Outcome:
     width: int | None = None
     exif_orientation: int | None = None
     out_of_memory: bool = False
+    bands: np.ndarray | None = None
 
 
 def sniff_format(data: bytes) -> str | None:
@@ -127,8 +120,10 @@ def sniff_format(data: bytes) -> str | None:
     return None
 
 
-def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None) -> Outcome:
-    """The picture in `data` (first frame, upright, RGB), or the status and reason of its failure.
+def decode_image(
+    data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None, num_bands: int | None = 3
+) -> Outcome:
+    """The picture in `data` (first frame, upright), or the status and reason of its failure.
 
     Never raises.
 
@@ -137,6 +132,8 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int]
         limits: pixels, frames and formats are checked here; bytes, time and memory by whoever runs the child.
         target_size: (H, W) the caller will shrink the upright picture to. A JPEG may then come back at a
             half, a quarter or an eighth of its size, never smaller than this.
+        num_bands: 3 makes RGB of whatever there is. Any other number takes the file's own bands, which must be as
+            many (1: grey is made of colours); None takes all there are.
     """
     if not data:
         return Outcome("corrupt", "the file is empty")
@@ -147,6 +144,35 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int]
     if name not in limits.formats:
         allowed = ", ".join(limits.formats)
         return Outcome("unsupported_format", f"{name} is not among the formats allowed: {allowed}")
+    if name == "TIFF" and num_bands != 3:
+        return _decode_tiff(data, limits, num_bands)
+    return _decode_with_pillow(data, name, limits, target_size, num_bands)
+
+
+def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Outcome:
+    """The bands of a TIFF, by a reader that knows any number of them; compressions it does not know are Pillow's."""
+    from pipeline.tiff import UnsupportedTiff, read_tiff_bands, read_tiff_header  # most children never need NumPy
+
+    height = width = orientation = None
+    try:
+        header = read_tiff_header(data)
+        height, width, orientation = header.height, header.width, header.orientation
+        if orientation in SIDEWAYS:
+            height, width = width, height
+        if height * width > limits.max_pixels:
+            return _too_many_pixels(height, width, limits)
+        bands = turn(read_tiff_bands(data, num_bands, max_pages=limits.max_frames), orientation)
+    except UnsupportedTiff as error:
+        outcome = _decode_with_pillow(data, "TIFF", limits, None, num_bands)
+        return outcome if outcome.error is None else replace(outcome, error=f"{outcome.error} ({error})")
+    except Exception as error:
+        return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
+    return Outcome("ok", None, None, height, width, orientation, bands=bands)
+
+
+def _decode_with_pillow(
+    data: bytes, name: str, limits: DecodeLimits, target_size: tuple[int, int] | None, num_bands: int | None
+) -> Outcome:
     with warnings.catch_warnings(record=True) as reasons:
         warnings.simplefilter("always")
         Image.WARN_POSSIBLE_FORMATS = True  # makes Pillow give the plugin's own reason
@@ -159,18 +185,22 @@ def decode_image(data: bytes, limits: DecodeLimits, target_size: tuple[int, int]
             return Outcome("corrupt", f"not readable as {name}: {next(filter(None, said), 'broken header')}")
         except Exception as error:
             return _failure(error, limits, f"not readable as {name}: ")
-        return _decode_opened(image, name, data, limits, target_size)
+        return _decode_opened(image, name, data, limits, target_size, num_bands)
 
 
 def _decode_opened(
-    image: Image.Image, name: str, data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None
+    image: Image.Image,
+    name: str,
+    data: bytes,
+    limits: DecodeLimits,
+    target_size: tuple[int, int] | None,
+    num_bands: int | None,
 ) -> Outcome:
     width, height = image.size
     if width < 1 or height < 1:
         return Outcome("corrupt", f"the {name} is {height} x {width} pixels", None, height, width)
     if width * height > limits.max_pixels:
-        error = f"{height} x {width} pixels; at most {limits.max_pixels} are allowed"
-        return Outcome("too_large", error, None, height, width)
+        return _too_many_pixels(height, width, limits)
     Image.MAX_IMAGE_PIXELS = limits.max_pixels  # for parts that claim more than the header does
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     orientation = None
@@ -179,18 +209,22 @@ def _decode_opened(
         if num_frames > limits.max_frames:
             error = f"{num_frames} frames; at most {limits.max_frames} are allowed"
             return Outcome("too_large", error, None, height, width)
-        orientation = _orientation(image)
-        if orientation in _SIDEWAYS and name != "TIFF":  # Pillow turns TIFF itself, size and pixels
+        orientation = orientation_of(image)
+        if orientation in SIDEWAYS and name != "TIFF":  # Pillow turns TIFF itself, size and pixels
             height, width = width, height
-        if name in _DAMAGE and (damage := _DAMAGE[name](data)):
+        if damage := find_damage(data, name):
             raise ValueError(damage)
         if target_size is not None and name == "JPEG":
-            target_height, target_width = target_size[::-1] if orientation in _SIDEWAYS else target_size
+            target_height, target_width = target_size[::-1] if orientation in SIDEWAYS else target_size
             image.draft(None, (target_width, target_height))
         image.load()
-        picture = _to_rgb(image, name)
-        if orientation in _TURNS and name != "TIFF":
-            picture = picture.transpose(_TURNS[orientation])
+        left_to_do = None if name == "TIFF" else orientation
+        if num_bands != 3:
+            bands = turn(to_bands(image, num_bands), left_to_do)
+            return Outcome("ok", None, None, height, width, orientation, bands=bands)
+        picture = to_rgb(image)
+        if left_to_do in TURNS:
+            picture = picture.transpose(TURNS[left_to_do])
     except Exception as error:
         return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
     return Outcome("ok", None, picture, height, width, orientation)
@@ -201,40 +235,19 @@ def out_of_memory_error(limits: DecodeLimits) -> str:
     return f"decoding needs more than {limits.memory_bytes} bytes of memory"
 
 
+def _too_many_pixels(height: int, width: int, limits: DecodeLimits) -> Outcome:
+    error = f"{height} x {width} pixels; at most {limits.max_pixels} are allowed"
+    return Outcome("too_large", error, None, height, width)
+
+
 def _failure(error: Exception, limits: DecodeLimits, prefix: str = "") -> Outcome:
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return Outcome("too_large", out_of_memory_error(limits), out_of_memory=True)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return Outcome("too_large", _words(error))
+    if isinstance(error, WrongBands):
+        return Outcome("unsupported_format", _words(error))
     return Outcome("corrupt", prefix + _words(error))
-
-
-def _jpeg_damage(data: bytes) -> str | None:
-    """Whether the end is missing; a file filled up with zeros is half grey to Pillow, not an error."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] == 0xDA:  # start of the pixels, in which FF D9 can only be the end
-            found = data.find(b"\xff\xd9", position)
-            return None if found >= 0 else "the file has no end-of-image marker"
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        position += 1 if data[position + 1] == 0xFF else 2 + length
-    return None
-
-
-def _png_damage(data: bytes) -> str | None:
-    """Whether the pixels fail their checksum, which Pillow does not compare; None when they do not."""
-    position, kind = 8, b""
-    while position + 12 <= len(data) and kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        checksum = data[end : end + 4]
-        if kind == b"IDAT" and zlib.crc32(data[position + 4 : end]).to_bytes(4, "big") != checksum:
-            return "the checksum of the pixels does not match them"
-        position = end + 4
-    return None
-
-
-_DAMAGE = {"JPEG": _jpeg_damage, "PNG": _png_damage}
 
 
 def _count_frames(image: Image.Image) -> int:
@@ -247,63 +260,6 @@ def _count_frames(image: Image.Image) -> int:
         num_frames = 1
     image.seek(0)
     return num_frames
-
-
-def _orientation(image: Image.Image) -> int | None:
-    """1..8 from EXIF, else XMP, else ImageMagick's text; None when there is none or it cannot be read."""
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG)
-    except (MemoryError, OSError):  # PNG reads its pixels on the way to EXIF: their errors are the picture's
-        raise
-    except Exception:  # damaged metadata raises anything from struct.error to SyntaxError; the picture may be whole
-        return None
-    return value if isinstance(value, int) and 1 <= value <= 8 else None
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB: high byte of 16-bit samples, own range of 32-bit and float samples, alpha over white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and name in ("PPM", "PNG")):
-        return _from_16_bit(image)
-    if image.mode in ("I", "F"):
-        return _from_own_range(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return _over_white(rgba.convert("RGB"), rgba.getchannel("A"))
-    return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """The high byte of each sample (of 12-bit TIFF the high 8 of its 12 bits), in all three channels."""
-    import numpy as np  # only here and below: most children never need it
-
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
-    samples = np.asarray(image)
-    grey = Image.fromarray((samples >> (bits - 8)).clip(0, 255).astype(np.uint8))
-    key = image.info.get("transparency")
-    if isinstance(key, int):
-        return _over_white(grey.convert("RGB"), Image.fromarray(((samples != key) * 255).astype(np.uint8)))
-    return grey.convert("RGB")
-
-
-def _from_own_range(image: Image.Image) -> Image.Image:
-    """Smallest..largest finite sample to 0..255 (their type's range says nothing); a flat image is black."""
-    import numpy as np
-
-    samples = np.array(image, np.float64)  # worked on in place: it may be large
-    finite = np.isfinite(samples)
-    if not finite.any():
-        raise ValueError("no sample is a finite number")
-    low, high = samples.min(where=finite, initial=np.inf), samples.max(where=finite, initial=-np.inf)
-    samples[~finite] = low
-    samples -= low
-    samples *= 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8)).convert("RGB")
-
-
-def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
-    white = Image.new("RGB", picture.size, (255, 255, 255))
-    white.paste(picture, mask=alpha)
-    return white
 
 
 def _words(error: BaseException) -> str:

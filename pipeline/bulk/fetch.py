@@ -9,22 +9,64 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.listing import PlannedImage
+from pipeline.files import aligned_uri
+from pipeline.pixels import to_unit
 from pipeline.storage import Storage, StorageError, is_local, local_path, open_storage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def load_image(pool: DecodePool, limits: DecodeLimits, image: PlannedImage) -> Decoded:
-    """Reads and decodes one image. Never raises for what an image can be: the result's status says what was wrong."""
+def channels_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """What `load_image` must know of the channels that a run's network takes."""
+    return {"num_bands": spec["model"]["spec"]["in_channels"], "extra_channels": spec["input"]["extra_channels"]}
+
+
+def load_image(
+    pool: DecodePool,
+    limits: DecodeLimits,
+    image: PlannedImage,
+    *,
+    num_bands: int = 3,
+    extra_channels: str | None = None,
+) -> Decoded:
+    """Reads and decodes one image. Never raises for what an image can be: the result's status says what was wrong.
+
+    Args:
+        pool, limits: what decodes, and how much.
+        image: what to load.
+        num_bands: channels the network takes; for other than 3, what `pipeline.pixels.to_unit` makes of bands.
+        extra_channels: pattern of the file whose bands are the last channels, see `pipeline.files.aligned_uri`.
+    """
     data = fetch_bytes(limits, image)
-    return data if isinstance(data, Decoded) else pool.submit(data).result()
+    if isinstance(data, Decoded):
+        return data
+    if extra_channels is None:
+        return pool.submit(data, num_bands=num_bands).result()
+    extra_uri = aligned_uri(extra_channels, image.uri)
+    extra_data = fetch_bytes(limits, PlannedImage(image.image_id, extra_uri))
+    extra = extra_data if isinstance(extra_data, Decoded) else pool.submit(extra_data, num_bands=None).result()
+    if extra.image is None:
+        return replace(extra, error=f"{extra_uri}: {extra.error}")
+    num_extra = extra.image.shape[2]
+    if num_extra >= num_bands:
+        return _failure("unsupported_format", f"{extra_uri}: it has {num_extra} bands; {num_bands} are wanted in all")
+    photo = pool.submit(data, num_bands=num_bands - num_extra).result()
+    if photo.image is None:
+        return photo
+    if (photo.height, photo.width) != (extra.height, extra.width):
+        sizes = f"{extra.height} x {extra.width} px, the photo {photo.height} x {photo.width}"
+        return replace(photo, status="corrupt", error=f"{extra_uri}: {sizes}", image=None)
+    return replace(photo, image=np.concatenate([to_unit(photo.image), extra.image], axis=2))
 
 
 def fetch_bytes(limits: DecodeLimits, image: PlannedImage) -> bytes | Decoded:

@@ -37,7 +37,7 @@ from pipeline.bulk.commit import (
 from pipeline.bulk.corpus import Plan, read_plan, seal_plan
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
-from pipeline.bulk.fetch import load_image, map_ahead
+from pipeline.bulk.fetch import channels_of, load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally
@@ -56,7 +56,7 @@ class BulkJob:
     Attributes:
         spec: corpus, model, thresholds and limits, as they stand in run.json.
         metadata: what every Parquet file says about itself.
-        checkpoint: folder of the model's checkpoint, the same on every node.
+        checkpoint: folder of the model's checkpoint, the same on every node, or its URI in a bucket.
         shard_size: images a shard; None chooses by the size of the corpus. Ignored once the plan is sealed.
         batch_size: images a network call, at most.
         num_workers: actors at least and at most.
@@ -209,7 +209,7 @@ class ShardWorker:
         self.counter = ShardCounter(uuid.uuid4().hex[:12], board.take.remote)
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
-        self.load = partial(load_image, self.pool, job.limits)
+        self.load = partial(load_image, self.pool, job.limits, **channels_of(job.spec))
         warm_up()
         self.predictor = job.predictor(
             job.checkpoint,

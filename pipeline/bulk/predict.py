@@ -8,15 +8,16 @@ import numpy as np
 import torch
 
 from model.categories import Category
-from model.checkpoint import CheckpointError, load_checkpoint
+from model.checkpoint import CHECKPOINT_MARKER, CheckpointError, load_checkpoint
 from model.predictor import Detections, NonFiniteOutput, Predictor
+from pipeline.cache import local_folder
 
 
 class ImagePredictor:
     """A checkpoint made ready to predict on one device.
 
     Args:
-        folder: the checkpoint's folder on this machine.
+        uri: the checkpoint's folder; one in a bucket is fetched to this machine once.
         sha256: what its weights must hash to; weights that changed under the same name must not enter a run.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         batch_size: images a network call, at most.
@@ -28,7 +29,7 @@ class ImagePredictor:
 
     def __init__(
         self,
-        folder: str,
+        uri: str,
         *,
         sha256: str,
         score_threshold: float,
@@ -39,10 +40,10 @@ class ImagePredictor:
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        checkpoint = load_checkpoint(folder)
+        checkpoint = load_checkpoint(local_folder(uri, CHECKPOINT_MARKER))
         if checkpoint.sha256 != sha256:
             raise CheckpointError(
-                f"{folder}: its weights are {checkpoint.sha256[:12]}..., the run was begun with {sha256[:12]}..."
+                f"{uri}: its weights are {checkpoint.sha256[:12]}..., the run was begun with {sha256[:12]}..."
             )
         self.categories: tuple[Category, ...] = checkpoint.categories
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,7 +60,7 @@ class ImagePredictor:
         """Detections of each image, in order; where the network fails on an image, the reason instead.
 
         Args:
-            images: uint8 [H, W, 3] RGB arrays of any sizes.
+            images: uint8 RGB [H, W, 3], or float32 [H, W, C] of the channels the network takes, of any sizes.
 
         Only images of one padded size share a network call, and which do depends on `images` alone.
         """

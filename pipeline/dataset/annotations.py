@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from model.categories import Category
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.rle import decode_rle, encode_mask, polygons_to_rle, runs_to_rle
 
 Box = tuple[float, float, float, float]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
 
 
@@ -13,26 +13,17 @@ def with_extra_channels(annotated: AnnotatedSet, pattern: str) -> AnnotatedSet:
 
     Args:
         annotated: the set.
-        pattern: where the file lies: a URI in which `{stem}` stands for the photo's name without its extension and
-            `{folder}` for the photo's folder, such as `{folder}/../depth/{stem}.png`.
+        pattern: where the file lies, see `files.aligned_uri`.
 
     Raises:
-        AnnotationError: a pattern without `{stem}`, or in which something else stands in braces. Files that are not
-            there are found when the photo is read.
+        AnnotationError: a pattern that names no file. Files that are not there are found when the photo is read.
     """
     try:
-        path = [
-            files.plain_uri(pattern.format(stem=files.stem(image.path), folder=files.parent_uri(image.path)))
-            for image in annotated.images
-        ]
-    except (KeyError, IndexError, ValueError):
-        path = None
-    if path is None or "{stem}" not in pattern:
-        raise AnnotationError(
-            f"the pattern {pattern!r} must have {{stem}}, may have {{folder}}, and nothing else in {{}}"
-        )
+        extras = [files.aligned_uri(pattern, image.path) for image in annotated.images]
+    except ValueError as error:
+        raise AnnotationError(str(error)) from None
     images = tuple(
         replace(image, extra_paths=(*image.extra_paths, extra))
-        for image, extra in zip(annotated.images, path, strict=True)
+        for image, extra in zip(annotated.images, extras, strict=True)
     )
     return replace(annotated, images=images)

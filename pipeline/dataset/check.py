@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import (
     AnnotatedImage,
     AnnotatedSet,
@@ -21,6 +21,7 @@ from pipeline.dataset.annotations import (
     load_annotations,
     mask_to_box,
 )
+from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.coco import coco_file, from_coco
 from pipeline.dataset.images import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
 
@@ -29,7 +30,7 @@ ERROR, WARNING = "error", "warning"
 # Errors lose data or teach something wrong; warnings look like mistakes but are used as they are.
 KINDS: Mapping[str, tuple[str, str]] = {
     "unreadable_annotations": (ERROR, "the annotations as a whole cannot be read"),
-    "unreadable_photo": (ERROR, "photo absent or broken; skipped in training"),
+    "unreadable_photo": (ERROR, "photo absent, broken or of other bands; skipped in training"),
     "size_disagrees": (ERROR, "photo of another size than annotated, turned or not; skipped in training"),
     "duplicate_image_id": (ERROR, "image id that stands there twice; training refuses the set"),
     "unknown_category": (ERROR, "annotation of a category that is not declared; training refuses it unless mapped"),
@@ -43,7 +44,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "duplicate_object": (WARNING, "object of the same class and box as another on the same photo"),
     "polygon_outside": (WARNING, "polygon more than 1 px outside the image; cut off"),
     "box_off_mask": (WARNING, "box that does not fit its mask"),
-    "class_not_looked_for": (WARNING, "object of a class that is not among the image's labelled classes; ignored"),
+    "class_not_looked_for": (WARNING, "object of a class that is not among the image's labelled classes"),
     "exif_not_applied": (WARNING, "annotations that fit the unturned photo only, which is used"),
 }
 
@@ -158,6 +159,8 @@ def check_data(
     format: str = "auto",
     image_root: str | None = None,
     default_category: str = "object",
+    in_channels: int = 3,
+    extra_channels: str | None = None,
     max_examples: int = 10,
     num_threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -166,6 +169,8 @@ def check_data(
 
     Args:
         uri, format, image_root, default_category: see `load_annotations`.
+        in_channels: bands of a photo, with those of its extra file.
+        extra_channels: pattern of that file, see `channels.with_extra_channels`.
         max_examples: offenders of each kind that are kept.
         num_threads: photos decoded at a time.
         progress: called with (images done, images in all).
@@ -181,13 +186,15 @@ def check_data(
             annotated = _load_coco_leniently(str(uri), image_root, found)
         else:
             annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
+        if extra_channels is not None:
+            annotated = with_extra_channels(annotated, extra_channels)
     except FileNotFoundError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         found.add("unreadable_annotations", Example(None, files.base_name(str(uri)), sentence))
         return DataReport(str(uri), format, 0, 0, 0, {}, found.findings(), {})
-    return _check_set(annotated, found, str(uri), format, num_threads, progress)
+    return _check_set(annotated, found, str(uri), format, in_channels, num_threads, progress)
 
 
 def _check_set(
@@ -195,6 +202,7 @@ def _check_set(
     found: _Found,
     uri: str,
     format: str,
+    in_channels: int,
     num_threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> DataReport:
@@ -202,7 +210,7 @@ def _check_set(
     seen: set[str] = set()
     num_keypoints = len(annotated.keypoint_names)
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
-        checks = pool.map(lambda image: list(_check_image(image, num_keypoints)), annotated.images)
+        checks = pool.map(lambda image: list(_check_image(image, in_channels, num_keypoints)), annotated.images)
         for place, (image, offenders) in enumerate(zip(annotated.images, checks, strict=True), start=1):
             for kind, detail, instance in offenders:
                 found.add(kind, Example(image.image_id, image.file_name, detail, image, instance))
@@ -227,9 +235,11 @@ def _check_set(
     )
 
 
-def _check_image(image: AnnotatedImage, num_keypoints: int) -> Iterator[tuple[str, str, Instance | None]]:
+def _check_image(
+    image: AnnotatedImage, in_channels: int, num_keypoints: int
+) -> Iterator[tuple[str, str, Instance | None]]:
     try:
-        _, turn = load_photo(image)
+        _, turn = load_photo(image, in_channels=in_channels)
         if turn == EXIF_KEPT:
             yield "exif_not_applied", f"annotated as {image.height} x {image.width}", None
     except WrongSize as error:

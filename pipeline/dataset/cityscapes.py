@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from model.categories import Category
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.dataset.id_map import draw_id_map, id_map_to_instances, read_id_map, write_id_map
 from pipeline.dataset.photo_copy import copy_photo, flat_names

@@ -4,11 +4,40 @@ model's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from model.categories import Category
 from pipeline.dataset.annotations import AnnotatedSet, AnnotationError, Instance
+
+
+def choose_categories(
+    annotated: AnnotatedSet, *, names: Sequence[str] | None = None, rename: Mapping[str, str] | None = None
+) -> tuple[Category, ...]:
+    """A class map for a set: `align_categories` then brings the set under it.
+
+    Args:
+        annotated: the set.
+        names: the classes wanted, in the order of their labels; None takes the set's own, as renamed.
+        rename: old name -> new name; several may go to one.
+
+    Returns:
+        Categories with the ids the set has for them, and ids above those for names that it lacks.
+
+    Raises:
+        AnnotationError: a category is renamed that the set does not have.
+    """
+    rename = dict(rename or {})
+    own = {category.name: category.id for category in annotated.categories}
+    if missing := sorted(set(rename) - set(own)):
+        raise AnnotationError(f"categories {missing} are renamed, but the data has {sorted(own)}")
+    ids: dict[str, int] = {}
+    for name, number in own.items():
+        ids.setdefault(rename.get(name, name), number)
+    ids |= {name: number for name, number in own.items() if name in ids}
+    free = itertools.count(max(own.values(), default=0) + 1)
+    return tuple(Category(ids[name] if name in ids else next(free), name) for name in names or ids)
 
 
 def align_categories(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from model.categories import Category
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import (
     AnnotatedImage,
     AnnotatedSet,

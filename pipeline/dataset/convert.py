@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import FORMATS, AnnotationError, detect_format, load_annotations
 from pipeline.dataset.cityscapes import write_cityscapes
 from pipeline.dataset.coco import write_coco

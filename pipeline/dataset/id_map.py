@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from pipeline import files
 from pipeline.boxes import xywh_to_xyxy
-from pipeline.dataset import files
 from pipeline.dataset.annotations import AnnotatedImage, AnnotationError, Box, Instance
 from pipeline.rle import rle_areas, rle_bbox, runs_to_rle
 

@@ -10,15 +10,23 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedImage
-from pipeline.dataset.tiff import UnsupportedTiff, is_tiff, read_tiff
+from pipeline.pixels import (
+    SIDEWAYS,
+    TURNED_BACK_BY,
+    find_damage,
+    orientation_of,
+    to_bands,
+    to_rgb,
+    to_unit,
+    turn,
+)
+from pipeline.tiff import UnsupportedTiff, is_tiff, read_tiff_bands, read_tiff_header
 
 EXIF_NONE, EXIF_TURNED, EXIF_KEPT = 0, 1, 2
-_ORIENTATION_TAG = 0x0112
-_BITS_PER_SAMPLE_TAG = 258
 
 
 class UnusablePhoto(ValueError):
@@ -52,7 +60,10 @@ def read_header(uri: str) -> PhotoHeader:
         UnusablePhoto: absent, or no image.
     """
     try:
-        with Image.open(io.BytesIO(files.read_bytes(uri))) as photo:
+        data = files.read_bytes(uri)
+        if is_tiff(data):
+            return _tiff_header(data)
+        with Image.open(io.BytesIO(data)) as photo:
             return _header_of(photo)
     except FileNotFoundError:
         raise UnusablePhoto("there is no such file") from None
@@ -60,14 +71,15 @@ def read_header(uri: str) -> PhotoHeader:
         raise UnusablePhoto(f"unreadable: {_one_line(error)}") from None
 
 
-def load_photo(image: AnnotatedImage, *, in_channels: int = 3) -> tuple[np.ndarray, int]:
+def load_photo(image: AnnotatedImage, *, in_channels: int | None = 3) -> tuple[np.ndarray, int]:
     """Pixels of an annotated photo in the orientation that its annotations refer to.
 
     Args:
         image: its photo and, if there are any, its extra files are read; the bands of these follow the
             photo's.
         in_channels: bands wanted. A photo of which three are wanted is converted to RGB, one of which one is
-            wanted to grey; otherwise its own bands must be as many as wanted (RGBA, a TIFF of many bands).
+            wanted to grey; otherwise its own bands must be as many as wanted (RGBA, a TIFF of many bands). None
+            takes those there are.
 
     Returns:
         [height, width, in_channels], and EXIF_NONE, EXIF_TURNED, or EXIF_KEPT (the annotations fit the
@@ -78,20 +90,20 @@ def load_photo(image: AnnotatedImage, *, in_channels: int = 3) -> tuple[np.ndarr
         UnusablePhoto: absent, broken, of another size than annotated, turned or not, or of other bands than
             wanted.
     """
-    extras = [_load_bands(path, image, None)[0] for path in image.extra_paths]
-    wanted = in_channels - sum(extra.shape[2] for extra in extras)
-    if wanted < 1:
-        raise UnusablePhoto(f"its extra files alone have {in_channels - wanted} bands; {in_channels} are wanted in all")
-    pixels, turn = _load_bands(image.path, image, wanted)
-    if in_channels == 3 and not extras:
-        return pixels, turn
-    return np.concatenate([_to_unit(part) for part in (pixels, *extras)], axis=2), turn
+    extras = [_load(path, image, None)[0] for path in image.extra_paths]
+    num_own = None if in_channels is None else in_channels - sum(extra.shape[2] for extra in extras)
+    if num_own is not None and num_own < 1:
+        raise UnusablePhoto(
+            f"its extra files alone have {in_channels - num_own} bands; {in_channels} are wanted in all"
+        )
+    pixels, turned = _load(image.path, image, num_own)
+    if not extras:
+        return pixels, turned
+    return np.concatenate([to_unit(pixels), *extras], axis=2), turned
 
 
-def _load_bands(uri: str, image: AnnotatedImage, wanted: int | None) -> tuple[np.ndarray, int]:
-    """[height, width, wanted] of one file in the annotated orientation, and the turn; None takes the bands
-    there are.
-    """
+def _load(uri: str, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
+    """One file in the annotated orientation, and the turn: uint8 RGB for three bands, else as `to_unit` gives them."""
     try:
         data = files.read_bytes(uri)
     except OSError as error:
@@ -99,51 +111,43 @@ def _load_bands(uri: str, image: AnnotatedImage, wanted: int | None) -> tuple[np
         raise UnusablePhoto(what if uri == image.path else f"{uri}: {what}") from None
     unsupported = ""
     try:
-        if wanted != 3 and is_tiff(data):
+        if num_bands != 3 and is_tiff(data):
             try:
-                pixels = read_tiff(data)
-                turn = choose_turn(PhotoHeader(*pixels.shape[:2]), image.height, image.width)
-                return _checked_bands(pixels, wanted), turn
+                return _decode_tiff(data, image, num_bands)
             except UnsupportedTiff as error:
                 unsupported = f" ({error})"  # Pillow knows more compressions, of up to four bands
-        with Image.open(io.BytesIO(data)) as photo:
-            if sorted(photo.size) != sorted((image.height, image.width)):  # before decoding: a bomb ends here
-                choose_turn(PhotoHeader(photo.height, photo.width), image.height, image.width)
-            turn = choose_turn(_header_of(photo), image.height, image.width)
-            photo.load()
-            upright = ImageOps.exif_transpose(photo) if turn == EXIF_TURNED else photo
-            if wanted == 3:
-                return to_rgb(upright), turn
-            return _checked_bands(_own_bands(upright, wanted), wanted), turn
+        return _decode(data, image, num_bands)
     except UnusablePhoto as error:
         raise type(error)(f"{error}{unsupported}") from None
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise UnusablePhoto(f"unreadable: {_one_line(error)}{unsupported}") from None
 
 
-def _own_bands(photo: Image.Image, wanted: int | None) -> np.ndarray:
-    """[H, W, C] of the bands that the photo has; as grey where one is wanted of a coloured one."""
-    if wanted == 1 and photo.mode not in ("L", "1", "F") and not photo.mode.startswith("I"):
-        photo = photo.convert("L")
-    elif photo.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-        photo = photo.convert("RGB")
-    pixels = np.atleast_3d(np.array(photo))
-    # 16-bit grey is held as 32-bit numbers by some of Pillow's plugins.
-    return np.clip(pixels, 0, 65535).astype(np.uint16) if photo.mode == "I" else pixels
+def _decode_tiff(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
+    header = _tiff_header(data)
+    turned = choose_turn(header, image.height, image.width)  # before decoding: a bomb ends here
+    bands = read_tiff_bands(data, num_bands)
+    return _turned(bands, header.exif_orientation if turned == EXIF_TURNED else 1), turned
 
 
-def _checked_bands(pixels: np.ndarray, wanted: int | None) -> np.ndarray:
-    if wanted is not None and pixels.shape[2] != wanted:
-        raise UnusablePhoto(f"it has {pixels.shape[2]} bands; {wanted} are wanted")
-    return pixels
+def _decode(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
+    with Image.open(io.BytesIO(data)) as photo:
+        if sorted(photo.size) != sorted((image.height, image.width)):  # a bomb ends here, PNG's before its EXIF data
+            choose_turn(PhotoHeader(photo.height, photo.width), image.height, image.width)
+        header = _header_of(photo)
+        turned = choose_turn(header, image.height, image.width)
+        if damage := find_damage(data, photo.format):
+            raise UnusablePhoto(damage)
+        photo.load()
+        pixels = np.array(to_rgb(photo)) if num_bands == 3 else to_bands(photo, num_bands)
+        if photo.format == "TIFF":  # comes from Pillow upright
+            back = TURNED_BACK_BY.get(header.exif_orientation, header.exif_orientation)
+            return _turned(pixels, back if turned == EXIF_KEPT else 1), turned
+        return _turned(pixels, header.exif_orientation if turned == EXIF_TURNED else 1), turned
 
 
-def _to_unit(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype.kind == "f":
-        return pixels.astype(np.float32)
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.float32)
-    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(turn(pixels, orientation))
 
 
 def choose_turn(header: PhotoHeader, height: int, width: int) -> int:
@@ -160,43 +164,16 @@ def choose_turn(header: PhotoHeader, height: int, width: int) -> int:
     raise WrongSize(f"the photo is {turned[0]} x {turned[1]} px (H x W), but annotated as {height} x {width}")
 
 
-def to_rgb(photo: Image.Image) -> np.ndarray:
-    """A decoded Pillow image as uint8 [H, W, 3] RGB, as segmentation shows it to the network (docs/formats.md).
-
-    16-bit grey keeps its high byte, 32-bit and floating-point grey is stretched to its own range, transparency is laid
-    over white.
-    """
-    bits = 8
-    if photo.mode.startswith("I;16") or (photo.mode == "I" and photo.format in ("PPM", "PNG")):
-        bits = getattr(photo, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
-    if bits > 8:
-        samples = np.asarray(photo)
-        grey = np.clip(samples >> (bits - 8), 0, 255).astype(np.uint8)
-        key = photo.info.get("transparency")
-        if isinstance(key, int):
-            grey = np.where(samples == key, np.uint8(255), grey)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if photo.mode in ("I", "F"):
-        values = np.asarray(photo, np.float64)
-        finite = np.isfinite(values)
-        if not finite.any():
-            raise ValueError("no sample is a finite number")
-        low, high = values[finite].min(), values[finite].max()
-        values = (np.where(finite, values, low) - low) * (255.0 / (high - low) if high > low else 0.0)
-        return np.repeat(np.rint(values).astype(np.uint8)[..., None], 3, axis=2)
-    if photo.has_transparency_data:
-        rgba = photo.convert("RGBA")
-        white = Image.new("RGB", photo.size, (255, 255, 255))
-        white.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
-        return np.array(white)
-    return np.array(photo.convert("RGB"))  # a copy: torch wants writable memory
-
-
 def _header_of(photo: Image.Image) -> PhotoHeader:
-    orientation = photo.getexif().get(_ORIENTATION_TAG, 1)
-    if photo.format == "TIFF" or orientation not in range(2, 9):  # Pillow turns TIFFs by itself
-        orientation = 1
-    return PhotoHeader(photo.height, photo.width, int(orientation))
+    orientation = orientation_of(photo) or 1
+    if photo.format == "TIFF" and orientation in SIDEWAYS:  # Pillow states its turned size
+        return PhotoHeader(photo.width, photo.height, orientation)
+    return PhotoHeader(photo.height, photo.width, orientation)
+
+
+def _tiff_header(data: bytes) -> PhotoHeader:
+    header = read_tiff_header(data)
+    return PhotoHeader(header.height, header.width, header.orientation)
 
 
 def _one_line(error: Exception) -> str:

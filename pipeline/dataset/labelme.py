@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from model.categories import Category
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import (
     IGNORE_NAME,
     AnnotatedImage,

@@ -61,8 +61,7 @@ class SampleSet(Dataset):
     - `boxes` float32 [N, 4]: XYXY, half-open, pixels of the image as given, of positive size
     - `labels` int64 [N]: 1..K; `masks` uint8 [N, H, W], none empty; `area` float32 [N]: pixels of the mask
     - `iscrowd` int64 [N]: always 0, because crowds are in
-    - `ignore_boxes` float32 [M, 4]: crowd and ignore regions, objects without a mask, and objects of a class that was
-      not looked for on the image: neither positive nor negative
+    - `ignore_boxes` float32 [M, 4]: crowd and ignore regions, and objects without a mask: neither positive nor negative
     - `image_id` int64: the data set's id where all ids are integers, else the index
     - `labelled_classes` int64 [L]: only where not all classes were looked for
     - `keypoints` float32 [N, P, 3]: x, y as annotated (pixel index, as in COCO), visibility; only with

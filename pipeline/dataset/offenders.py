@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.dataset import files
+from pipeline import files
+from pipeline.dataset.annotations import AnnotatedImage
 from pipeline.dataset.check import DataReport, Example
 from pipeline.dataset.images import UnusablePhoto, WrongSize, load_photo
 
@@ -39,10 +41,7 @@ def draw_offenders(report: DataReport, folder: str, *, max_pictures: int = 50) -
 def _draw(example: Example) -> Image.Image:
     image = example.image
     assert image is not None
-    try:
-        pixels, _ = load_photo(image)
-    except WrongSize:  # drawn as it is, which shows the disagreement
-        pixels = _read_any(image.path)
+    pixels = _shown(replace(image, extra_paths=()))
     height, width = pixels.shape[:2]
     margin = max(8, max(height, width) // 16)
     canvas = Image.new("RGB", (width + 2 * margin, height + 2 * margin), (96, 96, 96))
@@ -61,6 +60,18 @@ def _draw(example: Example) -> Image.Image:
                 pen.line([*points, points[0]], fill=colour, width=line)
     pen.text((4, 2), f"{example.file_name}: {example.detail}", fill=(255, 255, 255))
     return canvas
+
+
+def _shown(image: AnnotatedImage) -> np.ndarray:
+    """uint8 RGB of a photo; of many bands the first one or three, stretched to their own range."""
+    try:
+        return load_photo(image)[0]
+    except WrongSize:  # drawn as it is, which shows the disagreement
+        return _read_any(image.path)
+    except UnusablePhoto:
+        bands = load_photo(image, in_channels=None)[0]
+        bands = np.nan_to_num(bands[..., [0, 1, 2]] if bands.shape[2] >= 3 else bands[..., [0, 0, 0]])
+        return (255 * (bands - bands.min()) / max(np.ptp(bands), 1e-9)).astype(np.uint8)
 
 
 def _read_any(uri: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage import is_local, local_path
 

@@ -57,8 +57,7 @@ def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tu
         x1, y1, x2, y2 = instance.box
         if not (x2 > x1 and y2 > y1):
             continue
-        is_looked_for = image.labelled_classes is None or instance.label in image.labelled_classes
-        mask = instance.mask(*size) if is_looked_for and not instance.iscrowd else None
+        mask = None if instance.iscrowd else instance.mask(*size)
         # An object that is there but has no outline must not be taught as background.
         if mask is None or not mask.any():
             ignored.append(instance.box)

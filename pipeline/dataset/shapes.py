@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from model.categories import Category
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, Instance, mask_to_instance
 from pipeline.dataset.coco import to_coco
 

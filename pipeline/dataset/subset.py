@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
 
 _RECORD_VERSION = 1

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 from model.categories import Category
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import (
     IGNORE_NAME,
     AnnotatedImage,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedSet
 from pipeline.dataset.coco import to_coco
 

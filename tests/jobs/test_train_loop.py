@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.config import ConfigError, SegmentConfig, load_config, to_plain
+from jobs.config import ConfigError, to_plain
 from jobs.config_train import TrainConfig
-from jobs.segment import prepare_segment
 from jobs.train import check_same_training, prepare_train, run_train, to_saved
 from jobs.train_loop import TrainingRun, TrainingStopped, Worker, steps_left
 from jobs.train_output import TrainingOutput
 from jobs.train_summary import write_summary
 from model.checkpoint import Checkpoint
+from model.presets import detectron2, torchvision_v2
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
 
@@ -159,6 +159,20 @@ def test_a_broken_photo_is_named_and_training_goes_on(shapes: Path, tmp_path: Pa
     assert "no such file" in broken[by_file[next(n for n in by_file if Path(n).name == photos[7].name)]]
 
 
+def test_photos_that_are_used_unturned_are_told(shapes: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    photo = sorted((data / "train").iterdir())[3]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(photo).save(photo, exif=exif)  # annotated as it is stored, which is 64 x 80 px
+    unturned: set[str] = set()
+    events = lambda kind, sentence, **v: unturned.add(v["image_id"]) if kind == "unturned" else None  # noqa: E731
+    train(settings(data, tmp_path / "out", max_steps=5), events)
+    images = json.loads((data / "train.json").read_text())["images"]
+    assert unturned == {str(image["id"]) for image in images if Path(image["file_name"]).name == photo.name}
+
+
 def test_too_many_steps_that_are_not_finite_end_the_run_with_the_images(shapes: Path, tmp_path: Path):
     skipped: list[list[str]] = []
     events = lambda kind, sentence, **v: skipped.append(v["image_ids"]) if kind == "non_finite" else None  # noqa: E731
@@ -183,6 +197,8 @@ def test_a_start_from_a_checkpoint_takes_what_fits(shapes: Path, tmp_path: Path)
     assert f"{len(first)} of {len(first)} tensors fit" in said[0]
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
     values["model"]["checkpoint"] = str(tmp_path / "nowhere")
+    prepare_train(TrainConfig.model_validate(values))  # it goes on, and does not need its start any more
+    values["output"]["uri"] = str(tmp_path / "third")
     with pytest.raises(ValueError, match="nowhere"):
         prepare_train(TrainConfig.model_validate(values))
 
@@ -192,9 +208,7 @@ def test_a_fourth_channel_and_a_recorded_subset_are_trained_on(shapes: Path, tmp
     for photo in (shapes / "train").glob("*.png"):
         Image.open(photo).convert("L").save(tmp_path / "depth" / photo.name)
     config = settings(shapes, tmp_path / "out", max_steps=1)
-    spec = ModelSpec.from_dict(
-        SPEC.to_dict() | {"in_channels": 4, "image_mean": [0.5] * 4, "image_std": [0.25] * 4}
-    )
+    spec = ModelSpec.from_dict(SPEC.to_dict() | {"in_channels": 4, "image_mean": [0.5] * 4, "image_std": [0.25] * 4})
     extra = {"extra_channels": f"{tmp_path}/depth/{{stem}}.png", "num_images": 4, "val": None}
     config = config.model_copy(
         update={
@@ -206,9 +220,6 @@ def test_a_fourth_channel_and_a_recorded_subset_are_trained_on(shapes: Path, tmp
     assert plan.num_images == plan.subset.num_images == 4 and plan.subset.of_images == 10
     train(config)
     assert newest(tmp_path / "out").state_dict["backbone.body.conv1.weight"].shape[1] == 4
-    with pytest.raises(ConfigError, match="images of 4 channels; allowed are 3"):
-        places = [f"model.checkpoint={tmp_path / 'out'}", f"input.uri={shapes / 'val'}", f"output.uri={tmp_path}/run"]
-        prepare_segment(load_config(SegmentConfig, None, places))
 
 
 def test_the_length_is_the_earlier_of_steps_and_epochs(shapes: Path, tmp_path: Path):
@@ -349,3 +360,28 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"nothing\.json"):
             prepare_train(TrainConfig.model_validate(values))
         assert not (tmp_path / "out").exists()
+
+    def test_norms_that_cannot_work_are_refused(self, shapes: Path, tmp_path: Path):
+        values = to_plain(settings(shapes, tmp_path / "out"))
+        values["model"]["spec"]["norm"] = "frozen_batch"
+        with pytest.raises(ConfigError, match=r"model\.spec\.norm: 'frozen_batch' is not allowed without"):
+            prepare_train(TrainConfig.model_validate(values))
+        values["model"]["spec"] |= {"norm": "group", "head_norm": "sync_batch"}
+        prepare_train(TrainConfig.model_validate(values))
+        values["train"]["num_workers"] = 2
+        with pytest.raises(ConfigError, match=r"model\.spec\.head_norm: 'sync_batch' is not allowed with several"):
+            prepare_train(TrainConfig.model_validate(values))
+
+    def test_a_preset_is_the_spec_of_a_published_network(self, shapes: Path, tmp_path: Path):
+        values = to_plain(settings(shapes, tmp_path / "out"))
+        values["model"] = {"preset": "mask_rcnn_R_50_FPN_3x", "spec": {"image_min_size": 640}}
+        config = TrainConfig.model_validate(values)
+        assert config.model.spec == detectron2("mask_rcnn_R_50_FPN_3x", num_classes=0, image_min_size=640)
+        assert TrainConfig.model_validate(to_plain(config)) == config
+        values["model"] = {"preset": "maskrcnn_resnet50_fpn_v2"}
+        assert TrainConfig.model_validate(values).model.spec == torchvision_v2(0)
+        values["model"] = {"preset": "mask_rcnn_R_51"}
+        with pytest.raises(
+            ValueError, match=r"no published network 'mask_rcnn_R_51'; allowed are maskrcnn_resnet50_fpn,"
+        ):
+            TrainConfig.model_validate(values)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.checkpoints import open_checkpoint
 from jobs.config_train import TrainConfig
 from jobs.train import prepare_train, to_saved
-from jobs.train_loop import TrainingRun, Worker, load_start
+from jobs.train_loop import TrainingRun, Worker
 from jobs.train_output import TrainingOutput
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
@@ -66,6 +67,6 @@ def test_a_training_in_a_bucket_is_cut_off_and_goes_on(bucket: str, tmp_path: Pa
     assert [row["step"] for row in output.read_metrics()] == [1, 2, 2, 3, 4, 4]
     assert prepare_train(config(uri)).is_finished
     for source in (uri, output.checkpoint_uri(4)):
-        assert load_start(source).sha256 == whole[1].sha256
+        assert open_checkpoint(source).sha256 == whole[1].sha256
     names = {info.key.split("/")[0] for info in output.storage.iter_objects()}
     assert names == {"best.json", "checkpoints", "config.yaml", "finished.json", "metrics.parquet", "tensorboard"}

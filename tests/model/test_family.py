@@ -81,6 +81,7 @@ MEMBERS = {
     # Losses.
     "focal": {"class_loss": "focal"},
     **{f"box loss {name}": {"box_loss": name} for name in ("l1", "iou", "giou", "diou", "ciou")},
+    **{f"rpn box loss {name}": {"rpn_box_loss": name} for name in ("l1", "iou", "giou", "diou", "ciou")},
     **{f"mask loss {name}": {"mask_loss": name} for name in ("dice", "bce_dice")},
 }
 

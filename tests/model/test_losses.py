@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchvision.models.detection._utils import BoxCoder
 
 from model import losses
 from model.mask_head import log_mask_probabilities, mask_targets, num_mask_channels
@@ -63,6 +64,34 @@ def test_offsets():
 )
 def test_box_losses(kind, other, expected):
     assert losses.box_iou_loss(kind, BOX, torch.tensor([other])).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # Wanted are half a width to the right and a height of e^(ln 2): of both, all but 1/18.
+        ("smooth_l1", (0.5 - 1 / 18) + (LN2 - 1 / 18)),
+        ("l1", 0.5 + LN2),
+        # Left as it is, (0, 0, 2, 2) has 2 in common with (1, -1, 3, 3), of 10 in all.
+        ("iou", 0.8),
+        # The hull (0, -1, 3, 3) has 12.
+        ("giou", 0.8 + 2 / 12),
+        # Centres 1 apart, the hull's diagonal is 5.
+        ("diou", 0.8 + 1 / 25),
+        # v = 4 / pi^2 (atan(1/2) - atan(1))^2 = 0.041956.
+        ("ciou", 0.8 + 1 / 25 + 0.041956**2 / (0.8 + 0.041956)),
+    ],
+)
+def test_box_loss_of_every_name_from_offsets_of_zero(kind, expected):
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    true_boxes = torch.tensor([[1.0, -1, 3, 3]])
+    options = {"boxes": BOX, "true_boxes": true_boxes, "beta": 1 / 9}
+    assert losses.box_loss(kind, coder, torch.zeros(1, 4), **options).item() == pytest.approx(expected, abs=1e-5)
+    # The right offsets leave nothing, and the weights of the coder are part of what an offset means.
+    half = BoxCoder(weights=(2.0, 2.0, 2.0, 2.0))
+    right = torch.tensor([[0.5, 0.0, 0.0, LN2]])
+    for scale, each in ((1, coder), (2, half)):
+        assert losses.box_loss(kind, each, right * scale, **options).item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])

@@ -97,7 +97,7 @@ def test_padded_size_is_the_size_of_the_tensor(model):
 def test_wrong_input_is_refused(model):
     predictor = Predictor(model, SPEC)
     assert predictor.predict([]) == []
-    for wrong in (image(8, 8).astype(np.float32), image(8, 8)[..., :1], image(8, 8)[:0]):
+    for wrong in (image(8, 8).astype(np.float64), image(8, 8)[..., :1], image(8, 8)[:0]):
         with pytest.raises(ValueError, match="uint8"):
             predictor.predict([wrong])
     with pytest.raises(ValueError, match="padded size"):

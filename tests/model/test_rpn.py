@@ -4,9 +4,10 @@ import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
 
+from model import losses
 from model.anchors import build_anchors
 from model.predictor import NonFiniteOutput
-from model.spec import ModelSpec
+from model.spec import BOX_LOSSES, ModelSpec
 from tests.model.training import QUICK, build, samples
 
 SPEC = ModelSpec.tiny(num_classes=2, **QUICK)
@@ -82,6 +83,20 @@ def test_true_boxes_are_the_proposals_where_there_are_any():
     assert sorted(seen[0][0].tolist()) == sorted(targets[0]["boxes"].tolist())
     # The second image has none: the RPN's, all background.
     assert len(seen[0][1]) > 1
+
+
+@pytest.mark.parametrize("kind", BOX_LOSSES)
+def test_the_box_term_is_of_the_positive_anchors_over_all_that_were_sampled(kind):
+    rpn = build(SPEC.replace(rpn_box_loss=kind, rpn_box_loss_weight=3.0)).rpn
+    anchors = torch.tensor([[0.0, 0, 2, 2], [5, 5, 9, 9], [0, 0, 4, 4]])
+    true_boxes = torch.tensor([[1.0, -1, 3, 3], [0, 0, 1, 1], [0, 0, 1, 1]])
+    terms = rpn.losses(
+        torch.zeros(3, 1), torch.zeros(3, 4), [torch.tensor([1.0, 0]), torch.tensor([-1.0])], anchors, true_boxes
+    )
+    one = losses.box_loss(kind, rpn.box_coder, torch.zeros(1, 4), anchors[:1], true_boxes[:1], beta=1 / 9)
+    assert terms["loss_rpn_box_reg"].item() == pytest.approx(3 * one.item() / 2, rel=1e-5)
+    # Two logits of zero: ln 2 each.
+    assert terms["loss_objectness"].item() == pytest.approx(0.693147, rel=1e-5)
 
 
 def test_sampling_keeps_the_proportion():

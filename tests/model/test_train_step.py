@@ -31,6 +31,7 @@ SPEC = ModelSpec.tiny(
     mask_deconv_channels=16,
     image_min_size=64,
     image_max_size=64,
+    mask_loss="bce_dice",
 )
 
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- tree -->\n"
 FOLDERS = {
     "model": "torch only: a spec becomes a network, its losses, its checkpoint, its predictions",
-    "pipeline": "images in, tables out; the ground floor: schema, storage, manifest, rle, boxes",
+    "pipeline": "images in, tables out; the ground floor: schema, storage, manifest, rle, boxes, pixels",
     "jobs": "the programs: the only place with configuration files, Ray's start, prints and exit codes",
 }
 PLACES = {

@@ -22,6 +22,10 @@ GROUND_FLOOR = (
     "pipeline.rle",
     "pipeline.rle_kernel",
     "pipeline.boxes",
+    "pipeline.cache",
+    "pipeline.files",
+    "pipeline.pixels",
+    "pipeline.tiff",
 )
 
 

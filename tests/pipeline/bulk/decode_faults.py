@@ -16,7 +16,9 @@ _kept: list[bytearray] = []
 _spoiled: list[bool] = []
 
 
-def obey(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None) -> Outcome:
+def obey(
+    data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None, num_bands: int | None = 3
+) -> Outcome:
     """Does what the file says; decodes it when it says nothing."""
     if data == b"segfault" or _spoiled:
         ctypes.string_at(0)
@@ -54,10 +56,10 @@ def obey(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None 
         return Outcome("corrupt", str(os.getpid()))
     if data.startswith(b"grey "):
         return Outcome("ok", None, Image.new("RGB", (40, 30), (int(data[5:]),) * 3), 30, 40, None)
-    return decode_image(data, limits, target_size)
+    return decode_image(data, limits, target_size, num_bands)
 
 
-def sleep_always(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None) -> Outcome:
+def sleep_always(data: bytes, *_: object) -> Outcome:
     """For the test whose parent is killed: tells its process id by a file, and hangs."""
     with open(os.path.join(data.decode(), str(os.getpid())), "w"):
         time.sleep(3600)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,121 +16,7 @@ from pipeline.dataset.coco import write_coco
 from pipeline.dataset.images import UnusablePhoto, load_photo
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.dataset.tiff import UnsupportedTiff, is_tiff, read_tiff
-
-
-def tiff_bytes(
-    bands: np.ndarray,
-    *,
-    endian: str = "<",
-    planar: bool = False,
-    tile: int = 0,
-    rows_per_strip: int = 3,
-    deflate: bool = False,
-    predictor: bool = False,
-    compression: int | None = None,
-) -> bytes:
-    """A TIFF written from the specification, apart from the reader: [H, W, C] as strips or tiles."""
-    height, width, count = bands.shape
-    values = bands.astype(bands.dtype.newbyteorder(endian))
-    planes = [values[..., i : i + 1] for i in range(count)] if planar else [values]
-    parts = []
-    for plane in planes:
-        if tile:
-            padded = np.pad(plane, ((0, -height % tile), (0, -width % tile), (0, 0)))
-            parts += [
-                padded[y : y + tile, x : x + tile]
-                for y in range(0, padded.shape[0], tile)
-                for x in range(0, padded.shape[1], tile)
-            ]
-        else:
-            parts += [plane[y : y + rows_per_strip] for y in range(0, height, rows_per_strip)]
-    if predictor:
-        parts = [np.concatenate([p[:, :1], p[:, 1:] - p[:, :-1]], axis=1).astype(p.dtype) for p in parts]
-    chunks = [zlib.compress(part.tobytes()) if deflate else part.tobytes() for part in parts]
-    kind = {"u": 1, "i": 2, "f": 3}[bands.dtype.kind]
-    offsets, place = [], 8
-    for chunk in chunks:
-        offsets.append(place)
-        place += len(chunk)
-    tags = {
-        256: (4, [width]),
-        257: (4, [height]),
-        258: (3, [bands.dtype.itemsize * 8] * count),
-        259: (3, [compression or (8 if deflate else 1)]),
-        262: (3, [1]),
-        277: (3, [count]),
-        284: (3, [2 if planar else 1]),
-        317: (3, [2 if predictor else 1]),
-        339: (3, [kind] * count),
-    }
-    if tile:
-        tags |= {322: (4, [tile]), 323: (4, [tile]), 324: (4, offsets), 325: (4, [len(c) for c in chunks])}
-    else:
-        tags |= {273: (4, offsets), 278: (4, [rows_per_strip]), 279: (4, [len(c) for c in chunks])}
-    body = b"".join(chunks)
-    extra_at = 8 + len(body) + 2 + 12 * len(tags) + 4
-    entries, extra = b"", b""
-    for tag, (kind_of_field, field) in sorted(tags.items()):
-        packed = struct.pack(f"{endian}{len(field)}{'H' if kind_of_field == 3 else 'I'}", *field)
-        if len(packed) > 4:
-            where = struct.pack(f"{endian}I", extra_at + len(extra))
-            extra += packed
-        else:
-            where = packed.ljust(4, b"\0")
-        entries += struct.pack(f"{endian}HHI", tag, kind_of_field, len(field)) + where
-    header = (b"II*\0" if endian == "<" else b"MM\0*") + struct.pack(f"{endian}I", 8 + len(body))
-    return header + body + struct.pack(f"{endian}H", len(tags)) + entries + struct.pack(f"{endian}I", 0) + extra
-
-
-def random_bands(dtype: str, count: int = 5, height: int = 11, width: int = 14) -> np.ndarray:
-    values = np.random.default_rng(count).integers(0, 200, (height, width, count))
-    return (values / 200).astype(dtype) if dtype.startswith("f") else values.astype(dtype)
-
-
-@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "u4", "f4", "f8"])
-@pytest.mark.parametrize(
-    "form",
-    [
-        {},
-        {"endian": ">"},
-        {"planar": True},
-        {"tile": 16},
-        {"tile": 16, "planar": True, "deflate": True},
-        {"deflate": True},
-        {"deflate": True, "predictor": True, "endian": ">"},
-        {"rows_per_strip": 11},
-        {"rows_per_strip": 4096},
-    ],
-)
-def test_tiffs_of_every_form_are_read(dtype: str, form: dict) -> None:
-    bands = random_bands(dtype)
-    data = tiff_bytes(bands, **form)
-    if form.get("predictor") and dtype.startswith("f"):  # differencing of these has another form, which is not read
-        with pytest.raises(UnsupportedTiff, match="predictor 2"):
-            read_tiff(data)
-        return
-    read = read_tiff(data)
-    assert is_tiff(data) and read.dtype == np.dtype(dtype) and np.array_equal(read, bands)
-
-
-def test_pillows_own_tiffs_and_pages_as_bands(tmp_path: Path) -> None:
-    rgb = random_bands("u1", 3)
-    Image.fromarray(rgb).save(tmp_path / "rgb.tif")
-    assert np.array_equal(read_tiff((tmp_path / "rgb.tif").read_bytes()), rgb)
-    pages = [Image.fromarray(random_bands("u2", 5)[..., i]) for i in range(5)]
-    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    assert np.array_equal(read_tiff((tmp_path / "pages.tif").read_bytes()), random_bands("u2", 5))
-
-
-def test_forms_that_are_not_read_are_named() -> None:
-    data = tiff_bytes(random_bands("u1"), compression=5)
-    with pytest.raises(UnsupportedTiff, match="compression 5"):
-        read_tiff(data)
-    whole = tiff_bytes(random_bands("u1"))
-    for broken in (whole[:100], whole[:-40], b"II*\0\xff\xff\xff\xff", whole.replace(whole[8:40], b"", 1)):
-        with pytest.raises(ValueError):
-            read_tiff(broken)
+from tests.pipeline.tiff_files import random_bands, tiff_bytes
 
 
 def one_image(path: Path, height: int = 11, width: int = 14, **extras: object) -> AnnotatedImage:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset import files
+from pipeline import files
 from pipeline.dataset.annotations import AnnotatedSet, load_annotations
 from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.coco import write_coco

@@ -63,12 +63,11 @@ def test_negatives_crowds_and_objects_without_a_mask(awkward_set: AnnotatedSet) 
     assert target["labels"].tolist() == [] and target["ignore_boxes"].tolist() == [[3.0, 4.0, 20.0, 30.0]]
 
 
-def test_labelled_classes_go_along_and_others_are_ignored(awkward_set: AnnotatedSet) -> None:
+def test_labelled_classes_go_along_and_objects_of_others_stay_objects(awkward_set: AnnotatedSet) -> None:
     image = replace(awkward_set.images[1], labelled_classes=(1, 3))  # its objects are of the classes 2 and 3
     _, target = SampleSet(replace(awkward_set, images=(image,)))[0]
     assert target["labelled_classes"].tolist() == [1, 3]
-    assert target["labels"].tolist() == [3]
-    assert target["ignore_boxes"].tolist() == [list(image.instances[0].box)]
+    assert target["labels"].tolist() == [2, 3] and len(target["ignore_boxes"]) == 0
     assert "labelled_classes" not in SampleSet(awkward_set)[0][1]
 
 

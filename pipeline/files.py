@@ -1,7 +1,6 @@
-"""The one seam through which a data set's files are read and written, on a disk or in a bucket.
+"""Files by their URI, on a disk or in a bucket: names, reading, writing.
 
-Everything in this package names a file by its full URI (a plain path is one). A URI is cut into a root and a
-key here, and only here.
+A plain path is a URI. A data set names each of its files by its full one; it is cut into a root and a key here.
 """
 
 from __future__ import annotations
@@ -49,6 +48,26 @@ def stem(uri: str) -> str:
     """The last part of a URI without its extension."""
     name = base_name(uri)
     return name.rpartition(".")[0] or name
+
+
+def aligned_uri(pattern: str, uri: str) -> str:
+    """The file that belongs to a photo: depth, infrared.
+
+    Args:
+        pattern: where it lies: a URI in which `{stem}` stands for the photo's name without its extension and `{folder}`
+            for the photo's folder, such as `{folder}/../depth/{stem}.png`.
+        uri: the photo.
+
+    Raises:
+        ValueError: a pattern without `{stem}`, or in which something else stands in braces.
+    """
+    try:
+        filled = pattern.format(stem=stem(uri), folder=parent_uri(uri))
+    except (KeyError, IndexError, ValueError, AttributeError):
+        filled = ""
+    if not filled or "{stem}" not in pattern:
+        raise ValueError(f"the pattern {pattern!r} must have {{stem}}, may have {{folder}}, and nothing else in {{}}")
+    return plain_uri(filled)
 
 
 def read_bytes(uri: str) -> bytes:

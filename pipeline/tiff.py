@@ -5,17 +5,24 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from pipeline.pixels import to_unit
+
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259
 _STRIP_OFFSETS, _BANDS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _SAMPLE_FORMAT = 324, 325, 339
+_PHOTOMETRIC, _ORIENTATION = 262, 274
 _DEFLATE = (8, 32946)
-_MOST_PIXELS = 2**28
+_MOST_BANDS = 1024
+# White is zero, palette, YCbCr, CIE Lab: the numbers in the file are not yet what they mean.
+_CODED = (0, 3, 6, 8)
 
 
 class UnsupportedTiff(ValueError):
@@ -27,28 +34,53 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_tiff(data: bytes) -> np.ndarray:
-    """The bands of a TIFF: [H, W, C] of the file's own number type, native byte order.
+@dataclass(frozen=True)
+class TiffHeader:
+    """Size as stored in pixels (before any turn), and the orientation 1..8, as EXIF counts it."""
+
+    height: int
+    width: int
+    orientation: int
+
+
+def read_tiff_header(data: bytes) -> TiffHeader:
+    """What the first page says of itself; no pixels are read.
+
+    Raises:
+        ValueError: a broken file.
+    """
+    try:
+        tags = next(_iter_directories(data))
+        orientation = int(tags.get(_ORIENTATION, 1))
+        header = TiffHeader(int(tags[_HEIGHT]), int(tags[_WIDTH]), orientation if 1 <= orientation <= 8 else 1)
+    except Exception as error:  # a broken file shows in many ways
+        raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
+    if header.height < 1 or header.width < 1:
+        raise ValueError(f"a TIFF of {header.height} x {header.width} pixels")
+    return header
+
+
+def read_tiff(data: bytes, *, max_pages: int = 10_000) -> np.ndarray:
+    """The bands of a TIFF as stored: [H, W, C] of the file's own number type, native byte order.
 
     Pages of the same size as the first one count as further bands, since some programs write one page for
     each band.
 
     Raises:
-        UnsupportedTiff: another compression than none and deflate, or a number type other than whole or
-            floating-point numbers of 8, 16, 32 or 64 bits.
+        UnsupportedTiff: another compression than none and deflate, a number type other than whole or
+            floating-point numbers of 8, 16, 32 or 64 bits, coded colours (a palette, YCbCr), or more pages than
+            `max_pages`.
         ValueError: a broken file.
     """
     pages: list[np.ndarray] = []
     try:
-        stream = io.BytesIO(data)
-        directory = ImageFileDirectory_v2(stream.read(16 if data[2:3] in b"+" or data[3:4] == b"+" else 8))
-        while directory.next:
-            stream.seek(directory.next)
-            directory.load(stream)
-            if pages and (directory[_HEIGHT], directory[_WIDTH]) != pages[0].shape[:2]:
+        for tags in _iter_directories(data):
+            if pages and (tags[_HEIGHT], tags[_WIDTH]) != pages[0].shape[:2]:
                 break
-            pages.append(_read_page(data, directory))
-    except UnsupportedTiff:
+            if len(pages) == max_pages:
+                raise UnsupportedTiff(f"more than {max_pages} pages")
+            pages.append(_read_page(data, tags))
+    except (UnsupportedTiff, MemoryError):
         raise
     except Exception as error:  # a broken file shows in many ways: missing tags, short strips, bad zlib streams
         raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
@@ -56,13 +88,42 @@ def read_tiff(data: bytes) -> np.ndarray:
         raise ValueError("a TIFF without a page")
     if any(page.dtype != pages[0].dtype for page in pages):
         raise UnsupportedTiff("pages of different number types")
-    return np.concatenate(pages, axis=2)
+    return pages[0] if len(pages) == 1 else np.concatenate(pages, axis=2)
+
+
+def read_tiff_bands(data: bytes, num_bands: int | None, *, max_pages: int = 10_000) -> np.ndarray:
+    """The bands of `read_tiff` as `pipeline.pixels.to_unit` gives them: float32 [H, W, num_bands]; None for any number.
+
+    Raises:
+        UnsupportedTiff, ValueError: as `read_tiff`; also where grey is wanted of a colour, which Pillow makes.
+        WrongBands: it has others.
+    """
+    samples = read_tiff(data, max_pages=max_pages)
+    if num_bands == 1 and samples.shape[2] > 1:
+        raise UnsupportedTiff(f"it has {samples.shape[2]} bands; 1 is wanted")
+    return to_unit(samples, num_bands)
+
+
+def _iter_directories(data: bytes) -> Iterator[Any]:
+    """The tags of one page after another; the same object each time."""
+    stream = io.BytesIO(data)
+    directory = ImageFileDirectory_v2(stream.read(16 if data[2:3] in b"+" or data[3:4] == b"+" else 8))
+    seen: set[int] = set()
+    while directory.next:
+        if directory.next in seen:
+            raise ValueError("its pages go round in a circle")
+        seen.add(directory.next)
+        stream.seek(directory.next)
+        directory.load(stream)
+        yield directory
 
 
 def _read_page(data: bytes, tags: Any) -> np.ndarray:
     height, width, bands = int(tags[_HEIGHT]), int(tags[_WIDTH]), int(tags.get(_BANDS, 1))
-    if height * width * bands > _MOST_PIXELS:
-        raise UnsupportedTiff(f"{height} x {width} x {bands} values are more than {_MOST_PIXELS}")
+    if bands > _MOST_BANDS:
+        raise UnsupportedTiff(f"{bands} bands are more than {_MOST_BANDS}")
+    if tags.get(_PHOTOMETRIC) in _CODED:
+        raise UnsupportedTiff(f"photometric interpretation {tags[_PHOTOMETRIC]}")
     dtype = _dtype(tags, "<" if data[:2] == b"II" else ">")
     compression, predictor = int(tags.get(_COMPRESSION, 1)), int(tags.get(_PREDICTOR, 1))
     if compression != 1 and compression not in _DEFLATE:

@@ -1,0 +1,144 @@
+"""Checkpoints and weights by URI: which one is meant, and starting from those in a bucket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from jobs.checkpoints import find_checkpoint, local_weights, open_checkpoint
+from jobs.config import SegmentConfig, load_config
+from jobs.config_train import TrainConfig
+from jobs.segment import prepare_retry, prepare_segment, run_segment
+from jobs.train import prepare_train
+from jobs.train_loop import TrainingRun, Worker
+from model.checkpoint import CheckpointError, load_checkpoint
+from model.network import build_model
+from pipeline.dataset.shapes import draw_shapes
+from pipeline.storage import StorageError, open_storage, use_settings
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/maskfleet"
+
+
+def upload(folder: Path, uri: str) -> str:
+    storage = open_storage(uri)
+    for path in sorted(folder.iterdir()):
+        storage.write_bytes(path.name, path.read_bytes())
+    return uri
+
+
+@pytest.fixture
+def in_bucket(bucket: str, tiny_checkpoint: Path) -> str:
+    """A training output in a bucket with two checkpoints, of which the newer one was cut off."""
+    upload(tiny_checkpoint, f"{bucket}/training/checkpoints/step-00000010")
+    open_storage(f"{bucket}/training/checkpoints/step-00000020").write_bytes("model.safetensors", b"half")
+    return f"{bucket}/training"
+
+
+def test_the_newest_complete_one_is_meant(in_bucket: str, tiny_checkpoint: Path, cache: Path) -> None:
+    step = f"{in_bucket}/checkpoints/step-00000010"
+    assert find_checkpoint(in_bucket) == find_checkpoint(step) == step
+    assert find_checkpoint(str(tiny_checkpoint)) == str(tiny_checkpoint)
+    sha256 = load_checkpoint(tiny_checkpoint).sha256
+    assert open_checkpoint(in_bucket).sha256 == open_checkpoint(str(tiny_checkpoint)).sha256 == sha256
+    (fetched,) = (path for path in cache.iterdir() if path.is_dir())
+    assert {path.name for path in fetched.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()}
+
+
+def test_no_checkpoint_is_said(in_bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist; give a checkpoint folder"):
+        find_checkpoint(f"{in_bucket}/nowhere")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        find_checkpoint(f"{in_bucket}/checkpoints/step-00000020")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_checkpoint(str(tmp_path / "nowhere"))
+
+
+def test_a_damaged_one_is_named_by_its_uri(in_bucket: str) -> None:
+    step = f"{in_bucket}/checkpoints/step-00000010"
+    open_storage(step).write_bytes("spec.json", b"{}")
+    with pytest.raises(CheckpointError, match=rf"{step}: spec\.json has 2 bytes"):
+        open_checkpoint(in_bucket)
+
+
+def train_config(tmp_path: Path, **model: Any) -> TrainConfig:
+    draw_shapes(str(tmp_path / "data"), num_train=2, num_val=0, num_unlabelled=0, image_size=(64, 64), max_shapes=2)
+    return TrainConfig.model_validate(
+        {
+            "model": model,
+            "data": {"train": str(tmp_path / "data/train.json")},
+            "train": {"max_steps": 1, "batch_size": 1, "data_workers": 0, "learning_rate": 1e-9},
+            "output": {"uri": str(tmp_path / "out")},
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["weights file", "weights folder", "checkpoint"])
+def test_a_training_starts_from_what_lies_in_a_bucket(
+    kind: str, in_bucket: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    start = load_checkpoint(tiny_checkpoint)
+    step = f"{in_bucket}/checkpoints/step-00000010"
+    if kind == "weights file":
+        torch.save(start.state_dict, tmp_path / "w.pth")
+        open_storage(in_bucket).write_bytes("w.pth", (tmp_path / "w.pth").read_bytes())
+        given = {"weights": f"{in_bucket}/w.pth"}
+    else:
+        given = {"weights": step} if kind == "weights folder" else {"checkpoint": in_bucket}
+    config = prepare_train(train_config(tmp_path, spec=start.spec.to_dict(), **given)).config
+    said: list[str] = []
+    worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
+    TrainingRun(config, worker, lambda kind, sentence, **_: said.append(sentence)).run()
+    assert any(f"{len(start.state_dict)} tensors loaded" in line or "tensors fit" in line for line in said), said
+    trained = open_checkpoint(str(tmp_path / "out")).state_dict
+    fresh = build_model(start.spec).state_dict()
+    for name in ("backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.weight"):
+        torch.testing.assert_close(trained[name], start.state_dict[name], atol=1e-6, rtol=0)
+        assert not torch.allclose(fresh[name], start.state_dict[name], atol=1e-3)
+
+
+def test_a_start_that_cannot_be_had_is_said_before_anything_starts(
+    in_bucket: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    spec = load_checkpoint(tiny_checkpoint).spec.to_dict()
+    with pytest.raises(StorageError, match=r"no\.pth cannot be fetched: there is no such object"):
+        prepare_train(train_config(tmp_path, spec=spec, weights=f"{in_bucket}/no.pth"))
+    with pytest.raises(ValueError, match="no such file"):
+        prepare_train(train_config(tmp_path, spec=spec, weights=str(tmp_path / "no.pth")))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        prepare_train(train_config(tmp_path, spec=spec, checkpoint=f"{in_bucket}/no"))
+    assert local_weights("coco") == "coco" and local_weights(None) is None
+
+
+@pytest.fixture
+def store(bucket: str) -> Iterator[list[str]]:
+    """The words that tell a command's workers how to reach the bucket."""
+    keys = {"endpoint_url": "AWS_ENDPOINT_URL", "access_key": "AWS_ACCESS_KEY_ID", "region": "AWS_DEFAULT_REGION"}
+    keys["secret_key"] = "AWS_SECRET_ACCESS_KEY"
+    yield [f"storage.{key}={os.environ[name]}" for key, name in keys.items()]
+    use_settings(None)
+
+
+def test_a_run_takes_its_checkpoint_from_a_bucket(
+    in_bucket: str, store: list[str], photos: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    def segment(checkpoint: str, out: Path) -> pd.DataFrame:
+        places = [f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}", *store]
+        config = load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "input.pattern=roll-0/*", *places])
+        use_settings(config.storage.to_settings())
+        assert run_segment(prepare_segment(config))["statuses"] == {"ok": 10}
+        return pd.read_parquet(out / "instances").sort_values(["image_id", "instance"], ignore_index=True)
+
+    found = segment(in_bucket, tmp_path / "one")
+    assert len(found) > 20
+    pd.testing.assert_frame_equal(found, segment(str(tiny_checkpoint), tmp_path / "two"), atol=1e-3)
+    assert prepare_retry(str(tmp_path / "one"), store).checkpoint == f"{in_bucket}/checkpoints/step-00000010"
