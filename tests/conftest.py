@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,42 +114,3 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "torn.png").write_bytes((folder / "roll-0" / "000.png").read_bytes()[:-40])
     return folder
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A new bucket's URI, reached through the environment as the AWS tools are."""
-    import boto3
-
-    program = (
-        "import signal; from moto.server import ThreadedMotoServer as S; s = S('127.0.0.1', 0, verbose=False); "
-        "s.start(); "
-        "print(s.get_host_and_port()[1], flush=True); signal.pause()"
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        endpoint = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        for name, value in (
-            ("AWS_ENDPOINT_URL", endpoint),
-            ("AWS_ACCESS_KEY_ID", "testing"),
-            ("AWS_SECRET_ACCESS_KEY", "testing"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):
-            monkeypatch.setenv(name, value)
-        deadline_s = time.monotonic() + 60
-        while time.monotonic() < deadline_s:
-            try:
-                urllib.request.urlopen(endpoint, timeout=2).close()
-                break
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                time.sleep(0.05)
-        name = f"train-{os.getpid()}-{time.monotonic_ns()}"
-        boto3.client("s3").create_bucket(Bucket=name)
-        yield f"s3://{name}"
-    finally:
-        server.kill()
-        server.wait()
