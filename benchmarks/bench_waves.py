@@ -37,7 +37,7 @@ KINDS = {"driver": "driver", "MapWorker": "worker", "ProgressBoard": "board"}
 class NullPredictor:
     """Finds nothing, at once."""
 
-    def __init__(self, folder: str, **settings: Any) -> None:
+    def __init__(self, uri: str, **settings: Any) -> None:
         self.categories = ()
 
     def predict(self, images: Sequence[Any]) -> list[str]:
@@ -46,14 +46,15 @@ class NullPredictor:
 
 def job_of(folder: Path, num_workers: int) -> BulkJob:
     """One empty file a shard: what is measured is the run's own machinery."""
-    source = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri", "since_run": None}
+    source = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri"}
+    source |= {"since_run": None, "extra_channels": None}
     segment = {"score_threshold": 0.5, "max_detections": 100, "mask_threshold": 0.5}
     return BulkJob(
         output_uri=str(folder / "run"),
         spec={
             "schema_version": SCHEMA_VERSION,
             "input": source,
-            "model": {"sha256": "0" * 64, "categories": []},
+            "model": {"sha256": "0" * 64, "spec": {"in_channels": 3}, "categories": []},
             "segment": segment,
         },
         metadata={},

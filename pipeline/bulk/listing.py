@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from pipeline.storage import ObjectInfo, Storage, is_local, open_storage
 
 KINDS = ("folder", "list", "inventory", "tars")
-SORT_CHUNK = 500_000  # images that are sorted in memory at a time
+SORT_CHUNK = 250_000  # images that are sorted in memory at a time
+_MERGE_BATCH = 2_000  # images of each sorted run that are in memory while the runs are merged
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -137,8 +138,9 @@ def to_table(images: list[PlannedImage]) -> pa.Table:
 
 
 def _spill(part: list[PlannedImage], path: Path) -> Iterator[PlannedImage]:
-    pq.write_table(to_table(part), path, row_group_size=10_000, compression="lz4")
-    return (PlannedImage(**row) for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
+    pq.write_table(to_table(part), path, row_group_size=_MERGE_BATCH, compression="lz4")
+    batches = pq.ParquetFile(path).iter_batches(_MERGE_BATCH)
+    return (PlannedImage(**row) for batch in batches for row in batch.to_pylist())
 
 
 def _iter_folder(storage: Storage, after: str) -> Iterator[PlannedImage]:
