@@ -28,7 +28,7 @@ from pipeline.storage import ObjectInfo, Storage, is_local, open_storage
 
 KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time
-_MERGE_BATCH = 2_000  # images of each sorted run that are in memory while the runs are merged
+_MERGE_BATCH = 1_000  # images of each sorted run that are in memory while the runs are merged
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -138,8 +138,10 @@ def to_table(images: list[PlannedImage]) -> pa.Table:
 
 
 def _spill(part: list[PlannedImage], path: Path) -> Iterator[PlannedImage]:
-    pq.write_table(to_table(part), path, row_group_size=_MERGE_BATCH, compression="lz4")
-    batches = pq.ParquetFile(path).iter_batches(_MERGE_BATCH)
+    table = to_table(part)
+    with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(table, max_chunksize=_MERGE_BATCH)
+    batches = pa.ipc.open_stream(pa.OSFile(str(path)))
     return (PlannedImage(**row) for batch in batches for row in batch.to_pylist())
 
 
