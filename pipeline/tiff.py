@@ -36,11 +36,11 @@ def is_tiff(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Size as stored in pixels (before any turn), and the orientation 1..8, as EXIF counts it."""
+    """Size as stored in pixels (before any turn), and the orientation 1..8 as EXIF counts it, None without one."""
 
     height: int
     width: int
-    orientation: int
+    orientation: int | None
 
 
 def read_tiff_header(data: bytes) -> TiffHeader:
@@ -51,8 +51,8 @@ def read_tiff_header(data: bytes) -> TiffHeader:
     """
     try:
         tags = next(_iter_directories(data))
-        orientation = int(tags.get(_ORIENTATION, 1))
-        header = TiffHeader(int(tags[_HEIGHT]), int(tags[_WIDTH]), orientation if 1 <= orientation <= 8 else 1)
+        orientation = int(tags.get(_ORIENTATION, 0))
+        header = TiffHeader(int(tags[_HEIGHT]), int(tags[_WIDTH]), orientation if 1 <= orientation <= 8 else None)
     except Exception as error:  # a broken file shows in many ways
         raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
     if header.height < 1 or header.width < 1:

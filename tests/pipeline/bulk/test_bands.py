@@ -70,6 +70,7 @@ def test_a_turned_tiff_is_upright(pool: DecodePool) -> None:
     decoded = pool.submit(tiff_bytes(bands, orientation=6), num_bands=5).result(60)
     assert (decoded.height, decoded.width, decoded.exif_orientation) == (14, 11, 6)
     np.testing.assert_allclose(decoded.image, np.rot90(bands, -1) / 255, rtol=1e-6)
+    assert pool.submit(tiff_bytes(bands, orientation=9), num_bands=5).result(60).exif_orientation is None
 
 
 @pytest.mark.parametrize(
