@@ -1,15 +1,17 @@
-"""TIFFs of any number of bands, which Pillow does not open: baseline TIFF 6.0, uncompressed or deflate."""
+"""TIFFs of any number of bands, which Pillow does not open: TIFF 6.0 and BigTIFF, with any lossless compression."""
 
 from __future__ import annotations
 
 import io
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from pipeline.pixels import to_unit
@@ -19,7 +21,9 @@ _STRIP_OFFSETS, _BANDS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _SAMPLE_FORMAT = 324, 325, 339
 _PHOTOMETRIC, _ORIENTATION = 262, 274
-_DEFLATE = (8, 32946)
+_NONE, _DEFLATE = (1,), (8, 32946)
+# LZW, PackBits, LZMA, Zstandard: streams of bytes that libtiff, inside Pillow, undoes.
+_BY_LIBTIFF = (5, 32773, 34925, 50000)
 _MOST_BANDS = 1024
 # White is zero, palette, YCbCr, CIE Lab: the numbers in the file are not yet what they mean.
 _CODED = (0, 3, 6, 8)
@@ -36,11 +40,11 @@ def is_tiff(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Size as stored in pixels (before any turn), and the orientation 1..8, as EXIF counts it."""
+    """Size as stored in pixels (before any turn), and the orientation 1..8 as EXIF counts it, None without one."""
 
     height: int
     width: int
-    orientation: int
+    orientation: int | None
 
 
 def read_tiff_header(data: bytes) -> TiffHeader:
@@ -51,8 +55,8 @@ def read_tiff_header(data: bytes) -> TiffHeader:
     """
     try:
         tags = next(_iter_directories(data))
-        orientation = int(tags.get(_ORIENTATION, 1))
-        header = TiffHeader(int(tags[_HEIGHT]), int(tags[_WIDTH]), orientation if 1 <= orientation <= 8 else 1)
+        orientation = int(tags.get(_ORIENTATION, 0))
+        header = TiffHeader(int(tags[_HEIGHT]), int(tags[_WIDTH]), orientation if 1 <= orientation <= 8 else None)
     except Exception as error:  # a broken file shows in many ways
         raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
     if header.height < 1 or header.width < 1:
@@ -67,8 +71,8 @@ def read_tiff(data: bytes, *, max_pages: int = 10_000) -> np.ndarray:
     each band.
 
     Raises:
-        UnsupportedTiff: another compression than none and deflate, a number type other than whole or
-            floating-point numbers of 8, 16, 32 or 64 bits, coded colours (a palette, YCbCr), or more pages than
+        UnsupportedTiff: a lossy compression, a number type other than whole or floating-point numbers of 8, 16, 32
+            or 64 bits, coded colours (a palette, YCbCr), or more pages than
             `max_pages`.
         ValueError: a broken file.
     """
@@ -126,10 +130,10 @@ def _read_page(data: bytes, tags: Any) -> np.ndarray:
         raise UnsupportedTiff(f"photometric interpretation {tags[_PHOTOMETRIC]}")
     dtype = _dtype(tags, "<" if data[:2] == b"II" else ">")
     compression, predictor = int(tags.get(_COMPRESSION, 1)), int(tags.get(_PREDICTOR, 1))
-    if compression != 1 and compression not in _DEFLATE:
-        raise UnsupportedTiff(f"compression {compression}; a TIFF of many bands is read uncompressed or with deflate")
-    if predictor not in (1, 2) or (predictor == 2 and dtype.kind == "f"):
-        raise UnsupportedTiff(f"predictor {predictor}; none and horizontal differencing of whole numbers are read")
+    if compression not in (*_NONE, *_DEFLATE, *_BY_LIBTIFF):
+        raise UnsupportedTiff(f"compression {compression}; a TIFF of many bands is read where it is lossless")
+    if predictor not in (1, 3 if dtype.kind == "f" else 2):
+        raise UnsupportedTiff(f"predictor {predictor} of {dtype.name}")
     is_planar = bands > 1 and int(tags.get(_PLANAR, 1)) == 2
     if _TILE_OFFSETS in tags:
         part = (int(tags[_TILE_HEIGHT]), int(tags[_TILE_WIDTH]))
@@ -144,21 +148,44 @@ def _read_page(data: bytes, tags: Any) -> np.ndarray:
     for place in range(planes * down * across):
         plane, rest = divmod(place, down * across)
         top, left = rest // across * part[0], rest % across * part[1]
-        raw = data[offsets[place] : offsets[place] + lengths[place]]
-        if compression in _DEFLATE:
-            raw = zlib.decompressobj().decompress(raw, part[0] * part[1] * in_part * dtype.itemsize)
         # The last strip may be shorter than the others; a tile never is.
-        values = np.frombuffer(raw, dtype)
-        rows = len(values) // (part[1] * in_part)
-        if rows < min(part[0], height - top):
+        num_rows = part[0] if _TILE_OFFSETS in tags else min(part[0], height - top)
+        row_bytes = part[1] * in_part * dtype.itemsize
+        raw = _decompressed(data[offsets[place] : offsets[place] + lengths[place]], compression, num_rows, row_bytes)
+        if len(raw) < num_rows * row_bytes:
             raise ValueError(f"part {place} is too short")
-        values = values[: rows * part[1] * in_part].reshape(rows, part[1], in_part)[: part[0]]
-        if predictor == 2:
-            values = np.cumsum(values, axis=1, dtype=dtype)
+        values = _predicted(raw[: num_rows * row_bytes], (num_rows, part[1], in_part), dtype, predictor)
         canvas[plane, top : top + len(values), left : left + part[1]] = values
     page = canvas[:, :height, :width]
     page = page.transpose(1, 2, 0, 3).reshape(height, width, bands)
     return np.ascontiguousarray(page.astype(dtype.newbyteorder("=")))
+
+
+def _decompressed(raw: bytes, compression: int, num_rows: int, row_bytes: int) -> bytes:
+    """The bytes of one strip or tile."""
+    if compression in _NONE:
+        return raw
+    if compression in _DEFLATE:
+        return zlib.decompressobj().decompress(raw, num_rows * row_bytes)
+    # Whatever they mean, libtiff takes them for one grey picture.
+    directory = ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    tags = {_WIDTH: row_bytes, _HEIGHT: num_rows, _BITS: 8, _COMPRESSION: compression, _PHOTOMETRIC: 1, _BANDS: 1}
+    for tag, value in (tags | {_STRIP_OFFSETS: 0, _ROWS_PER_STRIP: num_rows, _STRIP_BYTES: len(raw)}).items():
+        directory[tag] = value
+    content = b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8) + raw  # Pillow counts offsets from the tags' end
+    with Image.open(io.BytesIO(content), formats=["TIFF"]) as grey:
+        return grey.tobytes()
+
+
+def _predicted(raw: bytes, shape: tuple[int, int, int], dtype: np.dtype, predictor: int) -> np.ndarray:
+    """The values of one strip or tile, of which a predictor has left the differences along each row."""
+    if predictor == 3:  # of each row the highest bytes of all numbers first, then the next ones, and so on
+        steps = np.frombuffer(raw, np.uint8).reshape(shape[0], -1, shape[2])
+        planes = np.cumsum(steps, axis=1, dtype=np.uint8).reshape(shape[0], dtype.itemsize, -1)
+        numbers = np.ascontiguousarray(planes.swapaxes(1, 2)).view(dtype.newbyteorder(">"))
+        return numbers.reshape(shape)
+    values = np.frombuffer(raw, dtype).reshape(shape)
+    return np.cumsum(values, axis=1, dtype=dtype) if predictor == 2 else values
 
 
 def _dtype(tags: Any, endian: str) -> np.dtype:

@@ -150,7 +150,7 @@ def decode_image(
 
 
 def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Outcome:
-    """The bands of a TIFF, by a reader that knows any number of them; compressions it does not know are Pillow's."""
+    """The bands of a TIFF, by a reader that knows any number of them; what it does not know is left to Pillow."""
     from pipeline.tiff import UnsupportedTiff, read_tiff_bands, read_tiff_header  # most children never need NumPy
 
     height = width = orientation = None
@@ -164,7 +164,10 @@ def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Ou
         bands = turn(read_tiff_bands(data, num_bands, max_pages=limits.max_frames), orientation)
     except UnsupportedTiff as error:
         outcome = _decode_with_pillow(data, "TIFF", limits, None, num_bands)
-        return outcome if outcome.error is None else replace(outcome, error=f"{outcome.error} ({error})")
+        if outcome.error is None:
+            return outcome
+        status = "unsupported_format" if outcome.height is None else outcome.status  # nobody can open it
+        return replace(outcome, status=status, error=f"{outcome.error} ({error})")
     except Exception as error:
         return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
     return Outcome("ok", None, None, height, width, orientation, bands=bands)

@@ -173,7 +173,7 @@ def _header_of(photo: Image.Image) -> PhotoHeader:
 
 def _tiff_header(data: bytes) -> PhotoHeader:
     header = read_tiff_header(data)
-    return PhotoHeader(header.height, header.width, header.orientation)
+    return PhotoHeader(header.height, header.width, header.orientation or 1)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.network import build_model
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.storage import StorageError, open_storage, use_settings
+from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
 
 
 @pytest.fixture(autouse=True)
@@ -120,11 +120,10 @@ def test_a_start_that_cannot_be_had_is_said_before_anything_starts(
 
 
 @pytest.fixture
-def store(bucket: str) -> Iterator[list[str]]:
+def store(moto: str) -> Iterator[list[str]]:
     """The words that tell a command's workers how to reach the bucket."""
-    keys = {"endpoint_url": "AWS_ENDPOINT_URL", "access_key": "AWS_ACCESS_KEY_ID", "region": "AWS_DEFAULT_REGION"}
-    keys["secret_key"] = "AWS_SECRET_ACCESS_KEY"
-    yield [f"storage.{key}={os.environ[name]}" for key, name in keys.items()]
+    keys = [f"storage.access_key={ACCESS_KEY}", f"storage.secret_key={SECRET_KEY}", "storage.region=us-east-1"]
+    yield [f"storage.endpoint_url={moto}", *keys]
     use_settings(None)
 
 

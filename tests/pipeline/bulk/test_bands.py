@@ -42,7 +42,7 @@ FILES = {
     **{f"tiff of five {dtype}": (tiff_bytes(random_bands(dtype), deflate=True), 5) for dtype in ("u1", "u2", "f4")},
     **{f"tiff, turn {o}": (tiff_bytes(random_bands("u1", 4), tile=16, orientation=o), 4) for o in range(1, 9)},
     **{f"rgba png, turn {o}": (encoded(random_bands("u1", 4), exif=turned(o)), 4) for o in (1, 3, 5, 6, 7, 8)},
-    "rgba tiff of another compression": (encoded(random_bands("u1", 4), "TIFF", compression="tiff_lzw"), 4),
+    "rgba tiff in lzw": (encoded(random_bands("u1", 4), "TIFF", compression="tiff_lzw"), 4),
     "grey": (encoded(random_bands("u1", 1)[..., 0]), 1),
     "grey of 16 bits": (encoded(random_bands("u2", 1)[..., 0] * np.uint16(300)), 1),
     "grey tiff of floats": (encoded(random_bands("f4", 1)[..., 0], "TIFF"), 1),
@@ -70,6 +70,7 @@ def test_a_turned_tiff_is_upright(pool: DecodePool) -> None:
     decoded = pool.submit(tiff_bytes(bands, orientation=6), num_bands=5).result(60)
     assert (decoded.height, decoded.width, decoded.exif_orientation) == (14, 11, 6)
     np.testing.assert_allclose(decoded.image, np.rot90(bands, -1) / 255, rtol=1e-6)
+    assert pool.submit(tiff_bytes(bands, orientation=9), num_bands=5).result(60).exif_orientation is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_turned_tiff_is_upright(pool: DecodePool) -> None:
         (tiff_bytes(random_bands("u1")), 4, "unsupported_format", "it has 5 bands; 4 are wanted"),
         (encoded(random_bands("u1", 3)), 4, "unsupported_format", "it has 3 bands; 4 are wanted"),
         (tiff_bytes(random_bands("u1"))[:200], 5, "corrupt", "broken TIFF"),
-        (tiff_bytes(random_bands("u1"), compression=5), 5, "corrupt", "compression 5"),
+        (tiff_bytes(random_bands("u1"), compression=7), 5, "unsupported_format", "compression 7"),
         (tiff_bytes(random_bands("u1")), 3, "corrupt", "not readable as TIFF"),
         (b"", 5, "corrupt", "empty"),
     ],

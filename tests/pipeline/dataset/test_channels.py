@@ -13,7 +13,7 @@ from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, Annotatio
 from pipeline.dataset.augment import build_transforms
 from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.coco import write_coco
-from pipeline.dataset.images import UnusablePhoto, load_photo
+from pipeline.dataset.images import EXIF_KEPT, EXIF_TURNED, UnusablePhoto, load_photo, read_header
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from tests.pipeline.tiff_files import random_bands, tiff_bytes
@@ -37,9 +37,19 @@ def test_a_tiff_of_five_bands_becomes_five_channels(tmp_path: Path) -> None:
         load_photo(one_image(path), in_channels=3)
     with pytest.raises(UnusablePhoto, match=r"11 x 14 px \(H x W\), but annotated as 14 x 11"):
         load_photo(one_image(path, 14, 11), in_channels=5)
-    path.write_bytes(tiff_bytes(random_bands("u1"), compression=5))
-    with pytest.raises(UnusablePhoto, match="compression 5"):
+    path.write_bytes(tiff_bytes(random_bands("u1"), compression=7))
+    with pytest.raises(UnusablePhoto, match="compression 7"):
         load_photo(one_image(path), in_channels=5)
+
+
+def test_the_header_of_many_bands_is_read_where_annotations_state_no_size(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(random_bands("u2"), orientation=8))
+    header = read_header(str(tmp_path / "a.tif"))
+    assert (header.height, header.width, header.turned_size) == (11, 14, (14, 11))
+    turned, how = load_photo(one_image(tmp_path / "a.tif", 14, 11), in_channels=5)
+    kept, unturned = load_photo(one_image(tmp_path / "a.tif", 11, 14), in_channels=5)
+    assert (how, unturned) == (EXIF_TURNED, EXIF_KEPT)
+    assert np.array_equal(turned, np.rot90(kept, 1))
 
 
 def test_depth_of_an_aligned_file_follows_the_photo(tmp_path: Path) -> None:

@@ -91,9 +91,13 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         pixels_of(tmp_path / "bomb.png", 100, 100)
 
 
-def test_an_unturned_photo_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_an_unturned_photo_is_used_as_stored_and_said(tmp_path: Path, orientation: int, ending: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 8
-    Image.new("RGB", (17, 13)).save(tmp_path / "x.png", exif=exif)
-    _, turn = load_photo(AnnotatedImage(1, "x", str(tmp_path / "x.png"), 13, 17))
-    assert turn == EXIF_KEPT
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(1).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    found, turn = load_photo(AnnotatedImage(1, path.name, str(path), 13, 17))
+    assert turn == EXIF_KEPT and np.array_equal(found, pixels)
