@@ -6,9 +6,7 @@ A `Storage` is a root (`uri`) below which objects have keys with forward slashes
 
 from __future__ import annotations
 
-import contextlib
 import os
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -164,24 +162,21 @@ class Storage(ABC):
             return False
         return True
 
-    def check_put_if_absent(self) -> None:
-        """Proves that `put_if_absent` has one winner here; to be called before a run stands on it.
+    def check_put_if_absent(self, key: str, data: bytes) -> None:
+        """Puts an object unless it is there, and proves by a second try that `put_if_absent` has one winner here.
 
-        Writes one small object and removes it.
+        The object is one that is meant to stay: what a separate probe leaves when it is killed is nobody's. A store
+        that ignores the condition writes the same bytes once more.
 
         Raises:
             StorageError: the store ignores the condition, or refuses it.
         """
-        key = f".probe-{uuid.uuid4().hex}.tmp"
         try:
-            won = [self.put_if_absent(key, name) for name in (b"first", b"second")]
-            kept = self.read_bytes(key)
+            self.put_if_absent(key, data)
+            won_twice = self.put_if_absent(key, data)
         except OSError as error:
             raise StorageError(f"{self.uri}: a first object cannot be written there: {error}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                self.delete(key)
-        if won != [True, False] or kept != b"first":
+        if won_twice:
             raise StorageError(
                 f"{self.uri}: the store ignores If-None-Match, so of two writers both could win; use a store with "
                 "conditional PUT, or set conditional_put=False and never run two at once on one output"

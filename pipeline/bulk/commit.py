@@ -47,10 +47,11 @@ def claim_run(storage: Storage, spec: dict[str, Any]) -> str:
 
     Raises:
         OtherRunError: the output belongs to another run; nothing was written.
+        StorageError: the store cannot say who was first.
     """
     check_run(storage, spec)
-    if not storage.put_if_absent(RUN_KEY, to_json(spec)):
-        check_run(storage, spec)
+    storage.check_put_if_absent(RUN_KEY, to_json(spec))
+    check_run(storage, spec)  # someone else may have been first
     return run_id_of(spec)
 
 

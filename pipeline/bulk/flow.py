@@ -93,7 +93,6 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
         RunError: the run's own files contradict each other.
     """
     out = open_storage(job.output_uri)
-    out.check_put_if_absent()
     run_id = claim_run(out, job.spec)
     plan = read_plan(out) or seal_plan(
         out,

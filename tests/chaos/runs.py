@@ -133,7 +133,8 @@ def check_exact(
             columns = [column for column in ours.columns if column not in ignore]
             pd.testing.assert_frame_equal(ours[columns], theirs[columns])
         run = open_run(str(out))
-        assert list(verify_run(run)) == []
+        faults = list(verify_run(run))
+        assert faults == [], faults
         assert run.storage.remove_unfinished() == []
     finally:
         use_settings(None)

@@ -141,9 +141,10 @@ def test_an_object_that_changes_under_a_reader_is_an_error(storage: S3Storage) -
         file.read(10)
 
 
-def test_the_probe_passes_and_leaves_nothing(storage: S3Storage) -> None:
-    storage.check_put_if_absent()
-    assert list(storage.iter_objects()) == []
+def test_the_condition_is_proved_with_an_object_that_stays(storage: S3Storage) -> None:
+    for _ in range(2):
+        storage.check_put_if_absent("run.json", b"spec")
+        assert [info.key for info in storage.iter_objects()] == ["run.json"]
 
 
 def test_a_bucket_that_is_not_there(server: str) -> None:
@@ -153,7 +154,7 @@ def test_a_bucket_that_is_not_there(server: str) -> None:
         with pytest.raises(StorageError, match="no bucket 'no-such-bucket-here'"):
             call()
     with pytest.raises(StorageError, match="no bucket"):
-        storage.check_put_if_absent()
+        storage.check_put_if_absent("k", b"")
 
 
 # --- a store that fails
@@ -320,10 +321,10 @@ class _Ignoring(S3Storage):
 def test_a_store_that_ignores_the_condition_is_refused(storage: S3Storage) -> None:
     ignoring = _Ignoring(storage.uri, storage.settings)
     with pytest.raises(StorageError, match="ignores If-None-Match"):
-        ignoring.check_put_if_absent()
-    assert list(storage.iter_objects()) == []
+        ignoring.check_put_if_absent("run.json", b"spec")
+    assert storage.read_bytes("run.json") == b"spec"
     accepted = _Ignoring(storage.uri, replace(storage.settings, conditional_put=False))
-    accepted.check_put_if_absent()
+    accepted.check_put_if_absent("run.json", b"spec")
     assert accepted.put_if_absent("x", b"1") and not accepted.put_if_absent("x", b"2")
 
 
@@ -355,7 +356,7 @@ def test_wrong_credentials_are_told_at_once(rgw: str) -> None:
     with pytest.raises(PermissionError, match="check the credentials"):
         storage.read_bytes("x")
     with pytest.raises(StorageError, match="cannot be written"):
-        storage.check_put_if_absent()
+        storage.check_put_if_absent("k", b"")
     with pytest.raises(PermissionError):
         S3Storage(f"s3://{bucket}", StorageSettings(endpoint_url=rgw, anonymous=True)).read_bytes("x")
 
