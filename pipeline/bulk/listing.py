@@ -113,7 +113,8 @@ def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iter
             if not runs and len(part) < chunk:
                 runs.append(iter(part))
                 break
-            runs.append(_spill(part, Path(scratch) / f"{len(runs)}.parquet"))
+            runs.append(_spill(part, Path(scratch) / f"{len(runs)}.arrow"))
+            part.clear()  # before the next is read
         last = None
         for image in heapq.merge(*runs, key=lambda image: image.image_id):
             if image.image_id != last:
