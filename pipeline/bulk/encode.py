@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Small enough that a filter on category and score skips most of a shard, large enough to compress well.
 INSTANCES_ROW_GROUP = 2_048
+_LARGEST_SIZE = 2**31 - 1
 
 
 @dataclass
@@ -93,9 +94,9 @@ def to_tables(results: list[ImageResult], *, shard: int, run_id: str) -> tuple[p
                 "etag": result.image.etag,
                 "size_bytes": result.image.size_bytes,
                 "status": result.status,
-                "error": result.error,
-                "height": result.height,
-                "width": result.width,
+                "error": _text(result.error),
+                "height": _size(result.height),
+                "width": _size(result.width),
                 "exif_orientation": result.exif_orientation,
                 "num_instances": result.num_instances,
                 "shard": shard,
@@ -115,6 +116,16 @@ def to_tables(results: list[ImageResult], *, shard: int, run_id: str) -> tuple[p
     instances = pa.table({name: columns[name] for name in INSTANCES_SCHEMA.names}, schema=INSTANCES_SCHEMA)
     order = [("category", "ascending"), ("score", "descending"), ("image_id", "ascending"), ("instance", "ascending")]
     return images, instances.sort_by(order)
+
+
+def _text(words: str | None) -> str | None:
+    """Words that UTF-8 can hold: an error may name a file whose name is no UTF-8."""
+    return None if words is None else words.encode("utf-8", "backslashreplace").decode()
+
+
+def _size(pixels: int | None) -> int | None:
+    """A broken header may claim any size; what the column cannot hold is none."""
+    return pixels if pixels is not None and 0 <= pixels <= _LARGEST_SIZE else None
 
 
 def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
