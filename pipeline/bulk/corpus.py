@@ -13,12 +13,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.listing import PlannedImage, to_table
+from pipeline.bulk.listing import PlannedImage, from_table, in_chunks, to_table
 from pipeline.manifest import (
     PLAN_KEY,
     DataFile,
@@ -89,7 +89,7 @@ class Plan:
                     raise RunError(f"{part.key} holds {found} images, the plan was sealed with {part.rows}")
                 groups = range(first // GROUP_SIZE, (last - 1) // GROUP_SIZE + 1)
                 table = parquet.read_row_groups(list(groups)).slice(first - groups[0] * GROUP_SIZE, last - first)
-            rows += [PlannedImage(**row) for row in table.to_pylist()]
+            rows += from_table(table)
             number += 1
         return rows
 
@@ -129,7 +129,7 @@ def seal_plan(
     attempt = uuid.uuid4().hex[:8]
     parts, last = _earlier_parts(storage)
     own = []
-    for number, rows in enumerate(_chunks(list_images(last), PART_ROWS), start=len(parts)):
+    for number, rows in enumerate(in_chunks(list_images(last), PART_ROWS), start=len(parts)):
         own.append(_write_part(storage, plan_part_key(number, attempt), rows, last))
         last = rows[-1].image_id
     parts += own
@@ -195,9 +195,3 @@ def _write_part(storage: Storage, key: str, rows: list[PlannedImage], after: str
     data = buffer.getvalue()
     storage.write_bytes(key, data)
     return DataFile(key, len(rows), len(data), sha256_of(data))
-
-
-def _chunks(items: Iterable[PlannedImage], size: int) -> Iterator[list[PlannedImage]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

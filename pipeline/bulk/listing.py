@@ -15,9 +15,9 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, unquote_plus
 
 import pyarrow as pa
@@ -28,7 +28,8 @@ from pipeline.storage import ObjectInfo, Storage, is_local, open_storage
 
 KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time
-_MERGE_BATCH = 1_000  # images of each sorted run that are in memory while the runs are merged
+_SORT_ROWS = 10_000  # of these, how many are Python objects at a time
+_MERGE_BATCH = 250  # images of each sorted run that are in memory while the runs are merged
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -41,11 +42,14 @@ PLAN_SCHEMA = pa.schema(
 )
 
 
+Item = TypeVar("Item")
+
+
 class CorpusError(ValueError):
     """The input cannot be listed; the message says what was expected."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedImage:
     """One image of the plan.
 
@@ -104,17 +108,19 @@ def iter_corpus(
 
 
 def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iterator[PlannedImage]:
-    """The images in order of id, each id once (the first of its kind), by merging sorted runs from a scratch folder."""
-    iterator = iter(images)
+    """The images in order of id, each id once (the first of its kind), by merging sorted runs from a scratch folder.
+
+    A chunk is sorted as an Arrow table, whose order of strings (bytes of UTF-8) is Python's (code points): as Python
+    objects it would take five times the memory, and leave it in pieces.
+    """
+    tables = (to_table(rows) for rows in in_chunks(images, min(chunk, _SORT_ROWS)))
     with tempfile.TemporaryDirectory(prefix="maskfleet-sort-") as scratch:
         runs: list[Iterator[PlannedImage]] = []
-        while part := list(itertools.islice(iterator, chunk)):
-            part.sort(key=lambda image: image.image_id)
-            if not runs and len(part) < chunk:
-                runs.append(iter(part))
-                break
-            runs.append(_spill(part, Path(scratch) / f"{len(runs)}.arrow"))
-            part.clear()  # before the next is read
+        for part in in_chunks(tables, max(1, chunk // _SORT_ROWS)):
+            table = pa.concat_tables(part).sort_by("image_id")
+            part.clear()
+            runs.append(_spill(table, Path(scratch) / f"{len(runs)}.arrow"))
+            del table  # before the next is read
         last = None
         for image in heapq.merge(*runs, key=lambda image: image.image_id):
             if image.image_id != last:
@@ -135,15 +141,28 @@ def without(images: Iterable[PlannedImage], earlier: Iterable[PlannedImage]) -> 
 
 def to_table(images: list[PlannedImage]) -> pa.Table:
     """Images as rows of PLAN_SCHEMA."""
-    return pa.Table.from_pylist([asdict(image) for image in images], schema=PLAN_SCHEMA)
+    columns = {name: [getattr(image, name) for image in images] for name in PLAN_SCHEMA.names}
+    return pa.table(columns, schema=PLAN_SCHEMA)
 
 
-def _spill(part: list[PlannedImage], path: Path) -> Iterator[PlannedImage]:
-    table = to_table(part)
+def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[PlannedImage]:
+    """Rows of PLAN_SCHEMA as images."""
+    columns = [table[name].to_pylist() for name in PLAN_SCHEMA.names]
+    return (PlannedImage(*values) for values in zip(*columns))
+
+
+def in_chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last shorter; each may be emptied by whoever takes it."""
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _spill(table: pa.Table, path: Path) -> Iterator[PlannedImage]:
     with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_table(table, max_chunksize=_MERGE_BATCH)
     batches = pa.ipc.open_stream(pa.OSFile(str(path)))
-    return (PlannedImage(**row) for batch in batches for row in batch.to_pylist())
+    return (image for batch in batches for image in from_table(batch))
 
 
 def _iter_folder(storage: Storage, after: str) -> Iterator[PlannedImage]:
@@ -169,9 +188,8 @@ def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
     with storage.open_input(key) as file:
         try:
             if key.endswith(".parquet"):
-                parquet = pq.ParquetFile(file)
-                _need_column(where, column, parquet.schema_arrow.names)
-                for batch in parquet.iter_batches(10_000, columns=[column]):
+                _need_column(where, column, pq.ParquetFile(file).schema_arrow.names)
+                for batch in _parquet_batches(file, [column]):
                     yield from batch[column].to_pylist()
                 return
             text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, encoding="utf-8", newline="")
@@ -188,6 +206,13 @@ def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
                     yield row[column]
         except (pa.ArrowException, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, json.JSONDecodeError) as error:
             raise CorpusError(f"{where}: not readable as a list of images: {error}") from error
+
+
+def _parquet_batches(file: BinaryIO, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file; memory flat in their number, which `iter_batches` over all row groups is not."""
+    parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+    for group in range(parquet.num_row_groups):
+        yield from parquet.iter_batches(10_000, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _need_column(where: str, column: str, names: Iterable[str]) -> None:
@@ -225,7 +250,7 @@ def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
 
 def _inventory_rows(data: bytes, file_format: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     if file_format == "PARQUET":
-        for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(10_000):
+        for batch in _parquet_batches(io.BytesIO(data)):
             for row in batch.to_pylist():
                 yield {name.lower(): value for name, value in row.items()}
     elif file_format == "CSV":
