@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.memory import peak_mib
 from pipeline.bulk.corpus import seal_plan
 from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.storage_local import LocalStorage
@@ -63,8 +63,7 @@ def plan(kind: str, num_keys: int, folder: Path) -> None:
         num_workers=8,
     )
     assert sealed.num_images == num_keys
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{time.perf_counter() - started:.1f} {peak_mib:.0f}")
+    print(f"{time.perf_counter() - started:.1f} {peak_mib():.0f}")
 
 
 def main() -> None:
@@ -81,9 +80,9 @@ def main() -> None:
                 if kind == "list":
                     write_list(Path(folder) / "list.parquet", num_keys)
                 command = [sys.executable, "-m", "benchmarks.bench_plan", "--one", kind, str(num_keys), folder]
-                seconds, peak_mib = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+                seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             rate = num_keys / float(seconds)
-            print(f"| {kind} | {num_keys:,} | {seconds} s | {rate:,.0f} | {peak_mib} MiB |", flush=True)
+            print(f"| {kind} | {num_keys:,} | {seconds} s | {rate:,.0f} | {peak} MiB |", flush=True)
 
 
 if __name__ == "__main__":
