@@ -127,14 +127,15 @@ def evaluate(
 ) -> None:
     """Measure a run against ground truth: `maskfleet evaluate RUN_URI ground_truth.uri=instances.json`."""
     settings = _settings(EvaluateConfig, config, words, print_config, "run.uri")
-    from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
+    from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_tables
 
     plan = _checked(lambda: prepare_evaluate(settings))
     if dry_run:
         _say(f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output.uri}")
         return
     metrics, reasons = _run(lambda: run_evaluate(plan))
-    _print_table(to_rich_table(metrics))
+    for table in to_rich_tables(metrics):
+        _print_table(table)
     for note in metrics.notes:
         _say(f"note: {note}")
     _say(f"figures -> {plan.output.uri}")

@@ -57,12 +57,12 @@ def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]
         reasons = check_gates(comparison=result, max_drop=plan.config.gate.max_drop)
         least = plan.config.gate.min_ap
         if least is not None and not result.ap[1] >= least:
-            reasons.append(f"segm AP is {result.ap[1]:.4f}; gate.min_ap asks for {least:.4f}")
+            reasons.append(f"{result.iou_type} AP is {result.ap[1]:.4f}; gate.min_ap asks for {least:.4f}")
     if plan.config.output.uri is not None:
         output = open_storage(plan.config.output.uri)
         if isinstance(result, Comparison):
-            summary = {"ap": result.ap, "difference": result.difference, "interval": result.interval}
-            output.write_bytes("comparison.json", to_json(summary | {"confidence": result.confidence}))
+            names = ("iou_type", "ap", "difference", "interval", "confidence")
+            output.write_bytes("comparison.json", to_json({name: getattr(result, name) for name in names}))
             write_frame(output, "categories.parquet", result.by_category)
             write_frame(output, "images.parquet", result.images)
         else:
@@ -93,6 +93,7 @@ def _compare(plan: ComparePlan, truth: Truth) -> Comparison:
         truth,
         images_a=load_images(a),
         images_b=load_images(b),
+        iou_type=settings.iou_type,
         num_resamples=settings.num_resamples,
         confidence=settings.confidence,
         seed=settings.seed,

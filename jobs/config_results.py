@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.config_base import OutputSection, Section, StorageSection
 from pipeline.dataset.annotations import FORMATS as ANNOTATION_FORMATS
 from pipeline.results.export import FORMATS as EXPORT_FORMATS
+from pipeline.schema import IMAGES_SCHEMA
 
 AnnotationFormat = Literal[("auto", *ANNOTATION_FORMATS)]  # type: ignore[valid-type]
 
@@ -28,26 +29,52 @@ class GroundTruthSection(Section):
     default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
 
 
-class EvaluateSection(Section):
+class FoundSection(Section):
+    """What counts as found."""
+
+    score_threshold: float = Field(
+        0.5, ge=0, le=1, description="Score from which precision, recall and mean IoU count an instance; AP uses all."
+    )
+    iou_threshold: float = Field(0.5, gt=0, le=1, description="IoU from which an instance counts as found.")
+
+
+class EvaluateSection(FoundSection):
     """What is measured, and what counts as found."""
 
     iou_types: tuple[Literal["bbox", "segm", "keypoints"], ...] = Field(
         ("bbox", "segm"), min_length=1, description="Kinds of overlap."
     )
-    score_threshold: float = Field(
-        0.5, ge=0, le=1, description="Score from which precision, recall and mean IoU count an instance; AP uses all."
-    )
-    iou_threshold: float = Field(0.5, gt=0, le=1, description="IoU from which an instance counts as found.")
     backend: Literal["auto", "pycocotools", "hotcoco"] = Field(
         "auto", description="Evaluator; auto takes the faster one where both give the same digits."
     )
+    also: tuple[Literal["voc", "cityscapes", "confusion"], ...] = Field(
+        (), description="Further figures: VOC's AP (area and 11 points), Cityscapes' AP of masks, the confusion matrix."
+    )
+    slices: tuple[Literal[("size", "crowding", "overlap", *IMAGES_SCHEMA.names)], ...] = Field(  # type: ignore[valid-type]
+        (),
+        description="Figures by size of the object, by crowding and overlap of the image, by any column of images/.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        if "cityscapes" in self.also and "segm" not in self.iou_types:
+            raise ValueError(
+                f"evaluate.also has 'cityscapes', which measures masks; evaluate.iou_types is {list(self.iou_types)} "
+                "and must have 'segm'"
+            )
+        if (self.also or self.slices) and self.iou_types == ("keypoints",):
+            raise ValueError(
+                "evaluate.also and evaluate.slices look at boxes or masks; evaluate.iou_types is ['keypoints'] and "
+                "must have 'bbox' or 'segm'"
+            )
+        return self
 
 
 class GateSection(Section):
     """What a run has to reach; else the command ends with exit code 4."""
 
-    min_ap: float | None = Field(None, ge=0, le=1, description="Least segm AP.")
-    max_drop: float | None = Field(None, ge=0, le=1, description="Most that segm AP may lie below the first run's.")
+    min_ap: float | None = Field(None, ge=0, le=1, description="Least AP; of segm, or in compare of compare.iou_type.")
+    max_drop: float | None = Field(None, ge=0, le=1, description="compare: most that AP may lie below the first run's.")
 
 
 class HistorySection(Section):
@@ -85,6 +112,7 @@ class EvaluateConfig(Section):
 class CompareSection(Section):
     """How two runs are compared."""
 
+    iou_type: Literal["segm", "bbox"] = Field("segm", description="Kind of overlap.")
     num_resamples: int = Field(300, ge=0, le=100_000, description="Bootstrap samples of the images; 0: no interval.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Of the interval.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the resampling.")
@@ -106,7 +134,7 @@ class CompareConfig(Section):
     run_a: RunSection
     run_b: RunSection
     ground_truth: OptionalGroundTruthSection = Field(default_factory=OptionalGroundTruthSection)
-    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    evaluate: FoundSection = Field(default_factory=FoundSection)
     compare: CompareSection = Field(default_factory=CompareSection)
     gate: GateSection = Field(default_factory=GateSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)

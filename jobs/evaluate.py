@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from jobs.config import config_hash
+from jobs.config import ConfigError, config_hash
 from jobs.config_results import EvaluateConfig
 from pipeline.dataset.annotations import detect_format, load_annotations
 from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
@@ -22,6 +22,9 @@ from pipeline.storage import Storage, open_storage
 
 METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
+SLICES_PARQUET = "slices.parquet"
+CONFUSION_PARQUET = "confusion.parquet"
+_MOST_CLASSES = 12  # of a confusion matrix that is printed
 EVALUATION_SUFFIX = ".evaluation"
 
 
@@ -40,8 +43,10 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 
     Raises:
         RunError: no run there, or one that is not finished.
+        ConfigError: a gate on what is not measured.
         ValueError: no readable ground truth.
     """
+    check_gate(config)
     run = open_finished(config.run.uri, "run.uri")
     truth = load_truth(**dict(config.ground_truth))
     output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
@@ -58,9 +63,16 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
         score_threshold=settings.score_threshold,
         iou_threshold=settings.iou_threshold,
         backend=settings.backend,
+        also=settings.also,
+        slices=settings.slices,
     )
     plan.output.write_bytes(METRICS_JSON, to_json({"run_id": plan.run.run_id, **metrics.to_dict()}))
     write_frame(plan.output, METRICS_PARQUET, metrics.to_frame())
+    if metrics.slices:
+        tables = [table.assign(by=by) for by, table in metrics.slices.items()]
+        write_frame(plan.output, SLICES_PARQUET, pd.concat(tables, ignore_index=True))
+    if metrics.confusion is not None:
+        write_frame(plan.output, CONFUSION_PARQUET, metrics.confusion.reset_index())
     if plan.config.history.uri is not None:
         append_history(
             open_storage(plan.config.history.uri),
@@ -73,6 +85,25 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
             label=plan.config.history.label,
         )
     return metrics, check_gates(metrics, min_ap=plan.config.gate.min_ap)
+
+
+def check_gate(config: EvaluateConfig) -> None:
+    """Checks that the gates look at something that is measured.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    gate, kinds = config.gate, config.evaluate.iou_types
+    if gate.max_drop is not None:
+        raise ConfigError(
+            f"gate.max_drop is {gate.max_drop}; evaluate measures one run and has none to fall behind, so allowed is "
+            "null: use `maskfleet compare REFERENCE_RUN RUN --ground-truth ... gate.max_drop=...`"
+        )
+    if gate.min_ap is not None and "segm" not in kinds:
+        raise ConfigError(
+            f"gate.min_ap is {gate.min_ap} and looks at segm AP; evaluate.iou_types is {list(kinds)} and must have "
+            "'segm', or gate.min_ap be null"
+        )
 
 
 def open_finished(uri: str, key: str) -> Run:
@@ -108,6 +139,17 @@ def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:
     storage.write_bytes(key, sink.getvalue().to_pybytes())
 
 
+def to_rich_tables(metrics: Metrics) -> list[Table]:
+    """The figures over all categories, each slicing, and the confusion matrix where it is small enough to read."""
+    tables = [to_rich_table(metrics)]
+    for by, frame in metrics.slices.items():
+        tables.append(_rich(f"by {by}", frame))
+    if metrics.confusion is not None and len(metrics.confusion) <= _MOST_CLASSES:
+        named = metrics.confusion.reset_index(names="truth \\ found")
+        tables.append(_rich("confusion", named))
+    return tables
+
+
 def to_rich_table(metrics: Metrics) -> Table:
     """The figures over all categories, a row for each metric and a column for each kind of IoU."""
     frame = metrics.to_frame()
@@ -122,4 +164,13 @@ def to_rich_table(metrics: Metrics) -> Table:
         is_count = str(metric).endswith(("positives", "negatives"))
         values = [row[kind] for kind in kinds]
         table.add_row(str(metric), *("-" if v != v else f"{v:.0f}" if is_count else f"{v:.3f}" for v in values))
+    return table
+
+
+def _rich(title: str, frame: pd.DataFrame) -> Table:
+    table = Table(title=title)
+    for place, name in enumerate(frame.columns):
+        table.add_column(str(name), justify="right" if place else "left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*("-" if v != v else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
     return table

@@ -1,4 +1,4 @@
-"""Where a run is good and where it is not: the confusion matrix, and figures by kind of image or size of object."""
+"""Where a run is good and where it is not: by class, the confusion matrix, by kind of image, by size of object."""
 
 from __future__ import annotations
 
@@ -7,19 +7,45 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.results.align import TruthSource, align
 from pipeline.results.coco_eval import DetectionTable, evaluate_table
-from pipeline.results.matching import greedy_match, iter_pairs, match
-from pipeline.results.metrics import TruthSource, align, threshold_figures
+from pipeline.results.matching import Matches, greedy_match, iter_pairs, match
 from pipeline.results.truth import Truth, match_images
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BACKGROUND = "background"
+MISSING = "not in the run"
+MAX_SLICES = 30  # of one column
 SIZE_EDGES_PX = (0, 16**2, 32**2, 96**2, 288**2, float("inf"))
 SIZE_NAMES = ("tiny (<16²)", "small (<32²)", "medium (<96²)", "large (<288²)", "huge")
 CROWDING = {"no object": (0, 0), "1 object": (1, 1), "2-5": (2, 5), "6-15": (6, 15), "16 and more": (16, 10**9)}
 OVERLAP = {"apart (<0.1)": (0.0, 0.1), "touching (<0.5)": (0.1, 0.5), "piled up": (0.5, 1.01)}
+
+
+def threshold_figures(truth: Truth, detections: DetectionTable, matches: Matches) -> dict[int | None, dict[str, float]]:
+    """precision, recall, F1, mean_iou (over the true positives), true_positives, false_positives and
+    false_negatives; by category id, and over all under None. NaN for a figure without anything to measure by."""
+    of_truth = np.array([entry["category_id"] for entry in truth.annotations], np.int64)
+    of_row = detections.category_ids[matches.rows]
+    figures: dict[int | None, dict[str, float]] = {}
+    for number in (None, *truth.names):
+        rows = np.ones(len(of_row), bool) if number is None else of_row == number
+        truths = matches.counted if number is None else matches.counted & (of_truth == number)
+        hits = matches.is_true & rows
+        tp, fp = int(hits.sum()), int((matches.is_false & rows).sum())
+        fn = int((truths & ~matches.found).sum())
+        figures[number] = {
+            "precision": _ratio(tp, tp + fp),
+            "recall": _ratio(tp, tp + fn),
+            "F1": _ratio(2 * tp, 2 * tp + fp + fn),
+            "mean_iou": float(matches.ious[hits].mean()) if tp else float("nan"),
+            "true_positives": float(tp),
+            "false_positives": float(fp),
+            "false_negatives": float(fn),
+        }
+    return figures
 
 
 def confusion_matrix(
@@ -104,7 +130,9 @@ def slice_images(
 
     Args:
         by: "crowding" (objects on the image), "overlap" (largest IoU of two objects' boxes on it), or any column of the
-            images table: each of its values, or quarters of a column of more than 12 different numbers.
+            images table: each of its values, or quarters of a column of more than 12 different numbers. Of `image_id`
+            and `uri` the folder is taken; of more than `MAX_SLICES` values the rarest become one. Images of the truth
+            that the run does not have are a slice of their own.
         images: the images table, for a column of it.
 
     Raises:
@@ -124,11 +152,19 @@ def slice_images(
     truth_id = match_images(images["image_id"], truth.images).truth_id
     known = images[images["image_id"].isin(list(truth_id))]
     values = known[by]
+    if by in ("image_id", "uri"):
+        values = values.str.rpartition("/")[0]
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > 12:
         values = pd.qcut(values, num_bins, duplicates="drop")
+    counted = values.value_counts()
+    if len(counted) > MAX_SLICES:
+        values = values.where(values.isin(counted.index[: MAX_SLICES - 1]), "others")
     slices: dict[str, list[Any]] = {}
     for value, image_id in sorted(zip(values, known["image_id"], strict=True), key=lambda pair: _sort_key(pair[0])):
         slices.setdefault("none" if pd.isna(value) else str(value), []).append(truth_id[image_id])
+    there = set(truth_id.values())
+    if missing := [image["id"] for image in truth.images if image["id"] not in there]:
+        slices[MISSING] = missing
     return slices
 
 
@@ -139,6 +175,26 @@ def evaluate_slices(
     slices: str | Mapping[str, Sequence[Any]],
     *,
     iou_type: str = "segm",
+    **settings: Any,
+) -> pd.DataFrame:
+    """`slice_figures` on a run's tables.
+
+    Args:
+        slices: what `slice_images` takes, or image ids of the truth by name of the slice.
+        settings: of `slice_figures`.
+    """
+    truth = Truth.load(ground_truth)
+    table, _ = align(instances, images, truth, masks=iou_type == "segm")
+    named = slice_images(truth, slices, images) if isinstance(slices, str) else slices
+    return slice_figures(truth, table, named, iou_type=iou_type, **settings)
+
+
+def slice_figures(
+    truth: Truth,
+    detections: DetectionTable,
+    slices: Mapping[str, Sequence[Any]],
+    *,
+    iou_type: str = "segm",
     score_threshold: float = 0.5,
     iou_threshold: float = 0.5,
     backend: str = "auto",
@@ -146,7 +202,7 @@ def evaluate_slices(
     """COCO's figures of each slice alone, as if the others were not there.
 
     Args:
-        slices: what `slice_images` takes, or image ids of the truth by name of the slice.
+        slices: image ids of the truth by name of the slice.
 
     Returns:
         One row a slice, and "all" first: `slice`, `images`, `objects`, `AP`, `AP50`, `AR100`, `precision`, `recall`,
@@ -154,16 +210,13 @@ def evaluate_slices(
     """
     import pandas as pd
 
-    truth = Truth.load(ground_truth)
-    table, _ = align(instances, images, truth, masks=iou_type == "segm")
-    named = slice_images(truth, slices, images) if isinstance(slices, str) else slices
     rows = []
-    for name, image_ids in {"all": [image["id"] for image in truth.images], **named}.items():
+    for name, image_ids in {"all": [image["id"] for image in truth.images], **slices}.items():
         wanted = set(image_ids)
         part = truth.only(wanted)
-        found = table.take(np.isin(table.image_ids, list(wanted)))
+        found = detections.take(np.isin(detections.image_ids, list(wanted)))
         result = evaluate_table(part, found, iou_type, backend=backend)
-        stats = {key: float("nan") if value == -1 else value for key, value in zip(result.names, result.stats)}
+        stats = {key: float("nan") if value == -1 else value for key, value in zip(result.names, result.stats.tolist())}
         matches = match(part, found, iou_type, iou_threshold=iou_threshold, score_threshold=score_threshold)
         at = threshold_figures(part, found, matches)[None]
         rows.append(
@@ -210,3 +263,7 @@ def _sort_key(value: Any) -> tuple[int, Any]:
     if value is None or value != value:
         return (2, "")
     return (0, value) if isinstance(value, int | float) else (1, getattr(value, "left", str(value)))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.results.align import TruthSource, align
 from pipeline.results.coco_eval import DetectionTable
 from pipeline.results.matching import greedy_match, iter_pairs, match
-from pipeline.results.metrics import Metrics, TruthSource, align
+from pipeline.results.metrics import Metrics
 from pipeline.results.truth import Truth
 
 if TYPE_CHECKING:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.results.coco_eval import DetectionTable
-from pipeline.results.matching import ImagePairs, iter_pairs
+from pipeline.results.matching import iter_pairs
 from pipeline.results.truth import Truth
 
 VOC_METHODS = ("area", "11point")
@@ -41,8 +42,27 @@ def voc_ap(
     """
     if method not in VOC_METHODS:
         raise ValueError(f"method is {method!r}; allowed are {', '.join(VOC_METHODS)}")
+    return _voc_aps(truth, detections, _voc_states(truth, detections, iou_type, iou_threshold), method)
+
+
+def voc_figures(
+    truth: Truth, detections: DetectionTable, *, iou_type: str = "bbox", iou_threshold: float = 0.5
+) -> dict[int | None, dict[str, float]]:
+    """`voc_ap` of both methods from one matching: `VOC_AP` (area) and `VOC_AP_11point`, by category id, means under
+    None.
+
+    Raises:
+        ValueError: another iou_type.
+    """
+    states = _voc_states(truth, detections, iou_type, iou_threshold)
+    area, points = (_voc_aps(truth, detections, states, method) for method in VOC_METHODS)
+    return {number: {"VOC_AP": area[number], "VOC_AP_11point": points[number]} for number in area}
+
+
+def _voc_states(truth: Truth, detections: DetectionTable, iou_type: str, iou_threshold: float) -> np.ndarray:
+    """int8 [N]: 1 for a true detection, 0 for a false one, -1 for one on a crowd region."""
     category_of, crowd = _columns(truth)
-    state = np.full(len(detections), -1, np.int8)  # 1 true, 0 false, -1 ignored
+    state = np.full(len(detections), -1, np.int8)
     for pairs in iter_pairs(truth, detections, iou_type):
         taken: set[int] = set()
         labels = detections.category_ids[pairs.rows]
@@ -55,6 +75,11 @@ def voc_ap(
                     place = int(pairs.places[best])
                     state[row] = -1 if crowd[place] else int(place not in taken)
                     taken.add(place)
+    return state
+
+
+def _voc_aps(truth: Truth, detections: DetectionTable, state: np.ndarray, method: str) -> dict[int | None, float]:
+    category_of, crowd = _columns(truth)
     result: dict[int | None, float] = {}
     for number in truth.names:
         num_objects = int((~crowd & (category_of == number)).sum())
@@ -93,62 +118,67 @@ def cityscapes_ap(
     Source: Cordts et al., The Cityscapes Dataset (2016), section 4.3; cityscapesScripts,
     evalInstanceLevelSemanticLabeling.py.
     """
-    pairs_of_image = list(iter_pairs(truth, detections, "segm"))
-    areas = _mask_areas(truth, detections)
-    by_threshold = {
-        threshold: {
-            number: _cityscapes_class(truth, detections, pairs_of_image, areas, number, threshold, min_region_px)
-            for number in truth.names
-        }
-        for threshold in thresholds
-    }
+    cells = _cityscapes_cells(truth, detections, min_region_px)
     result: dict[int | None, dict[str, float]] = {}
     for number in truth.names:
-        values = [by_threshold[threshold][number] for threshold in thresholds]
-        result[number] = {"AP": float(np.mean(values))}
-        if 0.5 in by_threshold:
-            result[number]["AP50"] = by_threshold[0.5][number]
+        values = {threshold: _cityscapes_class(cells[number], threshold) for threshold in thresholds}
+        result[number] = {"AP": float(np.mean(list(values.values())))}
+        if 0.5 in values:
+            result[number]["AP50"] = values[0.5]
     names = next(iter(result.values())) if result else {}
     return {None: {name: _mean(figures[name] for figures in result.values()) for name in names}, **result}
 
 
-def _cityscapes_class(
-    truth: Truth,
-    detections: DetectionTable,
-    pairs_of_image: Sequence[ImagePairs],
-    areas: tuple[np.ndarray, np.ndarray],
-    number: int,
-    threshold: float,
-    min_region_px: int,
-) -> float:
+@dataclass(frozen=True)
+class _Cell:
+    """One class on one image: scores float64 [d] and mask areas float64 [d] of what was found, shared pixels and IoU
+    with each object, float64 [d, g], and whether the object counts, bool [g]."""
+
+    scores: np.ndarray
+    areas: np.ndarray
+    shared: np.ndarray
+    ious: np.ndarray
+    counts: np.ndarray
+
+
+def _cityscapes_cells(truth: Truth, detections: DetectionTable, min_region_px: int) -> dict[int, list[_Cell]]:
     category_of, crowd = _columns(truth)
-    of_detection, of_truth = areas
+    of_detection, of_truth = _mask_areas(truth, detections)
+    cells: dict[int, list[_Cell]] = {number: [] for number in truth.names}
+    for pairs in iter_pairs(truth, detections, "segm"):
+        found, real = detections.category_ids[pairs.rows], category_of[pairs.places]
+        for number in np.union1d(found, real).tolist():
+            if number not in cells:
+                continue
+            mine, theirs = np.flatnonzero(found == number), np.flatnonzero(real == number)
+            rows, places = pairs.rows[mine], pairs.places[theirs]
+            areas, regions = of_detection[rows], of_truth[places]
+            shared = _intersections(pairs.ious[np.ix_(mine, theirs)], areas, regions, crowd[places])
+            # A group's overlap counts as any object's does when it is asked whether a mask found something.
+            union = areas[:, None] + regions[None] - shared
+            ious = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+            counts = ~crowd[places] & (regions >= min_region_px)
+            cells[number].append(_Cell(detections.scores[rows], areas, shared, ious, counts))
+    return cells
+
+
+def _cityscapes_class(cells: Sequence[_Cell], threshold: float) -> float:
     is_true: list[float] = []
     scores: list[float] = []
     missed = num_objects = num_found = 0
-    for pairs in pairs_of_image:
-        mine = np.flatnonzero(detections.category_ids[pairs.rows] == number)
-        theirs = np.flatnonzero(category_of[pairs.places] == number)
-        places, rows = pairs.places[theirs], pairs.rows[mine]
-        counts = ~crowd[places] & (of_truth[places] >= min_region_px)
-        ious = pairs.ious[np.ix_(mine, theirs)]
-        inside = _intersections(ious, of_detection[rows], of_truth[places], crowd[places])
-        # A group's overlap counts as any object's does when it is asked whether a mask found something.
-        union = of_detection[rows][:, None] + of_truth[places][None] - inside
-        hits = np.divide(inside, union, out=np.zeros_like(inside), where=union > 0) > threshold
-        num_objects += int(counts.sum())
-        num_found += len(rows)
-        for column in np.flatnonzero(counts):
-            found = sorted(detections.scores[rows[hits[:, column]]].tolist(), reverse=True)
+    for cell in cells:
+        hits = cell.ious > threshold
+        num_objects += int(cell.counts.sum())
+        num_found += len(cell.scores)
+        for column in np.flatnonzero(cell.counts):
+            found = sorted(cell.scores[hits[:, column]].tolist(), reverse=True)
             if not found:
                 missed += 1
             scores += found
             is_true += [1.0] * bool(found) + [0.0] * (len(found) - 1)
-        for at in np.flatnonzero(~hits.any(axis=1)):
-            ignored = inside[at, ~counts].sum()
-            if ignored <= threshold * of_detection[rows[at]]:
-                is_true.append(0.0)
-                scores.append(float(detections.scores[rows[at]]))
+        free = ~hits.any(axis=1) & (cell.shared[:, ~cell.counts].sum(axis=1) <= threshold * cell.areas)
+        is_true += [0.0] * int(free.sum())
+        scores += cell.scores[free].tolist()
     if not num_objects:
         return float("nan")
     return _cityscapes_curve_ap(np.array(is_true), np.array(scores), missed) if num_found and is_true else 0.0

@@ -27,15 +27,20 @@ class Truth:
         images: COCO image entries (`id`, `file_name`, `height`, `width`).
         annotations: COCO annotations (`bbox` is XYWH in pixels of the image).
         categories: COCO categories.
+        num_not_labelled: annotations that were left out, because nobody looked for their class on their image.
     """
 
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+    num_not_labelled: int = 0
 
     @classmethod
     def from_coco(cls, content: Mapping[str, Any], where: str = "the ground truth") -> Truth:
         """The truth of a COCO JSON object.
+
+        Where an image says which classes were looked for on it (see `labelled`), annotations of the others are left
+        out: some of those objects are drawn and some are not, so they can be neither found nor missed.
 
         Raises:
             EvaluationError: it is none, or names an image or category twice.
@@ -48,7 +53,15 @@ class Truth:
             if len(set(ids)) < len(ids):
                 twice = next(i for n, i in enumerate(ids) if i in ids[:n])
                 raise EvaluationError(f"{where} names {key} id {twice!r} twice")
-        return cls(content["images"], content["annotations"], content["categories"])
+        whole = cls(content["images"], content["annotations"], content["categories"])
+        if not (labelled := whole.labelled):
+            return whole
+        kept = [
+            entry
+            for entry in whole.annotations
+            if (ids := labelled.get(entry["image_id"])) is None or entry["category_id"] in ids
+        ]
+        return cls(whole.images, kept, whole.categories, len(whole.annotations) - len(kept))
 
     @classmethod
     def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str) -> Truth:
@@ -87,6 +100,27 @@ class Truth:
     def names(self) -> dict[int, str]:
         """Category names by id."""
         return {category["id"]: category["name"] for category in self.categories}
+
+    @cached_property
+    def labelled(self) -> dict[Any, frozenset[int]]:
+        """Category ids that were looked for, by image id; an image without an entry was searched for all classes.
+
+        From `labelled_category_ids`; or of LVIS, the classes that are there and `neg_category_ids`, without
+        `not_exhaustive_category_ids`.
+        """
+        lvis = {image["id"] for image in self.images if image.get("neg_category_ids") is not None}
+        there: dict[Any, set[int]] = defaultdict(set)
+        for entry in self.annotations if lvis else ():
+            if entry["image_id"] in lvis:
+                there[entry["image_id"]].add(entry["category_id"])
+        found: dict[Any, frozenset[int]] = {}
+        for image in self.images:
+            if (ids := image.get("labelled_category_ids")) is not None:
+                found[image["id"]] = frozenset(ids)
+            elif image["id"] in lvis:
+                checked = there[image["id"]] | set(image["neg_category_ids"])
+                found[image["id"]] = frozenset(checked - set(image.get("not_exhaustive_category_ids", ())))
+        return found
 
     @cached_property
     def rles(self) -> list[dict[str, Any]]:

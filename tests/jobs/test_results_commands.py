@@ -52,7 +52,7 @@ def write_run(data: Path, out: Path, *, drop_every: int) -> None:
             "category_id": [truth.categories[one.label - 1].id for one in kept],
             "category": [truth.categories[one.label - 1].name for one in kept],
             "score": [0.9 - 0.01 * place for place in range(len(kept))],
-            **{name: [float(one.bbox[axis]) for one in kept] for axis, name in enumerate(("x1", "y1", "x2", "y2"))},
+            **{name: [float(one.box[axis]) for one in kept] for axis, name in enumerate(("x1", "y1", "x2", "y2"))},
             "area_px": rle_areas(masks).tolist(),
             "rle_counts": masks,
             "image_height": [known.height] * len(kept),
@@ -92,6 +92,39 @@ def test_evaluate_writes_keeps_and_gates(place: Path, tmp_path: Path) -> None:
     assert "no evaluation is kept" in call("history", tmp_path / "nothing")
 
 
+def test_evaluate_measures_what_else_is_asked_for(place: Path, tmp_path: Path) -> None:
+    words = ["evaluate", place / "worse", f"ground_truth.uri={place / 'data' / 'val.json'}", f"output.uri={tmp_path}"]
+    everything = Path(__file__).resolve().parents[2] / "configs/evaluate/everything.yaml"
+    text = call(*words, "--config", everything)
+    assert all(word in text for word in ("VOC_AP_11point", "Cityscapes_AP50", "by crowding", "by status", "background"))
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    for kind in ("bbox", "segm"):
+        assert 0 < figures["overall"][kind]["VOC_AP"] < 1
+    slices = pd.read_parquet(tmp_path / "slices.parquet")
+    assert set(slices["by"]) == {"size", "crowding", "overlap", "status", "height"}
+    confusion = pd.read_parquet(tmp_path / "confusion.parquet").set_index("truth")
+    half = figures["overall"]["segm"]
+    assert confusion["background"].sum() == half["false_negatives"] > 0
+    assert figures["confusion"]["counts"] == confusion.to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("evaluate.also=[voc2]", "evaluate.also.0: 'voc2' is not allowed: input should be 'voc', 'cityscapes' or"),
+        ("evaluate.slices=[weather]", "'weather' is not allowed"),
+        ("evaluate.also=[cityscapes]", "must have 'segm'"),
+        ("gate.min_ap=0.5", "gate.min_ap is 0.5 and looks at segm AP; evaluate.iou_types is ['bbox']"),
+        ("gate.max_drop=0.1", "gate.max_drop is 0.1; evaluate measures one run and has none to fall behind"),
+    ],
+)
+def test_evaluate_refuses_what_cannot_be_had(place: Path, tmp_path: Path, word: str, message: str) -> None:
+    truth = f"ground_truth.uri={place / 'data' / 'val.json'}"
+    words = ["evaluate", place / "worse", truth, f"output.uri={tmp_path / 'out'}", "evaluate.iou_types=[bbox]", word]
+    assert message in " ".join(call(*words, code=Exit.BAD_INPUT).split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_compare_with_and_without_labels(place: Path, tmp_path: Path) -> None:
     truth = place / "data" / "val.json"
     words = ["compare", place / "perfect", place / "worse", "compare.num_resamples=20"]
@@ -100,6 +133,8 @@ def test_compare_with_and_without_labels(place: Path, tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "c" / "images.parquet")) == 12
     text = call(*words, "--ground-truth", truth, "gate.max_drop=0.1", code=Exit.GATE)
     assert "gate.max_drop allows 0.1" in text
+    text = call(*words, "--ground-truth", truth, "compare.iou_type=bbox")
+    assert "bbox AP 1.0000 -> " in text
     assert "instances per image" in call(*words)
     assert "needs ground_truth.uri" in call(*words, "gate.max_drop=0.1", code=Exit.BAD_INPUT)
 

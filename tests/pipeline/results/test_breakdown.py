@@ -7,8 +7,9 @@ import copy
 import numpy as np
 import pytest
 
+from pipeline.results.align import align
 from pipeline.results.breakdown import BACKGROUND, confusion_matrix, evaluate_slices, size_figures, slice_images
-from pipeline.results.metrics import align, evaluate
+from pipeline.results.metrics import evaluate
 from pipeline.results.truth import Truth
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.results.align import align
 from pipeline.results.compare import check_gates, compare, match_run
 from pipeline.results.drift import drift
 from pipeline.results.history import append_history, load_history, plot_trend, trend
-from pipeline.results.metrics import align, evaluate
+from pipeline.results.metrics import evaluate
 from pipeline.results.truth import Truth
 
 

@@ -12,10 +12,12 @@ from pycocotools import mask as coco_mask
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.results import load_instances
+from pipeline.results.align import align
 from pipeline.results.coco_eval import evaluate_part, evaluate_results, evaluate_table, merge_parts
 from pipeline.results.fast_eval import coco_figures
 from pipeline.results.matching import match
-from pipeline.results.metrics import align, evaluate, evaluate_run
+from pipeline.results.metrics import evaluate, evaluate_run
+from pipeline.results.other_ap import cityscapes_ap, voc_ap
 from pipeline.results.truth import EvaluationError, Truth, match_images
 
 
@@ -208,15 +210,31 @@ def test_classes_not_labelled_on_an_image_are_not_punished(drawn_run, frames):
     instances, images = frames
     content = drawn_run.coco
     content["images"][0]["labelled_category_ids"] = [20, 30]
-    content["annotations"] = [a for a in content["annotations"] if not (a["image_id"] == 1 and a["category_id"] == 10)]
+    circles = [a for a in content["annotations"] if a["image_id"] == 1 and a["category_id"] == 10]
+    assert circles, "the image has objects of the class that was not looked for"
     name = content["images"][0]["file_name"]
     extra = instances.iloc[[0]].assign(image_id=name, category_id=10, category="circle", score=np.float32(0.99))
     extra[["image_height", "image_width"]] = [content["images"][0]["height"], content["images"][0]["width"]]
     metrics = evaluate(pd.concat([instances, extra]), images, content, iou_types=["bbox"])
     without = instances[~((instances["image_id"] == name) & (instances["category_id"] == 10))]
     assert metrics.coverage.num_not_labelled == len(instances) - len(without) + 1
-    want = evaluate(without, images, content, iou_types=["bbox"])
+    assert metrics.coverage.num_truths_not_labelled == len(circles)
+    assert any(note.startswith(f"{len(circles)} objects and ") for note in metrics.notes)
+    # Neither the objects nor the detections count, so it is as if neither were there.
+    plain = drawn_run.coco
+    plain["annotations"] = [a for a in plain["annotations"] if a not in circles]
+    want = evaluate(without, images, plain, iou_types=["bbox"])
+    assert metrics.at_threshold == want.at_threshold
     np.testing.assert_array_equal(metrics.coco["bbox"].stats, want.coco["bbox"].stats)
+
+
+def test_the_labelled_classes_of_lvis():
+    image = {"id": 1, "neg_category_ids": [3], "not_exhaustive_category_ids": [2]}
+    kinds = [{"id": i, "name": str(i)} for i in (1, 2, 3, 4)]
+    annotations = [{"image_id": 1, "category_id": i} for i in (1, 2)]
+    truth = Truth.from_coco({"images": [image, {"id": 2}], "annotations": annotations, "categories": kinds})
+    assert truth.labelled == {1: {1, 3}}
+    assert [entry["category_id"] for entry in truth.annotations] == [1] and truth.num_not_labelled == 1
 
 
 @pytest.mark.parametrize(
@@ -346,3 +364,37 @@ def test_keypoints_are_evaluated_from_the_table(drawn_run, frames):
     np.testing.assert_allclose(got.coco["keypoints"].stats, want.stats, rtol=0, atol=1e-12)
     assert 0 < want.stats[0] < 1
     assert "AR50" in set(got.to_frame()["metric"])
+
+
+def test_what_else_can_be_asked_for(drawn_run, frames):
+    instances, images = frames
+    more = {"also": ["voc", "cityscapes", "confusion"], "slices": ["size", "crowding", "status", "height"]}
+    metrics = evaluate(instances, images, drawn_run.truth, **more)
+    truth = Truth.load(drawn_run.truth)
+    table, _ = align(instances, images, truth)
+    assert metrics.overall("bbox", "VOC_AP") == voc_ap(truth, table)[None]
+    assert metrics.overall("segm", "VOC_AP_11point") == voc_ap(truth, table, iou_type="segm", method="11point")[None]
+    assert metrics.overall("segm", "Cityscapes_AP50") == cityscapes_ap(truth, table)[None]["AP50"]
+    plain = json.loads(json.dumps(metrics.to_dict()))
+    assert plain["by_category"]["bbox"]["circle"]["VOC_AP"] == voc_ap(truth, table)[10]
+    counts = np.array(plain["confusion"]["counts"])
+    assert counts.trace() == metrics.overall("segm", "true_positives")
+    assert set(plain["slices"]) == set(more["slices"])
+    by_status = {row["slice"]: row for row in plain["slices"]["status"]}
+    assert by_status["corrupt"]["AP"] == 0 and by_status["corrupt"]["precision"] is None
+    assert by_status["all"]["AP"] == metrics.overall("segm", "AP")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"also": ["voc2"]}, "also is 'voc2'; allowed are voc, cityscapes, confusion"),
+        ({"also": ["cityscapes"], "iou_types": ["bbox"]}, "needs segm; iou_types is bbox"),
+        ({"slices": ["size"], "iou_types": ["keypoints"]}, "size: these need bbox or segm"),
+        ({"slices": ["weather"]}, "cannot be sliced by 'weather'; allowed are crowding, overlap, image_id"),
+    ],
+)
+def test_what_cannot_be_had_is_said(drawn_run, frames, asked, message):
+    instances, images = frames
+    with pytest.raises(ValueError, match=message):
+        evaluate(instances, images, drawn_run.truth, **{"iou_types": ["bbox", "segm"], **asked})

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.results import load_instances
-from pipeline.results.metrics import align
+from pipeline.results.align import align
 from pipeline.results.other_ap import cityscapes_ap, voc_ap
 from pipeline.results.truth import Truth
 
