@@ -27,6 +27,7 @@ from jobs.config_results import (
     ReportConfig,
     VerifyConfig,
 )
+from jobs.config_sweep import SweepConfig
 from jobs.config_train import TrainConfig
 from pipeline.storage import use_settings
 
@@ -70,6 +71,29 @@ def train(
     with ProgressLine("train") as line:
         result = _run(lambda: run_train(plan, on_progress=line.take))
     _say(result.describe())
+
+
+@app.command()
+def sweep(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Train every point of a grid and make one table of it; run the same command again to go on."""
+    settings = _settings(SweepConfig, config, words, print_config)
+    from jobs.progress import ProgressLine
+    from jobs.sweep import prepare_sweep, run_sweep
+
+    plan = _checked(lambda: prepare_sweep(settings))
+    if dry_run:
+        _say(plan.describe())
+        for trial in plan.trials:
+            _say(f"  {trial.name}{'  (trained)' if trial.name in plan.finished else ''}")
+        return
+    with ProgressLine("sweep") as line:
+        line.note(plan.describe())
+        result = _run(lambda: run_sweep(plan, on_progress=line.show))
+    _say(result.describe())
+    if result.num_failed:
+        raise typer.Exit(Exit.FAILED)
 
 
 @app.command()

@@ -177,7 +177,7 @@ def load_config(
     Raises:
         ConfigError: an unreadable file, a wrong key, a value out of range; one sentence a fault.
     """
-    values = _read_yaml(file) if file is not None else dict(base or {})
+    values = read_yaml(file) if file is not None else dict(base or {})
     for word in overrides:
         _override(values, word)
     try:
@@ -207,17 +207,22 @@ def is_override(word: str) -> bool:
     return re.match(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*=", word) is not None
 
 
-def _read_yaml(file: str | Path) -> dict[str, Any]:
+def read_yaml(file: str | Path, key: str = "--config") -> dict[str, Any]:
+    """The sections of a YAML file; `key` is what named it, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds no sections.
+    """
     try:
         values = yaml.safe_load(Path(file).read_text())
     except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read ({error.strerror}); give a YAML file") from None
+        raise ConfigError(f"{key} {file}: cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file}: no valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{key} {file}: no valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"--config {file}: holds a {type(values).__name__}; allowed are sections of key: value")
+        raise ConfigError(f"{key} {file}: holds a {type(values).__name__}; allowed are sections of key: value")
     return values
 
 
@@ -225,13 +230,18 @@ def _override(values: dict[str, Any], word: str) -> None:
     if not is_override(word):
         raise ConfigError(f"{word!r} is not understood; allowed are words like section.key=value")
     key, text = word.split("=", 1)
+    set_value(values, key, _value(text))
+
+
+def set_value(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets the value of a dotted key in nested sections, which are made as needed."""
     *path, last = key.split(".")
     section = values
     for name in path:
         if not isinstance(section.get(name), dict):
             section[name] = {}
         section = section[name]
-    section[last] = _value(text)
+    section[last] = value
 
 
 def _value(text: str) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from pipeline.storage import StorageSettings
@@ -55,3 +58,12 @@ class ClusterSection(Section):
     )
     num_cpus: int | None = Field(None, ge=1, description="CPU cores of a local cluster; null is all of this machine's.")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local cluster; null is all of this machine's.")
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one mapping of dotted keys; an empty section is a value."""
+    if isinstance(values, Mapping) and values:
+        return {
+            key: value for name, part in values.items() for key, value in flatten(part, f"{prefix}{name}.").items()
+        }
+    return {prefix.rstrip("."): values}

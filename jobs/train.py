@@ -14,11 +14,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.cluster import cluster, total
 from jobs.config import ConfigError, to_plain
+from jobs.config_base import flatten
 from jobs.config_train import NOT_IDENTITY, TrainConfig
 from jobs.train_loop import (
+    TrainingRun,
+    Worker,
     images_per_step,
     rate_of_step,
     resolve_spec,
@@ -152,7 +157,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         ValueError: Data that cannot be used, a start that does not fit, or an output that holds another training.
     """
     output = TrainingOutput(config.output.uri, config.storage.to_settings())
-    config = _with_absolute_places(config, output)
+    config = with_absolute_places(config, output)
     train = config.train
     annotated, subset = load_training_set(config)
     spec = resolve_spec(config.model.spec, annotated.categories)
@@ -229,12 +234,40 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
         say(TrainEvent("done", plan.describe()))
         return _result(output, plan.num_done, was_finished=True)
     with cluster(plan.config.cluster):
-        _check_cluster(plan.config)
-        output.write_config(to_saved(plan.config))
-        if plan.subset is not None:
-            output.storage.write_bytes(SUBSET, to_json(plan.subset.to_dict()))
-        say(TrainEvent("start", plan.describe()))
+        check_cluster(plan.config)
+        _begin(plan, output, say)
         return _fit(plan.config, output, say)
+
+
+def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
+    """The same on one worker that is this very process, on the GPU or the cores it has; Ray is not asked.
+
+    Raises:
+        ValueError: The training cannot go on; what it had checkpointed is kept.
+    """
+    say = on_progress or (lambda event: None)
+    train = plan.config.train
+    output = TrainingOutput(plan.config.output.uri, plan.config.storage.to_settings())
+    if plan.is_finished:
+        return _result(output, plan.num_done, was_finished=True)
+    _begin(plan, output, say)
+    seen = _Seen(say)
+    torch.set_num_threads(train.cpus_per_worker or 1)
+    worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cuda" if train.use_gpu else "cpu"))
+    TrainingRun(
+        plan.config, worker, lambda kind, sentence, **values: seen.take(TrainEvent(kind, sentence, 0, values))
+    ).run()
+    write_summary(output, plan.config, broken=seen.broken)
+    return _result(
+        output, output.steps()[-1], broken_images=seen.broken, unturned_images=frozenset(seen.unturned)
+    )
+
+
+def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> None:
+    output.write_config(to_saved(plan.config))
+    if plan.subset is not None:
+        output.storage.write_bytes(SUBSET, to_json(plan.subset.to_dict()))
+    say(TrainEvent("start", plan.describe()))
 
 
 def to_saved(config: TrainConfig) -> dict[str, Any]:
@@ -253,7 +286,7 @@ def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, 
     started = output.read_config()
     if started is None:
         return
-    before, now = _flatten(started), _flatten(settings)
+    before, now = flatten(started), flatten(settings)
     differing = {
         key: (before.get(key), now.get(key))
         for key in sorted(before.keys() | now.keys())
@@ -281,15 +314,7 @@ def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_don
     return rates[0] == rates[1]
 
 
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, Mapping) and values:
-        return {
-            key: value for name, part in values.items() for key, value in _flatten(part, f"{prefix}{name}.").items()
-        }
-    return {prefix.rstrip("."): values}
-
-
-def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainConfig:
+def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainConfig:
     """The same settings with full URIs: workers run in folders, and on machines, of their own."""
 
     def absolute(uri: str | None) -> str | None:
@@ -318,7 +343,7 @@ def _with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainC
     )
 
 
-def _check_cluster(config: TrainConfig) -> None:
+def check_cluster(config: TrainConfig) -> None:
     """Ray would wait for ever for workers that cannot be placed; say so at once."""
     train = config.train
     for name, each in (("CPU", train.cpus_per_worker or 1), ("GPU", int(train.use_gpu))):
@@ -342,7 +367,7 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     listener = _Listener(board, say)
     resources = {"CPU": train.cpus_per_worker or 1} | ({"GPU": 1} if train.use_gpu else {})
     with tempfile.TemporaryDirectory(prefix="maskfleet-train-") as scratch:
@@ -372,7 +397,7 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
             ray.kill(board)
     steps = output.steps()
     if output.read_metrics():
-        write_summary(output, config, broken=listener.broken)
+        write_summary(output, config, broken=listener.seen.broken)
     if "stopped" in outcome:
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
         raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
@@ -381,8 +406,8 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     return _result(
         output,
         steps[-1],
-        broken_images=listener.broken,
-        unturned_images=frozenset(listener.unturned),
+        broken_images=listener.seen.broken,
+        unturned_images=frozenset(listener.seen.unturned),
         num_restarts=listener.num_restarts,
     )
 
@@ -403,7 +428,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-class _Board:
+class Board:
     """Where workers put what they have to say, and the driver picks it up."""
 
     def __init__(self) -> None:
@@ -424,6 +449,26 @@ class _Board:
         return events
 
 
+class _Seen:
+    """Passes events on, and keeps what is counted at the end: images that were broken or not turned."""
+
+    def __init__(self, say: Callable[[TrainEvent], None]) -> None:
+        self._say = say
+        self.broken: dict[str, str] = {}
+        self.unturned: set[str] = set()
+
+    def take(self, event: TrainEvent) -> None:
+        if event.kind == "unturned":  # counted, not said: nothing is wrong with them
+            self.unturned.add(event.values["image_id"])
+            return
+        if event.kind == "broken":
+            image_id = event.values["image_id"]
+            if image_id in self.broken:  # seen in an earlier epoch
+                return
+            self.broken[image_id] = event.values["reason"]
+        self._say(event)
+
+
 class _Listener:
     """Takes the workers' events off the board and passes them on, in a thread of its own."""
 
@@ -433,8 +478,7 @@ class _Listener:
         self._every_s = every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-events", daemon=True)
-        self.broken: dict[str, str] = {}
-        self.unturned: set[str] = set()
+        self.seen = _Seen(say)
         self.num_restarts = -1  # the first start is none
 
     def start(self) -> None:
@@ -459,12 +503,4 @@ class _Listener:
                 self.num_restarts += 1
                 if self.num_restarts:
                     self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
-            if event["kind"] == "unturned":  # counted, not said: nothing is wrong with them
-                self.unturned.add(event["values"]["image_id"])
-                continue
-            if event["kind"] == "broken":
-                image_id = event["values"]["image_id"]
-                if image_id in self.broken:  # seen in an earlier epoch
-                    continue
-                self.broken[image_id] = event["values"]["reason"]
-            self._say(TrainEvent(event["kind"], event["message"], event["rank"], event["values"]))
+            self.seen.take(TrainEvent(event["kind"], event["message"], event["rank"], event["values"]))

@@ -118,8 +118,10 @@ class Validation:
 
 
 def evaluate_shares(shares: Sequence[list[dict[str, list]]], truth: AnnotatedSet) -> dict[str, float]:
-    """The FIGURES over all workers' predictions; those that cannot be measured are left out.
+    """The FIGURES over all workers' predictions, and accuracy; those that cannot be measured are left out.
 
+    Accuracy is the share of the objects found (mask IoU and score of at least 0.5) in all that were found, missed or
+    made up: TP / (TP + FP + FN). It says less than AP and is only for comparing with studies that give one.
     A figure is the same however the images were dealt to workers: rows are ordered by image first.
     """
     import pandas as pd
@@ -128,10 +130,14 @@ def evaluate_shares(shares: Sequence[list[dict[str, list]]], truth: AnnotatedSet
 
     columns = sorted((one for share in shares for one in share), key=lambda one: one["image_id"][0])
     if not columns:
-        return dict.fromkeys(FIGURES, 0.0)
+        return dict.fromkeys((*FIGURES, "accuracy"), 0.0)
     frame = pd.DataFrame({name: [value for one in columns for value in one[name]] for name in columns[0]})
     metrics = evaluate(frame, None, truth)
     figures = {column: float(metrics.overall(*figure)) for column, figure in FIGURES.items()}
+    found, wrong, missed = (
+        metrics.overall("segm", name) for name in ("true_positives", "false_positives", "false_negatives")
+    )
+    figures["accuracy"] = found / (found + wrong + missed) if found + wrong + missed else float("nan")
     return {column: value for column, value in figures.items() if np.isfinite(value)}
 
 

@@ -8,14 +8,18 @@ import pytest
 
 from jobs.config import SegmentConfig, load_config
 from jobs.config_results import EvaluateConfig
+from jobs.config_sweep import SweepConfig
 from jobs.config_train import TrainConfig
+from jobs.sweep import iter_trials
 from model.spec import ModelSpec
+from pipeline.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = {"train": TrainConfig, "segment": SegmentConfig, "evaluate": EvaluateConfig}
+KINDS = {"train": TrainConfig, "sweep": SweepConfig, "segment": SegmentConfig, "evaluate": EvaluateConfig}
 # What a file may leave to the command line.
 PLACES = {
     "train": {"data.train": "x", "output.uri": "x"},
+    "sweep": {"output.uri": "x"},
     "segment": {"model.checkpoint": "x", "input.uri": "x", "output.uri": "x"},
     "evaluate": {"run.uri": "x", "ground_truth.uri": "x"},
 }
@@ -34,3 +38,16 @@ def test_config_loads_and_explains_itself(path: Path) -> None:
     head = path.read_text().split("\n\n")[0]
     for word in ("# Purpose:", "# Hardware:", "# Expect:", "# Command:"):
         assert word in head, f"{path.name} does not say {word}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/sweep/*.yaml")), ids=lambda p: p.name)
+def test_every_trial_of_a_sweep_is_a_training(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = [f"output.uri={tmp_path}"]
+    if "draw:" not in path.read_text():
+        words += ["sweep.fixed.data.train=x", "sweep.fixed.data.val=x"]
+    config = load_config(SweepConfig, path, words)
+    names = [trial.name for trial in iter_trials(config, open_storage(str(tmp_path)))]
+    assert len(names) == len(set(names)) > 1 and not list(tmp_path.iterdir())
