@@ -8,27 +8,15 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import BaseModel
 
-from jobs.config import ConfigError, DemoConfig, SegmentConfig, is_override, load_config, to_yaml
-from jobs.config_results import (
-    CheckDataConfig,
-    CompareConfig,
-    ConvertConfig,
-    EvaluateConfig,
-    ExportConfig,
-    HistoryConfig,
-    ReportConfig,
-    VerifyConfig,
-)
-from jobs.config_sweep import SweepConfig
-from jobs.config_train import TrainConfig
+from jobs.commands import read_settings
+from jobs.config import ConfigError, is_override, to_yaml
 from pipeline.storage import use_settings
 
 app = typer.Typer(
@@ -38,11 +26,18 @@ app = typer.Typer(
     help="Train Mask R-CNN on a Ray cluster, segment a bucket of images into Parquet, query it with pandas.",
 )
 
-Config = TypeVar("Config", bound=BaseModel)
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; see configs/.")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, over those of the file.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the settings as they would be used, and end.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, and end.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Of its dashboard, as http://head:8265; else $RAY_API_SERVER_ADDRESS, or here."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As `maskfleet jobs list` names it.")]
+
+jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster: list, status, logs, stop.")
+app.add_typer(jobs_app, name="jobs")
 
 
 class Exit(IntEnum):
@@ -60,7 +55,7 @@ def train(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Train a Mask R-CNN; run the same command again to resume."""
-    settings = _settings(TrainConfig, config, words, print_config)
+    settings = _settings("train", config, words, print_config)
     from jobs.progress import ProgressLine
     from jobs.train import prepare_train, run_train
 
@@ -78,7 +73,7 @@ def sweep(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Train every point of a grid and make one table of it; run the same command again to go on."""
-    settings = _settings(SweepConfig, config, words, print_config)
+    settings = _settings("sweep", config, words, print_config)
     from jobs.progress import ProgressLine
     from jobs.sweep import prepare_sweep, run_sweep
 
@@ -101,7 +96,7 @@ def segment(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Segment a folder of images into Parquet; run the same command again to resume."""
-    settings = _settings(SegmentConfig, config, words, print_config)
+    settings = _settings("segment", config, words, print_config)
     from jobs.progress import ProgressLine, describe
     from jobs.segment import failed_fraction, prepare_segment, run_segment
 
@@ -150,7 +145,7 @@ def evaluate(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Measure a run against ground truth: `maskfleet evaluate RUN_URI ground_truth.uri=instances.json`."""
-    settings = _settings(EvaluateConfig, config, words, print_config, "run.uri")
+    settings = _settings("evaluate", config, words, print_config)
     from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_tables
 
     plan = _checked(lambda: prepare_evaluate(settings))
@@ -175,8 +170,7 @@ def compare(
     dry_run: DryRun = False,
 ) -> None:
     """Compare two runs: `maskfleet compare RUN_A RUN_B --ground-truth instances.json`; without labels, their drift."""
-    given = [] if ground_truth is None else [f"ground_truth.uri={ground_truth}"]
-    settings = _settings(CompareConfig, config, words, print_config, "run_a.uri", "run_b.uri", extra=given)
+    settings = _settings("compare", config, words, print_config, ground_truth=ground_truth)
     from jobs.compare import describe, prepare_compare, run_compare
 
     plan = _checked(lambda: prepare_compare(settings))
@@ -193,7 +187,7 @@ def history(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Print the trend of kept evaluations: `maskfleet history HISTORY_URI`; output.uri=FOLDER also plots it."""
-    settings = _settings(HistoryConfig, config, words, print_config, "history.uri")
+    settings = _settings("history", config, words, print_config)
     from jobs.report import read_history
 
     if dry_run:
@@ -210,7 +204,7 @@ def report(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Write one HTML file with pictures of a run or a training: `maskfleet report RUN_URI`."""
-    settings = _settings(ReportConfig, config, words, print_config, "run.uri")
+    settings = _settings("report", config, words, print_config)
     from jobs.report import write_report
 
     if dry_run:
@@ -228,8 +222,7 @@ def export(
     dry_run: DryRun = False,
 ) -> None:
     """Write a run in another tool's form: `maskfleet export RUN_URI --to coco|coco-results|yolo|labelme|png`."""
-    given = [] if to is None else [f"export.to={to}"]
-    settings = _settings(ExportConfig, config, words, print_config, "run.uri", extra=given)
+    settings = _settings("export", config, words, print_config, to=to)
     from jobs.report import write_export
 
     if dry_run:
@@ -244,7 +237,7 @@ def check_data(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 1 if something would."""
-    settings = _settings(CheckDataConfig, config, words, print_config, "data.uri")
+    settings = _settings("check-data", config, words, print_config)
     from jobs.annotations import describe_report, run_check_data
 
     if dry_run:
@@ -265,8 +258,7 @@ def convert(
     dry_run: DryRun = False,
 ) -> None:
     """Write annotations in another format: `maskfleet convert ANNOTATIONS TARGET --to coco|via|voc|cityscapes|...`."""
-    given = [] if to is None else [f"convert.to={to}"]
-    settings = _settings(ConvertConfig, config, words, print_config, "data.uri", "output.uri", extra=given)
+    settings = _settings("convert", config, words, print_config, to=to)
     from jobs.annotations import describe_conversion, run_convert
 
     if dry_run:
@@ -280,7 +272,7 @@ def verify(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Re-read a run and prove it, or name every fault: `maskfleet verify RUN_URI`."""
-    settings = _settings(VerifyConfig, config, words, print_config, "run.uri")
+    settings = _settings("verify", config, words, print_config)
     from pipeline.bulk.verify import verify_run
     from pipeline.manifest import open_run
 
@@ -303,13 +295,143 @@ def demo(
     words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
 ) -> None:
     """Draw shapes, train on them, segment, evaluate and look: all of it, small, on this machine."""
-    settings = _settings(DemoConfig, config, words, print_config)
+    settings = _settings("demo", config, words, print_config)
     from jobs.demo import run_demo
 
     if dry_run:
         _say(f"would run the demo in {settings.output.uri}")
         return
     _run(lambda: run_demo(settings, say=_say, print_table=_print_table))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="train, segment, evaluate, retry, ...")],
+    address: Address = None,
+    wait: Annotated[bool, typer.Option("--wait/--detach", help="Show the log and end as the job does; or not.")] = True,
+    env: Annotated[list[str] | None, typer.Option("--env", help="A variable to hand over: NAME or NAME=VALUE.")] = None,
+    credentials: Annotated[bool, typer.Option(help="Hand over the AWS_* credentials of this environment.")] = True,
+    dependencies: Annotated[
+        Literal["cluster", "pinned"], typer.Option(help="Take what the nodes have, or install this machine's versions.")
+    ] = "cluster",
+    driver_cpus: Annotated[float, typer.Option(min=0, help="Cores for the command itself; 0: on the head node.")] = 0,
+) -> None:
+    """Run a command as a job of a cluster: `maskfleet submit segment --address http://head:8265` and its own words.
+
+    The same submission again is the same job while that runs or has succeeded, else its next attempt, which resumes.
+    """
+    from jobs.package import from_settings, from_words, handed_environment
+    from jobs.submit import SUCCEEDED, Jobs
+
+    environment = _checked(lambda: handed_environment(env or [], credentials=credentials))
+    line = _line_of(command, context.args)
+    words, file = line.pop("words") or [], line.pop("config", None)
+    for option in ("dry_run", "print_config"):
+        if line.pop(option, False):
+            _fail(f"submit: --{option.replace('_', '-')} is for the command itself; run it here", Exit.BAD_INPUT)
+    if command == "retry":
+        if not words or is_override(words[0]):
+            _fail("retry: name the run first, as in: maskfleet submit retry RUN_URI", Exit.BAD_INPUT)
+        submission = from_words(command, words, environment)
+    else:
+        submission = from_settings(
+            command, _checked(lambda: read_settings(command, file, words, **line)), environment
+        )
+    jobs = _checked(lambda: Jobs(address))
+    if warning := jobs.warning():
+        sys.stderr.write(f"maskfleet: warning: {warning}\n")
+    for place in submission.local_places():
+        _say(f"note: {place} is a path: every node must see it there")
+    if submission.environment:
+        _say(f"handed over, unseen: {', '.join(sorted(submission.environment))}")
+    state, is_new = _run(lambda: jobs.submit(submission, dependencies=dependencies, driver_cpus=driver_cpus))
+    done = "is submitted" if is_new else "has succeeded already" if state.status == SUCCEEDED else "is running already"
+    _say(f"job {state.job_id} {done}")
+    if not wait:
+        _say(f"see: maskfleet jobs logs {state.job_id} --follow --address {jobs.address}")
+    elif state.status != SUCCEEDED:
+        _follow(jobs, state.job_id)
+
+
+@app.command()
+def schedule(
+    words: Words = None,
+    config: ConfigFile = None,
+    once: Annotated[bool, typer.Option("--once", help="Do what is due now, and end.")] = False,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Evaluate and segment at times: `maskfleet schedule --config configs/schedule/nightly.yaml`.
+
+    Any number of schedulers may share one state. With --once: 1 when a tick failed, 4 when a gate did.
+    """
+    settings = _settings("schedule", config, words, print_config)
+    from jobs.schedule import Scheduler, describe_schedule, run_forever, run_once
+    from jobs.schedule_work import Programs, credentials_of
+
+    if dry_run:
+        _say(describe_schedule(settings))
+        return
+    runner = Programs(credentials_of(settings), _say)
+    scheduler = _checked(lambda: Scheduler(settings, _say))
+    if not once:
+        _say(describe_schedule(settings))
+        _run(lambda: run_forever(scheduler, runner))
+    outcomes = {ended.outcome for ended in _run(lambda: run_once(scheduler, runner))}
+    if not outcomes:
+        _say("nothing is due")
+    if "failed" in outcomes:
+        raise typer.Exit(Exit.FAILED)
+    if "gate_failed" in outcomes:
+        raise typer.Exit(Exit.GATE)
+
+
+@jobs_app.command("list")
+def list_jobs(address: Address = None) -> None:
+    """One line for each job of a cluster, oldest first."""
+    from jobs.submit import Jobs
+
+    jobs = _checked(lambda: Jobs(address))
+    for state in _run(jobs.list):
+        _say(state.describe())
+
+
+@jobs_app.command("status")
+def job_status(job_id: JobId, address: Address = None) -> None:
+    """What became of a job; ends with 0 whatever that is."""
+    from jobs.submit import SUCCEEDED, Jobs, reason_of
+
+    jobs = _checked(lambda: Jobs(address))
+    state = _run(lambda: jobs.state(job_id))
+    _say(state.describe())
+    if state.is_over and state.status != SUCCEEDED:
+        _say(f"reason: {reason_of(state, _run(lambda: jobs.log(job_id)))}")
+
+
+@jobs_app.command("logs")
+def job_logs(
+    job_id: JobId,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as the log grows, and end as the job does.")] = False,
+) -> None:
+    """What a job has written."""
+    from jobs.submit import Jobs
+
+    jobs = _checked(lambda: Jobs(address))
+    if follow:
+        _follow(jobs, job_id)
+    else:
+        sys.stdout.write(_run(lambda: jobs.log(job_id)))
+
+
+@jobs_app.command("stop")
+def stop_job(job_id: JobId, address: Address = None) -> None:
+    """Stop a job and wait until it has ended; submitting it again goes on where it was."""
+    from jobs.submit import Jobs
+
+    jobs = _checked(lambda: Jobs(address))
+    _say(_run(lambda: jobs.stop(job_id)).describe())
 
 
 def main() -> None:
@@ -321,31 +443,56 @@ def main() -> None:
 
 
 def _settings(
-    kind: type[Config],
-    file: Path | None,
-    words: list[str] | None,
-    print_config: bool,
-    *positional: str,
-    extra: Sequence[str] = (),
-) -> Config:
-    """The validated configuration; ends the program on a wrong one (2), or after printing it (0).
+    name: str, file: Path | None, words: list[str] | None, print_config: bool, **options: str | None
+) -> Any:
+    """The validated configuration of a command; ends the program on a wrong one (2), or after printing it (0).
 
     Args:
-        positional: the keys that leading words without '=' stand for.
-        extra: words that options stand for.
+        options: the command's own options that stand for settings.
     """
-    overrides = list(words or [])
-    for place, key in enumerate(positional):
-        if place < len(overrides) and not is_override(overrides[place]):
-            overrides[place] = f"{key}={overrides[place]}"
-    overrides += extra
-    settings = _checked(lambda: load_config(kind, file, overrides))
+    settings = _checked(lambda: read_settings(name, file, words, **options))
     if hasattr(settings, "storage"):
         _checked(lambda: use_settings(settings.storage.to_settings()))
     if print_config:
         sys.stdout.write(to_yaml(settings))
         raise typer.Exit(Exit.DONE)
     return settings
+
+
+def _line_of(command: str, words: list[str]) -> dict[str, Any]:
+    """The rest of a submission's line as the command itself would read it; ends with 2 where it would not."""
+    from jobs.package import SUBMITTED
+
+    if command not in SUBMITTED:
+        _fail(f"submit: {command!r} is not allowed; allowed are {', '.join(SUBMITTED)}", Exit.BAD_INPUT)
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands[command].make_context(f"maskfleet submit {command}", list(words)).params)
+
+
+def _follow(jobs: Any, job_id: str) -> None:
+    """Shows a job's log and ends as it does, its reason on the last line."""
+    from jobs.submit import SUCCEEDED, reason_of
+
+    ended = ""
+
+    def write(text: str) -> None:
+        nonlocal ended
+        ended = (ended + text)[-100_000:]
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        state = _run(lambda: jobs.follow(job_id, write))
+    except KeyboardInterrupt:
+        _fail(f"job {job_id} goes on; see: maskfleet jobs status {job_id}", Exit.FAILED)
+    if ended and not ended.endswith("\n"):
+        _say("")
+    if state.status == SUCCEEDED:
+        _say(f"job {job_id} succeeded")
+        return
+    code = state.exit_code if state.exit_code and state.exit_code > 0 else Exit.FAILED
+    sys.stderr.write(f"maskfleet: job {job_id} {state.status.lower()}, exit code {code}: {reason_of(state, ended)}\n")
+    raise typer.Exit(code)
 
 
 def _checked(check: Callable[[], Any]) -> Any:

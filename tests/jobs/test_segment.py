@@ -52,6 +52,8 @@ def test_only_what_is_new_or_changed_since_a_run(folder: Path, tiny_checkpoint: 
     call(Exit.DONE, "segment", *words, since, f"output.uri={tmp_path / 'second'}")
     images = load_images(str(tmp_path / "second"))
     assert dict(zip(images["image_id"], images["status"])) == {"new.png": "ok", "torn.png": "ok"}
+    since = f"input.since_run={tmp_path / 'second'}"
+    assert "0 images" in call(Exit.DONE, "segment", *words, since, f"output.uri={tmp_path / 'third'}")
 
 
 def test_a_bucket_from_the_first_word_to_the_last(

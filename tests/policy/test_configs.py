@@ -8,6 +8,7 @@ import pytest
 
 from jobs.config import SegmentConfig, load_config
 from jobs.config_results import EvaluateConfig
+from jobs.config_schedule import ScheduleConfig
 from jobs.config_sweep import SweepConfig
 from jobs.config_train import TrainConfig
 from jobs.sweep import iter_trials
@@ -15,13 +16,20 @@ from model.spec import ModelSpec
 from pipeline.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = {"train": TrainConfig, "sweep": SweepConfig, "segment": SegmentConfig, "evaluate": EvaluateConfig}
+KINDS = {
+    "train": TrainConfig,
+    "sweep": SweepConfig,
+    "segment": SegmentConfig,
+    "evaluate": EvaluateConfig,
+    "schedule": ScheduleConfig,
+}
 # What a file may leave to the command line.
 PLACES = {
     "train": {"data.train": "x", "output.uri": "x"},
     "sweep": {"output.uri": "x"},
     "segment": {"model.checkpoint": "x", "input.uri": "x", "output.uri": "x"},
     "evaluate": {"run.uri": "x", "ground_truth.uri": "x"},
+    "schedule": {},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pipeline.bulk import corpus
 from pipeline.bulk.corpus import choose_shard_size, read_plan, seal_plan
 from pipeline.bulk.listing import PlannedImage, iter_corpus
-from pipeline.manifest import PLAN_KEY, RunError
+from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
 from pipeline.storage_local import LocalStorage
 
 
@@ -115,3 +116,20 @@ def test_shard_size_serves_every_worker_and_bounds_the_commits() -> None:
         assert size <= 256 or size % 256 == 0
         assert num_images / size > 3 * num_workers
     assert choose_shard_size(100_000_000, 64) == 4096
+
+
+def test_what_is_new_is_what_no_run_of_the_chain_has_seen(tmp_path: Path) -> None:
+    from pipeline.bulk.flow import list_images
+
+    photos, storage = images(5), LocalStorage(tmp_path / "photos")
+    source = {"uri": storage.uri, "kind": "folder", "pattern": "*", "uri_column": "uri", "since_run": None}
+    for number, photo in enumerate(photos):
+        storage.write_bytes(photo.image_id, b"x")
+        run = LocalStorage(tmp_path / f"run{number}")
+        run.write_bytes(RUN_KEY, to_json({"input": source}))
+        plan = seal_plan(run, partial(list_images, source), shard_size=4, num_workers=1)
+        assert [image.image_id for image in plan.iter_images()] == [photo.image_id]
+        source = {**source, "since_run": run.uri}
+    assert list(list_images(source, "")) == []
+    storage.write_bytes(photos[1].image_id, b"changed")
+    assert [image.image_id for image in list_images(source, "")] == [photos[1].image_id]
