@@ -387,6 +387,23 @@ def schedule(
         raise typer.Exit(Exit.GATE)
 
 
+@app.command()
+def manifests(
+    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+) -> None:
+    """Write files for KubeRay and Ray's cluster launcher: `maskfleet manifests --config configs/manifests/lab.yaml`."""
+    settings = _settings("manifests", config, words, print_config)
+    from jobs.manifests import write_manifests
+
+    if config is None:
+        _fail("manifests: --config is missing; give the file that describes the cluster", Exit.BAD_INPUT)
+    if dry_run:
+        _say(f"would write manifests into {settings.output.uri}")
+        return
+    names = _checked(lambda: write_manifests(settings, config))
+    _say(f"{', '.join(names)} -> {settings.output.uri}")
+
+
 @jobs_app.command("list")
 def list_jobs(address: Address = None) -> None:
     """One line for each job of a cluster, oldest first."""

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jobs.config import DemoConfig, SegmentConfig, is_override, load_config
+from jobs.config_manifests import ManifestsConfig
 from jobs.config_results import (
     CheckDataConfig,
     CompareConfig,
@@ -53,6 +54,7 @@ COMMANDS: Mapping[str, Command] = {
     "check-data": Command(CheckDataConfig, ("data.uri",)),
     "demo": Command(DemoConfig),
     "schedule": Command(ScheduleConfig),
+    "manifests": Command(ManifestsConfig),
     "convert": Command(ConvertConfig, ("data.uri", "output.uri"), {"to": "convert.to"}),
 }
 

@@ -26,8 +26,9 @@ from pipeline.storage import is_local, local_path
 LAYERS = ("jobs", "pipeline", "model")
 SUFFIXES = (".py", ".j2")
 CONFIG, BASE = "config.yaml", "base.yaml"
-# The demo is for one machine, and a schedule submits its own steps.
-SUBMITTED = (*(name for name in COMMANDS if name not in ("demo", "schedule")), "retry")
+# These are for the machine that they are typed on.
+HERE = ("demo", "schedule", "manifests")
+SUBMITTED = (*(name for name in COMMANDS if name not in HERE), "retry")
 # Where a setting names a place; all others are no paths.
 PLACES = frozenset(
     {"uri", "checkpoint", "weights", "train", "val", "image_root", "val_image_root", "extra_channels", "since_run"}
