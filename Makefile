@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-s3 chaos check clean
+.PHONY: setup demo test test-s3 test-cluster chaos check audit clean
 setup: $(STAMP)
 
 # pip installs exactly what constraints.txt pins; a second call finds the stamp newer than both files and does nothing.
@@ -24,6 +24,10 @@ test: $(STAMP)
 test-s3: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 's3 and not slow'
 
+# Jobs on a Ray cluster that asks for a token: submitted, watched, stopped, gone on with.
+test-cluster: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'cluster and not slow'
+
 # The fault suite in its long form: hours of kills, lost nodes, failing stores and broken files.
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -rA --durations=0 tests/chaos
@@ -33,6 +37,12 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Known weaknesses of the pinned packages; asks the public advisories, so it needs the network.
+audit:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
+	.venv/audit/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
 clean:
 	rm -rf .venv demo out

@@ -228,7 +228,8 @@ def read_yaml(file: str | Path, key: str = "--config") -> dict[str, Any]:
 
 def _override(values: dict[str, Any], word: str) -> None:
     if not is_override(word):
-        raise ConfigError(f"{word!r} is not understood; allowed are words like section.key=value")
+        shown = re.sub(r"=.*", "=***", word, flags=re.DOTALL) if _is_secret(word.partition("=")[0]) else word
+        raise ConfigError(f"{shown!r} is not understood; allowed are words like section.key=value")
     key, text = word.split("=", 1)
     set_value(values, key, _value(text))
 
@@ -267,9 +268,16 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
         return f"{key}: missing; {_about(kind, names)}"
     reason = fault["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    if isinstance(fault["input"], dict | BaseModel) or len(str(fault["input"])) > 200:
+    given = str(fault["input"])
+    is_secret = _is_secret(key) or re.search(r"://[^/]*@", given) is not None
+    if isinstance(fault["input"], dict | BaseModel) or len(given) > 200 or is_secret:
         return f"{key}: {reason}"
     return f"{key}: {fault['input']!r} is not allowed: {reason}"
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a key, perhaps misspelt, is one whose value is never shown."""
+    return re.search(r"secret|token|password|passwd|credential|access_?key|webhook", key, re.IGNORECASE) is not None
 
 
 def _keys_of(kind: type[BaseModel], path: list[str]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from urllib.parse import urlsplit
 
 from pipeline.storage import StorageSettings
 
@@ -42,6 +41,13 @@ class StorageSection(Section):
     conditional_put: bool = Field(
         True, description="False accepts a store without conditional PUT; never run two at once on one output then."
     )
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _without_credentials(cls, url: str | None) -> str | None:
+        if url is not None and "@" in urlsplit(url).netloc:
+            raise ValueError("a URL with credentials in it; give them as access_key and secret_key")
+        return url
 
     def to_settings(self) -> StorageSettings:
         """The same for `pipeline.storage`."""

@@ -121,6 +121,7 @@ def train_words(drawn: Path, out: Path, *more: str) -> list[str]:
     return [*words, *more]
 
 
+@pytest.mark.cluster
 def test_train_segment_evaluate_each_as_a_job_and_the_same_again_is_the_same_job(
     head: Head, drawn: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +147,7 @@ def test_train_segment_evaluate_each_as_a_job_and_the_same_again_is_the_same_job
     assert "exit code 4: gate failed: " in gated.stderr.splitlines()[-1]
 
 
+@pytest.mark.cluster
 def test_a_failing_job_gives_its_exit_code_and_its_reason_on_the_last_line(head: Head, tmp_path: Path) -> None:
     words = ["submit", "segment", "model.checkpoint=/no/model", "input.uri=/no/photos", f"output.uri={tmp_path / 'o'}"]
     failed = maskfleet(head, *words, code=2)
@@ -159,6 +161,7 @@ def test_a_failing_job_gives_its_exit_code_and_its_reason_on_the_last_line(head:
     assert maskfleet(head, "jobs", "status", "no-such-job", code=1).stderr.endswith("job no-such-job does not exist\n")
 
 
+@pytest.mark.cluster
 def test_a_stopped_training_goes_on_when_it_is_submitted_again(head: Head, drawn: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     words = ["submit", "train", *train_words(drawn, model, "train.max_steps=60", "train.checkpoint_every_steps=5")]
@@ -174,6 +177,7 @@ def test_a_stopped_training_goes_on_when_it_is_submitted_again(head: Head, drawn
     assert "of which" in again.stdout and "trained: 60 steps" in again.stdout
 
 
+@pytest.mark.cluster
 def test_a_cluster_with_a_token_is_closed_to_who_has_none(head: Head, tmp_path: Path) -> None:
     none = maskfleet(head, "jobs", "list", code=2, RAY_AUTH_TOKEN="", HOME=str(tmp_path))
     assert "the cluster asks for a token" in none.stderr and str(tmp_path / ".ray/auth_token") in none.stderr
@@ -186,6 +190,7 @@ def test_a_cluster_with_a_token_is_closed_to_who_has_none(head: Head, tmp_path: 
     assert "nobody answers there" in nobody.stderr
 
 
+@pytest.mark.cluster
 def test_no_secret_is_seen_anywhere(head: Head, drawn: Path, moto: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The job reads and writes a bucket with a planted key; the key is then looked for in all that was written."""
     bucket = make_bucket(moto)
