@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.results.coco_eval import DetectionTable
 from pipeline.results.matching import iter_pairs
 from pipeline.results.truth import Truth
+from pipeline.rle import rle_areas
 
 VOC_METHODS = ("area", "11point")
 CITYSCAPES_THRESHOLDS = tuple(np.arange(0.5, 1.0, 0.05).round(2).tolist())
@@ -205,13 +206,10 @@ def _intersections(ious: np.ndarray, mine: np.ndarray, theirs: np.ndarray, crowd
 
 
 def _mask_areas(truth: Truth, detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
-    from pycocotools import mask as coco_mask
-
-    found, real = detections.to_rles(), truth.rles
-    return (
-        np.asarray(coco_mask.area(found), np.float64).reshape(len(found)),
-        np.asarray(coco_mask.area(real), np.float64).reshape(len(real)),
-    )
+    if detections.counts is None:
+        raise ValueError("Cityscapes' AP needs masks; load the instances with rle_counts")
+    of_truth = rle_areas([rle["counts"] for rle in truth.rles])
+    return rle_areas(detections.counts).astype(np.float64), of_truth.astype(np.float64)
 
 
 def _columns(truth: Truth) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -28,13 +28,15 @@ from pipeline.results.render import open_photo, palette
 from pipeline.schema import OK, STATUSES
 
 MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole file
-_PHOTO_PX = 560
+_PHOTO_PX = 720
 _PHOTO_QUALITY = 74
 _MAX_INSTANCES = 40  # drawn on one photo
 _EXAMPLES = 6  # of each failure, and photos wanted of each class
 _SCORE_EDGES = np.linspace(0, 1, 21)
 _SIDE_EDGES = np.linspace(0, 12, 25)  # log2 of the square root of the area
 _SURE = 0.5
+_MOST_CLASSES = 16  # of a confusion matrix that is shown whole
+_MOST_PAIRS = 20  # of a larger one
 
 
 @dataclass
@@ -102,6 +104,18 @@ def build_report(
     if training is not None:
         content["training"] = _training_charts(training)
         content["title"] = content["title"] or "Training"
+    run_has = content["run"] or {}
+    content["sections"] = [
+        (key, name)
+        for key, name, there in (
+            ("evaluation", "Evaluation", content["evaluation"]),
+            ("training", "Training", content["training"]),
+            ("failures", "Failures", run_has.get("failures")),
+            ("found", "What was found", run_has),
+            ("pictures", "Pictures", run_has),
+        )
+        if there
+    ]
     text = resources.files("pipeline.results").joinpath("report.html.j2").read_text("utf-8")
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text).render(**content)
 
@@ -268,10 +282,37 @@ def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [(name, [_shown(name, overall[kind].get(name)) for kind in kinds]) for name in metrics],
         "tables": tables,
         "curves": [curve for curve in curves if curve],
+        "slices": [_slice_table(by, rows) for by, rows in (evaluation.get("slices") or {}).items() if rows],
+        "confusion": _confusion(evaluation.get("confusion")),
         "notes": evaluation.get("notes", []),
         "score_threshold": evaluation.get("score_threshold"),
         "iou_threshold": evaluation.get("iou_threshold"),
     }
+
+
+def _slice_table(by: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    return {"by": by, "columns": list(rows[0]), "rows": cells}
+
+
+def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The matrix, shaded by each row's shares, where it is small; else the pairs of classes most often confused."""
+    if confusion is None:
+        return None
+    names, counts = confusion["names"], np.array(confusion["counts"], np.int64)
+    if len(names) <= _MOST_CLASSES:
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        cells = [list(zip(*row, strict=True)) for row in zip(counts.tolist(), shares.tolist(), strict=True)]
+        return {"names": names, "rows": list(zip(names, cells, strict=True)), "pairs": None}
+    between = counts[:-1, :-1].copy()
+    np.fill_diagonal(between, 0)
+    real, found = np.unravel_index(np.argsort(-between, axis=None, kind="stable")[:_MOST_PAIRS], between.shape)
+    pairs = [
+        (names[r], names[f], f"{between[r, f]:,}", f"{counts[r].sum():,}")
+        for r, f in zip(real.tolist(), found.tolist(), strict=True)
+        if between[r, f]
+    ]
+    return {"names": names, "rows": None, "pairs": pairs}
 
 
 def _training_charts(training: pd.DataFrame) -> list[str]:
@@ -294,6 +335,12 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if name.endswith(("positives", "negatives")) else f"{value:.3f}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else _shown("", value)
 
 
 def _script_json(value: Any) -> str:

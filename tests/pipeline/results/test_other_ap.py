@@ -151,6 +151,13 @@ def test_cityscapes_against_the_slow_form(case, min_region_px):
     assert 0 < got[None]["AP"] <= got[None]["AP50"] < 1
 
 
+def test_more_masks_than_pycocotools_measures_at_once(case):
+    truth, table = case
+    many = np.tile(np.arange(len(table)), 256 // len(table) + 1)
+    assert len(many) > 255
+    assert 0 < cityscapes_ap(truth, table.take(many))[None]["AP"] < cityscapes_ap(truth, table)[None]["AP"]
+
+
 def test_nothing_to_find_is_nan_and_nothing_found_is_zero(case):
     truth, table = case
     none = table.take(np.zeros(len(table), bool))

@@ -42,7 +42,8 @@ def page(drawn_run, tmp_path_factory) -> Path:
     run = write_run(folder / "run", tables)
     shutil.rmtree(folder / "gone", ignore_errors=True)
     training = pd.DataFrame({"step": range(50), "loss": np.linspace(2, 0.3, 50), "segm_AP": np.linspace(0, 0.7, 50)})
-    evaluation = evaluate_run(drawn_run.uri, drawn_run.truth).to_dict()
+    more = {"also": ["voc", "cityscapes", "confusion"], "slices": ["size", "crowding", "status"]}
+    evaluation = evaluate_run(drawn_run.uri, drawn_run.truth, **more).to_dict()
     html = build_report(str(run), evaluation=json.loads(json.dumps(evaluation)), training=training)
     (folder / "report.html").write_text(html, "utf-8")
     return folder / "report.html"
@@ -63,6 +64,28 @@ def test_the_numbers_are_those_of_the_tables(page, drawn_run):
     assert "<img src=x" not in html
     ap = evaluate_run(drawn_run.uri, drawn_run.truth).overall("segm", "AP")
     assert f"<td>{ap:.3f}</td>" in html
+
+
+def test_all_that_was_evaluated_is_shown(page, drawn_run):
+    html = page.read_text("utf-8")
+    metrics = evaluate_run(drawn_run.uri, drawn_run.truth, also=["voc", "confusion"], slices=["crowding"])
+    assert f"<td>VOC_AP</td><td>{metrics.overall('bbox', 'VOC_AP'):.3f}</td>" in html
+    matrix = re.search(r'<table class="confusion">(.*?)</table>', html, re.S)[1]
+    counts = [int(n) for n in re.findall(r"<td[^>]*>(\d+)</td>", matrix)]
+    assert counts == metrics.confusion.to_numpy().ravel().tolist()
+    assert re.findall(r"<summary>by (\w+)</summary>", html) == ["size", "crowding", "status"]
+    for row in metrics.slices["crowding"].itertuples():
+        assert f"<td>{row.slice}</td><td>{row.images}</td><td>{row.objects}</td><td>{row.AP:.3f}</td>" in html
+
+
+def test_of_many_classes_the_confused_pairs_are_listed():
+    names = [f"c{n}" for n in range(30)] + ["background"]
+    counts = np.diag(np.full(31, 50))
+    counts[3, 4], counts[7, 2], counts[5, 30] = 9, 2, 40
+    evaluation = {"confusion": {"names": names, "counts": counts.tolist()}}
+    html = build_report(training=pd.DataFrame({"step": [1], "loss": [1.0]}), evaluation=evaluation)
+    pairs = re.findall(r'<td>(c\d+)</td><td class="text">(c\d+)</td><td>(\d+)</td><td>(\d+)</td>', html)
+    assert pairs == [("c3", "c4", "9", "59"), ("c7", "c2", "2", "52")]
 
 
 def test_a_training_alone_has_a_report_and_nothing_has_none():
@@ -170,6 +193,30 @@ def test_pictures_enlarge_by_mouse_and_by_keyboard(opened):
     shown = "const i = document.querySelector('#large-photo img').getBoundingClientRect(); return [i.width, i.bottom]"
     width, bottom = opened.run(shown)
     assert width > 300 and bottom <= opened.run("return innerHeight")
+
+
+def test_letters_keep_their_size_in_an_enlarged_picture(opened):
+    opened.run(SET, "score", "0.3")
+    size = "return document.querySelector('#large-photo text').getBoundingClientRect().height"
+    seen = []
+    for width in (400, 1200):
+        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        opened.devtools("Emulation.setDeviceMetricsOverride", **screen)
+        opened.click(".card:nth-child(2)")
+        seen.append(opened.run(size))
+        opened.press(chromium.ESCAPE)
+    opened.devtools("Emulation.clearDeviceMetricsOverride")
+    assert 8 < seen[0] <= seen[1] < 24 and seen[1] - seen[0] < 6
+
+
+def test_sections_and_long_tables_are_reached_by_keyboard(opened):
+    targets = opened.run("return [...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
+    assert len(targets) == 5 and all(targets)
+    opened.run("document.querySelector('nav a').focus()")
+    opened.press(chromium.ENTER)
+    assert opened.run("return location.hash") == "#evaluation"
+    focusable = "return [...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0)"
+    assert opened.run(focusable)
 
 
 def test_it_fits_a_phone(opened):
