@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -548,7 +548,7 @@ def _reason(error: BaseException) -> str:
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def _fail(reason: str, code: Exit) -> None:
+def _fail(reason: str, code: Exit) -> NoReturn:
     sys.stderr.write(f"maskfleet: {reason}\n")
     raise typer.Exit(code)
 

@@ -65,10 +65,10 @@ class SweepSection(Section):
             if both := sorted(case.keys() & self.grid.keys()):
                 raise ValueError(f"{both[0]} is in case {name!r} and in the grid; allowed is one of them")
         for effect in self.effects:
-            for case in (effect.of, effect.over):
-                if case not in self.cases:
+            for side in (effect.of, effect.over):
+                if side not in self.cases:
                     raise ValueError(
-                        f"effects: {case!r} is no case; allowed are {', '.join(self.cases) or 'none without cases'}"
+                        f"effects: {side!r} is no case; allowed are {', '.join(self.cases) or 'none without cases'}"
                     )
         return self
 

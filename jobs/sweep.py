@@ -276,11 +276,11 @@ def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[s
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # type: ignore[call-overload]
     watcher = _make_watcher(board, table, by_name, len(plan.finished), say)
     trainable = tune.with_resources(
         tune.with_parameters(_train_trial, configs={name: one.config for name, one in by_name.items()}, board=board),
-        lambda point: _resources(by_name[point["trial"]].config),
+        lambda point: _resources(by_name[point["trial"]].config),  # type: ignore[arg-type, return-value]
     )
     with tempfile.TemporaryDirectory(prefix="maskfleet-sweep-") as scratch:
         tuner = tune.Tuner(

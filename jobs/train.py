@@ -367,15 +367,17 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    # Ray's type hints are those of its older API in five places here.
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # type: ignore[call-overload]
     listener = _Listener(board, say)
+    size: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
     resources = {"CPU": train.cpus_per_worker or 1} | ({"GPU": 1} if train.use_gpu else {})
     with tempfile.TemporaryDirectory(prefix="maskfleet-train-") as scratch:
         trainer = TorchTrainer(
-            train_worker,
+            train_worker,  # type: ignore[arg-type]
             train_loop_config={"config": config, "board": board},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers),
+                num_workers=size,
                 use_gpu=train.use_gpu,
                 resources_per_worker=resources,
             ),
@@ -384,12 +386,12 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
                 name="train",
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-                logging_config=LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
         listener.start()
         try:
-            outcome = trainer.fit().return_value or {}
+            outcome = trainer.fit().return_value or {}  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
             outcome = {"stopped": _last_line(error)}
         finally:

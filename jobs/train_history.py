@@ -69,8 +69,8 @@ class History:
 
     def num_validations_since_best(self) -> int:
         """Validations after the best one."""
-        rows = self.validations()
-        return len(rows) - 1 - rows.index(self.best()) if rows else 0
+        rows, best = self.validations(), self.best()
+        return 0 if best is None else len(rows) - 1 - rows.index(best)
 
     def save(self, *, tensorboard: bool) -> None:
         """Writes metrics.parquet and the new rows of the TensorBoard log."""
@@ -78,14 +78,14 @@ class History:
             return
         self.output.write_metrics(self.rows)
         if tensorboard and self._num_logged < len(self.rows):
-            self._write_tensorboard(self.rows[self._num_logged :])
+            self._write_tensorboard(self.output, self.rows[self._num_logged :])
             self._num_logged = len(self.rows)
 
-    def _write_tensorboard(self, rows: list[dict[str, Any]]) -> None:
+    def _write_tensorboard(self, output: TrainingOutput, rows: list[dict[str, Any]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         with contextlib.ExitStack() as stack:
-            local = self.output.local_root
+            local = output.local_root
             folder = (
                 local / "tensorboard" if local is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             )
@@ -99,7 +99,7 @@ class History:
             self._resumed_at = rows[-1]["step"]
             if local is None:
                 for file in folder.iterdir():
-                    self.output.write_file(f"tensorboard/{file.name}", file.read_bytes())
+                    output.write_file(f"tensorboard/{file.name}", file.read_bytes())
 
 
 def _score(row: Mapping[str, Any]) -> float:

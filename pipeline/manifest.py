@@ -147,9 +147,9 @@ class Commit:
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
         """Raises RunError when the bytes are no commit."""
-        fields = from_sealed_json(data)
+        fields: dict[str, Any] = from_sealed_json(data)
         try:
-            files = {table: DataFile(**fields.pop(table)) for table in TABLES}
+            files: dict[str, Any] = {table: DataFile(**fields.pop(table)) for table in TABLES}
             return cls(**fields, **files)
         except (TypeError, KeyError) as error:
             raise RunError(f"no commit: {error}") from error

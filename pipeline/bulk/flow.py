@@ -316,7 +316,7 @@ class ShardWorker:
         result = ImageResult(image, found.status, found.error, found.height, found.width, found.exif_orientation)
         if isinstance(prediction, str):
             result.status, result.error = "predict_failed", prediction
-        elif prediction is not None:
+        elif prediction is not None and found.image is not None:
             result.instances = encode_instances(
                 prediction,
                 self.predictor.categories,
@@ -363,6 +363,7 @@ class ProgressBoard:
     def take(self, report: ShardReport) -> None:
         if not self.tally.take(report):
             return
+        counted: list[tuple[Counter, dict[str, str], float]]
         counted = [(self.images, {"status": status}, count) for status, count in report.statuses.items()]
         counted += [(self.seconds, {"stage": stage}, seconds) for stage, seconds in report.stages_s.items()]
         for counter, tags, value in [*counted, (self.instances, {}, report.num_instances)]:

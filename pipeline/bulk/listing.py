@@ -282,7 +282,7 @@ def _iter_members(storage: Storage, tar: ObjectInfo) -> Iterator[PlannedImage]:
                 if member.isfile():
                     name = f"{tar.key}/{member.name.removeprefix('./')}"
                     yield PlannedImage(name, uri, tar.etag, member.size, member.offset_data)
-                archive.members = []  # else every header stays in memory
+                archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
     except tarfile.TarError as error:
         raise CorpusError(f"{uri}: not readable as an uncompressed tar file: {error}") from error
 

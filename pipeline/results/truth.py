@@ -59,7 +59,7 @@ class Truth:
         kept = [
             entry
             for entry in whole.annotations
-            if (ids := labelled.get(entry["image_id"])) is None or entry["category_id"] in ids
+            if (looked_for := labelled.get(entry["image_id"])) is None or entry["category_id"] in looked_for
         ]
         return cls(whole.images, kept, whole.categories, len(whole.annotations) - len(kept))
 
