@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-s3 test-cluster chaos check audit clean
+.PHONY: setup demo test test-s3 test-cluster docs-test chaos check audit clean
 setup: $(STAMP)
 
 # pip installs exactly what constraints.txt pins; a second call finds the stamp newer than both files and does nothing.
@@ -27,6 +27,10 @@ test-s3: $(STAMP)
 # Jobs on a Ray cluster that asks for a token: submitted, watched, stopped, gone on with.
 test-cluster: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'cluster and not slow'
+
+# The tutorial and the README's commands, typed as they stand, on drawn data.
+docs-test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/docs
 
 # The fault suite in its long form: hours of kills, lost nodes, failing stores and broken files.
 chaos: $(STAMP)

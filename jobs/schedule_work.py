@@ -90,6 +90,7 @@ class Programs:
         self._stopped = threading.Event()
 
     def run(self, args: list[str], timeout_s: float) -> tuple[int, str]:
+        """As `Runner.run`; whoever is late, or is stopped, gets SIGTERM and after STOP_S SIGKILL."""
         if self._stopped.is_set():
             raise Stopped
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
@@ -123,10 +124,12 @@ class Programs:
         return code, last.removeprefix("maskfleet: ")
 
     def wait(self, seconds: float) -> None:
+        """As `Runner.wait`."""
         if self._stopped.wait(seconds):
             raise Stopped
 
     def stop(self) -> None:
+        """As `Runner.stop`; from any thread."""
         self._stopped.set()
         for program in list(self._running):
             _end(program)

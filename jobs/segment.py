@@ -47,6 +47,7 @@ class SegmentPlan:
 
     @property
     def run_id(self) -> str:
+        """The hash of the specification."""
         return run_id_of(self.spec)
 
 

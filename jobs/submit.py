@@ -61,6 +61,7 @@ class JobState:
 
     @property
     def is_over(self) -> bool:
+        """Whether it has ended, however."""
         return self.status not in RUNNING
 
     def describe(self) -> str:

@@ -438,15 +438,19 @@ class Board:
         self._stopped: str | None = None
 
     def push(self, event: dict[str, Any]) -> None:
+        """Takes an event of a worker, as plain values."""
         self._events.append(event)
 
     def stop(self, sentence: str) -> None:
+        """Asks the workers to end; the sentence says why."""
         self._stopped = sentence
 
     def stopped(self) -> str | None:
+        """Why the workers are asked to end; None while they are not."""
         return self._stopped
 
     def drain(self) -> list[dict[str, Any]]:
+        """The events since the last call, oldest first, and forgets them."""
         events, self._events = self._events, []
         return events
 

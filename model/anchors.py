@@ -34,11 +34,13 @@ class ExactAnchors(AnchorGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (torchvision's own signature)
     ) -> Tensor:
+        """Anchors of one map around (0, 0), ratio by ratio: [len(aspect_ratios) * len(scales), 4] XYXY in pixels."""
         scale = torch.as_tensor(scales, dtype=dtype, device=device)[None]
         root = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
         widths, heights = (scale / root).reshape(-1), (scale * root).reshape(-1)
         return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        """The anchors of each map at each of its cells: [cells * anchors, 4] XYXY in pixels of the padded images."""
         exact = [[torch.tensor(stride, device=old[0].device)] * 2 for stride, old in zip(self.strides, strides)]
         return super().grid_anchors(grid_sizes, exact)

@@ -185,6 +185,7 @@ class DoubledSigmoid(nn.Sigmoid):
     """2 sigmoid(x): 1 at 0."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """2 sigmoid(x), element by element, in (0, 2)."""
         return 2 * super().forward(x)
 
 

@@ -45,6 +45,7 @@ class Samples:
     true_boxes: list[Tensor]
 
     def positives(self) -> Samples:
+        """The samples of a class, without those of the background; none where there are none."""
         chosen = [torch.where(labels > 0)[0] for labels in self.labels]
         return Samples(
             *(

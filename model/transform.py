@@ -51,11 +51,13 @@ class ImageTransform(GeneralizedRCNNTransform):
         self.resizes_in_training = True
 
     def normalize(self, image: Tensor) -> Tensor:
+        """An image [C, H, W] in 0..1 with mean and deviation taken out, its channels in the order of the weights."""
         if self.is_bgr:
             image = torch.cat([image[:3].flip(0), image[3:]])
         return super().normalize(image)
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """An image [C, H, W] and its target at the size that the network takes; boxes and masks along with it."""
         if self.training and not self.resizes_in_training:
             return image, target
         old = tuple(image.shape[-2:])

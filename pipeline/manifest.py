@@ -142,6 +142,7 @@ class Commit:
     timings_s: dict[str, float]
 
     def to_json(self) -> bytes:
+        """The commit as bytes that carry their own hash."""
         return to_sealed_json(asdict(self))
 
     @classmethod

@@ -37,6 +37,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
+        """The credential itself."""
         return self._value
 
     def __repr__(self) -> str:

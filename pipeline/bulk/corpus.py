@@ -47,6 +47,7 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
+        """Shards of the plan; 0 without images."""
         return -(-self.num_images // self.shard_size)
 
     def num_images_of(self, shard: int) -> int:

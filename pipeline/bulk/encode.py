@@ -37,6 +37,7 @@ class ImageResult:
 
     @property
     def num_instances(self) -> int:
+        """Instances found; 0 where the image was not segmented."""
         return len(self.instances.get("score", ()))
 
 

@@ -361,6 +361,7 @@ class ProgressBoard:
             counter.set_default_tags(run)
 
     def take(self, report: ShardReport) -> None:
+        """Counts a report of a worker, once."""
         if not self.tally.take(report):
             return
         counted: list[tuple[Counter, dict[str, str], float]]
@@ -371,4 +372,5 @@ class ProgressBoard:
                 counter.inc(value, tags)
 
     def counts(self) -> dict[str, Any]:
+        """The counts so far, as `Progress` takes them."""
         return self.tally.counts()

@@ -35,18 +35,22 @@ class Progress:
 
     @property
     def num_done(self) -> int:
+        """Images with a row, those of earlier calls too."""
         return self.num_resumed + sum(self.statuses.values())
 
     @property
     def num_failed(self) -> int:
+        """Images of this call whose status is not ok."""
         return sum(count for status, count in self.statuses.items() if status != OK)
 
     @property
     def images_per_s(self) -> float:
+        """Images of this call a second; 0 before the first."""
         return sum(self.statuses.values()) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
+        """Seconds to the end at the speed so far; None before the first image."""
         return (self.num_images - self.num_done) / self.images_per_s if self.images_per_s else None
 
 

@@ -1,0 +1,142 @@
+"""Every command in README and docs is one that its program takes: names, options, settings, files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from jobs.cli import app
+from jobs.commands import COMMANDS, read_settings
+from jobs.config import is_override
+from jobs.package import SUBMITTED
+from tests.docs.pages import PAGES, ROOT, Block, blocks_of
+
+# What a line that ends in '...' leaves to the reader.
+LEFT_OUT = {
+    "train": ["data.train=x", "output.uri=x", "train.max_steps=1"],
+    "segment": ["model.checkpoint=x", "input.uri=x", "output.uri=x"],
+}
+COMMAND_BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.kind == "commands"]
+GROUP: Any = typer.main.get_command(app)
+
+
+def check_maskfleet(words: list[str]) -> None:
+    """Reads a line as the program would: its options, its configuration file and every setting. Starts nothing."""
+    name, *rest = words
+    if name == "jobs":
+        GROUP.commands["jobs"].commands[rest[0]].make_context("jobs", rest[1:])
+        return
+    if name == "submit":
+        context = GROUP.commands["submit"].make_context("submit", list(rest))
+        assert context.params["command"] in SUBMITTED
+        check_maskfleet([context.params["command"], *context.args])
+        return
+    if rest and rest[-1] == "...":
+        rest = [*rest[:-1], *(word for word in LEFT_OUT[name] if word.split("=")[0] not in " ".join(rest))]
+    options = dict(GROUP.commands[name].make_context(name, list(rest)).params)
+    given, file = options.pop("words") or [], options.pop("config", None)
+    if name == "retry":
+        assert given and not is_override(given[0])
+        return
+    for flag in ("dry_run", "print_config", "once"):
+        options.pop(flag, None)
+    read_settings(name, file, given, **options)
+
+
+def check_line(line: str) -> None:
+    """Checks one command line of a page."""
+    words = shlex.split(line, comments=True)
+    if not words:
+        return
+    program, rest = words[0], words[1:]
+    if program == "maskfleet":
+        check_maskfleet(rest)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert rest[0] in targets
+    elif program == "python":
+        module = rest[1].replace(".", "/") + ".py" if rest[0] == "-m" else rest[0]
+        assert (ROOT / module).is_file()
+    elif program == "ray":
+        check_ray(rest)
+    elif program in ("kubectl", "docker", "export", "source", "ssh"):
+        for name in re.findall(r"configs/\S+", line):
+            assert (ROOT / name).is_file()
+        assert program != "docker" or (ROOT / "Dockerfile").is_file()
+    else:
+        raise AssertionError(f"{program!r} is no program these pages may ask for")
+
+
+def check_ray(words: list[str]) -> None:
+    """Reads a line of Ray's own program."""
+    assert importlib.util.find_spec("ray") is not None
+    from ray.scripts.scripts import cli
+
+    cli.commands[words[0]].make_context(words[0], list(words[1:]))
+
+
+@pytest.mark.parametrize("block", COMMAND_BLOCKS, ids=lambda block: f"{block.page}:{block.line}")
+def test_every_command_is_understood(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for line in block.commands:
+        try:
+            check_line(line)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{block.page}:{block.line}: {line}: {error!r}") from error
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_named_in_the_text_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = re.findall(r"`maskfleet ([a-z-]+)", text) + re.findall(r"`make ([a-z0-9-]+)", text)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert [name for name in named if name not in (*GROUP.commands, *targets)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_file_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+    for name in re.findall(r"`((?:tests|configs|jobs|pipeline|model|benchmarks|docs)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_block_of_settings_is_a_configuration() -> None:
+    import yaml
+
+    places = {"sweep": ["output.uri=x"], "model": ["data.train=x", "output.uri=x", "train.max_steps=1"]}
+    for block in (block for page in PAGES for block in blocks_of(page) if block.kind == "yaml"):
+        values = yaml.safe_load(block.text)
+        kind = "sweep" if "sweep" in values else "train"
+        from jobs.config import load_config
+
+        words = places["sweep" if kind == "sweep" else "model"]
+        load_config(COMMANDS[kind].config, None, words, base=values)
+
+
+def test_the_checker_sees_what_is_wrong() -> None:
+    for line in (
+        "maskfleet segmnt x",
+        "maskfleet segment input.uri=a output.uri=b",
+        "maskfleet evaluate RUN ground_truth.uri=x --no-such-option",
+        "maskfleet submit demo",
+        "make nothing",
+        "ray start --no-such-option",
+        "rm -rf x",
+    ):
+        with pytest.raises((Exception, SystemExit)):
+            check_line(line)
+
+
+def test_the_page_parser_finds_both_kinds_of_block() -> None:
+    kinds = [block.kind for block in blocks_of("docs/tutorial.md")]
+    assert kinds.count("python") == 2 and kinds.count("commands") == 6
+    assert Path(ROOT / "docs/tutorial.md").exists()
