@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobs.config_base import OutputSection, Section, StorageSection
+from jobs.config_base import ClusterSection, OutputSection, Section, StorageSection
 from pipeline.dataset.annotations import FORMATS as ANNOTATION_FORMATS
 from pipeline.results.export import FORMATS as EXPORT_FORMATS
 from pipeline.schema import IMAGES_SCHEMA
@@ -54,6 +54,9 @@ class EvaluateSection(FoundSection):
         (),
         description="Figures by size of the object, by crowding and overlap of the image, by any column of images/.",
     )
+    num_shares: int = Field(
+        1, ge=1, le=10_000, description="Parts of the run measured on Ray, a core each; 1 measures here, without Ray."
+    )
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
@@ -67,6 +70,10 @@ class EvaluateSection(FoundSection):
                 "evaluate.also and evaluate.slices look at boxes or masks; evaluate.iou_types is ['keypoints'] and "
                 "must have 'bbox' or 'segm'"
             )
+        whole = [name for name in self.also if name != "confusion"] + [f"slices {name}" for name in self.slices]
+        whole += ["backend pycocotools"] if self.backend == "pycocotools" else []
+        if self.num_shares > 1 and whole:
+            raise ValueError(f"evaluate.num_shares is {self.num_shares}; allowed is 1 with {', '.join(whole)}")
         return self
 
 
@@ -106,6 +113,7 @@ class EvaluateConfig(Section):
     gate: GateSection = Field(default_factory=GateSection)
     history: HistorySection = Field(default_factory=HistorySection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
     storage: StorageSection = Field(default_factory=StorageSection)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -17,8 +18,9 @@ from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
 from pipeline.results.compare import check_gates
 from pipeline.results.history import append_history
 from pipeline.results.metrics import Metrics, evaluate_run
-from pipeline.results.truth import Truth
-from pipeline.storage import Storage, open_storage
+from pipeline.results.shares import MeasuredShare, Share, check_can_be_shared, measure_share, merge_shares, share_out
+from pipeline.results.truth import EvaluationError, Truth
+from pipeline.storage import Storage, StorageSettings, open_storage, use_settings
 
 METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
@@ -49,6 +51,11 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     check_gate(config)
     run = open_finished(config.run.uri, "run.uri")
     truth = load_truth(**dict(config.ground_truth))
+    if config.evaluate.num_shares > 1:
+        try:
+            check_can_be_shared(truth, config.evaluate.iou_types)
+        except EvaluationError as error:
+            raise ConfigError(f"evaluate.num_shares is {config.evaluate.num_shares}; allowed is 1: {error}") from None
     output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
     return EvaluatePlan(config, run, truth, output)
 
@@ -56,16 +63,19 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
     """Measures, writes metrics.json and metrics.parquet, keeps the figures; returns them and the gates that failed."""
     settings = plan.config.evaluate
-    metrics = evaluate_run(
-        plan.run,
-        plan.truth,
-        iou_types=settings.iou_types,
-        score_threshold=settings.score_threshold,
-        iou_threshold=settings.iou_threshold,
-        backend=settings.backend,
-        also=settings.also,
-        slices=settings.slices,
-    )
+    if settings.num_shares > 1:
+        metrics = _evaluate_in_shares(plan)
+    else:
+        metrics = evaluate_run(
+            plan.run,
+            plan.truth,
+            iou_types=settings.iou_types,
+            score_threshold=settings.score_threshold,
+            iou_threshold=settings.iou_threshold,
+            backend=settings.backend,
+            also=settings.also,
+            slices=settings.slices,
+        )
     plan.output.write_bytes(METRICS_JSON, to_json({"run_id": plan.run.run_id, **metrics.to_dict()}))
     write_frame(plan.output, METRICS_PARQUET, metrics.to_frame())
     if metrics.slices:
@@ -85,6 +95,31 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
             label=plan.config.history.label,
         )
     return metrics, check_gates(metrics, min_ap=plan.config.gate.min_ap)
+
+
+def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
+    """Each share of the run is measured by a Ray task; the figures are those of one process."""
+    import ray
+
+    from jobs.cluster import cluster
+
+    settings = plan.config.evaluate
+    thresholds = {"score_threshold": settings.score_threshold, "iou_threshold": settings.iou_threshold}
+    options = {"iou_types": settings.iou_types, "also": settings.also, **thresholds}
+    shares = share_out(plan.run, plan.truth, settings.num_shares)
+    with cluster(plan.config.cluster):
+        task = ray.remote(_measure_share)
+        where = plan.run.storage.uri, plan.run.spec, plan.config.storage.to_settings()
+        measured = ray.get([task.remote(*where, share, options) for share in shares])
+    return merge_shares(plan.run, plan.truth, shares, measured, **thresholds)
+
+
+def _measure_share(
+    uri: str, spec: dict[str, Any], storage: StorageSettings, share: Share, options: dict[str, Any]
+) -> MeasuredShare:
+    """What a Ray task does."""
+    use_settings(storage)
+    return measure_share(Run(open_storage(uri), spec), share, **options)
 
 
 def check_gate(config: EvaluateConfig) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -197,6 +197,12 @@ class Run:
             for row in self.read_manifest(prefix + MANIFEST_KEY):
                 rows[row["shard"]] = row | {f"{table}_key": prefix + row[f"{table}_key"] for table in TABLES}
         return list(rows.values())
+
+    def only(self, files: Sequence[dict[str, Any]]) -> Run:
+        """The same run as if it had these files (rows of `files`) alone; nothing is read for it."""
+        part = Run(self.storage, self.spec)
+        part.files = list(files)  # in the place of what would be read
+        return part
 
     @cached_property
     def num_repairs(self) -> int:

@@ -104,7 +104,7 @@ def align(
     num_other_size = 0
     if masks:
         table, num_other_size = _with_truth_sizes(table, truth)
-    coverage = _coverage(images, truth, matched)
+    coverage = cover(images, truth, matched)
     return table, Coverage(
         **coverage,
         num_instances=len(table),
@@ -147,7 +147,8 @@ def _is_labelled(truth: Truth, image_ids: np.ndarray, category_ids: np.ndarray) 
     return labelled
 
 
-def _coverage(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dict[str, Any]:
+def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dict[str, Any]:
+    """What `Coverage` counts of images and of the truth, by name."""
     failed: Counter[str] = Counter()
     if images is None:
         ok = {image["id"] for image in truth.images}

@@ -24,11 +24,15 @@ CROWDING = {"no object": (0, 0), "1 object": (1, 1), "2-5": (2, 5), "6-15": (6, 
 OVERLAP = {"apart (<0.1)": (0.0, 0.1), "touching (<0.5)": (0.1, 0.5), "piled up": (0.5, 1.01)}
 
 
-def threshold_figures(truth: Truth, detections: DetectionTable, matches: Matches) -> dict[int | None, dict[str, float]]:
+def threshold_figures(truth: Truth, category_ids: np.ndarray, matches: Matches) -> dict[int | None, dict[str, float]]:
     """precision, recall, F1, mean_iou (over the true positives), true_positives, false_positives and
-    false_negatives; by category id, and over all under None. NaN for a figure without anything to measure by."""
+    false_negatives; by category id, and over all under None. NaN for a figure without anything to measure by.
+
+    Args:
+        category_ids: int64 [N], of the detections that were matched.
+    """
     of_truth = np.array([entry["category_id"] for entry in truth.annotations], np.int64)
-    of_row = detections.category_ids[matches.rows]
+    of_row = category_ids[matches.rows]
     figures: dict[int | None, dict[str, float]] = {}
     for number in (None, *truth.names):
         rows = np.ones(len(of_row), bool) if number is None else of_row == number
@@ -218,7 +222,7 @@ def slice_figures(
         result = evaluate_table(part, found, iou_type, backend=backend)
         stats = {key: float("nan") if value == -1 else value for key, value in zip(result.names, result.stats.tolist())}
         matches = match(part, found, iou_type, iou_threshold=iou_threshold, score_threshold=score_threshold)
-        at = threshold_figures(part, found, matches)[None]
+        at = threshold_figures(part, found.category_ids, matches)[None]
         rows.append(
             {
                 "slice": name,

@@ -138,11 +138,9 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
 
     run = open_run(run) if isinstance(run, str) else run
     ground_truth = Truth.load(ground_truth)
-    class_map = run.spec.get("model", {}).get("categories", ())  # also classes of which nothing was found
-    check_categories({category["id"]: category["name"] for category in class_map}, ground_truth.names)
-    iou_types = settings.get("iou_types", ("bbox", "segm"))
-    columns = [*COLUMNS, *MASK_COLUMNS, *(["keypoints"] if "keypoints" in iou_types else [])]
-    settings.setdefault("run_score_threshold", run.spec.get("segment", {}).get("score_threshold"))
+    check_class_map(run, ground_truth)
+    columns = columns_for(settings.get("iou_types", ("bbox", "segm")))
+    settings.setdefault("run_score_threshold", score_threshold_of(run))
     of_images = dict.fromkeys(["image_id", "status", *settings.get("slices", ())])
     images = load_images(run, [name for name in of_images if name in IMAGES_SCHEMA.names])
     return evaluate(load_instances(run, columns), images, ground_truth, **settings)
@@ -192,7 +190,7 @@ def evaluate(
     at_threshold = {
         kind: threshold_figures(
             truth,
-            detections,
+            detections.category_ids,
             match(truth, detections, kind, iou_threshold=iou_threshold, score_threshold=score_threshold),
         )
         for kind in iou_types
@@ -214,11 +212,31 @@ def evaluate(
         score_threshold,
         iou_threshold,
         run_score_threshold,
-        _notes(coverage, run_score_threshold),
+        notes_on(coverage, run_score_threshold),
         other=_other_ap(truth, detections, iou_types, also),
         confusion=confusion_matrix(truth, detections, iou_type=kind, **at) if "confusion" in also else None,
         slices=tables,
     )
+
+
+def check_class_map(run: Run, truth: Truth) -> None:
+    """Checks all classes of the run's model, also those of which nothing was found.
+
+    Raises:
+        EvaluationError: see `check_categories`.
+    """
+    class_map = run.spec.get("model", {}).get("categories", ())
+    check_categories({category["id"]: category["name"] for category in class_map}, truth.names)
+
+
+def columns_for(iou_types: Sequence[str]) -> list[str]:
+    """Columns of the instances that these kinds of IoU are measured from."""
+    return [*COLUMNS, *MASK_COLUMNS, *(["keypoints"] if "keypoints" in iou_types else [])]
+
+
+def score_threshold_of(run: Run) -> float | None:
+    """The lowest score that the run kept, None where it is not known."""
+    return run.spec.get("segment", {}).get("score_threshold")
 
 
 def check_also(iou_types: Sequence[str], also: Sequence[str], slices: Sequence[str]) -> None:
@@ -251,7 +269,8 @@ def _other_ap(
     return other
 
 
-def _notes(coverage: Coverage, run_score_threshold: float | None) -> tuple[str, ...]:
+def notes_on(coverage: Coverage, run_score_threshold: float | None) -> tuple[str, ...]:
+    """What a reader should know, in words; an understated AP is warned of as well."""
     notes = []
     if coverage.failed or coverage.num_missing:
         reasons = [f"{count} {status}" for status, count in sorted(coverage.failed.items())]

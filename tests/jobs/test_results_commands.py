@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,7 @@ def call(*words: object, code: Exit = Exit.DONE) -> str:
     return result.output
 
 
-def write_run(data: Path, out: Path, *, drop_every: int) -> None:
+def write_run(data: Path, out: Path, *, drop_every: int, shard_size: int = 100) -> None:
     """A run over the validation images that finds the truth itself, save for every n-th object."""
     storage = LocalStorage(out)
     truth = load_annotations(str(data / "val.json"))
@@ -40,31 +41,33 @@ def write_run(data: Path, out: Path, *, drop_every: int) -> None:
         "drop_every": drop_every,
     }
     run_id = claim_run(storage, spec)
-    plan = seal_plan(storage, lambda after: iter_corpus(str(data / "val"), after=after), shard_size=100, num_workers=1)
+    images = partial(iter_corpus, str(data / "val"))
+    plan = seal_plan(storage, lambda after: images(after=after), shard_size=shard_size, num_workers=1)
     annotated = {Path(image.file_name).name: image for image in truth.images}
-    results = []
-    for image in plan.read_shard(0):
-        known = annotated[image.image_id]
-        kept = [one for place, one in enumerate(known.instances) if drop_every == 0 or place % drop_every]
-        masks = [encode_mask(one.mask(known.height, known.width)) for one in kept]
-        columns: dict[str, list] = {
-            "instance": list(range(len(kept))),
-            "category_id": [truth.categories[one.label - 1].id for one in kept],
-            "category": [truth.categories[one.label - 1].name for one in kept],
-            "score": [0.9 - 0.01 * place for place in range(len(kept))],
-            **{name: [float(one.box[axis]) for one in kept] for axis, name in enumerate(("x1", "y1", "x2", "y2"))},
-            "area_px": rle_areas(masks).tolist(),
-            "rle_counts": masks,
-            "image_height": [known.height] * len(kept),
-            "image_width": [known.width] * len(kept),
-            "keypoints": [None] * len(kept),
+    for shard in range(plan.num_shards):
+        results = []
+        for image in plan.read_shard(shard):
+            known = annotated[image.image_id]
+            kept = [one for place, one in enumerate(known.instances) if drop_every == 0 or place % drop_every]
+            masks = [encode_mask(one.mask(known.height, known.width)) for one in kept]
+            columns: dict[str, list] = {
+                "instance": list(range(len(kept))),
+                "category_id": [truth.categories[one.label - 1].id for one in kept],
+                "category": [truth.categories[one.label - 1].name for one in kept],
+                "score": [0.9 - 0.01 * place for place in range(len(kept))],
+                **{name: [float(one.box[axis]) for one in kept] for axis, name in enumerate(("x1", "y1", "x2", "y2"))},
+                "area_px": rle_areas(masks).tolist(),
+                "rle_counts": masks,
+                "image_height": [known.height] * len(kept),
+                "image_width": [known.width] * len(kept),
+                "keypoints": [None] * len(kept),
+            }
+            results.append(ImageResult(image, "ok", None, known.height, known.width, None, columns))
+        files = {
+            name: write_table(storage, name, shard, "a", to_parquet(table, {}), table.num_rows)
+            for name, table in zip(("images", "instances"), to_tables(results, shard=shard, run_id=run_id))
         }
-        results.append(ImageResult(image, "ok", None, known.height, known.width, None, columns))
-    files = {
-        name: write_table(storage, name, 0, "a", to_parquet(table, {}), table.num_rows)
-        for name, table in zip(("images", "instances"), to_tables(results, shard=0, run_id=run_id))
-    }
-    commit_shard(storage, Commit(run_id, 0, "a", **files, statuses={"ok": len(results)}, timings_s={}))
+        commit_shard(storage, Commit(run_id, shard, "a", **files, statuses={"ok": len(results)}, timings_s={}))
     seal_run(storage, plan, run_id, {})
 
 
@@ -114,15 +117,27 @@ def test_evaluate_measures_what_else_is_asked_for(place: Path, tmp_path: Path) -
         ("evaluate.also=[voc2]", "evaluate.also.0: 'voc2' is not allowed: input should be 'voc', 'cityscapes' or"),
         ("evaluate.slices=[weather]", "'weather' is not allowed"),
         ("evaluate.also=[cityscapes]", "must have 'segm'"),
+        ("evaluate.num_shares=2 evaluate.also=[voc]", "evaluate.num_shares is 2; allowed is 1 with voc"),
         ("gate.min_ap=0.5", "gate.min_ap is 0.5 and looks at segm AP; evaluate.iou_types is ['bbox']"),
         ("gate.max_drop=0.1", "gate.max_drop is 0.1; evaluate measures one run and has none to fall behind"),
     ],
 )
 def test_evaluate_refuses_what_cannot_be_had(place: Path, tmp_path: Path, word: str, message: str) -> None:
     truth = f"ground_truth.uri={place / 'data' / 'val.json'}"
-    words = ["evaluate", place / "worse", truth, f"output.uri={tmp_path / 'out'}", "evaluate.iou_types=[bbox]", word]
+    words = ["evaluate", place / "worse", truth, f"output.uri={tmp_path / 'out'}", "evaluate.iou_types=[bbox]"]
+    words += word.split()
     assert message in " ".join(call(*words, code=Exit.BAD_INPUT).split())
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_in_shares_on_ray_gives_the_very_figures(place: Path, tmp_path: Path, ray_cluster: None) -> None:
+    write_run(place / "data", tmp_path / "run", drop_every=3, shard_size=3)
+    truth = f"ground_truth.uri={place / 'data' / 'val.json'}"
+    words = ["evaluate", tmp_path / "run", truth, "evaluate.also=[confusion]"]
+    call(*words, f"output.uri={tmp_path / 'whole'}")
+    call(*words, f"output.uri={tmp_path / 'shares'}", "evaluate.num_shares=3")
+    for name in ("metrics.json", "metrics.parquet", "confusion.parquet"):
+        assert (tmp_path / "shares" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_compare_with_and_without_labels(place: Path, tmp_path: Path) -> None:
