@@ -196,7 +196,7 @@ def evaluate(
         for kind in iou_types
         if kind != "keypoints"
     }
-    at = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
     kind = "segm" if "segm" in iou_types else "bbox"
     tables = {
         by: size_figures(truth, detections, iou_type=kind, **at)

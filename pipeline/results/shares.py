@@ -106,7 +106,7 @@ def measure_share(
     table, coverage = align(
         instances, share.images, share.truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types
     )
-    at = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
     kind = "segm" if "segm" in iou_types else "bbox"
     matches = {kind: match(share.truth, table, kind, **at) for kind in iou_types if kind != "keypoints"}
     return MeasuredShare(
