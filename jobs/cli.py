@@ -188,13 +188,16 @@ def history(
 ) -> None:
     """Print the trend of kept evaluations: `maskfleet history HISTORY_URI`; output.uri=FOLDER also plots it."""
     settings = _settings("history", config, words, print_config)
-    from jobs.report import read_history
+    from jobs.report import read_history, to_rich_history
 
     if dry_run:
         _say(f"would read the evaluations kept in {settings.history.uri}")
         return
     table, plot = _run(lambda: read_history(settings))
-    _say(table.to_string(index=False) if len(table) else f"no evaluation is kept in {settings.history.uri}")
+    if len(table):
+        _print_table(to_rich_history(table))
+    else:
+        _say(f"no evaluation is kept in {settings.history.uri}")
     if plot is not None:
         _say(f"plot -> {plot}")
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from jobs.config_base import ClusterSection, OutputSection, Section, StorageSection
 from pipeline.dataset.annotations import FORMATS as ANNOTATION_FORMATS
 from pipeline.results.export import FORMATS as EXPORT_FORMATS
+from pipeline.results.history import FIGURES
 from pipeline.schema import IMAGES_SCHEMA
 
 AnnotationFormat = Literal[("auto", *ANNOTATION_FORMATS)]  # type: ignore[valid-type]
@@ -153,6 +154,9 @@ class KeptHistorySection(Section):
     """A history of evaluations."""
 
     uri: str = Field(min_length=1, description="Folder that evaluations were kept in.")
+    figures: tuple[str, ...] = Field(
+        FIGURES, min_length=1, description="What is shown of each: kind of IoU and metric, such as 'segm recall'."
+    )
 
 
 class HistoryConfig(Section):

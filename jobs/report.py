@@ -6,13 +6,16 @@ import json
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
+from jobs.config import ConfigError
 from jobs.config_results import ExportConfig, HistoryConfig, ReportConfig
 from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, open_finished
 from jobs.train_output import CONFIG, TrainingOutput
 from pipeline.manifest import RUN_KEY, Run, RunError
 from pipeline.results.export import export_run
-from pipeline.results.history import load_history, plot_trend, trend
+from pipeline.results.history import FIGURES, load_history, plot_trend, trend
 from pipeline.results.report import build_report
 from pipeline.storage import open_storage
 
@@ -70,10 +73,34 @@ def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
     """Every kept evaluation as one row, oldest first; and where the plot was written, if output.uri names a place.
 
     Raises:
+        ConfigError: a figure that no evaluation has.
         ValueError: a plot of a history that holds nothing.
     """
-    kept = load_history(config.history.uri)
+    kept, figures = load_history(config.history.uri), config.history.figures
+    there = trend(kept, sorted(set(kept["iou_type"] + " " + kept["metric"]))).columns if len(kept) else ()
+    if len(kept) and figures != FIGURES and (unknown := [name for name in figures if name not in there]):
+        listed = ", ".join(name for name in there if " " in name)
+        where = config.history.uri
+        raise ConfigError(f"history.figures: {unknown[0]!r} is in no evaluation of {where}; allowed are {listed}")
     if config.output.uri is None:
-        return trend(kept), None
-    open_storage(config.output.uri).write_bytes("history.png", plot_trend(kept))
-    return trend(kept), open_storage(config.output.uri).uri_of("history.png")
+        return trend(kept, figures), None
+    storage = open_storage(config.output.uri)
+    storage.write_bytes("history.png", plot_trend(kept, figures))
+    return trend(kept, figures), storage.uri_of("history.png")
+
+
+def to_rich_history(table: pd.DataFrame) -> Table:
+    """The trend as it is printed, hashes cut short."""
+    shown = Table(title="history", box=SIMPLE_HEAD)
+    facts = {"when": "when", "label": "label", "run_id": "run", "model_sha256": "model", "truth_sha256": "truth"}
+    figures = [name for name in table.columns if " " in name]
+    for name in facts.values():
+        shown.add_column(name, no_wrap=True)
+    for name in ("images", "failed", *figures):
+        shown.add_column(name, justify="right")
+    for row in table.to_dict("records"):
+        hashes = [str(row[name] or "-")[:8] for name in ("run_id", "model_sha256", "truth_sha256")]
+        counts = [f"{row['num_images']:,}", f"{row['num_failed']:,}"]
+        values = ["-" if row[name] != row[name] else f"{row[name]:.4f}" for name in figures]
+        shown.add_row(f"{row['when']:%Y-%m-%d %H:%M}", str(row["label"] or "-"), *hashes, *counts, *values)
+    return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -33,6 +33,7 @@ HISTORY_SCHEMA = pa.schema(
         pa.field("num_failed", pa.int64(), nullable=False),
     ]
 )
+FIGURES = ("bbox AP", "segm AP", "keypoints AP")
 CONTEXT = ("run_id", "model_sha256", "truth_sha256", "config_sha256", "label")
 
 
@@ -98,41 +99,43 @@ def load_history(history: str | Storage, *, iou_type: str | None = None, metric:
     return frame.sort_values(["when", "evaluation_id"], kind="stable", ignore_index=True)
 
 
-def trend(frame: pd.DataFrame, metrics: Mapping[str, str] | None = None) -> pd.DataFrame:
+def trend(frame: pd.DataFrame, figures: Sequence[str] = FIGURES) -> pd.DataFrame:
     """One row an evaluation, oldest first, and a column a figure over all categories, e.g. `segm AP`.
 
     Args:
         frame: of `load_history`.
-        metrics: the columns wanted: name -> "iou_type metric"; by default bbox AP and segm AP.
+        figures: the columns wanted, each "iou_type metric"; NaN where an evaluation does not have one, and no column
+            where none has.
     """
-    wanted = dict(metrics or {"bbox AP": "bbox AP", "segm AP": "segm AP"})
     overall = frame[frame["category"].isna()].copy()
     overall["figure"] = overall["iou_type"] + " " + overall["metric"]
     keys = ["when", "evaluation_id", "run_id", "model_sha256", "truth_sha256", "label", "num_images", "num_failed"]
     wide = overall.pivot_table(index="evaluation_id", columns="figure", values="value", dropna=False)
     rows = overall[keys].drop_duplicates("evaluation_id").set_index("evaluation_id")
-    columns = {name: wide[figure] for name, figure in wanted.items() if figure in wide.columns}
+    columns = {figure: wide[figure] for figure in figures if figure in wide.columns}
     return rows.assign(**columns).reset_index().sort_values("when", ignore_index=True, kind="stable")
 
 
-def plot_trend(frame: pd.DataFrame, metrics: Mapping[str, str] | None = None) -> bytes:
+def plot_trend(frame: pd.DataFrame, figures: Sequence[str] = FIGURES) -> bytes:
     """The trend as a PNG: one line a figure over time.
 
     Raises:
-        ValueError: no evaluation to plot.
+        ValueError: no evaluation to plot, or none with such a figure.
     """
-    table = trend(frame, metrics)
+    table = trend(frame, figures)
     if not len(table):
         raise ValueError("there is no evaluation in the history yet")
+    there = [figure for figure in figures if figure in table]
+    if not there:
+        raise ValueError(f"no evaluation in the history has {', '.join(figures)}")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for name in metrics or ("bbox AP", "segm AP"):
-        if name in table:
-            axes.plot(table["when"], table[name], marker="o", label=name)
+    for name in there:
+        axes.plot(table["when"], table[name], marker="o", label=name)
     axes.set_ylim(0, 1)
-    axes.set_ylabel("average precision")
+    axes.set_ylabel(there[0].split(" ", 1)[1] if len({name.split(" ", 1)[1] for name in there}) == 1 else "figure")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.autofmt_xdate()

@@ -93,6 +93,20 @@ def test_evaluate_writes_keeps_and_gates(place: Path, tmp_path: Path) -> None:
     text = call("history", tmp_path / "history", f"output.uri={tmp_path / 'plot'}")
     assert text.count("1.0") >= 1 and (tmp_path / "plot" / "history.png").stat().st_size > 1000
     assert "no evaluation is kept" in call("history", tmp_path / "nothing")
+    text = call("history", tmp_path / "history", "history.figures=[segm recall]")
+    assert "recall" in text and "AP" not in text
+    words = ["history", tmp_path / "history", "history.figures=[segm AQ]"]
+    assert "'segm AQ' is in no evaluation" in call(*words, code=Exit.BAD_INPUT)
+
+
+def test_an_evaluation_is_kept_once_wherever_it_is_written(place: Path, tmp_path: Path) -> None:
+    words = ["evaluate", place / "worse", f"ground_truth.uri={place / 'data' / 'val.json'}"]
+    words += [f"history.uri={tmp_path / 'history'}"]
+    for name in ("a", "b"):
+        call(*words, f"output.uri={tmp_path / name}", f"history.label={name}")
+    assert len(list((tmp_path / "history").glob("*.parquet"))) == 1
+    call(*words, f"output.uri={tmp_path / 'c'}", "evaluate.score_threshold=0.3")
+    assert len(list((tmp_path / "history").glob("*.parquet"))) == 2
 
 
 def test_evaluate_measures_what_else_is_asked_for(place: Path, tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ def test_coco_results_are_what_loadres_takes(drawn_run, tmp_path):
     truth.createIndex()
     found = truth.loadRes(str(tmp_path / "results.json"))
     assert len(found.anns) == len(drawn_run.masks)
+    instances = load_instances(drawn_run.uri)
+    for entry, row in zip(found.anns.values(), instances.itertuples(), strict=True):
+        assert entry["image_id"] == numbers[row.image_id] and abs(entry["score"] - row.score) < 1e-6
+        np.testing.assert_array_equal(found.annToMask(entry), drawn_run.masks[row.image_id, row.instance])
     with pytest.raises(ExportError, match=r"'sub/photo_0\.png' has no number"):
         export_run(drawn_run.uri, str(tmp_path), "coco-results", image_ids={"x": 1})
 

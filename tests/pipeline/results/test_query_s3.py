@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+from made_run import instance_row, parquet_bytes
 
 from pipeline.results import load_images, load_instances
 from pipeline.results.export import export_run
+from pipeline.schema import INSTANCES_SCHEMA
 from pipeline.storage import open_storage
+from pipeline.storage_s3 import S3Storage
 
 
 def test_a_run_in_a_bucket(bucket, drawn_run):
@@ -26,3 +32,32 @@ def test_a_run_in_a_bucket(bucket, drawn_run):
     assert len(some)
     assert export_run(run, yolo, "yolo") == 8
     assert {info.key for info in open_storage(yolo).iter_objects()} >= {"data.yaml"}
+
+
+def test_only_row_groups_that_can_match_are_fetched(bucket, monkeypatch):
+    rng = np.random.default_rng(0)
+    mask = np.ones((4, 4), bool)
+    kinds = [SimpleNamespace(id=n, name=f"class_{n}") for n in range(10)]
+    row = instance_row("a.jpg", 0, kinds[0], 0.5, mask)
+    rows = [
+        {**row, "category_id": n % 10, "category": f"class_{n % 10}", "rle_counts": rng.bytes(150).hex()}
+        for n in range(20_000)
+    ]
+    table = pa.Table.from_pylist(rows, schema=INSTANCES_SCHEMA).sort_by("category")
+    data = parquet_bytes(table, 500)
+    open_storage(f"{bucket}/rows").write_bytes("all.parquet", data)
+    fetched = []
+    read = S3Storage.read_object
+
+    def counting(self, key, start=0, size=None):
+        answer = read(self, key, start, size)
+        fetched.append(len(answer[0]))
+        return answer
+
+    monkeypatch.setattr(S3Storage, "read_object", counting)
+    found = load_instances(f"{bucket}/rows", filters=[("category", "==", "class_7")])
+    assert len(found) == 2_000 and set(found["category_id"]) == {7}
+    assert 0.1 * len(data) < sum(fetched) < 0.5 * len(data)
+    fetched.clear()
+    assert len(load_instances(f"{bucket}/rows")) == 20_000
+    assert sum(fetched) >= 0.9 * len(data)
