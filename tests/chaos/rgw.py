@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -81,9 +82,16 @@ def free_port() -> int:
 class Rgw:
     """A running gateway. Use as a context manager; `endpoint` takes path-style requests of one user."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` must not exist yet; everything the daemons write lies there."""
+    def __init__(self, folder: Path, address: str = "127.0.0.1", prefix: tuple[str, ...] = ()) -> None:
+        """`folder` must not exist yet; everything the daemons write lies there.
+
+        Args:
+            folder: where.
+            address: that the gateway listens on; its own monitor and OSD stay on loopback.
+            prefix: what each daemon is started through, such as `ip netns exec NAME`.
+        """
         self.folder = folder
+        self.address, self.prefix = address, prefix
         self.root = ceph_root()
         self.endpoint = ""
         self._daemons: dict[str, subprocess.Popen] = {}
@@ -114,7 +122,7 @@ class Rgw:
         for name in ("mon", "osd", "log", "run"):
             (self.folder / name).mkdir(parents=True)
         port = free_port()
-        self.endpoint = f"http://127.0.0.1:{port}"
+        self.endpoint = f"http://{self.address}:{port}"
         config = self.folder / "ceph.conf"
         library = self.root / "usr/lib" / _TRIPLET
         libraries = [library, library / "ceph", self.root / "usr/lib", self.root / "lib" / _TRIPLET]
@@ -126,7 +134,7 @@ class Rgw:
         }
         cluster_id = str(uuid.uuid4())
         monitor = f"[v1:127.0.0.1:{free_port()}/0]"
-        config.write_text(_config(self.folder, self.root, cluster_id, monitor, port))
+        config.write_text(_config(self.folder, self.root, cluster_id, monitor, f"{self.address}:{port}"))
         keyring = str(self.folder / "keyring")
         tool = "ceph-authtool"
         self._run(tool, "--create-keyring", keyring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
@@ -170,6 +178,10 @@ class Rgw:
         self._daemons.clear()
 
     def _answers(self) -> bool:
+        if self.prefix:  # only reached from there
+            host, port = self.endpoint.removeprefix("http://").split(":")
+            probe = f"import socket; socket.create_connection(('{host}', {port}), 2)"
+            return subprocess.run([*self.prefix, sys.executable, "-c", probe], capture_output=True).returncode == 0
         try:
             urllib.request.urlopen(self.endpoint, timeout=2).close()
         except urllib.error.HTTPError:
@@ -180,7 +192,12 @@ class Rgw:
 
     def _run(self, *command: str) -> None:
         done = subprocess.run(
-            command, env=self._environment, cwd=self.folder, capture_output=True, text=True, timeout=120
+            [*self.prefix, *command],
+            env=self._environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
         if done.returncode != 0:
             raise NoCeph(f"`{' '.join(command[:3])} ...` failed: {done.stderr.strip()[-500:]}")
@@ -188,7 +205,12 @@ class Rgw:
     def _spawn(self, name: str, *command: str) -> None:
         with open(self.folder / "log" / f"{name}.out", "ab") as log:
             self._daemons[name] = subprocess.Popen(
-                command, env=self._environment, cwd=self.folder, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                [*self.prefix, *command],
+                env=self._environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
             )
 
     def _last_words(self, name: str) -> str:
@@ -204,7 +226,7 @@ def _die_with_parent() -> None:
 _AS_ROOT = ("--setuser", "root", "--setgroup", "root") if os.getuid() == 0 else ()
 
 
-def _config(folder: Path, root: Path, cluster_id: str, monitor: str, port: int) -> str:
+def _config(folder: Path, root: Path, cluster_id: str, monitor: str, endpoint: str) -> str:
     library = root / "usr/lib" / _TRIPLET
     return f"""[global]
 fsid = {cluster_id}
@@ -238,7 +260,7 @@ memstore device bytes = 4294967296
 osd class load list = *
 osd class default list = *
 [client.rgw.a]
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint={endpoint}
 rgw thread pool size = 64
 rgw enable usage log = false
 """

@@ -1,0 +1,129 @@
+"""Three hosts: a head with the bucket and two workers, of which one goes in the middle of a bulk run."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.dataset.shapes import draw_shapes
+from tests.chaos.hosts import Hosts, NoHosts
+from tests.chaos.rgw import NoCeph, Rgw
+from tests.chaos.runs import ROOT
+from tests.chaos.s3 import environment_for
+
+pytestmark = pytest.mark.cluster
+
+HEAD, FIRST, SECOND = 0, 1, 2
+NUM_PHOTOS = 60
+START_TRIES = 3
+# Runs on the head's host, where the bucket can be reached: brings a folder into a new bucket.
+UPLOAD = """
+import sys; from pathlib import Path; from tests.chaos.s3 import make_bucket; from pipeline.storage import open_storage
+bucket = f"s3://{make_bucket(sys.argv[1])}"
+for path in Path(sys.argv[2]).rglob("*"):
+    if path.is_file(): open_storage(bucket).write_bytes(path.relative_to(sys.argv[2]).as_posix(), path.read_bytes())
+print(bucket)
+"""
+NUM_COMMITS = """
+import sys; from pipeline.storage import open_storage
+print(sum(1 for _ in open_storage(sys.argv[1]).iter_objects("commits/")))
+"""
+CHECK_EXACT = "import sys; from tests.chaos.runs import check_exact; check_exact(sys.argv[1], sys.argv[2])"
+
+
+@dataclass
+class Lab:
+    """The running hosts; `submit` and `python` run on the head's."""
+
+    hosts: Hosts
+    environment: dict[str, str]
+    address: str
+    bucket: str = ""
+
+    def submit(self, *words: str, code: int | None = 0) -> str:
+        line = [sys.executable, "-m", "jobs", "submit", *words, "--address", self.address]
+        return self.hosts.run(HEAD, line, code, **self.environment)
+
+    def python(self, code: str, *words: str) -> str:
+        return self.hosts.run(HEAD, [sys.executable, "-c", code, *words], **self.environment).strip()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    try:
+        with Hosts(3) as hosts, Rgw(tmp_path / "rgw", hosts.addresses[HEAD], hosts.prefix(HEAD)) as rgw:
+            yield start_lab(hosts, rgw, tmp_path)
+    except (NoHosts, NoCeph) as reason:
+        pytest.skip(f"no hosts of their own here: {reason}")
+
+
+def start_lab(hosts: Hosts, rgw: Rgw, folder: Path) -> Lab:
+    """Ray on every host, with a token; the workers have one core each."""
+    environment = {
+        **environment_for(rgw.endpoint),
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "eth0",  # a host's name leads to the machine's own address
+    }
+    ray, head = str(Path(sys.executable).parent / "ray"), hosts.addresses[HEAD]
+    common = ["--block", "--disable-usage-stats"]
+
+    def start(number: int, *words: str) -> None:
+        own = [ray, "start", *words, f"--node-ip-address={hosts.addresses[number]}", *common]
+        cache, log = {"XDG_CACHE_HOME": str(folder / f"cache{number}")}, folder / f"ray{number}.log"
+        for _ in range(START_TRIES):  # on a busy machine Ray's own 30 s for a start run out
+            program = hosts.start(number, own, log, **environment, **cache)
+            if came_up(program, log):
+                return
+        raise AssertionError(log.read_text()[-2000:])
+
+    start(HEAD, "--head", "--port=6379", f"--dashboard-host={head}", "--num-cpus=0")
+    lab = Lab(hosts, environment, f"http://{head}:8265")
+    asks = [sys.executable, "-c", f"from jobs.submit import Jobs; print(len(Jobs({lab.address!r}).list()), 'jobs')"]
+    wait_for(lambda: "0 jobs" in hosts.run(HEAD, asks, None, **environment), 120)
+    for number in (FIRST, SECOND):
+        start(number, f"--address={head}:6379", "--num-cpus=1")
+    return lab
+
+
+def came_up(ray: subprocess.Popen, log: Path) -> bool:
+    """Waits until a `ray start --block` has started, or has given up."""
+    wait_for(lambda: ray.poll() is not None or "will now block forever" in log.read_text(), 180)
+    return ray.poll() is None
+
+
+def wait_for(condition: object, timeout_s: float) -> None:
+    give_up = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < give_up, "nothing happened for too long"
+        time.sleep(0.5)
+
+
+def test_training_on_two_hosts_and_a_bulk_run_that_loses_one(lab: Lab, tmp_path: Path) -> None:
+    draw_shapes(str(tmp_path / "drawn"), num_train=8, num_val=0, num_unlabelled=NUM_PHOTOS, image_size=(64, 96))
+    bucket = lab.python(UPLOAD, lab.environment["AWS_ENDPOINT_URL"], str(tmp_path / "drawn"))
+    words = ["--config", str(ROOT / "configs/train/tiny_cpu.yaml"), f"data.train={bucket}/train.json"]
+    words += [f"output.uri={bucket}/model", "train.num_workers=2", "train.max_steps=2", "train.warmup_steps=1"]
+    trained = lab.submit("train", *words, "train.data_workers=0", "train.tensorboard=false")
+    assert "on 2 CPU workers" in trained and "trained: 2 steps" in trained
+
+    segment = ["segment", f"model.checkpoint={bucket}/model", f"input.uri={bucket}/unlabelled", "corpus.shard_size=2"]
+    segment += ["segment.cpus_per_worker=1", "segment.num_workers=[1, 2]", "segment.decode_children=1"]
+    lab.submit(*segment, f"output.uri={bucket}/run", "--detach")
+    wait_for(lambda: int(lab.python(NUM_COMMITS, f"{bucket}/run")) >= 3, 300)
+    lab.hosts.take_away(SECOND)
+    assert int(lab.python(NUM_COMMITS, f"{bucket}/run")) < NUM_PHOTOS // 2, "nothing was left to lose"
+    done = lab.submit(*segment, f"output.uri={bucket}/run")  # the same job; or, had it failed, its next attempt
+    assert "is running already" in done and f"{NUM_PHOTOS} images" in done
+    undisturbed = lab.submit(*segment, f"output.uri={bucket}/undisturbed")
+    assert f"{NUM_PHOTOS} images" in undisturbed
+    lab.python(CHECK_EXACT, f"{bucket}/run", f"{bucket}/undisturbed")
