@@ -21,7 +21,7 @@ from tests.chaos.s3 import environment_for
 pytestmark = pytest.mark.cluster
 
 HEAD, FIRST, SECOND = 0, 1, 2
-NUM_PHOTOS = 60
+NUM_PHOTOS = 200
 START_TRIES = 3
 # Runs on the head's host, where the bucket can be reached: brings a folder into a new bucket.
 UPLOAD = """
@@ -50,6 +50,9 @@ class Lab:
     def submit(self, *words: str, code: int | None = 0) -> str:
         line = [sys.executable, "-m", "jobs", "submit", *words, "--address", self.address]
         return self.hosts.run(HEAD, line, code, **self.environment)
+
+    def log(self, job_id: str) -> str:
+        return self.python(f"from jobs.submit import Jobs; print(Jobs({self.address!r}).log({job_id!r}))")
 
     def python(self, code: str, *words: str) -> str:
         return self.hosts.run(HEAD, [sys.executable, "-c", code, *words], **self.environment).strip()
@@ -118,8 +121,9 @@ def test_training_on_two_hosts_and_a_bulk_run_that_loses_one(lab: Lab, tmp_path:
 
     segment = ["segment", f"model.checkpoint={bucket}/model", f"input.uri={bucket}/unlabelled", "corpus.shard_size=2"]
     segment += ["segment.cpus_per_worker=1", "segment.num_workers=[1, 2]", "segment.decode_children=1"]
-    lab.submit(*segment, f"output.uri={bucket}/run", "--detach")
-    wait_for(lambda: int(lab.python(NUM_COMMITS, f"{bucket}/run")) >= 3, 300)
+    said = lab.submit(*segment, f"output.uri={bucket}/run", "--detach")
+    job = next(line for line in said.splitlines() if line.startswith("job "))
+    wait_for(lambda: "2 workers" in lab.log(job.split()[1]), 600)  # both hosts are at work
     lab.hosts.take_away(SECOND)
     assert int(lab.python(NUM_COMMITS, f"{bucket}/run")) < NUM_PHOTOS // 2, "nothing was left to lose"
     done = lab.submit(*segment, f"output.uri={bucket}/run")  # the same job; or, had it failed, its next attempt
