@@ -190,13 +190,15 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
 
 def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int) -> pd.DataFrame:
     """Up to `num` rows of `images` (with `draw`): half of them so that each class is seen as evenly as there are photos
-    of it, the others in order of `draw`; rarer classes first, then by chance."""
+    of it, the others in order of `draw`. The two take turns, so that any number from the top is such a choice too."""
     wanted: list[str] = []
     if examples is not None and len(examples):
         rounds = examples.assign(place=examples.groupby("category").cumcount()).sort_values(["place", "draw"])
         wanted = list(dict.fromkeys(rounds["image_id"]))[: num // 2]
+    for_classes = images.set_index("image_id", drop=False).loc[wanted].reset_index(drop=True)
     rest = images[~images["image_id"].isin(wanted)].nsmallest(max(num - len(wanted), 0), "draw")
-    return pd.concat([images[images["image_id"].isin(wanted)], rest]).sort_values("draw")
+    turns = [part.assign(turn=range(len(part))) for part in (for_classes, rest)]
+    return pd.concat(turns).sort_values("turn", kind="stable", ignore_index=True).drop(columns="turn")
 
 
 def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -204,7 +206,7 @@ def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[
     columns += ["image_height", "image_width"]
     rows = load_instances(run, columns, [("image_id", "in", chosen["image_id"].tolist())]) if len(chosen) else None
     found = {} if rows is None else dict(tuple(rows.groupby("image_id")))
-    gallery: list[dict[str, Any]] = []
+    gallery: list[tuple[int, dict[str, Any]]] = []
     size = 0
     for row in chosen.itertuples():
         instances = found.get(row.image_id)
@@ -215,8 +217,8 @@ def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[
         size += len(json.dumps(entry))
         if size > MAX_BYTES:
             break
-        gallery.append(entry)
-    return gallery
+        gallery.append((row.draw, entry))
+    return [entry for _, entry in sorted(gallery, key=lambda pair: pair[0])]
 
 
 def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str, str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser as chromium
 import numpy as np
@@ -122,6 +123,28 @@ def test_the_file_stays_small_however_many_photos_are_asked_for(tmp_path, monkey
     full = build_report(str(run))
     monkeypatch.setattr(report, "MAX_BYTES", 150_000)
     assert len(full) > 250_000 > 200_000 > len(build_report(str(run)))
+
+
+def test_of_ten_thousand_images_every_class_is_seen_in_less_than_twenty_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(8):  # noise, which JPEG hardly makes smaller
+        Image.fromarray(rng.integers(0, 255, (540, 720, 3), np.uint8)).save(tmp_path / f"{number}.jpg", quality=90)
+    mask = np.zeros((540, 720), bool)
+    mask[5:300, 10:400] = True
+    kinds = [SimpleNamespace(id=n, name=f"class_{n}") for n in range(12)]
+    images, instances = [], []
+    for number in range(10_000):
+        name = f"{number:05d}.jpg"
+        images.append(image_row(name, str(tmp_path / f"{number % 8}.jpg"), "ok", (540, 720), 0, 0))
+        if number == 7_777 or number < 1_000:  # the last class is on one image alone
+            kind = kinds[11] if number == 7_777 else kinds[number % 11]
+            instances.append(instance_row(name, 0, kind, 0.9, mask))
+    html = build_report(str(write_run(tmp_path / "run", [(images, instances)])))
+    assert 15_000_000 < len(html.encode()) < 20_000_000
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
+    assert 20 < len(data) < 120, "the photos are too large for all that were asked for"
+    assert {found["c"] for picture in data for found in picture["found"]} == {kind.name for kind in kinds}
+    assert any(not picture["found"] for picture in data), "the others are chosen by chance"
 
 
 @pytest.fixture(scope="module")
