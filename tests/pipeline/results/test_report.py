@@ -199,6 +199,30 @@ def test_filters_filter(opened, page):
     assert opened.run(DRAWN) == 0 and opened.run(VISIBLE) == len(data)
 
 
+def test_masks_lie_on_their_photos_in_cards_of_one_size(opened):
+    ratios = """return [...document.querySelectorAll('.card .photo')].map(p => {
+      const box = p.getBoundingClientRect(); return box.width / box.height })"""
+    assert all(abs(ratio - 4 / 3) < 0.01 for ratio in opened.run(ratios))
+    # The photo is fitted into the card as the drawing above it is: whole, in the middle.
+    fits = """const p = document.querySelector('.card .photo');
+      return [getComputedStyle(p.querySelector('img')).objectFit, p.querySelector('svg').getAttribute('viewBox'),
+              p.querySelector('img').naturalWidth, p.querySelector('img').naturalHeight]"""
+    fit, box, width, height = opened.run(fits)
+    assert fit == "contain" and box == f"0 0 {width} {height}"
+
+
+def test_what_a_model_is_unsure_of_is_shown_at_first(browser, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (60, 40), (9, 99, 9)).save(path)
+    mask = np.ones((40, 60), bool)
+    rows = [instance_row("a.png", 0, SHAPE_CATEGORIES[0], 0.23, mask)]
+    run = write_run(tmp_path / "run", [([image_row("a.png", str(path), "ok", (40, 60), 1, 0)], rows)])
+    (tmp_path / "r.html").write_text(build_report(str(run)), "utf-8")
+    browser.go((tmp_path / "r.html").as_uri())
+    assert browser.run("return document.getElementById('count').textContent") == "1 picture, 1 instance"
+    assert browser.run("return document.getElementById('score').value") == "0.2"
+
+
 def test_pictures_enlarge_by_mouse_and_by_keyboard(opened):
     is_open = "return document.getElementById('large').open"
     title = "return document.getElementById('large-title').textContent"
