@@ -185,6 +185,9 @@ class TrainSection(Section):
     validate_every_steps: int | None = Field(
         None, ge=1, description="Steps between measurements of AP on data.val, with a checkpoint each; null is never."
     )
+    validate_every_epochs: float | None = Field(
+        None, gt=0, description="The same in passes over the training set; at most one of the two is given."
+    )
     validate_train_images: int = Field(
         0, ge=0, description="Training images that are measured at the same times, as train_segm_AP; 0 is none."
     )
@@ -203,11 +206,18 @@ class TrainSection(Section):
     )
     max_failures: int = Field(3, ge=0, description="Deaths of workers or nodes after which the run ends.")
 
+    @property
+    def validates(self) -> bool:
+        """Whether AP is measured while training."""
+        return self.validate_every_steps is not None or self.validate_every_epochs is not None
+
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
         if self.max_steps is None and self.num_epochs is None:
             raise ValueError("train.max_steps and train.num_epochs are both null; at least one must say when to end")
-        if self.early_stop_patience is not None and self.validate_every_steps is None:
+        if self.validate_every_steps is not None and self.validate_every_epochs is not None:
+            raise ValueError("train.validate_every_steps and train.validate_every_epochs are both set; give one")
+        if self.early_stop_patience is not None and not self.validates:
             raise ValueError("train.early_stop_patience needs train.validate_every_steps, which is null")
         if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
             raise ValueError(f"train.milestones is {self.milestones}; allowed are rising steps from 1")

@@ -200,7 +200,7 @@ def _trial(
         train = load_config(TrainConfig, None, (), base=plain)
     except ConfigError as error:
         raise ConfigError(f"{error} (in the trial {about})") from None
-    if train.train.validate_every_steps is None or train.data.val is None:
+    if not train.train.validates or train.data.val is None:
         raise ConfigError(
             "train.validate_every_steps: null is not allowed in a sweep, nor is data.val: nothing would be measured; "
             "give both in sweep.base or sweep.fixed"

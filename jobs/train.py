@@ -162,10 +162,11 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     annotated, subset = load_training_set(config)
     spec = resolve_spec(config.model.spec, annotated.categories)
     _check_norms(config)
-    if train.validate_every_steps is not None:
+    if train.validates:
         if config.data.val is None:
+            name = "steps" if train.validate_every_steps is not None else "epochs"
             raise ValueError(
-                "train.validate_every_steps is set, but data.val is null; give a validation set, or null here"
+                f"train.validate_every_{name} is set, but data.val is null; give a validation set, or null here"
             )
         load_validation_set(config.data, annotated.categories)
     newest = output.load_newest()

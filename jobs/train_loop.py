@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.checkpoints import local_weights, open_checkpoint
+from jobs.config import config_hash
 from jobs.config_train import TrainConfig, TrainSection
 from jobs.train_data import BatchStream, StepBatches
 from jobs.train_history import History
@@ -33,6 +34,7 @@ from model.train_step import StepResult, Trainer, build_optimizer, learning_rate
 from pipeline.dataset.augment import build_transforms
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.subset import take_subset
+from pipeline.storage import use_settings
 
 # Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
@@ -251,7 +253,8 @@ class TrainingRun:
             self._finish_validation()
         self._save_metrics()
         if self.worker.rank == 0:
-            self.output.write_finished({"step": self.step, "stopped_early": self.is_stopped_early})
+            done = {"step": self.step, "stopped_early": self.is_stopped_early}
+            self.output.write_finished(done | {"config_hash": config_hash(self.config)})
         return {
             "step": self.step,
             "num_non_finite": self.num_non_finite,
@@ -391,7 +394,7 @@ class TrainingRun:
     # -- validation
 
     def _open_validations(self, stack: contextlib.ExitStack) -> None:
-        if self.train.validate_every_steps is None or self.config.data.val is None:
+        if not self.train.validates or self.config.data.val is None:
             return
         sets = [("", load_validation_set(self.config.data, self.annotated.categories))]
         if self.train.validate_train_images:
@@ -410,8 +413,17 @@ class TrainingRun:
             self.validations.append((prefix, stack.enter_context(validation)))
 
     def _is_validation_step(self, is_last: bool = False) -> bool:
-        every = self.train.validate_every_steps
-        return every is not None and self.step > 0 and (self.step % every == 0 or is_last)
+        every, every_epochs = self.train.validate_every_steps, self.train.validate_every_epochs
+        if self.step == 0:
+            return False
+        if every is not None:
+            return is_last or self.step % every == 0
+        if every_epochs is None:
+            return False
+        # The step in which the end of such a part of the stream was seen.
+        part = every_epochs * len(self.annotated)
+        before = self.num_seen - images_per_step(self.train, self.worker.world_size)
+        return is_last or self.num_seen // part > before // part
 
     def _has_validation(self) -> bool:
         return bool(_broadcast(self.history.has_validation(self.step), self.worker))
@@ -481,6 +493,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         device=ray.train.torch.get_device(),
     )
     config: TrainConfig = settings["config"]
+    use_settings(config.storage.to_settings())  # data and weights may lie in buckets too
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
     board = settings["board"]

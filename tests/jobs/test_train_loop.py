@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.config import ConfigError, to_plain
+from jobs.config import ConfigError, config_hash, to_plain
 from jobs.config_train import TrainConfig
 from jobs.train import check_same_training, prepare_train, run_train, to_saved
 from jobs.train_loop import TrainingRun, TrainingStopped, Worker, steps_left
@@ -279,6 +279,19 @@ class TestValidation:
 
         assert figures("cut") == figures("whole")
 
+    def test_epochs_may_say_when_it_is_measured(self, shapes: Path, tmp_path: Path):
+        options = {"validate_every_epochs": 0.5, "max_steps": 7, "checkpoint_every_steps": 100}  # 2 of 10 images a step
+        validated: list[int] = []
+        note = lambda kind, s, **v: validated.append(v["step"]) if kind == "validation" else None  # noqa: E731
+        train(settings(shapes, tmp_path, **options), note)
+        assert validated == [3, 5, 7]  # after 6, 10 and, at the end, 14 images
+        with pytest.raises(ValueError, match=r"validate_every_steps and train\.validate_every_epochs are both set"):
+            settings(shapes, tmp_path, **options, validate_every_steps=3)
+        without = settings(shapes, tmp_path, **options)
+        without = without.model_copy(update={"data": without.data.model_copy(update={"val": None})})
+        with pytest.raises(ValueError, match=r"train\.validate_every_epochs is set, but data\.val is null"):
+            prepare_train(without)
+
     def test_it_ends_early_when_nothing_gets_better_and_then_is_finished(self, shapes: Path, tmp_path: Path):
         values = to_plain(settings(shapes, tmp_path, max_steps=50, validate_every_steps=1, early_stop_patience=2))
         values["model"]["spec"]["score_threshold"] = 1.0  # nothing is ever found, so that every AP is 0
@@ -287,6 +300,7 @@ class TestValidation:
         assert done == {"step": 4, "num_non_finite": 0, "stopped_early": True}  # best at 1, none better at 2 and 3
         assert newest(tmp_path).progress["finished"]
         assert prepare_train(config).is_finished
+        assert json.loads((tmp_path / "finished.json").read_text())["config_hash"] == config_hash(config)
 
     def test_a_validation_set_with_an_unknown_category_is_refused(self, shapes: Path, tmp_path: Path):
         content = json.loads((shapes / "val.json").read_text())

@@ -10,11 +10,14 @@ import torch
 
 from jobs.checkpoints import open_checkpoint
 from jobs.config_train import TrainConfig
-from jobs.train import prepare_train, to_saved
+from jobs.train import prepare_train, run_train, to_saved
 from jobs.train_loop import TrainingRun, Worker
 from jobs.train_output import TrainingOutput
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
+from pipeline.storage import use_settings
+from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
+from tests.chaos.s3 import make_bucket, settings_for
 
 SPEC = ModelSpec.tiny(
     0,
@@ -25,6 +28,34 @@ SPEC = ModelSpec.tiny(
     image_min_size=48,
     image_max_size=64,
 )
+
+
+def test_workers_reach_photos_in_a_bucket_by_the_settings_alone(ray_cluster: None, moto: str):
+    """Neither the environment nor the cluster knows of the store."""
+    settings = settings_for(moto)
+    uri = f"s3://{make_bucket(moto)}"
+    use_settings(settings)
+    try:
+        draw_shapes(f"{uri}/data", num_train=3, num_val=1, num_unlabelled=0, image_size=(48, 64), max_shapes=2)
+        config = TrainConfig.model_validate(
+            {
+                "model": {"spec": SPEC.to_dict()},
+                "data": {"train": f"{uri}/data/train.json", "val": f"{uri}/data/val.json"},
+                "train": {"max_steps": 2, "batch_size": 1, "data_workers": 1, "validate_every_steps": 2},
+                "output": {"uri": f"{uri}/model"},
+                "storage": {
+                    "endpoint_url": moto,
+                    "region": "us-east-1",
+                    "access_key": ACCESS_KEY,
+                    "secret_key": SECRET_KEY,
+                },
+            }
+        )
+        result = run_train(prepare_train(config))
+        assert result.step == 2 and not result.broken_images and "segm_AP" in result.last_metrics
+        assert "secret_key" not in str(TrainingOutput(f"{uri}/model", settings).read_config())
+    finally:
+        use_settings(None)
 
 
 def test_a_training_in_a_bucket_is_cut_off_and_goes_on(bucket: str, tmp_path: Path):

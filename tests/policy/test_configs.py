@@ -51,7 +51,8 @@ def test_config_loads_and_explains_itself(path: Path) -> None:
     kind = path.parent.name
     load_config(KINDS[kind], path, [f"{key}={value}" for key, value in PLACES[kind].items()])
     head = path.read_text().split("\n\n")[0]
-    for word in ("# Purpose:", "# Hardware:", "# Expect:", "# Command:"):
+    source = ("# Source:",) if kind in ("train", "sweep") else ()
+    for word in ("# Purpose:", *source, "# Hardware:", "# Expect:", "# Command:"):
         assert word in head, f"{path.name} does not say {word}"
 
 
