@@ -158,14 +158,17 @@ def slice_images(
     values = known[by]
     if by in ("image_id", "uri"):
         values = values.str.rpartition("/")[0]
+    names: dict[Any, str] = {}
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > 12:
-        values = pd.qcut(values, num_bins, duplicates="drop")
+        values, edges = pd.qcut(values, num_bins, duplicates="drop", retbins=True)
+        pairs = zip(edges.tolist(), edges[1:].tolist())
+        names = dict(zip(values.cat.categories, (f"{low:g} to {high:g}" for low, high in pairs), strict=True))
     counted = values.value_counts()
     if len(counted) > MAX_SLICES:
         values = values.where(values.isin(counted.index[: MAX_SLICES - 1]), "others")
     slices: dict[str, list[Any]] = {}
     for value, image_id in sorted(zip(values, known["image_id"], strict=True), key=lambda pair: _sort_key(pair[0])):
-        slices.setdefault("none" if pd.isna(value) else str(value), []).append(truth_id[image_id])
+        slices.setdefault("none" if pd.isna(value) else names.get(value, str(value)), []).append(truth_id[image_id])
     there = set(truth_id.values())
     if missing := [image["id"] for image in truth.images if image["id"] not in there]:
         slices[MISSING] = missing

@@ -117,7 +117,7 @@ class Metrics:
             "confusion": None
             if self.confusion is None
             else {"names": list(self.confusion.columns), "counts": self.confusion.to_numpy().tolist()},
-            "slices": {by: _records(table) for by, table in self.slices.items()},
+            "slices": [{"by": by, **_plain_table(table)} for by, table in self.slices.items()],
         }
 
     def _coco_figures(self, iou_type: str) -> dict[str, float]:
@@ -309,10 +309,9 @@ def _curves(result: CocoResult) -> dict[str, list[float | None]]:
     return {name: [None if np.isnan(v) else round(float(v), 4) for v in values] for name, values in curves.items()}
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {name: None if value != value else value for name, value in row.items()} for row in table.to_dict("records")
-    ]
+def _plain_table(table: pd.DataFrame) -> dict[str, Any]:
+    rows = [[None if value != value else value for value in row] for row in table.astype(object).to_numpy().tolist()]
+    return {"columns": list(table.columns), "rows": rows}
 
 
 def _or_nan(value: float) -> float:

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -22,6 +22,7 @@ from PIL import Image
 
 from pipeline.manifest import Run, open_run
 from pipeline.results.charts import bar_chart, line_chart
+from pipeline.results.coco_eval import KEYPOINT_STAT_NAMES, STAT_NAMES
 from pipeline.results.outlines import mask_to_polygons
 from pipeline.results.query import decode_mask, iter_instances, load_images, load_instances
 from pipeline.results.render import open_photo, palette
@@ -35,6 +36,7 @@ _EXAMPLES = 6  # of each failure, and photos wanted of each class
 _SCORE_EDGES = np.linspace(0, 1, 21)
 _SIDE_EDGES = np.linspace(0, 12, 25)  # log2 of the square root of the area
 _SURE = 0.5
+_AT_THRESHOLD = ("precision", "recall", "F1", "mean_iou", "true_positives", "false_positives", "false_negatives")
 _MOST_CLASSES = 16  # of a confusion matrix that is shown whole
 _MOST_PAIRS = 20  # of a larger one
 
@@ -179,7 +181,7 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
                 _SIDE_EDGES.tolist(),
                 totals.sides.tolist(),
                 label="size: square root of the mask's area, in pixels",
-                ticks=[(i, f"{2**i:,}") for i in range(0, 13, 2)],
+                ticks=[(i, f"{2**i:,}") for i in range(0, 13, 3)],
             ),
             "num_shown": len(gallery),
             "sure": _SURE,
@@ -257,7 +259,9 @@ def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str
 def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     overall = evaluation.get("overall", {})
     kinds = list(overall)
-    metrics = list(dict.fromkeys(name for kind in kinds for name in overall[kind]))
+    known = [*STAT_NAMES, *KEYPOINT_STAT_NAMES, *_AT_THRESHOLD]  # JSON does not keep their order
+    names = list(dict.fromkeys(name for kind in kinds for name in overall[kind]))
+    metrics = sorted(names, key=lambda name: known.index(name) if name in known else len(known))
     by_category = evaluation.get("by_category", {})
     columns = ("AP", "AP50", "AP75", "precision", "recall", "mean_iou")
     tables = [
@@ -284,17 +288,15 @@ def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "rows": [(name, [_shown(name, overall[kind].get(name)) for kind in kinds]) for name in metrics],
         "tables": tables,
         "curves": [curve for curve in curves if curve],
-        "slices": [_slice_table(by, rows) for by, rows in (evaluation.get("slices") or {}).items() if rows],
+        "slices": [
+            {**table, "rows": [[_cell(value) for value in row] for row in table["rows"]]}
+            for table in evaluation.get("slices") or ()
+        ],
         "confusion": _confusion(evaluation.get("confusion")),
         "notes": evaluation.get("notes", []),
         "score_threshold": evaluation.get("score_threshold"),
         "iou_threshold": evaluation.get("iou_threshold"),
     }
-
-
-def _slice_table(by: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    cells = [[_cell(value) for value in row.values()] for row in rows]
-    return {"by": by, "columns": list(rows[0]), "rows": cells}
 
 
 def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.results.align import align
@@ -57,6 +58,20 @@ def test_slices_share_out_all_images(parts, frames):
     assert set(slice_images(truth, "status", frames[1])) == {"ok", "corrupt"}
     with pytest.raises(ValueError, match="sliced by 'colour'; allowed are crowding, overlap, image_id"):
         slice_images(truth, "colour", frames[1])
+
+
+def test_columns_of_many_values_become_few_slices(parts, frames):
+    truth, images = parts[0], frames[1]
+    assert set(slice_images(truth, "image_id", images)) == {"sub"}  # the folder
+    many = images.assign(height=np.arange(len(images)), etag=[f"e{n}" for n in range(len(images))])
+    many = pd.concat([many] * 5, ignore_index=True)
+    many["image_id"] = [f"{n}.jpg" for n in range(40)]
+    more = Truth([{"id": n, "file_name": f"{n}.jpg"} for n in range(41)], [], truth.categories)
+    assert set(slice_images(more, "height", many.assign(height=range(40)))) == {
+        "0 to 9.75", "9.75 to 19.5", "19.5 to 29.25", "29.25 to 39", "not in the run",
+    }  # fmt: skip
+    by_etag = slice_images(more, "etag", many.assign(etag=[f"e{n}" for n in range(40)]))
+    assert len(by_etag) == 31 and len(by_etag["others"]) == 11 and by_etag["not in the run"] == [40]
 
 
 def test_a_slice_is_measured_as_if_it_were_alone(drawn_run, frames):

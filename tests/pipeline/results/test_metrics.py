@@ -379,8 +379,9 @@ def test_what_else_can_be_asked_for(drawn_run, frames):
     assert plain["by_category"]["bbox"]["circle"]["VOC_AP"] == voc_ap(truth, table)[10]
     counts = np.array(plain["confusion"]["counts"])
     assert counts.trace() == metrics.overall("segm", "true_positives")
-    assert set(plain["slices"]) == set(more["slices"])
-    by_status = {row["slice"]: row for row in plain["slices"]["status"]}
+    assert [table["by"] for table in plain["slices"]] == more["slices"]
+    status = plain["slices"][2]
+    by_status = {row[0]: dict(zip(status["columns"], row, strict=True)) for row in status["rows"]}
     assert by_status["corrupt"]["AP"] == 0 and by_status["corrupt"]["precision"] is None
     assert by_status["all"]["AP"] == metrics.overall("segm", "AP")
 

@@ -16,6 +16,7 @@ from made_run import image_row, instance_row, write_run
 from PIL import Image
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.manifest import to_json
 from pipeline.results import load_images, load_instances
 from pipeline.results.metrics import evaluate_run
 from pipeline.results.report import build_report, choose_images
@@ -45,7 +46,7 @@ def page(drawn_run, tmp_path_factory) -> Path:
     training = pd.DataFrame({"step": range(50), "loss": np.linspace(2, 0.3, 50), "segm_AP": np.linspace(0, 0.7, 50)})
     more = {"also": ["voc", "cityscapes", "confusion"], "slices": ["size", "crowding", "status"]}
     evaluation = evaluate_run(drawn_run.uri, drawn_run.truth, **more).to_dict()
-    html = build_report(str(run), evaluation=json.loads(json.dumps(evaluation)), training=training)
+    html = build_report(str(run), evaluation=json.loads(to_json(evaluation)), training=training)
     (folder / "report.html").write_text(html, "utf-8")
     return folder / "report.html"
 
@@ -75,6 +76,8 @@ def test_all_that_was_evaluated_is_shown(page, drawn_run):
     counts = [int(n) for n in re.findall(r"<td[^>]*>(\d+)</td>", matrix)]
     assert counts == metrics.confusion.to_numpy().ravel().tolist()
     assert re.findall(r"<summary>by (\w+)</summary>", html) == ["size", "crowding", "status"]
+    names = re.findall(r"<td>(\w+)</td><td>[\d.-]+</td><td>[\d.-]+</td></tr>", html)
+    assert names[:3] == ["AP", "AP50", "AP75"] and names[12:15] == ["precision", "recall", "F1"]
     for row in metrics.slices["crowding"].itertuples():
         assert f"<td>{row.slice}</td><td>{row.images}</td><td>{row.objects}</td><td>{row.AP:.3f}</td>" in html
 
