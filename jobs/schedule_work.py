@@ -105,9 +105,10 @@ class Programs:
             start_new_session=True,
         )
         self._running.add(program)
-        late = threading.Timer(timeout_s, _end, [program])
+        is_late = threading.Event()
+        late = threading.Timer(timeout_s, _end, [program, is_late])
         late.start()
-        last, began = "", time.monotonic()
+        last = ""
         try:
             assert program.stdout is not None
             for line in program.stdout:
@@ -119,7 +120,7 @@ class Programs:
             self._running.discard(program)
         if self._stopped.is_set():
             raise Stopped
-        if code != 0 and time.monotonic() - began >= timeout_s:
+        if is_late.is_set() and code != 0:
             raise TimeoutError(f"{args[0]} took longer than {timeout_s:.0f} s")
         return code, last.removeprefix("maskfleet: ")
 
@@ -135,8 +136,10 @@ class Programs:
             _end(program)
 
 
-def _end(program: subprocess.Popen[str]) -> None:
-    """Ends a program and what it has started: kindly first."""
+def _end(program: subprocess.Popen[str], is_late: threading.Event | None = None) -> None:
+    """Ends a program and what it has started: kindly first. Says so where it ends for being late."""
+    if is_late is not None:
+        is_late.set()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGTERM)
         try:
@@ -222,6 +225,7 @@ def _evaluate(
         _step(config, "segment", settings, runner, deadline, result)
         evaluate: dict[str, Any] = dict(section.evaluate)
         evaluate["run"] = {"uri": run}
+        evaluate["cluster"] = {**to_plain(config.cluster), **evaluate.get("cluster", {})}
         evaluate["ground_truth"] = {"uri": data.ground_truth, "format": data.format}
         evaluate["history"] = {"label": f"{model} {data.name}", **evaluate.get("history", {}), "uri": section.history}
         code, word = _step(config, "evaluate", evaluate, runner, deadline, result, allowed=(0, GATE))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,14 +62,17 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
+    ray_folder = Path(tempfile.mkdtemp(prefix="mf"))  # short: Ray's sockets lie in it
     try:
         with Hosts(3) as hosts, Rgw(tmp_path / "rgw", hosts.addresses[HEAD], hosts.prefix(HEAD)) as rgw:
-            yield start_lab(hosts, rgw, tmp_path)
+            yield start_lab(hosts, rgw, tmp_path, ray_folder)
     except (NoHosts, NoCeph) as reason:
         pytest.skip(f"no hosts of their own here: {reason}")
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def start_lab(hosts: Hosts, rgw: Rgw, folder: Path) -> Lab:
+def start_lab(hosts: Hosts, rgw: Rgw, folder: Path, ray_folder: Path) -> Lab:
     """Ray on every host, with a token; the workers have one core each."""
     environment = {
         **environment_for(rgw.endpoint),
@@ -89,7 +94,8 @@ def start_lab(hosts: Hosts, rgw: Rgw, folder: Path) -> Lab:
                 return
         raise AssertionError(log.read_text()[-2000:])
 
-    start(HEAD, "--head", "--port=6379", f"--dashboard-host={head}", "--num-cpus=0")
+    # A folder of its own: in Ray's usual one another Ray of this machine may be taken for the current one.
+    start(HEAD, "--head", "--port=6379", f"--dashboard-host={head}", "--num-cpus=0", f"--temp-dir={ray_folder}")
     lab = Lab(hosts, environment, f"http://{head}:8265")
     asks = [sys.executable, "-c", f"from jobs.submit import Jobs; print(len(Jobs({lab.address!r}).list()), 'jobs')"]
     wait_for(lambda: "0 jobs" in hosts.run(HEAD, asks, None, **environment), 120)
