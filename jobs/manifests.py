@@ -13,11 +13,13 @@ from typing import Any
 
 import yaml
 from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, TypeAdapter
 
 from jobs.commands import read_settings
-from jobs.config import ConfigError, to_plain
+from jobs.config import ConfigError
 from jobs.config_manifests import GroupSection, ManifestsConfig
 from jobs.package import CREDENTIALS
+from model.spec import ModelSpec
 from pipeline.storage import open_storage
 
 MOUNT = "/etc/maskfleet"
@@ -89,12 +91,16 @@ def source_name(file: Path) -> str:
 
 
 def _settings(command: str, file: Path, words: tuple[str, ...]) -> dict[str, Any]:
-    """A program's resolved settings, for a process inside the cluster."""
-    config = read_settings(command, file, words)
-    values = to_plain(config)
-    if given := [name for name in CREDENTIALS if values["storage"].get(name) is not None]:
+    """A program's checked settings, those that are given, for a process inside the cluster."""
+    config: BaseModel = read_settings(command, file, words)
+    values = config.model_dump(mode="json", exclude_unset=True)
+    if spec := values.get("model", {}).get("spec"):
+        usual = TypeAdapter(ModelSpec).dump_python(ModelSpec(num_classes=spec["num_classes"]), mode="json")
+        changed = {name: value for name, value in spec.items() if value != usual[name]}
+        values["model"]["spec"] = {"num_classes": spec["num_classes"], **changed}
+    if given := [name for name in CREDENTIALS if name in values.get("storage", {})]:
         raise ConfigError(f"storage.{given[0]}: is not allowed here: it would stand in a ConfigMap; use a Secret")
-    values["cluster"] = {**values["cluster"], "address": "auto"}
+    values["cluster"] = {**values.get("cluster", {}), "address": "auto"}
     return values
 
 
