@@ -8,7 +8,7 @@ import pandas as pd
 
 from jobs.config import ConfigError
 from jobs.config_results import CompareConfig
-from jobs.evaluate import load_truth, open_finished, write_frame
+from jobs.evaluate import fit_truth, load_truth, open_finished, write_frame
 from pipeline.manifest import Run, to_json
 from pipeline.results import load_images, load_instances
 from pipeline.results.compare import Comparison, check_gates, compare
@@ -43,6 +43,7 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
             raise ConfigError("gate.max_drop and gate.min_ap look at AP, which needs ground_truth.uri; it is null")
         return ComparePlan(config, runs, None)
     truth = load_truth(**dict(config.ground_truth))
+    truth = fit_truth(truth, runs[0], config.ground_truth.uri, config.ground_truth.format)
     return ComparePlan(config, runs, truth)
 
 

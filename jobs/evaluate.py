@@ -32,11 +32,12 @@ EVALUATION_SUFFIX = ".evaluation"
 
 @dataclass(frozen=True)
 class EvaluatePlan:
-    """A checked configuration: the run and the truth it is measured against."""
+    """A checked configuration: the run and the truth it is measured against, also as it was read."""
 
     config: EvaluateConfig
     run: Run
     truth: Truth
+    as_read: Truth
     output: Storage
 
 
@@ -50,14 +51,15 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     """
     check_gate(config)
     run = open_finished(config.run.uri, "run.uri")
-    truth = load_truth(**dict(config.ground_truth))
+    as_read = load_truth(**dict(config.ground_truth))
+    truth = fit_truth(as_read, run, config.ground_truth.uri, config.ground_truth.format)
     if config.evaluate.num_shares > 1:
         try:
             check_can_be_shared(truth, config.evaluate.iou_types)
         except EvaluationError as error:
             raise ConfigError(f"evaluate.num_shares is {config.evaluate.num_shares}; allowed is 1: {error}") from None
     output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
-    return EvaluatePlan(config, run, truth, output)
+    return EvaluatePlan(config, run, truth, as_read, output)
 
 
 def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
@@ -90,7 +92,7 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
             when=datetime.now(UTC),
             run_id=plan.run.run_id,
             model_sha256=plan.run.spec["model"]["sha256"],
-            truth_sha256=sha256_of(to_json(plan.truth.content)),
+            truth_sha256=sha256_of(to_json(plan.as_read.content)),
             config_sha256=config_hash(settings.model_copy(update={"num_shares": 1})),  # which changes no figure
             label=plan.config.history.label,
         )
@@ -165,6 +167,15 @@ def load_truth(uri: str, format: str, image_root: str | None, default_category: 
         return Truth.load(uri)
     annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
     return Truth.load(annotated)
+
+
+def fit_truth(truth: Truth, run: Run, uri: str, format: str) -> Truth:
+    """The truth as a run can be measured by it: where the format gives a class no id of its own, all but COCO's, it
+    takes that of the run's class of the same name."""
+    if (detect_format(uri) if format == "auto" else format) == "coco":
+        return truth
+    class_map = run.spec.get("model", {}).get("categories", ())
+    return truth.with_ids_of({category["id"]: category["name"] for category in class_map})
 
 
 def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Truth:
         if isinstance(source, Truth):
             return source
         if isinstance(source, AnnotatedSet):
-            return cls.from_coco(to_coco(source))
+            return cls.from_coco(_numbered(to_coco(source)))
         if isinstance(source, Mapping):
             return cls.from_coco(source)
         return cls.from_coco(files.read_json(str(source)), str(source))
@@ -94,6 +95,24 @@ class Truth:
             [image for image in self.images if image["id"] in wanted],
             [entry for entry in self.annotations if entry["image_id"] in wanted],
             self.categories,
+        )
+
+    def with_ids_of(self, names: Mapping[int, str]) -> Truth:
+        """The same truth with the category ids of a run's classes (names by id), matched by name; other categories get
+        ids that the run does not use. For formats in which a class has a name and no id of its own."""
+        ids = {name: number for number, name in names.items()}
+        free = itertools.count(max([*names, *self.names, 0]) + 1)
+        new = {number: ids[name] if name in ids else next(free) for number, name in self.names.items()}
+
+        def renumbered(image: dict[str, Any]) -> dict[str, Any]:
+            labelled = image.get("labelled_category_ids")
+            return image if labelled is None else {**image, "labelled_category_ids": [new[i] for i in labelled]}
+
+        return Truth(
+            [renumbered(image) for image in self.images],
+            [{**entry, "category_id": new[entry["category_id"]]} for entry in self.annotations],
+            [{**category, "id": new[category["id"]]} for category in self.categories],
+            self.num_not_labelled,
         )
 
     @cached_property
@@ -136,6 +155,18 @@ class Truth:
             if annotation["image_id"] in places:
                 places[annotation["image_id"]].append(place)
         return places
+
+
+def _numbered(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with images numbered from 1, where a format (VOC, Cityscapes) names them instead."""
+    if all(isinstance(image["id"], int) for image in content["images"]):
+        return content
+    number = {image["id"]: place + 1 for place, image in enumerate(content["images"])}
+    return {
+        **content,
+        "images": [{**image, "id": number[image["id"]]} for image in content["images"]],
+        "annotations": [{**entry, "image_id": number[entry["image_id"]]} for entry in content["annotations"]],
+    }
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -109,6 +109,21 @@ def test_an_evaluation_is_kept_once_wherever_it_is_written(place: Path, tmp_path
     assert len(list((tmp_path / "history").glob("*.parquet"))) == 2
 
 
+@pytest.mark.parametrize("form", ["labelme", "voc"])
+def test_truth_of_any_format_is_matched_by_the_names_of_its_classes(place: Path, tmp_path: Path, form: str) -> None:
+    call("convert", place / "data" / "val.json", tmp_path / form, "--to", form, "convert.overlap=smaller_on_top")
+    figures = []
+    for truth in (tmp_path / form, place / "data" / "val.json"):
+        call("evaluate", place / "worse", f"ground_truth.uri={truth}", f"output.uri={tmp_path / 'out'}")
+        figures.append(json.loads((tmp_path / "out" / "metrics.json").read_text())["by_category"]["segm"])
+    for name in ("circle", "square", "triangle"):
+        got, want = (figure[name] for figure in figures)
+        assert got["true_positives"] == want["true_positives"] > 0
+        assert 0 < got["recall"] == want["recall"] < 1
+    words = ["compare", place / "perfect", place / "worse", "compare.num_resamples=0"]
+    assert "segm AP" in call(*words, "--ground-truth", tmp_path / form)
+
+
 def test_evaluate_measures_what_else_is_asked_for(place: Path, tmp_path: Path) -> None:
     words = ["evaluate", place / "worse", f"ground_truth.uri={place / 'data' / 'val.json'}", f"output.uri={tmp_path}"]
     everything = Path(__file__).resolve().parents[2] / "configs/evaluate/everything.yaml"
