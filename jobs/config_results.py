@@ -45,7 +45,7 @@ class EvaluateSection(FoundSection):
     iou_types: tuple[Literal["bbox", "segm", "keypoints"], ...] = Field(
         ("bbox", "segm"), min_length=1, description="Kinds of overlap."
     )
-    backend: Literal["auto", "pycocotools", "hotcoco"] = Field(
+    backend: Literal["auto", "compiled", "pycocotools"] = Field(
         "auto", description="Evaluator; auto takes the faster one where both give the same digits."
     )
     also: tuple[Literal["voc", "cityscapes", "confusion"], ...] = Field(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.dataset.annotations import AnnotatedSet
-from pipeline.results.coco_eval import DetectionTable
+from pipeline.results.coco_eval import DetectionTable, to_text
 from pipeline.results.truth import EvaluationError, ImageMatch, Truth, check_categories, match_images
 from pipeline.schema import OK
 
@@ -97,7 +98,7 @@ def align(
         category_ids=category_ids[keep],
         scores=instances["score"].to_numpy(np.float64)[keep],
         bboxes=np.stack([x1, y1, x2 - x1, y2 - y1], axis=1),
-        counts=instances["rle_counts"].to_numpy(object)[keep].tolist() if masks else None,
+        counts=to_text(instances["rle_counts"].array).filter(pa.array(keep)) if masks else None,
         sizes=instances[["image_height", "image_width"]].to_numpy(np.int64)[keep] if masks else None,
         keypoints=list(instances["keypoints"].to_numpy(object)[keep]) if keypoints else None,
     )
@@ -125,7 +126,7 @@ def _with_truth_sizes(table: DetectionTable, truth: Truth) -> tuple[DetectionTab
         return table, 0
     from pipeline.rle import runs_to_rle
 
-    counts = list(table.counts or ())
+    counts = [] if table.counts is None else table.counts.to_pylist()
     for row in wrong:
         height, width = wanted[row].tolist()
         counts[row] = runs_to_rle([height * width], height, width)

@@ -59,7 +59,7 @@ CASES = ["val2014_100_bbox", "val2014_100_segm", "small_segm", "small_bbox", "sm
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("backend", ["auto", "hotcoco", "pycocotools"])
+@pytest.mark.parametrize("backend", ["auto", "compiled", "pycocotools"])
 def test_published_fixtures(shared_data, name, backend):
     folder = shared_data / "coco_eval_fixtures"
     case = json.loads((folder / "expected_pycocotools.json").read_text())[name]
@@ -119,7 +119,7 @@ def test_plain_input_goes_to_the_fast_evaluator_and_agrees(pair, iou_type):
     assert is_plain(content, results, iou_type)
     fast = evaluate_results(content, results, iou_type)
     slow = evaluate_results(content, results, iou_type, backend="pycocotools")
-    assert (fast.backend, slow.backend) == ("hotcoco", "pycocotools")
+    assert (fast.backend, slow.backend) == ("compiled", "pycocotools")
     for name in ("stats", "precision", "recall", "iou_thresholds", "recall_thresholds"):
         np.testing.assert_allclose(getattr(fast, name), getattr(slow, name), rtol=0, atol=1e-12)
     assert 0 < fast.stats[0] < 1

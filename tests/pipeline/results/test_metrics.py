@@ -7,14 +7,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from made_run import image_row, instance_row, write_run
+from made_run import image_row, instance_row
 from pycocotools import mask as coco_mask
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.results import load_instances
 from pipeline.results.align import align
 from pipeline.results.coco_eval import evaluate_part, evaluate_results, evaluate_table, merge_parts
-from pipeline.results.fast_eval import coco_figures
 from pipeline.results.matching import match
 from pipeline.results.metrics import evaluate, evaluate_run
 from pipeline.results.other_ap import cityscapes_ap, voc_ap
@@ -36,7 +35,7 @@ def results_of(instances: pd.DataFrame, coco: dict, iou_type: str) -> list[dict]
     return entries
 
 
-@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("backend", ["compiled", "pycocotools"])
 def test_a_run_gives_the_figures_of_pycocotools(drawn_run, backend):
     metrics = evaluate_run(drawn_run.uri, drawn_run.coco, backend=backend)
     instances = load_instances(drawn_run.uri)
@@ -140,7 +139,7 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan(drawn_run, frames):
     assert nothing.overall("segm", "AP") == 0 and nothing.overall("bbox", "AR100") == 0
     assert np.isnan(nothing.overall("segm", "precision")) and nothing.overall("segm", "recall") == 0
     empty = {**drawn_run.coco, "annotations": []}
-    for backend in ("hotcoco", "pycocotools"):
+    for backend in ("compiled", "pycocotools"):
         none = evaluate(instances, images, empty, backend=backend)
         assert np.isnan(none.overall("segm", "AP")) and none.overall("segm", "precision") == 0
     assert evaluate(instances.iloc[:0], images, empty).to_dict()["overall"]["segm"]["AP"] is None
@@ -292,33 +291,6 @@ def test_a_perfect_run_scores_one():
         assert metrics.overall(iou_type, "mean_iou") == 1.0
     with pytest.raises(ValueError, match="iou_threshold is 2"):
         evaluate(instances, None, coco, iou_threshold=2)
-
-
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_the_fast_way_gives_the_same_figures(drawn_run, tmp_path, iou_type):
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(drawn_run.coco))
-    got = coco_figures(drawn_run.uri, str(path), iou_type)
-    want = evaluate_run(drawn_run.uri, str(path), backend="pycocotools").coco[iou_type]
-    np.testing.assert_allclose(got.stats, want.stats, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(got.precision, want.precision, rtol=0, atol=1e-12)
-
-
-def test_the_fast_way_refuses_what_it_cannot_report(drawn_run, tmp_path):
-    path = tmp_path / "truth.json"
-    content = drawn_run.coco
-    content["images"][0]["height"] += 1
-    path.write_text(json.dumps(content))
-    with pytest.raises(EvaluationError, match="another size"):
-        coco_figures(drawn_run.uri, str(path))
-    content = drawn_run.coco
-    content["categories"][0]["name"] = "ball"
-    path.write_text(json.dumps(content))
-    with pytest.raises(EvaluationError, match="10 is 'circle' in the run and 'ball'"):
-        coco_figures(drawn_run.uri, str(path))
-    run = write_run(tmp_path / "empty", [([image_row("sub/photo_0.png", "x", "ok", (9, 9), 0, 0)], [])])
-    path.write_text(json.dumps(drawn_run.coco))
-    assert coco_figures(str(run), str(path)).stats[0] == 0
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
