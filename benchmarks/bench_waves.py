@@ -40,7 +40,7 @@ class NullPredictor:
     def __init__(self, uri: str, **settings: Any) -> None:
         self.categories = ()
 
-    def predict(self, images: Sequence[Any]) -> list[str]:
+    def predict(self, images: Sequence[Any], sizes: Sequence[Any]) -> list[str]:
         return ["not asked"] * len(images)
 
 
@@ -49,12 +49,18 @@ def job_of(folder: Path, num_workers: int) -> BulkJob:
     source = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri"}
     source |= {"since_run": None, "extra_channels": None}
     segment = {"score_threshold": 0.5, "max_detections": 100, "mask_threshold": 0.5}
+    segment |= {"precision": "float32", "slice": None}
     return BulkJob(
         output_uri=str(folder / "run"),
         spec={
             "schema_version": SCHEMA_VERSION,
             "input": source,
-            "model": {"sha256": "0" * 64, "spec": {"in_channels": 3}, "categories": []},
+            "model": {
+                "sha256": "0" * 64,
+                "spec": {"in_channels": 3, "image_min_size": 800, "image_max_size": 1333},
+                "categories": [],
+            },
+            "decode": {"scaled": False},
             "segment": segment,
         },
         metadata={},

@@ -93,12 +93,18 @@ def sweep(
 
 @app.command()
 def segment(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
+    words: Words = None,
+    config: ConfigFile = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Segment a folder of images into Parquet; run the same command again to resume."""
     settings = _settings("segment", config, words, print_config)
+    from jobs.profile import describe_profile
     from jobs.progress import ProgressLine, describe
     from jobs.segment import failed_fraction, prepare_segment, run_segment
+    from pipeline.bulk.progress import Progress
 
     plan = _checked(lambda: prepare_segment(settings))
     for note in plan.notes:
@@ -107,10 +113,18 @@ def segment(
         _say(f"would segment {plan.spec['input']['uri']} with {plan.checkpoint} into {settings.output.uri}")
         _say(f"run {plan.run_id}")
         return
+    states: list[Progress] = []
+
+    def show(progress: Progress) -> None:
+        states[:] = [progress]
+        line.show(describe(progress))
+
     with ProgressLine("segment") as line:
-        totals = _run(lambda: run_segment(plan, lambda progress: line.show(describe(progress))))
+        totals = _run(lambda: run_segment(plan, show))
     _say(f"{totals['num_images']:,} images, {totals['num_instances']:,} instances -> {settings.output.uri}")
     _say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals["statuses"].items())))
+    if profile:
+        _say(describe_profile(states[-1], settings))
     if failed_fraction(totals) > settings.segment.max_failed_fraction:
         _say(
             f"{failed_fraction(totals):.1%} of the images failed; segment.max_failed_fraction allows "

@@ -75,12 +75,41 @@ class CorpusSection(Section):
     )
 
 
+class SliceSection(Section):
+    """How images that are larger than a slice are cut, predicted slice by slice and put together again."""
+
+    size: int = Field(ge=64, le=16_384, description="Side of a slice in pixels; an image with a longer side is cut.")
+    overlap: int = Field(
+        128, ge=0, description="Pixels that neighbouring slices share, at least; at most half of size."
+    )
+    merge_iou: float = Field(
+        0.5, gt=0, le=1, description="Mask IoU, within what two slices share, that makes two detections one instance."
+    )
+
+    @model_validator(mode="after")
+    def _overlap_is_at_most_half(self) -> Self:
+        if self.overlap > self.size // 2:
+            raise ValueError(f"overlap is {self.overlap}; allowed is at most half of size, {self.size // 2}")
+        return self
+
+
 class SegmentSection(Section):
     """What is kept of the network's output, and how the work is spread."""
 
     score_threshold: float = Field(0.05, ge=0, le=1, description="Instances below this score are dropped.")
     max_detections: int = Field(100, ge=1, le=10_000, description="Instances an image, best first.")
     mask_threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to a mask.")
+    mode: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact finds what torchvision's network finds; fast computes in bfloat16 and decodes JPEGs at the "
+        "size the network needs, at the cost in AP that docs/speed.md states.",
+    )
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="What the network computes in; null: float32 in exact mode, what this machine has in fast."
+    )
+    slice: SliceSection | None = Field(
+        None, description="How huge images are cut; null cuts none. max_detections then counts for each slice."
+    )
     batch_size: int = Field(4, ge=1, le=1024, description="Images a network call, at most; no result depends on it.")
     num_workers: tuple[int, int] | None = Field(
         None, description="Actors at least and at most; null: one for each GPU, or for every cpus_per_worker cores."
@@ -91,6 +120,12 @@ class SegmentSection(Section):
     max_failed_fraction: float = Field(
         1.0, ge=0, le=1, description="Share of images that may fail before the command ends with exit code 3."
     )
+
+    @model_validator(mode="after")
+    def _exact_is_float32(self) -> Self:
+        if self.mode == "exact" and self.precision == "bfloat16":
+            raise ValueError("precision is bfloat16; allowed in mode exact is float32, or set mode: fast")
+        return self
 
     @model_validator(mode="after")
     def _workers_in_order(self) -> Self:
@@ -112,6 +147,11 @@ class DecodeSection(Section):
     memory_bytes: int = Field(_LIMITS.memory_bytes, ge=2**26, description="Memory of one decoding process.")
     formats: tuple[Literal[FORMATS], ...] = Field(  # type: ignore[valid-type]
         _LIMITS.formats, min_length=1, description="Formats that are decoded, told by content and not by name."
+    )
+    scaled: bool | None = Field(
+        None,
+        description="Decode a JPEG at a half, a quarter or an eighth where the network shrinks it further anyway; "
+        "null: in fast mode only.",
     )
 
 

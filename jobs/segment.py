@@ -17,6 +17,7 @@ from jobs import cluster
 from jobs.checkpoints import find_checkpoint, open_checkpoint
 from jobs.config import ConfigError, RetryConfig, SegmentConfig, load_config, to_plain
 from model.checkpoint import Checkpoint
+from model.predictor import native_dtype
 from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.decode import DecodeLimits
@@ -66,7 +67,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri)
     check_run(output, spec)
-    notes = []
+    notes = [note for note in [_precision(config)[1]] if note is not None]
     plan = read_plan(output)
     if plan is not None and config.corpus.shard_size not in (None, plan.shard_size):
         notes.append(
@@ -122,19 +123,35 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> d
             "categories": [dataclasses.asdict(category) for category in checkpoint.categories],
         },
         "segment": {
-            "mode": "exact",
-            "precision": "float32",
+            "mode": segment.mode,
+            "precision": _precision(config)[0],
             "score_threshold": segment.score_threshold,
             "max_detections": segment.max_detections,
             "mask_threshold": segment.mask_threshold,
+            "slice": None if segment.slice is None else to_plain(segment.slice),
         },
         "decode": {
             "max_bytes": config.decode.max_bytes,
             "max_pixels": config.decode.max_pixels,
             "max_frames": config.decode.max_frames,
             "formats": sorted(config.decode.formats),
+            "scaled": segment.mode == "fast" if config.decode.scaled is None else config.decode.scaled,
         },
     }
+
+
+def _precision(config: SegmentConfig) -> tuple[str, str | None]:
+    """What the network computes in, and a sentence where that is not what the mode promises.
+
+    GPUs are taken to have bfloat16: the machine that is asked may not be the one that has them.
+    """
+    segment = config.segment
+    if segment.precision is not None:
+        return segment.precision, None
+    if segment.gpus_per_worker:
+        return ("bfloat16" if segment.mode == "fast" else "float32"), None
+    dtype, reason = native_dtype(segment.mode, "cpu")
+    return str(dtype).removeprefix("torch."), None if reason is None else f"segment.mode=fast: {reason}"
 
 
 def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
@@ -177,7 +194,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         spec=plan.spec,
         checkpoint=plan.checkpoint,
         metadata=file_metadata(plan),
-        limits=DecodeLimits(**to_plain(config.decode) | {"formats": config.decode.formats}),
+        limits=DecodeLimits(**config.decode.model_dump(exclude={"scaled"})),
         shard_size=config.corpus.shard_size,
         batch_size=config.segment.batch_size,
         num_workers=config.segment.num_workers or _all_workers(config),

@@ -75,14 +75,10 @@ class Validation:
     def predict(self, model: MaskRCNN) -> list[dict[str, list]]:
         """This worker's share: for each of its images that has any, the columns of its instances.
 
-        The network is left in the mode it was in. Photos that cannot be read are left out, and so count as missed.
+        The network is left as it is. Photos that cannot be read are left out, and so count as missed.
         """
-        was_training = model.training
         predictor = Predictor(model, self.spec, device=self.device)
-        try:
-            return [columns for batch in self._batches(predictor) for columns in self._predict(predictor, batch)]
-        finally:
-            model.train(was_training)
+        return [columns for batch in self._batches(predictor) for columns in self._predict(predictor, batch)]
 
     def evaluate_later(self, shares: Sequence[list[dict[str, list]]]) -> Future[dict[str, float]]:
         """Starts computing the figures of all workers' shares in another thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +101,28 @@ def log_mask_probabilities(spec: ModelSpec, logits: Tensor, labels: Tensor) -> t
         return F.logsigmoid(chosen), F.logsigmoid(-chosen)
     log_shares = F.log_softmax(logits, dim=1)
     return log_shares[index, channel], log_shares[:, 0]
+
+
+def mask_probabilities(spec: ModelSpec, predictor: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+    """Probability that a pixel is inside the mask of the class that is meant, float32 [N, M, M].
+
+    Where the last layer of the predictor gives one map for each class by itself, only the chosen one is computed.
+
+    Args:
+        spec: Sigmoid or softmax, class-agnostic or not.
+        predictor: The second of what `build_mask_head` gives.
+        features: [N, C, P, P], what the head gave.
+        labels: int64 [N], 1..K.
+    """
+    if not isinstance(predictor, DeconvPredictor) or spec.mask_activation == "softmax" or spec.mask_class_agnostic:
+        return log_mask_probabilities(spec, predictor(features), labels)[0].exp()
+    layers: list[Any] = list(predictor)
+    for layer in layers[:-1]:
+        features = layer(features)
+    last = layers[-1]
+    weights = last.weight[labels].flatten(1)[:, None]
+    logits = torch.bmm(weights, features.flatten(2))[:, 0] + last.bias[labels, None]
+    return logits.float().sigmoid().unflatten(1, features.shape[2:])
 
 
 def mask_targets(masks: list[Tensor], boxes: list[Tensor], matches: list[Tensor], size: int) -> Tensor:

@@ -65,6 +65,8 @@ class MaskRCNN(nn.Module):
         self.proposals = proposals
         self.num_classes = num_classes
         self.weights_report: WeightsReport | None = None
+        # The type a prediction's maps are computed in; `model.folding` makes networks of another.
+        self.compute_dtype = torch.float32
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -94,16 +96,19 @@ class MaskRCNN(nn.Module):
         _, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**roi_losses, **rpn_losses}
 
-    def detect(self, images: list[Tensor]) -> tuple[list[dict[str, Tensor]], list[tuple[int, int]]]:
+    def detect(
+        self, images: list[Tensor], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[list[dict[str, Tensor]], list[tuple[int, int]]]:
         """Detections in pixels of the resized images, and the (height, width) of those.
 
+        `sizes` are the (height, width) of the original images, where `images` are smaller versions.
         `masks` are float32 [N, 1, M, M] probabilities over the box, not pasted into the image.
 
         Raises:
             NonFiniteOutput: The network gave NaN or infinity.
         """
-        batch, _ = self.transform(images)
-        features = to_feature_maps(self.backbone(batch.tensors))
+        batch = self.transform.for_prediction(images, sizes)
+        features = to_feature_maps(self.backbone(batch.tensors.to(self.compute_dtype)))
         proposals, _ = self.rpn(batch, features)
         detections, _ = self.roi_heads(features, proposals, batch.image_sizes)
         return detections, batch.image_sizes

@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
-from torchvision.ops import boxes as box_ops
 
 from model import losses
 from model.backbone import ResidualStage
 from model.box_head import build_box_head, split_by_class
-from model.mask_head import build_mask_head, log_mask_probabilities, mask_roi_size, mask_targets
+from model.mask_head import build_mask_head, log_mask_probabilities, mask_probabilities, mask_roi_size, mask_targets
 from model.matching import allowed_classes, drop_ignored
 from model.roi_pooler import RoIPooler
+from model.roi_table import MapTable
 from model.rpn import NonFiniteOutput
 from model.spec import ModelSpec
-from model.suppression import suppress
+from model.suppression import clip_to_sizes, suppress_images
 
 _C4_ROI_SIZE = 14
-_BOX_ROI_SIZE = 7
+BOX_ROI_SIZE = 7
 _KEYPOINT_ROI_SIZE = 14
 # Boxes with a side below this, in resized pixels, are no detections (torchvision's value).
 _SMALLEST_BOX_PX = 1e-2
@@ -66,7 +66,7 @@ class RoIHeads(TorchvisionRoIHeads):
         strides: tuple[int, ...],
         res5: ResidualStage | None = None,
     ) -> None:
-        box_roi_size = _C4_ROI_SIZE if res5 is not None else _BOX_ROI_SIZE
+        box_roi_size = _C4_ROI_SIZE if res5 is not None else BOX_ROI_SIZE
         head_channels = res5.out_channels if res5 is not None else in_channels
         super().__init__(
             RoIPooler(spec, output_size=box_roi_size, strides=strides),
@@ -126,12 +126,13 @@ class RoIHeads(TorchvisionRoIHeads):
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Classify the proposals, suppress, then look at what is left for masks and keypoints."""
+        features = self.box_roi_pool.table(features) or features
         found = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
         boxes = [one["boxes"] for one in found]
         if self.has_mask():
             labels = torch.cat([one["labels"] for one in found])
-            inside, _ = log_mask_probabilities(self.spec, self.mask_logits(features, boxes), labels)
-            for one, masks in zip(found, inside.exp()[:, None].split([len(b) for b in boxes])):
+            inside = mask_probabilities(self.spec, self.mask_predictor, self.mask_features(features, boxes), labels)
+            for one, masks in zip(found, inside[:, None].split([len(b) for b in boxes])):
                 one["masks"] = masks
         if self.has_keypoint():
             points = keypointrcnn_inference(self.keypoint_logits(features, boxes).float(), boxes)
@@ -142,15 +143,20 @@ class RoIHeads(TorchvisionRoIHeads):
     # --- what the heads say
     # ----------------------------------------------------------------------------------
 
-    def box_outputs(self, features: dict[str, Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def box_outputs(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits [N, K + 1] and offsets [N, 4 (K + 1)] of all RoIs, image after image."""
-        return self.box_predictor(self.box_head(self.res5(self.box_roi_pool(features, boxes))))
+        values = self.box_head(self.res5(self.box_roi_pool(features, boxes)))
+        return self.box_predictor(values.to(self.box_predictor.cls_score.weight.dtype))
 
-    def mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+    def mask_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
         """[N, channels, M, M] of all RoIs."""
-        return self.mask_predictor(self.mask_head(self.res5(self.mask_roi_pool(features, boxes))))
+        return self.mask_predictor(self.mask_features(features, boxes))
 
-    def keypoint_logits(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+    def mask_features(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
+        """[N, C, P, P] of all RoIs, from which the mask predictor makes logits."""
+        return self.mask_head(self.res5(self.mask_roi_pool(features, boxes)))
+
+    def keypoint_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
         """Heat maps [N, P, 56, 56] of all RoIs."""
         return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes)))
 
@@ -231,29 +237,27 @@ class RoIHeads(TorchvisionRoIHeads):
         """
         if not (torch.isfinite(logits).all() and torch.isfinite(deltas).all()):
             raise NonFiniteOutput("the network gave class scores or boxes that are not finite")
-        logits = logits.float()
+        logits, deltas = logits.float(), split_by_class(deltas.float())
         scores = logits.sigmoid() if self.spec.class_loss == "focal" else logits.softmax(dim=-1)
-        boxes = self.box_coder.decode(deltas.float(), proposals).reshape(*logits.shape, 4)
-        counts = [len(image_proposals) for image_proposals in proposals]
-        return [self._select(*one) for one in zip(boxes.split(counts), scores.split(counts), image_shapes)]
-
-    def _select(self, boxes: Tensor, scores: Tensor, image_shape: tuple[int, int]) -> dict[str, Tensor]:
-        """Of every (proposal, class) pair of an image, the detections."""
-        # Every class's box of a proposal is a candidate of its own; background is none.
-        labels = torch.arange(1, scores.shape[1], device=scores.device).expand(len(scores), -1).reshape(-1)
-        boxes = box_ops.clip_boxes_to_image(boxes[:, 1:].reshape(-1, 4), image_shape)
-        scores = scores[:, 1:].reshape(-1)
-        likely = torch.where(scores > self.score_thresh)[0]
-        likely = likely[box_ops.remove_small_boxes(boxes[likely], _SMALLEST_BOX_PX)]
-        boxes, scores, labels = boxes[likely], scores[likely], labels[likely]
-        keep, scores = suppress(
+        # Every class's box of a proposal is a candidate of its own, if it is likely; background is none.
+        roi, label = torch.where(scores[:, 1:] > self.score_thresh)
+        label = label + 1
+        counts = torch.tensor([len(image_proposals) for image_proposals in proposals], device=roi.device)
+        image = torch.arange(len(proposals), device=roi.device).repeat_interleave(counts)[roi]
+        boxes = self.box_coder.decode_single(deltas[roi, label], torch.cat(proposals)[roi])
+        boxes = clip_to_sizes(boxes, boxes.new_tensor(image_shapes)[image])
+        is_box = ((boxes[:, 2:] - boxes[:, :2]) >= _SMALLEST_BOX_PX).all(dim=1)
+        boxes, label, image, scores = boxes[is_box], label[is_box], image[is_box], scores[roi, label][is_box]
+        found = suppress_images(
             boxes,
             scores,
-            labels,
+            label,
+            image,
+            len(proposals),
             kind=self.spec.nms,
             iou_threshold=self.nms_thresh,
             sigma=self.spec.soft_nms_sigma,
             score_threshold=self.score_thresh,
             max_detections=self.detections_per_img,
         )
-        return {"boxes": boxes[keep], "labels": labels[keep], "scores": scores}
+        return [{"boxes": boxes[keep], "labels": label[keep], "scores": kept_scores} for keep, kept_scores in found]

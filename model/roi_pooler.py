@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.roi_ops import pool_rois
+from model.roi_table import MapTable
 from model.spec import ModelSpec
 
 # A RoI of this side belongs to the level of stride 2 ** 4 (Lin et al., Feature Pyramid Networks, equation 1).
@@ -30,10 +31,26 @@ class RoIPooler(nn.Module):
             "half_pixel": spec.roi_half_pixel,
         }
 
-    def forward(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """[N, C, P, P] for all boxes (XYXY, resized pixels) of all images, image after image."""
+    def table(self, features: dict[str, Tensor]) -> MapTable | None:
+        """The maps in the form in which a CPU pools them fastest; None where pooling them as they are is the way."""
+        plain = self.options["op"] == "align" and self.options["reduce"] == "average"
         maps = list(features.values())[: len(self.strides)]
+        if not plain or not self.options["sampling_ratio"] or maps[0].device.type != "cpu" or torch.is_grad_enabled():
+            return None
+        return MapTable(maps, self.strides)
+
+    def forward(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
+        """[N, C, P, P] for all boxes (XYXY, resized pixels) of all images, image after image."""
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
+        if isinstance(features, MapTable):
+            return features.align(
+                rois,
+                assign_levels(rois[:, 1:], self.strides),
+                output_size=self.output_size,
+                sampling_ratio=self.options["sampling_ratio"],
+                half_pixel=self.options["half_pixel"],
+            )
+        maps = list(features.values())[: len(self.strides)]
         levels = assign_levels(rois[:, 1:], self.strides)
         shape = (len(rois), maps[0].shape[1], self.output_size, self.output_size)
         pooled = maps[0].new_zeros(shape)

@@ -13,6 +13,7 @@ from model import losses
 from model.anchors import build_anchors
 from model.matching import NOT_USED, drop_ignored, has_rpn_negatives
 from model.spec import ModelSpec
+from model.suppression import best_of_each, clip_to_sizes, suppress_within
 
 
 class NonFiniteOutput(ValueError):
@@ -62,18 +63,22 @@ class ProposalNetwork(RegionProposalNetwork):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The proposals of each image (XYXY [N, 4], resized pixels, best first), and in training the loss terms."""
+        """The proposals of each image (XYXY [N, 4], resized pixels, best first), and in training the loss terms.
+
+        Raises:
+            NonFiniteOutput: NaN or infinity among the scores; in training the loss says so.
+        """
         maps = list(features.values())
         objectness, deltas = self.head(maps)
         anchors = self.anchor_generator(images, maps)
-        num_per_level = [level[0].numel() for level in objectness]
-        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         # Proposals are constants to whoever looks at them: no gradient through them.
-        moved = self.box_coder.decode(deltas.detach(), anchors).reshape(len(anchors), -1, 4)
-        proposals, _ = self.filter_proposals(moved, objectness, images.image_sizes, num_per_level)
+        proposals = self.select(
+            [level.detach() for level in objectness], [level.detach() for level in deltas], anchors[0], images
+        )
         if not self.training:
             return proposals, {}
         assert targets is not None, "MaskRCNN.losses has seen to that"
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         labels, true_boxes = self.assign_targets_to_anchors(anchors, targets)
         return proposals, self.losses(objectness, deltas, labels, torch.cat(anchors), torch.cat(true_boxes))
 
@@ -119,43 +124,60 @@ class ProposalNetwork(RegionProposalNetwork):
             "loss_rpn_box_reg": box_term / count * spec.rpn_box_loss_weight,
         }
 
-    def filter_proposals(
-        self,
-        proposals: Tensor,
-        objectness: Tensor,
-        image_shapes: list[tuple[int, int]],
-        num_anchors_per_level: list[int],
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The best proposals of each image (XYXY, resized pixels, inside it) with their scores, best first.
+    def select(
+        self, objectness: list[Tensor], deltas: list[Tensor], anchors: Tensor, images: ImageList
+    ) -> list[Tensor]:
+        """The best proposals of each image (XYXY, resized pixels, inside it), best first.
+
+        Only the anchors with the best scores of each map are decoded, those of all images and maps at once.
+
+        Args:
+            objectness: Logits of each map, [B, A, H, W].
+            deltas: Offsets of each map, [B, 4 A, H, W].
+            anchors: XYXY [sum of H W A, 4]; images of one batch have the same.
+            images: The batch.
 
         Raises:
-            NonFiniteOutput: NaN or infinity among them; in training the loss says so.
+            NonFiniteOutput: NaN or infinity among the scores of a prediction.
         """
-        if not self.training and not torch.isfinite(objectness).all():
+        logits = [level.permute(0, 2, 3, 1).flatten(1).float() for level in objectness]
+        if not self.training and not all(bool(torch.isfinite(level).all()) for level in logits):
             raise NonFiniteOutput("the network gave region scores that are not finite")
-        boxes, scores = super().filter_proposals(proposals, objectness, image_shapes, num_anchors_per_level)
+        offsets = [
+            level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for level in deltas
+        ]
+        anchors_of = anchors.split([level.shape[1] for level in logits])
+        best = [level.topk(min(self.pre_nms_top_n(), level.shape[1]), dim=1) for level in logits]
+        best_offsets = [level.gather(1, top.indices[..., None].expand(-1, -1, 4)) for level, top in zip(offsets, best)]
+        best_anchors = [level[top.indices] for level, top in zip(anchors_of, best)]
+        boxes = self._decode(torch.cat(best_offsets, dim=1), torch.cat(best_anchors, dim=1), images)
+        num_images, num_boxes = boxes.shape[:2]
+        scores = torch.cat([top.values for top in best], dim=1).sigmoid()
+        level = torch.cat([torch.full_like(top.indices, index) for index, top in enumerate(best)], dim=1)
+        image = torch.arange(num_images, device=boxes.device)[:, None].expand(-1, num_boxes)
+        is_box = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(dim=2) & (scores >= self.score_thresh)
+        boxes, scores, level, image = boxes[is_box], scores[is_box], level[is_box], image[is_box]
+        keep = suppress_within(boxes, scores, image * len(best) + level, self.nms_thresh)
+        places = best_of_each(image[keep], num_images, self.post_nms_top_n())
+        proposals = [boxes[keep[place]] for place in places]
         if self.spec.rpn_min_proposals == 0:
-            return boxes, scores
-        objectness = objectness.detach().reshape(len(boxes), -1)
-        for index, (image_boxes, size) in enumerate(zip(boxes, image_shapes)):
-            if len(image_boxes) < self.spec.rpn_min_proposals:
-                boxes[index], scores[index] = self._fill_up(
-                    image_boxes, scores[index], proposals[index], objectness[index], size
-                )
-        return boxes, scores
+            return proposals
+        candidates = self._decode(torch.cat(offsets, dim=1), anchors.expand(num_images, -1, -1), images)
+        return [self._fill_up(*one) for one in zip(proposals, candidates, torch.cat(logits, dim=1))]
 
-    def _fill_up(
-        self, kept: Tensor, kept_scores: Tensor, proposals: Tensor, objectness: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def _decode(self, deltas: Tensor, anchors: Tensor, images: ImageList) -> Tensor:
+        """XYXY [B, N, 4], inside the images, of offsets and anchors of that shape."""
+        boxes = self.box_coder.decode_single(deltas.reshape(-1, 4), anchors.reshape(-1, 4)).view_as(deltas)
+        return clip_to_sizes(boxes, boxes.new_tensor(images.image_sizes)[:, None])
+
+    def _fill_up(self, kept: Tensor, candidates: Tensor, objectness: Tensor) -> Tensor:
         """`kept` and, after them, the best of the others (also those that overlap)."""
-        candidates = box_ops.clip_boxes_to_image(proposals, size)
+        if len(kept) >= self.spec.rpn_min_proposals:
+            return kept
         usable = box_ops.remove_small_boxes(candidates, self.min_size)
         order = usable[objectness[usable].argsort(descending=True)]
         # A kept proposal comes again as its own copy: equal to the last bit.
         enough = order[: self.spec.rpn_min_proposals]
         is_new = ~(candidates[enough][:, None] == kept[None]).all(dim=2).any(dim=1)
         extra = enough[is_new][: self.spec.rpn_min_proposals - len(kept)]
-        return (
-            torch.cat([kept, candidates[extra]]),
-            torch.cat([kept_scores, objectness[extra].sigmoid()]),
-        )
+        return torch.cat([kept, candidates[extra]])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 
 from model.spec import ModelSpec
@@ -50,6 +52,24 @@ class ImageTransform(GeneralizedRCNNTransform):
         # False where the training samples come in the sizes they are to be trained at (multi-scale training).
         self.resizes_in_training = True
 
+    def for_prediction(self, images: list[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> ImageList:
+        """The batch that the network sees of images [C, H, W] in 0..1.
+
+        Resized first and normalised then, which is less work and the same up to rounding.
+
+        Args:
+            sizes: (height, width) of the originals, which say what is resized to; None: those of the images.
+        """
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images] if sizes is None else sizes
+        resized = [
+            self.normalize(_interpolate(image, self._resized_size(*size))) for image, size in zip(images, sizes)
+        ]
+        tensors = self.batch_images(resized, size_divisible=self.size_divisible)
+        return ImageList(tensors, [tuple(image.shape[-2:]) for image in resized])
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        return resized_size(height, width, min_size=self.min_size[-1], max_size=self.max_size)
+
     def normalize(self, image: Tensor) -> Tensor:
         """An image [C, H, W] in 0..1 with mean and deviation taken out, its channels in the order of the weights."""
         if self.is_bgr:
@@ -61,8 +81,8 @@ class ImageTransform(GeneralizedRCNNTransform):
         if self.training and not self.resizes_in_training:
             return image, target
         old = tuple(image.shape[-2:])
-        new = resized_size(*old, min_size=self.min_size[-1], max_size=self.max_size)
-        image = torch.nn.functional.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[0]
+        new = self._resized_size(*old)
+        image = _interpolate(image, new)
         if target is None:
             return image, None
         target = dict(target)
@@ -74,6 +94,11 @@ class ImageTransform(GeneralizedRCNNTransform):
         if "masks" in target:
             target["masks"] = _resize_masks(target["masks"], new)
         return image, target
+
+
+def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """[C, H, W] in another size, bilinear."""
+    return torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

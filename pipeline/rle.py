@@ -90,9 +90,25 @@ def encode_roi_masks_and_areas(
     )
     if bad >= 0:
         raise ValueError(f"mask_probs must be finite, but mask {bad} of {len(masks)} is not")
+    return _split(text, ends), areas
+
+
+def runs_to_counts(lengths: np.ndarray, numbers: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """`counts` and areas (int64 [N], pixels) of masks whose run lengths are there, as `model.mask_runs` leaves them.
+
+    Args:
+        lengths: int64 [R], column-major, outside first, mask after mask.
+        numbers: int64 [N], run lengths of each mask.
+    """
+    from pipeline import rle_kernel
+
+    text, ends, areas = rle_kernel.write_masks(np.ascontiguousarray(lengths), np.ascontiguousarray(numbers))
+    return _split(text, ends), areas
+
+
+def _split(text: np.ndarray, ends: np.ndarray) -> list[str]:
     joined = text.tobytes().decode("ascii")
-    bounds = [0, *ends.tolist()]
-    return [joined[start:end] for start, end in itertools.pairwise(bounds)], areas
+    return [joined[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
 
 
 def encode_mask(mask: np.ndarray) -> str:
@@ -264,6 +280,25 @@ def rle_iou(
     from pycocotools import mask as coco
 
     return np.asarray(coco.iou(_as_dicts(detections, *size), _as_dicts(truths, *size), crowd), np.float64)
+
+
+def rle_merge(counts: Sequence[str | bytes], height: int, width: int, *, intersect: bool = False) -> str:
+    """`counts` of the union of masks of one image, or of what all of them share.
+
+    Args:
+        counts: at least one.
+        height, width: size of the image.
+        intersect: what all of them share instead of the union.
+
+    Raises:
+        ValueError: no mask, a malformed string, or the size is not positive.
+    """
+    masks = _as_dicts(counts, *_check_size(height, width))
+    if not masks:
+        raise ValueError("counts must hold at least one mask")
+    from pycocotools import mask as coco
+
+    return coco.merge(masks, intersect)["counts"].decode("ascii")
 
 
 def _expand_boxes(boxes: np.ndarray, side: int) -> np.ndarray:

@@ -401,3 +401,28 @@ def encode_boxes(
             area += runs[i]
         areas[n] = area
     return text[:position], ends, areas, -1
+
+
+@_compiled
+def write_masks(lengths: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Run lengths as one text.
+
+    Args:
+        lengths: int64 [R], mask after mask.
+        counts: int64 [N], run lengths of each mask.
+
+    Returns:
+        (text uint8 [L], ends int64 [N], areas int64 [N]): string n is text[ends[n - 1]:ends[n]]; areas in pixels.
+    """
+    text = np.empty(len(lengths) * _LONGEST_COUNT, np.uint8)
+    ends = np.empty(len(counts), np.int64)
+    areas = np.zeros(len(counts), np.int64)
+    first = 0
+    position = 0
+    for n in range(len(counts)):
+        runs = lengths[first : first + counts[n]]
+        position = _write_counts(text, position, runs, counts[n])
+        ends[n] = position
+        areas[n] = runs[1::2].sum()
+        first += counts[n]
+    return text[:position].copy(), ends, areas

@@ -57,7 +57,7 @@ class Decoded:
         image: upright (after the EXIF turn), the caller's own; uint8 [H, W, 3], RGB, 0..255, where three bands were
             asked for, else float32 [H, W, C] as `pipeline.pixels.to_unit` gives them. None unless ok.
         height, width: of the upright original in pixels; None where a failed file does not tell. They differ
-            from the shape of `image` only when `target_size` was given.
+            from the shape of `image` only when `resize_to` was given.
         exif_orientation: 1..8 as the file states it, None where it states none.
     """
 
@@ -67,6 +67,12 @@ class Decoded:
     height: int | None
     width: int | None
     exif_orientation: int | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the original of what is ok."""
+        assert self.height is not None and self.width is not None, self.status
+        return self.height, self.width
 
 
 class DecodeChildError(RuntimeError):
@@ -97,6 +103,7 @@ class DecodePool:
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self.busy_s = 0.0  # seconds that the children have spent on files, added up
         self._children: set[_Child] = set()
         self._threads = [
             threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(num_children)
@@ -105,14 +112,14 @@ class DecodePool:
             thread.start()
 
     def submit(
-        self, data: bytes, *, target_size: tuple[int, int] | None = None, num_bands: int | None = 3
+        self, data: bytes, *, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
     ) -> Future[Decoded]:
         """The decoded image, some time later. Bad data is a status, never an exception.
 
         Args:
             data: the whole file; must stay unchanged until the result is there.
-            target_size: (H, W) the caller will shrink the upright picture to: a JPEG may then come back at a
-                half, a quarter or an eighth of its size, never smaller than this.
+            resize_to: short and long side in pixels that the caller will resize the picture to, see `decode_image`: a
+                JPEG may then come back at a half, a quarter or an eighth of its size, never smaller than that.
             num_bands: 3 is RGB of whatever there is; any other number are the file's own bands, which must be as
                 many; None takes those there are.
 
@@ -123,7 +130,7 @@ class DecodePool:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the decode pool is closed")
-            self._jobs.put((future, (data, target_size, num_bands)))
+            self._jobs.put((future, (data, resize_to, num_bands)))
         return future
 
     def close(self) -> None:
@@ -158,7 +165,10 @@ class DecodePool:
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
+                    started_s = time.monotonic()
                     decoded, child = self._decode_one(child, request)
+                    with self._lock:
+                        self.busy_s += time.monotonic() - started_s
                     future.set_result(decoded)
                 except BaseException as error:
                     if child is not None:
@@ -274,7 +284,7 @@ class _Child:
 
     def decode(self, request: Request) -> tuple[Decoded, bool]:
         """The verdict and whether the child can go on. Raises _ChildFailed when it cannot even give one."""
-        data, target_size, num_bands = request
+        data, resize_to, num_bands = request
         cpu_before_s, started_s = self._cpu_s(), time.monotonic()
 
         def seconds_left() -> float:
@@ -284,7 +294,7 @@ class _Child:
 
         try:
             self._socket.settimeout(_PATIENCE * self._timeout_s)
-            self._socket.sendall(REQUEST.pack(len(data), *(target_size or (0, 0)), num_bands or 0))
+            self._socket.sendall(REQUEST.pack(len(data), *(resize_to or (0, 0)), num_bands or 0))
             self._socket.sendall(data)
             answer = self._receive(seconds_left)
             self.num_decoded += 1

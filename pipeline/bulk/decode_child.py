@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 REQUEST = struct.Struct("!QIII")
-"""Bytes of the file that follows; height and width of `target_size`, 0 for none; bands wanted, 0 for all there are."""
+"""Bytes of the file that follows; the two sides of `resize_to`, 0 for none; bands wanted, 0 for all there are."""
 
 ANSWER_BYTES = 4096
 """An answer is JSON, padded with spaces to this many bytes."""
 
 Request = tuple[bytes, tuple[int, int] | None, int | None]
-"""A file, its `target_size` and its `num_bands`."""
+"""A file, its `resize_to` and its `num_bands`."""
 
 _MAX_ERROR_CHARS = 500
 _PR_SET_PDEATHSIG = 1
@@ -69,11 +69,11 @@ def _receive(requests: BinaryIO) -> Request | None:
     header = requests.read(REQUEST.size)
     if len(header) < REQUEST.size:
         return None
-    num_bytes, target_height, target_width, num_bands = REQUEST.unpack(header)
+    num_bytes, short_side, long_side, num_bands = REQUEST.unpack(header)
     data = requests.read(num_bytes)
     if len(data) < num_bytes:
         return None
-    return data, (target_height, target_width) if target_height else None, num_bands or None
+    return data, (short_side, long_side) if short_side else None, num_bands or None
 
 
 def _answer(
@@ -83,9 +83,9 @@ def _answer(
     block_fd: int,
 ) -> dict[str, object]:
     """Decodes one file; its pixels are in the block when the answer says ok."""
-    data, target_size, num_bands = request
+    data, resize_to, num_bands = request
     try:
-        outcome = decode(data, limits, target_size, num_bands)
+        outcome = decode(data, limits, resize_to, num_bands)
         answer = {name: value for name, value in vars(outcome).items() if name not in ("picture", "bands")}
         if outcome.picture is not None:
             answer |= _leave_picture(outcome.picture, block_fd)

@@ -7,6 +7,7 @@ through `pipeline.bulk.decode.DecodePool`.
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -121,7 +122,7 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def decode_image(
-    data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None, num_bands: int | None = 3
+    data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
 ) -> Outcome:
     """The picture in `data` (first frame, upright), or the status and reason of its failure.
 
@@ -130,8 +131,9 @@ def decode_image(
     Args:
         data: the whole file.
         limits: pixels, frames and formats are checked here; bytes, time and memory by whoever runs the child.
-        target_size: (H, W) the caller will shrink the upright picture to. A JPEG may then come back at a
-            half, a quarter or an eighth of its size, never smaller than this.
+        resize_to: the caller will resize the picture until its short side has the first of these pixels, or its long
+            side the second, whichever comes first. A JPEG may then come back at a half, a quarter or an eighth of its
+            size, never smaller than that.
         num_bands: 3 makes RGB of whatever there is. Any other number takes the file's own bands, which must be as
             many (1: grey is made of colours); None takes all there are.
     """
@@ -146,7 +148,7 @@ def decode_image(
         return Outcome("unsupported_format", f"{name} is not among the formats allowed: {allowed}")
     if name == "TIFF" and num_bands != 3:
         return _decode_tiff(data, limits, num_bands)
-    return _decode_with_pillow(data, name, limits, target_size, num_bands)
+    return _decode_with_pillow(data, name, limits, resize_to, num_bands)
 
 
 def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Outcome:
@@ -174,7 +176,7 @@ def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Ou
 
 
 def _decode_with_pillow(
-    data: bytes, name: str, limits: DecodeLimits, target_size: tuple[int, int] | None, num_bands: int | None
+    data: bytes, name: str, limits: DecodeLimits, resize_to: tuple[int, int] | None, num_bands: int | None
 ) -> Outcome:
     with warnings.catch_warnings(record=True) as reasons:
         warnings.simplefilter("always")
@@ -188,7 +190,7 @@ def _decode_with_pillow(
             return Outcome("corrupt", f"not readable as {name}: {next(filter(None, said), 'broken header')}")
         except Exception as error:
             return _failure(error, limits, f"not readable as {name}: ")
-        return _decode_opened(image, name, data, limits, target_size, num_bands)
+        return _decode_opened(image, name, data, limits, resize_to, num_bands)
 
 
 def _decode_opened(
@@ -196,7 +198,7 @@ def _decode_opened(
     name: str,
     data: bytes,
     limits: DecodeLimits,
-    target_size: tuple[int, int] | None,
+    resize_to: tuple[int, int] | None,
     num_bands: int | None,
 ) -> Outcome:
     width, height = image.size
@@ -217,9 +219,9 @@ def _decode_opened(
             height, width = width, height
         if damage := find_damage(data, name):
             raise ValueError(damage)
-        if target_size is not None and name == "JPEG":
-            target_height, target_width = target_size[::-1] if orientation in SIDEWAYS else target_size
-            image.draft(None, (target_width, target_height))
+        if resize_to is not None and name == "JPEG":
+            scale = min(resize_to[0] / min(image.size), resize_to[1] / max(image.size))
+            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image.load()
         left_to_do = None if name == "TIFF" else orientation
         if num_bands != 3:

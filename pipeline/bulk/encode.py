@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.listing import PlannedImage
-from pipeline.rle import encode_roi_masks_and_areas
+from pipeline.bulk.slices import SlicedDetections, merge
+from pipeline.rle import encode_roi_masks_and_areas, runs_to_counts
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 
 if TYPE_CHECKING:
@@ -42,37 +43,49 @@ class ImageResult:
 
 
 def encode_instances(
-    detections: Detections, categories: tuple[Category, ...], image_size: tuple[int, int], mask_threshold: float
+    detections: Detections | SlicedDetections,
+    categories: tuple[Category, ...],
+    image_size: tuple[int, int],
+    mask_threshold: float,
+    merge_iou: float = 1.0,
 ) -> dict[str, list]:
     """The instances' columns of one image, in order of score, masks encoded straight from the mask head's output.
 
     Args:
-        detections: N detections, best first, boxes in original pixels.
+        detections: N detections, best first, boxes in original pixels; or those of an image's slices.
         categories: the model's class map; label k is categories[k - 1].
         image_size: (height, width) of the original image after the EXIF turn, in pixels.
         mask_threshold: probability from which a pixel belongs to the mask.
+        merge_iou: how alike detections of two slices are that are one instance, see `pipeline.bulk.slices`.
 
     Returns:
         Columns of INSTANCES_SCHEMA that belong to an instance alone, each of N entries; empty lists at N = 0.
     """
+    if isinstance(detections, SlicedDetections):
+        found = merge(detections, image_size, mask_threshold, merge_iou)
+    else:
+        if detections.runs is not None:
+            counts, areas = runs_to_counts(*detections.runs)
+        else:
+            counts, areas = encode_roi_masks_and_areas(
+                detections.mask_probs, detections.boxes, image_size, threshold=mask_threshold
+            )
+        found = {**vars(detections), "counts": counts, "areas": areas}
     height, width = image_size
-    counts, areas = encode_roi_masks_and_areas(
-        detections.mask_probs, detections.boxes, image_size, threshold=mask_threshold
-    )
-    named = [categories[label - 1] for label in detections.labels.tolist()]
-    boxes = np.asarray(detections.boxes, np.float32).reshape(-1, 4)
-    keypoints = detections.keypoints
+    count, keypoints = len(found["counts"]), found["keypoints"]
+    named = [categories[label - 1] for label in found["labels"].tolist()]
+    boxes = np.asarray(found["boxes"], np.float32).reshape(-1, 4)
     return {
-        "instance": list(range(len(counts))),
+        "instance": list(range(count)),
         "category_id": [category.id for category in named],
         "category": [category.name for category in named],
-        "score": detections.scores.tolist(),
+        "score": found["scores"].tolist(),
         **{name: boxes[:, column].tolist() for column, name in enumerate(("x1", "y1", "x2", "y2"))},
-        "area_px": areas.tolist(),
-        "rle_counts": counts,
-        "image_height": [height] * len(counts),
-        "image_width": [width] * len(counts),
-        "keypoints": [None] * len(counts) if keypoints is None else [points.ravel().tolist() for points in keypoints],
+        "area_px": found["areas"].tolist(),
+        "rle_counts": found["counts"],
+        "image_height": [height] * count,
+        "image_width": [width] * count,
+        "keypoints": [None] * count if keypoints is None else [points.ravel().tolist() for points in keypoints],
     }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.listing import PlannedImage
+from pipeline.bulk.progress import StageClock
 from pipeline.files import aligned_uri
 from pipeline.pixels import to_unit
 from pipeline.storage import Storage, StorageError, is_local, local_path, open_storage
@@ -26,9 +27,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def channels_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """What `load_image` must know of the channels that a run's network takes."""
-    return {"num_bands": spec["model"]["spec"]["in_channels"], "extra_channels": spec["input"]["extra_channels"]}
+def loading_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """What `load_image` must know of a run: the channels that its network takes, and the size it looks at."""
+    network = spec["model"]["spec"]
+    scaled = spec["decode"]["scaled"] and spec["segment"]["slice"] is None  # slices are cut from the original
+    return {
+        "num_bands": network["in_channels"],
+        "extra_channels": spec["input"]["extra_channels"],
+        "resize_to": (network["image_min_size"], network["image_max_size"]) if scaled else None,
+    }
 
 
 def load_image(
@@ -38,6 +45,8 @@ def load_image(
     *,
     num_bands: int = 3,
     extra_channels: str | None = None,
+    resize_to: tuple[int, int] | None = None,
+    clock: StageClock | None = None,
 ) -> Decoded:
     """Reads and decodes one image. Never raises for what an image can be: the result's status says what was wrong.
 
@@ -45,13 +54,17 @@ def load_image(
         pool, limits: what decodes, and how much.
         image: what to load.
         num_bands: channels the network takes; for other than 3, what `pipeline.pixels.to_unit` makes of bands.
+        resize_to: sides that the network resizes a picture to, see `pipeline.bulk.decode_image.decode_image`; a photo
+            with extra channels is always decoded whole.
+        clock: counts the seconds of reading.
         extra_channels: pattern of the file whose bands are the last channels, see `pipeline.files.aligned_uri`.
     """
-    data = fetch_bytes(limits, image)
+    with (clock or StageClock())("fetch"):
+        data = fetch_bytes(limits, image)
     if isinstance(data, Decoded):
         return data
     if extra_channels is None:
-        return pool.submit(data, num_bands=num_bands).result()
+        return pool.submit(data, num_bands=num_bands, resize_to=resize_to).result()
     extra_uri = aligned_uri(extra_channels, image.uri)
     extra_data = fetch_bytes(limits, PlannedImage(image.image_id, extra_uri))
     extra = extra_data if isinstance(extra_data, Decoded) else pool.submit(extra_data, num_bands=None).result()

@@ -11,8 +11,9 @@ import heapq
 import itertools
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -39,11 +40,12 @@ from pipeline.bulk.commit import (
 from pipeline.bulk.corpus import Plan, read_plan, seal_plan
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
-from pipeline.bulk.fetch import channels_of, load_image, map_ahead
+from pipeline.bulk.fetch import load_image, loading_of, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally
 from pipeline.bulk.repair import Repair, begin_repair, merge_tables, read_shard_tables, seal_repair
+from pipeline.bulk.slices import Slicing
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.storage import StorageSettings, open_storage, use_settings
 
@@ -222,16 +224,22 @@ class ShardWorker:
         self.counter = ShardCounter(uuid.uuid4().hex[:12], board.take.remote)
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
-        self.load = partial(load_image, self.pool, job.limits, **channels_of(job.spec))
+        self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self.load = partial(load_image, self.pool, job.limits, **loading_of(job.spec))
         warm_up()
+        slicing = job.spec["segment"]["slice"]
+        self.slicing = None if slicing is None else Slicing(**slicing)
         self.predictor = job.predictor(
             job.checkpoint,
             sha256=job.spec["model"]["sha256"],
             score_threshold=job.spec["segment"]["score_threshold"],
             max_detections=job.spec["segment"]["max_detections"],
             batch_size=job.batch_size,
+            precision=job.spec["segment"]["precision"],
             device="cuda" if job.gpus_per_worker else "cpu",
             num_threads=None if job.gpus_per_worker else max(1, int(job.cpus_per_worker)),
+            slicing=self.slicing,
+            mask_threshold=job.spec["segment"]["mask_threshold"],
         )
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -280,24 +288,36 @@ class ShardWorker:
         """The results of a shard's images, in order.
 
         They are predicted window by window; a window is a fixed run of the shard, so that how images are batched is
-        a function of the shard alone.
+        a function of the shard alone. A window's masks are encoded while the next one is predicted.
         """
         window = self.job.batch_size * WINDOW_BATCHES
-        loaded = zip(images, map_ahead(self.loaders, self.load, images, lookahead=2 * window))
+        load, busy_s = partial(self.load, clock=clock), self.pool.busy_s
+        loaded = zip(images, map_ahead(self.loaders, load, images, lookahead=2 * window))
+        encoding: deque[Future[list[ImageResult]]] = deque()
         while True:
             with clock("wait_for_images"):
                 taken = list(islice(loaded, window))
+            if taken:
+                with clock("predict"):
+                    pixels = [found.image for _, found in taken if found.image is not None]
+                    sizes = [found.size for _, found in taken if found.image is not None]
+                    predictions = self.predictor.predict(pixels, sizes)
+                encoding.append(self.encoder.submit(self.results, taken, predictions, clock))
+            while len(encoding) > (1 if taken else 0):
+                with clock("wait_for_encoding"):
+                    results = encoding.popleft().result()
+                yield from results
             if not taken:
+                clock.add("decode", self.pool.busy_s - busy_s)
                 return
-            with clock("predict"):
-                pixels = [found.image for _, found in taken if found.image is not None]
-                predictions = iter(self.predictor.predict(pixels))
-            with clock("encode"):
-                results = [
-                    self.result(image, found, None if found.image is None else next(predictions))
-                    for image, found in taken
-                ]
-            yield from results
+
+    def results(
+        self, taken: list[tuple[PlannedImage, Decoded]], predictions: list[Any], clock: StageClock
+    ) -> list[ImageResult]:
+        """A window's results."""
+        with clock("encode"):
+            left = iter(predictions)
+            return [self.result(image, found, None if found.image is None else next(left)) for image, found in taken]
 
     def segment_carefully(
         self, images: list[PlannedImage], clock: StageClock, attempt: Attempt
@@ -320,8 +340,9 @@ class ShardWorker:
             result.instances = encode_instances(
                 prediction,
                 self.predictor.categories,
-                found.image.shape[:2],
+                found.size,
                 mask_threshold=self.job.spec["segment"]["mask_threshold"],
+                merge_iou=1.0 if self.slicing is None else self.slicing.merge_iou,
             )
         return result
 

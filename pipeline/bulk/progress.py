@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.bulk.commit import add_up
@@ -14,6 +15,7 @@ from pipeline.manifest import Commit
 from pipeline.schema import OK
 
 REPORT_EVERY_S = 0.5
+BACKGROUND = ("fetch", "decode", "encode")  # stages that go on beside the worker's own thread
 SILENT_AFTER_S = 60.0  # a worker not heard of for so long does not count as one
 
 
@@ -22,7 +24,7 @@ class Progress:
     """Where a run stands: images planned, done before this call, and by status in this call; instances; seconds.
 
     `num_workers` is how many workers reported lately, `busy_share` the share of their time in which their predictors,
-    GPU or CPU, were at work.
+    GPU or CPU, were at work, `stages_s` the workers' seconds by stage (BACKGROUND ones beside the others).
     """
 
     num_images: int
@@ -32,6 +34,7 @@ class Progress:
     elapsed_s: float
     num_workers: int = 0
     busy_share: float = 0.0
+    stages_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_done(self) -> int:
@@ -137,20 +140,22 @@ class Tally:
         now = time.monotonic()
         open_ = list(self.open.values())
         stages_s = add_up([self.stages_s, *(report.stages_s for report in open_)])
-        spent_s = sum(stages_s.values())
+        spent_s = sum(seconds for stage, seconds in stages_s.items() if stage not in BACKGROUND)
         return {
             "statuses": add_up([self.committed, *(report.statuses for report in open_)]),
             "num_instances": self.num_instances + sum(report.num_instances for report in open_),
             "num_workers": sum(now - heard < SILENT_AFTER_S for heard in self.heard.values()),
             "busy_share": stages_s.get("predict", 0.0) / spent_s if spent_s else 0.0,
+            "stages_s": stages_s,
         }
 
 
 class StageClock:
-    """Seconds spent in each stage of a shard."""
+    """Seconds spent in each stage of a shard; several threads may count at once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -158,4 +163,9 @@ class StageClock:
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Counts what was measured elsewhere."""
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import Exit, app
-from pipeline.results import load_images
+from pipeline.results import decode_mask, load_images, load_instances
 from tests.chaos.s3 import make_bucket, storage_words
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -73,3 +75,60 @@ def test_a_bucket_from_the_first_word_to_the_last(
     assert "repaired shards: changed 1" in call(Exit.DONE, "retry", run, *storage, statuses)
     assert "exact" in call(Exit.DONE, "verify", run, *storage)
     assert load_images(run).set_index("image_id").loc["torn.png", "status"] == "changed"
+
+
+def test_fast_mode_is_another_run(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={tmp_path / 'run'}"]
+    fast = ["segment.mode=fast", "segment.precision=bfloat16"]
+    said = call(Exit.DONE, "segment", *words, *fast, "--profile")
+    assert "profile: 5 images" in said
+    seconds = {line.split()[0]: line.split()[1] for line in said.splitlines() if line.startswith("  ")}
+    assert all(float(seconds[stage]) > 0 for stage in ("predict", "write", "decode")), said
+    assert {"fetch", "encode", "wait_for_images"} <= seconds.keys()
+    images = load_images(str(tmp_path / "run"))
+    assert images["status"].value_counts().to_dict() == {"ok": 4, "corrupt": 1} and images["num_instances"].sum() > 0
+    result = runner.invoke(app, ["segment", *words])
+    assert result.exit_code == Exit.BAD_INPUT
+    assert 'segment.mode: "fast" there, "exact" here' in result.output
+    assert 'segment.precision: "bfloat16" there, "float32" here' in result.output
+
+
+def test_scaled_decoding_keeps_sizes_and_boxes_of_the_original(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A photo whose half is all that the network looks at, and the same photo at that size."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (8, 12, 3), np.uint8))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    coarse.resize((768, 512), Image.Resampling.BICUBIC).save(folder / "photo.jpg", quality=95)
+    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", "segment.score_threshold=0.3"]
+    call(Exit.DONE, "segment", *words, f"output.uri={tmp_path / 'whole'}")
+    call(Exit.DONE, "segment", *words, f"output.uri={tmp_path / 'scaled'}", "decode.scaled=true")
+    whole, scaled = (load_instances(str(tmp_path / name)).sort_values("instance") for name in ("whole", "scaled"))
+    image = load_images(str(tmp_path / "scaled")).iloc[0]
+    assert (image["height"], image["width"]) == (512, 768)
+    assert len(whole) > 0 and abs(len(scaled) - len(whole)) <= max(2, len(whole) // 5)
+    assert (scaled["image_height"] == 512).all() and scaled["x2"].max() > 384, "boxes of the original"
+    best = whole.iloc[0]
+    distance = (scaled[["x1", "y1", "x2", "y2"]] - best[["x1", "y1", "x2", "y2"]].astype(float)).abs().max(axis=1)
+    assert distance.min() < 8
+
+
+def test_a_huge_image_is_cut_and_lands_in_the_same_tables(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in (("huge.png", (300, 200)), ("small.png", (96, 64))):
+        coarse = Image.fromarray(random.integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8))
+        coarse.resize(size, Image.Resampling.NEAREST).save(folder / name)
+    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={tmp_path / 'run'}"]
+    call(Exit.DONE, "segment", *words, "segment.slice.size=128", "segment.slice.overlap=32")
+    call(Exit.DONE, "verify", tmp_path / "run")
+    images = load_images(str(tmp_path / "run")).set_index("image_id")
+    assert images.loc["huge.png", ["status", "height", "width"]].tolist() == ["ok", 200, 300]
+    instances = load_instances(str(tmp_path / "run"))
+    huge = instances[instances["image_id"] == "huge.png"]
+    assert len(huge) > (instances["image_id"] == "small.png").sum() > 0
+    assert huge["x2"].max() > 270 and huge["y2"].max() > 180 and huge["x1"].min() < 30
+    mask = decode_mask(huge.iloc[0])
+    assert mask.shape == (200, 300) and mask.sum() == huge.iloc[0]["area_px"]
+    assert "segment.slice" in runner.invoke(app, ["segment", *words]).output

@@ -64,6 +64,19 @@ def test_thresholds(model):
         Predictor(model, SPEC, score_threshold=2)
 
 
+def test_a_smaller_version_gives_boxes_in_pixels_of_the_original(model):
+    predictor = Predictor(model, SPEC)
+    # Both sizes are resized to 128 x 192.
+    small = predictor.predict([image(256, 384)])[0]
+    large = predictor.predict([image(256, 384)], [(512, 768)])[0]
+    assert len(small.scores) > 10
+    np.testing.assert_allclose(large.boxes, 2 * small.boxes, rtol=1e-5)
+    np.testing.assert_allclose(large.keypoints[..., :2], 2 * small.keypoints[..., :2], rtol=1e-5)
+    np.testing.assert_array_equal(large.scores, small.scores)
+    with pytest.raises(ValueError, match="padded size"):
+        predictor.predict([image(64, 64)] * 2, [(64, 64), (64, 200)])
+
+
 def test_nothing_found_gives_empty_arrays(model):
     found = Predictor(model, SPEC, score_threshold=1.0).predict([image(64, 64)])[0]
     assert [found.boxes.shape, found.labels.shape, found.scores.shape] == [(0, 4), (0,), (0,)]

@@ -6,9 +6,11 @@ The map is 4 y + x at pixel (x, y), so that a bilinear sample inside it is 4 y +
 
 import pytest
 import torch
+from torchvision.ops import roi_align
 
 from model.roi_ops import pool_rois
 from model.roi_pooler import RoIPooler, assign_levels
+from model.roi_table import MapTable
 from model.spec import ModelSpec
 
 MAP = torch.arange(16.0).reshape(1, 1, 4, 4)
@@ -101,3 +103,39 @@ def test_pooler_reads_each_roi_from_its_map_and_image():
     pooled = RoIPooler(ModelSpec(), output_size=2, strides=(4, 8, 16, 32))(maps, boxes)
     assert pooled.shape == (3, 1, 2, 2)
     assert pooled.flatten(1).mean(1).tolist() == [2, 10, 1]
+
+
+@pytest.mark.parametrize("half_pixel", [False, True])
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+def test_the_table_gives_roi_aligns_values(half_pixel, ratio):
+    """RoIs inside, outside and across the border, thin ones and ones turned inside out."""
+    torch.manual_seed(0)
+    maps, strides = [torch.randn(2, 8, 40, 50), torch.randn(2, 8, 20, 25)], (4, 8)
+    boxes = torch.rand(300, 4) * 240 - 40
+    boxes[:, 2:] = boxes[:, :2] + torch.rand(300, 2) * 120 - 5
+    rois = torch.cat([torch.randint(0, 2, (300, 1)).float(), boxes], dim=1)
+    levels = torch.randint(0, 2, (300,))
+    how = {"output_size": 7, "sampling_ratio": ratio, "half_pixel": half_pixel}
+    table = MapTable(maps, strides)
+    found = table.align(rois, levels, **how)
+    for level, (one, stride) in enumerate(zip(maps, strides)):
+        want = roi_align(one, rois[levels == level], 7, 1 / stride, ratio, half_pixel)
+        torch.testing.assert_close(found[levels == level], want, rtol=0, atol=1e-5)
+    assert table.align(rois[:0], levels[:0], **how).shape == (0, 8, 7, 7)
+
+
+def test_a_cpu_pools_from_the_table_only_what_it_can():
+    maps = {str(i): torch.randn(1, 4, 32 >> i, 32 >> i) for i in range(5)}
+    plain, strides = ModelSpec(), (4, 8, 16, 32)
+
+    def table_of(spec):
+        return RoIPooler(spec, output_size=2, strides=strides).table(maps)
+
+    assert table_of(plain) is None, "there are gradients"
+    boxes = [torch.tensor([[0.0, 0, 100, 90], [10, 10, 60, 70]])]
+    with torch.inference_mode():
+        assert table_of(plain.replace(roi_op="pool")) is None
+        assert table_of(plain.replace(roi_reduce="max")) is None
+        assert table_of(plain.replace(roi_sampling_ratio=0)) is None
+        pooler = RoIPooler(plain, output_size=2, strides=strides)
+        torch.testing.assert_close(pooler(table_of(plain), boxes), pooler(maps, boxes), rtol=0, atol=1e-5)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from model.suppression import suppress
+from model import suppression
+from model.suppression import suppress, suppress_images, suppress_within
 
 # IoU of the first and second box: 1/3; of the second and third: 1/3; of the first and third: 0.
 BOXES = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 1], [2, 0, 4, 1]])
@@ -89,3 +90,34 @@ def test_soft_nms_with_a_sharp_edge_is_hard_nms():
         max_detections=100,
     )
     assert keep.tolist() == batched_nms(boxes, scores, labels, 0.5).tolist()
+
+
+def boxes_of_many(count=600):
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(count, 4, generator=generator) * 100
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes, torch.rand(count, generator=generator), torch.randint(0, 7, (count,), generator=generator)
+
+
+def test_groups_are_suppressed_by_themselves():
+    boxes, scores, groups = boxes_of_many()
+    assert suppress_within(boxes, scores, groups, 0.4).tolist() == batched_nms(boxes, scores, groups, 0.4).tolist()
+    alone = suppress_within(boxes[groups == 3], scores[groups == 3], groups[groups == 3], 0.4)
+    together = suppress_within(boxes, scores, groups, 0.4)
+    assert torch.where(groups == 3)[0][alone].tolist() == together[groups[together] == 3].tolist()
+    assert suppress_within(boxes[:0], scores[:0], groups[:0], 0.4).tolist() == []
+
+
+@pytest.mark.parametrize("first", [5, 50, 2000])
+def test_images_of_a_batch_and_few_first_candidates_change_nothing(first, monkeypatch):
+    monkeypatch.setattr(suppression, "_FIRST_CANDIDATES", first)
+    boxes, scores, labels = boxes_of_many()
+    images = torch.arange(600) % 3
+    images[images == 1] = 2  # image 1 has no candidate
+    how = {"kind": "hard", "iou_threshold": 0.4, "sigma": 0.5, "score_threshold": 0.0, "max_detections": 30}
+    found = suppress_images(boxes, scores, labels, images, 4, **how)
+    for image, (keep, kept_scores) in enumerate(found):
+        own = torch.where(images == image)[0]
+        want, want_scores = suppress(boxes[own], scores[own], labels[own], **how)
+        assert keep.tolist() == own[want].tolist() and torch.equal(kept_scores, want_scores)
+    assert [len(keep) for keep, _ in found] == [30, 0, 30, 0]

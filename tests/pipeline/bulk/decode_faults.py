@@ -17,7 +17,7 @@ _spoiled: list[bool] = []
 
 
 def obey(
-    data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None, num_bands: int | None = 3
+    data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
 ) -> Outcome:
     """Does what the file says; decodes it when it says nothing."""
     if data == b"segfault" or _spoiled:
@@ -56,7 +56,7 @@ def obey(
         return Outcome("corrupt", str(os.getpid()))
     if data.startswith(b"grey "):
         return Outcome("ok", None, Image.new("RGB", (40, 30), (int(data[5:]),) * 3), 30, 40, None)
-    return decode_image(data, limits, target_size, num_bands)
+    return decode_image(data, limits, resize_to, num_bands)
 
 
 def sleep_always(data: bytes, *_: object) -> Outcome:

@@ -20,10 +20,10 @@ def is_marked(image: np.ndarray, mark: tuple[int, int, int]) -> bool:
 class DeadlyPredictor(ImagePredictor):
     """Dies with its whole process on a DEADLY image, as a driver fault or the kernel's memory killer would have it."""
 
-    def predict(self, images):
+    def predict(self, images, sizes=None):
         if any(is_marked(image, DEADLY) for image in images):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().predict(images)
+        return super().predict(images, sizes)
 
 
 class NotFinitePredictor(ImagePredictor):
@@ -39,9 +39,9 @@ class _NotFinite:
         self.batches = predictor.batches
         self.inner = predictor
 
-    def predict(self, images):
+    def predict(self, images, sizes, paste):
         from model.predictor import NonFiniteOutput
 
         if any(is_marked(image, NOT_FINITE) for image in images):
             raise NonFiniteOutput("the scores are not finite")
-        return self.inner.predict(images)
+        return self.inner.predict(images, sizes, paste)

@@ -221,21 +221,25 @@ def test_max_bytes_is_checked_before_a_child_sees_the_file() -> None:
         assert pool.submit(b"abort").result(60).status == "decoder_crashed"
 
 
-def test_target_size_lets_a_jpeg_come_back_smaller() -> None:
+@pytest.mark.parametrize(
+    ("resize_to", "shape"),
+    [((150, 1000), (320, 160)), ((161, 1000), (640, 320)), ((300, 160), (160, 80)), ((40, 5000), (80, 40))],
+)
+def test_a_jpeg_comes_back_at_the_size_that_is_just_enough(resize_to: tuple[int, int], shape: tuple[int, int]) -> None:
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (640, 320), (10, 200, 30)).save(file, "JPEG", exif=exif)
     with DecodePool(1, LIMITS) as pool:
         whole = pool.submit(file.getvalue()).result(60)
-        small = pool.submit(file.getvalue(), target_size=(300, 150)).result(60)
+        small = pool.submit(file.getvalue(), resize_to=resize_to).result(60)
     assert whole.image is not None and whole.image.shape == (640, 320, 3)
-    assert small.image is not None and small.image.shape == (320, 160, 3)
+    assert small.image is not None and small.image.shape == (*shape, 3)
     assert (small.height, small.width, small.exif_orientation) == (640, 320, 6)
     np.testing.assert_allclose(small.image, np.broadcast_to(whole.image[0, 0], small.image.shape), atol=2)
 
 
 def test_an_installation_that_cannot_decode_is_no_fault_of_the_image() -> None:
-    def local(data: bytes, limits: DecodeLimits, target_size: tuple[int, int] | None = None) -> None: ...
+    def local(data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None) -> None: ...
 
     with DecodePool(1, LIMITS, decode=local) as pool:
         with pytest.raises(decode.DecodeChildError, match="did not start"):

@@ -1,0 +1,199 @@
+"""The bulk run against the plain Ray Data pipeline, from a ready actor to Parquet: the same photos, weights and cores.
+
+    python -m benchmarks.bench_predict [--images DIR] [--runs 3] [--threads 2] [--json FILE]
+    python -m benchmarks.bench_predict --tiny --count 2000 --runs 5
+
+Without --images, 12 photos of 0.7 to 3 megapixels are drawn; R50-FPN at 800 px with random weights whose class scores
+are peaked, so that each photo yields 100 instances. --tiny takes the tiny network and drawn JPEGs of 640 x 480 instead.
+Each round runs the peer, ours in exact and in fast mode, and our predictor alone on the decoded photos in memory, in
+turn, each with one actor on `--threads` cores. A line of JSON a round, then one of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+
+from benchmarks.bench_decode import draw_jpegs
+from benchmarks.peer_segment import segment_as_peer
+from jobs.config import SegmentConfig, load_config
+from jobs.segment import bulk_job, prepare_segment
+from model.categories import Category
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.network import build_model
+from model.spec import ModelSpec
+from pipeline.bulk.flow import segment_corpus
+from pipeline.bulk.predict import ImagePredictor
+
+SCORE_THRESHOLD = 0.05
+MAX_DETECTIONS = 100
+# Height and width of the drawn photos: 0.7 to 3 megapixels.
+PHOTO_SIZES = [(683, 1024), (768, 1024), (1024, 768), (853, 1280), (1200, 900), (960, 1280)]
+PHOTO_SIZES += [(1067, 1600), (1600, 1200), (1152, 1728), (1365, 2048), (2048, 1365), (1500, 2000)]
+
+
+class TimedPredictor(ImagePredictor):
+    """Leaves in a file when it was ready, and the most memory its process has held."""
+
+    def __init__(self, *args: Any, note: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.note, self.ready = note, time.time()
+
+    def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list:
+        found = super().predict(images, sizes)
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        Path(self.note).write_text(json.dumps({"ready": self.ready, "peak_mib": peak_mib}))
+        return found
+
+
+def make_checkpoint(folder: Path, spec: ModelSpec) -> None:
+    """Random weights that find as many instances as they may; their speed is a trained network's."""
+    torch.manual_seed(0)
+    network = build_model(spec)
+    with torch.no_grad():
+        network.roi_heads.box_predictor.cls_score.weight.mul_(60.0 * 2)
+        network.roi_heads.box_predictor.bbox_pred.weight.mul_(0.1)
+    categories = tuple(Category(k, f"class {k}") for k in range(1, spec.num_classes + 1))
+    save_checkpoint(folder, model=network, spec=spec, categories=categories, progress={})
+
+
+def draw_photos(folder: Path) -> None:
+    """Smooth shapes with noise, as photos compress."""
+    random = np.random.default_rng(0)
+    for index, (height, width) in enumerate(PHOTO_SIZES):
+        coarse = Image.fromarray(random.integers(0, 256, (height // 64, width // 64, 3), np.uint8))
+        pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        noisy = (pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{index:02d}.jpg", quality=90)
+
+
+def segment_ours(images: str, checkpoint: str, out: Path, *, mode: str, batch_size: int, num_threads: int) -> dict:
+    """The bulk run; `seconds` from the moment its actor was ready."""
+    words = [
+        *(f"model.checkpoint={checkpoint}", f"input.uri={images}", f"output.uri={out}", f"segment.mode={mode}"),
+        *(f"segment.batch_size={batch_size}", f"segment.cpus_per_worker={num_threads}", "segment.num_workers=[1, 1]"),
+        *(f"segment.score_threshold={SCORE_THRESHOLD}", f"segment.max_detections={MAX_DETECTIONS}"),
+        f"segment.decode_children={num_threads}",
+    ]
+    plan = prepare_segment(load_config(SegmentConfig, None, words))
+    note = out.with_suffix(".note")
+    job = bulk_job(plan)
+    job = type(job)(**{**vars(job), "predictor": functools.partial(TimedPredictor, note=str(note))})
+    totals = segment_corpus(job)
+    ended = time.time()
+    noted = json.loads(note.read_text())
+    return {
+        "seconds": ended - noted["ready"],
+        "num_instances": totals["num_instances"],
+        "peak_mib": noted["peak_mib"],
+        "statuses": totals["statuses"],
+    }
+
+
+def predict_alone(images: str, checkpoint: str, *, batch_size: int, num_threads: int) -> float:
+    """Seconds of the exact predictor on the decoded photos, all in memory."""
+    pixels = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(Path(images).iterdir())]
+    predictor = ImagePredictor(
+        checkpoint,
+        sha256=load_checkpoint(checkpoint).sha256,
+        score_threshold=SCORE_THRESHOLD,
+        max_detections=MAX_DETECTIONS,
+        batch_size=batch_size,
+        device="cpu",
+        num_threads=num_threads,
+    )
+    window = 4 * batch_size
+    predictor.predict(pixels[:1])
+    started = time.perf_counter()
+    for start in range(0, len(pixels), window):
+        predictor.predict(pixels[start : start + window])
+    return time.perf_counter() - started
+
+
+def run_round(images: str, checkpoint: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything once, in turn."""
+    threads, count = options.threads, len(list(Path(images).iterdir()))
+    peer = segment_as_peer(
+        images,
+        checkpoint,
+        str(folder / "peer"),
+        batch_size=options.peer_batch,
+        num_threads=threads,
+        score_threshold=SCORE_THRESHOLD,
+        max_detections=MAX_DETECTIONS,
+    )
+    row: dict[str, Any] = {"peer_images_per_s": count / peer["seconds"], "peer_peak_mib": peer["peak_mib"]}
+    row["instances_an_image"] = peer["num_instances"] / count
+    how = {"batch_size": options.batch, "num_threads": threads}
+    for mode in ("exact", "fast"):
+        ours = segment_ours(images, checkpoint, folder / mode, mode=mode, **how)
+        assert ours["statuses"] == {"ok": count}, ours
+        row |= {
+            f"{mode}_images_per_s": count / ours["seconds"],
+            f"{mode}_ratio": peer["seconds"] / ours["seconds"],
+            f"{mode}_peak_mib": ours["peak_mib"],
+            f"{mode}_memory_ratio": ours["peak_mib"] / peer["peak_mib"],
+            f"{mode}_instances_an_image": ours["num_instances"] / count,
+        }
+    alone_s = predict_alone(images, checkpoint, **how)
+    row["end_to_end_over_predictor_alone"] = row["exact_images_per_s"] / (count / alone_s)
+    row["load_average"] = os.getloadavg()[0]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="folder of photos; drawn ones if it is not given")
+    parser.add_argument("--count", type=int, default=2000, help="drawn JPEGs with --tiny")
+    parser.add_argument("--tiny", action="store_true", help="the tiny network on JPEGs of 640 x 480")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, help="our batch size: 1, with --tiny 8")
+    parser.add_argument("--peer-batch", type=int, help="the peer's: 1, with --tiny 4")
+    parser.add_argument("--json", help="file that receives the rounds and the medians")
+    options = parser.parse_args()
+    options.batch = options.batch or (8 if options.tiny else 1)
+    options.peer_batch = options.peer_batch or (4 if options.tiny else 1)
+    ray.init(num_cpus=options.threads, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    rounds = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        spec = ModelSpec.tiny(num_classes=3) if options.tiny else ModelSpec(num_classes=90, norm="batch")
+        make_checkpoint(folder / "model", spec)
+        images = options.images
+        if images is None:
+            images = str(folder / "photos")
+            (folder / "photos").mkdir()
+            if options.tiny:
+                files = draw_jpegs(20)
+                for index in range(options.count):
+                    (folder / "photos" / f"{index:05d}.jpg").write_bytes(files[index % len(files)])
+            else:
+                draw_photos(folder / "photos")
+        for number in range(options.runs):
+            place = folder / f"round-{number}"
+            place.mkdir()
+            rounds.append(run_round(images, str(folder / "model"), place, options))
+            print(json.dumps({name: round(value, 3) for name, value in rounds[-1].items()}), flush=True)
+    medians = {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]}
+    print(json.dumps({"medians": medians}))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"rounds": rounds, "medians": medians}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

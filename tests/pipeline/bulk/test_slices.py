@@ -1,0 +1,124 @@
+"""Huge images: the grid of slices, and what becomes of objects on their borders."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.categories import Category
+from model.predictor import Detections
+from pipeline.bulk.encode import encode_instances
+from pipeline.bulk.slices import Slice, SlicedDetections, Slicing, _neighbours, cut, merge
+from pipeline.rle import decode_rle
+from tests.pipeline.bulk.test_predict import predictor_of
+
+HOW = {"mask_threshold": 0.5, "merge_iou": 0.5}
+
+
+@pytest.mark.parametrize("size", [(1000, 1000), (300, 300), (301, 900), (299, 1700), (300, 100), (12, 3001)])
+def test_slices_cover_the_image_with_one_size_and_the_overlap(size: tuple[int, int]) -> None:
+    height, width = size
+    slices = cut(height, width, Slicing(300, 60, 0.5))
+    covered = np.zeros(size, int)
+    for one in slices:
+        covered[one.top : one.bottom, one.left : one.right] += 1
+        assert (one.bottom - one.top, one.right - one.left) == (min(300, height), min(300, width))
+    assert covered.min() == 1
+    for a, b in pairwise(slices):
+        if a.row == b.row:
+            assert a.right - b.left >= 60
+    assert len(slices) == max(1, -(-(height - 60) // 240)) * max(1, -(-(width - 60) // 240))
+
+
+def test_an_overlap_beyond_half_a_slice_is_refused() -> None:
+    with pytest.raises(ValueError, match="overlap is 151; allowed is 0 to half of size=300"):
+        Slicing(300, 151, 0.5)
+
+
+def see(slices: list[Slice], objects: list[tuple[tuple[int, int, int, int], int, float]]) -> SlicedDetections:
+    """What a perfect network finds in each slice of rectangles (XYXY, label, score): the part of each that it shows."""
+    found = []
+    for one in slices:
+        rows = []
+        for (x1, y1, x2, y2), label, score in objects:
+            box = max(x1, one.left), max(y1, one.top), min(x2, one.right), min(y2, one.bottom)
+            if box[0] < box[2] and box[1] < box[3]:
+                share = (box[2] - box[0]) * (box[3] - box[1]) / ((x2 - x1) * (y2 - y1))
+                corner = np.array([one.left, one.top] * 2)
+                rows.append((box - corner, label, score * share))
+        rows.sort(key=lambda row: -row[2])
+        found.append(
+            Detections(
+                boxes=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+                labels=np.array([row[1] for row in rows], np.int64),
+                scores=np.array([row[2] for row in rows], np.float32),
+                mask_probs=np.ones((len(rows), 28, 28), np.float32),
+                keypoints=None,
+            )
+        )
+    return SlicedDetections(slices, found)
+
+
+def test_objects_on_borders_come_back_whole() -> None:
+    slices = cut(560, 560, Slicing(300, 40, 0.5))  # 2 x 2, shared: 260 to 300
+    objects = [
+        ((200, 20, 380, 90), 1, 0.9),  # across the vertical border
+        ((40, 230, 90, 330), 2, 0.8),  # across the horizontal border
+        ((240, 240, 330, 320), 1, 0.7),  # in all four
+        ((265, 100, 295, 140), 3, 0.6),  # whole in both slices
+        ((10, 10, 60, 60), 1, 0.5),  # in one slice alone
+    ]
+    whole = merge(see(slices, objects), (560, 560), **HOW)
+    assert sorted(whole["labels"].tolist()) == [1, 1, 1, 2, 3]
+    boxes = {tuple(box) for box in whole["boxes"].round().astype(int).tolist()}
+    assert boxes == {box for box, _, _ in objects}
+    assert np.all(np.diff(whole["scores"]) <= 0)
+    for box, counts, area in zip(whole["boxes"].round().astype(int), whole["counts"], whole["areas"]):
+        mask = decode_rle(counts, 560, 560)
+        assert mask.sum() == area
+        x1, y1, x2, y2 = box
+        # A pasted mask of ones fills its box but for the outermost pixels, which interpolation takes.
+        assert mask[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].all()
+        assert mask.sum() <= (x2 - x1 + 2) * (y2 - y1 + 2)
+
+
+def test_what_differs_stays_apart() -> None:
+    slices = cut(300, 560, Slicing(300, 40, 0.5))
+    both = merge(see(slices, [((250, 20, 320, 90), 1, 0.9), ((250, 20, 320, 90), 2, 0.8)]), (300, 560), **HOW)
+    assert both["labels"].tolist() == [1, 2], "two classes of one place"
+    near = merge(see(slices, [((200, 20, 278, 90), 1, 0.9), ((282, 20, 400, 90), 1, 0.8)]), (300, 560), **HOW)
+    assert near["boxes"].round().astype(int).tolist() == [[200, 20, 278, 90], [282, 20, 400, 90]]
+
+
+def test_an_object_longer_than_slices_is_one() -> None:
+    slices = cut(200, 1500, Slicing(200, 50, 0.5))
+    whole = merge(see(slices, [((30, 60, 1400, 120), 1, 0.9)]), (200, 1500), **HOW)
+    assert whole["boxes"].round().astype(int).tolist() == [[30, 60, 1400, 120]]
+
+
+def test_nothing_found_gives_empty_columns() -> None:
+    slices = cut(300, 560, Slicing(300, 40, 0.5))
+    columns = encode_instances(see(slices, []), (Category(1, "a"),), (300, 560), 0.5, 0.5)
+    assert all(values == [] for values in columns.values())
+
+
+def test_work_grows_with_the_number_of_slices() -> None:
+    hundred, four_hundred = (len(_neighbours(cut(side, side, Slicing(100, 20, 0.5)))) for side in (820, 1620))
+    assert hundred <= 4 * 100 and four_hundred / hundred <= 4.4
+
+
+def test_slices_are_predicted_as_images_of_their_own(tiny_checkpoint: Path) -> None:
+    predictor = predictor_of(tiny_checkpoint)
+    predictor.slicing = Slicing(96, 32, 0.5)
+    image = np.random.default_rng(0).integers(0, 256, (160, 224, 3), np.uint8)
+    small = image[:96, :96].copy()
+    sliced, whole = predictor.predict([image, small])
+    assert isinstance(sliced, SlicedDetections) and len(sliced.slices) == 6
+    np.testing.assert_allclose(sliced.found[0].scores, whole.scores, atol=1e-5)
+    np.testing.assert_allclose(sliced.found[0].boxes, whole.boxes, atol=1e-3)
+    columns = encode_instances(sliced, predictor.categories, (160, 224), 0.5, 0.5)
+    assert max(columns["x2"]) > 128 and max(columns["y2"]) > 96 and len(columns["score"]) > len(whole.scores)
+    assert decode_rle(columns["rle_counts"][0], 160, 224).sum() == columns["area_px"][0]
