@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from jobs.commands import read_settings
+from jobs.commands import COMMANDS, read_settings
 from jobs.config import ConfigError, is_override, to_yaml
 from pipeline.storage import use_settings
 
@@ -352,9 +352,12 @@ def submit(
             _fail("retry: name the run first, as in: maskfleet submit retry RUN_URI", Exit.BAD_INPUT)
         submission = from_words(command, words, environment)
     else:
-        submission = from_settings(
-            command, _checked(lambda: read_settings(command, file, words, **line)), environment
-        )
+        # Options that stand for no setting are the command's own switches; those that are set go along.
+        own = COMMANDS[command].options
+        switches = [f"--{name.replace('_', '-')}" for name, value in line.items() if name not in own and value]
+        given = {name: value for name, value in line.items() if name in own}
+        settings = _checked(lambda: read_settings(command, file, words, **given))
+        submission = from_settings(command, settings, environment, switches)
     jobs = _checked(lambda: Jobs(address))
     if warning := jobs.warning():
         sys.stderr.write(f"maskfleet: warning: {warning}\n")

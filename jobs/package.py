@@ -85,8 +85,14 @@ class Submission:
         return places + [word for word in self.args[1:] if self.config is None and word.startswith("/")]
 
 
-def from_settings(command: str, settings: BaseModel, environment: Mapping[str, str]) -> Submission:
-    """The submission of validated settings: paths made absolute, credentials moved into the environment."""
+def from_settings(
+    command: str, settings: BaseModel, environment: Mapping[str, str], switches: Sequence[str] = ()
+) -> Submission:
+    """The submission of validated settings: paths made absolute, credentials moved into the environment.
+
+    Args:
+        switches: options of the command that are no settings, such as --profile.
+    """
     values = to_plain(settings)
     storage = getattr(settings, "storage", None)
     handed = dict(environment)
@@ -105,7 +111,7 @@ def from_settings(command: str, settings: BaseModel, environment: Mapping[str, s
     if command == "sweep" and values["sweep"]["base"] is not None:
         files[BASE] = _read_config(values["sweep"]["base"])
         values["sweep"]["base"] = BASE
-    return Submission(command, (command, "--config", CONFIG), _with_absolute_places(values), handed, files)
+    return Submission(command, (command, "--config", CONFIG, *switches), _with_absolute_places(values), handed, files)
 
 
 def from_words(command: str, words: Sequence[str], environment: Mapping[str, str]) -> Submission:

@@ -17,7 +17,7 @@ from jobs.config import is_override
 from jobs.package import SUBMITTED
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of
 
-# What a line that ends in '...' leaves to the reader.
+# What a line with '...' in it leaves to the reader.
 LEFT_OUT = {
     "train": ["data.train=x", "output.uri=x", "train.max_steps=1"],
     "segment": ["model.checkpoint=x", "input.uri=x", "output.uri=x"],
@@ -37,16 +37,16 @@ def check_maskfleet(words: list[str]) -> None:
         assert context.params["command"] in SUBMITTED
         check_maskfleet([context.params["command"], *context.args])
         return
-    if rest and rest[-1] == "...":
-        rest = [*rest[:-1], *(word for word in LEFT_OUT[name] if word.split("=")[0] not in " ".join(rest))]
+    if "..." in rest:
+        rest = [word for word in rest if word != "..."]
+        rest = [*rest, *(word for word in LEFT_OUT[name] if word.split("=")[0] not in " ".join(rest))]
     options = dict(GROUP.commands[name].make_context(name, list(rest)).params)
     given, file = options.pop("words") or [], options.pop("config", None)
     if name == "retry":
         assert given and not is_override(given[0])
         return
-    for flag in ("dry_run", "print_config", "once"):
-        options.pop(flag, None)
-    read_settings(name, file, given, **options)
+    stand_for = COMMANDS[name].options
+    read_settings(name, file, given, **{option: options[option] for option in stand_for})
 
 
 def check_line(line: str) -> None:

@@ -272,6 +272,31 @@ def test_a_sweep_takes_its_base_along(tmp_path: Path) -> None:
     assert read_settings("sweep", tmp_path / "config.yaml", []).sweep.base == "base.yaml"
 
 
+def test_a_switch_of_the_command_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from jobs.cli import app
+
+    sent: list[package.Submission] = []
+
+    class Cluster:
+        address = "http://127.0.0.1:1"
+
+        def __init__(self, address: str | None) -> None: ...
+        def warning(self) -> None: ...
+        def submit(self, submission: package.Submission, **options: object) -> tuple[submit.JobState, bool]:
+            sent.append(submission)
+            return submit.JobState("segment-x-1", "RUNNING", None, "", None, None, {}), True
+
+    monkeypatch.setattr(submit, "Jobs", Cluster)
+    words = ["submit", "segment", "--detach", "model.checkpoint=m", "input.uri=i", "output.uri=s3://b/o"]
+    for switch in ([], ["--profile"]):
+        result = CliRunner().invoke(app, [*words, *switch])
+        assert result.exit_code == 0, result.output
+    assert [submission.args[3:] for submission in sent] == [(), ("--profile",)]
+    assert sent[0].hash() != sent[1].hash()
+
+
 def test_retry_is_submitted_as_words_without_its_secrets() -> None:
     submission = from_words("retry", ["s3://b/run", "storage.secret_key=b", "segment.batch_size=2"], {})
     assert submission.args == ("retry", "s3://b/run", "segment.batch_size=2", "cluster.address=auto")
