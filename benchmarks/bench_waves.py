@@ -3,7 +3,7 @@
     python -m benchmarks.bench_waves --shards 20000 --plot docs/images/waves.png
 
 The real bulk run with a predictor that finds nothing, on a local Ray: whatever grows with the number of shards shows.
-Sampled once a second: the driver's and every worker's memory of its own (USS), and the board's. Then the last commit
+Sampled once a second: the driver's and every worker's anonymous memory, and the board's. Then the last commit
 and the seal are removed, and the same call is timed until its worker begins the missing shard.
 """
 
@@ -40,7 +40,7 @@ class NullPredictor:
     def __init__(self, uri: str, **settings: Any) -> None:
         self.categories = ()
 
-    def predict(self, images: Sequence[Any], sizes: Sequence[Any]) -> list[str]:
+    def predict(self, images: Sequence[Any], sizes: Any = None) -> list[str]:
         return ["not asked"] * len(images)
 
 
@@ -48,20 +48,15 @@ def job_of(folder: Path, num_workers: int) -> BulkJob:
     """One empty file a shard: what is measured is the run's own machinery."""
     source = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri"}
     source |= {"since_run": None, "extra_channels": None}
-    segment = {"score_threshold": 0.5, "max_detections": 100, "mask_threshold": 0.5}
-    segment |= {"precision": "float32", "slice": None}
+    segment = {"score_threshold": 0.5, "max_detections": 100, "mask_threshold": 0.5, "slice": None}
     return BulkJob(
         output_uri=str(folder / "run"),
         spec={
             "schema_version": SCHEMA_VERSION,
             "input": source,
-            "model": {
-                "sha256": "0" * 64,
-                "spec": {"in_channels": 3, "image_min_size": 800, "image_max_size": 1333},
-                "categories": [],
-            },
+            "model": {"sha256": "0" * 64, "spec": {"in_channels": 3}, "categories": []},
+            "segment": segment | {"precision": "float32"},
             "decode": {"scaled": False},
-            "segment": segment,
         },
         metadata={},
         checkpoint="",
@@ -106,10 +101,13 @@ class MemorySamples:
 
 
 def _own_mib(process: psutil.Process) -> float:
+    """Anonymous memory: what a process shares of libraries' files depends on what else runs on the machine."""
     try:
-        return process.memory_full_info().uss / 2**20
-    except psutil.Error:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:  # it has ended
         return 0.0
+    anonymous = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
+    return int(anonymous[0]) / 1024 if anonymous else 0.0
 
 
 def _name_of(process: psutil.Process) -> str:
@@ -153,7 +151,7 @@ def draw_plot(rows: list[dict[str, float]], path: Path) -> None:
         axes.plot([row["shards"] for row in rows], [row.get(kind, float("nan")) for row in rows], label=kind)
     for wave in range(WAVE_SHARDS, int(rows[-1]["shards"]) + 1, WAVE_SHARDS):
         axes.axvline(wave, color="0.9", zorder=0)
-    axes.set(xlabel="shards committed", ylabel="memory of its own, MiB", ylim=(0, None))
+    axes.set(xlabel="shards committed", ylabel="anonymous memory, MiB", ylim=(0, None))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
