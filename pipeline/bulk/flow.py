@@ -374,12 +374,14 @@ class ProgressBoard:
     def __init__(self, run_id: str, num_images: int) -> None:
         self.tally = Tally()
         run = {"run_id": run_id}
-        Gauge("maskfleet_planned_images", "Images of the run.", ("run_id",)).set(num_images, run)
+        self.num_images = num_images
+        self.planned = Gauge("maskfleet_planned_images", "Images of the run.", ("run_id",))
         self.images = Counter("maskfleet_images", "Images committed, by status.", ("run_id", "status"))
         self.instances = Counter("maskfleet_instances", "Instances committed.", ("run_id",))
         self.seconds = Counter("maskfleet_stage_seconds", "Time of the workers, by stage.", ("run_id", "stage"))
-        for counter in (self.images, self.instances, self.seconds):
-            counter.set_default_tags(run)
+        for metric in (self.planned, self.images, self.instances, self.seconds):
+            metric.set_default_tags(run)
+        self.planned.set(num_images)
 
     def take(self, report: ShardReport) -> None:
         """Counts a report of a worker, once."""
@@ -394,4 +396,5 @@ class ProgressBoard:
 
     def counts(self) -> dict[str, Any]:
         """The counts so far, as `Progress` takes them."""
+        self.planned.set(self.num_images)  # Ray forgets a gauge that nobody sets for some time
         return self.tally.counts()
