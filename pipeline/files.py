@@ -5,12 +5,15 @@ A plain path is a URI. A data set names each of its files by its full one; it is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posixpath
 import uuid
 from collections.abc import Iterator
 from typing import Any
+
+import orjson
 
 from pipeline.storage import Storage, is_local, local_path, open_storage
 from pipeline.storage_local import LocalStorage
@@ -103,8 +106,11 @@ def read_json(uri: str) -> Any:
         FileNotFoundError: no such file.
         ValueError: it is no JSON.
     """
+    data = read_bytes(uri)
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return orjson.loads(data)
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(data)  # takes NaN and whole numbers of any length, too; its message names line and column
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{uri} is not valid JSON: {error}") from None
 

@@ -21,7 +21,7 @@ _WELL_FORMED = re.compile(r"[0-o]*[0-O]")
 _MOST_PIXELS = 2**32 - 1  # pycocotools counts pixels in 32 bits
 _LONGEST_NUMBER = 7  # characters of a signed 33-bit difference
 _FARTHEST_BOX_PX = 2.0**30  # box corners beyond this mean a broken predictor, and overflow the arithmetic
-_FARTHEST_POLYGON_PX = 1e6  # pycocotools walks polygon edges pixel by pixel, outside the image too
+FARTHEST_POLYGON_PX = 1e6  # pycocotools walks polygon edges pixel by pixel, outside the image too
 
 
 def encode_roi_masks(
@@ -213,9 +213,9 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
                 f"polygon {place} must be a flat list x1, y1, x2, y2, ... of three corners or more, "
                 f"not of shape {list(flat.shape)}"
             )
-        if not (np.abs(flat) <= _FARTHEST_POLYGON_PX).all():
+        if not (np.abs(flat) <= FARTHEST_POLYGON_PX).all():
             raise ValueError(
-                f"polygon {place} must have finite coordinates of at most {_FARTHEST_POLYGON_PX:g} px"
+                f"polygon {place} must have finite coordinates of at most {FARTHEST_POLYGON_PX:g} px"
             )
         corners.append(flat.tolist())
     if not corners:

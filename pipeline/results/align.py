@@ -126,7 +126,7 @@ def _with_truth_sizes(table: DetectionTable, truth: Truth) -> tuple[DetectionTab
         return table, 0
     from pipeline.rle import runs_to_rle
 
-    counts = [] if table.counts is None else table.counts.to_pylist()
+    counts = [rle["counts"] for rle in table.to_rles()]
     for row in wrong:
         height, width = wanted[row].tolist()
         counts[row] = runs_to_rle([height * width], height, width)

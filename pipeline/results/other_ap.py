@@ -209,7 +209,7 @@ def _mask_areas(truth: Truth, detections: DetectionTable) -> tuple[np.ndarray, n
     if detections.counts is None:
         raise ValueError("Cityscapes' AP needs masks; load the instances with rle_counts")
     of_truth = rle_areas([rle["counts"] for rle in truth.rles])
-    of_detection = rle_areas(detections.counts.to_pylist())
+    of_detection = rle_areas([rle["counts"] for rle in detections.to_rles()])
     return of_detection.astype(np.float64), of_truth.astype(np.float64)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline import files
 from pipeline.dataset.annotations import AnnotatedSet
 from pipeline.dataset.coco import to_coco
+from pipeline.rle import FARTHEST_POLYGON_PX
 
 
 class EvaluationError(ValueError):
@@ -144,8 +145,14 @@ class Truth:
     @cached_property
     def rles(self) -> list[dict[str, Any]]:
         """The annotations' masks as COCO RLE, in order; polygons filled as pycocotools fills them."""
-        sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
-        return [to_rle(entry.get("segmentation"), *sizes[entry["image_id"]]) for entry in self.annotations]
+        size_of = {image["id"]: (image["height"], image["width"]) for image in self.images}
+        sizes = [size_of[entry["image_id"]] for entry in self.annotations]
+        alone = [_one_polygon(entry.get("segmentation")) for entry in self.annotations]
+        filled = iter(_fill([(corners, size) for corners, size in zip(alone, sizes, strict=True) if corners]))
+        return [
+            {"size": list(size), "counts": next(filled)} if corners else to_rle(entry.get("segmentation"), *size)
+            for entry, corners, size in zip(self.annotations, alone, sizes, strict=True)
+        ]
 
     @cached_property
     def by_image(self) -> dict[Any, list[int]]:
@@ -167,6 +174,32 @@ def _numbered(content: dict[str, Any]) -> dict[str, Any]:
         "images": [{**image, "id": number[image["id"]]} for image in content["images"]],
         "annotations": [{**entry, "image_id": number[entry["image_id"]]} for entry in content["annotations"]],
     }
+
+
+def _one_polygon(segmentation: Any) -> list[float]:
+    """The corners of a segmentation that is one polygon of a sensible size; else nothing."""
+    if not isinstance(segmentation, list) or len(segmentation) != 1:
+        return []
+    corners = segmentation[0]
+    if not isinstance(corners, list) or len(corners) < 6 or len(corners) % 2:
+        return []
+    return corners if -FARTHEST_POLYGON_PX <= min(corners) <= max(corners) <= FARTHEST_POLYGON_PX else []
+
+
+def _fill(polygons: list[tuple[list[float], tuple[int, int]]]) -> list[bytes]:
+    """The masks of polygons, each with its image's size, all at once."""
+    if not polygons:
+        return []
+    from pipeline import polygon_kernel
+
+    lengths = np.array([len(corners) // 2 for corners, _ in polygons], np.int64)
+    values = itertools.chain.from_iterable(corners for corners, _ in polygons)
+    points = np.fromiter(values, np.float64, 2 * int(lengths.sum())).reshape(-1, 2)
+    sizes = np.array([size for _, size in polygons], np.int64)
+    starts = np.append(0, np.cumsum(lengths))
+    text, ends = polygon_kernel.fill(points, starts, sizes[:, 0].copy(), sizes[:, 1].copy())
+    data = text.tobytes()
+    return [data[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
