@@ -98,13 +98,13 @@ def fill(
 
 @_compiled
 def _fine(pixels: float) -> int:
-    return np.int64(_FINE * pixels + 0.5)
+    return int(_FINE * pixels + 0.5)
 
 
 @_compiled
 def _columns(x0: int, x1: int, width: int) -> tuple[int, int]:
     """First and last column c of pixels whose border, between the fine columns 5c + 2 and 5c + 3, an edge crosses."""
-    return max(np.int64(0), -((2 - min(x0, x1)) // 5)), min(width - 1, (max(x0, x1) - 3) // 5)
+    return max(0, -((2 - min(x0, x1)) // 5)), min(width - 1, (max(x0, x1) - 3) // 5)
 
 
 @_compiled
