@@ -49,7 +49,7 @@ from pipeline.bulk.slices import Slicing
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.storage import StorageSettings, open_storage, use_settings
 
-WAVE_SHARDS = 2_000  # shards a Ray dataset; keeps the driver's memory flat however many there are
+WAVE_SHARDS = 2_000  # shards a Ray dataset; bounds what Ray Data holds at a time
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
