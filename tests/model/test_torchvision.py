@@ -61,18 +61,8 @@ def test_same_detections(networks):
         for want, found in zip(theirs.eval()(images), ours.eval()(images), strict=True):
             assert want.keys() == found.keys() and len(want["scores"]) >= 3
             assert torch.equal(want["labels"], found["labels"])
-            # Scores that are equal up to a rounding may stand the other way round.
-            order = torch.cdist(want["boxes"], found["boxes"]).argmin(dim=1)
-            assert len(order.unique()) == len(order)
-            found = {name: values[order] for name, values in found.items()}
-            torch.testing.assert_close(found["scores"], want["scores"], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(found["boxes"], want["boxes"], atol=1e-3, rtol=1e-4)
-            # Pooling by table look-up sums in another order. A box of a pixel's width turns a rounding into 1e-3 at a
-            # mask's edge, and a heat map with two equal peaks into another keypoint.
-            for name, share, largest in (("masks", 1e-4, 1e-3), ("keypoints", 0.05, float("inf"))):
-                if name in want:
-                    away = (found[name] - want[name]).abs()
-                    assert (away > 1e-4 + 1e-4 * want[name].abs()).float().mean() <= share and away.max() <= largest
+            for name in want.keys() - {"labels"}:
+                torch.testing.assert_close(found[name], want[name], atol=1e-4, rtol=1e-4)
 
 
 def test_frozen_batch_norm_exchanges_state_dicts_too():
