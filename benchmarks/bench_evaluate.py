@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import peak_mib
+
 SIDES = ("parquet", "parquet, evaluate_run", "pycocotools")
 
 
@@ -61,14 +63,9 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_mib": _peak_mib(),
+        "peak_mib": peak_mib(),
         "stats": [float(value) for value in stats],
     }
-
-
-def _peak_mib() -> float:
-    """Of this program alone; getrusage would also count what the parent held when it forked."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import peak_mib
+
 CATEGORY, SCORE = "class_07", 0.8
 SIDES = ("filter", "pandas, filter", "whole table", "filter, JSON's share", "JSON")
 _ROWS_A_SHARD = 25_600
@@ -121,18 +123,13 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - started,
         "read_mb": (_bytes_read() - read) / 1e6,
-        "peak_mib": _peak_mib(),
+        "peak_mib": peak_mib(),
         "rows": rows,
     }
 
 
 def _bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
-
-
-def _peak_mib() -> float:
-    """Of this program alone; getrusage would also count what the parent held when it forked."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.rle_kernel import _LONGEST_COUNT, _compiled, _write_counts
+from pipeline.rle_kernel import append_counts, compiled
 
 _FINE = 5.0
 
 
-@_compiled
+@compiled
 def fill(
     points: np.ndarray, starts: np.ndarray, heights: np.ndarray, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -87,27 +87,23 @@ def fill(
             else:
                 joins = True
             last = end
-        if position + _LONGEST_COUNT * total > len(text):
-            grown = np.empty(2 * len(text) + _LONGEST_COUNT * total, np.uint8)
-            grown[:position] = text[:position]
-            text = grown
-        position = _write_counts(text, position, runs, total)
+        text, position = append_counts(text, position, runs, total)
         text_ends[i] = position
     return text[:position], text_ends
 
 
-@_compiled
+@compiled
 def _fine(pixels: float) -> int:
     return int(_FINE * pixels + 0.5)
 
 
-@_compiled
+@compiled
 def _columns(x0: int, x1: int, width: int) -> tuple[int, int]:
     """First and last column c of pixels whose border, between the fine columns 5c + 2 and 5c + 3, an edge crosses."""
     return max(0, -((2 - min(x0, x1)) // 5)), min(width - 1, (max(x0, x1) - 3) // 5)
 
 
-@_compiled
+@compiled
 def _sort_by_column(ends: np.ndarray, in_order: np.ndarray, height: int) -> None:
     """Sorts boundaries: a column has few, so they are put column by column and exchanged there."""
     if len(ends) == 0:

@@ -48,7 +48,7 @@ _OUT, _IN = -2, -1  # kinds of segment that hold no crossing; an active segment 
 _LONGEST_COUNT = 13  # characters of a 64-bit run length, five bits to a character
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """`function` compiled on its first call, without the GIL, cached on disk wherever numba may write."""
     try:
         return njit(nogil=True, cache=True)(function)
@@ -76,7 +76,7 @@ def _type_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 _fma: Any = intrinsic(_type_fma)  # _fma(a, b, c): a * b + c in float32 with one rounding
 
 
-@_compiled
+@compiled
 def _blend(a: F32, weight_a: F32, b: F32, weight_b: F32, fused: bool) -> F32:
     """`a * weight_a + b * weight_b`, the second product rounded first where torch fuses."""
     if fused:
@@ -84,7 +84,7 @@ def _blend(a: F32, weight_a: F32, b: F32, weight_b: F32, fused: bool) -> F32:
     return a * weight_a + b * weight_b
 
 
-@_compiled
+@compiled
 def _accumulate(a: F32, weight: F32, total: F32, fused: bool) -> F32:
     """`total + a * weight`."""
     if fused:
@@ -92,7 +92,7 @@ def _accumulate(a: F32, weight: F32, total: F32, fused: bool) -> F32:
     return total + a * weight
 
 
-@_compiled
+@compiled
 def _source_index(scale: F32, index: int, contracted: bool) -> F32:
     """Where output pixel `index` lies on the padded mask's axis, >= 0, in torch's float32 arithmetic."""
     centre = np.float32(index) + _HALF
@@ -101,7 +101,7 @@ def _source_index(scale: F32, index: int, contracted: bool) -> F32:
     return max(scale * centre - _HALF, _ZERO)
 
 
-@_compiled
+@compiled
 def _reference_inside(
     padded: np.ndarray,
     row: int,
@@ -135,7 +135,7 @@ def _reference_inside(
     return value >= threshold
 
 
-@_compiled
+@compiled
 def _fill_row_starts(starts: np.ndarray, size: int, scale: F32, contracted: bool) -> None:
     """Set `starts[k]` to the first output row whose source index is at least k, `starts[-1]` to `size`."""
     last = len(starts) - 1
@@ -150,7 +150,7 @@ def _fill_row_starts(starts: np.ndarray, size: int, scale: F32, contracted: bool
         starts[k] = row
 
 
-@_compiled
+@compiled
 def _fill_segments(
     segment_row: np.ndarray,
     segment_kind: np.ndarray,
@@ -192,7 +192,7 @@ def _fill_segments(
     return num
 
 
-@_compiled
+@compiled
 def _find_doubtful_rows(
     upper: F32,
     lower: F32,
@@ -222,7 +222,7 @@ def _find_doubtful_rows(
     return doubt, max(min(clear, end), doubt)
 
 
-@_compiled
+@compiled
 def _switch(
     runs: np.ndarray, num: int, position: int, inside: bool, last: int, current: bool
 ) -> tuple[int, int, bool]:
@@ -233,7 +233,7 @@ def _switch(
     return num, last, current
 
 
-@_compiled
+@compiled
 def _encode_box(
     runs: np.ndarray,
     padded: np.ndarray,
@@ -330,9 +330,14 @@ def _encode_box(
     return runs, num + 1
 
 
-@_compiled
-def _write_counts(text: np.ndarray, position: int, runs: np.ndarray, num: int) -> int:
-    """Append runs[:num] to `text` in COCO's compressed form; returns the position after them."""
+@compiled
+def append_counts(text: np.ndarray, position: int, runs: np.ndarray, num: int) -> tuple[np.ndarray, int]:
+    """Appends runs[:num] to `text` in COCO's compressed form; returns it, grown where it had no room, and the position
+    after them."""
+    if position + _LONGEST_COUNT * num > len(text):
+        grown = np.empty(2 * len(text) + _LONGEST_COUNT * num, np.uint8)
+        grown[:position] = text[:position]
+        text = grown
     for i in range(num):
         value = runs[i]
         if i > 2:
@@ -344,10 +349,10 @@ def _write_counts(text: np.ndarray, position: int, runs: np.ndarray, num: int) -
             more = value != -1 if bits & 0x10 else value != 0
             text[position] = bits + (80 if more else 48)
             position += 1
-    return position
+    return text, position
 
 
-@_compiled
+@compiled
 def encode_boxes(
     masks: np.ndarray, boxes: np.ndarray, height: int, width: int, threshold: F32, fused: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -390,11 +395,7 @@ def encode_boxes(
         runs, num_runs = _encode_box(
             runs, padded, starts, segment_row, segment_kind, boxes[n], height, width, threshold, peak, fused
         )
-        if position + _LONGEST_COUNT * num_runs > len(text):
-            grown = np.empty(2 * len(text) + _LONGEST_COUNT * num_runs, np.uint8)
-            grown[:position] = text[:position]
-            text = grown
-        position = _write_counts(text, position, runs, num_runs)
+        text, position = append_counts(text, position, runs, num_runs)
         ends[n] = position
         area = 0
         for i in range(1, num_runs, 2):
@@ -403,7 +404,7 @@ def encode_boxes(
     return text[:position], ends, areas, -1
 
 
-@_compiled
+@compiled
 def write_masks(lengths: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run lengths as one text.
 

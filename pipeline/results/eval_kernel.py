@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.rle_kernel import _compiled
+from pipeline.rle_kernel import compiled
 
 
-@_compiled
+@compiled
 def _fill_edges(edges: np.ndarray, text: np.ndarray, start: int, end: int, num_pixels: int) -> int:
     """Decodes one string into `edges`; returns their number, or -1 for a string that is not plain: malformed, of
     another size, or with an empty run behind the first."""
@@ -49,7 +49,7 @@ def _fill_edges(edges: np.ndarray, text: np.ndarray, start: int, end: int, num_p
     return num if num > 0 and position == num_pixels else -1
 
 
-@_compiled
+@compiled
 def _fill_box(box: np.ndarray, edges: np.ndarray, start: int, num: int, height: int) -> int:
     """The mask's first and last column and row (inclusive) into `box`; returns its area."""
     box[0], box[1], box[2], box[3] = 1 << 40, -1, 1 << 40, -1
@@ -74,7 +74,7 @@ def _fill_box(box: np.ndarray, edges: np.ndarray, start: int, num: int, height: 
     return area
 
 
-@_compiled
+@compiled
 def _intersection(a: np.ndarray, num_a: int, b: np.ndarray, start_b: int, num_b: int) -> int:
     """Pixels that two masks share."""
     shared = 0
@@ -91,7 +91,7 @@ def _intersection(a: np.ndarray, num_a: int, b: np.ndarray, start_b: int, num_b:
     return shared
 
 
-@_compiled
+@compiled
 def fill_truth_edges(
     text: np.ndarray, offsets: np.ndarray, heights: np.ndarray, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
@@ -111,7 +111,7 @@ def fill_truth_edges(
     return edges, starts, boxes, areas, -1
 
 
-@_compiled
+@compiled
 def fill_mask_ious(
     ious: np.ndarray,
     areas: np.ndarray,
@@ -160,7 +160,7 @@ def fill_mask_ious(
     return -1
 
 
-@_compiled
+@compiled
 def fill_box_ious(
     ious: np.ndarray,
     pairs: np.ndarray,
@@ -194,7 +194,7 @@ def fill_box_ious(
                 ious[at + k] = shared / union
 
 
-@_compiled
+@compiled
 def match_groups(
     ious: np.ndarray,
     pairs: np.ndarray,
@@ -253,7 +253,7 @@ def match_groups(
     return outcome
 
 
-@_compiled
+@compiled
 def accumulate(
     outcome: np.ndarray,
     rank: np.ndarray,

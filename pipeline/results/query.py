@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -233,10 +234,10 @@ class _StorageFiles(pafs.FileSystemHandler):
         return path
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        raise NotImplementedError("files are named by the run's commits, never listed")
+        raise io.UnsupportedOperation("files are named by the run's commits, never listed")
 
     def _read_only(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("a run is read here, not written")
+        raise io.UnsupportedOperation("a run is read here, not written")
 
     create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _read_only
     move = copy_file = open_output_stream = open_append_stream = _read_only

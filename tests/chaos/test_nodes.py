@@ -8,22 +8,16 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.chaos.runs import ROOT, check_exact, commits_of, finish, kill_everything, start, wait_until
+from tests.chaos.clusters import one_core_nodes
+from tests.chaos.runs import check_exact, commits_of, finish, kill_everything, start, wait_until
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster whose head has no cores for workers, and three nodes of one core each."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        for _ in range(3):
-            cluster.add_node(num_cpus=1)
+def nodes() -> Iterator[Cluster]:
+    with one_core_nodes(3) as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @pytest.mark.parametrize("lost", [1, 2], ids=["one node", "two nodes at once"])

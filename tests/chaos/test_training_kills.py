@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from jobs.train_output import TrainingOutput
 from pipeline.dataset.shapes import draw_shapes
-from tests.chaos.runs import ROOT
+from tests.chaos.clusters import one_core_nodes
 from tests.chaos.trainings import TrainingProgram, check_same, settings, train_undisturbed
 
 KINDS = ("rank 0", "rank 1", "driver", "node")
@@ -36,16 +36,8 @@ def undisturbed(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """A cluster whose head has no cores for workers, and two nodes of one core each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=1)
-            yield cluster
-        finally:
-            cluster.shutdown()
+    with one_core_nodes(2) as cluster:
+        yield cluster
 
 
 def strike(kind: str, program: TrainingProgram, nodes: Cluster) -> None:

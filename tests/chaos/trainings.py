@@ -23,18 +23,10 @@ from jobs.config_train import TrainConfig
 from jobs.train import TrainEvent, prepare_train, run_train
 from jobs.train_loop import TrainingRun, Worker
 from jobs.train_output import TrainingOutput
-from model.spec import ModelSpec
 from tests.chaos.runs import ROOT
+from tests.specs import small_spec
 
-SPEC = ModelSpec.tiny(
-    0,
-    fpn_channels=16,
-    box_head_channels=16,
-    mask_head_channels=(16,),
-    mask_deconv_channels=16,
-    image_min_size=64,
-    image_max_size=80,
-)
+SPEC = small_spec(channels=16, sides=(64, 80))
 
 
 def settings(data: Path, output: Path, *, address: str | None = None, **train: Any) -> TrainConfig:

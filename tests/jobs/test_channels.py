@@ -20,7 +20,6 @@ from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_model
 from model.predictor import Predictor
-from model.spec import ModelSpec
 from pipeline.bulk.verify import verify_run
 from pipeline.dataset.annotations import load_annotations
 from pipeline.dataset.channels import with_extra_channels
@@ -28,21 +27,10 @@ from pipeline.dataset.images import load_photo
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import open_run
 from tests.pipeline.tiff_files import random_bands, tiff_bytes
+from tests.specs import small_spec
 
 PATTERN = "{folder}/../depth/{stem}.png"
-SPEC = ModelSpec.tiny(
-    0,
-    in_channels=4,
-    image_mean=(0.5,) * 4,
-    image_std=(0.25,) * 4,
-    fpn_channels=8,
-    box_head_channels=8,
-    mask_head_channels=(8,),
-    mask_deconv_channels=8,
-    image_min_size=48,
-    image_max_size=64,
-    score_threshold=0.0,
-)
+SPEC = small_spec(in_channels=4, image_mean=(0.5,) * 4, image_std=(0.25,) * 4, score_threshold=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,10 @@ from jobs.config import ConfigError, load_config
 from jobs.config_sweep import EffectSection, SweepConfig
 from jobs.sweep import iter_trials, prepare_sweep, run_sweep
 from jobs.sweep_results import paired_differences, plot, to_markdown
-from model.spec import ModelSpec
 from pipeline.storage import open_storage
+from tests.specs import small_spec
 
-SPEC = ModelSpec.tiny(
-    0,
-    fpn_channels=8,
-    box_head_channels=8,
-    mask_head_channels=(8,),
-    mask_deconv_channels=8,
-    image_min_size=48,
-    image_max_size=64,
-)
+SPEC = small_spec()
 
 
 @pytest.fixture

@@ -20,19 +20,11 @@ from jobs.train import TrainEvent, TrainingFailed, prepare_train, run_train
 from jobs.train_loop import TrainingRun, Worker
 from jobs.train_output import TrainingOutput
 from model.checkpoint import Checkpoint
-from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
+from tests.specs import small_spec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SPEC = ModelSpec.tiny(
-    0,
-    fpn_channels=16,
-    box_head_channels=16,
-    mask_head_channels=(16,),
-    mask_deconv_channels=16,
-    image_min_size=64,
-    image_max_size=80,
-)
+SPEC = small_spec(channels=16, sides=(64, 80))
 
 
 @pytest.fixture(scope="module")

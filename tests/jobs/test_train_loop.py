@@ -22,16 +22,9 @@ from model.checkpoint import Checkpoint
 from model.presets import detectron2, torchvision_v2
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
+from tests.specs import small_spec
 
-SPEC = ModelSpec.tiny(
-    0,
-    fpn_channels=16,
-    box_head_channels=16,
-    mask_head_channels=(16,),
-    mask_deconv_channels=16,
-    image_min_size=64,
-    image_max_size=80,
-)
+SPEC = small_spec(channels=16, sides=(64, 80))
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,13 @@ from jobs.config_train import TrainConfig
 from jobs.train import prepare_train, run_train, to_saved
 from jobs.train_loop import TrainingRun, Worker
 from jobs.train_output import TrainingOutput
-from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.storage import use_settings
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
 from tests.chaos.s3 import make_bucket, settings_for
+from tests.specs import small_spec
 
-SPEC = ModelSpec.tiny(
-    0,
-    fpn_channels=8,
-    box_head_channels=8,
-    mask_head_channels=(8,),
-    mask_deconv_channels=8,
-    image_min_size=48,
-    image_max_size=64,
-)
+SPEC = small_spec()
 
 
 def test_workers_reach_photos_in_a_bucket_by_the_settings_alone(ray_cluster: None, moto: str):

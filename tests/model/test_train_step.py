@@ -12,7 +12,6 @@ from torch import nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from model.network import build_model
-from model.spec import ModelSpec
 from model.train_step import (
     MicroBatch,
     SeededSampler,
@@ -22,17 +21,9 @@ from model.train_step import (
     learning_rate_at,
     mix_seed,
 )
+from tests.specs import small_spec
 
-SPEC = ModelSpec.tiny(
-    2,
-    fpn_channels=16,
-    box_head_channels=16,
-    mask_head_channels=(16,),
-    mask_deconv_channels=16,
-    image_min_size=64,
-    image_max_size=64,
-    mask_loss="bce_dice",
-)
+SPEC = small_spec(2, channels=16, sides=(64, 64), mask_loss="bce_dice")
 
 
 def make_batch(*indices: int, num_instances: int = 2) -> MicroBatch:

@@ -287,7 +287,7 @@ def test_a_folder_numba_cannot_cache_in_costs_the_cache_only(monkeypatch) -> Non
         return lambda function: ("compiled", function)
 
     monkeypatch.setattr(rle_kernel, "njit", njit)
-    assert rle_kernel._compiled(len) == ("compiled", len)
+    assert rle_kernel.compiled(len) == ("compiled", len)
 
 
 # ---- whole masks and strings ----------------------------------------
