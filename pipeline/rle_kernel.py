@@ -415,14 +415,14 @@ def write_masks(lengths: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np
     Returns:
         (text uint8 [L], ends int64 [N], areas int64 [N]): string n is text[ends[n - 1]:ends[n]]; areas in pixels.
     """
-    text = np.empty(len(lengths) * _LONGEST_COUNT, np.uint8)
+    text = np.empty(4 * len(lengths) + _LONGEST_COUNT, np.uint8)
     ends = np.empty(len(counts), np.int64)
     areas = np.zeros(len(counts), np.int64)
     first = 0
     position = 0
     for n in range(len(counts)):
         runs = lengths[first : first + counts[n]]
-        position = _write_counts(text, position, runs, counts[n])
+        text, position = append_counts(text, position, runs, counts[n])
         ends[n] = position
         areas[n] = runs[1::2].sum()
         first += counts[n]
