@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.corpus import Plan
+from pipeline.bulk.listing import in_chunks
 from pipeline.manifest import (
     FINAL_KEY,
     MANIFEST_KEY,
@@ -36,6 +37,8 @@ from pipeline.manifest import (
     to_sealed_json,
 )
 from pipeline.storage import Storage
+
+_ROWS_AT_A_TIME = 1_000  # commits held as Python objects while the manifest is made
 
 
 class OtherRunError(RunError):
@@ -154,18 +157,25 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
     Raises:
         RunError: a shard is not committed, or a commit counts other images than the plan.
     """
-    commits = list(read_commits(storage, range(plan.num_shards)))
-    for shard, commit in enumerate(commits):
-        if commit.images.rows != plan.num_images_of(shard) or commit.run_id != run_id:
-            raise RunError(f"the commit of shard {shard} does not fit the plan; `maskfleet verify` says more")
-    write_manifest(storage, commits)
+    num_instances, statuses, seconds = 0, dict[str, int](), dict[str, float]()
+
+    def counted() -> Iterator[Commit]:
+        nonlocal num_instances, statuses, seconds
+        for shard, commit in enumerate(read_commits(storage, range(plan.num_shards))):
+            if commit.images.rows != plan.num_images_of(shard) or commit.run_id != run_id:
+                raise RunError(f"the commit of shard {shard} does not fit the plan; `maskfleet verify` says more")
+            num_instances += commit.instances.rows
+            statuses, seconds = add_up([statuses, commit.statuses]), add_up([seconds, commit.timings_s])
+            yield commit
+
+    write_manifest(storage, counted())
     totals = {
         "run_id": run_id,
         "num_images": plan.num_images,
         "num_shards": plan.num_shards,
-        "num_instances": sum(commit.instances.rows for commit in commits),
-        "statuses": add_up(commit.statuses for commit in commits),
-        "worker_seconds": {k: round(v, 3) for k, v in add_up(commit.timings_s for commit in commits).items()},
+        "num_instances": num_instances,
+        "statuses": statuses,
+        "worker_seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         "manifest_sha256": sha256_of(storage.read_bytes(MANIFEST_KEY)),
         "plan": [asdict(part) for part in plan.parts],
         **extra,
@@ -174,9 +184,11 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
     return from_sealed_json(storage.read_bytes(FINAL_KEY))
 
 
-def write_manifest(storage: Storage, commits: list[Commit]) -> None:
+def write_manifest(storage: Storage, commits: Iterable[Commit]) -> None:
     """Writes manifest.parquet, unless it is there: equal commits give equal bytes, so it does not matter by whom."""
-    table = pa.Table.from_pylist([manifest_row(commit) for commit in commits], schema=MANIFEST_SCHEMA)
+    rows = in_chunks(map(manifest_row, commits), _ROWS_AT_A_TIME)
+    parts = [pa.Table.from_pylist(part, schema=MANIFEST_SCHEMA) for part in rows]
+    table = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *parts]).combine_chunks()
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     storage.put_if_absent(MANIFEST_KEY, buffer.getvalue())
@@ -190,8 +202,8 @@ def vacuum(storage: Storage, plan: Plan) -> list[str]:
     """
     if not storage.exists(FINAL_KEY):
         raise RunError(f"{storage.uri} is not sealed; files without a commit may still be committed")
-    rows = pq.read_table(io.BytesIO(storage.read_bytes(MANIFEST_KEY))).to_pylist()
-    named = {row[f"{table}_key"] for row in rows for table in TABLES} | {part.key for part in plan.parts}
+    keys = pq.read_table(io.BytesIO(storage.read_bytes(MANIFEST_KEY)), columns=[f"{table}_key" for table in TABLES])
+    named = {part.key for part in plan.parts}.union(*(column.to_pylist() for column in keys.columns))
     strangers = [
         info.key for folder in (*TABLES, "plan") for info in storage.iter_objects(f"{folder}/") if info.key not in named
     ]

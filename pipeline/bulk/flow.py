@@ -41,9 +41,9 @@ from pipeline.bulk.corpus import Plan, read_plan, seal_plan
 from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
 from pipeline.bulk.fetch import load_image, loading_of, map_ahead
-from pipeline.bulk.listing import PlannedImage, iter_corpus, without
+from pipeline.bulk.listing import PlannedImage, in_chunks, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally
+from pipeline.bulk.progress import REPORT_EVERY_S, Progress, ShardCounter, ShardReport, StageClock, Tally
 from pipeline.bulk.repair import Repair, begin_repair, merge_tables, read_shard_tables, seal_repair
 from pipeline.bulk.slices import Slicing
 from pipeline.manifest import TABLES, Commit, open_run
@@ -158,8 +158,16 @@ def segment_shards(
         on_progress(Progress(num_images, num_resumed, elapsed_s=time.monotonic() - started, **counts))
 
     settings = {**settings, "board": board, "driver": uuid.uuid4().hex[:12]}
-    while wave := list(islice(shards, WAVE_SHARDS)):
-        segment_wave(job, wave, worker, settings, report)
+    elsewhere = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave).options(scheduling_strategy=here)
+    with ThreadPoolExecutor(1) as background:
+        for number, wave in enumerate(in_chunks(shards, WAVE_SHARDS)):
+            # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
+            segment = (lambda *words: ray.get(elsewhere.remote(*words))) if number else segment_wave
+            running = background.submit(segment, job, wave, worker, settings)
+            while not running.done():
+                report()
+                time.sleep(REPORT_EVERY_S)
+            running.result()
     report()
     return time.monotonic() - started
 
@@ -186,10 +194,8 @@ def _seen_since(uri: str | None) -> Iterator[PlannedImage]:
     return (next(same) for _, same in itertools.groupby(merged, key=lambda image: image.image_id))
 
 
-def segment_wave(
-    job: BulkJob, shards: list[int], worker: type[ShardWorker], settings: dict[str, Any], report: Callable[[], None]
-) -> None:
-    """Spreads shards over a pool of actors and waits until each is committed, reporting twice a second."""
+def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], settings: dict[str, Any]) -> None:
+    """Spreads shards over a pool of actors and waits until each is committed."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -206,12 +212,8 @@ def segment_wave(
         num_cpus=job.cpus_per_worker,
         num_gpus=job.gpus_per_worker,
     )
-    with ThreadPoolExecutor(1) as background:
-        wave = background.submit(lambda: sum(1 for _ in dataset.iter_batches(batch_size=None)))
-        while not wave.done():
-            report()
-            time.sleep(0.5)
-        wave.result()
+    for _ in dataset.iter_batches(batch_size=None):
+        pass
 
 
 class ShardWorker:

@@ -108,7 +108,7 @@ class ShardCounter:
 
 
 class Tally:
-    """What all workers of a call have reported, added up; of a committed shard only its number is kept.
+    """What all workers of a call have reported, added up; of a committed shard one byte is kept.
 
     A shard that is begun anew, because its worker died, reports anew and takes the place of what it had reported.
     """
@@ -117,19 +117,20 @@ class Tally:
         self.committed: dict[str, int] = {}
         self.stages_s: dict[str, float] = {}
         self.num_instances = 0
-        self.shards: set[int] = set()
+        self.shards = bytearray()  # 1 at the number of each committed shard
         self.open: dict[int, ShardReport] = {}
         self.heard: dict[str, float] = {}
 
     def take(self, report: ShardReport) -> bool:
         """Takes one worker's newest words; returns whether they say for the first time that a shard is committed."""
         self.heard[report.worker] = time.monotonic()
-        if report.shard in self.shards:
+        self.shards.extend(bytes(max(0, report.shard + 1 - len(self.shards))))
+        if self.shards[report.shard]:
             return False
         self.open[report.shard] = report
         if report.committed:
             del self.open[report.shard]
-            self.shards.add(report.shard)
+            self.shards[report.shard] = 1
             self.committed = add_up([self.committed, report.statuses])
             self.stages_s = add_up([self.stages_s, report.stages_s])
             self.num_instances += report.num_instances

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from jobs.config import SegmentConfig, load_config
 from jobs.segment import failed_fraction, prepare_retry, prepare_segment, run_retry, run_segment
+from pipeline.bulk import flow
 from pipeline.bulk.commit import OtherRunError
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run, table_key
@@ -69,6 +72,26 @@ def test_the_same_rows_with_other_workers_batches_and_shards(
     pd.testing.assert_frame_equal(instances[exact], expected[exact])
     # Another batch size may take another kernel: the numbers agree to float32 rounding, not to the bit.
     pd.testing.assert_frame_equal(instances[["score", "x1", "y2"]], expected[["score", "x1", "y2"]], atol=1e-3)
+
+
+def test_the_same_run_in_several_waves(
+    finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "WAVE_SHARDS", 2)  # of 4 shards: the second wave has a process of its own
+    processes, segment_wave = [], flow.segment_wave
+
+    def noted(*words: Any) -> None:
+        (tmp_path / f"wave_in_{os.getpid()}").touch()
+        processes.append(os.getpid())
+        segment_wave(*words)
+
+    monkeypatch.setattr(flow, "segment_wave", noted)
+    totals = segment(tiny_checkpoint, photos, tmp_path / "run", "corpus.shard_size=12", "segment.num_workers=[2, 2]")
+    assert processes == [os.getpid()] and len(list(tmp_path.glob("wave_in_*"))) == 2
+    assert totals["num_shards"] == 4 and totals["num_images"] == 43
+    for ours, expected in zip(rows(tmp_path / "run"), rows(finished), strict=True):
+        pd.testing.assert_frame_equal(ours, expected)
+    assert list(verify_run(open_run(str(tmp_path / "run")))) == []
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, tiny_checkpoint: Path, photos: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.data import DataContext
 
 from jobs.config import SegmentConfig, load_config
 from jobs.progress import describe
@@ -50,7 +51,11 @@ def test_the_line_says_what_a_user_wants_to_know() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_prometheus_reads_the_counts_of_a_run(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_prometheus_reads_the_counts_of_a_run(
+    tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without this, one worker may have done every shard before the other is there.
+    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 120)
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={photos}", f"output.uri={tmp_path / 'run'}"]
     seen: list[Progress] = []
     spread = ["segment.cpus_per_worker=1", "segment.num_workers=[2, 2]", "corpus.shard_size=4"]
