@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-s3 test-cluster docs-test chaos check audit clean
+.PHONY: setup demo test test-s3 test-cluster docs-test chaos bench check audit clean
 setup: $(STAMP)
 
 # pip installs exactly what constraints.txt pins; a second call finds the stamp newer than both files and does nothing.
@@ -35,6 +35,11 @@ docs-test: $(STAMP)
 # The fault suite in its long form: hours of kills, lost nodes, failing stores and broken files.
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -rA --durations=0 tests/chaos
+
+# Every figure of benchmarks/README.md anew, against its peer in the same run: hours, on a machine that does nothing else.
+# `make bench ONLY=rle` runs one, `make bench IMAGES=photos` takes your photos where a benchmark draws some.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(ONLY) $(if $(IMAGES),--images '$(IMAGES)')
 
 check: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt '.[dev]'

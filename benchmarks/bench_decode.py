@@ -22,6 +22,7 @@ from concurrent.futures import Future
 import numpy as np
 from PIL import Image
 
+from benchmarks.figures import print_figures
 from pipeline.bulk.decode import DecodeLimits, DecodePool
 
 
@@ -88,8 +89,7 @@ def main() -> None:
         run["ratio"] = run["pool_per_s"] / run["plain_per_s"]
         runs.append(run)
         print(json.dumps({name: round(value, 3) for name, value in run.items()}), flush=True)
-    medians = {name: round(statistics.median(run[name] for run in runs), 3) for name in runs[0]}
-    print(json.dumps({"median": medians}))
+    print_figures({name: statistics.median(run[name] for run in runs) for name in runs[0]})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.figures import print_figures
 from benchmarks.memory import peak_mib
 from pipeline.bulk.corpus import seal_plan
 from pipeline.bulk.listing import PlannedImage, iter_corpus
@@ -74,6 +75,7 @@ def main() -> None:
     if given.one:
         return plan(given.one[0], int(given.one[1]), Path(given.one[2]))
     print("| corpus | keys | time | keys/s | peak memory |\n|---|---|---|---|---|")
+    figures: dict[str, float] = {}
     for kind in ("bucket", "list"):
         for num_keys in given.keys:
             with tempfile.TemporaryDirectory(prefix="maskfleet-plan-") as folder:
@@ -83,6 +85,8 @@ def main() -> None:
                 seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             rate = num_keys / float(seconds)
             print(f"| {kind} | {num_keys:,} | {seconds} s | {rate:,.0f} | {peak} MiB |", flush=True)
+            figures |= {f"{kind} {num_keys:,} keys/s": rate, f"{kind} {num_keys:,} peak MiB": float(peak)}
+    print_figures(figures)
 
 
 if __name__ == "__main__":

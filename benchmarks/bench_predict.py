@@ -1,6 +1,6 @@
 """The bulk run against the plain Ray Data pipeline, from a ready actor to Parquet: the same photos, weights and cores.
 
-    python -m benchmarks.bench_predict [--images DIR] [--runs 3] [--threads 2] [--json FILE]
+    python -m benchmarks.bench_predict [--images DIR] [--runs 3] [--threads 2]
     python -m benchmarks.bench_predict --tiny --count 2000 --runs 5
 
 Without --images, 12 photos of 0.7 to 3 megapixels are drawn; R50-FPN at 800 px with random weights whose class scores
@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from benchmarks.bench_decode import draw_jpegs
+from benchmarks.figures import print_figures
 from benchmarks.peer_segment import segment_as_peer
 from jobs.config import SegmentConfig, load_config
 from jobs.segment import bulk_job, prepare_segment
@@ -71,19 +72,26 @@ def make_checkpoint(folder: Path, spec: ModelSpec) -> None:
     save_checkpoint(folder, model=network, spec=spec, categories=categories, progress={})
 
 
+def draw_pixels(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 RGB [H, W, 3]: smooth shapes with noise, as photos compress."""
+    coarse = Image.fromarray(random.integers(0, 256, (height // 64, width // 64, 3), np.uint8))
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    return (pixels + random.integers(-8, 9, pixels.shape, np.int16)).clip(0, 255).astype(np.uint8)
+
+
 def draw_photos(folder: Path) -> None:
-    """Smooth shapes with noise, as photos compress."""
+    """One JPEG of each size."""
     random = np.random.default_rng(0)
     for index, (height, width) in enumerate(PHOTO_SIZES):
-        coarse = Image.fromarray(random.integers(0, 256, (height // 64, width // 64, 3), np.uint8))
-        pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-        noisy = (pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / f"{index:02d}.jpg", quality=90)
+        Image.fromarray(draw_pixels(random, height, width)).save(folder / f"{index:02d}.jpg", quality=90)
 
 
-def segment_ours(images: str, checkpoint: str, out: Path, *, mode: str, batch_size: int, num_threads: int) -> dict:
-    """The bulk run; `seconds` from the moment its actor was ready."""
+def segment_ours(
+    images: str, checkpoint: str, out: Path, *more: str, mode: str, batch_size: int, num_threads: int
+) -> dict[str, Any]:
+    """The bulk run with `more` overrides; `seconds` from the moment its actor was ready."""
     words = [
+        *more,
         *(f"model.checkpoint={checkpoint}", f"input.uri={images}", f"output.uri={out}", f"segment.mode={mode}"),
         *(f"segment.batch_size={batch_size}", f"segment.cpus_per_worker={num_threads}", "segment.num_workers=[1, 1]"),
         *(f"segment.score_threshold={SCORE_THRESHOLD}", f"segment.max_detections={MAX_DETECTIONS}"),
@@ -164,7 +172,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, help="our batch size: 1, with --tiny 8")
     parser.add_argument("--peer-batch", type=int, help="the peer's: 1, with --tiny 4")
-    parser.add_argument("--json", help="file that receives the rounds and the medians")
     options = parser.parse_args()
     options.batch = options.batch or (8 if options.tiny else 1)
     options.peer_batch = options.peer_batch or (4 if options.tiny else 1)
@@ -189,10 +196,7 @@ def main() -> None:
             place.mkdir()
             rounds.append(run_round(images, str(folder / "model"), place, options))
             print(json.dumps({name: round(value, 3) for name, value in rounds[-1].items()}), flush=True)
-    medians = {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]}
-    print(json.dumps({"medians": medians}))
-    if options.json:
-        Path(options.json).write_text(json.dumps({"rounds": rounds, "medians": medians}, indent=2))
+    print_figures({name: statistics.median(one[name] for one in rounds) for name in rounds[0]})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import print_figures
 from benchmarks.memory import peak_mib
 
 CATEGORY, SCORE = "class_07", 0.8
@@ -145,6 +146,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.side, arguments.folder)))
         return
     draw_tables(arguments.folder, arguments.instances, arguments.json_instances, arguments.row_group)
+    figures: dict[str, float] = {}
     for side in SIDES:
         runs = []
         for _ in range(1 if side in ("whole table", "JSON") else arguments.runs):
@@ -159,11 +161,13 @@ def main() -> None:
             f"{median['rows']:8.0f} rows",
             flush=True,
         )
+        figures |= {f"{side} {key}": value for key, value in median.items()}
     size = sum(path.stat().st_size for path in (arguments.folder / "run/instances").rglob("*.parquet"))
     print(
         f"{arguments.instances:,} instances in {size / 1e6:,.0f} MB of Parquet; JSON of {arguments.json_instances:,}: "
         f"{(arguments.folder / 'results.json').stat().st_size / 1e6:,.0f} MB"
     )
+    print_figures(figures)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ import torch
 from pycocotools import mask as coco
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from benchmarks.figures import print_figures
+
 FULL_HD = (1080, 1920)
 TWELVE_MEGAPIXELS = (3000, 4000)
 HUNDRED_MEGAPIXELS = (8660, 11547)  # the shape of the twelve, as cost follows the columns
@@ -188,6 +190,14 @@ def main() -> int:
     for row in rows:
         print(json.dumps(row))
     print(format_table(rows))
+    print_figures(
+        {
+            f"{row['measure']}: {name}": value
+            for row in rows
+            for name, value in row.items()
+            if isinstance(value, (int, float))
+        }
+    )
     return 0
 
 

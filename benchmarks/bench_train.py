@@ -1,6 +1,6 @@
 """Step time of our training against torchvision's plain reference loop: same network, data, cores and process count.
 
-    python benchmarks/bench_train.py [--rounds 6] [--steps 20] [--threads 2]
+    python -m benchmarks.bench_train [--rounds 6] [--steps 20] [--threads 2]
 
 The two take turns, a round of steps each on the same photos, so that a busy machine hits both. Prints seconds a step
 (median over rounds), the ratio ours / reference, and the share of time our loop waited for data. Reading samples is a
@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from benchmarks.figures import print_figures
 from jobs.train_data import BatchStream, SampleOrder
 from model.network import build_model
 from model.spec import ModelSpec
@@ -117,6 +114,14 @@ def main() -> None:
             f"(rounds {min(ratios):.3f} to {max(ratios):.3f}), CPU {cpu_ratio:.3f}"
         )
         print(f"data wait share: {sum(waits) / our_s:.1%}")
+        print_figures(
+            {
+                **{f"{name} s a step": statistics.median(values) for name, values in wall.items()},
+                "ratio": statistics.median(ratios),
+                "CPU ratio": cpu_ratio,
+                "data wait share": sum(waits) / our_s,
+            }
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ missing shard.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import threading
@@ -24,6 +23,7 @@ import matplotlib
 import psutil
 import ray
 
+from benchmarks.figures import print_figures
 from pipeline.bulk.decode import DecodeLimits
 from pipeline.bulk.flow import WAVE_SHARDS, BulkJob, segment_corpus
 from pipeline.manifest import commit_key
@@ -178,13 +178,16 @@ def main() -> None:
         seconds = time.monotonic() - started
         print(f"{given.shards:,} shards in {seconds:.0f} s, {given.shards / seconds:.0f} shards/s")
         print("| process | first wave, peak | later, peak | growth |\n|---|---|---|---|")
+        figures = {"shards/s": given.shards / seconds}
         for kind in KINDS.values():
             first, later = peaks(samples.rows, kind)
             print(f"| {kind} | {first:.0f} MiB | {later:.0f} MiB | {later / first - 1:+.1%} |")
-        print(f"resume: the missing shard is begun after {resume_after_a_kill(job, folder, given.shards):.1f} s")
+            figures |= {f"{kind} first MiB": first, f"{kind} later MiB": later, f"{kind} growth": later / first - 1}
+        figures["resume s"] = resume_after_a_kill(job, folder, given.shards)
+        print(f"resume: the missing shard is begun after {figures['resume s']:.1f} s")
         if given.plot:
             draw_plot(samples.rows, given.plot)
-            print(json.dumps({"plot": str(given.plot)}))
+    print_figures(figures)
 
 
 if __name__ == "__main__":

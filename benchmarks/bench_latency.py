@@ -1,0 +1,125 @@
+"""One 512 x 512 image at a time: from pixels in memory to RLE masks, against torchvision and pycocotools.
+
+    python -m benchmarks.bench_latency [--runs 100] [--threads 2] [--backbones resnet50 mobilenet_v3_large]
+
+Both sides have the same random weights (peaked, so that an image yields 100 instances) and take turns on the same
+images; ours in exact and, where the processor computes in bfloat16, in fast mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+
+from benchmarks.bench_predict import MAX_DETECTIONS, SCORE_THRESHOLD, draw_pixels, make_checkpoint
+from benchmarks.figures import print_figures
+from benchmarks.peer_segment import torchvision_network
+from model.checkpoint import load_checkpoint
+from model.predictor import native_dtype
+from model.spec import ModelSpec
+from pipeline.bulk.encode import encode_instances, warm_up
+from pipeline.bulk.predict import ImagePredictor
+
+SIDE = 512
+WARM_UP = 3
+
+
+def ours(checkpoint: str, num_threads: int, precision: str) -> Callable[[np.ndarray], int]:
+    """Predicts and encodes one image; returns its number of instances."""
+    predictor = ImagePredictor(
+        checkpoint,
+        sha256=load_checkpoint(checkpoint).sha256,
+        score_threshold=SCORE_THRESHOLD,
+        max_detections=MAX_DETECTIONS,
+        batch_size=1,
+        precision=precision,
+        device="cpu",
+        num_threads=num_threads,
+    )
+    warm_up()
+
+    def segment(pixels: np.ndarray) -> int:
+        (found,) = predictor.predict([pixels])
+        assert not isinstance(found, str), found
+        return len(encode_instances(found, predictor.categories, pixels.shape[:2], 0.5)["rle_counts"])
+
+    return segment
+
+
+def peer(checkpoint: str) -> Callable[[np.ndarray], int]:
+    """The same with torchvision's full-image masks and pycocotools."""
+    loaded = load_checkpoint(checkpoint)
+    spec = loaded.spec.replace(score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)
+    network = torchvision_network(spec)
+    network.load_state_dict(loaded.build().state_dict())
+
+    def segment(pixels: np.ndarray) -> int:
+        with torch.inference_mode():
+            (found,) = network([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
+        masks = (found["masks"][:, 0] >= 0.5).numpy().astype(np.uint8)
+        return len([coco.encode(np.asfortranarray(mask)) for mask in masks])
+
+    return segment
+
+
+def compare(backbone: str, num_runs: int, num_threads: int) -> dict[str, float]:
+    """Percentiles in milliseconds and ratios of one network, named after its backbone."""
+    spec = ModelSpec(
+        backbone=backbone, num_classes=90, norm="batch", image_min_size=SIDE, image_max_size=SIDE
+    )
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        make_checkpoint(Path(folder), spec)
+        sides = {"peer": peer(folder), "exact": ours(folder, num_threads, "float32")}
+        if native_dtype("fast", "cpu")[1] is None:
+            sides["fast"] = ours(folder, num_threads, "bfloat16")
+    images = [draw_pixels(random, SIDE, SIDE) for _ in range(8)]
+    spent_ms: dict[str, list[float]] = {name: [] for name in sides}
+    instances: dict[str, int] = dict.fromkeys(sides, 0)
+    for number in range(WARM_UP + num_runs):
+        for name, segment in sides.items():
+            started = time.perf_counter()
+            found = segment(images[number % len(images)])
+            if number >= WARM_UP:
+                spent_ms[name].append(1e3 * (time.perf_counter() - started))
+                instances[name] += found
+    figures: dict[str, Any] = {}
+    for name, values in spent_ms.items():
+        figures |= {f"{backbone} {name} p{q} ms": float(np.percentile(values, q)) for q in (50, 99)}
+        figures[f"{backbone} {name} instances"] = instances[name] / num_runs
+        if name != "peer":
+            for q in (50, 99):
+                p = f"p{q}"
+                figures[f"{backbone} {name} {p} ratio"] = (
+                    figures[f"{backbone} peer {p} ms"] / figures[f"{backbone} {name} {p} ms"]
+                )
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--backbones", nargs="+", default=["resnet50", "mobilenet_v3_large"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figures: dict[str, float] = {}
+    for backbone in options.backbones:
+        found = compare(backbone, options.runs, options.threads)
+        print(json.dumps({name: round(value, 3) for name, value in found.items()}), flush=True)
+        figures |= found
+    print_figures(figures)
+
+
+if __name__ == "__main__":
+    main()
