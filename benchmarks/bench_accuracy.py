@@ -13,9 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
-import ray
-
-from benchmarks.bench_predict import segment_ours
+from benchmarks.bench_predict import segment_ours, start_ray
 from benchmarks.figures import print_figures
 from pipeline.dataset.annotations import load_annotations
 from pipeline.results.metrics import evaluate_run
@@ -37,7 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     truth = load_annotations(options.truth, default_category=options.default_category)
-    ray.init(num_cpus=options.threads, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    start_ray(options.threads)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (mode, scaled) in WAYS.items():

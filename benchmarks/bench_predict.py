@@ -86,6 +86,11 @@ def draw_photos(folder: Path) -> None:
         Image.fromarray(draw_pixels(random, height, width)).save(folder / f"{index:02d}.jpg", quality=90)
 
 
+def start_ray(num_cpus: int) -> None:
+    """A Ray of its own, whatever else runs on the machine."""
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+
+
 def segment_ours(
     images: str, checkpoint: str, out: Path, *more: str, mode: str, batch_size: int, num_threads: int
 ) -> dict[str, Any]:
@@ -175,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     options.batch = options.batch or (8 if options.tiny else 1)
     options.peer_batch = options.peer_batch or (4 if options.tiny else 1)
-    ray.init(num_cpus=options.threads, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    start_ray(options.threads)
     rounds = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -18,11 +18,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import ray
 import torch
 from PIL import Image
 
-from benchmarks.bench_predict import SCORE_THRESHOLD, draw_pixels, make_checkpoint, segment_ours
+from benchmarks.bench_predict import SCORE_THRESHOLD, draw_pixels, make_checkpoint, segment_ours, start_ray
 from benchmarks.figures import print_figures
 from model.checkpoint import load_checkpoint
 from model.spec import ModelSpec
@@ -107,7 +106,7 @@ def main() -> None:
         folder = Path(name)
         make_checkpoint(folder / "model", ModelSpec.tiny(num_classes=3))
         figures = compare_grids(str(folder / "model"), options.runs, options.threads)
-        ray.init(num_cpus=options.threads, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        start_ray(options.threads)
         figures |= segment_huge(folder, options.side, options.threads)
     print_figures(figures)
 
