@@ -43,13 +43,14 @@ from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_t
 from pipeline.bulk.fetch import load_image, loading_of, map_ahead
 from pipeline.bulk.listing import PlannedImage, in_chunks, iter_corpus, without
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.progress import REPORT_EVERY_S, Progress, ShardCounter, ShardReport, StageClock, Tally
+from pipeline.bulk.progress import REPORT_EVERY_S, Progress, ShardCounter, ShardReport, StageClock, Tally, report_of
 from pipeline.bulk.repair import Repair, begin_repair, merge_tables, read_shard_tables, seal_repair
 from pipeline.bulk.slices import Slicing
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.storage import StorageSettings, open_storage, use_settings
 
 WAVE_SHARDS = 2_000  # shards a Ray dataset; bounds what Ray Data holds at a time
+SHARDS_AT_ONCE = 2  # in an actor: one is segmented while the one before it is written
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
@@ -208,9 +209,15 @@ def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], set
         worker,
         fn_constructor_kwargs=settings,
         batch_size=1,
-        compute=ActorPoolStrategy(min_size=smallest, max_size=largest, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(
+            min_size=smallest,
+            max_size=largest,
+            max_tasks_in_flight_per_actor=2 * SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=job.cpus_per_worker,
         num_gpus=job.gpus_per_worker,
+        max_concurrency=SHARDS_AT_ONCE,
     )
     for _ in dataset.iter_batches(batch_size=None):
         pass
@@ -223,7 +230,8 @@ class ShardWorker:
         self.job, self.run_id, self.plan, self.driver = job, run_id, plan, driver
         use_settings(job.storage)
         self.output = open_storage(job.output_uri)
-        self.counter = ShardCounter(uuid.uuid4().hex[:12], board.take.remote)
+        self.name, self.send = uuid.uuid4().hex[:12], board.take.remote
+        self.turns = ThreadPoolExecutor(1, thread_name_prefix="segment")
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -250,18 +258,13 @@ class ShardWorker:
             if commit is None:
                 self.segment_shard(shard)
             else:
-                self.counter.found(commit)
+                self.send(report_of(self.name, commit))
         return {"shard": batch["shard"]}
 
     def segment_shard(self, shard: int) -> Commit:
-        """Note the attempt, segment, write both tables, commit."""
-        attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
-        images, clock, results = self.images_of(shard), StageClock(), []
-        self.counter.begin(shard, clock)
-        found = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
-        for result in found:
-            results.append(result)
-            self.counter.add(result)
+        """Segments in its turn, writes both tables, commits."""
+        attempt, counter, results = self.turns.submit(self.attempt_shard, shard).result()
+        clock = counter.clock
         with clock("write"):
             tables = dict(zip(TABLES, self.tables_of(shard, results)))
             files = {
@@ -275,8 +278,19 @@ class ShardWorker:
             self.output,
             Commit(self.run_id, shard, attempt.name, **files, statuses=statuses, timings_s=clock.seconds),
         )
-        self.counter.flush(committed=True)
+        counter.flush(committed=True)
         return commit
+
+    def attempt_shard(self, shard: int) -> tuple[Attempt, ShardCounter, list[ImageResult]]:
+        """Notes the attempt and segments; of the shards that an actor has at once, one at a time."""
+        attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
+        images, clock, results = self.images_of(shard), StageClock(), []
+        counter = ShardCounter(self.name, self.send, shard, clock)
+        found = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
+        for result in found:
+            results.append(result)
+            counter.add(result)
+        return attempt, counter, results
 
     def images_of(self, shard: int) -> list[PlannedImage]:
         """What is to be segmented of a shard: all of it."""

@@ -15,7 +15,7 @@ from pipeline.manifest import Commit
 from pipeline.schema import OK
 
 REPORT_EVERY_S = 0.5
-BACKGROUND = ("fetch", "decode", "encode")  # stages that go on beside the worker's own thread
+BACKGROUND = ("fetch", "decode", "encode", "write")  # stages that go on beside the worker's own thread
 SILENT_AFTER_S = 60.0  # a worker not heard of for so long does not count as one
 
 
@@ -70,20 +70,16 @@ class ShardReport:
 
 
 class ShardCounter:
-    """A worker's counts of the shard it is at, sent on at most twice a second, without waiting.
+    """A worker's counts of a shard that it begins, or begins anew, sent on at most twice a second, without waiting.
 
     Args:
         worker: the worker's name.
         send: takes a report.
+        shard, clock: the shard, and the time its stages take.
     """
 
-    def __init__(self, worker: str, send: Callable[[ShardReport], object]) -> None:
-        self.worker, self.send = worker, send
-        self.begin(-1, StageClock())
-
-    def begin(self, shard: int, clock: StageClock) -> None:
-        """A shard is begun, or begun anew."""
-        self.shard, self.clock = shard, clock
+    def __init__(self, worker: str, send: Callable[[ShardReport], object], shard: int, clock: StageClock) -> None:
+        self.worker, self.send, self.shard, self.clock = worker, send, shard, clock
         self.statuses: dict[str, int] = {}
         self.num_instances = 0
         self.sent_at = time.monotonic()
@@ -101,10 +97,11 @@ class ShardCounter:
         stages_s = dict(self.clock.seconds)
         self.send(ShardReport(self.worker, self.shard, dict(self.statuses), self.num_instances, stages_s, committed))
 
-    def found(self, commit: Commit) -> None:
-        """Counts a shard that was committed already: by another call, or by a worker that died on its way back."""
-        rows = commit.instances.rows
-        self.send(ShardReport(self.worker, commit.shard, commit.statuses, rows, commit.timings_s, committed=True))
+
+def report_of(worker: str, commit: Commit) -> ShardReport:
+    """Of a shard that was committed already: by another call, or by a worker that died on its way back."""
+    rows = commit.instances.rows
+    return ShardReport(worker, commit.shard, commit.statuses, rows, commit.timings_s, committed=True)
 
 
 class Tally:

@@ -16,7 +16,7 @@ from jobs.progress import describe
 from jobs.segment import prepare_segment, run_segment
 from pipeline.bulk.encode import ImageResult
 from pipeline.bulk.listing import PlannedImage
-from pipeline.bulk.progress import Progress, ShardCounter, StageClock, Tally
+from pipeline.bulk.progress import Progress, ShardCounter, StageClock, Tally, report_of
 from pipeline.manifest import Commit, DataFile
 
 OK = ImageResult(PlannedImage("a", "a"), "ok", instances={"score": [0.5, 0.4]})
@@ -25,19 +25,19 @@ BROKEN = ImageResult(PlannedImage("b", "b"), "corrupt")
 
 def test_a_shard_begun_anew_counts_once_and_so_does_one_that_is_found_committed() -> None:
     tally = Tally()
-    dies, other = ShardCounter("dies", tally.take), ShardCounter("other", tally.take)
-    dies.begin(7, StageClock())
+    dies = ShardCounter("dies", tally.take, 7, StageClock())
     dies.add(OK)
     dies.flush()
     assert tally.counts()["statuses"] == {"ok": 1}
-    other.begin(7, StageClock())
+    other = ShardCounter("other", tally.take, 7, StageClock())
     other.add(OK)
     other.add(BROKEN)
     other.flush(committed=True)
     assert tally.counts()["statuses"] == {"ok": 1, "corrupt": 1} and tally.counts()["num_instances"] == 2
     empty = DataFile("k", 2, 0, "")
-    other.found(Commit("run", 7, "other", empty, empty, {"ok": 1, "corrupt": 1}, {}))
-    other.found(Commit("run", 8, "other", empty, empty, {"ok": 2}, {"predict": 3.0, "write": 1.0}))
+    tally.take(report_of("other", Commit("run", 7, "other", empty, empty, {"ok": 1, "corrupt": 1}, {})))
+    timings_s = {"predict": 3.0, "wait_for_images": 1.0, "write": 9.0}
+    tally.take(report_of("other", Commit("run", 8, "other", empty, empty, {"ok": 2}, timings_s)))
     counts = tally.counts()
     assert counts["statuses"] == {"ok": 3, "corrupt": 1} and counts["num_instances"] == 4
     assert counts["busy_share"] == 0.75 and counts["num_workers"] == 2 and tally.open == {}
