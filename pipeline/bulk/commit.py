@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.bulk.corpus import Plan
@@ -38,7 +39,7 @@ from pipeline.manifest import (
 )
 from pipeline.storage import Storage
 
-_ROWS_AT_A_TIME = 1_000  # commits held as Python objects while the manifest is made
+_ROWS_AT_A_TIME = 2_000  # rows held as Python objects at a time; a row group of the manifest
 
 
 class OtherRunError(RunError):
@@ -186,11 +187,10 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
 
 def write_manifest(storage: Storage, commits: Iterable[Commit]) -> None:
     """Writes manifest.parquet, unless it is there: equal commits give equal bytes, so it does not matter by whom."""
-    rows = in_chunks(map(manifest_row, commits), _ROWS_AT_A_TIME)
-    parts = [pa.Table.from_pylist(part, schema=MANIFEST_SCHEMA) for part in rows]
-    table = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *parts]).combine_chunks()
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+        for rows in in_chunks(map(manifest_row, commits), _ROWS_AT_A_TIME):
+            writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     storage.put_if_absent(MANIFEST_KEY, buffer.getvalue())
 
 
@@ -202,11 +202,16 @@ def vacuum(storage: Storage, plan: Plan) -> list[str]:
     """
     if not storage.exists(FINAL_KEY):
         raise RunError(f"{storage.uri} is not sealed; files without a commit may still be committed")
-    keys = pq.read_table(io.BytesIO(storage.read_bytes(MANIFEST_KEY)), columns=[f"{table}_key" for table in TABLES])
-    named = {part.key for part in plan.parts}.union(*(column.to_pylist() for column in keys.columns))
-    strangers = [
-        info.key for folder in (*TABLES, "plan") for info in storage.iter_objects(f"{folder}/") if info.key not in named
-    ]
+    manifest = io.BytesIO(storage.read_bytes(MANIFEST_KEY))
+    strangers = []
+    for folder in (*TABLES, "plan"):
+        if folder == "plan":
+            named = pa.array([part.key for part in plan.parts], pa.string())
+        else:
+            named = pq.read_table(manifest, columns=[f"{folder}_key"]).column(0)
+        for keys in in_chunks((info.key for info in storage.iter_objects(f"{folder}/")), _ROWS_AT_A_TIME):
+            is_named = pc.is_in(pa.array(keys, pa.string()), value_set=named)
+            strangers += [key for key, known in zip(keys, is_named.to_pylist(), strict=True) if not known]
     for key in strangers:
         storage.delete(key)
     return strangers + storage.remove_unfinished()
