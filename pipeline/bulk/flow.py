@@ -213,11 +213,11 @@ def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], set
             min_size=smallest,
             max_size=largest,
             max_tasks_in_flight_per_actor=2 * SHARDS_AT_ONCE,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
             enable_true_multi_threading=True,
         ),
         num_cpus=job.cpus_per_worker,
         num_gpus=job.gpus_per_worker,
-        max_concurrency=SHARDS_AT_ONCE,
     )
     for _ in dataset.iter_batches(batch_size=None):
         pass
