@@ -203,14 +203,12 @@ def vacuum(storage: Storage, plan: Plan) -> list[str]:
     if not storage.exists(FINAL_KEY):
         raise RunError(f"{storage.uri} is not sealed; files without a commit may still be committed")
     manifest = io.BytesIO(storage.read_bytes(MANIFEST_KEY))
+    named = {table: pq.read_table(manifest, columns=[f"{table}_key"]).column(0) for table in TABLES}
+    named["plan"] = pa.array([part.key for part in plan.parts], pa.string())
     strangers = []
-    for folder in (*TABLES, "plan"):
-        if folder == "plan":
-            named = pa.array([part.key for part in plan.parts], pa.string())
-        else:
-            named = pq.read_table(manifest, columns=[f"{folder}_key"]).column(0)
+    for folder in named:
         for keys in in_chunks((info.key for info in storage.iter_objects(f"{folder}/")), _ROWS_AT_A_TIME):
-            is_named = pc.is_in(pa.array(keys, pa.string()), value_set=named)
+            is_named = pc.is_in(pa.array(keys, pa.string()), value_set=named[folder])
             strangers += [key for key, known in zip(keys, is_named.to_pylist(), strict=True) if not known]
     for key in strangers:
         storage.delete(key)
