@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from benchmarks.bench_predict import MAX_DETECTIONS, SCORE_THRESHOLD, draw_pixels, make_checkpoint
+from benchmarks.bench_predict import MAX_DETECTIONS, SCORE_THRESHOLD, draw_pixels, make_checkpoint, make_predictor
 from benchmarks.figures import print_figures
 from benchmarks.peer_segment import torchvision_network
 from model.checkpoint import load_checkpoint
 from model.predictor import native_dtype
 from model.spec import ModelSpec
 from pipeline.bulk.encode import encode_instances, warm_up
-from pipeline.bulk.predict import ImagePredictor
 
 SIDE = 512
 WARM_UP = 3
@@ -36,16 +35,7 @@ WARM_UP = 3
 
 def ours(checkpoint: str, num_threads: int, precision: str) -> Callable[[np.ndarray], int]:
     """Predicts and encodes one image; returns its number of instances."""
-    predictor = ImagePredictor(
-        checkpoint,
-        sha256=load_checkpoint(checkpoint).sha256,
-        score_threshold=SCORE_THRESHOLD,
-        max_detections=MAX_DETECTIONS,
-        batch_size=1,
-        precision=precision,
-        device="cpu",
-        num_threads=num_threads,
-    )
+    predictor = make_predictor(checkpoint, batch_size=1, precision=precision, num_threads=num_threads)
     warm_up()
 
     def segment(pixels: np.ndarray) -> int:

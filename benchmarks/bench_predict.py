@@ -117,18 +117,22 @@ def segment_ours(
     }
 
 
-def predict_alone(images: str, checkpoint: str, *, batch_size: int, num_threads: int) -> float:
-    """Seconds of the exact predictor on the decoded photos, all in memory."""
-    pixels = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(Path(images).iterdir())]
-    predictor = ImagePredictor(
+def make_predictor(checkpoint: str, *, max_detections: int = MAX_DETECTIONS, **settings: Any) -> ImagePredictor:
+    """Our predictor of a checkpoint, on the CPU, with the benchmarks' thresholds."""
+    return ImagePredictor(
         checkpoint,
         sha256=load_checkpoint(checkpoint).sha256,
         score_threshold=SCORE_THRESHOLD,
-        max_detections=MAX_DETECTIONS,
-        batch_size=batch_size,
+        max_detections=max_detections,
         device="cpu",
-        num_threads=num_threads,
+        **settings,
     )
+
+
+def predict_alone(images: str, checkpoint: str, *, batch_size: int, num_threads: int) -> float:
+    """Seconds of the exact predictor on the decoded photos, all in memory."""
+    pixels = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(Path(images).iterdir())]
+    predictor = make_predictor(checkpoint, batch_size=batch_size, num_threads=num_threads)
     window = 4 * batch_size
     predictor.predict(pixels[:1])
     started = time.perf_counter()

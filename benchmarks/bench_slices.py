@@ -21,16 +21,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.bench_predict import SCORE_THRESHOLD, draw_pixels, make_checkpoint, segment_ours, start_ray
+from benchmarks.bench_predict import draw_pixels, make_checkpoint, make_predictor, segment_ours, start_ray
 from benchmarks.figures import print_figures
-from model.checkpoint import load_checkpoint
 from model.spec import ModelSpec
 from pipeline.bulk.encode import encode_instances, warm_up
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.slices import SlicedDetections, Slicing
 
 SLICING = Slicing(size=256, overlap=64, merge_iou=0.5)
-AN_IMAGE = 25  # instances a slice, at most
+A_SLICE = 25  # instances a slice, at most
 GRIDS = {100: 10, 400: 20}
 
 
@@ -52,15 +51,8 @@ def measure(predictor: ImagePredictor, pixels: np.ndarray, num_slices: int) -> d
 
 def compare_grids(checkpoint: str, num_runs: int, num_threads: int) -> dict[str, float]:
     """Medians over the runs, the two numbers of slices in turn."""
-    predictor = ImagePredictor(
-        checkpoint,
-        sha256=load_checkpoint(checkpoint).sha256,
-        score_threshold=SCORE_THRESHOLD,
-        max_detections=AN_IMAGE,
-        batch_size=4,
-        device="cpu",
-        num_threads=num_threads,
-        slicing=SLICING,
+    predictor = make_predictor(
+        checkpoint, max_detections=A_SLICE, batch_size=4, num_threads=num_threads, slicing=SLICING
     )
     warm_up()
     random = np.random.default_rng(0)
