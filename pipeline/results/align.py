@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.annotations import AnnotatedSet
-from pipeline.results.coco_eval import DetectionTable, to_text
+from pipeline.results.detections import DetectionTable, to_text
 from pipeline.results.truth import EvaluationError, ImageMatch, Truth, check_categories, match_images
 from pipeline.schema import OK
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.results.align import TruthSource, align
-from pipeline.results.coco_eval import DetectionTable, evaluate_table
+from pipeline.results.coco_eval import evaluate_table, overlaps_for
+from pipeline.results.detections import DetectionTable
 from pipeline.results.matching import Matches, greedy_match, iter_pairs, match
+from pipeline.results.overlaps import Overlaps
 from pipeline.results.truth import Truth, match_images
 
 if TYPE_CHECKING:
@@ -31,12 +33,11 @@ def threshold_figures(truth: Truth, category_ids: np.ndarray, matches: Matches) 
     Args:
         category_ids: int64 [N], of the detections that were matched.
     """
-    of_truth = np.array([entry["category_id"] for entry in truth.annotations], np.int64)
     of_row = category_ids[matches.rows]
     figures: dict[int | None, dict[str, float]] = {}
     for number in (None, *truth.names):
         rows = np.ones(len(of_row), bool) if number is None else of_row == number
-        truths = matches.counted if number is None else matches.counted & (of_truth == number)
+        truths = matches.counted if number is None else matches.counted & (truth.category_ids == number)
         hits = matches.is_true & rows
         tp, fp = int(hits.sum()), int((matches.is_false & rows).sum())
         fn = int((truths & ~matches.found).sum())
@@ -75,8 +76,7 @@ def confusion_matrix(
     place_of = {number: place for place, number in enumerate(numbers)}
     nothing = len(numbers)
     matrix = np.zeros((nothing + 1, nothing + 1), np.int64)
-    category_of = np.array([entry["category_id"] for entry in truth.annotations], np.int64)
-    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in truth.annotations], bool)
+    category_of, crowd = truth.category_ids, truth.is_crowd
     settings: dict[str, Any] = {"score_threshold": score_threshold}
     same = match(truth, detections, iou_type, iou_threshold=iou_threshold, max_detections=None, **settings)
     truth_of = dict(zip(same.rows[same.is_true].tolist(), same.truths[same.is_true].tolist(), strict=True))
@@ -107,12 +107,14 @@ def size_figures(
     iou_type: str = "segm",
     iou_threshold: float = 0.5,
     score_threshold: float = 0.5,
+    overlaps: Overlaps | None = None,
 ) -> pd.DataFrame:
     """Recall and mean IoU by the size of the object: one row a bin of `SIZE_EDGES_PX` (the truth's `area`, square
-    pixels), with `objects`, `found`, `recall`, `mean_iou`; NaN where there is nothing."""
+    pixels), with `objects`, `found`, `recall`, `mean_iou`; NaN where there is nothing. For `overlaps` see `match`."""
     import pandas as pd
 
-    matches = match(truth, detections, iou_type, iou_threshold=iou_threshold, score_threshold=score_threshold)
+    at: dict[str, Any] = {"iou_threshold": iou_threshold, "score_threshold": score_threshold}
+    matches = match(truth, detections, iou_type, **at, overlaps=overlaps)
     area = np.array([entry["area"] for entry in truth.annotations], np.float64)
     bins = np.digitize(area, SIZE_EDGES_PX[1:-1])
     hits = matches.is_true
@@ -222,9 +224,11 @@ def slice_figures(
         wanted = set(image_ids)
         part = truth.only(wanted)
         found = detections.take(np.isin(detections.image_ids, list(wanted)))
-        result = evaluate_table(part, found, iou_type, backend=backend)
+        overlaps = overlaps_for(part, found, iou_type, backend=backend)
+        result = evaluate_table(part, found, iou_type, backend=backend, overlaps=overlaps)
         stats = {key: float("nan") if value == -1 else value for key, value in zip(result.names, result.stats.tolist())}
-        matches = match(part, found, iou_type, iou_threshold=iou_threshold, score_threshold=score_threshold)
+        limits: dict[str, Any] = {"iou_threshold": iou_threshold, "score_threshold": score_threshold}
+        matches = match(part, found, iou_type, **limits, overlaps=overlaps)
         at = threshold_figures(part, found.category_ids, matches)[None]
         rows.append(
             {

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 
+from pipeline.results.detections import DetectionTable
+from pipeline.results.overlaps import MOST_OF_A_CLASS, Overlaps, find_overlaps
+from pipeline.results.plain import OddInput, are_plain_results, is_plain_truth
 from pipeline.results.truth import Truth, to_rle
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
@@ -95,101 +96,54 @@ class CocoResult:
         return self.recall_thresholds, mean
 
 
-@dataclass(frozen=True)
-class DetectionTable:
-    """Detections as columns, ready for either evaluator. The order of rows decides between equal scores.
+def overlaps_for(
+    truth: Truth, detections: DetectionTable, iou_type: str, *, backend: str = "auto", areas: np.ndarray | None = None
+) -> Overlaps | None:
+    """What the compiled evaluator works on, or None where pycocotools is asked for or has to decide.
 
-    Attributes:
-        image_ids, category_ids: int64 [N], ids of the truth.
-        scores: float64 [N].
-        bboxes: float64 [N, 4], XYWH in pixels of the image; None where only masks are evaluated.
-        counts: N compressed RLE strings, or None; a list becomes an Arrow array.
-        sizes: int64 [N, 2], height and width of the masks.
-        keypoints: N flat lists of x, y, v triples, or None.
+    Args:
+        backend: see `evaluate_table`.
+        areas: see `find_overlaps`.
+
+    Raises:
+        ValueError: see `evaluate_table`.
     """
-
-    image_ids: np.ndarray
-    category_ids: np.ndarray
-    scores: np.ndarray
-    bboxes: np.ndarray
-    counts: pa.Array | Sequence[str] | None = None
-    sizes: np.ndarray | None = None
-    keypoints: Sequence[Sequence[float]] | None = None
-
-    def __post_init__(self) -> None:
-        if self.counts is not None:
-            object.__setattr__(self, "counts", to_text(self.counts))
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def take(self, rows: np.ndarray) -> DetectionTable:
-        """The table of these rows (a mask or places), in their order."""
-        places = np.flatnonzero(rows) if rows.dtype == bool else rows
-        listed: list[int] = places.tolist()
-        return DetectionTable(
-            self.image_ids[places],
-            self.category_ids[places],
-            self.scores[places],
-            self.bboxes[places],
-            None if self.counts is None else self.counts.take(pa.array(places)),  # type: ignore[union-attr]
-            None if self.sizes is None else self.sizes[places],
-            None if self.keypoints is None else [self.keypoints[i] for i in listed],
-        )
-
-    def to_rles(self) -> list[dict[str, Any]]:
-        """The masks as COCO RLE.
-
-        Raises:
-            ValueError: the table has no masks.
-        """
-        if self.counts is None or self.sizes is None:
-            raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
-        unique, places = np.unique(self.sizes[:, 0] << 32 | self.sizes[:, 1], return_inverse=True)
-        sizes = [[int(size >> 32), int(size & 0xFFFFFFFF)] for size in unique]  # one list for each size, shared
-        texts = self.counts.to_pylist()  # type: ignore[union-attr]
-        return [{"size": sizes[at], "counts": counts} for at, counts in zip(places.tolist(), texts, strict=True)]
-
-    def to_results(self, iou_type: str) -> list[dict[str, Any]]:
-        """COCO's result entries. A segm entry has no `bbox`, so that its area is its mask's."""
-        columns = zip(self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True)
-        entries = [{"image_id": i, "category_id": c, "score": s} for i, c, s in columns]
-        if iou_type == "bbox":
-            for entry, bbox in zip(entries, self.bboxes.tolist(), strict=True):
-                entry["bbox"] = bbox
-        elif iou_type == "segm":
-            for entry, rle in zip(entries, self.to_rles(), strict=True):
-                entry["segmentation"] = rle
-        else:
-            if self.keypoints is None:
-                raise ValueError("keypoint evaluation needs keypoints; load the instances with keypoints")
-            for entry, keypoints in zip(entries, self.keypoints, strict=True):
-                entry["keypoints"] = [float(value) for value in keypoints]
-        return entries
+    _check_choice("iou_type", iou_type, IOU_TYPES)
+    _check_choice("backend", backend, BACKENDS)
+    if backend == "pycocotools":
+        return None
+    try:
+        return find_overlaps(truth, detections, iou_type, areas)
+    except OddInput:
+        if backend == "compiled":
+            raise
+        return None
 
 
-def evaluate_table(truth: Truth, detections: DetectionTable, iou_type: str, *, backend: str = "auto") -> CocoResult:
+def evaluate_table(
+    truth: Truth,
+    detections: DetectionTable,
+    iou_type: str,
+    *,
+    backend: str = "auto",
+    overlaps: Overlaps | None = None,
+) -> CocoResult:
     """COCO's evaluation of a table of detections.
 
     Args:
         iou_type: bbox, segm or keypoints.
         backend: compiled, pycocotools, or auto: compiled where the input is plain.
+        overlaps: those of the same detections and truth, where they are known; then `backend` is not asked.
 
     Raises:
         ValueError: an unknown iou_type or backend, detections without what the kind of IoU needs, or input that is odd
             where `compiled` is asked for.
     """
-    _check_choice("iou_type", iou_type, IOU_TYPES)
-    _check_choice("backend", backend, BACKENDS)
-    if backend != "pycocotools" and is_plain(truth.content, [], iou_type):
-        try:
-            return _accumulate(_match(truth, detections, iou_type), iou_type)
-        except OddInput:
-            if backend == "compiled":
-                raise
-    elif backend == "compiled":
-        raise OddInput("the ground truth is not plain; backend auto or pycocotools takes it")
-    return _by_pycocotools(truth.content, detections.to_results(iou_type), iou_type)
+    if overlaps is None:
+        overlaps = overlaps_for(truth, detections, iou_type, backend=backend)
+    if overlaps is None:
+        return _by_pycocotools(truth.content, detections.to_results(iou_type), iou_type)
+    return _accumulate(_match(truth, detections, overlaps, iou_type), iou_type)
 
 
 def evaluate_results(
@@ -212,38 +166,34 @@ def evaluate_results(
     _check_choice("iou_type", iou_type, IOU_TYPES)
     _check_choice("backend", backend, BACKENDS)
     content = truth.content if isinstance(truth, Truth) else truth
-    if backend != "pycocotools" and is_plain(content, results, iou_type):
+    if backend != "pycocotools" and is_plain_truth(content, iou_type) and are_plain_results(content, results, iou_type):
         known = Truth(content["images"], content["annotations"], content["categories"])
         table, areas = _to_table(known, results, iou_type)
-        try:
-            return _accumulate(_match(known, table, iou_type, areas), iou_type)
-        except OddInput:
-            if backend == "compiled":
-                raise
+        overlaps = overlaps_for(known, table, iou_type, backend=backend, areas=areas)
+        if overlaps is not None:
+            return _accumulate(_match(known, table, overlaps, iou_type), iou_type)
     elif backend == "compiled":
         raise OddInput("the input is not plain; backend auto or pycocotools takes it")
     return _by_pycocotools(content, results, iou_type)
 
 
-class OddInput(ValueError):
-    """Input that pycocotools has to decide about."""
-
-
-def evaluate_part(truth: Truth, detections: DetectionTable, iou_type: str) -> bytes:
+def evaluate_part(
+    truth: Truth, detections: DetectionTable, iou_type: str, *, overlaps: Overlaps | None = None
+) -> bytes:
     """What a share of the images contributes, to be sent home by a worker and merged there.
 
     Args:
         truth: the share's images and annotations (`Truth.only`), with all categories.
         detections: those on these images.
+        overlaps: see `evaluate_table`.
 
     Raises:
         ValueError: an unknown iou_type, or odd input, see `evaluate_table`.
     """
     _check_choice("iou_type", iou_type, IOU_TYPES)
-    if not is_plain(truth.content, [], iou_type):
-        raise OddInput("the ground truth is not plain; evaluate it whole, by pycocotools")
+    overlaps = find_overlaps(truth, detections, iou_type) if overlaps is None else overlaps
     sink = io.BytesIO()
-    np.savez(sink, iou_type=np.array(iou_type), **_match(truth, detections, iou_type).__dict__)
+    np.savez(sink, iou_type=np.array(iou_type), **_match(truth, detections, overlaps, iou_type).__dict__)
     return sink.getvalue()
 
 
@@ -269,101 +219,16 @@ def merge_parts(parts: Iterable[bytes], iou_type: str) -> CocoResult:
     )
 
 
-_TRUTH_FIELDS = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("bbox", "keypoints", "num_keypoints")}
-_RESULT_FIELDS = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("keypoints",)}
-
-
-def is_plain(content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str) -> bool:
-    """Whether an input has nothing odd about it: every needed field of the usual type, whole and unique ids, results
-    of known images, finite scores. Only then are the two evaluators interchangeable.
-    """
-    images, annotations, categories = (content.get(key) for key in ("images", "annotations", "categories"))
-    if not (isinstance(images, list) and isinstance(annotations, list) and isinstance(categories, list)):
-        return False
-    image_ids = _unique_ids(images)
-    category_ids = _unique_ids(categories)
-    if image_ids is None or category_ids is None or not categories or _unique_ids(annotations) is None:
-        return False
-    sizes = {image["id"]: [image.get("height"), image.get("width")] for image in images}
-    needed = (*_TRUTH_FIELDS[iou_type], "area", "iscrowd")
-    for entry in annotations:
-        if not all(name in entry for name in needed) or "ignore" in entry:
-            return False
-        if entry.get("image_id") not in image_ids or entry.get("category_id") not in category_ids:
-            return False
-        if entry["id"] == 0 or not _plain_geometry(entry, _TRUTH_FIELDS[iou_type], sizes[entry["image_id"]]):
-            return False  # id 0 is COCO's "not matched"
-        if entry["iscrowd"] not in (0, 1) or not _is_number(entry["area"]):
-            return False
-    kinds = {frozenset(entry) for entry in results}
-    if len(kinds) > 1:  # pycocotools looks at the first entry alone to tell what all are
-        return False
-    needed = (*_RESULT_FIELDS[iou_type], "image_id", "category_id", "score")
-    if kinds and not (kinds >= set() and set(needed) <= set(next(iter(kinds)))):
-        return False
-    fields = next(iter(kinds), frozenset())
-    if "caption" in fields or (iou_type == "keypoints" and "segmentation" in fields and "bbox" not in fields):
-        return False
-    for entry in results:
-        if iou_type == "segm":
-            has_polygons = "bbox" in fields and isinstance(entry["segmentation"], list)
-            if not has_polygons and not _is_text_rle(entry["segmentation"]):
-                return False
-        if "bbox" in entry and not _plain_geometry(entry, ("bbox",), []):
-            return False
-        if entry["image_id"] not in image_ids or entry["category_id"] not in category_ids:
-            return False
-        score = entry["score"]
-        if not _is_number(score) or not -sys.float_info.max <= score <= sys.float_info.max:
-            return False
-        if not _plain_geometry(entry, _RESULT_FIELDS[iou_type], sizes[entry["image_id"]]):
-            return False
-    return True
-
-
-def _plain_geometry(entry: Mapping[str, Any], names: Sequence[str], size: list[Any]) -> bool:
-    for name in names:
-        value = entry[name]
-        if name == "bbox":
-            if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
-                return False
-        elif name == "segmentation":
-            if isinstance(value, Mapping):
-                if value.get("size") != size or not isinstance(value.get("counts"), str | bytes | list):
-                    return False
-            elif not isinstance(value, list) or not value or any(len(p) < 6 or len(p) % 2 for p in value):
-                return False
-        elif name == "keypoints" and (not isinstance(value, list) or len(value) != 51):
-            return False  # COCO's 17 sigmas are built into both
-    return True
-
-
-def _is_text_rle(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("counts"), str | bytes)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _unique_ids(entries: Sequence[Mapping[str, Any]]) -> set[int] | None:
-    ids = {entry.get("id") for entry in entries}
-    if len(ids) < len(entries) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        return None
-    return ids  # type: ignore[return-value]
-
-
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 _AREAS_PX = np.array([[0, 1e10], [0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
-_OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 
 
 def _rules(iou_type: str) -> tuple[np.ndarray, np.ndarray]:
     """Ranges of area, float64 [A, 2], and most detections of an image and class, int64 [M]."""
     if iou_type == "keypoints":
-        return _AREAS_PX[[0, 2, 3]], np.array([20])
-    return _AREAS_PX, np.array([1, 10, 100])
+        return _AREAS_PX[[0, 2, 3]], np.array([MOST_OF_A_CLASS[iou_type]])
+    return _AREAS_PX, np.array([1, 10, MOST_OF_A_CLASS[iou_type]])
 
 
 @dataclass(frozen=True)
@@ -389,148 +254,30 @@ class _Matched:
     ROWS: ClassVar[tuple[str, ...]] = ("image_ids", "categories", "rank", "scores", "outcome")
 
 
-def _match(truth: Truth, table: DetectionTable, iou_type: str, areas: np.ndarray | None = None) -> _Matched:
-    """COCO's matching; `areas` (float64 [N]) replaces the areas of the detections' own boxes or masks.
-
-    Raises:
-        OddInput: scores or masks that only pycocotools decides about.
-        ValueError: detections without what the kind of IoU needs.
-    """
+def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, iou_type: str) -> _Matched:
+    """COCO's matching at all its thresholds and ranges of area."""
     from pipeline.results import eval_kernel as kernel
 
-    if not np.isfinite(table.scores).all():
-        raise OddInput("a score is not finite; backend auto or pycocotools takes it")
-    ranges, limits = _rules(iou_type)
-    category_ids = np.array(sorted(category["id"] for category in truth.categories), np.int64)
-    image_ids = np.array(sorted(image["id"] for image in truth.images), np.int64)
-    group_of, truth_group, truths = _groups(truth, table, category_ids, image_ids)
-    order = np.lexsort((-table.scores, group_of))  # stable: equal scores keep their order
-    sorted_groups = group_of[order]
-    begins = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(begins, np.diff(begins, append=len(order)))
-    kept = rank < limits[-1]
-    rows, rank, sorted_groups = order[kept], rank[kept], sorted_groups[kept]
-    begins = np.flatnonzero(np.diff(sorted_groups, prepend=-1))
-    groups = np.append(begins, len(rows)).astype(np.int64)
-    first = np.searchsorted(truth_group, sorted_groups[begins], "left")
-    end = np.searchsorted(truth_group, sorted_groups[begins], "right")
-    pairs = np.concatenate([[0], np.cumsum(np.diff(groups) * (end - first))]).astype(np.int64)
-    annotations = truth.annotations
-    crowd = np.array([entry["iscrowd"] for entry in annotations], bool)
-    truth_areas = np.array([entry["area"] for entry in annotations], np.float64)
-    ignored = crowd
-    ious, own_areas = np.zeros(pairs[-1]), np.zeros(len(rows))
-    where = (rows, groups, first, end, truths)
-    if iou_type == "segm":
-        if table.counts is None or table.sizes is None:
-            raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
-        edges = _truth_edges(truth)
-        bad = kernel.fill_mask_ious(
-            ious, own_areas, pairs, *_buffers(table.counts),
-            np.ascontiguousarray(table.sizes[:, 0]), np.ascontiguousarray(table.sizes[:, 1]), *where, *edges, crowd,
-        )  # fmt: skip
-        if bad >= 0:
-            raise OddInput(f"the mask of detection {bad} is not plain RLE; backend auto or pycocotools takes it")
-    elif iou_type == "bbox":
-        boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
-        kernel.fill_box_ious(ious, pairs, table.bboxes, *where, boxes, crowd)
-        own_areas = (table.bboxes[:, 2] * table.bboxes[:, 3])[rows]
-    else:
-        if table.keypoints is None:
-            raise ValueError("keypoint evaluation needs keypoints; load the instances with keypoints")
-        points = np.array([list(one) for one in table.keypoints], np.float64)
-        points = points.reshape(len(table), -1) if len(table) else np.zeros((0, 51))
-        if len(table) and points.shape[1] != 3 * len(_OKS_SIGMAS):
-            raise OddInput("detections need 17 keypoints; backend auto or pycocotools takes others")
-        ignored = crowd | np.array([entry["num_keypoints"] == 0 for entry in annotations], bool)
-        points = points.reshape(len(table), len(_OKS_SIGMAS), 3)[rows]
-        own_areas = np.ptp(points[:, :, 0], axis=1) * np.ptp(points[:, :, 1], axis=1) if len(rows) else own_areas
-        _fill_oks(ious, pairs, points, groups, first, end, [annotations[i] for i in truths.tolist()])
-    own_areas = own_areas if areas is None else areas[rows]
+    ranges = _rules(iou_type)[0]
+    areas = np.array([entry["area"] for entry in truth.annotations], np.float64)
     outcome = kernel.match_groups(
-        ious, pairs, own_areas, groups, first, end, truths, crowd, ignored, truth_areas, ranges, IOU_THRESHOLDS
-    )
-    num_objects = np.zeros((len(category_ids), len(ranges)), np.int64)
-    of_truth = (truth_group // max(len(image_ids), 1))[np.argsort(truths)] if len(truths) else truth_group
+        overlaps.ious, overlaps.pairs, overlaps.areas, overlaps.starts, overlaps.first, overlaps.end, overlaps.truths,
+        truth.is_crowd, overlaps.ignored, areas, ranges, IOU_THRESHOLDS,
+    )  # fmt: skip
+    of_truth = np.searchsorted(overlaps.category_ids, truth.category_ids)
+    num_objects = np.zeros((len(overlaps.category_ids), len(ranges)), np.int64)
     for place, (low, high) in enumerate(ranges):
-        counts = ~ignored & (truth_areas >= low) & (truth_areas <= high)
-        num_objects[:, place] = np.bincount(of_truth[counts], minlength=len(category_ids))
-    num_images = max(len(image_ids), 1)
+        counts = ~overlaps.ignored & (areas >= low) & (areas <= high)
+        num_objects[:, place] = np.bincount(of_truth[counts], minlength=len(num_objects))
     return _Matched(
-        image_ids=image_ids[sorted_groups % num_images] if len(rows) else np.zeros(0, np.int64),
-        categories=sorted_groups // num_images,
-        rank=rank,
-        scores=table.scores[rows],
+        image_ids=overlaps.of_rows(overlaps.image_ids[overlaps.images]),
+        categories=overlaps.of_rows(overlaps.categories),
+        rank=overlaps.rank,
+        scores=table.scores[overlaps.rows],
         outcome=outcome,
         num_objects=num_objects,
-        category_ids=category_ids,
+        category_ids=overlaps.category_ids,
     )
-
-
-def _groups(
-    truth: Truth, table: DetectionTable, category_ids: np.ndarray, image_ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The group (category, then image) of each detection; and of the annotations sorted by it, with their places."""
-
-    def number(images: np.ndarray, categories: np.ndarray) -> np.ndarray:
-        at_image = np.searchsorted(image_ids, images)
-        at_category = np.searchsorted(category_ids, categories)
-        for known, at, wanted in ((image_ids, at_image, images), (category_ids, at_category, categories)):
-            if len(wanted) and (not len(known) or (known[np.minimum(at, len(known) - 1)] != wanted).any()):
-                raise OddInput("detections on images or of categories that the truth does not have")
-        return at_category * len(image_ids) + at_image
-
-    of_truth = number(
-        np.array([entry["image_id"] for entry in truth.annotations], np.int64),
-        np.array([entry["category_id"] for entry in truth.annotations], np.int64),
-    )
-    truths = np.argsort(of_truth, kind="stable")
-    return number(table.image_ids, table.category_ids), of_truth[truths], truths
-
-
-def _truth_edges(truth: Truth) -> tuple[np.ndarray, ...]:
-    from pipeline.results import eval_kernel as kernel
-
-    rles = truth.rles
-    sizes = np.array([rle["size"] for rle in rles], np.int64).reshape(-1, 2)
-    text = to_text([rle["counts"] for rle in rles])
-    heights, widths = (np.ascontiguousarray(sizes[:, axis]) for axis in (0, 1))
-    *edges, bad = kernel.fill_truth_edges(*_buffers(text), heights, widths)
-    if bad >= 0:
-        raise OddInput(f"the mask of annotation {truth.annotations[bad]['id']} is not plain RLE")
-    return tuple(edges)
-
-
-def _fill_oks(
-    ious: np.ndarray,
-    pairs: np.ndarray,
-    points: np.ndarray,
-    groups: np.ndarray,
-    first: np.ndarray,
-    end: np.ndarray,
-    entries: Sequence[Mapping[str, Any]],
-) -> None:
-    """Object keypoint similarity of every pair, by numpy, in the order of pycocotools' sums."""
-    variances = (_OKS_SIGMAS * 2) ** 2
-    for group in np.flatnonzero(end > first).tolist():
-        found = points[groups[group] : groups[group + 1]]
-        table = ious[pairs[group] : pairs[group + 1]].reshape(len(found), -1)
-        for column, entry in enumerate(entries[first[group] : end[group]]):
-            x, y, seen = np.array(entry["keypoints"]).reshape(-1, 3).T
-            dx, dy = found[:, :, 0] - x, found[:, :, 1] - y
-            visible = seen > 0
-            if not visible.any():
-                left, top, width, height = entry["bbox"]
-                dx, dy = (
-                    np.maximum(0, low - found[:, :, axis]) + np.maximum(0, found[:, :, axis] - high)
-                    for axis, low, high in (
-                        (0, left - width, left + width * 2),
-                        (1, top - height, top + height * 2),
-                    )
-                )
-                visible[:] = True
-            error = (dx**2 + dy**2) / variances / (entry["area"] + np.spacing(1)) / 2
-            table[:, column] = np.exp(-np.ascontiguousarray(error[:, visible])).sum(axis=1) / visible.sum()
 
 
 def _accumulate(matched: _Matched, iou_type: str) -> CocoResult:
@@ -588,26 +335,6 @@ def _to_table(
         keypoints=[entry["keypoints"] for entry in results] if iou_type == "keypoints" else None,
     )
     return table, None if boxed is None else boxed[:, 2] * boxed[:, 3]
-
-
-def to_text(counts: Any) -> pa.Array:
-    """RLE strings (text or bytes; a sequence, a pandas column or Arrow) as one Arrow array of large strings."""
-    if isinstance(counts, pa.ChunkedArray):
-        counts = counts.combine_chunks()
-    if not isinstance(counts, pa.Array):
-        if not hasattr(counts, "dtype"):
-            counts = [one.decode("latin-1") if isinstance(one, bytes) else one for one in counts]
-        counts = pa.array(counts, pa.large_string())
-    return counts if counts.type == pa.large_string() else counts.cast(pa.large_string())
-
-
-def _buffers(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The characters, uint8, and where each string begins, int64 [N + 1]."""
-    if not len(text):
-        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
-    _, offsets, characters = text.buffers()
-    places = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
-    return np.frombuffer(characters, np.uint8) if characters is not None else np.zeros(0, np.uint8), places
 
 
 def _by_pycocotools(content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoResult:

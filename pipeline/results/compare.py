@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.results.align import TruthSource, align
-from pipeline.results.coco_eval import DetectionTable
+from pipeline.results.detections import DetectionTable
 from pipeline.results.matching import greedy_match, iter_pairs, match
 from pipeline.results.metrics import Metrics
 from pipeline.results.truth import Truth
@@ -92,8 +92,7 @@ def match_run(truth: Truth, detections: DetectionTable, iou_type: str) -> Matche
     # COCO goes through images by id, and equal scores of two images keep that order.
     image_ids = tuple(sorted(image["id"] for image in truth.images))
     place_of = {image_id: place for place, image_id in enumerate(image_ids)}
-    category_of = np.array([entry["category_id"] for entry in truth.annotations], np.int64)
-    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in truth.annotations], bool)
+    category_of, crowd = truth.category_ids, truth.is_crowd
     found: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {number: [] for number in truth.names}
     objects = {number: np.zeros(len(image_ids), np.int64) for number in truth.names}
     for pairs in iter_pairs(truth, detections, iou_type):

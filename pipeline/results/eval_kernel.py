@@ -195,6 +195,35 @@ def fill_box_ious(
 
 
 @compiled
+def _best_truth(
+    ious: np.ndarray,
+    at: int,
+    num: int,
+    truths: np.ndarray,
+    first: int,
+    crowd: np.ndarray,
+    order: np.ndarray,
+    leave: np.ndarray,
+    taken: np.ndarray,
+    threshold: float,
+) -> int:
+    """The annotation a detection goes to (its place in `order`), or -1: the one it overlaps most of those that are not
+    `taken`, the last of equals, and one that counts neither way (`leave`) only where it found none that counts."""
+    best = min(threshold, 1 - 1e-10)
+    hit = -1
+    for k in range(num):
+        if taken[k] and not crowd[truths[first + order[k]]]:
+            continue
+        if hit > -1 and not leave[hit] and leave[k]:
+            break
+        if ious[at + order[k]] < best:
+            continue
+        best = ious[at + order[k]]
+        hit = k
+    return hit
+
+
+@compiled
 def match_groups(
     ious: np.ndarray,
     pairs: np.ndarray,
@@ -234,23 +263,57 @@ def match_groups(
                 taken[:num] = False
                 for place in range(groups[group], groups[group + 1]):
                     at = pairs[group] + (place - groups[group]) * num
-                    best = min(thresholds[t], 1 - 1e-10)
-                    hit = -1
-                    for k in range(num):
-                        if taken[k] and not crowd[truths[first + order[k]]]:
-                            continue
-                        if hit > -1 and not leave[hit] and leave[k]:
-                            break
-                        if ious[at + order[k]] < best:
-                            continue
-                        best = ious[at + order[k]]
-                        hit = k
+                    hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, thresholds[t])
                     if hit > -1:
                         taken[hit] = True
                         outcome[place, a] |= np.uint32(1) << np.uint32(t + 16 if leave[hit] else t)
                     elif areas[place] < low or areas[place] > high:
                         outcome[place, a] |= np.uint32(1) << np.uint32(t + 16)
     return outcome
+
+
+@compiled
+def match_once(
+    ious: np.ndarray,
+    pairs: np.ndarray,
+    kept: np.ndarray,
+    groups: np.ndarray,
+    first_truth: np.ndarray,
+    end_truth: np.ndarray,
+    truths: np.ndarray,
+    crowd: np.ndarray,
+    threshold: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same matching at one threshold, of the detections that are `kept` (bool [N]): the annotation each one found
+    (int64 [N], -1 for none), and their IoU (float64 [N], 0 for none)."""
+    found = np.full(len(kept), -1, np.int64)
+    overlap = np.zeros(len(kept))
+    most = 0
+    for group in range(len(groups) - 1):
+        most = max(most, end_truth[group] - first_truth[group])
+    order = np.empty(most, np.int64)
+    leave = np.empty(most, np.bool_)
+    taken = np.empty(most, np.bool_)
+    for group in range(len(groups) - 1):
+        first, num = first_truth[group], end_truth[group] - first_truth[group]
+        count = 0
+        for wanted in (False, True):
+            for k in range(num):
+                if crowd[truths[first + k]] == wanted:
+                    order[count] = k
+                    leave[count] = wanted
+                    count += 1
+        taken[:num] = False
+        for place in range(groups[group], groups[group + 1]):
+            if not kept[place]:
+                continue
+            at = pairs[group] + (place - groups[group]) * num
+            hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, threshold)
+            if hit > -1:
+                taken[hit] = True
+                found[place] = truths[first + order[hit]]
+                overlap[place] = ious[at + order[hit]]
+    return found, overlap
 
 
 @compiled

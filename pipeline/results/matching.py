@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.results.coco_eval import DetectionTable
+from pipeline.results.detections import DetectionTable
+from pipeline.results.overlaps import Overlaps
 from pipeline.results.truth import Truth
 
 
@@ -63,14 +64,12 @@ def iter_pairs(
     iou_type: str,
     *,
     score_threshold: float = 0.0,
-    max_detections: int | None = None,
 ) -> Iterator[ImagePairs]:
     """Every image of the truth with the IoU of all its detections and annotations, whatever their classes.
 
     Args:
         iou_type: bbox or segm.
         score_threshold: detections below it are left out.
-        max_detections: most detections of an image, best first; None keeps all.
 
     Raises:
         ValueError: another iou_type, or no masks where segm is asked for.
@@ -86,7 +85,7 @@ def iter_pairs(
     ids, starts = np.unique(detections.image_ids[rows], return_index=True)
     of_image = dict(zip(ids.tolist(), np.split(rows, starts[1:]), strict=True)) if len(ids) else {}
     for image_id, listed in truth.by_image.items():
-        found = of_image.get(image_id, np.empty(0, np.int64))[:max_detections]
+        found = of_image.get(image_id, np.empty(0, np.int64))
         places = np.asarray(listed, np.int64)
         if not len(found) or not len(places):
             yield ImagePairs(image_id, found, places, np.zeros((len(found), len(places))))
@@ -113,15 +112,21 @@ def match(
     iou_threshold: float = 0.5,
     score_threshold: float = 0.0,
     max_detections: int | None = 100,
+    overlaps: Overlaps | None = None,
 ) -> Matches:
     """Matches detections with annotations of the same class, best score first, each with the annotation it overlaps
     most of those not yet taken, as COCO's evaluation does; `max_detections` counts for each image and class.
 
+    Args:
+        overlaps: those of the same detections and truth, where they are known; they hold no more detections of an image
+            and class than COCO looks at. Without them pycocotools computes the IoU.
+
     Raises:
         ValueError: see `iter_pairs`.
     """
-    category_of = np.array([entry["category_id"] for entry in truth.annotations], np.int64)
-    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in truth.annotations], bool)
+    if overlaps is not None:
+        return _match_overlaps(truth, detections, overlaps, iou_threshold, score_threshold, max_detections)
+    category_of, crowd = truth.category_ids, truth.is_crowd
     rows, truths, ious, ignored = [], [], [], []
     found = np.zeros(len(truth.annotations), bool)
     for pairs in iter_pairs(truth, detections, iou_type, score_threshold=score_threshold):
@@ -142,6 +147,42 @@ def match(
         truths=_join(truths, np.int64),
         ious=_join(ious, np.float64),
         ignored=_join(ignored, bool),
+        found=found & ~crowd,
+        counted=~crowd,
+    )
+
+
+def _match_overlaps(
+    truth: Truth,
+    detections: DetectionTable,
+    overlaps: Overlaps,
+    iou_threshold: float,
+    score_threshold: float,
+    max_detections: int | None,
+) -> Matches:
+    from pipeline.results import eval_kernel as kernel
+
+    crowd = truth.is_crowd
+    kept = detections.scores[overlaps.rows] >= score_threshold
+    if max_detections is not None:
+        kept &= overlaps.rank < max_detections
+    truths, ious = kernel.match_once(
+        overlaps.ious, overlaps.pairs, kept, overlaps.starts, overlaps.first, overlaps.end, overlaps.truths, crowd,
+        iou_threshold,
+    )  # fmt: skip
+    # Images in the truth's order, as `iter_pairs` gives them, so that sums over the matches round alike.
+    by_id = np.argsort([image["id"] for image in truth.images])
+    order = np.flatnonzero(kept)
+    order = order[np.argsort(overlaps.of_rows(by_id[overlaps.images])[order], kind="stable")]
+    truths, ious = truths[order], ious[order]
+    hit = truths >= 0
+    found = np.zeros(len(truth.annotations), bool)
+    found[truths[hit]] = True
+    return Matches(
+        rows=overlaps.rows[order],
+        truths=truths,
+        ious=ious,
+        ignored=hit & crowd[truths] if len(crowd) else np.zeros(len(truths), bool),
         found=found & ~crowd,
         counted=~crowd,
     )

@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.manifest import Run
 from pipeline.results.align import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align
 from pipeline.results.breakdown import confusion_matrix, size_figures, slice_figures, slice_images, threshold_figures
-from pipeline.results.coco_eval import CocoResult, DetectionTable, evaluate_table
+from pipeline.results.coco_eval import CocoResult, evaluate_table, overlaps_for
+from pipeline.results.detections import DetectionTable
 from pipeline.results.matching import match
 from pipeline.results.other_ap import cityscapes_ap, voc_figures
 from pipeline.results.query import load_images, load_instances
@@ -186,20 +187,24 @@ def evaluate(
     detections, coverage = align(
         instances, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types
     )
-    coco = {kind: evaluate_table(truth, detections, kind, backend=backend) for kind in iou_types}
+    overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
+    coco = {
+        kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=known)
+        for kind, known in overlaps.items()
+    }
+    at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
     at_threshold = {
         kind: threshold_figures(
             truth,
             detections.category_ids,
-            match(truth, detections, kind, iou_threshold=iou_threshold, score_threshold=score_threshold),
+            match(truth, detections, kind, **at, overlaps=known),
         )
-        for kind in iou_types
+        for kind, known in overlaps.items()
         if kind != "keypoints"
     }
-    at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
     kind = "segm" if "segm" in iou_types else "bbox"
     tables = {
-        by: size_figures(truth, detections, iou_type=kind, **at)
+        by: size_figures(truth, detections, iou_type=kind, **at, overlaps=overlaps[kind])
         if by == "size"
         else slice_figures(truth, detections, slice_images(truth, by, images), iou_type=kind, backend=backend, **at)
         for by in slices

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.results.coco_eval import DetectionTable
+from pipeline.results.detections import DetectionTable
 from pipeline.results.matching import iter_pairs
 from pipeline.results.truth import Truth
 from pipeline.rle import rle_areas
@@ -62,7 +62,7 @@ def voc_figures(
 
 def _voc_states(truth: Truth, detections: DetectionTable, iou_type: str, iou_threshold: float) -> np.ndarray:
     """int8 [N]: 1 for a true detection, 0 for a false one, -1 for one on a crowd region."""
-    category_of, crowd = _columns(truth)
+    category_of, crowd = truth.category_ids, truth.is_crowd
     state = np.full(len(detections), -1, np.int8)
     for pairs in iter_pairs(truth, detections, iou_type):
         taken: set[int] = set()
@@ -80,7 +80,7 @@ def _voc_states(truth: Truth, detections: DetectionTable, iou_type: str, iou_thr
 
 
 def _voc_aps(truth: Truth, detections: DetectionTable, state: np.ndarray, method: str) -> dict[int | None, float]:
-    category_of, crowd = _columns(truth)
+    category_of, crowd = truth.category_ids, truth.is_crowd
     result: dict[int | None, float] = {}
     for number in truth.names:
         num_objects = int((~crowd & (category_of == number)).sum())
@@ -143,7 +143,7 @@ class _Cell:
 
 
 def _cityscapes_cells(truth: Truth, detections: DetectionTable, min_region_px: int) -> dict[int, list[_Cell]]:
-    category_of, crowd = _columns(truth)
+    category_of, crowd = truth.category_ids, truth.is_crowd
     of_detection, of_truth = _mask_areas(truth, detections)
     cells: dict[int, list[_Cell]] = {number: [] for number in truth.names}
     for pairs in iter_pairs(truth, detections, "segm"):
@@ -211,12 +211,6 @@ def _mask_areas(truth: Truth, detections: DetectionTable) -> tuple[np.ndarray, n
     of_truth = rle_areas([rle["counts"] for rle in truth.rles])
     of_detection = rle_areas([rle["counts"] for rle in detections.to_rles()])
     return of_detection.astype(np.float64), of_truth.astype(np.float64)
-
-
-def _columns(truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    category_of = np.array([entry["category_id"] for entry in truth.annotations], np.int64)
-    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in truth.annotations], bool)
-    return category_of, crowd
 
 
 def _mean(values: object) -> float:

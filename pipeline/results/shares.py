@@ -11,9 +11,11 @@ import numpy as np
 from pipeline.manifest import Run
 from pipeline.results.align import Coverage, align, cover
 from pipeline.results.breakdown import confusion_matrix, threshold_figures
-from pipeline.results.coco_eval import evaluate_part, is_plain, merge_parts
+from pipeline.results.coco_eval import evaluate_part, merge_parts
 from pipeline.results.matching import Matches, match
 from pipeline.results.metrics import Metrics, check_class_map, columns_for, notes_on, score_threshold_of
+from pipeline.results.overlaps import find_overlaps
+from pipeline.results.plain import is_plain_truth
 from pipeline.results.query import load_images, load_instances
 from pipeline.results.truth import EvaluationError, Truth, match_images
 
@@ -108,9 +110,14 @@ def measure_share(
     )
     at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
     kind = "segm" if "segm" in iou_types else "bbox"
-    matches = {kind: match(share.truth, table, kind, **at) for kind in iou_types if kind != "keypoints"}
+    overlaps = {kind: find_overlaps(share.truth, table, kind) for kind in iou_types}
+    matches = {
+        kind: match(share.truth, table, kind, **at, overlaps=known)
+        for kind, known in overlaps.items()
+        if kind != "keypoints"
+    }
     return MeasuredShare(
-        {kind: evaluate_part(share.truth, table, kind) for kind in iou_types},
+        {kind: evaluate_part(share.truth, table, kind, overlaps=known) for kind, known in overlaps.items()},
         matches,
         {kind: table.image_ids[found.rows] for kind, found in matches.items()},
         {kind: table.category_ids[found.rows] for kind, found in matches.items()},
@@ -167,7 +174,7 @@ def check_can_be_shared(truth: Truth, iou_types: Sequence[str]) -> None:
         EvaluationError: it has.
     """
     for kind in iou_types:
-        if not is_plain(truth.content, [], kind):
+        if not is_plain_truth(truth.content, kind):
             raise EvaluationError(
                 f"the ground truth has fields missing, of another type, or ids twice ({kind}); such a truth is "
                 "measured whole, by pycocotools"
@@ -181,7 +188,6 @@ def _merge_matches(
     ids that their rows point to."""
     place_of = {image["id"]: place for place, image in enumerate(truth.images)}
     of_truth = np.array([place_of.get(entry["image_id"], -1) for entry in truth.annotations], np.int64)
-    crowd = np.array([bool(entry.get("iscrowd", 0)) for entry in truth.annotations], bool)
     found = np.zeros(len(truth.annotations), bool)
     images, truths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for share, part in zip(shares, measured, strict=True):
@@ -201,6 +207,6 @@ def _merge_matches(
         ious=joined("ious", float),
         ignored=joined("ignored", bool),
         found=found,
-        counted=~crowd,
+        counted=~truth.is_crowd,
     )
     return whole, np.concatenate([np.zeros(0, np.int64), *(part.category_ids[kind] for part in measured)])[order]

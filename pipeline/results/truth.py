@@ -143,6 +143,16 @@ class Truth:
         return found
 
     @cached_property
+    def category_ids(self) -> np.ndarray:
+        """int64 [G], the annotations' categories."""
+        return np.array([entry["category_id"] for entry in self.annotations], np.int64)
+
+    @cached_property
+    def is_crowd(self) -> np.ndarray:
+        """bool [G], which annotations are crowd regions: neither found nor missed."""
+        return np.array([bool(entry.get("iscrowd", 0)) for entry in self.annotations], bool)
+
+    @cached_property
     def rles(self) -> list[dict[str, Any]]:
         """The annotations' masks as COCO RLE, in order; polygons filled as pycocotools fills them."""
         size_of = {image["id"]: (image["height"], image["width"]) for image in self.images}

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.results.coco_eval import evaluate_results, is_plain
+from pipeline.results.coco_eval import evaluate_results
+from pipeline.results.plain import are_plain_results, is_plain_truth
 
 
 def plain_pycocotools(content: dict, results: list[dict], iou_type: str) -> np.ndarray:
@@ -116,7 +117,7 @@ def only(results: list[dict], iou_type: str) -> list[dict]:
 def test_plain_input_goes_to_the_fast_evaluator_and_agrees(pair, iou_type):
     content, results = pair
     results = only(results, iou_type)
-    assert is_plain(content, results, iou_type)
+    assert is_plain_truth(content, iou_type) and are_plain_results(content, results, iou_type)
     fast = evaluate_results(content, results, iou_type)
     slow = evaluate_results(content, results, iou_type, backend="pycocotools")
     assert (fast.backend, slow.backend) == ("compiled", "pycocotools")

@@ -46,7 +46,7 @@ def test_voc_by_hand():
         ],
         [{"id": 1, "name": "x"}],
     )
-    from pipeline.results.coco_eval import DetectionTable
+    from pipeline.results.detections import DetectionTable
 
     table = DetectionTable(
         np.ones(3, np.int64),

@@ -1,0 +1,94 @@
+"""Detections as columns of arrays, the form in which all measuring takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class DetectionTable:
+    """Detections as columns, ready for either evaluator. The order of rows decides between equal scores.
+
+    Attributes:
+        image_ids, category_ids: int64 [N], ids of the truth.
+        scores: float64 [N].
+        bboxes: float64 [N, 4], XYWH in pixels of the image.
+        counts: N compressed RLE strings, or None; a list becomes an Arrow array.
+        sizes: int64 [N, 2], height and width of the masks.
+        keypoints: N flat lists of x, y, v triples, or None.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    scores: np.ndarray
+    bboxes: np.ndarray
+    counts: pa.Array | Sequence[str] | None = None
+    sizes: np.ndarray | None = None
+    keypoints: Sequence[Sequence[float]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.counts is not None:
+            object.__setattr__(self, "counts", to_text(self.counts))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def take(self, rows: np.ndarray) -> DetectionTable:
+        """The table of these rows (a mask or places), in their order."""
+        places = np.flatnonzero(rows) if rows.dtype == bool else rows
+        listed: list[int] = places.tolist()
+        return DetectionTable(
+            self.image_ids[places],
+            self.category_ids[places],
+            self.scores[places],
+            self.bboxes[places],
+            None if self.counts is None else self.counts.take(pa.array(places)),  # type: ignore[union-attr]
+            None if self.sizes is None else self.sizes[places],
+            None if self.keypoints is None else [self.keypoints[i] for i in listed],
+        )
+
+    def to_rles(self) -> list[dict[str, Any]]:
+        """The masks as COCO RLE.
+
+        Raises:
+            ValueError: the table has no masks.
+        """
+        if self.counts is None or self.sizes is None:
+            raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
+        unique, places = np.unique(self.sizes[:, 0] << 32 | self.sizes[:, 1], return_inverse=True)
+        sizes = [[int(size >> 32), int(size & 0xFFFFFFFF)] for size in unique]  # one list for each size, shared
+        texts = self.counts.to_pylist()  # type: ignore[union-attr]
+        return [{"size": sizes[at], "counts": counts} for at, counts in zip(places.tolist(), texts, strict=True)]
+
+    def to_results(self, iou_type: str) -> list[dict[str, Any]]:
+        """COCO's result entries. A segm entry has no `bbox`, so that its area is its mask's."""
+        columns = zip(self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True)
+        entries = [{"image_id": i, "category_id": c, "score": s} for i, c, s in columns]
+        if iou_type == "bbox":
+            for entry, bbox in zip(entries, self.bboxes.tolist(), strict=True):
+                entry["bbox"] = bbox
+        elif iou_type == "segm":
+            for entry, rle in zip(entries, self.to_rles(), strict=True):
+                entry["segmentation"] = rle
+        else:
+            if self.keypoints is None:
+                raise ValueError("keypoint evaluation needs keypoints; load the instances with keypoints")
+            for entry, keypoints in zip(entries, self.keypoints, strict=True):
+                entry["keypoints"] = [float(value) for value in keypoints]
+        return entries
+
+
+def to_text(counts: Any) -> pa.Array:
+    """RLE strings (text or bytes; a sequence, a pandas column or Arrow) as one Arrow array of large strings."""
+    if isinstance(counts, pa.ChunkedArray):
+        counts = counts.combine_chunks()
+    if not isinstance(counts, pa.Array):
+        if not hasattr(counts, "dtype"):
+            counts = [one.decode("latin-1") if isinstance(one, bytes) else one for one in counts]
+        counts = pa.array(counts, pa.large_string())
+    return counts if counts.type == pa.large_string() else counts.cast(pa.large_string())
