@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import print_figures
 from benchmarks.memory import peak_mib
 
 SIDES = ("parquet", "parquet, evaluate_run", "pycocotools")
@@ -30,16 +31,16 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     """Seconds, CPU seconds, peak MiB and figures of one side, in this process."""
     run, truth, results = str(folder / "run"), str(folder / "truth.json"), str(folder / "results.json")
     if side == "parquet":
-        from pipeline.results import eval_kernel, load_images, load_instances
+        from pipeline.results import eval_kernel, load_images  # noqa: F401
         from pipeline.results.align import COLUMNS, MASK_COLUMNS, align
         from pipeline.results.coco_eval import evaluate_table
+        from pipeline.results.query import load_table
         from pipeline.results.truth import Truth
 
         started, cpu = time.perf_counter(), time.process_time()
         known = Truth.load(truth)
-        instances, images = load_instances(run, [*COLUMNS, *MASK_COLUMNS]), load_images(run, ["image_id", "status"])
-        table, _ = align(instances, images, known)
-        del instances
+        images = load_images(run, ["image_id", "status"])
+        table, _ = align(load_table("instances", run, [*COLUMNS, *MASK_COLUMNS]), images, known)
         stats = evaluate_table(known, table, "segm", backend="compiled").stats
     elif side == "parquet, evaluate_run":
         from pipeline.results import eval_kernel  # noqa: F401
@@ -102,14 +103,22 @@ def main() -> None:
             shown = {key: round(value, 3) for key, value in found[side][-1].items() if key != "stats"}
             print(json.dumps({"side": side, **shown}), flush=True)
     want = found["pycocotools"][0]
+    figures: dict[str, float] = {}
     for side, runs in found.items():
         worst = max(abs(a - b) for run in runs for a, b in zip(run["stats"], want["stats"], strict=True))
         median = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu_seconds", "peak_mib")}
+        for key, value in median.items():
+            figures[f"{side}: {key}"] = value
+        if side != "pycocotools":
+            figures[f"{side}: ratio"] = want["seconds"] / median["seconds"]
+            figures[f"{side}: memory_ratio"] = median["peak_mib"] / want["peak_mib"]
+            figures[f"{side}: differs_by"] = worst
         print(
             f"{side:24} {median['seconds']:8.2f} s {median['cpu_seconds']:8.2f} s CPU {median['peak_mib']:7.0f} MiB  "
             f"{want['seconds'] / median['seconds']:6.1f}x faster, {median['peak_mib'] / want['peak_mib']:.2f} of the "
             f"memory, figures differ by {worst:.1e} (segm AP {want['stats'][0]:.6f})"
         )
+    print_figures(figures)
 
 
 if __name__ == "__main__":

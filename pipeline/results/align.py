@@ -58,7 +58,12 @@ class Coverage:
 
 
 def align(
-    instances: pd.DataFrame, images: pd.DataFrame | None, truth: Truth, *, masks: bool = True, keypoints: bool = False
+    instances: pd.DataFrame | pa.Table,
+    images: pd.DataFrame | None,
+    truth: Truth,
+    *,
+    masks: bool = True,
+    keypoints: bool = False,
 ) -> tuple[DetectionTable, Coverage]:
     """A run's instances as detections on the truth's images, and what was left out.
 
@@ -69,39 +74,39 @@ def align(
         ValueError: a column is missing.
     """
     needed = [*COLUMNS, *(MASK_COLUMNS if masks else ()), *(["keypoints"] if keypoints else [])]
-    if missing := [name for name in needed if name not in instances.columns]:
+    there = instances.column_names if isinstance(instances, pa.Table) else instances.columns
+    if missing := [name for name in needed if name not in there]:
         raise ValueError(f"the instances lack the column {missing[0]!r}; load them with it")
+    rows = (
+        instances if isinstance(instances, pa.Table) else pa.Table.from_pandas(instances[needed], preserve_index=False)
+    )
     # Each image id once, then by place: Python strings are the slow part of large runs.
-    codes, unique = instances["image_id"].factorize()
+    encoded = rows["image_id"].combine_chunks().dictionary_encode()
+    codes, unique = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     matched = match_images(unique if images is None else images["image_id"], truth.images)
-    pairs = instances[["category_id", "category"]].drop_duplicates()
-    if pairs["category_id"].duplicated().any():
-        twice = pairs.loc[pairs["category_id"].duplicated(), "category_id"].iloc[0]
-        names = ", ".join(sorted(pairs.loc[pairs["category_id"] == twice, "category"]))
-        raise EvaluationError(f"category id {twice} stands for several categories in the run: {names}")
-    check_categories(dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True)), truth.names)
+    _check_classes(rows, truth)
 
-    on_truth = (
-        np.array([image_id in matched.truth_id for image_id in unique], bool)[codes]
-        if len(codes)
-        else np.zeros(0, bool)
-    )
-    category_ids = instances["category_id"].to_numpy(np.int64)
+    def column(name: str, dtype: type) -> np.ndarray:
+        return rows[name].to_numpy().astype(dtype, copy=False)
+
+    on_truth = np.array([image_id in matched.truth_id for image_id in unique], bool)[codes]
+    truth_ids = np.array([matched.truth_id.get(image_id, 0) for image_id in unique], np.int64)[codes]
+    category_ids = column("category_id", np.int64)
     known = np.isin(category_ids, list(truth.names))
-    numbers = np.array([matched.truth_id.get(image_id, 0) for image_id in unique], np.int64)
-    truth_ids = numbers[codes] if len(codes) else np.zeros(0, np.int64)
     labelled = _is_labelled(truth, truth_ids, category_ids)
-    keep = on_truth & known & labelled
-    x1, y1, x2, y2 = (instances[name].to_numpy(np.float64)[keep] for name in ("x1", "y1", "x2", "y2"))
+    x1, y1, x2, y2 = (column(name, np.float64) for name in ("x1", "y1", "x2", "y2"))
     table = DetectionTable(
-        image_ids=truth_ids[keep],
-        category_ids=category_ids[keep],
-        scores=instances["score"].to_numpy(np.float64)[keep],
+        image_ids=truth_ids,
+        category_ids=category_ids,
+        scores=column("score", np.float64),
         bboxes=np.stack([x1, y1, x2 - x1, y2 - y1], axis=1),
-        counts=to_text(instances["rle_counts"].array).filter(pa.array(keep)) if masks else None,
-        sizes=instances[["image_height", "image_width"]].to_numpy(np.int64)[keep] if masks else None,
-        keypoints=list(instances["keypoints"].to_numpy(object)[keep]) if keypoints else None,
+        counts=to_text(rows["rle_counts"]) if masks else None,
+        sizes=np.stack([column(name, np.int64) for name in ("image_height", "image_width")], axis=1) if masks else None,
+        keypoints=rows["keypoints"].to_pylist() if keypoints else None,
     )
+    keep = on_truth & known & labelled
+    if not keep.all():
+        table = table.take(keep)
     num_other_size = 0
     if masks:
         table, num_other_size = _with_truth_sizes(table, truth)
@@ -115,12 +120,29 @@ def align(
     )
 
 
+def _check_classes(rows: pa.Table, truth: Truth) -> None:
+    """Checks that each category id stands for one class, and the same in the run and in the truth.
+
+    Raises:
+        EvaluationError: it does not.
+    """
+    pairs = rows.group_by(["category_id", "category"], use_threads=False).aggregate([])
+    names: dict[int, str] = {}
+    for number, name in zip(pairs["category_id"].to_pylist(), pairs["category"].to_pylist(), strict=True):
+        if number in names:
+            listed = ", ".join(sorted((names[number], name)))
+            raise EvaluationError(f"category id {number} stands for several categories in the run: {listed}")
+        names[number] = name
+    check_categories(names, truth.names)
+
+
 def _with_truth_sizes(table: DetectionTable, truth: Truth) -> tuple[DetectionTable, int]:
     """Masks of another size than the truth's image become empty masks of its size: they are detections that found
     nothing, not an error that stops the evaluation of thousands of others."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth.images}
-    unique, codes = np.unique(table.image_ids, return_inverse=True)
-    wanted = np.array([sizes[i] for i in unique.tolist()], np.int64).reshape(-1, 2)[codes]
+    numbers = np.array(sorted(sizes), np.int64)
+    of_image = np.array([sizes[number] for number in numbers.tolist()], np.int64).reshape(-1, 2)
+    wanted = of_image[np.searchsorted(numbers, table.image_ids)]
     wrong = np.flatnonzero((wanted != table.sizes).any(axis=1))
     if not len(wrong):
         return table, 0

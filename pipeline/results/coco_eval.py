@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.results.detections import DetectionTable
-from pipeline.results.overlaps import MOST_OF_A_CLASS, Overlaps, find_overlaps
+from pipeline.results.overlaps import MOST_OF_A_CLASS, Overlaps, find_overlaps, in_threads
 from pipeline.results.plain import OddInput, are_plain_results, is_plain_truth
 from pipeline.results.truth import Truth, to_rle
 
@@ -260,10 +261,16 @@ def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, iou_type: st
 
     ranges = _rules(iou_type)[0]
     areas = np.array([entry["area"] for entry in truth.annotations], np.float64)
-    outcome = kernel.match_groups(
-        overlaps.ious, overlaps.pairs, overlaps.areas, overlaps.starts, overlaps.first, overlaps.end, overlaps.truths,
-        truth.is_crowd, overlaps.ignored, areas, ranges, IOU_THRESHOLDS,
-    )  # fmt: skip
+    outcome = np.zeros((len(overlaps.rows), len(ranges)), np.uint32)
+
+    def fill(begin: int, stop: int) -> None:
+        mine, more = slice(begin, stop), slice(begin, stop + 1)
+        kernel.match_groups(
+            outcome, overlaps.ious, overlaps.pairs[more], overlaps.areas, overlaps.starts[more], overlaps.first[mine],
+            overlaps.end[mine], overlaps.truths, truth.is_crowd, overlaps.ignored, areas, ranges, IOU_THRESHOLDS,
+        )  # fmt: skip
+
+    in_threads(fill, overlaps.starts)
     of_truth = np.searchsorted(overlaps.category_ids, truth.category_ids)
     num_objects = np.zeros((len(overlaps.category_ids), len(ranges)), np.int64)
     for place, (low, high) in enumerate(ranges):
@@ -283,8 +290,13 @@ def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, iou_type: st
 def _accumulate(matched: _Matched, iou_type: str) -> CocoResult:
     from pipeline.results import eval_kernel as kernel
 
-    order = np.lexsort((-matched.scores, matched.categories))
     bounds = np.searchsorted(matched.categories, np.arange(len(matched.category_ids) + 1))
+    order = np.concatenate(
+        [
+            begin + np.argsort(-matched.scores[begin:end], kind="stable")
+            for begin, end in itertools.pairwise(bounds.tolist())
+        ]
+    )
     limits = _rules(iou_type)[1]
     precision, recall = kernel.accumulate(
         matched.outcome[order], matched.rank[order], bounds, matched.num_objects, len(IOU_THRESHOLDS),

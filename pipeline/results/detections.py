@@ -86,7 +86,8 @@ class DetectionTable:
 def to_text(counts: Any) -> pa.Array:
     """RLE strings (text or bytes; a sequence, a pandas column or Arrow) as one Arrow array of large strings."""
     if isinstance(counts, pa.ChunkedArray):
-        counts = counts.combine_chunks()
+        chunks = counts.cast(pa.large_string()).chunks or [pa.array([], pa.large_string())]
+        counts = pa.concat_arrays(chunks, memory_pool=pa.system_memory_pool())
     if not isinstance(counts, pa.Array):
         if not hasattr(counts, "dtype"):
             counts = [one.decode("latin-1") if isinstance(one, bytes) else one for one in counts]

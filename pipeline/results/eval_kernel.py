@@ -205,11 +205,12 @@ def _best_truth(
     order: np.ndarray,
     leave: np.ndarray,
     taken: np.ndarray,
-    threshold: float,
+    least: float,
 ) -> int:
-    """The annotation a detection goes to (its place in `order`), or -1: the one it overlaps most of those that are not
-    `taken`, the last of equals, and one that counts neither way (`leave`) only where it found none that counts."""
-    best = min(threshold, 1 - 1e-10)
+    """The annotation a detection goes to (its place in `order`), or -1: the one it overlaps most, by `least` or more,
+    of those that are not `taken`, the last of equals, and one that counts neither way (`leave`) only where it found
+    none that counts."""
+    best = least
     hit = -1
     for k in range(num):
         if taken[k] and not crowd[truths[first + order[k]]]:
@@ -225,6 +226,7 @@ def _best_truth(
 
 @compiled
 def match_groups(
+    outcome: np.ndarray,
     ious: np.ndarray,
     pairs: np.ndarray,
     areas: np.ndarray,
@@ -237,18 +239,26 @@ def match_groups(
     truth_areas: np.ndarray,
     ranges: np.ndarray,
     thresholds: np.ndarray,
-) -> np.ndarray:
-    """COCO's matching of every group: uint32 [N, A], bit t for a true positive at threshold t, bit 16 + t for a
-    detection that counts neither way."""
-    outcome = np.zeros((len(areas), len(ranges)), np.uint32)
+) -> None:
+    """COCO's matching of every group into `outcome` (uint32 [N, A], zeros): bit t for a true positive at threshold t,
+    bit 16 + t for a detection that counts neither way."""
     most = 0
+    longest = 0
     for group in range(len(groups) - 1):
         most = max(most, end_truth[group] - first_truth[group])
+        longest = max(longest, groups[group + 1] - groups[group])
+    top = np.empty(longest)
     order = np.empty(most, np.int64)
     leave = np.empty(most, np.bool_)
     taken = np.empty(most, np.bool_)
     for group in range(len(groups) - 1):
         first, num = first_truth[group], end_truth[group] - first_truth[group]
+        size = groups[group + 1] - groups[group]
+        for d in range(size):  # most detections reach few thresholds or none
+            at = pairs[group] + d * num
+            top[d] = -1.0
+            for k in range(num):
+                top[d] = max(top[d], ious[at + k])
         for a in range(len(ranges)):
             low, high = ranges[a, 0], ranges[a, 1]
             count = 0
@@ -261,15 +271,18 @@ def match_groups(
                         count += 1
             for t in range(len(thresholds)):
                 taken[:num] = False
-                for place in range(groups[group], groups[group + 1]):
-                    at = pairs[group] + (place - groups[group]) * num
-                    hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, thresholds[t])
+                least = min(thresholds[t], 1 - 1e-10)
+                for d in range(size):
+                    place = groups[group] + d
+                    hit = -1
+                    if top[d] >= least:
+                        at = pairs[group] + d * num
+                        hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, least)
                     if hit > -1:
                         taken[hit] = True
                         outcome[place, a] |= np.uint32(1) << np.uint32(t + 16 if leave[hit] else t)
                     elif areas[place] < low or areas[place] > high:
                         outcome[place, a] |= np.uint32(1) << np.uint32(t + 16)
-    return outcome
 
 
 @compiled
@@ -286,6 +299,7 @@ def match_once(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same matching at one threshold, of the detections that are `kept` (bool [N]): the annotation each one found
     (int64 [N], -1 for none), and their IoU (float64 [N], 0 for none)."""
+    least = min(threshold, 1 - 1e-10)
     found = np.full(len(kept), -1, np.int64)
     overlap = np.zeros(len(kept))
     most = 0
@@ -308,7 +322,7 @@ def match_once(
             if not kept[place]:
                 continue
             at = pairs[group] + (place - groups[group]) * num
-            hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, threshold)
+            hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, least)
             if hit > -1:
                 taken[hit] = True
                 found[place] = truths[first + order[hit]]

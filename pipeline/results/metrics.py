@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.manifest import Run
 from pipeline.results.align import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align
@@ -18,7 +19,7 @@ from pipeline.results.coco_eval import CocoResult, evaluate_table, overlaps_for
 from pipeline.results.detections import DetectionTable
 from pipeline.results.matching import match
 from pipeline.results.other_ap import cityscapes_ap, voc_figures
-from pipeline.results.query import load_images, load_instances
+from pipeline.results.query import load_images, load_table
 from pipeline.results.truth import Truth, check_categories
 from pipeline.schema import IMAGES_SCHEMA
 
@@ -140,15 +141,14 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
     run = open_run(run) if isinstance(run, str) else run
     ground_truth = Truth.load(ground_truth)
     check_class_map(run, ground_truth)
-    columns = columns_for(settings.get("iou_types", ("bbox", "segm")))
     settings.setdefault("run_score_threshold", score_threshold_of(run))
     of_images = dict.fromkeys(["image_id", "status", *settings.get("slices", ())])
     images = load_images(run, [name for name in of_images if name in IMAGES_SCHEMA.names])
-    return evaluate(load_instances(run, columns), images, ground_truth, **settings)
+    return evaluate(run, images, ground_truth, **settings)
 
 
 def evaluate(
-    instances: pd.DataFrame,
+    instances: pd.DataFrame | pa.Table | Run,
     images: pd.DataFrame | None,
     ground_truth: TruthSource,
     *,
@@ -163,7 +163,8 @@ def evaluate(
     """Measures a run's instances against ground truth.
 
     Args:
-        instances: the instances table (see `DetectionTable` for what is needed); boxes half-open in original pixels.
+        instances: the instances table (see `columns_for` for what is needed), or the run to read it from; boxes are
+            half-open, in original pixels.
         images: the images table (`image_id`, `status`); None: every image of the truth counts as segmented.
         ground_truth: COCO JSON (URI or object; its very values are used) or an `AnnotatedSet`.
         iou_types: of bbox, segm, keypoints.
@@ -184,9 +185,9 @@ def evaluate(
             raise ValueError(f"{name} is {value}; allowed is 0 to 1")
     check_also(iou_types, also, slices)
     truth = Truth.load(ground_truth)
-    detections, coverage = align(
-        instances, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types
-    )
+    rows = load_table("instances", instances, columns_for(iou_types)) if isinstance(instances, Run) else instances
+    detections, coverage = align(rows, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
+    del rows
     overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
     coco = {
         kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=known)
@@ -236,7 +237,11 @@ def check_class_map(run: Run, truth: Truth) -> None:
 
 def columns_for(iou_types: Sequence[str]) -> list[str]:
     """Columns of the instances that these kinds of IoU are measured from."""
-    return [*COLUMNS, *MASK_COLUMNS, *(["keypoints"] if "keypoints" in iou_types else [])]
+    return [
+        *COLUMNS,
+        *(MASK_COLUMNS if "segm" in iou_types else ()),
+        *(["keypoints"] if "keypoints" in iou_types else []),
+    ]
 
 
 def score_threshold_of(run: Run) -> float | None:

@@ -8,15 +8,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.results.detections import DetectionTable, to_text
+from pipeline.results.detections import DetectionTable
 from pipeline.results.plain import OddInput, is_plain_truth
 from pipeline.results.truth import Truth
 
+T = TypeVar("T")
 MOST_OF_A_CLASS = {"bbox": 100, "segm": 100, "keypoints": 20}
 """Detections of an image and class that COCO looks at."""
 _OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
@@ -120,7 +121,7 @@ def find_overlaps(truth: Truth, table: DetectionTable, iou_type: str, areas: np.
                 ious, own_areas, pairs[more], *masks, rows, starts[more], first[mine], end[mine], truths, *edges, crowd
             )
 
-        if (bad := max(_in_threads(fill, starts), default=-1)) >= 0:
+        if (bad := max(in_threads(fill, starts), default=-1)) >= 0:
             raise OddInput(f"the mask of detection {bad} is not plain RLE; backend auto or pycocotools takes it")
     elif iou_type == "bbox":
         boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
@@ -169,7 +170,7 @@ def _begins(sorted_numbers: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(sorted_numbers, prepend=-1))
 
 
-def _in_threads(fill: Callable[[int, int], int], starts: np.ndarray) -> list[int]:
+def in_threads(fill: Callable[[int, int], T], starts: np.ndarray) -> list[T]:
     """What `fill(begin, stop)` returns for runs of groups with about equally many detections, one for each core."""
     num = min(os.cpu_count() or 1, len(starts) - 1)
     if num < 1:
@@ -182,11 +183,9 @@ def _in_threads(fill: Callable[[int, int], int], starts: np.ndarray) -> list[int
 def _truth_edges(truth: Truth) -> tuple[np.ndarray, ...]:
     from pipeline.results import eval_kernel as kernel
 
-    rles = truth.rles
-    sizes = np.array([rle["size"] for rle in rles], np.int64).reshape(-1, 2)
-    text = to_text([rle["counts"] for rle in rles])
+    text, offsets, sizes = truth.rle_text
     heights, widths = (np.ascontiguousarray(sizes[:, axis]) for axis in (0, 1))
-    *edges, bad = kernel.fill_truth_edges(*_buffers(text), heights, widths)
+    *edges, bad = kernel.fill_truth_edges(text, offsets, heights, widths)
     if bad >= 0:
         raise OddInput(f"the mask of annotation {truth.annotations[bad]['id']} is not plain RLE")
     return tuple(edges)

@@ -16,7 +16,7 @@ from pipeline.results.matching import Matches, match
 from pipeline.results.metrics import Metrics, check_class_map, columns_for, notes_on, score_threshold_of
 from pipeline.results.overlaps import find_overlaps
 from pipeline.results.plain import is_plain_truth
-from pipeline.results.query import load_images, load_instances
+from pipeline.results.query import load_images, load_table
 from pipeline.results.truth import EvaluationError, Truth, match_images
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def measure_share(
     Args:
         also: "confusion", or nothing.
     """
-    instances = load_instances(run.only(share.files), columns_for(iou_types))
+    instances = load_table("instances", run.only(share.files), columns_for(iou_types))
     table, coverage = align(
         instances, share.images, share.truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types
     )

@@ -155,14 +155,46 @@ class Truth:
     @cached_property
     def rles(self) -> list[dict[str, Any]]:
         """The annotations' masks as COCO RLE, in order; polygons filled as pycocotools fills them."""
-        size_of = {image["id"]: (image["height"], image["width"]) for image in self.images}
-        sizes = [size_of[entry["image_id"]] for entry in self.annotations]
-        alone = [_one_polygon(entry.get("segmentation")) for entry in self.annotations]
-        filled = iter(_fill([(corners, size) for corners, size in zip(alone, sizes, strict=True) if corners]))
+        filled = self._filled
+        data = filled.text.tobytes()
+        texts = iter([data[start:end] for start, end in itertools.pairwise(filled.offsets.tolist())])
         return [
-            {"size": list(size), "counts": next(filled)} if corners else to_rle(entry.get("segmentation"), *size)
-            for entry, corners, size in zip(self.annotations, alone, sizes, strict=True)
+            {"size": size, "counts": next(texts)} if alone else to_rle(entry.get("segmentation"), *size)
+            for entry, alone, size in zip(
+                self.annotations, filled.is_alone.tolist(), filled.sizes.tolist(), strict=True
+            )
         ]
+
+    @cached_property
+    def rle_text(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The strings of `rles` in one piece (uint8), where each begins in it (int64 [G + 1]), and the masks' heights
+        and widths (int64 [G, 2])."""
+        filled, sizes = self._filled, self._filled.sizes.copy()
+        lengths = np.zeros(len(sizes), np.int64)
+        lengths[filled.is_alone] = np.diff(filled.offsets)
+        others = {}
+        for place in np.flatnonzero(~filled.is_alone).tolist():
+            rle = to_rle(self.annotations[place].get("segmentation"), *sizes[place].tolist())
+            counts = rle["counts"]
+            others[place] = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
+            lengths[place], sizes[place] = len(others[place]), rle["size"]
+        offsets = np.append(0, np.cumsum(lengths))
+        text = np.empty(offsets[-1], np.uint8)
+        of_filled, done = 0, 0
+        for place in [*others, len(sizes)]:  # the stretch of filled polygons before it, then its own
+            stretch = int(offsets[place]) - done
+            text[done : done + stretch] = filled.text[of_filled : of_filled + stretch]
+            of_filled, done = of_filled + stretch, done + stretch
+            if place in others:
+                text[done : done + len(others[place])] = others[place]
+                done += len(others[place])
+        return text, offsets, sizes
+
+    @cached_property
+    def _filled(self) -> _Filled:
+        size_of = {image["id"]: (image["height"], image["width"]) for image in self.images}
+        sizes = np.array([size_of[entry["image_id"]] for entry in self.annotations], np.int64).reshape(-1, 2)
+        return _fill([entry.get("segmentation") for entry in self.annotations], sizes)
 
     @cached_property
     def by_image(self) -> dict[Any, list[int]]:
@@ -186,30 +218,45 @@ def _numbered(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _one_polygon(segmentation: Any) -> list[float]:
-    """The corners of a segmentation that is one polygon of a sensible size; else nothing."""
-    if not isinstance(segmentation, list) or len(segmentation) != 1:
-        return []
-    corners = segmentation[0]
-    if not isinstance(corners, list) or len(corners) < 6 or len(corners) % 2:
-        return []
-    return corners if -FARTHEST_POLYGON_PX <= min(corners) <= max(corners) <= FARTHEST_POLYGON_PX else []
+@dataclass(frozen=True)
+class _Filled:
+    """Which annotations are one polygon of a sensible size (bool [G]), the RLE strings of those in one piece (uint8)
+    and where each begins (int64), and the sizes of all annotations' images (int64 [G, 2])."""
+
+    is_alone: np.ndarray
+    text: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
 
 
-def _fill(polygons: list[tuple[list[float], tuple[int, int]]]) -> list[bytes]:
-    """The masks of polygons, each with its image's size, all at once."""
-    if not polygons:
-        return []
+def _fill(segmentations: list[Any], sizes: np.ndarray) -> _Filled:
+    """The masks of all segmentations that are one polygon, at once; the rest is `to_rle`'s."""
+    is_alone = np.array([_is_one_polygon(one) for one in segmentations], bool)
+    places = np.flatnonzero(is_alone)
+    polygons = [segmentations[place][0] for place in places.tolist()]
+    lengths = np.array([len(corners) for corners in polygons], np.int64)
+    values = np.fromiter(itertools.chain.from_iterable(polygons), np.float64, int(lengths.sum()))
+    is_far = ~(np.abs(values) <= FARTHEST_POLYGON_PX)
+    if is_far.any():
+        of_polygon = np.repeat(np.arange(len(lengths)), lengths)
+        far = np.unique(of_polygon[is_far])
+        is_alone[places[far]] = False
+        values, lengths = values[~np.isin(of_polygon, far)], np.delete(lengths, far)
+    if not len(lengths):
+        return _Filled(is_alone, np.zeros(0, np.uint8), np.zeros(1, np.int64), sizes)
     from pipeline import polygon_kernel
 
-    lengths = np.array([len(corners) // 2 for corners, _ in polygons], np.int64)
-    values = itertools.chain.from_iterable(corners for corners, _ in polygons)
-    points = np.fromiter(values, np.float64, 2 * int(lengths.sum())).reshape(-1, 2)
-    sizes = np.array([size for _, size in polygons], np.int64)
-    starts = np.append(0, np.cumsum(lengths))
-    text, ends = polygon_kernel.fill(points, starts, sizes[:, 0].copy(), sizes[:, 1].copy())
-    data = text.tobytes()
-    return [data[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
+    starts = np.append(0, np.cumsum(lengths // 2))
+    heights, widths = (sizes[is_alone, axis] for axis in (0, 1))
+    text, ends = polygon_kernel.fill(values.reshape(-1, 2), starts, heights, widths)
+    return _Filled(is_alone, text, np.append(0, ends), sizes)
+
+
+def _is_one_polygon(segmentation: Any) -> bool:
+    if not isinstance(segmentation, list) or len(segmentation) != 1:
+        return False
+    corners = segmentation[0]
+    return isinstance(corners, list) and len(corners) >= 6 and len(corners) % 2 == 0
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_each_share_reads_its_own_files(drawn_run, monkeypatch):
     assert [len(share.files) for share in shares] == [1, 1, 1]
     assert sorted(image["id"] for share in shares for image in share.truth.images) == list(range(1, 9))
     read = []
-    monkeypatch.setattr("pipeline.results.shares.load_instances", lambda part, columns: read.append(part) or 1 / 0)
+    monkeypatch.setattr("pipeline.results.shares.load_table", lambda _, part, columns: read.append(part) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         measure_share(run, shares[0], iou_types=("bbox",), **THRESHOLDS)
     assert [file.key for file in read[0].instances_files()] == [shares[0].files[0]["instances_key"]]
