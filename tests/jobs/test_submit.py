@@ -115,7 +115,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train_words(drawn: Path, out: Path, *more: str) -> list[str]:
+def train_words(drawn: Path, out: Path | str, *more: str) -> list[str]:
     words = ["--config", str(ROOT / "configs/train/tiny_cpu.yaml"), f"data.train={drawn / 'train.json'}"]
     words += [f"output.uri={out}", "train.data_workers=0", "train.warmup_steps=1", "train.tensorboard=false"]
     return [*words, *more]
@@ -192,28 +192,39 @@ def test_a_cluster_with_a_token_is_closed_to_who_has_none(head: Head, tmp_path: 
 
 @pytest.mark.cluster
 def test_no_secret_is_seen_anywhere(head: Head, drawn: Path, moto: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The job reads and writes a bucket with a planted key; the key is then looked for in all that was written."""
+    """Jobs read and write a bucket with a planted key; the key is then looked for in all that was written."""
     bucket = make_bucket(moto)
-    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={drawn / 'val'}", f"output.uri=s3://{bucket}/run"]
-    words += ["segment.cpus_per_worker=1", f"storage.endpoint_url={moto}", "storage.region=us-east-1"]
-    secret = [f"storage.access_key={ACCESS_KEY}", f"storage.secret_key={PLANTED}"]
-    handed = ["--env", "PLANTED_TOKEN"]
-    done = maskfleet(head, "submit", "segment", *words, *secret, *handed, PLANTED_TOKEN=PLANTED)
-    assert "AWS_SECRET_ACCESS_KEY, PLANTED_TOKEN" in done.stdout
-    seen = done.stdout + done.stderr + maskfleet(head, "jobs", "list").stdout
+    store = [f"storage.endpoint_url={moto}", "storage.region=us-east-1"]
+    store += [f"storage.access_key={ACCESS_KEY}", f"storage.secret_key={PLANTED}"]
+    segment = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={drawn / 'val'}", f"output.uri=s3://{bucket}/run"]
     page = tmp_path / "report.html"
-    report = maskfleet(head, "report", f"s3://{bucket}/run", f"output.uri={page}", *secret, *words[4:])
-    seen += report.stdout + report.stderr + page.read_text()
+    seen = ""
+    for words in (
+        ["train", *train_words(drawn, f"s3://{bucket}/model", "train.max_steps=2")],
+        ["segment", *segment, "segment.cpus_per_worker=1"],
+        [
+            "evaluate",
+            f"s3://{bucket}/run",
+            f"ground_truth.uri={drawn / 'val.json'}",
+            f"history.uri=s3://{bucket}/history",
+        ],
+    ):
+        done = maskfleet(head, "submit", *words, *store, "--env", "PLANTED_TOKEN", PLANTED_TOKEN=PLANTED)
+        assert "AWS_SECRET_ACCESS_KEY, PLANTED_TOKEN" in done.stdout
+        seen += done.stdout + done.stderr
+    report = maskfleet(head, "report", f"s3://{bucket}/run", f"output.uri={page}", *store)
+    seen += maskfleet(head, "jobs", "list").stdout + report.stdout + report.stderr + page.read_text()
     with submit_environment(head):
         seen += repr([vars(job) for job in submit.Jobs()._client.list_jobs()])
     assert "6 images" in seen and PLANTED not in seen
     from pipeline.storage import StorageSettings, open_storage
 
     settings = StorageSettings(endpoint_url=moto, access_key=ACCESS_KEY, secret_key=PLANTED, region="us-east-1")
-    run = open_storage(f"s3://{bucket}/run", settings)
-    keys = [info.key for info in run.iter_objects()]
-    assert any(key.endswith(".parquet") for key in keys) and "run.json" in keys
-    assert [key for key in keys if PLANTED.encode() in run.read_bytes(key)] == []
+    written = open_storage(f"s3://{bucket}", settings)
+    keys = [info.key for info in written.iter_objects()]
+    assert any(key.startswith("run/instances/") for key in keys) and "run/run.json" in keys
+    assert any(key.startswith("model/checkpoints/") for key in keys) and any(key.startswith("history/") for key in keys)
+    assert [key for key in keys if PLANTED.encode() in written.read_bytes(key)] == []
     files = [path for path in head.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     holding = [path for path in files if PLANTED.encode() in path.read_bytes()]
     assert {path.name for path in holding} <= {SUBMISSION}, "only the package holds it"
