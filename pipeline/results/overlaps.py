@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from pipeline.results.plain import OddInput, is_plain_truth
 from pipeline.results.truth import Truth
 
 T = TypeVar("T")
+_Where: TypeAlias = tuple[
+    np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray
+]  # rows, starts, first, end, truths
 MOST_OF_A_CLASS = {"bbox": 100, "segm": 100, "keypoints": 20}
 """Detections of an image and class that COCO looks at."""
 _OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
@@ -104,40 +107,18 @@ def find_overlaps(truth: Truth, table: DetectionTable, iou_type: str, areas: np.
     starts = np.append(begins, len(rows)).astype(np.int64)
     first, end = (np.searchsorted(of_truth, of_group, side) for side in ("left", "right"))
     pairs = np.concatenate([[0], np.cumsum(np.diff(starts) * (end - first))]).astype(np.int64)
-    annotations, crowd = truth.annotations, truth.is_crowd
-    ignored = crowd
     ious, own_areas = np.zeros(pairs[-1]), np.zeros(len(rows))
+    ignored = truth.is_crowd
+    where = (rows, starts, first, end, truths)
     if iou_type == "segm":
-        if table.counts is None or table.sizes is None:
-            raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
-        edges = _truth_edges(truth)
-        masks = (*_buffers(table.counts), *(np.ascontiguousarray(table.sizes[:, axis]) for axis in (0, 1)))
-
-        def fill(begin: int, stop: int) -> int:
-            """Some of the groups; the kernel runs without the interpreter's lock."""
-            mine = slice(begin, stop)
-            more = slice(begin, stop + 1)
-            return kernel.fill_mask_ious(
-                ious, own_areas, pairs[more], *masks, rows, starts[more], first[mine], end[mine], truths, *edges, crowd
-            )
-
-        if (bad := max(in_threads(fill, starts), default=-1)) >= 0:
-            raise OddInput(f"the mask of detection {bad} is not plain RLE; backend auto or pycocotools takes it")
+        _fill_masks(ious, own_areas, pairs, where, truth, table)
     elif iou_type == "bbox":
-        boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
-        kernel.fill_box_ious(ious, pairs, table.bboxes, rows, starts, first, end, truths, boxes, crowd)
+        boxes = np.array([entry["bbox"] for entry in truth.annotations], np.float64).reshape(-1, 4)
+        kernel.fill_box_ious(ious, pairs, table.bboxes, *where, boxes, truth.is_crowd)
         own_areas = (table.bboxes[:, 2] * table.bboxes[:, 3])[rows]
     else:
-        if table.keypoints is None:
-            raise ValueError("keypoint evaluation needs keypoints; load the instances with keypoints")
-        points = np.array([list(one) for one in table.keypoints], np.float64)
-        points = points.reshape(len(table), -1) if len(table) else np.zeros((0, 51))
-        if len(table) and points.shape[1] != 3 * len(_OKS_SIGMAS):
-            raise OddInput("detections need 17 keypoints; backend auto or pycocotools takes others")
-        ignored = crowd | np.array([entry["num_keypoints"] == 0 for entry in annotations], bool)
-        points = points.reshape(len(table), len(_OKS_SIGMAS), 3)[rows]
-        own_areas = np.ptp(points[:, :, 0], axis=1) * np.ptp(points[:, :, 1], axis=1) if len(rows) else own_areas
-        _fill_oks(ious, pairs, points, starts, first, end, [annotations[i] for i in truths.tolist()])
+        _fill_keypoints(ious, own_areas, pairs, where, truth, table)
+        ignored = ignored | np.array([entry["num_keypoints"] == 0 for entry in truth.annotations], bool)
     num_images = max(len(image_ids), 1)
     return Overlaps(
         rows=rows,
@@ -180,6 +161,26 @@ def in_threads(fill: Callable[[int, int], T], starts: np.ndarray) -> list[T]:
         return list(pool.map(fill, cuts[:-1], cuts[1:]))
 
 
+def _fill_masks(
+    ious: np.ndarray, areas: np.ndarray, pairs: np.ndarray, where: _Where, truth: Truth, table: DetectionTable
+) -> None:
+    from pipeline.results import eval_kernel as kernel
+
+    if table.counts is None or table.sizes is None:
+        raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
+    edges = _truth_edges(truth)
+    masks = (*_buffers(table.counts), *(np.ascontiguousarray(table.sizes[:, axis]) for axis in (0, 1)))
+    rows, starts, first, end, truths = where
+
+    def fill(begin: int, stop: int) -> int:
+        mine, more = slice(begin, stop), slice(begin, stop + 1)
+        some = (rows, starts[more], first[mine], end[mine], truths)
+        return kernel.fill_mask_ious(ious, areas, pairs[more], *masks, *some, *edges, truth.is_crowd)
+
+    if (bad := max(in_threads(fill, starts), default=-1)) >= 0:
+        raise OddInput(f"the mask of detection {bad} is not plain RLE; backend auto or pycocotools takes it")
+
+
 def _truth_edges(truth: Truth) -> tuple[np.ndarray, ...]:
     from pipeline.results import eval_kernel as kernel
 
@@ -189,6 +190,22 @@ def _truth_edges(truth: Truth) -> tuple[np.ndarray, ...]:
     if bad >= 0:
         raise OddInput(f"the mask of annotation {truth.annotations[bad]['id']} is not plain RLE")
     return tuple(edges)
+
+
+def _fill_keypoints(
+    ious: np.ndarray, areas: np.ndarray, pairs: np.ndarray, where: _Where, truth: Truth, table: DetectionTable
+) -> None:
+    if table.keypoints is None:
+        raise ValueError("keypoint evaluation needs keypoints; load the instances with keypoints")
+    points = np.array([list(one) for one in table.keypoints], np.float64)
+    points = points.reshape(len(table), -1) if len(table) else np.zeros((0, 51))
+    if len(table) and points.shape[1] != 3 * len(_OKS_SIGMAS):
+        raise OddInput("detections need 17 keypoints; backend auto or pycocotools takes others")
+    rows, starts, first, end, truths = where
+    points = points.reshape(len(table), len(_OKS_SIGMAS), 3)[rows]
+    if len(rows):
+        areas[:] = np.ptp(points[:, :, 0], axis=1) * np.ptp(points[:, :, 1], axis=1)
+    _fill_oks(ious, pairs, points, starts, first, end, [truth.annotations[i] for i in truths.tolist()])
 
 
 def _fill_oks(
