@@ -30,8 +30,10 @@ SIDES = ("parquet", "parquet, evaluate_run", "pycocotools")
 def measure(side: str, folder: Path) -> dict[str, Any]:
     """Seconds, CPU seconds, peak MiB and figures of one side, in this process."""
     run, truth, results = str(folder / "run"), str(folder / "truth.json"), str(folder / "results.json")
+    import pandas  # noqa: F401
+
     if side == "parquet":
-        from pipeline.results import eval_kernel, load_images  # noqa: F401
+        from pipeline.results import eval_kernel, load_images
         from pipeline.results.align import COLUMNS, MASK_COLUMNS, align
         from pipeline.results.coco_eval import evaluate_table
         from pipeline.results.query import load_table

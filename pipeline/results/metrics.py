@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline import files
 from pipeline.manifest import Run
 from pipeline.results.align import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align
 from pipeline.results.breakdown import confusion_matrix, size_figures, slice_figures, slice_images, threshold_figures
@@ -139,14 +141,13 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
     from pipeline.manifest import open_run
 
     run = open_run(run) if isinstance(run, str) else run
-    ground_truth = Truth.load(ground_truth)
-    check_class_map(run, ground_truth)
     settings.setdefault("run_score_threshold", score_threshold_of(run))
     of_images = dict.fromkeys(["image_id", "status", *settings.get("slices", ())])
     images = load_images(run, [name for name in of_images if name in IMAGES_SCHEMA.names])
     return evaluate(run, images, ground_truth, **settings)
 
 
+@files.no_collection()
 def evaluate(
     instances: pd.DataFrame | pa.Table | Run,
     images: pd.DataFrame | None,
@@ -184,8 +185,10 @@ def evaluate(
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; allowed is 0 to 1")
     check_also(iou_types, also, slices)
-    truth = Truth.load(ground_truth)
-    rows = load_table("instances", instances, columns_for(iou_types)) if isinstance(instances, Run) else instances
+    if isinstance(instances, Run):
+        truth, rows = _load(instances, ground_truth, columns_for(iou_types))
+    else:
+        truth, rows = Truth.load(ground_truth), instances
     detections, coverage = align(rows, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
     del rows
     overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
@@ -223,6 +226,15 @@ def evaluate(
         confusion=confusion_matrix(truth, detections, iou_type=kind, **at) if "confusion" in also else None,
         slices=tables,
     )
+
+
+def _load(run: Run, ground_truth: TruthSource, columns: Sequence[str]) -> tuple[Truth, pa.Table]:
+    """The truth and the run's instances, read side by side."""
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(load_table, "instances", run, columns)
+        truth = Truth.load(ground_truth)
+        check_class_map(run, truth)
+        return truth, reading.result()
 
 
 def check_class_map(run: Run, truth: Truth) -> None:
