@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_evaluate [--folder F] [--images 5000] [--objects 36000] [--detections 100] [--runs 3]
 
-Both sides evaluate the same predictions and must give the same twelve figures. Each measurement is a process of its
-own, and what is timed is the work: from the first byte read to the twelve figures, without starting Python or
-importing. Peak memory is the process's largest resident size (imports included). Drawing the set takes a minute and
-is kept in FOLDER for the next time. A run that is not measured fills numba's cache
+Both sides evaluate the same predictions, in turn, and must give the same twelve figures; ratios are medians over the
+runs. Each measurement is a process of its own, and what is timed is the work: from the first byte read to the twelve
+figures, without starting Python or importing. Peak memory is the process's largest resident size (imports included).
+Drawing the set takes a minute and is kept in FOLDER for the next time. A run that is not measured fills numba's cache
 first; loading from it is timed.
 """
 
@@ -93,10 +93,8 @@ def main() -> None:
     )
     measure("parquet", arguments.folder)  # compiles, if need be
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for number in range(arguments.runs):
+    for _ in range(arguments.runs):
         for side in SIDES:
-            if side == "pycocotools" and number:  # a minute each, and it hardly varies
-                continue
             command = [sys.executable, "-m", "benchmarks.bench_evaluate", "--side", side]
             answer = subprocess.run(
                 [*command, "--folder", str(arguments.folder)], check=True, capture_output=True, text=True
@@ -104,21 +102,26 @@ def main() -> None:
             found[side].append(json.loads(answer.stdout))
             shown = {key: round(value, 3) for key, value in found[side][-1].items() if key != "stats"}
             print(json.dumps({"side": side, **shown}), flush=True)
-    want = found["pycocotools"][0]
+    peer = found["pycocotools"]
+    want = peer[0]["stats"]
     figures: dict[str, float] = {}
     for side, runs in found.items():
-        worst = max(abs(a - b) for run in runs for a, b in zip(run["stats"], want["stats"], strict=True))
+        worst = max(abs(a - b) for run in runs for a, b in zip(run["stats"], want, strict=True))
+        ratio, memory_ratio = (
+            statistics.median(b[key] / a[key] for a, b in zip(runs, peer, strict=True))
+            for key in ("seconds", "peak_mib")
+        )
         median = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu_seconds", "peak_mib")}
         for key, value in median.items():
             figures[f"{side}: {key}"] = value
         if side != "pycocotools":
-            figures[f"{side}: ratio"] = want["seconds"] / median["seconds"]
-            figures[f"{side}: memory_ratio"] = median["peak_mib"] / want["peak_mib"]
+            figures[f"{side}: ratio"] = ratio
+            figures[f"{side}: memory_ratio"] = 1 / memory_ratio
             figures[f"{side}: differs_by"] = worst
         print(
             f"{side:24} {median['seconds']:8.2f} s {median['cpu_seconds']:8.2f} s CPU {median['peak_mib']:7.0f} MiB  "
-            f"{want['seconds'] / median['seconds']:6.1f}x faster, {median['peak_mib'] / want['peak_mib']:.2f} of the "
-            f"memory, figures differ by {worst:.1e} (segm AP {want['stats'][0]:.6f})"
+            f"{ratio:6.1f}x faster, {1 / memory_ratio:.2f} of the memory, figures differ by {worst:.1e} "
+            f"(segm AP {want[0]:.6f})"
         )
     print_figures(figures)
 
