@@ -261,21 +261,21 @@ def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, iou_type: st
 
     ranges = _rules(iou_type)[0]
     areas = np.array([entry["area"] for entry in truth.annotations], np.float64)
+    left_out = np.array([overlaps.ignored | (areas < low) | (areas > high) for low, high in ranges])
     outcome = np.zeros((len(overlaps.rows), len(ranges)), np.uint32)
 
     def fill(begin: int, stop: int) -> None:
         mine, more = slice(begin, stop), slice(begin, stop + 1)
         kernel.match_groups(
             outcome, overlaps.ious, overlaps.pairs[more], overlaps.areas, overlaps.starts[more], overlaps.first[mine],
-            overlaps.end[mine], overlaps.truths, truth.is_crowd, overlaps.ignored, areas, ranges, IOU_THRESHOLDS,
+            overlaps.end[mine], overlaps.truths, truth.is_crowd, left_out, ranges, IOU_THRESHOLDS,
         )  # fmt: skip
 
     in_threads(fill, overlaps.starts)
     of_truth = np.searchsorted(overlaps.category_ids, truth.category_ids)
     num_objects = np.zeros((len(overlaps.category_ids), len(ranges)), np.int64)
-    for place, (low, high) in enumerate(ranges):
-        counts = ~overlaps.ignored & (areas >= low) & (areas <= high)
-        num_objects[:, place] = np.bincount(of_truth[counts], minlength=len(num_objects))
+    for place, out in enumerate(left_out):
+        num_objects[:, place] = np.bincount(of_truth[~out], minlength=len(num_objects))
     return _Matched(
         image_ids=overlaps.of_rows(overlaps.image_ids[overlaps.images]),
         categories=overlaps.of_rows(overlaps.categories),

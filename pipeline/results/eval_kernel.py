@@ -195,6 +195,21 @@ def fill_box_ious(
 
 
 @compiled
+def _order_truths(
+    order: np.ndarray, leave: np.ndarray, truths: np.ndarray, first: int, num: int, left_out: np.ndarray
+) -> None:
+    """A group's annotations into `order`: those that count first, then those that are `left_out`, each in the file's
+    order; `leave` says which they are."""
+    count = 0
+    for wanted in (False, True):
+        for k in range(num):
+            if left_out[truths[first + k]] == wanted:
+                order[count] = k
+                leave[count] = wanted
+                count += 1
+
+
+@compiled
 def _best_truth(
     ious: np.ndarray,
     at: int,
@@ -235,13 +250,13 @@ def match_groups(
     end_truth: np.ndarray,
     truths: np.ndarray,
     crowd: np.ndarray,
-    ignored: np.ndarray,
-    truth_areas: np.ndarray,
+    left_out: np.ndarray,
     ranges: np.ndarray,
     thresholds: np.ndarray,
 ) -> None:
     """COCO's matching of every group into `outcome` (uint32 [N, A], zeros): bit t for a true positive at threshold t,
-    bit 16 + t for a detection that counts neither way."""
+    bit 16 + t for a detection that counts neither way. `left_out` (bool [A, G]) are annotations that count neither way
+    in a range of area."""
     most = 0
     longest = 0
     for group in range(len(groups) - 1):
@@ -261,14 +276,7 @@ def match_groups(
                 top[d] = max(top[d], ious[at + k])
         for a in range(len(ranges)):
             low, high = ranges[a, 0], ranges[a, 1]
-            count = 0
-            for wanted in (False, True):  # those that count come first, else the file's order
-                for k in range(num):
-                    g = truths[first + k]
-                    if (ignored[g] or truth_areas[g] < low or truth_areas[g] > high) == wanted:
-                        order[count] = k
-                        leave[count] = wanted
-                        count += 1
+            _order_truths(order, leave, truths, first, num, left_out[a])
             for t in range(len(thresholds)):
                 taken[:num] = False
                 least = min(thresholds[t], 1 - 1e-10)
@@ -310,13 +318,7 @@ def match_once(
     taken = np.empty(most, np.bool_)
     for group in range(len(groups) - 1):
         first, num = first_truth[group], end_truth[group] - first_truth[group]
-        count = 0
-        for wanted in (False, True):
-            for k in range(num):
-                if crowd[truths[first + k]] == wanted:
-                    order[count] = k
-                    leave[count] = wanted
-                    count += 1
+        _order_truths(order, leave, truths, first, num, crowd)
         taken[:num] = False
         for place in range(groups[group], groups[group + 1]):
             if not kept[place]:
