@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import threading
 import time
 import uuid
 from collections import deque
@@ -232,6 +233,7 @@ class ShardWorker:
         self.output = open_storage(job.output_uri)
         self.name, self.send = uuid.uuid4().hex[:12], board.take.remote
         self.turns = ThreadPoolExecutor(1, thread_name_prefix="segment")
+        self.num_writing, self.writing_changed = 0, threading.Condition()
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -264,6 +266,13 @@ class ShardWorker:
     def segment_shard(self, shard: int) -> Commit:
         """Segments in its turn, writes both tables, commits."""
         attempt, counter, results = self.turns.submit(self.attempt_shard, shard).result()
+        try:
+            return self.write_shard(shard, attempt, counter, results)
+        finally:
+            self.count_writing(-1)
+
+    def write_shard(self, shard: int, attempt: Attempt, counter: ShardCounter, results: list[ImageResult]) -> Commit:
+        """Both tables, then the commit."""
         clock = counter.clock
         with clock("write"):
             tables = dict(zip(TABLES, self.tables_of(shard, results)))
@@ -282,15 +291,28 @@ class ShardWorker:
         return commit
 
     def attempt_shard(self, shard: int) -> tuple[Attempt, ShardCounter, list[ImageResult]]:
-        """Notes the attempt and segments; of the shards that an actor has at once, one at a time."""
+        """Notes the attempt and segments; of the shards that an actor has at once, one at a time.
+
+        A careful one also waits until the shard before it is written: a death is then no other shard's.
+        """
         attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
         images, clock, results = self.images_of(shard), StageClock(), []
         counter = ShardCounter(self.name, self.send, shard, clock)
+        if attempt.careful:
+            with self.writing_changed:
+                self.writing_changed.wait_for(lambda: self.num_writing == 0)
         found = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
         for result in found:
             results.append(result)
             counter.add(result)
+        self.count_writing(1)
         return attempt, counter, results
+
+    def count_writing(self, change: int) -> None:
+        """Notes that so many shards more, or fewer, are between their turn and their commit."""
+        with self.writing_changed:
+            self.num_writing += change
+            self.writing_changed.notify_all()
 
     def images_of(self, shard: int) -> list[PlannedImage]:
         """What is to be segmented of a shard: all of it."""
