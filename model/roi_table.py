@@ -27,7 +27,9 @@ class MapTable:
         self.starts = torch.tensor([0, *(one.shape[0] * one.shape[2] * one.shape[3] for one in maps)]).cumsum(0)
         self.scales = torch.tensor([1 / stride for stride in strides])
 
-    def align(self, rois: Tensor, levels: Tensor, *, output_size: int, sampling_ratio: int, half_pixel: bool) -> Tensor:
+    def align(
+        self, rois: Tensor, levels: Tensor, *, output_size: int, sampling_ratio: int, half_pixel: bool
+    ) -> Tensor:
         """What `torchvision.ops.roi_align` gives of each RoI, up to the order in which a bin's samples are added.
 
         Args:

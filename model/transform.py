@@ -62,7 +62,9 @@ class ImageTransform(GeneralizedRCNNTransform):
             sizes: (height, width) of the originals, which say what is resized to; None: those of the images.
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images] if sizes is None else sizes
-        resized = [_interpolate(self.normalize(image), self._resized_size(*size)) for image, size in zip(images, sizes)]
+        resized = [
+            _interpolate(self.normalize(image), self._resized_size(*size)) for image, size in zip(images, sizes)
+        ]
         tensors = self.batch_images(resized, size_divisible=self.size_divisible)
         return ImageList(tensors, [tuple(image.shape[-2:]) for image in resized])
 

@@ -20,7 +20,7 @@ def shared_data() -> Path:
     """The folder of real photos beside the repository; tests on them skip where it is not there."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("needs the real photos in ../shared/data, which are not part of the project")
+        pytest.skip("needs image files of others in ../shared/data, which this project may not pass on")
     return folder
 
 

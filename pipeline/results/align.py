@@ -81,7 +81,7 @@ def align(
         instances if isinstance(instances, pa.Table) else pa.Table.from_pandas(instances[needed], preserve_index=False)
     )
     # Each image id once, then by place: Python strings are the slow part of large runs.
-    encoded = rows["image_id"].combine_chunks().dictionary_encode()
+    encoded = rows["image_id"].dictionary_encode().combine_chunks()
     codes, unique = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     matched = match_images(unique if images is None else images["image_id"], truth.images)
     _check_classes(rows, truth)

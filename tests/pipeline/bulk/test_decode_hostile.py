@@ -21,11 +21,6 @@ from pipeline.bulk.decode import STATUSES, Decoded, DecodeLimits, DecodePool
 LIMITS = DecodeLimits(max_bytes=1 << 20, max_pixels=4_000_000, timeout_s=20.0, memory_bytes=512 << 20)
 MANIFEST = Path(__file__).resolve().parents[4] / "shared" / "data" / "awkward_images" / "manifest.json"
 ROWS = {row["file"]: row for row in json.loads(MANIFEST.read_text())} if MANIFEST.is_file() else {}
-needs_awkward_files = pytest.mark.skipif(
-    not ROWS,
-    reason=f"{MANIFEST.parent.name} is not there: image files of other projects, which this one may not pass on; "
-    "the files that the other tests here draw and break are checked everywhere",
-)
 NO_FORMAT_OF_OURS = {
     "files/avif_hopper.heif": "HEIC",
     "files/crash-754d9c7ec485ffb76a90eeaab191ef69a2a3a3cd.sgi": "SGI",
@@ -48,7 +43,7 @@ def expected_status(row: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def awkward() -> dict[str, Decoded]:
+def awkward(shared_data: Path) -> dict[str, Decoded]:
     """The verdicts on all awkward files, from one pool, in the order of the manifest."""
     limits = DecodeLimits(timeout_s=30.0)
     with DecodePool(2, limits) as pool:
@@ -56,7 +51,6 @@ def awkward() -> dict[str, Decoded]:
         return {name: future.result(120) for name, future in futures.items()}
 
 
-@needs_awkward_files
 @pytest.mark.parametrize("name", ROWS or ["none"])
 def test_awkward_file(name: str, awkward: dict[str, Decoded]) -> None:
     row, decoded = ROWS[name], awkward[name]
@@ -187,8 +181,7 @@ def test_5000_mutated_files() -> None:
 
 
 @pytest.mark.slow
-@needs_awkward_files
-def test_5000_mutated_awkward_files() -> None:
+def test_5000_mutated_awkward_files(shared_data: Path) -> None:
     files = [(MANIFEST.parent / name).read_bytes() for name in ROWS]
     usable = [data for data in files if 0 < len(data) < 100_000]
     good = [(MANIFEST.parent / name).read_bytes() for name, row in ROWS.items() if row["pil"] == "ok"]
