@@ -119,7 +119,7 @@ def read_json(uri: str) -> Any:
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
     """Keeps the garbage collector from walking, again and again, many objects of which none is garbage: two thirds of
-    the time of reading a large annotation file. May be a decorator."""
+    the time of reading a large annotation file."""
     was_on = gc.isenabled()
     gc.disable()
     try:

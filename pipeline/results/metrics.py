@@ -147,7 +147,6 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
     return evaluate(run, images, ground_truth, **settings)
 
 
-@files.no_collection()
 def evaluate(
     instances: pd.DataFrame | pa.Table | Run,
     images: pd.DataFrame | None,
@@ -185,34 +184,37 @@ def evaluate(
         if not 0 <= value <= 1:
             raise ValueError(f"{name} is {value}; allowed is 0 to 1")
     check_also(iou_types, also, slices)
-    if isinstance(instances, Run):
-        truth, rows = _load(instances, ground_truth, columns_for(iou_types))
-    else:
-        truth, rows = Truth.load(ground_truth), instances
-    detections, coverage = align(rows, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
-    del rows
-    overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
-    coco = {
-        kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=known)
-        for kind, known in overlaps.items()
-    }
-    at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
-    at_threshold = {
-        kind: threshold_figures(
-            truth,
-            detections.category_ids,
-            match(truth, detections, kind, **at, overlaps=known),
-        )
-        for kind, known in overlaps.items()
-        if kind != "keypoints"
-    }
-    kind = "segm" if "segm" in iou_types else "bbox"
-    tables = {
-        by: size_figures(truth, detections, iou_type=kind, **at, overlaps=overlaps[kind])
-        if by == "size"
-        else slice_figures(truth, detections, slice_images(truth, by, images), iou_type=kind, backend=backend, **at)
-        for by in slices
-    }
+    with files.no_collection():
+        if isinstance(instances, Run):
+            truth, rows = _load(instances, ground_truth, columns_for(iou_types))
+        else:
+            truth, rows = Truth.load(ground_truth), instances
+        detections, coverage = align(rows, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
+        del rows
+        overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
+        coco = {
+            kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=known)
+            for kind, known in overlaps.items()
+        }
+        at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+        at_threshold = {
+            kind: threshold_figures(
+                truth,
+                detections.category_ids,
+                match(truth, detections, kind, **at, overlaps=known),
+            )
+            for kind, known in overlaps.items()
+            if kind != "keypoints"
+        }
+        kind = "segm" if "segm" in iou_types else "bbox"
+        tables = {
+            by: size_figures(truth, detections, iou_type=kind, **at, overlaps=overlaps[kind])
+            if by == "size"
+            else slice_figures(truth, detections, slice_images(truth, by, images), iou_type=kind, backend=backend, **at)
+            for by in slices
+        }
+        other = _other_ap(truth, detections, iou_types, also)
+        confusion = confusion_matrix(truth, detections, iou_type=kind, **at) if "confusion" in also else None
     return Metrics(
         coco,
         at_threshold,
@@ -222,8 +224,8 @@ def evaluate(
         iou_threshold,
         run_score_threshold,
         notes_on(coverage, run_score_threshold),
-        other=_other_ap(truth, detections, iou_types, also),
-        confusion=confusion_matrix(truth, detections, iou_type=kind, **at) if "confusion" in also else None,
+        other=other,
+        confusion=confusion,
         slices=tables,
     )
 

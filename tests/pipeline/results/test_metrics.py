@@ -171,8 +171,9 @@ def test_frame_and_dict_hold_the_same_figures(drawn_run):
 
 
 def test_a_high_score_threshold_of_the_run_is_warned_about(drawn_run, frames):
-    with pytest.warns(UserWarning, match=r"0\.5 up only"):
+    with pytest.warns(UserWarning, match=r"0\.5 up only") as caught:
         metrics = evaluate(*frames, drawn_run.truth, run_score_threshold=0.5)
+    assert caught[0].filename == __file__  # it points at who asked
     assert "understated" in metrics.notes[-1]
     assert evaluate_run(drawn_run.uri, drawn_run.truth).run_score_threshold == 0.05
 
