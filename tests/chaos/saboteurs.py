@@ -7,7 +7,8 @@ A step is 'WHEN WHAT': WHAT is the kind of file that is written (attempts, image
     unpublished   all of it is, still under its temporary name
     after         the file has its name, and the worker has not been told
 
-On a bucket only 'before' and 'after' can be told apart. Step i strikes at shard i, once.
+On a bucket only 'before' and 'after' can be told apart. Step i strikes at shard i, once. A worker writes one file at a
+time: else the death of one shard, between another's commit and its 'after', would leave that step out for good.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class DiesAtSteps(ImagePredictor):
     def __init__(self, *args: Any, steps: tuple[str, ...], marks: Path, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.steps, self.marks, self.now = steps, marks, threading.local()
+        self.one_at_a_time = threading.RLock()
         for storage in (LocalStorage, S3Storage):
             for name in ("write_bytes", "put_if_absent"):
                 setattr(storage, name, self.around(getattr(storage, name)))
@@ -47,11 +49,12 @@ class DiesAtSteps(ImagePredictor):
 
     def around(self, write: Callable[..., Any]) -> Callable[..., Any]:
         def write_and_die(storage: Any, key: str, data: bytes) -> Any:
-            self.now.key = key
-            self.maybe_die("before")
-            result = write(storage, key, data)
-            self.maybe_die("after")
-            self.now.key = ""
+            with self.one_at_a_time:
+                self.now.key = key
+                self.maybe_die("before")
+                result = write(storage, key, data)
+                self.maybe_die("after")
+                self.now.key = ""
             return result
 
         return write_and_die
