@@ -27,6 +27,7 @@ class PeerSegmenter:
 
     def __init__(self, checkpoint: str, num_threads: int, score_threshold: float, max_detections: int) -> None:
         import torch
+        import torchvision  # noqa: F401  # the plain way, before ours would import it with less
 
         from model.checkpoint import load_checkpoint
 
