@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections import OrderedDict
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.models import resnet
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
 from model.bodies import Body
 from model.network import MaskRCNN
@@ -24,6 +27,9 @@ _APPLY_IN_ORDER = (nn.Sequential, Body, resnet.BasicBlock, resnet.Bottleneck)
 _FEWEST_CHANNELS = 64
 _SMALLEST_MAP_PX = 512
 _FEWEST_PX = 3_000
+# NNPACK's Winograd makes 6 x 6 px of a map from 8 x 8 numbers for each channel; so much of them at a time.
+_TILE = 6
+_STRIP_BYTES = 64 * 2**20
 
 
 def for_prediction(network: MaskRCNN, dtype: torch.dtype = torch.float32) -> MaskRCNN:
@@ -58,6 +64,8 @@ def _fold(parent: nn.Module) -> None:
             parent._modules[name] = ChannelsLastMLP(child)
         else:
             _fold(child)
+        if isinstance(child, FeaturePyramidNetwork):
+            parent._modules[name] = LeanPyramid(child)
 
 
 def _fold_pair(conv: nn.Conv2d, norm: Any) -> None:
@@ -93,7 +101,19 @@ class PredictionConv2d(nn.Conv2d):
         return self._winograd(maps) if len(maps) * num_pixels >= _FEWEST_PX else super().forward(maps)
 
     def _winograd(self, maps: Tensor) -> Tensor:
-        return torch._nnpack_spatial_convolution(maps.contiguous(), self.weight, self.bias, 1, 1)
+        """In strips of whole tiles: the values are those of one piece, the transformed maps take less memory."""
+        height, width = maps.shape[2:]
+        tiles = _STRIP_BYTES // (256 * (self.in_channels + self.out_channels) * math.ceil(width / _TILE))
+        rows = _TILE * max(1, tiles)
+        if rows >= height:
+            return torch._nnpack_spatial_convolution(maps.contiguous(), self.weight, self.bias, 1, 1)
+        found = maps.new_empty(len(maps), self.out_channels, height, width)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            first, last = max(top - 1, 0), min(bottom + 1, height)
+            strip = F.pad(maps[:, :, first:last], (0, 0, first - top + 1, bottom + 1 - last))
+            found[:, :, top:bottom] = torch._nnpack_spatial_convolution(strip, self.weight, self.bias, (0, 1), 1)
+        return found
 
 
 def _has_nnpack() -> bool:
@@ -114,3 +134,25 @@ class ChannelsLastMLP(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """[N, C, P, P] -> [N, D]."""
         return self.fc7(self.fc6(maps.permute(0, 2, 3, 1).flatten(1)).relu_()).relu_()
+
+
+class LeanPyramid(nn.Module):
+    """torchvision's feature pyramid, for maps that nobody looks at again: few of them are in memory at once."""
+
+    def __init__(self, pyramid: FeaturePyramidNetwork) -> None:
+        super().__init__()
+        self.inner_blocks, self.layer_blocks = pyramid.inner_blocks, pyramid.layer_blocks
+        self.extra_blocks = pyramid.extra_blocks
+
+    def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+        """Takes the maps (finest first) out of `maps`, which is empty then, and gives the pyramid's, finest first."""
+        names, found, coarser = list(maps), list[Tensor](), None
+        for inner_block, layer_block in zip(reversed(self.inner_blocks), reversed(self.layer_blocks)):
+            inner = inner_block(maps.popitem()[1])
+            if coarser is not None:
+                inner += F.interpolate(coarser, size=inner.shape[2:])
+            found.insert(0, layer_block(inner))
+            coarser = inner
+        if self.extra_blocks is not None:
+            found, names = self.extra_blocks(found, [], names)
+        return OrderedDict(zip(names, found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,8 +75,8 @@ class MaskRCNN(nn.Module):
             return self.losses(images, targets)
         if targets is not None and self.proposals == "ground_truth":
             raise ValueError("proposals='ground_truth' is for training only: a prediction takes no targets")
-        image_sizes = [tuple(image.shape[-2:]) for image in images]
-        detections, resized_sizes = self.detect(images)
+        image_sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        detections, resized_sizes = self.detect(images, image_sizes)
         return self.transform.postprocess(detections, resized_sizes, image_sizes)
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None) -> dict[str, Tensor]:
@@ -97,11 +97,11 @@ class MaskRCNN(nn.Module):
         return {**roi_losses, **rpn_losses}
 
     def detect(
-        self, images: list[Tensor], sizes: Sequence[tuple[int, int]] | None = None
+        self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> tuple[list[dict[str, Tensor]], list[tuple[int, int]]]:
         """Detections in pixels of the resized images, and the (height, width) of those.
 
-        `sizes` are the (height, width) of the original images, where `images` are smaller versions.
+        `sizes` are the (height, width) of the original images, of which `images` may be smaller versions.
         `masks` are float32 [N, 1, M, M] probabilities over the box, not pasted into the image.
 
         Raises:
@@ -110,8 +110,9 @@ class MaskRCNN(nn.Module):
         batch = self.transform.for_prediction(images, sizes)
         features = to_feature_maps(self.backbone(batch.tensors.to(self.compute_dtype)))
         proposals, _ = self.rpn(batch, features)
-        detections, _ = self.roi_heads(features, proposals, batch.image_sizes)
-        return detections, batch.image_sizes
+        table = self.roi_heads.to_pool_from(features)
+        del features  # the table takes their place in memory
+        return self.roi_heads.detect(table, proposals, batch.image_sizes), batch.image_sizes
 
 
 def to_feature_maps(output: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

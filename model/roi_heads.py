@@ -111,7 +111,7 @@ class RoIHeads(TorchvisionRoIHeads):
         A detection's `masks` are [N, 1, M, M] probabilities over its box; boxes are XYXY resized pixels.
         """
         if not self.training:
-            return self.detect(features, proposals, image_shapes), {}
+            return self.detect(self.to_pool_from(features), proposals, image_shapes), {}
         assert targets is not None, "MaskRCNN.losses has seen to that"
         samples = self.sample(proposals, targets)
         found = samples.positives()
@@ -122,11 +122,14 @@ class RoIHeads(TorchvisionRoIHeads):
             terms |= self.keypoint_losses(self.keypoint_logits(features, found.boxes), found, targets)
         return [], terms
 
+    def to_pool_from(self, features: dict[str, Tensor]) -> dict[str, Tensor] | MapTable:
+        """What the RoIs of a prediction are pooled from fastest: a table of the maps where there can be one."""
+        return self.box_roi_pool.table(features) or features
+
     def detect(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+        self, features: dict[str, Tensor] | MapTable, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Classify the proposals, suppress, then look at what is left for masks and keypoints."""
-        features = self.box_roi_pool.table(features) or features
         found = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
         boxes = [one["boxes"] for one in found]
         if self.has_mask():

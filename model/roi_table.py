@@ -21,15 +21,15 @@ class MapTable:
     """
 
     def __init__(self, maps: Sequence[Tensor], strides: Sequence[int]) -> None:
-        self.rows = torch.cat([one.permute(0, 2, 3, 1).reshape(-1, one.shape[1]) for one in maps])
-        sizes = [one.shape[2:] for one in maps]
-        self.sizes = torch.tensor(sizes)
-        self.starts = torch.tensor([0, *(one.shape[0] * one.shape[2] * one.shape[3] for one in maps)]).cumsum(0)
+        self.sizes = torch.tensor([one.shape[2:] for one in maps])
+        counts = [one.shape[0] * one.shape[2] * one.shape[3] for one in maps]
+        self.starts = torch.tensor([0, *counts]).cumsum(0)
+        self.rows = maps[0].new_empty(sum(counts), maps[0].shape[1])
+        for one, rows in zip(maps, self.rows.split(counts)):
+            rows.view(len(one), *one.shape[2:], -1).copy_(one.permute(0, 2, 3, 1))
         self.scales = torch.tensor([1 / stride for stride in strides])
 
-    def align(
-        self, rois: Tensor, levels: Tensor, *, output_size: int, sampling_ratio: int, half_pixel: bool
-    ) -> Tensor:
+    def align(self, rois: Tensor, levels: Tensor, *, output_size: int, sampling_ratio: int, half_pixel: bool) -> Tensor:
         """What `torchvision.ops.roi_align` gives of each RoI, up to the order in which a bin's samples are added.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,19 +52,17 @@ class ImageTransform(GeneralizedRCNNTransform):
         # False where the training samples come in the sizes they are to be trained at (multi-scale training).
         self.resizes_in_training = True
 
-    def for_prediction(self, images: list[Tensor], sizes: Sequence[tuple[int, int]] | None = None) -> ImageList:
+    def for_prediction(self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]]) -> ImageList:
         """The batch that the network sees of images [C, H, W] in 0..1.
 
         Normalised first and resized then, as torchvision does it; the other order is less work, but a rounding of a
         pixel grows to more than 1e-4 px of a box.
 
         Args:
-            sizes: (height, width) of the originals, which say what is resized to; None: those of the images.
+            images: Made and let go one by one, where they come from a generator.
+            sizes: (height, width) of the originals, which say what is resized to.
         """
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images] if sizes is None else sizes
-        resized = [
-            _interpolate(self.normalize(image), self._resized_size(*size)) for image, size in zip(images, sizes)
-        ]
+        resized = [_interpolate(self.normalize(image), self._resized_size(*size)) for image, size in zip(images, sizes)]
         tensors = self.batch_images(resized, size_divisible=self.size_divisible)
         return ImageList(tensors, [tuple(image.shape[-2:]) for image in resized])
 

@@ -59,9 +59,11 @@ class ImagePredictor:
         self.batch_size = batch_size
         self.slicing = slicing
         self.paste = Paste(mask_threshold, torch_resize_is_fused()) if self.device == "cuda" else None
+        network, spec = checkpoint.build(), checkpoint.spec
+        del checkpoint  # its weights, which are now the network's
         self.predictor = Predictor(
-            checkpoint.build(),
-            checkpoint.spec,
+            network,
+            spec,
             device=self.device,
             score_threshold=score_threshold,
             max_detections=max_detections,

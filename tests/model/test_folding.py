@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from model import folding
+from model import folding, mask_head
 from model.folding import PredictionConv2d, for_prediction
 from model.network import build_model
 from model.spec import ModelSpec
@@ -70,7 +70,7 @@ def test_folded_maps_are_the_networks_own(name):
     with torch.inference_mode():
         for want, found in zip(network.backbone(images).values(), folded.backbone(images).values(), strict=True):
             torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4 * float(want.std()))
-        wanted, found = network.detect(list(images))[0], folded.detect(list(images))[0]
+        wanted, found = (net.detect(list(images), [(64, 96)] * 2)[0] for net in (network, folded))
     for one, other in zip(wanted, found, strict=True):
         assert len(one["scores"]) == len(other["scores"]) > 0
         torch.testing.assert_close(other["scores"], one["scores"], rtol=0, atol=1e-3)
@@ -91,6 +91,31 @@ def test_winograds_way_gives_the_convolutions_values(shape):
             assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_strips_of_a_map_have_the_values_of_one_piece(rows, monkeypatch):
+    torch.manual_seed(0)
+    conv = PredictionConv2d(nn.Conv2d(64, 64, kernel_size=3, padding=1))
+    maps = torch.randn(2, 64, 45, 50)  # 8 rows of 9 tiles
+    with torch.inference_mode():
+        whole = conv(maps)
+        monkeypatch.setattr(folding, "_STRIP_BYTES", rows * 9 * 64 * 4 * (64 + 64))
+        assert torch.equal(conv(maps), whole)
+
+
+@pytest.mark.parametrize("count", [0, 3, 7])
+def test_masks_are_the_same_however_many_are_computed_together(count, monkeypatch):
+    spec = ModelSpec.tiny(num_classes=4)
+    torch.manual_seed(0)
+    _, predictor = mask_head.build_mask_head(spec, 16, 14)
+    features, labels = torch.rand(count, spec.mask_head_channels[-1], 14, 14), torch.arange(count) % 4 + 1
+    with torch.inference_mode():
+        want = mask_head.log_mask_probabilities(spec, predictor(features), labels)[0].exp()
+        monkeypatch.setattr(mask_head, "_MASKS_AT_ONCE", 3)
+        found = mask_head.mask_probabilities(spec, predictor, features, labels)
+    assert found.shape == (count, 28, 28)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+
+
 def test_only_plain_wide_convolutions_take_winograds_way():
     plain = {"kernel_size": 3, "padding": 1}
     assert PredictionConv2d(nn.Conv2d(64, 64, **plain)).has_winograd == folding._has_nnpack()
@@ -109,6 +134,6 @@ def test_bfloat16_keeps_scores_and_boxes_in_float32():
     fast = for_prediction(network, torch.bfloat16)
     assert fast.backbone.body["conv1"].weight.dtype == torch.bfloat16
     with torch.inference_mode():
-        found = fast.detect([torch.rand(3, 64, 96)])[0][0]
+        found = fast.detect([torch.rand(3, 64, 96)], [(64, 96)])[0][0]
     assert len(found["scores"]) > 0
     assert {found[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
