@@ -257,6 +257,7 @@ class _Child:
             # Memory is kept from image to image: to fault it in anew took as long as to decode a small JPEG (ran).
             "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BLOCK_BYTES // 2),
             "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BLOCK_BYTES),
+            "GLIBC_TUNABLES": "",  # the parent's own
         }
         try:
             self.process = subprocess.Popen(
