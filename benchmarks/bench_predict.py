@@ -37,7 +37,8 @@ from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
-from pipeline.bulk.flow import MALLOC, segment_corpus
+from pipeline.bulk import malloc
+from pipeline.bulk.flow import segment_corpus
 from pipeline.bulk.predict import ImagePredictor
 
 SCORE_THRESHOLD = 0.05
@@ -166,7 +167,7 @@ def run_round(images: str, checkpoint: str, folder: Path, options: argparse.Name
             f"{mode}_memory_ratio": ours["peak_mib"] / peer["peak_mib"],
             f"{mode}_instances_an_image": ours["num_instances"] / count,
         }
-    as_in_an_actor = ray.remote(num_cpus=threads, max_calls=1, runtime_env={"env_vars": {"GLIBC_TUNABLES": MALLOC}})
+    as_in_an_actor = ray.remote(num_cpus=threads, max_calls=1, runtime_env={"env_vars": malloc.ENVIRONMENT})
     alone_s = ray.get(as_in_an_actor(predict_alone).remote(images, checkpoint, **how))
     row["end_to_end_over_predictor_alone"] = row["exact_images_per_s"] / (count / alone_s)
     row["load_average"] = os.getloadavg()[0]

@@ -27,6 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.bulk import malloc
 from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import (
     add_up,
@@ -53,12 +54,6 @@ from pipeline.storage import StorageSettings, open_storage, use_settings
 WAVE_SHARDS = 2_000  # shards a Ray dataset; bounds what Ray Data holds at a time
 SHARDS_AT_ONCE = 2  # in an actor: one is segmented while the one before it is written
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
-# An actor's malloc keeps what is let go and takes huge pages for the rest: page by page, memory for maps that come and
-# go took a quarter of a prediction's time. Above 16 MiB it gives back at once, as holes of that size are seldom filled.
-MALLOC = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {"arena_max": 1, "hugetlb": 1, "mmap_threshold": 16 << 20, "trim_threshold": 512 << 20}.items()
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +220,7 @@ def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], set
         ),
         num_cpus=job.cpus_per_worker,
         num_gpus=job.gpus_per_worker,
-        runtime_env={"env_vars": {"GLIBC_TUNABLES": MALLOC}},
+        runtime_env={"env_vars": malloc.ENVIRONMENT},
     )
     for _ in dataset.iter_batches(batch_size=None):
         pass
@@ -337,7 +332,7 @@ class ShardWorker:
         """
         window = self.job.batch_size * WINDOW_BATCHES
         load, busy_s = partial(self.load, clock=clock), self.pool.busy_s
-        loaded = zip(images, map_ahead(self.loaders, load, images, lookahead=2 * window))
+        loaded = zip(images, map_ahead(self.loaders, load, images, lookahead=window))
         encoding: deque[Future[list[ImageResult]]] = deque()
         while True:
             with clock("wait_for_images"):
@@ -347,6 +342,7 @@ class ShardWorker:
                     pixels = [found.image for _, found in taken if found.image is not None]
                     sizes = [found.size for _, found in taken if found.image is not None]
                     predictions = self.predictor.predict(pixels, sizes)
+                    malloc.give_back_holes()
                 encoding.append(self.encoder.submit(self.results, taken, predictions, clock))
             while len(encoding) > (1 if taken else 0):
                 with clock("wait_for_encoding"):

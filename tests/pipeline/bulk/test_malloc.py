@@ -1,0 +1,43 @@
+"""Memory that an actor's malloc keeps, and gives back when it is told to."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.bulk import malloc
+
+PROGRAM = """
+from pathlib import Path
+import numpy as np
+from pipeline.bulk import malloc
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+before = resident_mib()
+blocks = [np.ones(1 << 20) for _ in range(32)]  # 8 MiB each
+top = np.ones(1 << 16)  # nothing below it can be given back by making the heap smaller
+del blocks
+kept = resident_mib() - before
+malloc.give_back_holes()
+print(kept, resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told what to do")
+def test_memory_is_kept_until_it_is_given_back() -> None:
+    root = Path(__file__).resolve().parents[3]
+    environment = os.environ | malloc.ENVIRONMENT
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, env=environment, capture_output=True, text=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept >= 256 and left < 16, done.stdout
+
+
+def test_giving_back_is_harmless_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    malloc.give_back_holes()
+    monkeypatch.setattr(malloc, "_trim", None)
+    malloc.give_back_holes()
