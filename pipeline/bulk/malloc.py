@@ -1,4 +1,4 @@
-"""What an actor asks of the system's malloc (glibc's; others do as they do).
+"""What an actor asks of the system's malloc, where that is glibc's.
 
 A network's maps come and go by the hundred megabytes for each image. malloc as it comes gives them back each time, and
 faulting them in again, page by page, took a quarter of a prediction's time. Kept in the heap instead, they leave holes
@@ -12,7 +12,7 @@ import ctypes
 _TUNABLES = {
     "arena_max": 1,  # one heap for all threads
     "hugetlb": 1,  # fresh memory in huge pages
-    "mmap_threshold": 16 << 20,  # larger blocks go back at once
+    "mmap_threshold": 32 << 20,  # larger blocks go back at once
     "trim_threshold": 512 << 20,
 }
 ENVIRONMENT = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items())}
