@@ -56,7 +56,7 @@ BENCHES = {
         "bench_predict",
         goals=(("exact_ratio", 1.8), ("fast_ratio", 3.5), ("end_to_end_over_predictor_alone", 0.9)),
     ),
-    "predict-tiny": Bench("bench_predict", ("--tiny", "--runs", "5"), (("exact_ratio", 3.0),)),
+    "predict-tiny": Bench("bench_predict", ("--tiny",), (("exact_ratio", 3.0),)),
     "latency": Bench(
         "bench_latency",
         goals=tuple((f"{name} exact p{q} ratio", 1.5) for name in ("resnet50", "mobilenet_v3_large") for q in (50, 99)),

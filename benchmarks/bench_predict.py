@@ -1,7 +1,7 @@
 """The bulk run against the plain Ray Data pipeline, from a ready actor to Parquet: the same photos, weights and cores.
 
     python -m benchmarks.bench_predict [--images DIR] [--runs 3] [--threads 2]
-    python -m benchmarks.bench_predict --tiny --count 2000 --runs 5
+    python -m benchmarks.bench_predict --tiny [--count 2000]
 
 Without --images, 12 photos of 0.7 to 3 megapixels are drawn; R50-FPN at 800 px with random weights whose class scores
 are peaked, so that each photo yields 100 instances. --tiny takes the tiny network and drawn JPEGs of 640 x 480 instead.

@@ -8,6 +8,7 @@ that are seldom filled, because a hole left by an aligned block is too small for
 from __future__ import annotations
 
 import ctypes
+import time
 
 _TUNABLES = {
     "arena_max": 1,  # one heap for all threads
@@ -19,9 +20,16 @@ ENVIRONMENT = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for nam
 """Has to be there when a process starts."""
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+_given_back_at = 0.0
 
 
-def give_back_holes() -> None:
-    """Returns what is free in the middle of the heap to the system; some milliseconds. Nothing where malloc cannot."""
-    if _trim is not None:
+def give_back_holes(*, every_s: float = 0.0) -> None:
+    """Returns what is free in the middle of the heap to the system, unless it did so less than `every_s` ago.
+
+    Milliseconds, and the time to fault in again what is needed again. Nothing where malloc cannot.
+    """
+    global _given_back_at
+    now = time.monotonic()
+    if _trim is not None and now - _given_back_at >= every_s:
         _trim(0)
+        _given_back_at = now

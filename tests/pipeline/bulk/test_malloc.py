@@ -41,3 +41,15 @@ def test_giving_back_is_harmless_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
     malloc.give_back_holes()
     monkeypatch.setattr(malloc, "_trim", None)
     malloc.give_back_holes()
+
+
+def test_giving_back_waits_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, now = [], [1000.0]
+    monkeypatch.setattr(malloc, "_trim", calls.append)
+    monkeypatch.setattr(malloc, "_given_back_at", 0.0)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for now[0] in (1000.0, 1004.9, 1005.0, 1009.0):
+        malloc.give_back_holes(every_s=5.0)
+    assert len(calls) == 2
+    malloc.give_back_holes()
+    assert len(calls) == 3
