@@ -158,7 +158,8 @@ def draw_ratios(records: dict[str, dict[str, Any]], path: Path) -> None:
     axes.barh(names, values, color=colours)
     axes.plot(goals, range(len(goals)), "k|", markersize=14, label="to reach")
     for row, value in enumerate(values):
-        axes.annotate(f" {value:,.3g}", (value, row), va="center")
+        label = f" {value:,.0f}" if value >= 100 else f" {value:.3g}"
+        axes.annotate(label, (value, row), va="center")
     axes.set(xscale="log", xlabel="times the peer of the same run")
     axes.margins(x=0.15)
     axes.legend(frameon=False)
