@@ -103,8 +103,8 @@ class PredictionConv2d(nn.Conv2d):
     def _winograd(self, maps: Tensor) -> Tensor:
         """In strips of whole tiles: the values are those of one piece, the transformed maps take less memory."""
         height, width = maps.shape[2:]
-        tiles = _STRIP_BYTES // (256 * (self.in_channels + self.out_channels) * math.ceil(width / _TILE))
-        rows = _TILE * max(1, tiles)
+        tile_row_bytes = 8 * 8 * 4 * (self.in_channels + self.out_channels) * math.ceil(width / _TILE)
+        rows = _TILE * max(1, _STRIP_BYTES // tile_row_bytes)
         if rows >= height:
             return torch._nnpack_spatial_convolution(maps.contiguous(), self.weight, self.bias, 1, 1)
         found = maps.new_empty(len(maps), self.out_channels, height, width)

@@ -15,7 +15,7 @@ from torchvision.ops import roi_align
 from model.norm import norm_layer
 from model.spec import ModelSpec
 
-# Masks that a CPU computes together: more take more memory and no less time.
+# Masks that a CPU computes together: their maps are the largest of a prediction.
 _MASKS_AT_ONCE = 32
 
 
