@@ -54,9 +54,7 @@ def main() -> None:
             for kind in ("bbox", "segm"):
                 figures[f"{name} {kind} AP"] = 100 * metrics.overall(kind, "AP")
                 if name != "exact":
-                    figures[f"{name} {kind} AP difference"] = (
-                        figures[f"{name} {kind} AP"] - figures[f"exact {kind} AP"]
-                    )
+                    figures[f"{name} {kind} AP difference"] = figures[f"{name} {kind} AP"] - figures[f"exact {kind} AP"]
     print_figures(figures)
 
 

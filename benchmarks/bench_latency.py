@@ -64,9 +64,7 @@ def peer(checkpoint: str) -> Callable[[np.ndarray], int]:
 
 def compare(backbone: str, num_runs: int, num_threads: int) -> dict[str, float]:
     """Percentiles in milliseconds and ratios of one network, named after its backbone."""
-    spec = ModelSpec(
-        backbone=backbone, num_classes=90, norm="batch", image_min_size=SIDE, image_max_size=SIDE
-    )
+    spec = ModelSpec(backbone=backbone, num_classes=90, norm="batch", image_min_size=SIDE, image_max_size=SIDE)
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(Path(folder), spec)

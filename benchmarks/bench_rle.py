@@ -179,9 +179,7 @@ def _read_mib(field: str) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="paired runs of each measure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--instances", type=int, default=100, help="in an image; ten times that in the last")

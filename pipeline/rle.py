@@ -24,9 +24,7 @@ _FARTHEST_BOX_PX = 2.0**30  # box corners beyond this mean a broken predictor, a
 FARTHEST_POLYGON_PX = 1e6  # pycocotools walks polygon edges pixel by pixel, outside the image too
 
 
-def encode_roi_masks(
-    mask_probs: Any, boxes: Any, image_size: tuple[int, int], threshold: float = 0.5
-) -> list[str]:
+def encode_roi_masks(mask_probs: Any, boxes: Any, image_size: tuple[int, int], threshold: float = 0.5) -> list[str]:
     """The masks of one image as run lengths, straight from the mask head's output.
 
     Byte for byte what torchvision's `paste_masks_in_image` on the CPU, `>= threshold` and
@@ -158,18 +156,14 @@ def counts_to_runs(counts: str | bytes) -> np.ndarray:
     first = np.concatenate(([0], last[:-1] + 1))
     lengths = last - first + 1
     if lengths.max() > _LONGEST_NUMBER:
-        raise ValueError(
-            f"counts must hold numbers of at most {_LONGEST_NUMBER} characters, not {lengths.max()}"
-        )
+        raise ValueError(f"counts must hold numbers of at most {_LONGEST_NUMBER} characters, not {lengths.max()}")
     shifts = 5 * (np.arange(len(characters)) - np.repeat(first, lengths))
     runs = np.add.reduceat((characters & 31) << shifts, first)
     runs -= np.where(characters[last] & 16, np.int64(1) << 5 * lengths, 0)  # two's complement
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     if runs.min() < 0:
-        raise ValueError(
-            f"counts must hold no negative run length, but run {int(runs.argmin())} is {runs.min()}"
-        )
+        raise ValueError(f"counts must hold no negative run length, but run {int(runs.argmin())} is {runs.min()}")
     return runs
 
 
@@ -214,9 +208,7 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
                 f"not of shape {list(flat.shape)}"
             )
         if not (np.abs(flat) <= FARTHEST_POLYGON_PX).all():
-            raise ValueError(
-                f"polygon {place} must have finite coordinates of at most {FARTHEST_POLYGON_PX:g} px"
-            )
+            raise ValueError(f"polygon {place} must have finite coordinates of at most {FARTHEST_POLYGON_PX:g} px")
         corners.append(flat.tolist())
     if not corners:
         return runs_to_rle([height * width], height, width)
@@ -272,9 +264,7 @@ def rle_iou(
     size = _check_size(height, width)
     crowd = [0] * len(truths) if iscrowd is None else [int(bool(flag)) for flag in iscrowd]
     if len(crowd) != len(truths):
-        raise ValueError(
-            f"iscrowd must have one entry for each of the {len(truths)} truths, not {len(crowd)}"
-        )
+        raise ValueError(f"iscrowd must have one entry for each of the {len(truths)} truths, not {len(crowd)}")
     if not len(detections) or not len(truths):
         return np.zeros((len(detections), len(truths)))
     from pycocotools import mask as coco
@@ -350,9 +340,7 @@ def _check_counts(counts: Sequence[str | bytes]) -> list[bytes]:
         if isinstance(one, bytes):
             one = one.decode("latin-1")
         if not isinstance(one, str) or not _WELL_FORMED.fullmatch(one):
-            raise ValueError(
-                f"counts must be compressed COCO strings, but number {place} is {str(one)[:40]!r}"
-            )
+            raise ValueError(f"counts must be compressed COCO strings, but number {place} is {str(one)[:40]!r}")
         checked.append(one.encode("ascii"))
     return checked
 

@@ -229,9 +229,7 @@ def _find_doubtful_rows(
 
 
 @compiled
-def _switch(
-    runs: np.ndarray, num: int, position: int, inside: bool, last: int, current: bool
-) -> tuple[int, int, bool]:
+def _switch(runs: np.ndarray, num: int, position: int, inside: bool, last: int, current: bool) -> tuple[int, int, bool]:
     """Let the pixels from `position` on be `inside`: closes a run if that is a change."""
     if inside != current:
         runs[num] = position - last
@@ -322,9 +320,7 @@ def _encode_box(
                 if start < doubt:
                     num, last, current = _switch(runs, num, base + start, upper >= threshold, last, current)
                 for row in range(doubt, clear):
-                    inside = _reference_inside(
-                        padded, row, column, row_scale, column_scale, threshold, fused, small
-                    )
+                    inside = _reference_inside(padded, row, column, row_scale, column_scale, threshold, fused, small)
                     num, last, current = _switch(runs, num, base + row, inside, last, current)
                 if clear < end:
                     num, last, current = _switch(runs, num, base + clear, lower >= threshold, last, current)

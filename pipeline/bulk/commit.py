@@ -77,7 +77,8 @@ def check_run(storage: Storage, spec: dict[str, Any]) -> None:
     differences = list(spec_differences(there, spec))
     if differences:
         raise OtherRunError(
-            f"{storage.uri} belongs to run {run_id_of(there)}, which differs in " + "; ".join(differences)
+            f"{storage.uri} belongs to run {run_id_of(there)}, which differs in "
+            + "; ".join(differences)
             + ". Use another output, or the settings of that run to resume it"
         )
 

@@ -253,9 +253,7 @@ def _plain(world: World) -> SimulatedStorage:
     return storage
 
 
-def simulate(
-    seed: int, writer: type[Writer] = Writer, reader: Callable[[World], list[str]] = read_by_manifest
-) -> None:
+def simulate(seed: int, writer: type[Writer] = Writer, reader: Callable[[World], list[str]] = read_by_manifest) -> None:
     """One random schedule: up to five writers at once, deaths, then one more writer that nobody disturbs.
 
     Raises:

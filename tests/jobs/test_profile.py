@@ -19,9 +19,7 @@ def said(*words: str, **stages_s: float) -> str:
 
 
 def test_each_stage_has_its_time_and_share() -> None:
-    text = said(
-        wait_for_images=1.0, predict=18.0, wait_for_encoding=1.0, write=1.0, fetch=2.0, decode=9.0, encode=0.5
-    )
+    text = said(wait_for_images=1.0, predict=18.0, wait_for_encoding=1.0, write=1.0, fetch=2.0, decode=9.0, encode=0.5)
     assert "100 images in 50.0 s, 20.0 s of workers at work" in text
     rows = {line.split()[0]: line.split()[1:4] for line in text.splitlines() if line.startswith("  ")}
     assert rows["predict"] == ["18.00", "90%", "180.00"]

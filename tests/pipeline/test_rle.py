@@ -192,9 +192,7 @@ def test_tensors_and_arrays_of_any_layout_give_the_same() -> None:
     rng = np.random.default_rng(6)
     masks, boxes, size = draw_blobs(rng, 5, 28), draw_boxes(rng, 5, (200, 300)), (200, 300)
     expected = encode_roi_masks(masks, boxes, size)
-    assert (
-        encode_roi_masks(torch.from_numpy(masks).requires_grad_(), torch.from_numpy(boxes), size) == expected
-    )
+    assert encode_roi_masks(torch.from_numpy(masks).requires_grad_(), torch.from_numpy(boxes), size) == expected
     assert encode_roi_masks(np.asfortranarray(masks), np.asfortranarray(boxes), size) == expected
     masks.flags.writeable = boxes.flags.writeable = False
     assert encode_roi_masks(masks, boxes, size) == expected
@@ -202,9 +200,7 @@ def test_tensors_and_arrays_of_any_layout_give_the_same() -> None:
 
 
 def test_no_instances_give_no_strings() -> None:
-    counts, areas = encode_roi_masks_and_areas(
-        np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), (5, 5)
-    )
+    counts, areas = encode_roi_masks_and_areas(np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), (5, 5))
     assert counts == []
     assert areas.shape == (0,) and areas.dtype == np.int64
 
@@ -416,9 +412,7 @@ def test_runs_that_do_not_fill_the_image_are_refused(runs) -> None:
         rle.runs_to_rle(runs, 5, 7)
 
 
-@pytest.mark.parametrize(
-    "mask", [np.zeros(5, np.uint8), np.zeros((2, 2), np.float32), np.zeros((0, 4), bool), [[1]]]
-)
+@pytest.mark.parametrize("mask", [np.zeros(5, np.uint8), np.zeros((2, 2), np.float32), np.zeros((0, 4), bool), [[1]]])
 def test_masks_of_another_shape_or_dtype_are_refused(mask) -> None:
     with pytest.raises(ValueError, match=r"mask must|height and width must"):
         rle.encode_mask(mask)

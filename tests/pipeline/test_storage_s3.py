@@ -361,9 +361,7 @@ def test_wrong_credentials_are_told_at_once(rgw: str) -> None:
         S3Storage(f"s3://{bucket}", StorageSettings(endpoint_url=rgw, anonymous=True)).read_bytes("x")
 
 
-def test_missing_credentials_are_told_at_once(
-    moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_credentials_are_told_at_once(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

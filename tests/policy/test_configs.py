@@ -57,9 +57,7 @@ def test_config_loads_and_explains_itself(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/sweep/*.yaml")), ids=lambda p: p.name)
-def test_every_trial_of_a_sweep_is_a_training(
-    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_every_trial_of_a_sweep_is_a_training(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     words = [f"output.uri={tmp_path}"]
     if "draw:" not in path.read_text():

@@ -42,9 +42,7 @@ def names_under(doc: str, heading: str) -> list[str]:
     if found is None:
         return []
     lines = [line for line in found.group(1).splitlines() if re.match(r" {4}[\w*]", line)]
-    return [
-        name.strip().lstrip("*") for line in lines for name in line.partition(":")[0].split(",") if ":" in line
-    ]
+    return [name.strip().lstrip("*") for line in lines for name in line.partition(":")[0].split(",") if ":" in line]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
