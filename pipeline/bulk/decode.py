@@ -35,6 +35,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.bulk import malloc
 from pipeline.bulk.decode_child import ANSWER_BYTES, REQUEST, Request
 from pipeline.bulk.decode_image import FORMATS, STATUSES, DecodeLimits, Outcome, decode_image
 
@@ -253,11 +254,8 @@ class _Child:
             "PYTHONPATH": os.pathsep.join(search_path if root in search_path else [root, *search_path]),
             # Each thread and each arena of malloc would take address space, more of it on machines with more cores.
             "OPENBLAS_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "1",
             # Memory is kept from image to image: to fault it in anew took as long as to decode a small JPEG (ran).
-            "MALLOC_MMAP_THRESHOLD_": str(_KEPT_BLOCK_BYTES // 2),
-            "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BLOCK_BYTES),
-            "GLIBC_TUNABLES": "",  # the parent's own
+            **malloc.environment(arena_max=1, mmap_threshold=_KEPT_BLOCK_BYTES // 2, trim_threshold=_KEPT_BLOCK_BYTES),
         }
         try:
             self.process = subprocess.Popen(

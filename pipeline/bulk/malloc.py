@@ -10,14 +10,14 @@ from __future__ import annotations
 import ctypes
 import time
 
-_TUNABLES = {
-    "arena_max": 1,  # one heap for all threads
-    "hugetlb": 1,  # fresh memory in huge pages
-    "mmap_threshold": 32 << 20,  # larger blocks go back at once
-    "trim_threshold": 512 << 20,
-}
-ENVIRONMENT = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items())}
-"""Has to be there when a process starts."""
+
+def environment(**tunables: int) -> dict[str, str]:
+    """What tells glibc's malloc, by its own names for numbers and bytes; has to be there when a process starts."""
+    return {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in tunables.items())}
+
+
+# One heap for all threads, fresh memory in huge pages, blocks above 32 MiB go back at once.
+ENVIRONMENT = environment(arena_max=1, hugetlb=1, mmap_threshold=32 << 20, trim_threshold=512 << 20)
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _given_back_at = 0.0
