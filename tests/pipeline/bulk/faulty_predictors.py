@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 
+from pipeline.bulk import malloc
 from pipeline.bulk.predict import ImagePredictor
 
 DEADLY = (255, 0, 0)
@@ -24,6 +25,15 @@ class DeadlyPredictor(ImagePredictor):
         if any(is_marked(image, DEADLY) for image in images):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().predict(images, sizes)
+
+
+class DemandingPredictor(ImagePredictor):
+    """Does not start in a process whose malloc was not told what an actor asks of it."""
+
+    def __init__(self, *args, **settings):
+        told = {name: os.environ.get(name) for name in malloc.ENVIRONMENT}
+        assert told == malloc.ENVIRONMENT, told
+        super().__init__(*args, **settings)
 
 
 class NotFinitePredictor(ImagePredictor):

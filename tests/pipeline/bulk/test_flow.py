@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -11,13 +12,14 @@ import pandas as pd
 import pytest
 
 from jobs.config import SegmentConfig, load_config
-from jobs.segment import failed_fraction, prepare_retry, prepare_segment, run_retry, run_segment
+from jobs.segment import bulk_job, failed_fraction, prepare_retry, prepare_segment, run_retry, run_segment
 from pipeline.bulk import flow
 from pipeline.bulk.commit import OtherRunError
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run, table_key
 from pipeline.results import load_images, load_instances
 from pipeline.rle import decode_rle
+from tests.pipeline.bulk.faulty_predictors import DemandingPredictor
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -59,6 +61,12 @@ def test_every_file_has_one_row_and_every_mask_decodes(finished: Path, photos: P
     for _, group in instances.groupby("image_id"):
         assert group["score"].is_monotonic_decreasing and group["instance"].tolist() == list(range(len(group)))
     assert list(verify_run(open_run(str(finished)))) == []
+
+
+def test_actors_start_with_their_malloc_told(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    plan = prepare_segment(config_of(tiny_checkpoint, photos, tmp_path / "run", "segment.num_workers=[1, 1]"))
+    totals = flow.segment_corpus(dataclasses.replace(bulk_job(plan), predictor=DemandingPredictor))
+    assert totals["statuses"]["ok"] == 40
 
 
 def test_the_same_rows_with_other_workers_batches_and_shards(
