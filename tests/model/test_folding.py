@@ -98,7 +98,7 @@ def test_strips_of_a_map_have_the_values_of_one_piece(rows, monkeypatch):
     maps = torch.randn(2, 64, 45, 50)  # 8 rows of 9 tiles
     with torch.inference_mode():
         whole = conv(maps)
-        monkeypatch.setattr(folding, "_STRIP_BYTES", rows * 9 * 64 * 4 * (64 + 64))
+        monkeypatch.setattr(folding, "_PIECE_BYTES", rows * 9 * 64 * 4 * (64 + 64))
         assert torch.equal(conv(maps), whole)
 
 
