@@ -125,7 +125,8 @@ class PredictionConv2d(nn.Conv2d):
         tile_rows = max(1, _PIECE_BYTES // tile_row_bytes)
         maps_at_once, rows = tile_rows // math.ceil(height / _TILE), tile_rows * _TILE
         if maps_at_once:
-            pieces = maps.contiguous().split(maps_at_once)
+            # Of even sizes: NNPACK rounds a map that comes alone in another way.
+            pieces = maps.contiguous().tensor_split(max(1, math.ceil(len(maps) / maps_at_once)))
             return _joined([torch._nnpack_spatial_convolution(few, self.weight, self.bias, 1, 1) for few in pieces])
         found = maps.new_empty(len(maps), self.out_channels, height, width)
         for top in range(0, height, rows):

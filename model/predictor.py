@@ -17,6 +17,7 @@ from model.folding import for_prediction
 from model.mask_runs import Paste, mask_runs
 from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
+from model.upload import to_tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Detections:
     keypoints: np.ndarray | None
     runs: tuple[np.ndarray, ...] | None = None
 
+
+_IMAGE_TYPES = (np.uint8, np.float32, torch.uint8, torch.float32)
 
 MODES = ("exact", "fast")
 """What `Predictor` can be asked for."""
@@ -130,15 +133,15 @@ class Predictor:
 
     def predict(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | Tensor],
         sizes: Sequence[tuple[int, int]] | None = None,
         paste: Paste | None = None,
     ) -> list[Detections]:
         """The detections in each image, by one call of the network.
 
         Args:
-            images: [H, W, C] arrays (RGB first where C is 3 or more); uint8, or float32 that is taken as it is, without
-                a division by 255.
+            images: [H, W, C] arrays, or tensors on the device as `model.upload` brings them there (RGB first where C is
+                3 or more); uint8, or float32 that is taken as it is, without a division by 255.
             sizes: (height, width) of the original images, all of one padded size. Where they are not those of `images`,
                 these are smaller versions, and are resized to what the network would see of the originals. None: the
                 images are the originals.
@@ -150,10 +153,10 @@ class Predictor:
         """
         if not images:
             return []
-        sizes = [image.shape[:2] for image in images] if sizes is None else sizes
+        sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
         self._check(images, sizes)
         with torch.inference_mode(), self._no_tf32():
-            found, resized_sizes = self.model.detect(map(self._to_tensor, images), sizes)
+            found, resized_sizes = self.model.detect(map(self._to_planes, images), sizes)
             return [_to_detections(*one, paste) for one in zip(found, resized_sizes, sizes, strict=True)]
 
     def _no_tf32(self) -> AbstractContextManager[None]:
@@ -162,9 +165,9 @@ class Predictor:
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
-    def _check(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
+    def _check(self, images: Sequence[np.ndarray | Tensor], sizes: Sequence[tuple[int, int]]) -> None:
         for index, image in enumerate(images):
-            is_image = image.dtype in (np.uint8, np.float32) and image.ndim == 3 and image.size
+            is_image = image.dtype in _IMAGE_TYPES and image.ndim == 3 and 0 not in image.shape
             if not is_image or image.shape[2] != self.spec.in_channels:
                 raise ValueError(
                     f"image {index} is {image.dtype} {list(image.shape)}; "
@@ -174,10 +177,10 @@ class Predictor:
         if len(padded) > 1:
             raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
 
-    def _to_tensor(self, image: np.ndarray) -> Tensor:
+    def _to_planes(self, image: np.ndarray | Tensor) -> Tensor:
         # The bytes travel to the device, not the floats: a quarter of the traffic.
-        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(self.device).permute(2, 0, 1)
-        return tensor.float().div_(255) if image.dtype == np.uint8 else tensor
+        planes = to_tensor(image).to(self.device).permute(2, 0, 1)
+        return planes.float().div_(255) if planes.dtype == torch.uint8 else planes
 
 
 def _to_detections(

@@ -53,7 +53,6 @@ from pipeline.storage import StorageSettings, open_storage, use_settings
 
 WAVE_SHARDS = 2_000  # shards a Ray dataset; bounds what Ray Data holds at a time
 SHARDS_AT_ONCE = 2  # in an actor: one is segmented while the one before it is written
-GIVE_BACK_EVERY_S = 5.0  # between an actor's windows; after each of them it would cost small networks 3% of the time
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
@@ -344,7 +343,6 @@ class ShardWorker:
                     pixels = [found.image for _, found in taken if found.image is not None]
                     sizes = [found.size for _, found in taken if found.image is not None]
                     predictions = self.predictor.predict(pixels, sizes)
-                    malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
                 encoding.append(self.encoder.submit(self.results, taken, predictions, clock))
             while len(encoding) > (1 if taken else 0):
                 with clock("wait_for_encoding"):

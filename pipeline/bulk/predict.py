@@ -6,14 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.categories import Category
 from model.checkpoint import CHECKPOINT_MARKER, CheckpointError, load_checkpoint
 from model.mask_runs import Paste
 from model.predictor import Detections, NonFiniteOutput, Predictor
+from model.upload import upload_ahead
+from pipeline.bulk import malloc
 from pipeline.bulk.slices import SlicedDetections, Slicing, cut
 from pipeline.cache import local_folder
 from pipeline.rle_kernel import torch_resize_is_fused
+
+GIVE_BACK_EVERY_S = 5.0  # after a network call; after each of them it would cost small networks 3% of the time
 
 
 class ImagePredictor:
@@ -100,10 +105,13 @@ class ImagePredictor:
         self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], paste: Paste | None = None
     ) -> list[Detections | str]:
         results: list[Detections | str] = ["not predicted"] * len(images)
-        for batch in self.predictor.batches(sizes, self.batch_size):
-            found = self._predict_batch([images[index] for index in batch], [sizes[index] for index in batch], paste)
+        batches = self.predictor.batches(sizes, self.batch_size)
+        uploaded = upload_ahead(([images[index] for index in batch] for batch in batches), self.predictor.device)
+        for batch, tensors in zip(batches, uploaded):
+            found = self._predict_batch(tensors, [sizes[index] for index in batch], paste)
             for index, result in zip(batch, found):
                 results[index] = result
+            malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
         return results
 
     def _predict_cut(self, image: np.ndarray) -> SlicedDetections | str:
@@ -118,7 +126,7 @@ class ImagePredictor:
         return SlicedDetections(slices, [result for result in found if not isinstance(result, str)])
 
     def _predict_batch(
-        self, images: list[np.ndarray], sizes: list[tuple[int, int]], paste: Paste | None
+        self, images: list[Tensor], sizes: list[tuple[int, int]], paste: Paste | None
     ) -> list[Detections | str]:
         """One network call; out of memory or not finite, the batch is halved until the offender stands alone."""
         try:

@@ -78,7 +78,7 @@ def test_folded_maps_are_the_networks_own(name):
         assert torch.equal(value, before[key]), f"{key} of the network itself was changed"
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 40, 50), (3, 64, 23, 31), (20, 64, 14, 14), (2, 64, 14, 14)])
+@pytest.mark.parametrize("shape", [(1, 64, 40, 50), (3, 64, 23, 31), (20, 64, 14, 14), (2, 64, 14, 14), (0, 64, 28, 28)])
 def test_winograds_way_gives_the_convolutions_values(shape):
     torch.manual_seed(0)
     conv = nn.Conv2d(64, 96, kernel_size=3, padding=1)
@@ -86,9 +86,37 @@ def test_winograds_way_gives_the_convolutions_values(shape):
     maps = torch.randn(shape)
     with torch.inference_mode():
         want, found = conv(maps), other(maps)
-        torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.std()))
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.std()) if len(maps) else 0.0)
         if shape[2] * shape[3] > 512:
             assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
+
+
+@pytest.mark.parametrize(("stride", "bias"), [(1, True), (2, True), ((1, 2), False)])
+def test_a_matrix_product_gives_the_pointwise_convolutions_values(stride, bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 40, kernel_size=1, stride=stride, bias=bias)
+    other = PredictionConv2d(conv)
+    maps = torch.randn(3, 24, 13, 21)
+    with torch.inference_mode():
+        want, found = conv(maps), other(maps)
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
+        assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
+        assert other(maps[:0]).shape == want[:0].shape
+
+
+def test_other_convolutions_of_one_pixel_are_no_matrix_products():
+    for conv in (nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, padding=1), nn.Conv2d(8, 8, 3, padding=1)):
+        maps = torch.randn(2, 8, 9, 9)
+        torch.testing.assert_close(PredictionConv2d(conv)(maps), conv(maps), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(10, 14), (9, 14), (5, 7), (15, 21)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_coarser_map_is_added_as_interpolation_adds_it(size, memory_format):
+    maps, coarser = (torch.randn(2, 6, *one).to(memory_format=memory_format) for one in (size, (5, 7)))
+    want = maps + nn.functional.interpolate(coarser, size=size)
+    folding._add_enlarged(maps, coarser)
+    assert torch.equal(maps, want)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
@@ -99,6 +127,17 @@ def test_strips_of_a_map_have_the_values_of_one_piece(rows, monkeypatch):
     with torch.inference_mode():
         whole = conv(maps)
         monkeypatch.setattr(folding, "_PIECE_BYTES", rows * 9 * 64 * 4 * (64 + 64))
+        assert torch.equal(conv(maps), whole)
+
+
+@pytest.mark.parametrize("count", [2, 3, 19])
+def test_few_small_maps_at_a_time_have_the_values_of_all(count, monkeypatch):
+    torch.manual_seed(0)
+    conv = PredictionConv2d(nn.Conv2d(64, 64, kernel_size=3, padding=1))
+    maps = torch.randn(20, 64, 14, 14)  # 3 rows of 3 tiles each
+    with torch.inference_mode():
+        whole = conv(maps)
+        monkeypatch.setattr(folding, "_PIECE_BYTES", count * 3 * 3 * 64 * 4 * (64 + 64))
         assert torch.equal(conv(maps), whole)
 
 
