@@ -42,7 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ONLY) $(if $(IMAGES),--images '$(IMAGES)')
 
 check: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest

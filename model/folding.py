@@ -100,7 +100,7 @@ class PredictionConv2d(nn.Conv2d):
             return super().forward(maps)
         if self.is_pointwise:
             return self._matrix_product(maps)
-        if not self.has_winograd:
+        if not self.has_winograd or len(maps) == 0:
             return super().forward(maps)
         num_pixels = maps.shape[2] * maps.shape[3]
         if num_pixels >= _SMALLEST_MAP_PX:
@@ -126,7 +126,7 @@ class PredictionConv2d(nn.Conv2d):
         maps_at_once, rows = tile_rows // math.ceil(height / _TILE), tile_rows * _TILE
         if maps_at_once:
             # Of even sizes: NNPACK rounds a map that comes alone in another way.
-            pieces = maps.contiguous().tensor_split(max(1, math.ceil(len(maps) / maps_at_once)))
+            pieces = maps.contiguous().tensor_split(math.ceil(len(maps) / maps_at_once))
             return _joined([torch._nnpack_spatial_convolution(few, self.weight, self.bias, 1, 1) for few in pieces])
         found = maps.new_empty(len(maps), self.out_channels, height, width)
         for top in range(0, height, rows):

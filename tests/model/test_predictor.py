@@ -83,6 +83,13 @@ def test_nothing_found_gives_empty_arrays(model):
     assert found.mask_probs.shape == (0, 28, 28) and found.keypoints.shape == (0, 4, 3)
 
 
+def test_nothing_found_has_no_large_masks_either():
+    """A mask head of 56 x 56 sees RoIs of 28 x 28: as large as the maps that are convolved in Winograd's way."""
+    spec = SPEC.replace(num_keypoints=0, mask_output_size=56, mask_head_channels=(64, 64), score_threshold=1.0)
+    found = Predictor(build_model(spec), spec).predict([image(64, 64)])[0]
+    assert found.mask_probs.shape == (0, 56, 56)
+
+
 def test_a_strip_of_one_pixel_is_an_image(model):
     assert isinstance(Predictor(model, SPEC).predict([image(1, 3000)])[0], Detections)
 
