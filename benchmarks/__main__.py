@@ -61,6 +61,7 @@ BENCHES = {
         "bench_latency",
         goals=tuple((f"{name} exact p{q} ratio", 1.5) for name in ("resnet50", "mobilenet_v3_large") for q in (50, 99)),
     ),
+    "device": Bench("bench_device"),
     "slices": Bench("bench_slices"),
     "evaluate": Bench("bench_evaluate", goals=(("parquet: ratio", 30), ("parquet, evaluate_run: ratio", 30))),
     "query": Bench("bench_query"),

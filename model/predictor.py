@@ -17,7 +17,7 @@ from model.folding import for_prediction
 from model.mask_runs import Paste, mask_runs
 from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
-from model.upload import to_tensor
+from model.upload import Image, to_tensor
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Predictor:
 
     def predict(
         self,
-        images: Sequence[np.ndarray | Tensor],
+        images: Sequence[Image],
         sizes: Sequence[tuple[int, int]] | None = None,
         paste: Paste | None = None,
     ) -> list[Detections]:
@@ -165,7 +165,7 @@ class Predictor:
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
-    def _check(self, images: Sequence[np.ndarray | Tensor], sizes: Sequence[tuple[int, int]]) -> None:
+    def _check(self, images: Sequence[Image], sizes: Sequence[tuple[int, int]]) -> None:
         for index, image in enumerate(images):
             is_image = image.dtype in _IMAGE_TYPES and image.ndim == 3 and 0 not in image.shape
             if not is_image or image.shape[2] != self.spec.in_channels:
@@ -177,7 +177,7 @@ class Predictor:
         if len(padded) > 1:
             raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
 
-    def _to_planes(self, image: np.ndarray | Tensor) -> Tensor:
+    def _to_planes(self, image: Image) -> Tensor:
         # The bytes travel to the device, not the floats: a quarter of the traffic.
         planes = to_tensor(image).to(self.device).permute(2, 0, 1)
         return planes.float().div_(255) if planes.dtype == torch.uint8 else planes

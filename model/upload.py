@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Image = np.ndarray | Tensor  # [H, W, C]
 
-def to_tensor(image: np.ndarray | Tensor) -> Tensor:
+
+def to_tensor(image: Image) -> Tensor:
     """An image as a tensor that shares its memory, unless that is read-only or not in order of rows."""
     return image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
 
 
-def upload_ahead(batches: Iterable[Sequence[np.ndarray]], device: torch.device) -> Iterator[list[Tensor]]:
+def upload_ahead(batches: Iterable[Sequence[np.ndarray]], device: torch.device) -> Iterator[Sequence[Image]]:
     """Each batch's images on the device, in their types and shapes.
 
     To a GPU they are copied from pinned memory by a stream of its own, one batch ahead: while the network is at work on
@@ -23,10 +25,10 @@ def upload_ahead(batches: Iterable[Sequence[np.ndarray]], device: torch.device) 
 
     Args:
         batches: Arrays of any shapes, none empty; taken one batch ahead of what is yielded.
-        device: Where the network is. On a CPU nothing is copied; a batch that finds no room on a GPU stays on the host.
+        device: Where the network is. On a CPU batches stay what they are; so does one that finds no room on a GPU.
     """
     if device.type != "cuda":
-        yield from ([to_tensor(image) for image in batch] for batch in batches)
+        yield from batches
         return
     stream = torch.cuda.Stream(device)
     ahead: tuple[list[Tensor], torch.cuda.Event] | None = None

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from model.categories import Category
 from model.checkpoint import CHECKPOINT_MARKER, CheckpointError, load_checkpoint
 from model.mask_runs import Paste
 from model.predictor import Detections, NonFiniteOutput, Predictor
-from model.upload import upload_ahead
+from model.upload import Image, upload_ahead
 from pipeline.bulk import malloc
 from pipeline.bulk.slices import SlicedDetections, Slicing, cut
 from pipeline.cache import local_folder
@@ -107,8 +106,8 @@ class ImagePredictor:
         results: list[Detections | str] = ["not predicted"] * len(images)
         batches = self.predictor.batches(sizes, self.batch_size)
         uploaded = upload_ahead(([images[index] for index in batch] for batch in batches), self.predictor.device)
-        for batch, tensors in zip(batches, uploaded):
-            found = self._predict_batch(tensors, [sizes[index] for index in batch], paste)
+        for batch, sent in zip(batches, uploaded):
+            found = self._predict_batch(sent, [sizes[index] for index in batch], paste)
             for index, result in zip(batch, found):
                 results[index] = result
             malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
@@ -126,7 +125,7 @@ class ImagePredictor:
         return SlicedDetections(slices, [result for result in found if not isinstance(result, str)])
 
     def _predict_batch(
-        self, images: list[Tensor], sizes: list[tuple[int, int]], paste: Paste | None
+        self, images: Sequence[Image], sizes: list[tuple[int, int]], paste: Paste | None
     ) -> list[Detections | str]:
         """One network call; out of memory or not finite, the batch is halved until the offender stands alone."""
         try:

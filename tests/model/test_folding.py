@@ -78,7 +78,9 @@ def test_folded_maps_are_the_networks_own(name):
         assert torch.equal(value, before[key]), f"{key} of the network itself was changed"
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 40, 50), (3, 64, 23, 31), (20, 64, 14, 14), (2, 64, 14, 14), (0, 64, 28, 28)])
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 40, 50), (3, 64, 23, 31), (20, 64, 14, 14), (2, 64, 14, 14), (0, 64, 28, 28)]
+)
 def test_winograds_way_gives_the_convolutions_values(shape):
     torch.manual_seed(0)
     conv = nn.Conv2d(64, 96, kernel_size=3, padding=1)

@@ -20,7 +20,7 @@ def draw(*shapes):
     return [random.integers(0, 256, shape, np.uint8) for shape in shapes]
 
 
-def test_on_a_cpu_nothing_is_copied_that_need_not_be():
+def test_memory_is_shared_where_it_can_be():
     plain, turned, frozen = draw((6, 8, 3), (6, 8, 3), (6, 8, 3))
     turned, frozen.flags.writeable = turned[::-1], False
     assert to_tensor(plain).data_ptr() == plain.ctypes.data
@@ -38,6 +38,11 @@ def test_a_cpu_takes_no_batch_before_its_turn():
     next(uploaded)
     assert taken == [0]
     assert len(list(uploaded)) == 2
+
+
+def test_on_a_cpu_batches_stay_what_they_are():
+    batches = [draw((4, 4, 3)), draw((4, 5, 3), (4, 6, 3))]
+    assert all(one is other for one, other in zip(upload_ahead(batches, torch.device("cpu")), batches, strict=True))
 
 
 @needs_gpu

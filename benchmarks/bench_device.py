@@ -1,0 +1,144 @@
+"""The predictor on one device: images/s from pixels in memory to RLE masks, by batch size, and where the time goes.
+
+    python -m benchmarks.bench_device [--device cuda] [--batches 1 8] [--images 64] [--precision bfloat16]
+
+R50-FPN at 800 px with random weights whose class scores are peaked, so that each photo yields 100 instances. For each
+batch size: images/s of detections and masks as strings; the share of the masks, which is the time that goes when no
+masks are asked for as strings; and the share of the device's own speed, which is the network's multiplications and
+additions, as torch counts them, over those of a product of two large matrices timed in the same run. `latency` is of
+one image of 512 x 512 px that is looked at in that size. Without a GPU it runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.bench_predict import MAX_DETECTIONS, SCORE_THRESHOLD, draw_pixels, make_checkpoint
+from benchmarks.figures import print_figures
+from model.checkpoint import load_checkpoint
+from model.predictor import native_dtype
+from model.spec import ModelSpec
+from pipeline.bulk.encode import encode_instances, warm_up
+from pipeline.bulk.predict import ImagePredictor
+
+HEIGHT, WIDTH = 800, 1_216
+LATENCY_SIDE, LATENCY_RUNS = 512, 50
+PRODUCT_SIDE, PRODUCT_RUNS = 4_096, 10
+ROUNDS = 3
+
+
+def make_predictor(checkpoint: Path, device: str, precision: str, batch_size: int) -> ImagePredictor:
+    """Our predictor of a checkpoint as a bulk run's actor has it."""
+    return ImagePredictor(
+        str(checkpoint),
+        sha256=load_checkpoint(checkpoint).sha256,
+        score_threshold=SCORE_THRESHOLD,
+        max_detections=MAX_DETECTIONS,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+    )
+
+
+def segment(predictor: ImagePredictor, images: list[np.ndarray]) -> int:
+    """Detections and masks as strings; how many."""
+    count = 0
+    for found, image in zip(predictor.predict(images), images, strict=True):
+        assert not isinstance(found, str), found
+        count += len(encode_instances(found, predictor.categories, image.shape[:2], 0.5)["rle_counts"])
+    return count
+
+
+def detect(predictor: ImagePredictor, images: list[np.ndarray]) -> None:
+    """The same without masks as strings: probabilities stay what the mask head gave."""
+    for batch in predictor.predictor.batches([image.shape[:2] for image in images], predictor.batch_size):
+        predictor.predictor.predict([images[index] for index in batch])
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """What a piece of work takes once it is warm, until the device has done it."""
+    started = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def product_flops(device: str, dtype: torch.dtype) -> float:
+    """Multiplications and additions a second of a product of two large matrices."""
+    one = torch.rand(PRODUCT_SIDE, PRODUCT_SIDE, device=device).to(dtype)
+    multiply = functools.partial(torch.mm, one, one)
+    multiply()
+    spent = [seconds(multiply, device) for _ in range(PRODUCT_RUNS)]
+    return 2 * PRODUCT_SIDE**3 / statistics.median(spent)
+
+
+def image_flops(predictor: ImagePredictor, image: np.ndarray) -> float:
+    """Multiplications and additions of the network for an image."""
+    # On the CPU in float32 some go ways that torch does not count.
+    network = predictor.predictor.model
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        planes = torch.from_numpy(image).to(predictor.device).permute(2, 0, 1).float() / 255
+        network.detect([planes], [image.shape[:2]])
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--images", type=int, help="64 on a GPU, 8 on a CPU")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+    precision = options.precision or str(native_dtype("fast", options.device)[0]).removeprefix("torch.")
+    random = np.random.default_rng(0)
+    count = options.images or (64 if options.device == "cuda" else 8)
+    images = [draw_pixels(random, HEIGHT, WIDTH) for _ in range(count)]
+    small = draw_pixels(random, LATENCY_SIDE, LATENCY_SIDE)
+    warm_up()
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        spec = ModelSpec(num_classes=90, norm="batch")
+        large, square = Path(folder, "large"), Path(folder, "square")
+        make_checkpoint(large, spec)
+        make_checkpoint(square, spec.replace(image_min_size=LATENCY_SIDE, image_max_size=LATENCY_SIDE))
+        peak = product_flops(options.device, getattr(torch, precision))
+        figures["product, TFLOP/s"] = peak / 1e12
+        for batch_size in options.batches:
+            predictor = make_predictor(large, options.device, precision, batch_size)
+            figures["network, GFLOP an image"] = work = image_flops(predictor, images[0])
+            instances = segment(predictor, images)  # and warm
+            whole = statistics.median(
+                seconds(functools.partial(segment, predictor, images), options.device) for _ in range(ROUNDS)
+            )
+            bare = statistics.median(
+                seconds(functools.partial(detect, predictor, images), options.device) for _ in range(ROUNDS)
+            )
+            figures |= {
+                f"batch {batch_size}: images/s": count / whole,
+                f"batch {batch_size}: instances an image": instances / count,
+                f"batch {batch_size}: share of masks": 1 - bare / whole,
+                f"batch {batch_size}: share of the device's speed": work * count / whole / peak,
+            }
+        figures["network, GFLOP an image"] /= 1e9
+        alone = make_predictor(square, options.device, precision, 1)
+        segment(alone, [small])
+        spent = [seconds(functools.partial(segment, alone, [small]), options.device) for _ in range(LATENCY_RUNS)]
+        figures |= {f"latency p{q} ms": 1e3 * float(np.percentile(spent, q)) for q in (50, 99)}
+    if options.device == "cuda":
+        figures["peak memory, MiB"] = torch.cuda.max_memory_allocated() / 2**20
+    print_figures(figures)
+
+
+if __name__ == "__main__":
+    main()
