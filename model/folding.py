@@ -29,7 +29,7 @@ _SMALLEST_MAP_PX = 512
 _FEWEST_PX = 3_000
 # NNPACK's Winograd makes 6 x 6 px of a map from 8 x 8 numbers for each channel; so much of them at a time.
 _TILE = 6
-_PIECE_BYTES = 64 * 2**20
+_PIECE_BYTES = 128 * 2**20
 
 
 def for_prediction(network: MaskRCNN, dtype: torch.dtype = torch.float32) -> MaskRCNN:
