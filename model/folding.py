@@ -81,9 +81,9 @@ class PredictionConv2d(nn.Conv2d):
     """A convolution that in float32 on a CPU takes another way where that is faster.
 
     A 1x1 kernel is a product of two matrices, without the other order of channels that oneDNN brings maps into and
-    back: less memory, and four fifths of the time. A 3x3 kernel goes the way of Winograd (Lavin and Gray, 2016): a third
-    of the time. Values move by about 1e-5 of their spread. Which way is taken depends on the size of the map alone, and each map of a batch is
-    computed by itself.
+    back: less memory, and four fifths of the time. A 3x3 kernel goes the way of Winograd (Lavin and Gray, 2016): a
+    third of the time. Values move by about 1e-5 of their spread. Which way is taken depends on the size of the map
+    alone, and each map of a batch is computed by itself.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
