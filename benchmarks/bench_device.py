@@ -4,9 +4,9 @@
 
 R50-FPN at 800 px with random weights whose class scores are peaked, so that each photo yields 100 instances. For each
 batch size: images/s of detections and masks as strings; the share of making strings of masks, timed by itself; and the
-share of the device's own speed, which is the network's multiplications and
-additions, as torch counts them, over those of a product of two large matrices timed in the same run. `latency` is of
-one image of 512 x 512 px that is looked at in that size. Without a GPU it runs on the CPU.
+share of the device's own speed, which is the network's multiplications and additions, as torch counts them, over those
+of a product of two large matrices timed in the same run. `latency` is of one image of 512 x 512 px that is looked at in
+that size. Without a GPU it runs on the CPU.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bench_predict import MAX_DETECTIONS, SCORE_THRESHOLD, draw_pixels, make_checkpoint
+from benchmarks.bench_predict import draw_pixels, make_checkpoint, make_predictor, segment
 from benchmarks.figures import print_figures
-from model.checkpoint import load_checkpoint
 from model.mask_runs import mask_runs
 from model.predictor import Detections, native_dtype
 from model.spec import ModelSpec
@@ -38,28 +37,6 @@ LATENCY_SIDE, LATENCY_RUNS = 512, 50
 PRODUCT_SIDE, PRODUCT_RUNS = 4_096, 10
 ROUNDS = 3
 ENCODE_RUNS = 20
-
-
-def make_predictor(checkpoint: Path, device: str, precision: str, batch_size: int) -> ImagePredictor:
-    """Our predictor of a checkpoint as a bulk run's actor has it."""
-    return ImagePredictor(
-        str(checkpoint),
-        sha256=load_checkpoint(checkpoint).sha256,
-        score_threshold=SCORE_THRESHOLD,
-        max_detections=MAX_DETECTIONS,
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-    )
-
-
-def segment(predictor: ImagePredictor, images: list[np.ndarray]) -> int:
-    """Detections and masks as strings; how many."""
-    count = 0
-    for found, image in zip(predictor.predict(images), images, strict=True):
-        assert not isinstance(found, str), found
-        count += len(encode_instances(found, predictor.categories, image.shape[:2], 0.5)["rle_counts"])
-    return count
 
 
 def encode(predictor: ImagePredictor, found: Detections, size: tuple[int, int]) -> None:
@@ -120,9 +97,11 @@ def main() -> None:
         make_checkpoint(square, spec.replace(image_min_size=LATENCY_SIDE, image_max_size=LATENCY_SIDE))
         peak = product_flops(options.device, getattr(torch, precision))
         figures["product, TFLOP/s"] = peak / 1e12
+        how = {"device": options.device, "precision": precision}
+        work = image_flops(make_predictor(str(large), batch_size=1, **how), images[0])
+        figures["network, GFLOP an image"] = work / 1e9
         for batch_size in options.batches:
-            predictor = make_predictor(large, options.device, precision, batch_size)
-            figures["network, GFLOP an image"] = work = image_flops(predictor, images[0])
+            predictor = make_predictor(str(large), batch_size=batch_size, **how)
             instances = segment(predictor, images)  # and warm
             whole = statistics.median(
                 seconds(functools.partial(segment, predictor, images), options.device) for _ in range(ROUNDS)
@@ -136,8 +115,7 @@ def main() -> None:
                 f"batch {batch_size}: share of masks": masks * count / whole,
                 f"batch {batch_size}: share of the device's speed": work * count / whole / peak,
             }
-        figures["network, GFLOP an image"] /= 1e9
-        alone = make_predictor(square, options.device, precision, 1)
+        alone = make_predictor(str(square), batch_size=1, **how)
         segment(alone, [small])
         spent = [seconds(functools.partial(segment, alone, [small]), options.device) for _ in range(LATENCY_RUNS)]
         figures |= {f"latency p{q} ms": 1e3 * float(np.percentile(spent, q)) for q in (50, 99)}

@@ -21,13 +21,20 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from benchmarks.bench_predict import MAX_DETECTIONS, SCORE_THRESHOLD, draw_pixels, make_checkpoint, make_predictor
+from benchmarks.bench_predict import (
+    MAX_DETECTIONS,
+    SCORE_THRESHOLD,
+    draw_pixels,
+    make_checkpoint,
+    make_predictor,
+    segment,
+)
 from benchmarks.figures import print_figures
 from benchmarks.peer_segment import torchvision_network
 from model.checkpoint import load_checkpoint
 from model.predictor import native_dtype
 from model.spec import ModelSpec
-from pipeline.bulk.encode import encode_instances, warm_up
+from pipeline.bulk.encode import warm_up
 
 SIDE = 512
 WARM_UP = 3
@@ -38,12 +45,7 @@ def ours(checkpoint: str, num_threads: int, precision: str) -> Callable[[np.ndar
     predictor = make_predictor(checkpoint, batch_size=1, precision=precision, num_threads=num_threads)
     warm_up()
 
-    def segment(pixels: np.ndarray) -> int:
-        (found,) = predictor.predict([pixels])
-        assert not isinstance(found, str), found
-        return len(encode_instances(found, predictor.categories, pixels.shape[:2], 0.5)["rle_counts"])
-
-    return segment
+    return lambda pixels: segment(predictor, [pixels])
 
 
 def peer(checkpoint: str) -> Callable[[np.ndarray], int]:
@@ -53,13 +55,13 @@ def peer(checkpoint: str) -> Callable[[np.ndarray], int]:
     network = torchvision_network(spec)
     network.load_state_dict(loaded.build().state_dict())
 
-    def segment(pixels: np.ndarray) -> int:
+    def segment_one(pixels: np.ndarray) -> int:
         with torch.inference_mode():
             (found,) = network([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
         masks = (found["masks"][:, 0] >= 0.5).numpy().astype(np.uint8)
         return len([coco.encode(np.asfortranarray(mask)) for mask in masks])
 
-    return segment
+    return segment_one
 
 
 def compare(backbone: str, num_runs: int, num_threads: int) -> dict[str, float]:
@@ -75,9 +77,9 @@ def compare(backbone: str, num_runs: int, num_threads: int) -> dict[str, float]:
     spent_ms: dict[str, list[float]] = {name: [] for name in sides}
     instances: dict[str, int] = dict.fromkeys(sides, 0)
     for number in range(WARM_UP + num_runs):
-        for name, segment in sides.items():
+        for name, segment_one in sides.items():
             started = time.perf_counter()
-            found = segment(images[number % len(images)])
+            found = segment_one(images[number % len(images)])
             if number >= WARM_UP:
                 spent_ms[name].append(1e3 * (time.perf_counter() - started))
                 instances[name] += found

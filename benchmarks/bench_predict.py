@@ -38,6 +38,7 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
 from pipeline.bulk import malloc
+from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.flow import segment_corpus
 from pipeline.bulk.predict import ImagePredictor
 
@@ -118,16 +119,27 @@ def segment_ours(
     }
 
 
-def make_predictor(checkpoint: str, *, max_detections: int = MAX_DETECTIONS, **settings: Any) -> ImagePredictor:
-    """Our predictor of a checkpoint, on the CPU, with the benchmarks' thresholds."""
+def make_predictor(
+    checkpoint: str, *, max_detections: int = MAX_DETECTIONS, device: str = "cpu", **settings: Any
+) -> ImagePredictor:
+    """Our predictor of a checkpoint with the benchmarks' thresholds."""
     return ImagePredictor(
         checkpoint,
         sha256=load_checkpoint(checkpoint).sha256,
         score_threshold=SCORE_THRESHOLD,
         max_detections=max_detections,
-        device="cpu",
+        device=device,
         **settings,
     )
+
+
+def segment(predictor: ImagePredictor, images: list[np.ndarray]) -> int:
+    """Predicts and encodes, from pixels in memory to masks as strings; returns the number of instances."""
+    count = 0
+    for found, image in zip(predictor.predict(images), images, strict=True):
+        assert not isinstance(found, str), found
+        count += len(encode_instances(found, predictor.categories, image.shape[:2], 0.5)["rle_counts"])
+    return count
 
 
 def predict_alone(images: str, checkpoint: str, *, batch_size: int, num_threads: int) -> float:

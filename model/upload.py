@@ -36,9 +36,10 @@ def upload_ahead(batches: Iterable[Sequence[np.ndarray]], device: torch.device) 
         images = [to_tensor(image) for image in batch]
         with torch.cuda.stream(stream), suppress(torch.OutOfMemoryError):
             images = [image.pin_memory().to(device, non_blocking=True) for image in images]
+        sending = images, stream.record_event()
         if ahead is not None:
             yield _arrived(*ahead)
-        ahead = images, stream.record_event()
+        ahead = sending
     if ahead is not None:
         yield _arrived(*ahead)
 

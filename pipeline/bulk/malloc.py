@@ -18,8 +18,10 @@ def environment(**tunables: int) -> dict[str, str]:
 
 # One heap for all threads, fresh memory in huge pages, blocks above 24 MiB go back at once; and MKL asks malloc for the
 # workspace of each product, where it would keep one of each size for good.
-ENVIRONMENT = environment(arena_max=1, hugetlb=1, mmap_threshold=24 << 20, trim_threshold=512 << 20)
-ENVIRONMENT |= {"MKL_DISABLE_FAST_MM": "1"}
+ENVIRONMENT = {
+    **environment(arena_max=1, hugetlb=1, mmap_threshold=24 << 20, trim_threshold=512 << 20),
+    "MKL_DISABLE_FAST_MM": "1",
+}
 
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 _given_back_at = 0.0

@@ -17,7 +17,7 @@ from pipeline.bulk.slices import SlicedDetections, Slicing, cut
 from pipeline.cache import local_folder
 from pipeline.rle_kernel import torch_resize_is_fused
 
-GIVE_BACK_EVERY_S = 5.0  # after a network call; after each of them it would cost small networks 3% of the time
+GIVE_BACK_EVERY_S = 5.0  # at the end of a network call; after each window it cost small networks 3% of the time
 
 
 class ImagePredictor:

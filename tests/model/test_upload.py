@@ -11,7 +11,9 @@ from model.spec import ModelSpec
 from model.upload import to_tensor, upload_ahead
 
 needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="compares what a GPU does with what the CPU does, and there is no GPU here"
+    not torch.cuda.is_available(),
+    reason="holds what runs on a CUDA GPU alone (streams, pinned memory, kernels) to the CPU's results; torch finds "
+    "no such GPU on this machine; what a CPU does with the same calls is tested without one",
 )
 
 
