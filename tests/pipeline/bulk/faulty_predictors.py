@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 
+from model.predictor import NonFiniteOutput
 from pipeline.bulk import malloc
 from pipeline.bulk.predict import ImagePredictor
 
@@ -41,17 +42,11 @@ class NotFinitePredictor(ImagePredictor):
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
-        self.predictor = _NotFinite(self.predictor)
+        predict = self.predictor.predict
 
+        def predict_finite(images, sizes, paste):
+            if any(is_marked(image, NOT_FINITE) for image in images):
+                raise NonFiniteOutput("the scores are not finite")
+            return predict(images, sizes, paste)
 
-class _NotFinite:
-    def __init__(self, predictor):
-        self.batches = predictor.batches
-        self.inner = predictor
-
-    def predict(self, images, sizes, paste):
-        from model.predictor import NonFiniteOutput
-
-        if any(is_marked(image, NOT_FINITE) for image in images):
-            raise NonFiniteOutput("the scores are not finite")
-        return self.inner.predict(images, sizes, paste)
+        self.predictor.predict = predict_finite
