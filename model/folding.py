@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import OrderedDict
 from itertools import pairwise
 from typing import Any
@@ -19,34 +18,35 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from model.bodies import Body
 from model.network import MaskRCNN
 from model.roi_heads import BOX_ROI_SIZE
+from model.winograd import LARGE_MAP_PX, conv3x3
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 # Modules that apply a convolution and the norm that follows it in the order in which they were registered.
 _APPLY_IN_ORDER = (nn.Sequential, Body, resnet.BasicBlock, resnet.Bottleneck)
-# Below these, transforming the kernel costs more than it saves (measured on two cores).
-_FEWEST_CHANNELS = 64
-_SMALLEST_MAP_PX = 512
+# Below these, Winograd's way costs more than it saves (measured on two cores).
+_FEWEST_CHANNELS = 256
 _FEWEST_PX = 3_000
-# NNPACK's Winograd makes 6 x 6 px of a map from 8 x 8 numbers for each channel; so much of them at a time.
-_TILE = 6
-_PIECE_BYTES = 128 * 2**20
 
 
-def for_prediction(network: MaskRCNN, dtype: torch.dtype = torch.float32) -> MaskRCNN:
-    """A copy of a network for prediction alone, on the same device: equal outputs up to rounding, less work.
+def for_prediction(
+    network: MaskRCNN, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> MaskRCNN:
+    """A copy of a network for prediction alone: equal outputs up to rounding, less work.
 
     Batch norms become part of the convolutions before them (folded in float64), group norms stay; convolutions take
     Winograd's way on a CPU where it is faster. The network itself is left as it is.
 
     Args:
         dtype: What maps are computed in. Scores and boxes are float32 always.
+        device: Where the copy is to be.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     _fold(network)
-    if dtype != torch.float32:
-        network.compute_dtype = dtype
-        network.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network.roi_heads.box_predictor.float()
+    network.compute_dtype = dtype
+    network.to(device, dtype)
+    if dtype != torch.float32 or torch.device(device).type == "cpu":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.roi_heads.box_predictor.float()
     return network
 
 
@@ -80,10 +80,9 @@ def _fold_pair(conv: nn.Conv2d, norm: Any) -> None:
 class PredictionConv2d(nn.Conv2d):
     """A convolution that in float32 on a CPU takes another way where that is faster.
 
-    A 1x1 kernel is a product of two matrices, without the other order of channels that oneDNN brings maps into and
-    back: less memory, and four fifths of the time. A 3x3 kernel goes the way of Winograd (Lavin and Gray, 2016): a
-    third of the time. Values move by about 1e-5 of their spread. Which way is taken depends on the size of the map
-    alone, and each map of a batch is computed by itself.
+    A 1x1 kernel is a product of two matrices, a 3x3 kernel goes Winograd's way (`model.winograd`): values move by about
+    1e-5 of their spread. Which way is taken depends on the size of the map alone, and each large map of a batch is
+    computed by itself. Maps lie channels last in memory.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -91,59 +90,31 @@ class PredictionConv2d(nn.Conv2d):
         self.__dict__.update(conv.__dict__)
         plain = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1)
         wide = min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
-        self.has_winograd = plain and wide and conv.groups == 1 and _has_nnpack()
+        self.has_winograd = plain and wide and conv.groups == 1
         self.is_pointwise = conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
     def forward(self, maps: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, D, H', W']."""
         if maps.device.type != "cpu" or maps.dtype != torch.float32:
             return super().forward(maps)
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        num_pixels = maps.shape[2] * maps.shape[3]
         if self.is_pointwise:
             return self._matrix_product(maps)
-        if not self.has_winograd or len(maps) == 0:
-            return super().forward(maps)
-        num_pixels = maps.shape[2] * maps.shape[3]
-        if num_pixels >= _SMALLEST_MAP_PX:
-            return _joined([self._winograd(one) for one in maps.split(1)])
-        return self._winograd(maps) if len(maps) * num_pixels >= _FEWEST_PX else super().forward(maps)
+        if self.has_winograd and (num_pixels >= LARGE_MAP_PX or len(maps) * num_pixels >= _FEWEST_PX):
+            return conv3x3(maps, self.weight, self.bias)
+        return super().forward(maps)
 
     def _matrix_product(self, maps: Tensor) -> Tensor:
-        maps = maps[:, :, :: self.stride[0], :: self.stride[1]]
-        found = maps.new_empty(len(maps), self.out_channels, *maps.shape[2:])
-        weight = self.weight.flatten(1)
-        for one, out in zip(maps.flatten(2), found.flatten(2)):
+        pixels = maps.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]].contiguous()
+        found = pixels.new_empty(*pixels.shape[:3], self.out_channels)
+        weight = self.weight.flatten(1).t()
+        for one, out in zip(pixels.flatten(1, 2), found.flatten(1, 2)):
             if self.bias is None:
-                torch.mm(weight, one, out=out)
+                torch.mm(one, weight, out=out)
             else:
-                torch.addmm(self.bias[:, None], weight, one, out=out)
-        return found
-
-    def _winograd(self, maps: Tensor) -> Tensor:
-        """A few maps at a time, or strips of one, of whole tiles: values are those of one piece, with less memory."""
-        height, width = maps.shape[2:]
-        tile_row_bytes = 8 * 8 * 4 * (self.in_channels + self.out_channels) * math.ceil(width / _TILE)
-        tile_rows = max(1, _PIECE_BYTES // tile_row_bytes)
-        maps_at_once, rows = tile_rows // math.ceil(height / _TILE), tile_rows * _TILE
-        if maps_at_once:
-            # Of even sizes: NNPACK rounds a map that comes alone in another way.
-            pieces = maps.contiguous().tensor_split(math.ceil(len(maps) / maps_at_once))
-            return _joined([torch._nnpack_spatial_convolution(few, self.weight, self.bias, 1, 1) for few in pieces])
-        found = maps.new_empty(len(maps), self.out_channels, height, width)
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            first, last = max(top - 1, 0), min(bottom + 1, height)
-            strip = F.pad(maps[:, :, first:last], (0, 0, first - top + 1, bottom + 1 - last))
-            found[:, :, top:bottom] = torch._nnpack_spatial_convolution(strip, self.weight, self.bias, (0, 1), 1)
-        return found
-
-
-def _joined(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _has_nnpack() -> bool:
-    """Whether torch was built with NNPACK; asking is also what makes it ready."""
-    return bool(getattr(torch, "_nnpack_available", bool)())
+                torch.addmm(self.bias, one, weight, out=out)
+        return found.permute(0, 3, 1, 2)
 
 
 class ChannelsLastMLP(nn.Module):

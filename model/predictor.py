@@ -104,7 +104,7 @@ class Predictor:
         changes = {"score_threshold": score_threshold, "max_detections": max_detections}
         self.spec = spec.replace(**{name: value for name, value in changes.items() if value is not None})
         self.device = torch.device(device)
-        self.model = for_prediction(model, dtype).to(self.device)
+        self.model = for_prediction(model, dtype, self.device)
         self.model.roi_heads.score_thresh = self.spec.score_threshold
         self.model.roi_heads.detections_per_img = self.spec.max_detections
 

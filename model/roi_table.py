@@ -1,4 +1,4 @@
-"""RoIAlign on a CPU: the maps of a batch become one table of places, and every bin a weighted sum of its rows."""
+"""RoIAlign on a CPU: each map of a batch is a table of places, and every bin a weighted sum of its rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# What is looked up together: places and weights of so many RoIs take a few megabytes.
+_ROIS_AT_ONCE = 256
+
 
 class MapTable:
-    """The maps of a batch, a row of C channels for each place of each image on each map.
+    """The maps of a batch as tables: a row of C channels for each place of each image.
 
     torch sums rows of a table several times faster than torchvision's RoIAlign walks planes of maps, and all heads
-    share one table. No gradients; they need a fixed number of samples in a bin (`roi_sampling_ratio` above 0).
+    share the tables. Maps that lie channels last in memory are tables already, and are not copied. No gradients; they
+    need a fixed number of samples in a bin (`roi_sampling_ratio` above 0).
 
     Args:
         maps: Finest first, [B, C, H, W] each, all of one type.
@@ -21,13 +25,8 @@ class MapTable:
     """
 
     def __init__(self, maps: Sequence[Tensor], strides: Sequence[int]) -> None:
-        self.sizes = torch.tensor([one.shape[2:] for one in maps])
-        counts = [one.shape[0] * one.shape[2] * one.shape[3] for one in maps]
-        self.starts = torch.tensor([0, *counts]).cumsum(0)
-        self.rows = maps[0].new_empty(sum(counts), maps[0].shape[1])
-        for one, rows in zip(maps, self.rows.split(counts)):
-            rows.view(len(one), *one.shape[2:], -1).copy_(one.permute(0, 2, 3, 1))
-        self.scales = torch.tensor([1 / stride for stride in strides])
+        self.tables = [one.permute(0, 2, 3, 1).contiguous() for one in maps]
+        self.strides = tuple(strides)
 
     def align(self, rois: Tensor, levels: Tensor, *, output_size: int, sampling_ratio: int, half_pixel: bool) -> Tensor:
         """What `torchvision.ops.roi_align` gives of each RoI, up to the order in which a bin's samples are added.
@@ -42,35 +41,41 @@ class MapTable:
         Returns:
             [N, C, P, P] of the maps' type, channels last in memory; N = 0 gives [0, C, P, P].
         """
-        scale = self.scales[levels][:, None]
-        corners = rois[:, 1:] * scale - (0.5 if half_pixel else 0.0)
-        extents = corners[:, 2:] - corners[:, :2]
-        bins = (extents if half_pixel else extents.clamp(min=1)) / output_size
-        height, width = self.sizes[levels].unbind(1)
-        rows, row_weights = _samples(corners[:, 1], bins[:, 1], height, output_size, sampling_ratio)
-        columns, column_weights = _samples(corners[:, 0], bins[:, 0], width, output_size, sampling_ratio)
-        first = self.starts[levels] + rois[:, 0].long() * height * width
-        places = (first[:, None, None] + rows * width[:, None, None])[:, :, None, :, None] + columns[:, None, :, None]
-        weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None] / sampling_ratio**2
-        pooled = F.embedding_bag(
-            places.flatten(3).flatten(0, 2),
-            self.rows,
-            mode="sum",
-            per_sample_weights=weights.flatten(3).flatten(0, 2).to(self.rows.dtype),
-        )
-        return pooled.view(len(rois), output_size, output_size, self.rows.shape[1]).permute(0, 3, 1, 2)
+        pooled = self.tables[0].new_empty(len(rois), output_size, output_size, self.tables[0].shape[3])
+        for level, (table, stride) in enumerate(zip(self.tables, self.strides)):
+            for few in torch.where(levels == level)[0].split(_ROIS_AT_ONCE):
+                pooled[few] = _align(table, rois[few], 1 / stride, output_size, sampling_ratio, half_pixel)
+        return pooled.permute(0, 3, 1, 2)
 
 
-def _samples(start: Tensor, bin_size: Tensor, limit: Tensor, count: int, ratio: int) -> tuple[Tensor, Tensor]:
+def _align(table: Tensor, rois: Tensor, scale: float, size: int, ratio: int, half_pixel: bool) -> Tensor:
+    """Of one map [B, H, W, C]: [n, size, size, C]."""
+    height, width, channels = table.shape[1:]
+    corners = rois[:, 1:] * scale - (0.5 if half_pixel else 0.0)
+    extents = corners[:, 2:] - corners[:, :2]
+    bins = (extents if half_pixel else extents.clamp(min=1)) / size
+    rows, row_weights = _samples(corners[:, 1], bins[:, 1], height, size, ratio)
+    columns, column_weights = _samples(corners[:, 0], bins[:, 0], width, size, ratio)
+    first = rois[:, 0].long() * (height * width)
+    places = (first[:, None, None] + rows * width)[:, :, None, :, None] + columns[:, None, :, None]
+    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None] / ratio**2
+    return F.embedding_bag(
+        places.flatten(3).flatten(0, 2),
+        table.view(-1, channels),
+        mode="sum",
+        per_sample_weights=weights.flatten(3).flatten(0, 2).to(table.dtype),
+    ).view(len(rois), size, size, channels)
+
+
+def _samples(start: Tensor, bin_size: Tensor, limit: int, count: int, ratio: int) -> tuple[Tensor, Tensor]:
     """Along one axis: the places that a bin's samples lie between, and their weights, [N, count, 2 ratio] each."""
     bins = torch.arange(count, dtype=start.dtype)[:, None]
     steps = torch.arange(ratio, dtype=start.dtype) + 0.5
     at = start[:, None, None] + bins * bin_size[:, None, None] + steps * bin_size[:, None, None] / ratio
-    limit = limit[:, None, None]
     outside = (at < -1) | (at > limit)
     at = at.clamp(min=0)
-    low = torch.minimum(at.long(), limit - 1)
-    high = torch.minimum(low + 1, limit - 1)
+    low = at.long().clamp(max=limit - 1)
+    high = (low + 1).clamp(max=limit - 1)
     upper = torch.where(low == limit - 1, 0.0, at - low)
     weights = torch.stack([1 - upper, upper], dim=-1).masked_fill(outside[..., None], 0.0)
     return torch.stack([low, high], dim=-1).flatten(2), weights.flatten(2)

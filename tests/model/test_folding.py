@@ -78,21 +78,6 @@ def test_folded_maps_are_the_networks_own(name):
         assert torch.equal(value, before[key]), f"{key} of the network itself was changed"
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 64, 40, 50), (3, 64, 23, 31), (20, 64, 14, 14), (2, 64, 14, 14), (0, 64, 28, 28)]
-)
-def test_winograds_way_gives_the_convolutions_values(shape):
-    torch.manual_seed(0)
-    conv = nn.Conv2d(64, 96, kernel_size=3, padding=1)
-    other = PredictionConv2d(conv)
-    maps = torch.randn(shape)
-    with torch.inference_mode():
-        want, found = conv(maps), other(maps)
-        torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.std()) if len(maps) else 0.0)
-        if shape[2] * shape[3] > 512:
-            assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
-
-
 @pytest.mark.parametrize(("stride", "bias"), [(1, True), (2, True), ((1, 2), False)])
 def test_a_matrix_product_gives_the_pointwise_convolutions_values(stride, bias):
     torch.manual_seed(0)
@@ -121,28 +106,6 @@ def test_the_coarser_map_is_added_as_interpolation_adds_it(size, memory_format):
     assert torch.equal(maps, want)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_strips_of_a_map_have_the_values_of_one_piece(rows, monkeypatch):
-    torch.manual_seed(0)
-    conv = PredictionConv2d(nn.Conv2d(64, 64, kernel_size=3, padding=1))
-    maps = torch.randn(2, 64, 45, 50)  # 8 rows of 9 tiles
-    with torch.inference_mode():
-        whole = conv(maps)
-        monkeypatch.setattr(folding, "_PIECE_BYTES", rows * 9 * 64 * 4 * (64 + 64))
-        assert torch.equal(conv(maps), whole)
-
-
-@pytest.mark.parametrize("count", [2, 3, 19])
-def test_few_small_maps_at_a_time_have_the_values_of_all(count, monkeypatch):
-    torch.manual_seed(0)
-    conv = PredictionConv2d(nn.Conv2d(64, 64, kernel_size=3, padding=1))
-    maps = torch.randn(20, 64, 14, 14)  # 3 rows of 3 tiles each
-    with torch.inference_mode():
-        whole = conv(maps)
-        monkeypatch.setattr(folding, "_PIECE_BYTES", count * 3 * 3 * 64 * 4 * (64 + 64))
-        assert torch.equal(conv(maps), whole)
-
-
 @pytest.mark.parametrize("count", [0, 3, 7])
 def test_masks_are_the_same_however_many_are_computed_together(count, monkeypatch):
     spec = ModelSpec.tiny(num_classes=4)
@@ -157,17 +120,38 @@ def test_masks_are_the_same_however_many_are_computed_together(count, monkeypatc
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
-def test_only_plain_wide_convolutions_take_winograds_way():
-    plain = {"kernel_size": 3, "padding": 1}
-    assert PredictionConv2d(nn.Conv2d(64, 64, **plain)).has_winograd == folding._has_nnpack()
-    for conv in (
-        nn.Conv2d(64, 64, 3, padding=1, stride=2),
-        nn.Conv2d(64, 64, 3, padding=2, dilation=2),
-        nn.Conv2d(64, 64, 3, padding=1, groups=64),
-        nn.Conv2d(64, 64, 1),
-        nn.Conv2d(16, 64, 3, padding=1),
-    ):
-        assert not PredictionConv2d(conv).has_winograd
+@pytest.mark.parametrize("shape", [(1, 40, 50), (3, 23, 31), (20, 14, 14), (2, 14, 14), (0, 28, 28)])
+def test_a_wide_convolution_keeps_its_values(shape):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 288, kernel_size=3, padding=1)
+    other = PredictionConv2d(conv)
+    maps = torch.randn(shape[0], 256, *shape[1:])
+    with torch.inference_mode():
+        want, found = conv(maps), other(maps)
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.std()) if len(maps) else 0.0)
+        if shape[1] * shape[2] > 512:
+            assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
+
+
+def test_only_plain_wide_convolutions_of_many_pixels_take_winograds_way(monkeypatch):
+    taken = []
+    monkeypatch.setattr(folding, "conv3x3", lambda maps, weight, bias: taken.append(len(maps)))
+    wide = PredictionConv2d(nn.Conv2d(256, 256, 3, padding=1))
+    others = [
+        nn.Conv2d(256, 256, 3, padding=1, stride=2),
+        nn.Conv2d(256, 256, 3, padding=2, dilation=2),
+        nn.Conv2d(256, 256, 3, padding=1, groups=256),
+        nn.Conv2d(256, 256, 1),
+        nn.Conv2d(16, 256, 3, padding=1),
+    ]
+    with torch.inference_mode():
+        for conv in map(PredictionConv2d, others):
+            conv(torch.zeros(1, conv.in_channels, 32, 32))
+        wide(torch.zeros(2, 256, 14, 14))
+        assert taken == []
+        wide(torch.zeros(1, 256, 32, 32))
+        wide(torch.zeros(20, 256, 14, 14))
+    assert taken == [1, 20]
 
 
 def test_bfloat16_keeps_scores_and_boxes_in_float32():
