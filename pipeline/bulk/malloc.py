@@ -16,10 +16,10 @@ def environment(**tunables: int) -> dict[str, str]:
     return {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in tunables.items())}
 
 
-# One heap for all threads, fresh memory in huge pages, blocks above 24 MiB go back at once; and MKL asks malloc for the
+# One heap for all threads, fresh memory in huge pages, blocks above 8 MiB go back at once; and MKL asks malloc for the
 # workspace of each product, where it would keep one of each size for good.
 ENVIRONMENT = {
-    **environment(arena_max=1, hugetlb=1, mmap_threshold=24 << 20, trim_threshold=512 << 20),
+    **environment(arena_max=1, hugetlb=1, mmap_threshold=8 << 20, trim_threshold=512 << 20),
     "MKL_DISABLE_FAST_MM": "1",
 }
 
