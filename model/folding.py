@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from model.bodies import Body
 from model.network import MaskRCNN
 from model.roi_heads import BOX_ROI_SIZE
+from model.rpn import ProposalHead
 from model.winograd import LARGE_MAP_PX, conv3x3
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
@@ -26,6 +27,8 @@ _APPLY_IN_ORDER = (nn.Sequential, Body, resnet.BasicBlock, resnet.Bottleneck)
 # Below these, Winograd's way costs more than it saves (measured on two cores).
 _FEWEST_CHANNELS = 256
 _FEWEST_PX = 3_000
+# Rows of a map that the RPN's head looks at together.
+_STRIP_ROWS = 64
 
 
 def for_prediction(
@@ -66,6 +69,8 @@ def _fold(parent: nn.Module) -> None:
             _fold(child)
         if isinstance(child, FeaturePyramidNetwork):
             parent._modules[name] = LeanPyramid(child)
+        elif isinstance(child, ProposalHead):
+            parent._modules[name] = LeanProposalHead(child)
 
 
 def _fold_pair(conv: nn.Conv2d, norm: Any) -> None:
@@ -91,6 +96,7 @@ class PredictionConv2d(nn.Conv2d):
         plain = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1)
         wide = min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
         self.has_winograd = plain and wide and conv.groups == 1
+        self.overwrites = False  # whether the result may take the memory of maps that nobody looks at again
         self.is_pointwise = conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ class PredictionConv2d(nn.Conv2d):
         if self.is_pointwise:
             return self._matrix_product(maps)
         if self.has_winograd and (num_pixels >= LARGE_MAP_PX or len(maps) * num_pixels >= _FEWEST_PX):
-            return conv3x3(maps, self.weight, self.bias)
+            return conv3x3(maps, self.weight, self.bias, in_place=self.overwrites)
         return super().forward(maps)
 
     def _matrix_product(self, maps: Tensor) -> Tensor:
@@ -139,6 +145,9 @@ class LeanPyramid(nn.Module):
         super().__init__()
         self.inner_blocks, self.layer_blocks = pyramid.inner_blocks, pyramid.layer_blocks
         self.extra_blocks = pyramid.extra_blocks
+        for layer in self.layer_blocks[0]:  # type: ignore[union-attr]
+            if isinstance(layer, PredictionConv2d):
+                layer.overwrites = True
 
     def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
         """Takes the maps (finest first) out of `maps`, which is empty then, and gives the pyramid's, finest first."""
@@ -152,6 +161,30 @@ class LeanPyramid(nn.Module):
         if self.extra_blocks is not None:
             found, names = self.extra_blocks(found, [], names)
         return OrderedDict(zip(names, found))
+
+
+class LeanProposalHead(nn.Module):
+    """The RPN's head; on a CPU strip by strip, so that of what its convolutions give few rows are in memory at once."""
+
+    def __init__(self, head: ProposalHead) -> None:
+        super().__init__()
+        self.conv, self.cls_logits, self.bbox_pred = head.conv, head.cls_logits, head.bbox_pred
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each map [N, C, H, W] the logits [N, A, H, W] and the offsets [N, 4 A, H, W]."""
+        found = [self._level(one) for one in maps]
+        return [logits for logits, _ in found], [deltas for _, deltas in found]
+
+    def _level(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        height, reach = maps.shape[2], len(self.conv)  # each 3x3 kernel sees a row further
+        rows = _STRIP_ROWS if maps.device.type == "cpu" else height
+        logits, deltas = list[Tensor](), list[Tensor]()
+        for top in range(0, height, rows):
+            first = max(top - reach, 0)
+            hidden = self.conv(maps[:, :, first : top + rows + reach])[:, :, top - first : top - first + rows]
+            logits.append(self.cls_logits(hidden))
+            deltas.append(self.bbox_pred(hidden))
+        return torch.cat(logits, dim=2), torch.cat(deltas, dim=2)
 
 
 def _add_enlarged(maps: Tensor, coarser: Tensor) -> None:

@@ -9,6 +9,7 @@ memory, so that whole rows of channels are read and written.
 from __future__ import annotations
 
 import math
+from itertools import chain, pairwise, product
 
 import numpy as np
 import torch
@@ -45,13 +46,14 @@ def _transforms() -> tuple[Tensor, Tensor, Tensor]:
 _OF_PATCH, _OF_KERNEL, _TO_TILE = _transforms()
 
 
-def conv3x3(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def conv3x3(maps: Tensor, weight: Tensor, bias: Tensor | None, *, in_place: bool = False) -> Tensor:
     """What `torch.nn.functional.conv2d` gives with a padding of 1; values move by about 1e-5 of their spread.
 
     Args:
         maps: float32 [N, C, H, W]; these and the weights without a copy where channels lie last in memory.
         weight: float32 [D, C, 3, 3].
         bias: float32 [D], or None.
+        in_place: The result takes the maps' memory, channels last as it is, where D is C.
 
     Returns:
         [N, D, H, W], channels last in memory; N = 0 gives [0, D, H, W].
@@ -60,7 +62,7 @@ def conv3x3(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     pixels = maps.permute(0, 2, 3, 1)
     kernel = torch.matmul(_OF_KERNEL, weight.permute(0, 2, 3, 1).flatten(1, 2)).permute(1, 2, 0)
     across, down = math.ceil(width / _TILE), math.ceil(height / _TILE)
-    found = maps.new_empty(count, height, width, len(weight))
+    found = pixels if in_place else maps.new_empty(count, height, width, len(weight))
     # Tiles that are computed together: rows of one map, or whole maps.
     patch_values = _PATCH**2 * max(channels, len(weight))
     tiles_at_once = _PIECE_BYTES // (patch_values * maps.element_size())
@@ -69,12 +71,17 @@ def conv3x3(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     maps_at_once = 1 if is_large else max(1, min(tiles_at_once // (across * down), count))
     num_values = maps_at_once * rows * across * patch_values
     one, other = maps.new_empty(num_values), maps.new_empty(num_values)
-    for first in range(0, count, maps_at_once):
-        for top in range(0, down * _TILE, rows * _TILE):
-            few = pixels[first : first + maps_at_once]
-            strip = _padded(few, top, min(rows * _TILE, down * _TILE - top), across * _TILE)
-            out = found[first : first + maps_at_once, top : top + rows * _TILE]
-            _convolve(strip, kernel, bias, out, one, other)
+    starts = product(range(0, count, maps_at_once), range(0, down * _TILE, rows * _TILE))
+    pieces = (
+        (
+            _padded(pixels[first : first + maps_at_once], top, min(rows, down - top // _TILE) * _TILE, across * _TILE),
+            found[first : first + maps_at_once, top : top + rows * _TILE],
+        )
+        for first, top in starts
+    )
+    # In pairs, because a piece is read with a row of the piece before it, which may be overwritten by then.
+    for (strip, out), _ in pairwise(chain(pieces, [()])):
+        _convolve(strip, kernel, bias, out, one, other)
     return found.permute(0, 3, 1, 2)
 
 
@@ -96,8 +103,8 @@ def _convolve(pixels: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor, 
 
     given = view(one, *patches.shape).copy_(patches).view(_PATCH**2, -1)
     seen = torch.mm(_OF_PATCH, given, out=view(other, _PATCH**2, count * channels)).view(_PATCH**2, count, channels)
-    product = torch.bmm(seen, kernel, out=view(one, _PATCH**2, count, filters)).view(_PATCH**2, -1)
-    made = torch.mm(_TO_TILE, product, out=view(other, _TILE**2, count * filters)).view(_TILE**2, *tiles, filters)
+    multiplied = torch.bmm(seen, kernel, out=view(one, _PATCH**2, count, filters)).view(_PATCH**2, -1)
+    made = torch.mm(_TO_TILE, multiplied, out=view(other, _TILE**2, count * filters)).view(_TILE**2, *tiles, filters)
     for place, values in enumerate(made):
         target = out[:, place // _TILE :: _TILE, place % _TILE :: _TILE]
         values = values[:, : target.shape[1], : target.shape[2]]

@@ -6,8 +6,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from model import folding, mask_head
-from model.folding import PredictionConv2d, for_prediction
+from model.folding import LeanProposalHead, PredictionConv2d, for_prediction
 from model.network import build_model
+from model.rpn import ProposalHead
 from model.spec import ModelSpec
 
 QUICK = {
@@ -135,7 +136,7 @@ def test_a_wide_convolution_keeps_its_values(shape):
 
 def test_only_plain_wide_convolutions_of_many_pixels_take_winograds_way(monkeypatch):
     taken = []
-    monkeypatch.setattr(folding, "conv3x3", lambda maps, weight, bias: taken.append(len(maps)))
+    monkeypatch.setattr(folding, "conv3x3", lambda maps, weight, bias, in_place: taken.append(len(maps)))
     wide = PredictionConv2d(nn.Conv2d(256, 256, 3, padding=1))
     others = [
         nn.Conv2d(256, 256, 3, padding=1, stride=2),
@@ -152,6 +153,18 @@ def test_only_plain_wide_convolutions_of_many_pixels_take_winograds_way(monkeypa
         wide(torch.zeros(1, 256, 32, 32))
         wide(torch.zeros(20, 256, 14, 14))
     assert taken == [1, 20]
+
+
+@pytest.mark.parametrize("num_convs", [1, 2])
+@pytest.mark.parametrize("height", [1, 63, 64, 65, 150])
+def test_proposals_are_found_in_strips_as_in_the_whole(num_convs, height):
+    torch.manual_seed(0)
+    head = ProposalHead(16, 3, num_convs=num_convs, width=16)
+    maps = [torch.randn(2, 16, height, 20), torch.randn(2, 16, 5, 3)]
+    with torch.inference_mode():
+        for found, want in zip(LeanProposalHead(head)(maps), head(maps), strict=True):
+            for one, other in zip(found, want, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 def test_bfloat16_keeps_scores_and_boxes_in_float32():

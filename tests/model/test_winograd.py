@@ -60,6 +60,18 @@ def test_pieces_have_the_values_of_the_whole(shape, rows, monkeypatch):
     torch.testing.assert_close(conv3x3(maps, weight, bias), whole, **CLOSE)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("shape", [(2, 32, 45, 50), (20, 32, 14, 14)])
+def test_the_result_may_take_the_maps_memory(shape, rows, monkeypatch):
+    maps, weight, bias = drawn(*shape, filters=32)
+    maps = maps.to(memory_format=torch.channels_last)
+    monkeypatch.setattr(winograd, "_PIECE_BYTES", rows * -(-shape[3] // 4) * 36 * 32 * 4)
+    want = conv3x3(maps, weight, bias)
+    found = conv3x3(maps, weight, bias, in_place=True)
+    assert torch.equal(found, want)
+    assert found.data_ptr() == maps.data_ptr()
+
+
 def test_a_large_map_of_a_batch_is_computed_by_itself():
     maps, weight, bias = drawn(3, 64, 23, 31)
     found = conv3x3(maps, weight, bias)
