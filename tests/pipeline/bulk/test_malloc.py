@@ -23,7 +23,7 @@ def resident_mib():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10
 
 before = resident_mib()
-blocks = [np.ones(1 << 20) for _ in range(32)]  # 8 MiB each
+blocks = [np.ones(1 << 19) for _ in range(64)]  # 4 MiB each
 top = np.ones(1 << 16)  # nothing below it can be given back by making the heap smaller
 del blocks
 kept = resident_mib() - before
