@@ -62,6 +62,7 @@ BENCHES = {
         goals=tuple((f"{name} exact p{q} ratio", 1.5) for name in ("resnet50", "mobilenet_v3_large") for q in (50, 99)),
     ),
     "device": Bench("bench_device"),
+    "memory": Bench("bench_memory"),
     "slices": Bench("bench_slices"),
     "evaluate": Bench("bench_evaluate", goals=(("parquet: ratio", 30), ("parquet, evaluate_run: ratio", 30))),
     "query": Bench("bench_query"),
