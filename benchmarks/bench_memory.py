@@ -40,15 +40,15 @@ class MallInfo(ctypes.Structure):
     ]
 
 
-_libc = ctypes.CDLL(None)
-_libc.mallinfo2.restype = MallInfo
+_mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
 
 
 def held() -> dict[str, float]:
     """What is resident now: in all, of files, of malloc in use and free (not all of it resident), and all else."""
     pages, page = Path("/proc/self/statm").read_text().split(), os.sysconf("SC_PAGESIZE")
     resident, files = int(pages[1]) * page, int(pages[2]) * page
-    info = _libc.mallinfo2()
+    assert _mallinfo is not None, "`main` has seen to that"
+    info = _mallinfo()
     in_use, holes = info.uordblks + info.hblkhd, info.fordblks
     parts = {"all": resident, "files": files, "in use": in_use, "holes": holes}
     parts["else"] = resident - files - in_use - holes
@@ -80,6 +80,9 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
+    if _mallinfo is None:
+        parser.error("needs glibc 2.33 or later, whose malloc says what it holds")
+    _mallinfo.restype = MallInfo
     if not os.environ.items() >= malloc.ENVIRONMENT.items():
         words = [sys.executable, "-m", "benchmarks.bench_memory", *sys.argv[1:]]
         os.execve(sys.executable, words, os.environ | malloc.ENVIRONMENT)

@@ -12,8 +12,8 @@ from model.upload import to_tensor, upload_ahead
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="holds what runs on a CUDA GPU alone (streams, pinned memory, kernels) to the CPU's results; torch finds "
-    "no such GPU on this machine; what a CPU does with the same calls is tested without one",
+    reason="needs a CUDA GPU, and torch.cuda.is_available() is False: CUDA streams and pinned copies cannot run on a CPU; "
+    "what a machine without a GPU does with the same calls is tested by the other tests of this file",
 )
 
 

@@ -11,8 +11,8 @@ import pytest
 from pipeline.bulk import malloc
 
 NO_GLIBC = (
-    "GLIBC_TUNABLES and malloc_trim exist in glibc alone; with another C library (musl, macOS) actors run with its "
-    "malloc as it comes, and give_back_holes does nothing, which the next test shows"
+    "needs glibc, and Python runs with another C library (musl, macOS): GLIBC_TUNABLES and malloc_trim, whose effect is "
+    "measured here, do not exist in it; there give_back_holes does nothing, which the next test shows"
 )
 PROGRAM = """
 from pathlib import Path
