@@ -18,7 +18,7 @@ from torch import Tensor
 
 _TILE = 4
 _PATCH = _TILE + 2
-# Where the polynomials are evaluated, besides infinity: a quarter of the largest error of 0, 1, -1, 2, -2, as are usual.
+# Where the polynomials are evaluated, besides infinity: a quarter of the largest error of 0, 1, -1, 2, -2.
 _POINTS = (0.0, math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2), -math.sqrt(2))
 # What the patches of tiles that are computed together take; there is as much again of their products.
 _PIECE_BYTES = 16 * 2**20

@@ -12,7 +12,7 @@ from model.upload import to_tensor, upload_ahead
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="needs a CUDA GPU, and torch.cuda.is_available() is False: CUDA streams and pinned copies cannot run on a CPU; "
+    reason="needs a CUDA GPU, and torch.cuda.is_available() is False: streams and pinned copies cannot run on a CPU; "
     "what a machine without a GPU does with the same calls is tested by the other tests of this file",
 )
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.bulk import malloc
 
 NO_GLIBC = (
-    "needs glibc, and Python runs with another C library (musl, macOS): GLIBC_TUNABLES and malloc_trim, whose effect is "
+    "needs glibc, and Python runs with another C library (musl, macOS): GLIBC_TUNABLES and malloc_trim, which are "
     "measured here, do not exist in it; there give_back_holes does nothing, which the next test shows"
 )
 PROGRAM = """
