@@ -16,9 +16,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/maskfleet demo
 
-# One thread a process: the tests run many processes, and OpenMP threads that wait for one another waste the cores.
+# One thread a process: the tests run many processes, and OpenMP threads that wait for one another waste the cores. Two
+# files at a time, as most tests of whole runs wait for something to start.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Storage and whole runs against Ceph's RADOS Gateway, fetched once from Debian's packages; skips with the reason elsewhere.
 test-s3: $(STAMP)
@@ -45,7 +46,7 @@ check: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 # Known weaknesses of the pinned packages; asks the public advisories, so it needs the network.
 audit:
