@@ -12,8 +12,8 @@ from model.upload import to_tensor, upload_ahead
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason="needs a CUDA GPU, and torch.cuda.is_available() is False: streams and pinned copies cannot run on a CPU; "
-    "what a machine without a GPU does with the same calls is tested by the other tests of this file",
+    reason="needs a CUDA GPU, and torch.cuda.is_available() is False: streams, pinned copies and CUDA kernels run on "
+    "nothing else; what the same calls do on a CPU is tested in this file's other tests, test_exact.py and test_mask_runs.py",
 )
 
 

@@ -12,7 +12,8 @@ from pipeline.bulk import malloc
 
 NO_GLIBC = (
     "needs glibc, and Python runs with another C library (musl, macOS): GLIBC_TUNABLES and malloc_trim, which are "
-    "measured here, do not exist in it; there give_back_holes does nothing, which the next test shows"
+    "measured here, do not exist in it; that give_back_holes then does nothing is tested by "
+    "test_giving_back_is_harmless_everywhere, which runs with any C library"
 )
 PROGRAM = """
 from pathlib import Path
