@@ -13,7 +13,7 @@ from model.upload import to_tensor, upload_ahead
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
     reason="needs a CUDA GPU, and torch.cuda.is_available() is False: streams, pinned copies and CUDA kernels run on "
-    "nothing else; what the same calls do on a CPU is tested in this file's other tests, test_exact.py and test_mask_runs.py",
+    "nothing else; what the same calls do on a CPU is tested here, in test_exact.py and in test_mask_runs.py",
 )
 
 
