@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.bench_predict import segment_ours, start_ray
 from benchmarks.figures import print_figures
-from pipeline.dataset.annotations import load_annotations
-from pipeline.results.metrics import evaluate_run
+from pipeline.dataset.formats.reading import load_annotations
+from pipeline.evaluation.metrics import evaluate_run
 
 WAYS = {
     "exact": ("exact", "false"),

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.figures import print_figures
-from pipeline.bulk.decode import DecodeLimits, DecodePool
+from pipeline.images.decode_pool import DecodeLimits, DecodePool
 
 
 def draw_jpegs(count: int) -> list[bytes]:

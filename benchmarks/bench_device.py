@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bench_predict import draw_pixels, make_checkpoint, make_predictor, segment
 from benchmarks.figures import print_figures
-from model.mask_runs import mask_runs
-from model.predictor import Detections, native_dtype
+from model.inference.mask_rle import mask_runs
+from model.inference.predictor import Detections, native_dtype
 from model.spec import ModelSpec
 from pipeline.bulk.encode import encode_instances, warm_up
 from pipeline.bulk.predict import ImagePredictor

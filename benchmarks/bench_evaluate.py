@@ -33,11 +33,11 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     import pandas  # noqa: F401
 
     if side == "parquet":
-        from pipeline.results import eval_kernel, load_images
-        from pipeline.results.align import COLUMNS, MASK_COLUMNS, align
-        from pipeline.results.coco_eval import evaluate_table
-        from pipeline.results.query import load_table
-        from pipeline.results.truth import Truth
+        from pipeline.evaluation import kernel
+        from pipeline.evaluation.alignment import COLUMNS, MASK_COLUMNS, align
+        from pipeline.evaluation.coco import evaluate_table
+        from pipeline.evaluation.ground_truth import Truth
+        from pipeline.tables import load_images, load_table
 
         started, cpu = time.perf_counter(), time.process_time()
         known = Truth.load(truth)
@@ -45,8 +45,8 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
         table, _ = align(load_table("instances", run, [*COLUMNS, *MASK_COLUMNS]), images, known)
         stats = evaluate_table(known, table, "segm", backend="compiled").stats
     elif side == "parquet, evaluate_run":
-        from pipeline.results import eval_kernel  # noqa: F401
-        from pipeline.results.metrics import evaluate_run
+        from pipeline.evaluation import kernel  # noqa: F401
+        from pipeline.evaluation.metrics import evaluate_run
 
         started, cpu = time.perf_counter(), time.process_time()
         stats = evaluate_run(run, truth, iou_types=["segm"]).coco["segm"].stats

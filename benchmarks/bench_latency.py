@@ -32,7 +32,7 @@ from benchmarks.bench_predict import (
 from benchmarks.figures import print_figures
 from benchmarks.peer_segment import torchvision_network
 from model.checkpoint import load_checkpoint
-from model.predictor import native_dtype
+from model.inference.predictor import native_dtype
 from model.spec import ModelSpec
 from pipeline.bulk.encode import warm_up
 

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.bench_predict import PHOTO_SIZES, draw_pixels, make_checkpoint, make_predictor, segment
 from benchmarks.figures import print_figures
 from model.spec import ModelSpec
-from pipeline.bulk import malloc
+from pipeline import malloc
 from pipeline.bulk.encode import warm_up
 
 SAMPLE_S = 0.003

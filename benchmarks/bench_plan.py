@@ -25,7 +25,7 @@ from benchmarks.figures import print_figures
 from benchmarks.memory import peak_mib
 from pipeline.bulk.corpus import seal_plan
 from pipeline.bulk.listing import PlannedImage, iter_corpus
-from pipeline.storage_local import LocalStorage
+from pipeline.storage.local import LocalStorage
 
 
 def key_of(number: int) -> str:

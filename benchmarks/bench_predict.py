@@ -32,17 +32,18 @@ from PIL import Image
 from benchmarks.bench_decode import draw_jpegs
 from benchmarks.figures import print_figures
 from benchmarks.peer_segment import segment_as_peer
-from jobs.config import SegmentConfig, load_config
+from jobs.config.load import load_config
+from jobs.config.segment import SegmentConfig
 from jobs.segment import bulk_job, prepare_segment
 from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.inference.predictor import native_dtype
 from model.network import build_model
-from model.predictor import native_dtype
 from model.spec import ModelSpec
-from pipeline.bulk import malloc
+from pipeline import malloc
 from pipeline.bulk.encode import encode_instances
-from pipeline.bulk.flow import segment_corpus
 from pipeline.bulk.predict import ImagePredictor
+from pipeline.bulk.run import segment_corpus
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 100

@@ -47,10 +47,9 @@ def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
         table_key,
         to_json,
     )
-    from pipeline.results import load_instances
-    from pipeline.results.query import load_table
     from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-    from pipeline.storage_local import LocalStorage
+    from pipeline.storage.local import LocalStorage
+    from pipeline.tables import load_instances, load_table
 
     if (folder / "results.json").exists():
         return
@@ -102,7 +101,7 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     """Seconds, bytes read, peak MiB and rows found of one side, in this process."""
     import pandas as pd
 
-    from pipeline.results import load_instances
+    from pipeline.tables import load_instances
 
     load_instances(str(folder / "pool/run"), ["score"], [("score", ">", 2)])  # what is imported on the first call
     conditions = [("category", "==", CATEGORY), ("score", ">", SCORE)]

@@ -69,7 +69,7 @@ def measure(function: Callable[..., Any], image: Image) -> tuple[float, float | 
 def run(num_runs: int = 5, seed: int = 0, num_instances: int = 100) -> list[dict[str, Any]]:
     """One dict for each measure of the module's table, in its order."""
     start = time.perf_counter()
-    from pipeline.rle import encode_roi_masks
+    from pipeline.masks.rle import encode_roi_masks
 
     rng = np.random.default_rng(seed)
     encode_roi_masks(*draw_image(rng, 1, (64, 64)))

@@ -19,14 +19,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.figures import print_figures
-from jobs.train_data import BatchStream, SampleOrder
+from jobs.training.data import BatchStream, SampleOrder
 from model.network import build_model
 from model.spec import ModelSpec
-from model.train_step import Trainer, build_optimizer
-from pipeline.dataset.annotations import AnnotatedSet, load_annotations
-from pipeline.dataset.augment import build_transforms
+from model.training.train_step import Trainer, build_optimizer
+from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.loader import SampleSet, collate
 from pipeline.dataset.shapes import draw_shapes
+from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.types import AnnotatedSet
 
 LEARNING_RATE = 0.005
 BATCH_SIZE = 4

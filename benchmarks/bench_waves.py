@@ -24,8 +24,9 @@ import psutil
 import ray
 
 from benchmarks.figures import print_figures
-from pipeline.bulk.decode import DecodeLimits
-from pipeline.bulk.flow import WAVE_SHARDS, BulkJob, segment_corpus
+from pipeline.bulk.run import WAVE_SHARDS, segment_corpus
+from pipeline.bulk.worker import BulkJob
+from pipeline.images.decode_pool import DecodeLimits
 from pipeline.manifest import commit_key
 from pipeline.schema import SCHEMA_VERSION
 

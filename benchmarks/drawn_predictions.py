@@ -26,9 +26,9 @@ from pipeline.manifest import (
     table_key,
     to_json,
 )
-from pipeline.rle import encode_roi_masks, rle_areas
+from pipeline.masks.rle import encode_roi_masks, rle_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.storage_local import LocalStorage
+from pipeline.storage.local import LocalStorage
 
 SIZE = (480, 640)
 NUM_CATEGORIES = 80
@@ -173,7 +173,7 @@ def _write_shard(storage: LocalStorage, shard: int, first: int, rows: list[pa.Ta
 
 def _write_results(folder: Path, truth: dict[str, Any]) -> None:
     """The same predictions as COCO results: the values the Parquet holds, in its order."""
-    from pipeline.results import iter_instances
+    from pipeline.tables import iter_instances
 
     ids = {image["file_name"]: image["id"] for image in truth["images"]}
     with open(folder / "results.json", "w") as file:

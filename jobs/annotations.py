@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from jobs.config_results import CheckDataConfig, ConvertConfig
+from jobs.config.results import CheckDataConfig, ConvertConfig
 from pipeline.dataset.check import DataReport, check_data
+from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.convert import Conversion, convert_annotations
-from pipeline.dataset.offenders import draw_offenders
 from pipeline.manifest import to_json
-from pipeline.storage import open_storage
+from pipeline.storage.stores import open_storage
 
 
 def run_check_data(config: CheckDataConfig) -> DataReport:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from jobs.train_output import TrainingOutput
+from jobs.training.output import TrainingOutput
 from model.checkpoint import CHECKPOINT_MARKER, Checkpoint, CheckpointError, load_checkpoint
-from model.weights import PUBLISHED
-from pipeline.cache import local_file, local_folder
-from pipeline.storage import is_local, open_storage
+from model.weights.loading import PUBLISHED
+from pipeline.storage.cache import local_file, local_folder
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import is_local
 
 
 def find_checkpoint(uri: str) -> str:

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from jobs.commands import COMMANDS, read_settings
-from jobs.config import ConfigError, is_override, to_yaml
-from pipeline.storage import use_settings
+from jobs.config.load import ConfigError, is_override, to_yaml
+from pipeline.storage.stores import use_settings
 
 app = typer.Typer(
     add_completion=False,
@@ -57,7 +57,7 @@ def train(
     """Train a Mask R-CNN; run the same command again to resume."""
     settings = _settings("train", config, words, print_config)
     from jobs.progress import ProgressLine
-    from jobs.train import prepare_train, run_train
+    from jobs.training.train import prepare_train, run_train
 
     plan = _checked(lambda: prepare_train(settings))
     if dry_run:
@@ -75,7 +75,7 @@ def sweep(
     """Train every point of a grid and make one table of it; run the same command again to go on."""
     settings = _settings("sweep", config, words, print_config)
     from jobs.progress import ProgressLine
-    from jobs.sweep import prepare_sweep, run_sweep
+    from jobs.sweep.run import prepare_sweep, run_sweep
 
     plan = _checked(lambda: prepare_sweep(settings))
     if dry_run:
@@ -338,8 +338,8 @@ def submit(
 
     The same submission again is the same job while that runs or has succeeded, else its next attempt, which resumes.
     """
-    from jobs.package import from_settings, from_words, handed_environment
-    from jobs.submit import SUCCEEDED, Jobs
+    from jobs.cluster.job_package import from_settings, from_words, handed_environment
+    from jobs.cluster.submit import SUCCEEDED, Jobs
 
     environment = _checked(lambda: handed_environment(env or [], credentials=credentials))
     line = _line_of(command, context.args)
@@ -387,8 +387,8 @@ def schedule(
     Any number of schedulers may share one state. With --once: 1 when a tick failed, 4 when a gate did.
     """
     settings = _settings("schedule", config, words, print_config)
-    from jobs.schedule import Scheduler, describe_schedule, run_forever, run_once
-    from jobs.schedule_work import Programs, credentials_of
+    from jobs.schedule.scheduler import Scheduler, describe_schedule, run_forever, run_once
+    from jobs.schedule.tasks import Programs, credentials_of
 
     if dry_run:
         _say(describe_schedule(settings))
@@ -413,7 +413,7 @@ def manifests(
 ) -> None:
     """Write files for KubeRay and Ray's cluster launcher: `maskfleet manifests --config configs/manifests/lab.yaml`."""
     settings = _settings("manifests", config, words, print_config)
-    from jobs.manifests import write_manifests
+    from jobs.cluster.manifests import write_manifests
 
     if config is None:
         _fail("manifests: --config is missing; give the file that describes the cluster", Exit.BAD_INPUT)
@@ -427,7 +427,7 @@ def manifests(
 @jobs_app.command("list")
 def list_jobs(address: Address = None) -> None:
     """One line for each job of a cluster, oldest first."""
-    from jobs.submit import Jobs
+    from jobs.cluster.submit import Jobs
 
     jobs = _checked(lambda: Jobs(address))
     for state in _run(jobs.list):
@@ -437,7 +437,7 @@ def list_jobs(address: Address = None) -> None:
 @jobs_app.command("status")
 def job_status(job_id: JobId, address: Address = None) -> None:
     """What became of a job; ends with 0 whatever that is."""
-    from jobs.submit import SUCCEEDED, Jobs, reason_of
+    from jobs.cluster.submit import SUCCEEDED, Jobs, reason_of
 
     jobs = _checked(lambda: Jobs(address))
     state = _run(lambda: jobs.state(job_id))
@@ -453,7 +453,7 @@ def job_logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on as the log grows, and end as the job does.")] = False,
 ) -> None:
     """What a job has written."""
-    from jobs.submit import Jobs
+    from jobs.cluster.submit import Jobs
 
     jobs = _checked(lambda: Jobs(address))
     if follow:
@@ -465,7 +465,7 @@ def job_logs(
 @jobs_app.command("stop")
 def stop_job(job_id: JobId, address: Address = None) -> None:
     """Stop a job and wait until it has ended; submitting it again goes on where it was."""
-    from jobs.submit import Jobs
+    from jobs.cluster.submit import Jobs
 
     jobs = _checked(lambda: Jobs(address))
     _say(_run(lambda: jobs.stop(job_id)).describe())
@@ -498,7 +498,7 @@ def _settings(
 
 def _line_of(command: str, words: list[str]) -> dict[str, Any]:
     """The rest of a submission's line as the command itself would read it; ends with 2 where it would not."""
-    from jobs.package import SUBMITTED
+    from jobs.cluster.job_package import SUBMITTED
 
     if command not in SUBMITTED:
         _fail(f"submit: {command!r} is not allowed; allowed are {', '.join(SUBMITTED)}", Exit.BAD_INPUT)
@@ -508,7 +508,7 @@ def _line_of(command: str, words: list[str]) -> dict[str, Any]:
 
 def _follow(jobs: Any, job_id: str) -> None:
     """Shows a job's log and ends as it does, its reason on the last line."""
-    from jobs.submit import SUCCEEDED, reason_of
+    from jobs.cluster.submit import SUCCEEDED, reason_of
 
     ended = ""
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jobs.config import DemoConfig, SegmentConfig, is_override, load_config
-from jobs.config_manifests import ManifestsConfig
-from jobs.config_results import (
+from jobs.config.demo import DemoConfig
+from jobs.config.load import is_override, load_config
+from jobs.config.manifests import ManifestsConfig
+from jobs.config.results import (
     CheckDataConfig,
     CompareConfig,
     ConvertConfig,
@@ -21,9 +22,10 @@ from jobs.config_results import (
     ReportConfig,
     VerifyConfig,
 )
-from jobs.config_schedule import ScheduleConfig
-from jobs.config_sweep import SweepConfig
-from jobs.config_train import TrainConfig
+from jobs.config.schedule import ScheduleConfig
+from jobs.config.segment import SegmentConfig
+from jobs.config.sweep import SweepConfig
+from jobs.config.train import TrainConfig
 
 
 @dataclass(frozen=True)

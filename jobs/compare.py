@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from jobs.config import ConfigError
-from jobs.config_results import CompareConfig
+from jobs.config.load import ConfigError
+from jobs.config.results import CompareConfig
 from jobs.evaluate import fit_truth, load_truth, open_finished, write_frame
+from pipeline.evaluation.compare import Comparison, check_gates, compare
+from pipeline.evaluation.ground_truth import Truth
 from pipeline.manifest import Run, to_json
-from pipeline.results import load_images, load_instances
-from pipeline.results.compare import Comparison, check_gates, compare
 from pipeline.results.drift import drift
-from pipeline.results.truth import Truth
 from pipeline.schema import OK
-from pipeline.storage import open_storage
+from pipeline.storage.stores import open_storage
+from pipeline.tables import load_images, load_instances
 
 _DRIFT_COLUMNS = ["category", "score", "area_px", "image_height", "image_width"]
 

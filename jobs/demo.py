@@ -18,19 +18,21 @@ from typing import Any
 import pandas as pd
 
 from jobs.checkpoints import find_checkpoint
-from jobs.cluster import REPOSITORY, cluster
-from jobs.config import DemoConfig, SegmentConfig, load_config
-from jobs.config_results import EvaluateConfig
-from jobs.config_train import TrainConfig
+from jobs.cluster.start import REPOSITORY, cluster
+from jobs.config.demo import DemoConfig
+from jobs.config.load import load_config
+from jobs.config.results import EvaluateConfig
+from jobs.config.segment import SegmentConfig
+from jobs.config.train import TrainConfig
 from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
 from jobs.progress import ProgressLine, describe
 from jobs.segment import prepare_segment, run_segment
-from jobs.train import prepare_train, run_train
+from jobs.training.train import prepare_train, run_train
 from model.checkpoint import CHECKPOINT_MARKER, is_checkpoint
 from pipeline.dataset.shapes import draw_shapes
-from pipeline.results import load_images, load_instances
 from pipeline.results.render import save_overlays
-from pipeline.storage import local_path
+from pipeline.storage.uri import local_path
+from pipeline.tables import load_images, load_instances
 
 TRAIN_CONFIG = REPOSITORY / "configs/train/tiny_cpu.yaml"
 SEGMENT_CONFIG = REPOSITORY / "configs/segment/tiny_cpu.yaml"

@@ -11,16 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from jobs.config import ConfigError, config_hash
-from jobs.config_results import EvaluateConfig
-from pipeline.dataset.annotations import detect_format, load_annotations
+from jobs.config.load import ConfigError, config_hash
+from jobs.config.results import EvaluateConfig
+from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.evaluation.compare import check_gates
+from pipeline.evaluation.ground_truth import EvaluationError, Truth
+from pipeline.evaluation.metrics import Metrics, evaluate_run
+from pipeline.evaluation.sharding import (
+    MeasuredShare,
+    Share,
+    check_can_be_shared,
+    measure_share,
+    merge_shares,
+    share_out,
+)
 from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
-from pipeline.results.compare import check_gates
 from pipeline.results.history import append_history
-from pipeline.results.metrics import Metrics, evaluate_run
-from pipeline.results.shares import MeasuredShare, Share, check_can_be_shared, measure_share, merge_shares, share_out
-from pipeline.results.truth import EvaluationError, Truth
-from pipeline.storage import Storage, StorageSettings, open_storage, use_settings
+from pipeline.storage.base import Storage, StorageSettings
+from pipeline.storage.stores import open_storage, use_settings
 
 METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
@@ -103,7 +111,7 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
     """Each share of the run is measured by a Ray task; the figures are those of one process."""
     import ray
 
-    from jobs.cluster import cluster
+    from jobs.cluster.start import cluster
 
     settings = plan.config.evaluate
     thresholds = {"score_threshold": settings.score_threshold, "iou_threshold": settings.iou_threshold}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jobs.config import SegmentConfig
+from jobs.config.segment import SegmentConfig
 from pipeline.bulk.progress import BACKGROUND, Progress
 
 STAGES = {

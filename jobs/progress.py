@@ -10,7 +10,7 @@ from pipeline.bulk.progress import Progress
 from pipeline.schema import OK
 
 if TYPE_CHECKING:
-    from jobs.train import TrainEvent
+    from jobs.training.train import TrainEvent
 
 
 class ProgressLine:

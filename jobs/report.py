@@ -9,15 +9,15 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from jobs.config import ConfigError
-from jobs.config_results import ExportConfig, HistoryConfig, ReportConfig
+from jobs.config.load import ConfigError
+from jobs.config.results import ExportConfig, HistoryConfig, ReportConfig
 from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, open_finished
-from jobs.train_output import CONFIG, TrainingOutput
+from jobs.training.output import CONFIG, TrainingOutput
 from pipeline.manifest import RUN_KEY, Run, RunError
 from pipeline.results.export import export_run
 from pipeline.results.history import FIGURES, load_history, plot_trend, trend
 from pipeline.results.report import build_report
-from pipeline.storage import open_storage
+from pipeline.storage.stores import open_storage
 
 
 def write_report(config: ReportConfig) -> str:

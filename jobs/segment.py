@@ -13,21 +13,24 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from jobs import cluster
 from jobs.checkpoints import find_checkpoint, open_checkpoint
-from jobs.config import ConfigError, RetryConfig, SegmentConfig, load_config, to_plain
+from jobs.cluster import start
+from jobs.config.load import ConfigError, load_config, to_plain
+from jobs.config.segment import RetryConfig, SegmentConfig
 from model.checkpoint import Checkpoint
-from model.predictor import native_dtype
+from model.inference.predictor import native_dtype
 from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
-from pipeline.bulk.decode import DecodeLimits
-from pipeline.bulk.flow import BulkJob, repair_corpus, segment_corpus
 from pipeline.bulk.listing import tell_kind
 from pipeline.bulk.progress import Progress
-from pipeline.files import aligned_uri
+from pipeline.bulk.run import repair_corpus, segment_corpus
+from pipeline.bulk.worker import BulkJob
+from pipeline.images.decode_pool import DecodeLimits
 from pipeline.manifest import RunError, open_run, run_id_of, sha256_of, to_json
 from pipeline.schema import OK, SCHEMA_VERSION
-from pipeline.storage import StorageError, is_local, local_path, open_storage
+from pipeline.storage.base import StorageError
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import aligned_uri, is_local, local_path
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
 
 def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
     """Segments, or resumes, and returns the run's totals (final.json)."""
-    with cluster.cluster(plan.config.cluster):
+    with start.cluster(plan.config.cluster):
         return segment_corpus(bulk_job(plan), on_progress)
 
 
@@ -182,7 +185,7 @@ def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
 def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, int]:
     """Tries the failures again; returns the repaired shards' images by status, {} where nothing was to be repaired."""
     assert isinstance(plan.config, RetryConfig)
-    with cluster.cluster(plan.config.cluster):
+    with start.cluster(plan.config.cluster):
         return repair_corpus(bulk_job(plan), plan.config.retry.statuses, on_progress)
 
 
@@ -198,7 +201,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         shard_size=config.corpus.shard_size,
         batch_size=config.segment.batch_size,
         num_workers=config.segment.num_workers or _all_workers(config),
-        cpus_per_worker=min(config.segment.cpus_per_worker, cluster.total("CPU")),
+        cpus_per_worker=min(config.segment.cpus_per_worker, start.total("CPU")),
         gpus_per_worker=config.segment.gpus_per_worker,
         decode_children=config.segment.decode_children,
         storage=config.storage.to_settings(),
@@ -228,14 +231,14 @@ def failed_fraction(totals: dict[str, Any]) -> float:
 def _all_workers(config: SegmentConfig) -> tuple[int, int]:
     per_worker = config.segment.gpus_per_worker
     if per_worker:
-        available = math.floor(cluster.total("GPU") / per_worker)
+        available = math.floor(start.total("GPU") / per_worker)
         if not available:
             raise ConfigError(
-                f"segment.gpus_per_worker: {per_worker} is not allowed: the cluster has {cluster.total('GPU')} GPUs; "
+                f"segment.gpus_per_worker: {per_worker} is not allowed: the cluster has {start.total('GPU')} GPUs; "
                 "set 0 to segment on CPUs"
             )
     else:
-        available = cluster.total("CPU") // config.segment.cpus_per_worker
+        available = start.total("CPU") // config.segment.cpus_per_worker
     return (1, max(1, available))
 
 

@@ -1,5 +1,1 @@
-"""The network: spec, building, checkpoints, training step and prediction, on torch and torchvision alone."""
-
-from model.lean_import import import_torchvision
-
-import_torchvision()
+"""Mask R-CNN on torch and torchvision: spec, network, checkpoints, training step, weights and inference."""

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.backbone import build_backbone
-from model.matching import separate_ignored
-from model.roi_heads import RoIHeads
-from model.rpn import NonFiniteOutput, ProposalNetwork, build_rpn
+from model.backbones.backbone import build_backbone
+from model.heads.roi_heads import RoIHeads
+from model.heads.rpn import NonFiniteOutput, ProposalNetwork, build_rpn
 from model.spec import ModelSpec
+from model.training.assignment import separate_ignored
 from model.transform import ImageTransform
-from model.weights import WeightsReport, load_weights
+from model.weights.loading import WeightsReport, load_weights
 
 __all__ = ["MaskRCNN", "NonFiniteOutput", "build_model", "check_targets"]
 
@@ -65,7 +65,7 @@ class MaskRCNN(nn.Module):
         self.proposals = proposals
         self.num_classes = num_classes
         self.weights_report: WeightsReport | None = None
-        # The type a prediction's maps are computed in; `model.folding` makes networks of another.
+        # The type a prediction's maps are computed in; `model.inference.fuse` makes networks of another.
         self.compute_dtype = torch.float32
 
     def forward(

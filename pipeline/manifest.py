@@ -26,7 +26,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.stores import open_storage
 
 RUN_KEY = "run.json"
 PLAN_KEY = "plan.json"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.paths import ROOT
+
 if TYPE_CHECKING:
     from tests.chaos.rgw import Rgw
 
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +28,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A real Ray on this machine, two cores, one for the whole session."""
-    from jobs.cluster import cluster
-    from jobs.config_base import ClusterSection
+    from jobs.cluster.start import cluster
+    from jobs.config.base import ClusterSection
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # its workers inherit it

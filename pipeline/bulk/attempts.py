@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 
 from pipeline.manifest import attempt_key, to_json
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 
 MAX_DEATHS = 3
 

@@ -37,7 +37,7 @@ from pipeline.manifest import (
     to_json,
     to_sealed_json,
 )
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 
 _ROWS_AT_A_TIME = 2_000  # rows held as Python objects at a time; a row group of the manifest
 

@@ -28,7 +28,7 @@ from pipeline.manifest import (
     sha256_of,
     to_sealed_json,
 )
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 
 GROUP_SIZE = 256
 MAX_GROUPS_PER_SHARD = 16

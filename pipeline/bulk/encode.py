@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.slices import SlicedDetections, merge
-from pipeline.rle import encode_roi_masks_and_areas, runs_to_counts
+from pipeline.masks.rle import encode_roi_masks_and_areas, runs_to_counts
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 
 if TYPE_CHECKING:
     from model.categories import Category
-    from model.predictor import Detections
+    from model.inference.predictor import Detections
 
 # Small enough that a filter on category and score skips most of a shard, large enough to compress well.
 INSTANCES_ROW_GROUP = 2_048

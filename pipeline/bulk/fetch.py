@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.bulk.decode import Decoded, DecodeLimits, DecodePool
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.progress import StageClock
-from pipeline.files import aligned_uri
-from pipeline.pixels import to_unit
-from pipeline.storage import Storage, StorageError, is_local, local_path, open_storage
+from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
+from pipeline.images.pixels import to_unit
+from pipeline.storage.base import Storage, StorageError
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import aligned_uri, is_local, local_path
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,11 +54,11 @@ def load_image(
     Args:
         pool, limits: what decodes, and how much.
         image: what to load.
-        num_bands: channels the network takes; for other than 3, what `pipeline.pixels.to_unit` makes of bands.
-        resize_to: sides that the network resizes a picture to, see `pipeline.bulk.decode_image.decode_image`; a photo
+        num_bands: channels the network takes; for other than 3, what `pipeline.images.pixels.to_unit` makes of bands.
+        resize_to: sides that the network resizes a picture to, see `pipeline.images.decode_image.decode_image`; a photo
             with extra channels is always decoded whole.
         clock: counts the seconds of reading.
-        extra_channels: pattern of the file whose bands are the last channels, see `pipeline.files.aligned_uri`.
+        extra_channels: pattern of the file whose bands are the last channels, see `pipeline.storage.uri.aligned_uri`.
     """
     with (clock or StageClock())("fetch"):
         data = fetch_bytes(limits, image)

@@ -24,7 +24,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline.storage import ObjectInfo, Storage, is_local, open_storage
+from pipeline.storage.base import ObjectInfo, Storage
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import is_local
 
 KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time

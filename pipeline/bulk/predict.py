@@ -9,13 +9,13 @@ import torch
 
 from model.categories import Category
 from model.checkpoint import CHECKPOINT_MARKER, CheckpointError, load_checkpoint
-from model.mask_runs import Paste
-from model.predictor import Detections, NonFiniteOutput, Predictor
-from model.upload import Image, upload_ahead
-from pipeline.bulk import malloc
+from model.inference.mask_rle import Paste
+from model.inference.predictor import Detections, NonFiniteOutput, Predictor
+from model.inference.prefetch import Image, upload_ahead
+from pipeline import malloc
 from pipeline.bulk.slices import SlicedDetections, Slicing, cut
-from pipeline.cache import local_folder
-from pipeline.rle_kernel import torch_resize_is_fused
+from pipeline.masks.rle_kernel import torch_resize_is_fused
+from pipeline.storage.cache import local_folder
 
 GIVE_BACK_EVERY_S = 5.0  # at the end of a network call; after each window it cost small networks 3% of the time
 

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from pipeline.bulk.commit import add_up, read_commits, write_manifest
 from pipeline.manifest import Run, RunError, from_sealed_json, repair_prefix, to_sealed_json
 from pipeline.schema import STATUSES
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.stores import open_storage
 
 REPAIR_KEY = "repair.json"
 

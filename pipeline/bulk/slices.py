@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.rle import encode_roi_masks_and_areas, rle_areas, rle_iou, rle_merge, runs_to_rle
+from pipeline.masks.rle import encode_roi_masks_and_areas, rle_areas, rle_iou, rle_merge, runs_to_rle
 
 if TYPE_CHECKING:
-    from model.predictor import Detections
+    from model.inference.predictor import Detections
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from pipeline.manifest import (
     repair_prefix,
     sha256_of,
 )
-from pipeline.rle import rle_areas
+from pipeline.masks.rle import rle_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK, STATUSES
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.stores import open_storage
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline import files
-from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
+from pipeline.dataset.types import AnnotatedSet, AnnotationError
+from pipeline.storage.uri import aligned_uri
 
 
 def with_extra_channels(annotated: AnnotatedSet, pattern: str) -> AnnotatedSet:
@@ -19,7 +19,7 @@ def with_extra_channels(annotated: AnnotatedSet, pattern: str) -> AnnotatedSet:
         AnnotationError: a pattern that names no file. Files that are not there are found when the photo is read.
     """
     try:
-        extras = [files.aligned_uri(pattern, image.path) for image in annotated.images]
+        extras = [aligned_uri(pattern, image.path) for image in annotated.images]
     except ValueError as error:
         raise AnnotationError(str(error)) from None
     images = tuple(

@@ -10,20 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.dataset.annotations import (
-    AnnotatedImage,
-    AnnotatedSet,
-    AnnotationError,
-    Box,
-    Instance,
-    detect_format,
-    load_annotations,
-    mask_to_box,
-)
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.coco import coco_file, from_coco
-from pipeline.dataset.images import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
+from pipeline.dataset.formats.coco import coco_file, from_coco
+from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance, mask_to_box
+from pipeline.storage import files
+from pipeline.storage.uri import base_name
 
 ERROR, WARNING = "error", "warning"
 
@@ -192,7 +185,7 @@ def check_data(
         raise
     except (ValueError, KeyError, TypeError) as error:
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        found.add("unreadable_annotations", Example(None, files.base_name(str(uri)), sentence))
+        found.add("unreadable_annotations", Example(None, base_name(str(uri)), sentence))
         return DataReport(str(uri), format, 0, 0, 0, {}, found.findings(), {})
     return _check_set(annotated, found, str(uri), format, in_channels, num_threads, progress)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from model.categories import Category
-from pipeline.dataset.annotations import AnnotatedSet, AnnotationError, Instance
+from pipeline.dataset.types import AnnotatedSet, AnnotationError, Instance
 
 
 def choose_categories(

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline import files
-from pipeline.dataset.annotations import FORMATS, AnnotationError, detect_format, load_annotations
-from pipeline.dataset.cityscapes import write_cityscapes
-from pipeline.dataset.coco import write_coco
-from pipeline.dataset.labelme import write_labelme
-from pipeline.dataset.via import write_via
-from pipeline.dataset.voc import write_voc
+from pipeline.dataset.formats.cityscapes import write_cityscapes
+from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.labelme import write_labelme
+from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.formats.via import write_via
+from pipeline.dataset.formats.voc import write_voc
+from pipeline.dataset.types import FORMATS, AnnotationError
+from pipeline.storage import files
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
-from pipeline.dataset.copy_paste import paste_objects
-from pipeline.dataset.images import UnusablePhoto, load_photo
+from pipeline.dataset.photos import UnusablePhoto, load_photo
 from pipeline.dataset.sample import (
     SampleDict,
     Transform,
@@ -27,6 +25,8 @@ from pipeline.dataset.sample import (
     to_sample_dict,
     to_target,
 )
+from pipeline.dataset.transforms.copy_paste import paste_objects
+from pipeline.dataset.types import AnnotatedSet, AnnotationError
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from pipeline.dataset.annotations import AnnotatedImage
+from pipeline.dataset.types import AnnotatedImage
 
 SampleDict = dict[str, Any]
 Transform = Callable[[SampleDict], SampleDict]

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from model.categories import Category
-from pipeline import files
-from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, Instance, mask_to_instance
-from pipeline.dataset.coco import to_coco
+from pipeline.dataset.formats.coco import to_coco
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, Instance, mask_to_instance
+from pipeline.storage import files
+from pipeline.storage.uri import join_uri
 
 SHAPE_CATEGORIES = (Category(10, "circle"), Category(20, "square"), Category(30, "triangle"))
 _MIN_VISIBLE = 0.7  # a later shape may cover at most the rest of an earlier one
@@ -80,12 +81,12 @@ def draw_shapes(
             rng = np.random.default_rng([seed, part, number])
             drawn = draw_image(rng, _vary(rng, image_size), max_shapes=max_shapes)
             file_name = f"{name}_{number:05d}.{'jpg' if image_format == 'jpeg' else 'png'}"
-            uri = files.join_uri(files.join_uri(str(folder), name), file_name)
+            uri = join_uri(join_uri(str(folder), name), file_name)
             files.write_bytes(uri, _encoded(drawn.pixels, image_format))
             height, width = drawn.pixels.shape[:2]
             images.append(AnnotatedImage(number + 1, file_name, uri, height, width, drawn.instances))
         truth = to_coco(AnnotatedSet(tuple(images), SHAPE_CATEGORIES))
-        files.write_json(files.join_uri(str(folder), json_name), truth)
+        files.write_json(join_uri(str(folder), json_name), truth)
 
 
 def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_shapes: int = 4) -> DrawnImage:

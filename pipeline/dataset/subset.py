@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
+from pipeline.dataset.types import AnnotatedSet, AnnotationError
+from pipeline.storage import files
 
 _RECORD_VERSION = 1
 

@@ -1,7 +1,9 @@
-"""The way back to people: query a run's tables, measure them against ground truth, look at them, hand them on."""
+"""Results of runs for people: tables, overlays, exports, reports, history and drift.
 
-from pipeline.results.export import crops, to_coco, to_coco_results, to_polygons, to_yolo
-from pipeline.results.query import (
+The functions analysts ask for first can be imported from here; `maskfleet` has them all.
+"""
+
+from pipeline.tables import (
     counts,
     decode_mask,
     decode_masks,
@@ -11,11 +13,9 @@ from pipeline.results.query import (
     load_images,
     load_instances,
 )
-from pipeline.results.render import overlay
 
 __all__ = [
     "counts",
-    "crops",
     "decode_mask",
     "decode_masks",
     "instances_dataset",
@@ -23,9 +23,4 @@ __all__ = [
     "iter_shards",
     "load_images",
     "load_instances",
-    "overlay",
-    "to_coco",
-    "to_coco_results",
-    "to_polygons",
-    "to_yolo",
 ]

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from pipeline.manifest import Run, open_run
-from pipeline.results.outlines import Polygon, join_polygons, mask_to_polygons
-from pipeline.results.query import decode_mask, decode_masks, iter_shards, load_images, load_instances
+from pipeline.masks.contours import Polygon, join_polygons, mask_to_part_polygons
 from pipeline.results.render import open_photo
 from pipeline.schema import OK
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.stores import open_storage
+from pipeline.tables import decode_mask, decode_masks, iter_shards, load_images, load_instances
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +51,7 @@ def export_run(
         min_score: instances below are left out.
         image_ids: for "coco-results" the ground truth's number of each image; without it they count from 1 in the
             order of the images table, as in "coco".
-        tolerance_px: for YOLO and LabelMe, see `mask_to_polygons`.
+        tolerance_px: for YOLO and LabelMe, see `mask_to_part_polygons`.
 
     Returns:
         Number of files written.
@@ -157,8 +158,8 @@ def to_coco_results(instances: pd.DataFrame, image_ids: Mapping[str, int]) -> li
 
 
 def to_polygons(instances: pd.DataFrame, *, tolerance_px: float = 0.0) -> list[list[Polygon]]:
-    """The outlines of each row's mask, see `mask_to_polygons`; one list a row, empty for an empty mask."""
-    return [mask_to_polygons(mask, tolerance_px=tolerance_px) for mask in decode_masks(instances)]
+    """The outlines of each row's mask, see `mask_to_part_polygons`; one list a row, empty for an empty mask."""
+    return [mask_to_part_polygons(mask, tolerance_px=tolerance_px) for mask in decode_masks(instances)]
 
 
 def to_yolo(rows: pd.DataFrame, label_of: Mapping[int, int], *, tolerance_px: float = 0.0) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.evaluation.metrics import Metrics
 from pipeline.manifest import sha256_of, to_json
-from pipeline.results.metrics import Metrics
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.stores import open_storage
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,9 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.manifest import Run, open_run
-from pipeline.results.query import decode_masks, load_images, load_instances
 from pipeline.schema import OK
-from pipeline.storage import open_storage
+from pipeline.storage.stores import open_storage
+from pipeline.tables import decode_masks, load_images, load_instances
 
 _MASK_OPACITY = 0.45
 _MAX_PIXELS = 200_000_000  # of a photo opened for drawing

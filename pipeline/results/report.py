@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from pipeline.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES
 from pipeline.manifest import Run, open_run
+from pipeline.masks.contours import mask_to_part_polygons
 from pipeline.results.charts import bar_chart, line_chart
-from pipeline.results.coco_eval import KEYPOINT_STAT_NAMES, STAT_NAMES
-from pipeline.results.outlines import mask_to_polygons
-from pipeline.results.query import decode_mask, iter_instances, load_images, load_instances
 from pipeline.results.render import open_photo, palette
 from pipeline.schema import OK, STATUSES
+from pipeline.tables import decode_mask, iter_instances, load_images, load_instances
 
 MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole file
 _PHOTO_PX = 720
@@ -235,7 +235,7 @@ def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str
     drawn = []
     best = [] if instances is None else instances.nlargest(_MAX_INSTANCES, "score").itertuples()
     for instance in best:
-        polygons = mask_to_polygons(decode_mask(instance), tolerance_px=0.7 / scale)
+        polygons = mask_to_part_polygons(decode_mask(instance), tolerance_px=0.7 / scale)
         drawn.append(
             {
                 "c": instance.category,

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from jobs.config import SegmentConfig, load_config
+from jobs.config.load import load_config
+from jobs.config.segment import SegmentConfig
 from jobs.segment import prepare_segment, run_segment
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run
-from pipeline.results import load_images, load_instances
-from pipeline.storage import StorageSettings, use_settings
+from pipeline.storage.base import StorageSettings
+from pipeline.storage.stores import use_settings
+from pipeline.tables import load_images, load_instances
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("corpus.shard_size=3", "segment.cpus_per_worker=1", "segment.max_detections=10")
 
 

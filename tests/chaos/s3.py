@@ -11,7 +11,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 
-from pipeline.storage import StorageSettings
+from pipeline.storage.base import StorageSettings
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
 
 _MOTO = (

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.storage_local import LocalStorage
-from pipeline.storage_s3 import S3Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.s3 import S3Storage
 
 KINDS = ("attempts", "images", "instances", "commits")
 STEPS = tuple(f"{when} {what}" for what in KINDS for when in ("before", "torn", "unpublished", "after"))

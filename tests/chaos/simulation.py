@@ -20,7 +20,7 @@ from pipeline.bulk import corpus
 from pipeline.bulk.corpus import Plan, read_plan, seal_plan
 from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import TABLES, Commit, DataFile, Run, RunError, commit_key, sha256_of, table_key
-from pipeline.storage import ObjectInfo, Storage
+from pipeline.storage.base import ObjectInfo, Storage
 
 SPEC = {"corpus": "simulated"}
 NUM_IMAGES, SHARD_SIZE = 5, 2

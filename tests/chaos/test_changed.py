@@ -11,7 +11,7 @@ import torch
 from model.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import RunError, from_sealed_json, open_run, to_sealed_json
-from pipeline.results import load_images
+from pipeline.tables import load_images
 from tests.chaos.runs import finish, segment_here, start
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import StorageError
+from pipeline.storage.base import StorageError
 from tests.chaos.runs import check_exact, commits_of, segment_here
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

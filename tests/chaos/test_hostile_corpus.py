@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run
-from pipeline.results import load_images, load_instances
+from pipeline.tables import load_images, load_instances
 from tests.chaos.runs import segment_here
-from tests.pipeline.bulk.test_decode_hostile import drawn_files, mutate
+from tests.pipeline.images.test_decode_hostile import drawn_files, mutate
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -27,14 +27,14 @@ NUM_PHOTOS = 200
 START_TRIES = 3
 # Runs on the head's host, where the bucket can be reached: brings a folder into a new bucket.
 UPLOAD = """
-import sys; from pathlib import Path; from tests.chaos.s3 import make_bucket; from pipeline.storage import open_storage
+import sys; from pathlib import Path; from tests.chaos.s3 import make_bucket; from pipeline.storage.stores import open_storage
 bucket = f"s3://{make_bucket(sys.argv[1])}"
 for path in Path(sys.argv[2]).rglob("*"):
     if path.is_file(): open_storage(bucket).write_bytes(path.relative_to(sys.argv[2]).as_posix(), path.read_bytes())
 print(bucket)
 """
 NUM_COMMITS = """
-import sys; from pipeline.storage import open_storage
+import sys; from pipeline.storage.stores import open_storage
 print(sum(1 for _ in open_storage(sys.argv[1]).iter_objects("commits/")))
 """
 CHECK_EXACT = "import sys; from tests.chaos.runs import check_exact; check_exact(sys.argv[1], sys.argv[2])"
@@ -54,7 +54,7 @@ class Lab:
         return self.hosts.run(HEAD, line, code, **self.environment)
 
     def log(self, job_id: str) -> str:
-        return self.python(f"from jobs.submit import Jobs; print(Jobs({self.address!r}).log({job_id!r}))")
+        return self.python(f"from jobs.cluster.submit import Jobs; print(Jobs({self.address!r}).log({job_id!r}))")
 
     def python(self, code: str, *words: str) -> str:
         return self.hosts.run(HEAD, [sys.executable, "-c", code, *words], **self.environment).strip()
@@ -97,7 +97,7 @@ def start_lab(hosts: Hosts, rgw: Rgw, folder: Path, ray_folder: Path) -> Lab:
     # A folder of its own: in Ray's usual one another Ray of this machine may be taken for the current one.
     start(HEAD, "--head", "--port=6379", f"--dashboard-host={head}", "--num-cpus=0", f"--temp-dir={ray_folder}")
     lab = Lab(hosts, environment, f"http://{head}:8265")
-    asks = [sys.executable, "-c", f"from jobs.submit import Jobs; print(len(Jobs({lab.address!r}).list()), 'jobs')"]
+    asks = [sys.executable, "-c", f"from jobs.cluster.submit import Jobs; print(len(Jobs({lab.address!r}).list()), 'jobs')"]
     wait_for(lambda: "0 jobs" in hosts.run(HEAD, asks, None, **environment), 120)
     for number in (FIRST, SECOND):
         start(number, f"--address={head}:6379", "--num-cpus=1")

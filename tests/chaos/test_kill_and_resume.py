@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import open_storage
+from pipeline.storage.stores import open_storage
 from tests.chaos.fault_proxy import FaultProxy, random_faults
 from tests.chaos.rgw import Rgw
 from tests.chaos.runs import check_exact, commits_of, finish, kill_everything, send, start, wait_until, workers_of

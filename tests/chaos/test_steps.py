@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import segment as segment_job
-from pipeline.bulk import flow
+from pipeline.bulk import run
 from tests.chaos.runs import check_exact, segment_here
 from tests.chaos.s3 import make_bucket, settings_for, storage_words
 from tests.chaos.saboteurs import BUCKET_STEPS, STEPS, DiesAtSteps
@@ -38,7 +38,7 @@ def die_at(steps: tuple[str, ...], marks: Path, monkeypatch: pytest.MonkeyPatch)
     """From now on the workers of this test's runs die at these steps."""
 
     def segment_corpus(job, on_progress):
-        return flow.segment_corpus(
+        return run.segment_corpus(
             dataclasses.replace(job, predictor=partial(DiesAtSteps, steps=steps, marks=marks)), on_progress
         )
 

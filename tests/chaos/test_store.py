@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import open_storage
+from pipeline.storage.stores import open_storage
 from tests.chaos.fault_proxy import FAULTS, FaultProxy, random_faults
 from tests.chaos.rgw import Rgw
 from tests.chaos.runs import check_exact, finish, kill_everything, segment_here, start, wait_until

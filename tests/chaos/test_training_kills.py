@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from jobs.train_output import TrainingOutput
+from jobs.training.output import TrainingOutput
 from pipeline.dataset.shapes import draw_shapes
 from tests.chaos.clusters import one_core_nodes
 from tests.chaos.trainings import TrainingProgram, check_same, settings, train_undisturbed

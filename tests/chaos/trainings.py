@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from jobs.config import load_config, to_plain, to_yaml
-from jobs.config_train import TrainConfig
-from jobs.train import TrainEvent, prepare_train, run_train
-from jobs.train_loop import TrainingRun, Worker
-from jobs.train_output import TrainingOutput
+from jobs.config.load import load_config, to_plain, to_yaml
+from jobs.config.train import TrainConfig
+from jobs.training.loop import TrainingRun, Worker
+from jobs.training.output import TrainingOutput
+from jobs.training.train import TrainEvent, prepare_train, run_train
 from tests.chaos.runs import ROOT
 from tests.specs import small_spec
 

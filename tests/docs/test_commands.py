@@ -12,9 +12,9 @@ import pytest
 import typer
 
 from jobs.cli import app
+from jobs.cluster.job_package import SUBMITTED
 from jobs.commands import COMMANDS, read_settings
-from jobs.config import is_override
-from jobs.package import SUBMITTED
+from jobs.config.load import is_override
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of
 
 # What a line with '...' in it leaves to the reader.
@@ -116,7 +116,7 @@ def test_every_block_of_settings_is_a_configuration() -> None:
     for block in (block for page in PAGES for block in blocks_of(page) if block.kind == "yaml"):
         values = yaml.safe_load(block.text)
         kind = "sweep" if "sweep" in values else "train"
-        from jobs.config import load_config
+        from jobs.config.load import load_config
 
         words = places["sweep" if kind == "sweep" else "model"]
         load_config(COMMANDS[kind].config, None, words, base=values)

@@ -11,22 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.config import ConfigError, SegmentConfig, load_config
-from jobs.config_train import TrainConfig
+from jobs.config.load import ConfigError, load_config
+from jobs.config.segment import SegmentConfig
+from jobs.config.train import TrainConfig
 from jobs.segment import prepare_segment, run_segment
-from jobs.train import prepare_train
-from jobs.train_loop import TrainingRun, Worker
+from jobs.training.loop import TrainingRun, Worker
+from jobs.training.train import prepare_train
 from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.inference.predictor import Predictor
 from model.network import build_model
-from model.predictor import Predictor
 from pipeline.bulk.verify import verify_run
-from pipeline.dataset.annotations import load_annotations
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.images import load_photo
+from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import open_run
-from tests.pipeline.tiff_files import random_bands, tiff_bytes
+from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
 from tests.specs import small_spec
 
 PATTERN = "{folder}/../depth/{stem}.png"

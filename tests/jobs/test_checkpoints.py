@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from jobs.checkpoints import find_checkpoint, local_weights, open_checkpoint
-from jobs.config import SegmentConfig, load_config
-from jobs.config_train import TrainConfig
+from jobs.config.load import load_config
+from jobs.config.segment import SegmentConfig
+from jobs.config.train import TrainConfig
 from jobs.segment import prepare_retry, prepare_segment, run_segment
-from jobs.train import prepare_train
-from jobs.train_loop import TrainingRun, Worker
+from jobs.training.loop import TrainingRun, Worker
+from jobs.training.train import prepare_train
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.network import build_model
 from pipeline.dataset.shapes import draw_shapes
-from pipeline.storage import StorageError, open_storage, use_settings
+from pipeline.storage.base import StorageError
+from pipeline.storage.stores import open_storage, use_settings
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
 
 

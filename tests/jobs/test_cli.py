@@ -9,8 +9,8 @@ import ray
 import yaml
 from typer.testing import CliRunner
 
-from jobs import cluster
 from jobs.cli import Exit, app
+from jobs.cluster import start
 from pipeline.manifest import RUN_KEY
 
 runner = CliRunner()
@@ -22,7 +22,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a cluster was started")
 
     monkeypatch.setattr(ray, "init", started)
-    monkeypatch.setattr(cluster, "cluster", started)
+    monkeypatch.setattr(start, "cluster", started)
     monkeypatch.setattr("jobs.train.cluster", started)
 
 

@@ -14,8 +14,8 @@ import pytest
 from model.checkpoint import load_checkpoint
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["demo.num_train=24", "demo.num_val=6", "demo.num_unlabelled=10", "demo.max_steps=6"]
 
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jobs.config_train import TrainConfig
-from jobs.train_sets import load_training_set, load_validation_set
+from jobs.config.train import TrainConfig
+from jobs.training.sets import load_training_set, load_validation_set
 from model.spec import ModelSpec
-from pipeline.dataset.annotations import AnnotationError
 from pipeline.dataset.loader import SampleSet
-from tests.model.training import QUICK, build
+from pipeline.dataset.types import AnnotationError
+from tests.model.small_trainings import QUICK, build
 
 WHOLE = [[0, 0, 128, 0, 128, 128, 0, 128]]
 SQUARE = [[20, 20, 80, 20, 80, 80, 20, 80]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.config import SegmentConfig, load_config
+from jobs.config.load import load_config
+from jobs.config.segment import SegmentConfig
 from jobs.profile import describe_profile
 from pipeline.bulk.progress import Progress
 

@@ -15,11 +15,12 @@ from pipeline.bulk.commit import claim_run, commit_shard, seal_run, write_table
 from pipeline.bulk.corpus import seal_plan
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.listing import iter_corpus
-from pipeline.dataset.annotations import load_annotations
+from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import Commit
-from pipeline.rle import encode_mask, rle_areas
-from pipeline.storage_local import LocalStorage
+from pipeline.masks.rle import encode_mask, rle_areas
+from pipeline.storage.local import LocalStorage
+from tests.paths import ROOT
 
 runner = CliRunner()
 
@@ -126,7 +127,7 @@ def test_truth_of_any_format_is_matched_by_the_names_of_its_classes(place: Path,
 
 def test_evaluate_measures_what_else_is_asked_for(place: Path, tmp_path: Path) -> None:
     words = ["evaluate", place / "worse", f"ground_truth.uri={place / 'data' / 'val.json'}", f"output.uri={tmp_path}"]
-    everything = Path(__file__).resolve().parents[2] / "configs/evaluate/everything.yaml"
+    everything = ROOT / "configs/evaluate/everything.yaml"
     text = call(*words, "--config", everything)
     assert all(word in text for word in ("VOC_AP_11point", "Cityscapes_AP50", "by crowding", "by status", "background"))
     figures = json.loads((tmp_path / "metrics.json").read_text())

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import Exit, app
-from pipeline.results import decode_mask, load_images, load_instances
+from pipeline.tables import decode_mask, load_images, load_instances
 from tests.chaos.s3 import make_bucket, storage_words
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -62,7 +62,7 @@ def test_a_bucket_from_the_first_word_to_the_last(
     folder: Path, tiny_checkpoint: Path, moto: str, bucket: str, tmp_path: Path
 ) -> None:
     """segment, verify, retry: input and output in buckets, reached by the storage section alone."""
-    from pipeline.storage import open_storage
+    from pipeline.storage.stores import open_storage
 
     for path in folder.iterdir():
         open_storage(bucket).write_bytes(path.name, path.read_bytes())

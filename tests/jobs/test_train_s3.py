@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from jobs.checkpoints import open_checkpoint
-from jobs.config_train import TrainConfig
-from jobs.train import prepare_train, run_train, to_saved
-from jobs.train_loop import TrainingRun, Worker
-from jobs.train_output import TrainingOutput
+from jobs.config.train import TrainConfig
+from jobs.training.loop import TrainingRun, Worker
+from jobs.training.output import TrainingOutput
+from jobs.training.train import prepare_train, run_train, to_saved
 from pipeline.dataset.shapes import draw_shapes
-from pipeline.storage import use_settings
+from pipeline.storage.stores import use_settings
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
 from tests.chaos.s3 import make_bucket, settings_for
 from tests.specs import small_spec

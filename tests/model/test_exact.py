@@ -5,10 +5,10 @@ import pytest
 import torch
 from torchvision.models import detection
 
+from model.inference.predictor import Predictor, native_dtype
 from model.network import build_model
-from model.predictor import Predictor, native_dtype
 from model.spec import ModelSpec
-from tests.model.test_predictor import as_tensor
+from tests.model.inference.test_predictor import as_tensor
 
 # Convolutions of 256 channels over maps large enough for every faster way that the predictor knows.
 SIZES = {"min_size": 320, "max_size": 512, "box_score_thresh": 0.012}

@@ -6,7 +6,7 @@ from torchvision.ops import StochasticDepth
 
 from model.network import build_model
 from model.spec import BACKBONES, ModelSpec
-from tests.model.training import QUICK, build, check_prediction, check_training_step, samples
+from tests.model.small_trainings import QUICK, build, check_prediction, check_training_step, samples
 
 ONE_MAP = {"anchor_sizes": ((16, 32, 64),), "rpn_channels": 32}
 # Narrow heads: what is tested of a backbone is the backbone.

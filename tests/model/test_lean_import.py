@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 COMPILER = "{'torch._dynamo', 'torch._inductor', 'triton', 'sympy'}"
 
 

@@ -6,7 +6,7 @@ from torchvision.models import detection
 
 from model.network import build_model
 from model.presets import torchvision_keypoint, torchvision_v1, torchvision_v2
-from tests.model.training import samples
+from tests.model.small_trainings import samples
 
 SIZES = {"min_size": 128, "max_size": 192, "box_score_thresh": 0.01}
 OUR_SIZES = {"image_min_size": 128, "image_max_size": 192, "score_threshold": 0.01}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 MARK = "<!-- tree -->\n"
 FOLDERS = {
     "model": "torch only: a spec becomes a network, its losses, its checkpoint, its predictions",

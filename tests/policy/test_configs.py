@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import SegmentConfig, load_config
-from jobs.config_manifests import ManifestsConfig
-from jobs.config_results import EvaluateConfig
-from jobs.config_schedule import ScheduleConfig
-from jobs.config_sweep import SweepConfig
-from jobs.config_train import TrainConfig
-from jobs.sweep import iter_trials
+from jobs.config.load import load_config
+from jobs.config.manifests import ManifestsConfig
+from jobs.config.results import EvaluateConfig
+from jobs.config.schedule import ScheduleConfig
+from jobs.config.segment import SegmentConfig
+from jobs.config.sweep import SweepConfig
+from jobs.config.train import TrainConfig
+from jobs.sweep.run import iter_trials
 from model.spec import ModelSpec
-from pipeline.storage import open_storage
+from pipeline.storage.stores import open_storage
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
     "train": TrainConfig,
     "sweep": SweepConfig,

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 SOURCES = sorted(path for layer in ("jobs", "pipeline", "model") for path in (ROOT / layer).rglob("*.py"))
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 PRIVATE_PROGRAMS = ("__main__.py",)

@@ -9,10 +9,11 @@ import pytest
 from pydantic import SecretStr
 
 from jobs.commands import COMMANDS
-from jobs.config import ConfigError, SegmentConfig, load_config, to_yaml
-from jobs.config_base import StorageSection
+from jobs.config.base import StorageSection
+from jobs.config.load import ConfigError, load_config, to_yaml
+from jobs.config.segment import SegmentConfig
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for layer in ("jobs", "pipeline", "model") for path in (ROOT / layer).rglob("*.py"))
 PLANTED = "planted-7f3a9c51-secret"
 UNPICKLING = {

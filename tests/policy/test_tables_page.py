@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, RETRYABLE, STATUSES
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/schema.md"])

@@ -7,8 +7,8 @@ import signal
 
 import numpy as np
 
-from model.predictor import NonFiniteOutput
-from pipeline.bulk import malloc
+from model.inference.predictor import NonFiniteOutput
+from pipeline import malloc
 from pipeline.bulk.predict import ImagePredictor
 
 DEADLY = (255, 0, 0)

@@ -22,7 +22,7 @@ from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import Commit, RunError, commit_key, open_run
 from pipeline.schema import STATUSES
-from pipeline.storage_local import LocalStorage
+from pipeline.storage.local import LocalStorage
 
 SPEC = {"schema_version": 1, "segment": {"score_threshold": 0.05}}
 

@@ -12,7 +12,7 @@ from pipeline.bulk import corpus
 from pipeline.bulk.corpus import choose_shard_size, read_plan, seal_plan
 from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
-from pipeline.storage_local import LocalStorage
+from pipeline.storage.local import LocalStorage
 
 
 def images(count: int) -> list[PlannedImage]:
@@ -119,7 +119,7 @@ def test_shard_size_serves_every_worker_and_bounds_the_commits() -> None:
 
 
 def test_what_is_new_is_what_no_run_of_the_chain_has_seen(tmp_path: Path) -> None:
-    from pipeline.bulk.flow import list_images
+    from pipeline.bulk.run import list_images
 
     photos, storage = images(5), LocalStorage(tmp_path / "photos")
     source = {"uri": storage.uri, "kind": "folder", "pattern": "*", "uri_column": "uri", "since_run": None}

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.bulk.decode import DecodeLimits
 from pipeline.bulk.fetch import fetch_bytes, read_planned
 from pipeline.bulk.listing import CorpusError, PlannedImage, iter_corpus, sort_images, tell_kind, without
+from pipeline.images.decode_pool import DecodeLimits
 
 
 @pytest.mark.parametrize(

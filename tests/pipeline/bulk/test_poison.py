@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from jobs import segment as segment_job
-from jobs.config import SegmentConfig, load_config
-from pipeline.bulk import flow
+from jobs.config.load import load_config
+from jobs.config.segment import SegmentConfig
+from pipeline.bulk import run
 from pipeline.bulk.attempts import MAX_DEATHS, begin_attempt
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run
-from pipeline.storage_local import LocalStorage
+from pipeline.storage.local import LocalStorage
 from tests.pipeline.bulk.faulty_predictors import DEADLY, NOT_FINITE, DeadlyPredictor, NotFinitePredictor
 
 
@@ -50,7 +51,7 @@ def segment_with(predictor: type, mark: tuple, marked: Path, checkpoint: Path, o
     Image.fromarray(pixels).save(marked / "2.png")
 
     def segment_corpus(job, on_progress):
-        return flow.segment_corpus(dataclasses.replace(job, predictor=predictor), on_progress)
+        return run.segment_corpus(dataclasses.replace(job, predictor=predictor), on_progress)
 
     monkeypatch.setattr(segment_job, "segment_corpus", segment_corpus)
     places = [f"model.checkpoint={checkpoint}", f"input.uri={marked}", f"output.uri={out}", "corpus.shard_size=5"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.mask_runs import Paste
+from model.inference.mask_rle import Paste
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.rle_kernel import torch_resize_is_fused
+from pipeline.masks.rle_kernel import torch_resize_is_fused
 
 
 def predictor_of(checkpoint: Path, sha256: str | None = None, precision: str = "float32") -> ImagePredictor:

@@ -11,7 +11,8 @@ import pytest
 import ray
 from ray.data import DataContext
 
-from jobs.config import SegmentConfig, load_config
+from jobs.config.load import load_config
+from jobs.config.segment import SegmentConfig
 from jobs.progress import describe
 from jobs.segment import prepare_segment, run_segment
 from pipeline.bulk.encode import ImageResult

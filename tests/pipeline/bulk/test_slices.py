@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from model.categories import Category
-from model.predictor import Detections
+from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.slices import Slice, SlicedDetections, Slicing, _neighbours, cut, merge
-from pipeline.rle import decode_rle
+from pipeline.masks.rle import decode_rle
 from tests.pipeline.bulk.test_predict import predictor_of
 
 HOW = {"mask_threshold": 0.5, "merge_iou": 0.5}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, mask_to_instance
 from pipeline.dataset.shapes import SHAPE_CATEGORIES, draw_image
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, mask_to_instance
 
 
 @pytest.fixture(scope="session")

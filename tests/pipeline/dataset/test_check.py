@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.annotations import AnnotatedSet, AnnotationError
-from pipeline.dataset.augment import build_transforms
 from pipeline.dataset.check import ERROR, KINDS, check_data
-from pipeline.dataset.coco import write_coco
-from pipeline.dataset.offenders import draw_offenders
+from pipeline.dataset.check_report import draw_offenders
+from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.types import AnnotatedSet, AnnotationError
+from tests.paths import DOCS
 
 SQUARE = [[5.0, 4.0, 15.0, 4.0, 15.0, 14.0, 5.0, 14.0]]
 
@@ -150,7 +151,7 @@ def test_other_formats_are_checked_too(shared_data: Path) -> None:
 
 
 def test_the_page_names_every_kind_of_fault_and_every_setting() -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs/annotations.md").read_text()
+    page = (DOCS / "annotations.md").read_text()
     for kind, (severity, meaning) in KINDS.items():
         assert f"| `{kind}` | {severity} | {meaning} |" in page
     settings = set(inspect.signature(build_transforms).parameters) - {"keypoint_names"}

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dataset.annotations import AnnotatedSet, AnnotationError, load_annotations
-from pipeline.dataset.coco import write_coco
 from pipeline.dataset.convert import convert_annotations
-from pipeline.dataset.images import load_photo
+from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.photos import load_photo
+from pipeline.dataset.types import AnnotatedSet, AnnotationError
 
 
 def content(annotated: AnnotatedSet) -> dict[str, Counter]:
@@ -81,7 +82,7 @@ def test_ignore_regions_survive_by_name(awkward_set: AnnotatedSet, tmp_path: Pat
     ignored = replace(image.instances[0], label=0, iscrowd=True)
     changed = replace(image, instances=(ignored, *image.instances[1:]))
     annotated = replace(awkward_set, images=(changed, *awkward_set.images[1:]))
-    from pipeline.dataset import labelme, via, voc
+    from pipeline.dataset.formats import labelme, via, voc
 
     write = {"via": via.write_via, "labelme": labelme.write_labelme, "voc": voc.write_voc}[target_format]
     write(annotated, str(tmp_path / "out"))
@@ -97,7 +98,7 @@ def test_shared_pixels_are_refused_or_go_to_the_smaller(
     large[10:40, 10:40] = True
     small = np.zeros_like(large)
     small[20:25, 20:25] = True
-    from pipeline.dataset.annotations import mask_to_instance
+    from pipeline.dataset.types import mask_to_instance
 
     image = replace(image, instances=(mask_to_instance(1, small), mask_to_instance(2, large)))
     source = str(tmp_path / "source.json")

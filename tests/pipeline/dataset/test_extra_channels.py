@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError, load_annotations
-from pipeline.dataset.augment import build_transforms
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.coco import write_coco
-from pipeline.dataset.images import EXIF_KEPT, EXIF_TURNED, UnusablePhoto, load_photo, read_header
+from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.loader import SampleSet
+from pipeline.dataset.photos import EXIF_KEPT, EXIF_TURNED, UnusablePhoto, load_photo, read_header
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from tests.pipeline.tiff_files import random_bands, tiff_bytes
+from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
+from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
 
 
 def one_image(path: Path, height: int = 11, width: int = 14, **extras: object) -> AnnotatedImage:

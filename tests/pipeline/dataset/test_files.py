@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
-from pipeline.dataset.annotations import AnnotatedSet, load_annotations
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.coco import write_coco
 from pipeline.dataset.convert import convert_annotations
+from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.loader import SampleSet
-from pipeline.storage_local import LocalStorage
+from pipeline.dataset.types import AnnotatedSet
+from pipeline.storage import files
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri
 
 
 @pytest.mark.parametrize(
@@ -30,14 +32,14 @@ from pipeline.storage_local import LocalStorage
     ],
 )
 def test_names_are_joined_and_taken_apart(folder: str, name: str, expected: str) -> None:
-    joined = files.join_uri(folder, name)
+    joined = join_uri(folder, name)
     assert joined == expected
-    assert files.base_name(joined) == expected.rpartition("/")[2]
-    assert files.parent_uri(joined) in (expected.rpartition("/")[0], "/", ".")
+    assert base_name(joined) == expected.rpartition("/")[2]
+    assert parent_uri(joined) in (expected.rpartition("/")[0], "/", ".")
 
 
 def test_stems_of_odd_names() -> None:
-    assert [files.stem(name) for name in ("a/b.tar.gz", "a/.hidden", "a/b", "s3://x/y.png")] == [
+    assert [file_stem(name) for name in ("a/b.tar.gz", "a/.hidden", "a/b", "s3://x/y.png")] == [
         "b.tar",
         ".hidden",
         "b",

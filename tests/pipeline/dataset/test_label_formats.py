@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.annotations import (
-    AnnotatedImage,
-    AnnotatedSet,
-    AnnotationError,
-    load_annotations,
-    mask_to_instance,
-)
-from pipeline.dataset.cityscapes import load_cityscapes
-from pipeline.dataset.id_map import id_map_to_instances, voc_palette
-from pipeline.dataset.labelme import load_labelme
+from pipeline.dataset.formats.cityscapes import load_cityscapes
+from pipeline.dataset.formats.id_masks import id_map_to_instances, voc_palette
+from pipeline.dataset.formats.labelme import load_labelme
+from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.formats.voc import load_voc, write_voc
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.dataset.voc import load_voc, write_voc
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, mask_to_instance
 
 XML = "<annotation><filename>p.jpg</filename>{}</annotation>"
 OBJECT = "<object><name>{}</name><difficult>{}</difficult><bndbox></bndbox></object>"

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError, Instance, mask_to_instance
-from pipeline.dataset.augment import build_transforms
-from pipeline.dataset.images import UnusablePhoto
 from pipeline.dataset.loader import SampleSet, ShardedSampler, collate, sample_at, sample_seed
+from pipeline.dataset.photos import UnusablePhoto
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance, mask_to_instance
 
 
 def test_a_sample_is_what_is_annotated(awkward_set: AnnotatedSet) -> None:

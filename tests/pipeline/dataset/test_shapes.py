@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.annotations import load_annotations
+from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.shapes import SHAPE_CATEGORIES, _paint, _shape_mask, draw_image, draw_shapes
 
 

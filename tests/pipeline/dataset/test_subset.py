@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.annotations import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.subset import load_subset, save_subset, take_subset
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 
 
 def numbered(count: int) -> AnnotatedSet:

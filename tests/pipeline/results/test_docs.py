@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+from tests.paths import DOCS
 
 
 def blocks(name: str) -> list[str]:

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from made_run import image_row, instance_row, write_run
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.dataset.coco import load_coco
+from pipeline.dataset.formats.coco import load_coco
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.results import decode_masks, load_images, load_instances
+from pipeline.masks.contours import join_polygons, mask_to_part_polygons
 from pipeline.results.export import ExportError, crops, export_run, file_names, to_polygons
-from pipeline.results.outlines import join_polygons, mask_to_polygons
+from pipeline.tables import decode_masks, load_images, load_instances
+from tests.pipeline.made_run import image_row, instance_row, write_run
 
 
 def fill(polygons: list[list[float]], shape: tuple[int, int]) -> np.ndarray:
@@ -32,7 +32,7 @@ def test_outlines_filled_give_the_very_mask_back():
         mask = rng.random(rng.integers(1, 14, 2)) < rng.random()
         if number % 2:
             mask = np.kron(mask, np.ones((3, 2), bool))
-        polygons = mask_to_polygons(mask)
+        polygons = mask_to_part_polygons(mask)
         np.testing.assert_array_equal(fill(polygons, mask.shape), mask)
         one = join_polygons(polygons)
         np.testing.assert_array_equal(fill([one] if one else [], mask.shape), mask)
@@ -41,19 +41,19 @@ def test_outlines_filled_give_the_very_mask_back():
 def test_outlines_of_simple_masks():
     mask = np.zeros((5, 6), np.uint8)
     mask[1:3, 2:5] = 1
-    (polygon,) = mask_to_polygons(mask)
+    (polygon,) = mask_to_part_polygons(mask)
     assert set(map(tuple, np.reshape(polygon, (-1, 2)))) == {(2, 1), (5, 1), (5, 3), (2, 3)}
-    assert mask_to_polygons(np.zeros((4, 4))) == []
+    assert mask_to_part_polygons(np.zeros((4, 4))) == []
     diagonal = np.eye(2)
-    assert len(mask_to_polygons(diagonal)) == 2
+    assert len(mask_to_part_polygons(diagonal)) == 2
     with pytest.raises(ValueError, match=r"\[H, W\], not \[3\]"):
-        mask_to_polygons(np.zeros(3))
+        mask_to_part_polygons(np.zeros(3))
 
 
 def test_simplified_outlines_stay_near():
     y, x = np.mgrid[:200, :240]
     ring = (np.hypot(y - 100, x - 120) < 80) & (np.hypot(y - 90, x - 110) > 25)
-    exact, simple = mask_to_polygons(ring), mask_to_polygons(ring, tolerance_px=1.0)
+    exact, simple = mask_to_part_polygons(ring), mask_to_part_polygons(ring, tolerance_px=1.0)
     assert len(simple[0]) < len(exact[0]) / 4
     back = fill(simple, ring.shape).astype(bool)
     assert (back & ring).sum() / (back | ring).sum() > 0.97

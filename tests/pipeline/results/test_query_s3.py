@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from made_run import instance_row, parquet_bytes
 
-from pipeline.results import load_images, load_instances
 from pipeline.results.export import export_run
 from pipeline.schema import INSTANCES_SCHEMA
-from pipeline.storage import open_storage
-from pipeline.storage_s3 import S3Storage
+from pipeline.storage.s3 import S3Storage
+from pipeline.storage.stores import open_storage
+from pipeline.tables import load_images, load_instances
+from tests.pipeline.made_run import instance_row, parquet_bytes
 
 
 def test_a_run_in_a_bucket(bucket, drawn_run):

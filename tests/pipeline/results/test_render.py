@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_run import image_row, write_run
 from PIL import Image
 
 from pipeline.results.render import color_of, contact_sheet, open_photo, overlay, palette, save_overlays, to_rgb
+from tests.pipeline.made_run import image_row, write_run
 
 
 def test_masks_are_tinted_and_the_rest_is_left_alone(drawn_run, frames):

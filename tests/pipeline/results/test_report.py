@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import browser as chromium
 import numpy as np
 import pandas as pd
 import pytest
-from made_run import image_row, instance_row, write_run
 from PIL import Image
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.evaluation.metrics import evaluate_run
 from pipeline.manifest import to_json
-from pipeline.results import load_images, load_instances
-from pipeline.results.metrics import evaluate_run
 from pipeline.results.report import build_report, choose_images
+from pipeline.tables import load_images, load_instances
+from tests.pipeline.made_run import image_row, instance_row, write_run
+from tests.pipeline.results import browser as chromium
 
 NASTY = "</script><img src=x onerror=alert(1)>.png"
 

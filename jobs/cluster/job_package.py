@@ -1,0 +1,236 @@
+"""What a job takes along: the code, the settings without secrets, and apart from them the environment it is handed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from jobs.cluster.entrypoint import SUBMISSION
+from jobs.cluster.start import REPOSITORY
+from jobs.commands import COMMANDS
+from jobs.config.load import ConfigError, is_override, to_plain
+from model.weights.loading import PUBLISHED
+from pipeline.manifest import sha256_of, to_json
+from pipeline.storage.uri import is_local, local_path
+
+LAYERS = ("jobs", "pipeline", "model")
+SUFFIXES = (".py", ".j2")
+CONFIG, BASE = "config.yaml", "base.yaml"
+# These are for the machine that they are typed on.
+HERE = ("demo", "schedule", "manifests")
+SUBMITTED = (*(name for name in COMMANDS if name not in HERE), "retry")
+# Where a setting names a place; all others are no paths.
+PLACES = frozenset(
+    {"uri", "checkpoint", "weights", "train", "val", "image_root", "val_image_root", "extra_channels", "since_run"}
+    | {"evaluation"}
+)
+# A credential of the storage section, and the variable under which the AWS tools look for it.
+CREDENTIALS = {
+    "access_key": "AWS_ACCESS_KEY_ID",
+    "secret_key": "AWS_SECRET_ACCESS_KEY",
+    "session_token": "AWS_SESSION_TOKEN",
+}
+HANDED_OVER = (*CREDENTIALS.values(), "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One command to be run as a job.
+
+    Attributes:
+        command: its name.
+        args: its words, the command first, without secrets.
+        config: its resolved settings without secrets; None for a command that only takes words.
+        files: further files of the package by name.
+        environment: what the job's processes find in their environment. Never printed, logged or part of the identity.
+    """
+
+    command: str
+    args: tuple[str, ...]
+    config: Mapping[str, Any] | None
+    environment: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Submission({self.command!r}, args={self.args!r}, environment={sorted(self.environment)!r})"
+
+    @property
+    def output(self) -> str:
+        """The URI that the command writes to or is about; '' where it names none."""
+        config = self.config or {}
+        for section in ("output", "run", "data", "history"):
+            uri = (config.get(section) or {}).get("uri")
+            if uri:
+                return str(uri)
+        return next((word for word in self.args[1:] if not is_override(word)), "")
+
+    def hash(self) -> str:
+        """The first 12 hex digits of the SHA-256 over code, settings and words."""
+        identity = {"code": code_hash(), "args": list(self.args), "config": self.config, "files": dict(self.files)}
+        return sha256_of(to_json(identity))[:12]
+
+    def local_places(self) -> list[str]:
+        """Settings that name paths, as 'key=path': every node of the cluster has to see them."""
+        places = [f"{key}={value}" for key, value in _places(self.config or {}) if is_local(value)]
+        return places + [word for word in self.args[1:] if self.config is None and word.startswith("/")]
+
+
+def from_settings(
+    command: str, settings: BaseModel, environment: Mapping[str, str], switches: Sequence[str] = ()
+) -> Submission:
+    """The submission of validated settings: paths made absolute, credentials moved into the environment.
+
+    Args:
+        switches: options of the command that are no settings, such as --profile.
+    """
+    values = to_plain(settings)
+    storage = getattr(settings, "storage", None)
+    handed = dict(environment)
+    for name, variable in CREDENTIALS.items():
+        secret = getattr(storage, name, None)
+        if secret is not None:
+            handed[variable] = secret.get_secret_value()
+        if "storage" in values:
+            values["storage"][name] = None
+    if getattr(storage, "anonymous", False):
+        for variable in CREDENTIALS.values():
+            handed.pop(variable, None)
+    if "cluster" in values:
+        values["cluster"] = {**values["cluster"], "address": "auto", "num_cpus": None, "num_gpus": None}
+    files = {}
+    if command == "sweep" and values["sweep"]["base"] is not None:
+        files[BASE] = _read_config(values["sweep"]["base"])
+        values["sweep"]["base"] = BASE
+    return Submission(command, (command, "--config", CONFIG, *switches), _with_absolute_places(values), handed, files)
+
+
+def from_words(command: str, words: Sequence[str], environment: Mapping[str, str]) -> Submission:
+    """The submission of a command whose settings are only known where it runs (`retry`)."""
+    handed, kept = dict(environment), []
+    for word in words:
+        key, _, value = word.partition("=")
+        name = key.removeprefix("storage.")
+        if key.startswith("storage.") and name in CREDENTIALS:
+            handed[CREDENTIALS[name]] = value
+        else:
+            kept.append(word if is_override(word) else _absolute(word))
+    return Submission(command, (command, *kept, "cluster.address=auto"), None, handed)
+
+
+def handed_environment(names: Sequence[str], *, credentials: bool) -> dict[str, str]:
+    """The variables of this process that a job gets: those named (`NAME` or `NAME=VALUE`), and the AWS tools' own.
+
+    Raises:
+        ConfigError: a name that is not set here.
+    """
+    environment = {name: os.environ[name] for name in HANDED_OVER if credentials and name in os.environ}
+    for given in names:
+        name, equals, value = given.partition("=")
+        if not name.isidentifier() or (not equals and name not in os.environ):
+            raise ConfigError(f"--env {name}: is not set here; allowed are names of variables, or NAME=VALUE")
+        environment[name] = value if equals else os.environ[name]
+    return environment
+
+
+def code_files() -> dict[str, Path]:
+    """The files of the three layers by their name in the package, sorted."""
+    files = {
+        path.relative_to(REPOSITORY).as_posix(): path
+        for layer in LAYERS
+        for path in (REPOSITORY / layer).rglob("*")
+        if path.suffix in SUFFIXES and path.is_file()
+    }
+    return dict(sorted(files.items()))
+
+
+def code_hash() -> str:
+    """The SHA-256 of the code that is shipped, names and contents."""
+    digest = hashlib.sha256()
+    for name, path in code_files().items():
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def write_package(folder: Path, submission: Submission) -> None:
+    """Writes the package of a job into an empty folder. Only the owner may read the file with the environment."""
+    for name, source in code_files().items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    if submission.config is not None:
+        (folder / CONFIG).write_text(yaml.safe_dump(dict(submission.config), sort_keys=False, allow_unicode=True))
+    for name, text in submission.files.items():
+        (folder / name).write_text(text)
+    descriptor = os.open(folder / SUBMISSION, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump({"args": list(submission.args), "environment": dict(submission.environment)}, file)
+
+
+def pinned_dependencies() -> list[str]:
+    """What the program needs beyond Ray itself, as `name==version` of this machine.
+
+    Raises:
+        ConfigError: the program is not installed here, so there is nothing to pin by.
+    """
+    try:
+        project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+        required = project["dependencies"]
+    except OSError:
+        required = [line.partition(";")[0] for line in metadata.requires("maskfleet") or () if "extra ==" not in line]
+    names = sorted({_name_of(line) for line in required} - {"ray"})
+    try:
+        return [f"{name}=={metadata.version(name)}" for name in names]
+    except metadata.PackageNotFoundError as error:
+        raise ConfigError(f"--dependencies pinned: {error} is not installed here") from None
+
+
+def _name_of(requirement: str) -> str:
+    end = next((place for place, letter in enumerate(requirement) if not (letter.isalnum() or letter in "-_.")), None)
+    return requirement[:end].strip().lower()
+
+
+def _places(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every setting that names a place, as (dotted key, value)."""
+    found: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _places(value, f"{prefix}{name}.")
+        elif _is_place(name, value):
+            found.append((prefix + name, value))
+    return found
+
+
+def _with_absolute_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _with_absolute_places(value)
+        if isinstance(value, Mapping)
+        else (_absolute(value) if _is_place(name, value) else value)
+        for name, value in values.items()
+    }
+
+
+def _is_place(key: str, value: Any) -> bool:
+    named = key.rpartition(".")[2] in PLACES  # a sweep's keys are dotted
+    return named and isinstance(value, str) and value not in PUBLISHED and not value.startswith("{")
+
+
+def _read_config(file: str) -> str:
+    try:
+        return Path(file).read_text()
+    except OSError as error:
+        raise ConfigError(f"sweep.base: {file!r} cannot be read: {error.strerror}") from None
+
+
+def _absolute(uri: str) -> str:
+    return str(local_path(uri)) if is_local(uri) else uri
+

@@ -1,0 +1,316 @@
+"""`maskfleet manifests`: files for KubeRay and for Ray's cluster launcher, made from the same configurations.
+
+The settings of each command travel in a ConfigMap, checked and resolved; credentials come from a Secret that is not
+among these files. Nothing here is applied: `kubectl apply -f` and `ray up` are the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, TypeAdapter
+
+from jobs.cluster.job_package import CREDENTIALS
+from jobs.commands import read_settings
+from jobs.config.load import ConfigError
+from jobs.config.manifests import GroupSection, ManifestsConfig
+from model.spec import ModelSpec
+from pipeline.storage.stores import open_storage
+
+MOUNT = "/etc/maskfleet"
+DASHBOARD_PORT = 8265
+RAY_JOBS = ("train", "segment")
+HEAD = "# Made by `maskfleet manifests --config {source}`; change that file and make this one again.\n# {about}\n"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as they are, for people to read."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def make_manifests(config: ManifestsConfig, folder: Path, source: str) -> dict[str, str]:
+    """The files by name.
+
+    Args:
+        config: the cluster and its programs.
+        folder: where the programs' configuration files are looked for.
+        source: the name of the configuration in the files' first line.
+
+    Raises:
+        ConfigError: a program's configuration is wrong, or holds a credential.
+    """
+    about = "A cluster that stays, with a token; `maskfleet submit` sends jobs to it."
+    files: dict[str, tuple[str, list[dict[str, Any]]]] = {"raycluster.yaml": (about, [_cluster(config)])}
+    for command in RAY_JOBS:
+        section = getattr(config, command)
+        settings = _settings(command, folder / section.config, section.words)
+        about = f"One `maskfleet {command}` on a cluster of its own, which goes when it is done."
+        files[f"rayjob-{command}.yaml"] = (about, [_settings_map(config, command, settings), _ray_job(config, command)])
+    try:
+        next(CronSim(config.evaluate.cron, _any_day()))
+    except CronSimError as error:
+        raise ConfigError(f"evaluate.cron: {config.evaluate.cron!r} is not allowed: {error}") from None
+    schedule = _settings("schedule", folder / config.evaluate.config, config.evaluate.words)
+    own = _settings_map(config, "evaluate", schedule)
+    about = "A pass of the schedule on a cluster that comes and goes (KubeRay 1.6 or later, feature gate RayCronJob)."
+    files["raycronjob-evaluate.yaml"] = (about, [own, _ray_cron_job(config)])
+    schedule = {**schedule, "schedule": {**schedule["schedule"], "submit_to": _dashboard(config)}}
+    there = _settings_map(config, "schedule", schedule)
+    about = "A pass of the schedule; its steps are jobs of the cluster of raycluster.yaml. Any Kubernetes has CronJob."
+    files["cronjob-evaluate.yaml"] = (about, [there, _cron_job(config)])
+    files["launcher.yaml"] = ("A cluster on plain machines of a cloud: `ray up`; no Kubernetes.", [_launcher(config)])
+    return {
+        name: HEAD.format(source=source, about=about)
+        + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
+        for name, (about, documents) in files.items()
+    }
+
+
+def write_manifests(config: ManifestsConfig, file: Path) -> list[str]:
+    """Writes the files into output.uri; returns their names."""
+    storage = open_storage(config.output.uri)
+    files = make_manifests(config, file.parent, source_name(file))
+    for name, text in files.items():
+        storage.write_bytes(name, text.encode())
+    return list(files)
+
+
+def source_name(file: Path) -> str:
+    """A configuration's name in the files: its last three parts, wherever the checkout lies."""
+    return "/".join(file.resolve().parts[-3:])
+
+
+def _settings(command: str, file: Path, words: tuple[str, ...]) -> dict[str, Any]:
+    """A program's checked settings, those that are given, for a process inside the cluster."""
+    config: BaseModel = read_settings(command, file, words)
+    values = config.model_dump(mode="json", exclude_unset=True)
+    if spec := values.get("model", {}).get("spec"):
+        usual = TypeAdapter(ModelSpec).dump_python(ModelSpec(num_classes=spec["num_classes"]), mode="json")
+        changed = {name: value for name, value in spec.items() if value != usual[name]}
+        values["model"]["spec"] = {"num_classes": spec["num_classes"], **changed}
+    if given := [name for name in CREDENTIALS if name in values.get("storage", {})]:
+        raise ConfigError(f"storage.{given[0]}: is not allowed here: it would stand in a ConfigMap; use a Secret")
+    values["cluster"] = {**values.get("cluster", {}), "address": "auto"}
+    return values
+
+
+def _settings_map(config: ManifestsConfig, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(config, f"{config.manifests.name}-{name}"),
+        "data": {f"{name}.yaml": text},
+    }
+
+
+def _metadata(config: ManifestsConfig, name: str) -> dict[str, Any]:
+    return {"name": name, "namespace": config.manifests.namespace, "labels": {"app.kubernetes.io/part-of": "maskfleet"}}
+
+
+def _container(config: ManifestsConfig, name: str, group: Any, settings: str | None) -> dict[str, Any]:
+    """A container that asks for the whole of its machine's share, and never for more than it may have."""
+    amount = {"cpu": str(group.cpus), "memory": f"{group.memory_gib}Gi"}
+    if getattr(group, "gpus", 0):
+        amount["nvidia.com/gpu"] = str(group.gpus)
+    container: dict[str, Any] = {
+        "name": name,
+        "image": config.manifests.image,
+        "resources": {"requests": amount, "limits": dict(amount)},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    if config.manifests.credentials is not None:
+        container["envFrom"] = [{"secretRef": {"name": config.manifests.credentials}}]
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}] if name.startswith("ray") else []
+    if settings is not None:
+        mounts.append({"name": "settings", "mountPath": MOUNT})
+    if mounts:
+        container["volumeMounts"] = mounts
+    return container
+
+
+def _pod(config: ManifestsConfig, name: str, group: Any, settings: str | None) -> dict[str, Any]:
+    volumes: list[dict[str, Any]] = []
+    if name.startswith("ray"):
+        # Ray's object store; a third of the memory, as Ray itself would take.
+        size = max(1, group.memory_gib * 3 // 10)
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size}Gi"}})
+    if settings is not None:
+        volumes.append({"name": "settings", "configMap": {"name": f"{config.manifests.name}-{settings}"}})
+    pod: dict[str, Any] = {
+        # Only the head's autoscaler talks to Kubernetes.
+        "automountServiceAccountToken": name == "ray-head",
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [_container(config, name, group, settings)],
+    }
+    if volumes:
+        pod["volumes"] = volumes
+    return pod
+
+
+def _cluster_spec(config: ManifestsConfig, settings: str | None = None) -> dict[str, Any]:
+    section = config.manifests
+    head = _pod(config, "ray-head", section.head, settings)
+    head["containers"][0]["ports"] = [
+        {"containerPort": 6379, "name": "gcs"},
+        {"containerPort": DASHBOARD_PORT, "name": "dashboard"},
+    ]
+    return {
+        "rayVersion": version("ray"),
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"idleTimeoutSeconds": 300},
+        "headGroupSpec": {
+            # No worker runs on the head. Other pods reach its dashboard, with the token.
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
+            "template": {"spec": head},
+        },
+        "workerGroupSpecs": [_workers(config, name, group) for name, group in _groups(config).items()],
+    }
+
+
+def _groups(config: ManifestsConfig) -> dict[str, GroupSection]:
+    """The groups of workers that there are."""
+    groups = {"cpu": config.manifests.cpu, "gpu": config.manifests.gpu}
+    return {name: group for name, group in groups.items() if group.max_count}
+
+
+def _workers(config: ManifestsConfig, name: str, group: GroupSection) -> dict[str, Any]:
+    return {
+        "groupName": name,
+        "replicas": group.min_count,
+        "minReplicas": group.min_count,
+        "maxReplicas": group.max_count,
+        "rayStartParams": {},
+        "template": {"spec": _pod(config, "ray-worker", group, None)},
+    }
+
+
+def _cluster(config: ManifestsConfig) -> dict[str, Any]:
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": _metadata(config, config.manifests.name),
+        "spec": _cluster_spec(config),
+    }
+
+
+def _job_spec(config: ManifestsConfig, entrypoint: str, settings: str) -> dict[str, Any]:
+    return {
+        "entrypoint": entrypoint,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 600,
+        "backoffLimit": 2,  # the next attempt goes on where the last one was
+        "rayClusterSpec": _cluster_spec(config, settings),
+    }
+
+
+def _ray_job(config: ManifestsConfig, command: str) -> dict[str, Any]:
+    entrypoint = f"maskfleet {command} --config {MOUNT}/{command}.yaml"
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(config, f"{config.manifests.name}-{command}"),
+        "spec": _job_spec(config, entrypoint, command),
+    }
+
+
+def _ray_cron_job(config: ManifestsConfig) -> dict[str, Any]:
+    entrypoint = f"maskfleet schedule --once --config {MOUNT}/evaluate.yaml"
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCronJob",
+        "metadata": _metadata(config, f"{config.manifests.name}-evaluate"),
+        "spec": {
+            "schedule": config.evaluate.cron,
+            "jobTemplate": {**_job_spec(config, entrypoint, "evaluate"), "backoffLimit": 0},
+        },
+    }
+
+
+def _cron_job(config: ManifestsConfig) -> dict[str, Any]:
+    section = config.manifests
+    pod = _pod(config, "schedule", section.head, "schedule")
+    container = pod["containers"][0]
+    container["command"] = ["maskfleet", "schedule", "--once", "--config", f"{MOUNT}/schedule.yaml"]
+    container["resources"] = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}
+    # KubeRay keeps a cluster's token in a Secret of the cluster's name.
+    secret = {"secretKeyRef": {"name": section.name, "key": "auth_token"}}
+    container["env"] = [{"name": "RAY_AUTH_TOKEN", "valueFrom": secret}]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": _metadata(config, f"{section.name}-schedule"),
+        "spec": {
+            "schedule": config.evaluate.cron,
+            "concurrencyPolicy": "Forbid",
+            "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 3,
+            # The schedule has retries of its own, and a pass that failed comes again.
+            "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": {**pod, "restartPolicy": "Never"}}}},
+        },
+    }
+
+
+def _dashboard(config: ManifestsConfig) -> str:
+    section = config.manifests
+    return f"http://{section.name}-head-svc.{section.namespace}.svc:{DASHBOARD_PORT}"
+
+
+def _launcher(config: ManifestsConfig) -> dict[str, Any]:
+    section = config.manifests
+    groups = _groups(config)
+    start = "ulimit -n 65536; RAY_AUTH_MODE=token ray start"
+    types: dict[str, Any] = {
+        "head": {
+            "node_config": {"InstanceType": section.head.instance, **_disk()},
+            "resources": {"CPU": 0},
+            "max_workers": 0,
+        }
+    }
+    for name, group in groups.items():
+        market = {"InstanceMarketOptions": {"MarketType": "spot"}} if section.cloud.spot else {}
+        types[name] = {
+            "node_config": {"InstanceType": group.instance, **_disk(), **market},
+            "resources": {"CPU": group.cpus, **({"GPU": group.gpus} if group.gpus else {})},
+            "min_workers": group.min_count,
+            "max_workers": group.max_count,
+        }
+    return {
+        "cluster_name": section.name,
+        "max_workers": sum(group.max_count for group in groups.values()),
+        "idle_timeout_minutes": 5,
+        "provider": {"type": section.cloud.provider, "region": section.cloud.region},
+        "auth": {"ssh_user": "ubuntu"},
+        "available_node_types": types,
+        "head_node_type": "head",
+        # The checkout that `ray up` is called in, and the token, on every node.
+        "file_mounts": {"~/maskfleet": ".", "~/.ray/auth_token": "~/.ray/auth_token"},
+        "rsync_exclude": [".venv", ".git", "demo", "out"],
+        "setup_commands": ["python3 -m pip install --constraint ~/maskfleet/constraints.txt --editable ~/maskfleet"],
+        "head_start_ray_commands": [
+            "ray stop",
+            f"{start} --head --port=6379 --dashboard-host=127.0.0.1 --autoscaling-config=~/ray_bootstrap_config.yaml",
+        ],
+        "worker_start_ray_commands": ["ray stop", f"{start} --address=$RAY_HEAD_IP:6379"],
+    }
+
+
+def _disk() -> dict[str, Any]:
+    return {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 200, "Encrypted": True}}]}
+
+
+def _any_day() -> Any:
+    from datetime import UTC, datetime
+
+    return datetime(2026, 1, 1, tzinfo=UTC)

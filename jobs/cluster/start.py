@@ -1,0 +1,66 @@
+"""The one place where Ray is started or joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from jobs.config.base import ClusterSection
+
+START_TRIES = 3
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def cluster(section: ClusterSection) -> Iterator[None]:
+    """Joins the cluster of `cluster.address`, or starts one on this machine and ends it afterwards.
+
+    A Ray that this process has initialised already is used as it is and left running.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets its workers starve beside anything else
+    # Ray's C++ core warns on stderr of things that are no fault (restartable actors with large arguments).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU keep CUDA's own view
+    os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    _start(section)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(section: ClusterSection) -> None:
+    """Joins or starts; on a machine so busy that Ray's own 30 s for a start run out, tries again."""
+    local = section.address is None
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            ray.init(
+                address="local" if local else section.address,
+                num_cpus=section.num_cpus if local else None,
+                num_gpus=section.num_gpus if local else None,
+                include_dashboard=False if local else None,
+                configure_logging=True,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}} if local else None,
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception here
+            if not tries_left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+
+
+def total(resource: str) -> int:
+    """How much of a resource ('CPU', 'GPU') the cluster has in all."""
+    return int(ray.cluster_resources().get(resource, 0))

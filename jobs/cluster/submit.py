@@ -1,0 +1,372 @@
+"""`maskfleet submit` and `maskfleet jobs`: commands as jobs of a running cluster, through Ray's Jobs API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import re
+import shlex
+import socket
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from jobs.cluster.entrypoint import PYTHON
+from jobs.cluster.job_package import Submission, code_hash, pinned_dependencies, write_package
+from jobs.config.load import ConfigError
+
+ADDRESS = "http://127.0.0.1:8265"
+TOKEN_FILE = Path(".ray/auth_token")
+RUNNING = ("PENDING", "RUNNING")
+SUCCEEDED = "SUCCEEDED"
+POLL_S = 0.5
+SETUP_HOOK = "jobs.cluster.entrypoint.setup_worker"
+LOST_TRIES = 20  # a head that is busy answers late; one that is gone does not answer at all
+
+
+class JobError(ValueError):
+    """The cluster does not take, know or answer for a job; the message says which."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the cluster knows it.
+
+    Attributes:
+        job_id: its submission id.
+        status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
+        exit_code: of its command; None while it runs, or where it never came to run.
+        message: Ray's own words about its state.
+        started, ended: when, in UTC; None where it has not.
+        about: what we noted of it: command, output, code.
+    """
+
+    job_id: str
+    status: str
+    exit_code: int | None
+    message: str
+    started: datetime | None
+    ended: datetime | None
+    about: dict[str, str]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, however."""
+        return self.status not in RUNNING
+
+    def describe(self) -> str:
+        """One line for people."""
+        until = self.ended or datetime.now(UTC)
+        took = "" if self.started is None else f"{(until - self.started).total_seconds():.0f} s"
+        when = "" if self.started is None else f"{self.started:%Y-%m-%d %H:%M:%S}Z"
+        code = "" if self.exit_code is None or self.status == SUCCEEDED else f" (exit code {self.exit_code})"
+        return f"{self.job_id}  {self.status}{code}  {when}  {took}  {self.about.get('output', '')}".rstrip()
+
+
+class Jobs:
+    """The jobs of one cluster."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """Connects.
+
+        Args:
+            address: of the cluster's dashboard, such as http://head:8265; None is $RAY_API_SERVER_ADDRESS, else the
+                one of this machine.
+
+        Raises:
+            ConfigError: no such address, or the cluster asks for a token that is not there or not the right one.
+        """
+        self.address = _url(address or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS)
+        self.has_token = False
+        headers: dict[str, str] = {}
+        # A token is shown to none but a cluster that asks for it.
+        if _answer(self.address, headers) in (401, 403):
+            self.has_token = True
+            headers = {"Authorization": f"Bearer {find_token(self.address)}"}
+            if _answer(self.address, headers) in (401, 403):
+                raise ConfigError(f"--address {self.address}: the cluster refuses the token; give its own one")
+        from ray.job_submission import JobSubmissionClient
+
+        modules = ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging")
+        for name in (f"ray.{module}" for module in modules):  # they narrate
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+        with _without_addresses():
+            try:
+                self._client = JobSubmissionClient(self.address, headers=headers)
+            except Exception as error:
+                raise ConfigError(f"--address {self.address}: {error}") from None
+
+    def warning(self) -> str | None:
+        """What the user should know of how open the cluster is; None where it asks for a token or only this machine
+        reaches it."""
+        host, port = _host_and_port(self.address)
+        if self.has_token:
+            return None
+        if not _is_loopback(host):
+            where = self.address
+        elif _is_reached_from_outside(port):
+            where = f"{self.address}, which listens beyond this machine,"
+        else:
+            return None
+        return (
+            f"{where} takes jobs without a token: whoever reaches it runs what they like there; start the cluster with "
+            "RAY_AUTH_MODE=token"
+        )
+
+    def submit(
+        self,
+        submission: Submission,
+        *,
+        dependencies: Literal["cluster", "pinned"] = "cluster",
+        driver_cpus: float = 0,
+    ) -> tuple[JobState, bool]:
+        """Submits, unless the same submission is running or has succeeded.
+
+        The id is `COMMAND-HASH-ATTEMPT`; of several that submit the same at once one starts it, the others find it.
+
+        Args:
+            submission: what to run.
+            dependencies: "pinned" installs this machine's versions of what the program needs on each node; "cluster"
+                takes what is there.
+            driver_cpus: CPU cores reserved for the command itself; 0 runs it on the head node.
+
+        Returns:
+            The job, and whether this call started it.
+
+        Raises:
+            JobError: the cluster does not take the job.
+        """
+        name = f"{submission.command}-{submission.hash()}"
+        while True:
+            attempts = self._attempts(name)
+            last = max(attempts, default=0)
+            if last and (not attempts[last].is_over or attempts[last].status == SUCCEEDED):
+                return attempts[last], False
+            job_id = f"{name}-{last + 1}"
+            try:
+                self._start(job_id, submission, dependencies, driver_cpus)
+            except RuntimeError as error:
+                if "already exists" in str(error):
+                    continue
+                raise JobError(f"{self.address} does not take the job: {error}") from None
+            return self.state(job_id), True
+
+    def _start(self, job_id: str, submission: Submission, dependencies: str, driver_cpus: float) -> None:
+        from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
+        with tempfile.TemporaryDirectory(prefix="maskfleet-submit-") as scratch:
+            write_package(Path(scratch), submission)
+            runtime_env: dict[str, Any] = {
+                "working_dir": scratch,
+                "worker_process_setup_hook": SETUP_HOOK,
+                # Nothing secret: Ray logs and shows these. By itself Ray calls the hook in the workers only; the
+                # variable has it called in the process that starts the command, too.
+                "env_vars": {
+                    WORKER_PROCESS_SETUP_HOOK_ENV_VAR: SETUP_HOOK,
+                    "RAY_TRAIN_V2_ENABLED": "1",
+                    "RAY_worker_niceness": "0",
+                },
+            }
+            if dependencies == "pinned":
+                runtime_env["pip"] = {"packages": pinned_dependencies(), "pip_check": False}
+            self._client.submit_job(
+                # No word of the user is in it: Ray hands it to a shell.
+                entrypoint=f'"${{{PYTHON}:-python3}}" -m jobs.cluster.entrypoint {shlex.quote(submission.command)}',
+                submission_id=job_id,
+                runtime_env=runtime_env,
+                metadata={"command": submission.command, "output": submission.output, "code": code_hash()[:12]},
+                entrypoint_num_cpus=driver_cpus or None,
+            )
+
+    def _attempts(self, name: str) -> dict[int, JobState]:
+        pattern = re.compile(re.escape(name) + r"-(\d+)")
+        matches = [(pattern.fullmatch(state.job_id), state) for state in self.list()]
+        return {int(match.group(1)): state for match, state in matches if match}
+
+    def list(self) -> list[JobState]:
+        """Every job that was submitted to the cluster, oldest first."""
+        states = [_state(job) for job in self._ask(self._client.list_jobs) if job.submission_id]
+        return sorted(states, key=lambda state: state.started or datetime.max.replace(tzinfo=UTC))
+
+    def state(self, job_id: str) -> JobState:
+        """One job. Raises JobError when there is none of this id."""
+        return _state(self._ask(lambda: self._client.get_job_info(job_id), job_id))
+
+    def log(self, job_id: str) -> str:
+        """All that a job has written so far. Raises JobError when there is none of this id."""
+        return self._ask(lambda: self._client.get_job_logs(job_id), job_id)
+
+    def stop(self, job_id: str, timeout_s: float = 60) -> JobState:
+        """Stops a job and waits until it is over; one that is over already stays as it is.
+
+        Raises:
+            JobError: no such job, or it does not end.
+        """
+        self._ask(lambda: self._client.stop_job(job_id), job_id)
+        give_up = time.monotonic() + timeout_s
+        while not (state := self.state(job_id)).is_over:
+            if time.monotonic() > give_up:
+                raise JobError(f"job {job_id} was told to stop and has not ended within {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+        return state
+
+    def follow(self, job_id: str, write: Callable[[str], None]) -> JobState:
+        """Writes a job's log as it grows, from its beginning, and returns its state once it is over.
+
+        A connection that breaks is made again; nothing is written twice.
+
+        Raises:
+            JobError: no such job, or the cluster does not answer any more.
+        """
+        num_written, lost = 0, 0
+        while True:
+            try:
+                num_written = asyncio.run(self._tail(job_id, write, num_written))
+                state = self.state(job_id)
+                lost = 0
+            except (JobError, OSError, RuntimeError) as error:
+                lost += 1
+                if lost > LOST_TRIES or "does not exist" in str(error):
+                    raise JobError(f"job {job_id}: {error}") from None
+                time.sleep(POLL_S)
+                continue
+            if state.is_over:
+                return state
+            time.sleep(POLL_S)
+
+    async def _tail(self, job_id: str, write: Callable[[str], None], num_written: int) -> int:
+        place = 0
+        async for text in self._client.tail_job_logs(job_id):
+            new = text[max(0, num_written - place) :]
+            place += len(text)
+            if new:
+                write(new)
+                num_written = place
+        return num_written
+
+    def _ask(self, question: Callable[[], Any], job_id: str = "") -> Any:
+        try:
+            return question()
+        except OSError as error:
+            raise JobError(f"{self.address} does not answer: {type(error).__name__}") from None
+        except RuntimeError as error:
+            if job_id and ("does not exist" in str(error) or "404" in str(error)):
+                raise JobError(f"{self.address}: job {job_id} does not exist") from None
+            raise JobError(f"{self.address}: {error}") from None
+
+
+def reason_of(state: JobState, log: str) -> str:
+    """Why a job did not succeed, in one line: the program's own last sentence, else Ray's."""
+    if state.status == "STOPPED":
+        return "it was stopped; submit it again to go on"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    own = [line.removeprefix("maskfleet: ") for line in lines if line.startswith("maskfleet: ")]
+    if own:
+        return own[-1]
+    return " ".join(state.message.split())[:500] or "no reason is known"
+
+
+def find_token(address: str) -> str:
+    """The token, where Ray itself looks: $RAY_AUTH_TOKEN, the file $RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+
+    Raises:
+        ConfigError: none of them is there.
+    """
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / TOKEN_FILE)
+    try:
+        return path.read_text().strip()
+    except OSError:
+        raise ConfigError(
+            f"--address {address}: the cluster asks for a token; set RAY_AUTH_TOKEN, or write it to {path}"
+        ) from None
+
+
+def _state(job: Any) -> JobState:
+    return JobState(
+        job_id=job.submission_id,
+        status=str(getattr(job.status, "value", job.status)),
+        exit_code=job.driver_exit_code,
+        message=job.message or "",
+        started=_time(job.start_time),
+        ended=_time(job.end_time),
+        about=dict(job.metadata or {}),
+    )
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if not milliseconds else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _url(address: str) -> str:
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise ConfigError(f"--address {address!r} is not allowed; allowed is the dashboard's, such as http://head:8265")
+    return url.rstrip("/")
+
+
+def _answer(address: str, headers: dict[str, str]) -> int:
+    """The status of the answer to a question that needs the token, where there is one."""
+    request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError as error:
+        raise ConfigError(
+            f"--address {address}: nobody answers there ({error}); allowed is the address of a running cluster's "
+            "dashboard, such as http://head:8265"
+        ) from None
+
+
+@contextlib.contextmanager
+def _without_addresses() -> Iterator[None]:
+    """Ray lets these variables win over the address it is given."""
+    names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    parts = urlsplit(address)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
+def _is_reached_from_outside(port: int) -> bool:
+    """Whether a port of this machine also answers under an address that other machines know."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: names the address that would be sent from
+            own = probe.getsockname()[0]
+        except OSError:  # no way out
+            return False
+    try:
+        socket.create_connection((own, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""`maskfleet schedule`: cron ticks, their shared state, and the tasks they run."""

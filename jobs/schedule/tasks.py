@@ -1,0 +1,293 @@
+"""What a tick of a schedule does: finds what is due, and runs it as `maskfleet segment` and `maskfleet evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from jobs.checkpoints import find_checkpoint
+from jobs.cluster.job_package import CREDENTIALS
+from jobs.cluster.start import REPOSITORY
+from jobs.config.load import to_plain
+from jobs.config.schedule import (
+    DataSetSection,
+    EvaluationSection,
+    ScheduleConfig,
+    SegmentationSection,
+    TaskSection,
+    segment_settings,
+)
+from jobs.evaluate import load_truth
+from jobs.schedule.state import ScheduleState
+from model.checkpoint import CHECKPOINT_MARKER
+from pipeline.manifest import sha256_of, to_json
+from pipeline.results.history import load_history
+from pipeline.storage.stores import open_storage
+
+GATE = 4  # the exit code of a gate that failed
+STOP_S = 20  # what a command that is told to end may take
+
+
+class TickFailed(RuntimeError):
+    """A step of a tick failed; `steps` says what was done before it."""
+
+    def __init__(self, reason: str, steps: list[str]) -> None:
+        super().__init__(reason)
+        self.steps = steps
+
+
+class Stopped(RuntimeError):
+    """The scheduler ends, and with it what it runs."""
+
+
+@dataclass
+class Result:
+    """What a tick did: a line for each step, and for each gate that failed."""
+
+    steps: list[str] = field(default_factory=list)
+    gates: list[str] = field(default_factory=list)
+
+
+class Runner(Protocol):
+    """What runs a command line of this program."""
+
+    def run(self, args: list[str], timeout_s: float) -> tuple[int, str]:
+        """Runs `maskfleet ARGS`; its exit code and its last word. Raises TimeoutError, Stopped."""
+
+    def wait(self, seconds: float) -> None:
+        """Waits. Raises Stopped when it is to end meanwhile."""
+
+    def stop(self) -> None:
+        """Ends what runs and refuses what comes."""
+
+
+class Programs:
+    """Runs each command as a program of its own on this machine.
+
+    Args:
+        environment: what it finds in its environment beside ours.
+        say: takes each line that it writes.
+    """
+
+    def __init__(self, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+        self.environment = dict(environment)
+        self.say = say
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = threading.Event()
+
+    def run(self, args: list[str], timeout_s: float) -> tuple[int, str]:
+        """As `Runner.run`; whoever is late, or is stopped, gets SIGTERM and after STOP_S SIGKILL."""
+        if self._stopped.is_set():
+            raise Stopped
+        path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+        program = subprocess.Popen(
+            [sys.executable, "-m", "jobs", *args],
+            env=os.environ | self.environment | {"PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._running.add(program)
+        is_late = threading.Event()
+        late = threading.Timer(timeout_s, _end, [program, is_late])
+        late.start()
+        last = ""
+        try:
+            assert program.stdout is not None
+            for line in program.stdout:
+                self.say(f"  {args[0]}: {line.rstrip()}")
+                last = line.strip() or last
+            code = program.wait()
+        finally:
+            late.cancel()
+            self._running.discard(program)
+        if self._stopped.is_set():
+            raise Stopped
+        if is_late.is_set() and code != 0:
+            raise TimeoutError(f"{args[0]} took longer than {timeout_s:.0f} s")
+        return code, last.removeprefix("maskfleet: ")
+
+    def wait(self, seconds: float) -> None:
+        """As `Runner.wait`."""
+        if self._stopped.wait(seconds):
+            raise Stopped
+
+    def stop(self) -> None:
+        """As `Runner.stop`; from any thread."""
+        self._stopped.set()
+        for program in list(self._running):
+            _end(program)
+
+
+def _end(program: subprocess.Popen[str], is_late: threading.Event | None = None) -> None:
+    """Ends a program and what it has started: kindly first. Says so where it ends for being late."""
+    if is_late is not None:
+        is_late.set()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGTERM)
+        try:
+            program.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, signal.SIGKILL)
+
+
+def credentials_of(config: ScheduleConfig) -> dict[str, str]:
+    """The storage section's credentials as the AWS tools read them: no secret is written into a file."""
+    secrets = {variable: getattr(config.storage, name) for name, variable in CREDENTIALS.items()}
+    return {variable: secret.get_secret_value() for variable, secret in secrets.items() if secret is not None}
+
+
+def run_tick(
+    config: ScheduleConfig, task: TaskSection, tick: datetime, state: ScheduleState, runner: Runner
+) -> Result:
+    """Does what is due at a tick; what has been done before is found done.
+
+    Raises:
+        TickFailed: a step failed or took too long.
+        ValueError, OSError: a model, data set or history that cannot be read.
+    """
+    deadline = time.monotonic() + task.timeout_s
+    if task.evaluate is not None:
+        return _evaluate(config, task, task.evaluate, tick, runner, deadline)
+    assert task.segment is not None
+    return _segment(config, task, task.segment, tick, state, runner, deadline)
+
+
+def due_evaluations(section: EvaluationSection) -> Iterator[tuple[str, DataSetSection]]:
+    """Each (checkpoint folder, data set) whose figures are not in the history.
+
+    A checkpoint is told by the hash of its weights and a data set by that of its truth, so neither another name nor
+    another place makes it new.
+    """
+    kept = load_history(open_storage(section.history))
+    have = set(zip(kept["model_sha256"], kept["truth_sha256"]))
+    for uri in section.models:
+        checkpoint = find_checkpoint(uri)
+        model = weights_hash(checkpoint)
+        for data in section.data:
+            truth = load_truth(data.ground_truth, data.format, None, "object")
+            identity = (model, sha256_of(to_json(truth.content)))
+            if identity not in have:
+                have.add(identity)
+                yield checkpoint, data
+
+
+def weights_hash(checkpoint: str) -> str:
+    """The SHA-256 of a checkpoint's weights, as its marker states it. Raises OSError where it cannot be read."""
+    marker = json.loads(open_storage(checkpoint).read_bytes(CHECKPOINT_MARKER))
+    return marker["files"]["model.safetensors"]["sha256"]
+
+
+def model_name(checkpoint: str) -> str:
+    """What {model} stands for: the training's name and the step, and the first digits of the weights' hash."""
+    parts = [part for part in checkpoint.split("/") if part and part != "checkpoints"]
+    name = "-".join(parts[-2:] if "/checkpoints/" in checkpoint else parts[-1:])
+    return f"{name}-{weights_hash(checkpoint)[:8]}"
+
+
+def fill_template(template: str, config: ScheduleConfig, task: TaskSection, tick: datetime, **names: str) -> str:
+    """The URI of a template; date and time are the tick's own, in the task's zone."""
+    local = tick.astimezone(config.zone_of(task))
+    return template.format(date=f"{local:%Y-%m-%d}", time=f"{local:%H%M}", task=task.name, **{"data": "all", **names})
+
+
+def _evaluate(
+    config: ScheduleConfig,
+    task: TaskSection,
+    section: EvaluationSection,
+    tick: datetime,
+    runner: Runner,
+    deadline: float,
+) -> Result:
+    result = Result()
+    for checkpoint, data in list(due_evaluations(section)):
+        model = model_name(checkpoint)
+        run = fill_template(section.run_uri, config, task, tick, model=model, data=data.name)
+        settings = segment_settings(section.segment, checkpoint, data.images, run)
+        settings["cluster"] = {**to_plain(config.cluster), **settings.get("cluster", {})}
+        _step(config, "segment", settings, runner, deadline, result)
+        evaluate: dict[str, Any] = dict(section.evaluate)
+        evaluate["run"] = {"uri": run}
+        evaluate["cluster"] = {**to_plain(config.cluster), **evaluate.get("cluster", {})}
+        evaluate["ground_truth"] = {"uri": data.ground_truth, "format": data.format}
+        evaluate["history"] = {"label": f"{model} {data.name}", **evaluate.get("history", {}), "uri": section.history}
+        code, word = _step(config, "evaluate", evaluate, runner, deadline, result, allowed=(0, GATE))
+        if code == GATE:
+            result.gates.append(f"{model} on {data.name}: {word.removeprefix('gate failed: ')}")
+        result.steps.append(f"evaluated {model} on {data.name}: {run}")
+    return result
+
+
+def _segment(
+    config: ScheduleConfig,
+    task: TaskSection,
+    section: SegmentationSection,
+    tick: datetime,
+    state: ScheduleState,
+    runner: Runner,
+    deadline: float,
+) -> Result:
+    result = Result()
+    checkpoint = find_checkpoint(section.checkpoint)
+    run = fill_template(section.output_uri, config, task, tick, model=model_name(checkpoint))
+    settings = segment_settings(section.segment, checkpoint, section.images, run)
+    settings["cluster"] = {**to_plain(config.cluster), **settings.get("cluster", {})}
+    earlier = last_run(state, task.name)
+    if section.new_only and earlier is not None and earlier != run:
+        settings["input"]["since_run"] = earlier
+    _step(config, "segment", settings, runner, deadline, result)
+    state.storage.write_bytes(f"{task.name}/last_run.json", to_json({"run": run}))
+    result.steps.append(f"segmented {section.images}: {run}")
+    return result
+
+
+def last_run(state: ScheduleState, task: str) -> str | None:
+    """The newest finished run of a segmentation task; None before the first."""
+    try:
+        return json.loads(state.storage.read_bytes(f"{task}/last_run.json"))["run"]
+    except FileNotFoundError:
+        return None
+
+
+def _step(
+    config: ScheduleConfig,
+    command: str,
+    settings: dict[str, Any],
+    runner: Runner,
+    deadline: float,
+    result: Result,
+    allowed: tuple[int, ...] = (0,),
+) -> tuple[int, str]:
+    """Runs one command with these settings; its exit code and last word."""
+    storage = {name: value for name, value in to_plain(config.storage).items() if name not in CREDENTIALS}
+    settings = {**settings, "storage": {**storage, **settings.get("storage", {})}}
+    with tempfile.TemporaryDirectory(prefix="maskfleet-schedule-") as scratch:
+        file = Path(scratch) / f"{command}.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        args = [command, "--config", str(file)]
+        if config.schedule.submit_to is not None:
+            args = ["submit", *args, "--address", config.schedule.submit_to]
+        try:
+            code, word = runner.run(args, max(1.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            raise TickFailed(str(error), result.steps) from None
+    if code not in allowed:
+        raise TickFailed(f"{command} ended with exit code {code}: {word}", result.steps)
+    return code, word

@@ -1,0 +1,421 @@
+"""`maskfleet sweep`: one training for each point of a grid, several at a time, by Ray Tune; one table at the end.
+
+    OUT/sweep.yaml                       the settings
+    OUT/trials/<name>/                   the output of each training, as `maskfleet train` leaves it
+    OUT/data-<hash>/                     drawn data, where there is any
+    OUT/results.parquet, .md, .png       one row for each trial, means over the seeds, a plot
+
+A trial is named by what it trains. The same command again trains only what is not finished, and a grown grid only
+what is new. Ray Tune places the trials and starts those again whose process was lost; progress lives in their outputs
+alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from jobs.cluster.start import cluster, total
+from jobs.config.base import flatten
+from jobs.config.load import ConfigError, load_config, read_yaml, set_value, to_plain
+from jobs.config.sweep import DrawSection, SweepConfig
+from jobs.config.train import NOT_IDENTITY, TrainConfig
+from jobs.sweep.results import make_row, write_results
+from jobs.training.output import TrainingOutput
+from jobs.training.train import (
+    Board,
+    TrainingFailed,
+    check_cluster,
+    prepare_train,
+    run_train,
+    run_train_here,
+    with_absolute_places,
+)
+from pipeline.dataset.shapes import draw_shapes
+from pipeline.manifest import sha256_of, to_json
+from pipeline.storage.base import Storage
+from pipeline.storage.stores import open_storage, use_settings
+
+CONFIG = "sweep.yaml"
+TRIALS = "trials"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep.
+
+    Attributes:
+        name: Readable, and unique by what is trained.
+        values: What is special about it: its case, and its value of each key of the grid.
+        seed: Its train.seed.
+        config: Its whole configuration, with absolute places.
+    """
+
+    name: str
+    values: dict[str, Any]
+    seed: int
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that has been found possible.
+
+    Attributes:
+        config: The settings.
+        output: Where its results go.
+        trials: All of them, in the order of the table.
+        finished: Names of those that are trained already.
+    """
+
+    config: SweepConfig
+    output: Storage
+    trials: tuple[Trial, ...]
+    finished: frozenset[str]
+
+    def describe(self) -> str:
+        """One line for people."""
+        axes = [f"{len(values)} x {key}" for key, values in self.config.sweep.grid.items()]
+        axes = [f"{len(self.config.sweep.cases)} cases"] * bool(self.config.sweep.cases) + axes
+        done = f", of which {len(self.finished)} are trained" if self.finished else ""
+        return (
+            f"{len(self.trials)} trainings ({', '.join([*axes, f'{len(self.config.sweep.seeds)} x seed'])}) into "
+            f"{self.output.uri}{done}"
+        )
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep left: its rows (see `jobs.sweep.results.make_row`) and where the table is."""
+
+    rows: tuple[dict[str, Any], ...]
+    output_uri: str
+
+    @property
+    def num_failed(self) -> int:
+        """Trials that did not end well."""
+        return sum(row["status"] != "done" for row in self.rows)
+
+    def describe(self) -> str:
+        """What there is to say at the end."""
+        lines = [f"{row['trial']} failed: {row['error']}" for row in self.rows if row["status"] != "done"]
+        num_done = len(self.rows) - self.num_failed
+        lines.append(f"{num_done} of {len(self.rows)} trainings -> {self.output_uri}/results.md")
+        return "\n".join(lines)
+
+
+def prepare_sweep(config: SweepConfig) -> SweepPlan:
+    """Checks every trial before anything is started or written.
+
+    Raises:
+        ConfigError: A key or value that no training takes; the message names it and the trial.
+        ValueError: Data that cannot be used, or a trial's output that holds another training.
+    """
+    output = open_storage(config.output.uri, config.storage.to_settings())
+    if not output.exists(CONFIG) and next(output.iter_objects(), None) is not None:
+        raise ConfigError(
+            f"output.uri: {output.uri} holds something that is no sweep; allowed is an empty place, or a sweep's output"
+        )
+    trials = tuple(iter_trials(config, output))
+    names = [trial.name for trial in trials]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"sweep: two trials are the same training ({twice[0]}); allowed is each value once")
+    finished = frozenset(trial.name for trial in trials if _output_of(trial).read_finished() is not None)
+    if config.draw is None:
+        _check_data([trial for trial in trials if trial.name not in finished])
+    return SweepPlan(config, output, trials, finished)
+
+
+def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = None) -> SweepResult:
+    """Trains what is not trained yet, and writes the table anew after each trial.
+
+    A trial that fails is a row with its error; the others go on. The same command tries it again.
+
+    Args:
+        plan: From prepare_sweep.
+        on_progress: Called with one line about the state of the sweep.
+
+    Raises:
+        ConfigError: Drawn data that does not suit a trial, or a cluster without room for one.
+    """
+    waiting = [trial for trial in plan.trials if trial.name not in plan.finished]
+    table = _Table(plan)
+    if waiting:
+        plan.output.write_bytes(CONFIG, _to_saved(plan.config))
+        if plan.config.draw is not None:
+            _draw(plan.config.draw, plan.output)
+            _check_data(waiting)
+        with cluster(plan.config.cluster):
+            for trial in waiting:
+                check_cluster(trial.config)
+            _tune(plan, waiting, table, on_progress or (lambda line: None))
+    return SweepResult(tuple(table.write(is_last=True)), plan.output.uri)
+
+
+def _to_saved(config: SweepConfig) -> bytes:
+    values = {name: section for name, section in to_plain(config).items() if name != "storage"}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+
+
+# -- the trials
+
+
+def iter_trials(config: SweepConfig, output: Storage) -> Iterator[Trial]:
+    """Every trial, in the order of the table: cases, then the grid, then the seeds.
+
+    Raises:
+        ConfigError: A key or value that no training takes; the message names it and the trial.
+    """
+    sweep = config.sweep
+    base = read_yaml(sweep.base, "sweep.base") if sweep.base is not None else {}
+    base = {name: section for name, section in base.items() if name in ("model", "data", "train")}
+    cases = sweep.cases or {"": {}}
+    for (case, overrides), *points in itertools.product(
+        cases.items(), *([(key, value) for value in values] for key, values in sweep.grid.items())
+    ):
+        values = ({"case": case} if case else {}) | dict(points)
+        for seed in sweep.seeds:
+            plain = copy.deepcopy(base)
+            for key, value in {**sweep.fixed, **overrides, **dict(points), "train.seed": seed}.items():
+                set_value(plain, key, value)
+            if config.draw is not None:  # its place is no part of what is trained
+                for key in ("train", "val"):
+                    set_value(plain, f"data.{key}", f"drawn:{sha256_of(to_json(to_plain(config.draw)))}")
+            set_value(plain, "output.uri", "trial")
+            about = ", ".join([f"{key}={value}" for key, value in values.items()] + [f"seed {seed}"])
+            yield _trial(plain, values, seed, about, config, output)
+
+
+def _trial(
+    plain: dict[str, Any], values: dict[str, Any], seed: int, about: str, config: SweepConfig, output: Storage
+) -> Trial:
+    try:
+        train = load_config(TrainConfig, None, (), base=plain)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in the trial {about})") from None
+    if not train.train.validates or train.data.val is None:
+        raise ConfigError(
+            "train.validate_every_steps: null is not allowed in a sweep, nor is data.val: nothing would be measured; "
+            "give both in sweep.base or sweep.fixed"
+        )
+    identity = {key: value for key, value in flatten(to_plain(train)).items() if not _is_outside(key)}
+    name = f"{_slug([*values.values(), f's{seed}'])}-{sha256_of(to_json(identity))[:8]}"
+    places: dict[str, Any] = {"storage": config.storage, "cluster": config.cluster}
+    if config.draw is not None:
+        folder = output.uri_of(_data_folder(config.draw))
+        places["data"] = train.data.model_copy(update={"train": f"{folder}/train.json", "val": f"{folder}/val.json"})
+    places["output"] = train.output.model_copy(update={"uri": output.uri_of(f"{TRIALS}/{name}")})
+    train = train.model_copy(update=places)
+    return Trial(name, values, seed, with_absolute_places(train, TrainingOutput(train.output.uri, _settings(train))))
+
+
+def _is_outside(key: str) -> bool:
+    """A setting that does not change what is trained."""
+    return key in NOT_IDENTITY or key.split(".")[0] in ("storage", "cluster", "output")
+
+
+def _slug(values: list[Any]) -> str:
+    words = [re.sub(r"[^a-z0-9.]+", "-", str(value).lower()).strip("-.")[:24] for value in values]
+    return "-".join(word for word in words if word)[:60]
+
+
+def _settings(config: TrainConfig) -> Any:
+    return config.storage.to_settings()
+
+
+def _output_of(trial: Trial) -> TrainingOutput:
+    return TrainingOutput(trial.config.output.uri, _settings(trial.config))
+
+
+def _data_folder(draw: DrawSection) -> str:
+    return f"data-{sha256_of(to_json(to_plain(draw)))[:8]}"
+
+
+def _draw(draw: DrawSection, output: Storage) -> None:
+    """Draws the data where it is not drawn yet; its last file says that it is whole."""
+    folder = _data_folder(draw)
+    if not output.exists(f"{folder}/unlabelled_truth.json"):
+        draw_shapes(output.uri_of(folder), num_unlabelled=0, **draw.model_dump())
+
+
+def _check_data(trials: list[Trial]) -> None:
+    """Reads each data set, and what each network starts from, once, with the largest part of the set."""
+    largest: dict[str, Trial] = {}
+    for trial in trials:
+        plain = to_plain(trial.config)
+        plain["data"].pop("num_images")
+        key = to_json({"model": plain["model"], "data": plain["data"]}).decode()
+        size = trial.config.data.num_images or 0
+        if key not in largest or size > (largest[key].config.data.num_images or 0):
+            largest[key] = trial
+    for trial in largest.values():
+        try:
+            prepare_train(trial.config)
+        except ValueError as error:
+            raise ConfigError(f"{error} (in the trial {trial.name})") from None
+
+
+# -- Ray Tune
+
+
+def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[str], None]) -> None:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other output prints its tables even when silent
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep ends as any other command
+    import ray
+    from ray import tune
+
+    by_name = {trial.name: trial for trial in waiting}
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # type: ignore[call-overload]
+    watcher = _make_watcher(board, table, by_name, len(plan.finished), say)
+    trainable = tune.with_resources(
+        tune.with_parameters(_train_trial, configs={name: one.config for name, one in by_name.items()}, board=board),
+        lambda point: _resources(by_name[point["trial"]].config),  # type: ignore[arg-type, return-value]
+    )
+    with tempfile.TemporaryDirectory(prefix="maskfleet-sweep-") as scratch:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"trial": tune.grid_search(list(by_name))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=plan.config.sweep.trials_at_once or _room(waiting),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial"],
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=plan.config.sweep.max_failures),
+                callbacks=[watcher],
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            ray.kill(board)
+
+
+def _room(trials: list[Trial]) -> int:
+    """How many of the trials, at their largest, the cluster can train at a time; at least 1."""
+    sections = [trial.config.train for trial in trials]
+    cpus = max(train.num_workers * (train.cpus_per_worker or 1) for train in sections)
+    gpus = max(train.num_workers * train.use_gpu for train in sections)
+    rooms = [total("CPU") // cpus] + ([total("GPU") // gpus] if gpus else [])
+    return max(1, min(rooms))
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    """What a trial's own process reserves: what its one worker needs; next to nothing where it waits for several."""
+    train = config.train
+    if train.num_workers > 1:
+        return {"CPU": 0, "memory": 1}  # Tune wants something to be reserved
+    return {"CPU": train.cpus_per_worker or 1, "GPU": int(train.use_gpu)}
+
+
+def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig], board: Any) -> dict[str, Any]:
+    """What Ray Tune runs for a trial: a whole `maskfleet train`, whose errors are a part of the answer.
+
+    One worker is this process itself, which Tune uses for one trial after another; several are Ray Train's.
+    """
+    name = point["trial"]
+    config = configs[name]
+    use_settings(config.storage.to_settings())
+
+    def say(event: Any) -> None:
+        board.push.remote({"trial": name, "message": event.describe()})
+
+    try:
+        plan = prepare_train(config)
+        result = (run_train if config.train.num_workers > 1 else run_train_here)(plan, on_progress=say)
+    except (ValueError, OSError, TrainingFailed) as error:
+        return {"error": str(error)}
+    return {"error": None, "num_restarts": result.num_restarts}
+
+
+class _Table:
+    """The rows of the trials that have ended, and why some failed."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self.plan = plan
+        self.errors: dict[str, str] = {}
+
+    def write(self, *, is_last: bool = False) -> list[dict[str, Any]]:
+        """Writes the table of all that has ended (at last: of all) and returns its rows."""
+        rows = []
+        for trial in self.plan.trials:
+            output = _output_of(trial)
+            finished = output.read_finished()
+            error = self.errors.get(trial.name)
+            if finished is None and error is None:
+                if not is_last:
+                    continue
+                error = "it did not come to its end"
+            rows.append(make_row(trial.name, trial.values, trial.seed, output, None if finished else error))
+        write_results(self.plan.output, rows, self.plan.config)
+        return rows
+
+
+def _make_watcher(
+    board: Any, table: _Table, trials: Mapping[str, Trial], num_before: int, say: Callable[[str], None]
+) -> Any:
+    """A callback of Tune's that keeps the table and the line of progress."""
+    import ray
+    from ray import tune
+
+    class Watcher(tune.Callback):
+        """Runs in the driver, between the steps of Tune's own loop."""
+
+        num_ended = num_before
+        num_failed = 0
+        message = ""
+        line = ""
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            for event in ray.get(board.drain.remote()):
+                self.message = f"{event['trial']}: {event['message']}"
+            self.tell()
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.end(trial.config["trial"], (trial.last_result or {}).get("error"))
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            if trial.status == "ERROR":  # the last of its tries
+                self.end(trial.config["trial"], _last_line(trial.get_error()))
+
+        def end(self, name: str, error: str | None) -> None:
+            """Counts a trial that will not run again."""
+            self.num_ended += 1
+            if error is not None:
+                self.num_failed += 1
+                table.errors[name] = error
+            table.write()
+            self.tell()
+
+        def tell(self) -> None:
+            """The line of progress."""
+            failed = f", {self.num_failed} failed" if self.num_failed else ""
+            num_all = num_before + len(by_name)
+            line = f"{self.num_ended}/{num_all} trials{failed}  {self.message}"
+            if line != self.line:
+                self.line = line
+                say(line)
+
+    by_name = trials
+    return Watcher()
+
+
+def _last_line(error: Any) -> str:
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "its process was lost"

@@ -1,0 +1,1 @@
+"""`maskfleet train`: checks, the loop every worker runs, data, validation, output and summary."""

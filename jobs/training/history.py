@@ -1,0 +1,114 @@
+"""What a training has measured so far: rows of losses and rates, and the AP of each validation."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from jobs.training.output import TrainingOutput
+
+_SCORE = "segm_AP"
+# Where segm AP cannot be told (no masks), the boxes decide.
+_SECOND_SCORE = "bbox_AP"
+
+
+class History:
+    """The rows of metrics.parquet; kept by rank 0 (with an output), a row-less stand-in elsewhere (without one)."""
+
+    def __init__(self, output: TrainingOutput | None) -> None:
+        self.output = output
+        self.rows: list[dict[str, Any]] = []
+        self.prediction_s = 0.0
+        self._num_logged = 0
+        self._expected: list[tuple[int, float, str, Future[dict[str, float]]]] = []
+        self._resumed_at = 0
+
+    def resume(self, step: int) -> None:
+        """Goes on from the rows up to a step; later ones belong to steps that will be done again."""
+        if self.output is not None:
+            self.rows = [row for row in self.output.read_metrics() if row["step"] <= step]
+            self._num_logged = len(self.rows)
+            self._resumed_at = step
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes a row; values by name, one of them `step`."""
+        self.rows.append(dict(row))
+
+    def expect(self, step: int, epoch: float, prefix: str, figures: Future[dict[str, float]]) -> None:
+        """Takes a validation whose figures are still being computed; their names get the prefix."""
+        self._expected.append((step, epoch, prefix, figures))
+
+    def collect(self) -> dict[str, Any] | None:
+        """Waits for the figures of the last validation and adds them as a row; None when none is expected."""
+        if not self._expected:
+            return None
+        row: dict[str, Any] = {"step": self._expected[0][0], "epoch": self._expected[0][1]}
+        for _, _, prefix, figures in self._expected:
+            row |= {f"{prefix}{name}": value for name, value in figures.result().items()}
+        row["validation_s"] = self.prediction_s
+        self._expected.clear()
+        self.add(row)
+        return row
+
+    def validations(self) -> list[dict[str, Any]]:
+        """The rows of validations, in order."""
+        return [row for row in self.rows if "validation_s" in row]
+
+    def has_validation(self, step: int) -> bool:
+        """Whether this step has been validated."""
+        return any(row["step"] == step for row in self.validations())
+
+    def best(self) -> dict[str, Any] | None:
+        """The row of the validation with the highest segm AP (the first of equals); None without one."""
+        rows = self.validations()
+        return max(rows, key=_score) if rows else None
+
+    def num_validations_since_best(self) -> int:
+        """Validations after the best one."""
+        rows, best = self.validations(), self.best()
+        return 0 if best is None else len(rows) - 1 - rows.index(best)
+
+    def save(self, *, tensorboard: bool) -> None:
+        """Writes metrics.parquet and the new rows of the TensorBoard log."""
+        if self.output is None:
+            return
+        self.output.write_metrics(self.rows)
+        if tensorboard and self._num_logged < len(self.rows):
+            self._write_tensorboard(self.output, self.rows[self._num_logged :])
+            self._num_logged = len(self.rows)
+
+    def _write_tensorboard(self, output: TrainingOutput, rows: list[dict[str, Any]]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with contextlib.ExitStack() as stack:
+            local = output.local_root
+            folder = (
+                local / "tensorboard" if local is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            )
+            # Steps after the resumed one that an earlier start logged are taken back.
+            writer = SummaryWriter(str(folder), purge_step=self._resumed_at + 1)
+            for row in rows:
+                for name, value in row.items():
+                    if name not in ("step", "validation_s"):
+                        writer.add_scalar(_tag(name), value, row["step"])
+            writer.close()
+            self._resumed_at = rows[-1]["step"]
+            if local is None:
+                for file in folder.iterdir():
+                    output.write_file(f"tensorboard/{file.name}", file.read_bytes())
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    return row.get(_SCORE, row.get(_SECOND_SCORE, 0.0))
+
+
+def _tag(name: str) -> str:
+    if name.startswith("loss"):
+        return f"loss/{name.removeprefix('loss_')}"
+    if "AP" in name or name.endswith("mean_iou"):
+        return f"validation/{name}"
+    return f"training/{name}"

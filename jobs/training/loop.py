@@ -1,0 +1,553 @@
+"""What every training worker runs, from the first sample to the last checkpoint.
+
+The workers are Ray Train's; the loop itself asks Ray only for its rank. The newest complete checkpoint in the output is
+the one place where progress is kept: a worker group that Ray starts again after a death, and a command that is run
+again, both go on from there. Ray's own checkpoint bookkeeping is not used, so that there is nothing else to be torn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from jobs.checkpoints import local_weights, open_checkpoint
+from jobs.config.load import config_hash
+from jobs.config.train import TrainConfig, TrainSection
+from jobs.training.data import BatchStream, StepBatches
+from jobs.training.history import History
+from jobs.training.output import TrainingOutput, checkpoint_name
+from jobs.training.sets import load_training_set, load_validation_set
+from jobs.training.validation import Validation
+from model.categories import Category
+from model.checkpoint import Checkpoint, save_checkpoint
+from model.network import build_model
+from model.spec import ModelSpec
+from model.training.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
+from pipeline.dataset.loader import SampleSet
+from pipeline.dataset.subset import take_subset
+from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.storage.stores import use_settings
+
+# Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
+Report = Callable[..., None]
+
+
+class TrainingStopped(ValueError):
+    """The training cannot go on, and trying again would end the same way; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker's place among all workers."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+
+def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
+    """The spec with num_classes filled in from the data.
+
+    Raises:
+        ValueError: The spec states another number of classes than the data has.
+    """
+    if spec.num_classes == 0:
+        return spec.replace(num_classes=len(categories))
+    if spec.num_classes != len(categories):
+        names = ", ".join(category.name for category in categories[:10])
+        raise ValueError(
+            f"model.spec.num_classes is {spec.num_classes}, but the training data has {len(categories)} categories "
+            f"({names}{', ...' if len(categories) > 10 else ''}); allowed is {len(categories)}, "
+            "or 0 for as many as it has"
+        )
+    return spec
+
+
+def images_per_step(train: TrainSection, world_size: int) -> int:
+    """Images that all workers together train on in one step."""
+    return train.batch_size * train.accumulate_steps * world_size
+
+
+def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: int = 0, num_seen: int = 0) -> int:
+    """Steps still to do after `step` steps that took num_seen samples: to the earlier of max_steps and num_epochs."""
+    limits = [] if train.max_steps is None else [train.max_steps - step]
+    if train.num_epochs is not None:
+        limits.append(math.ceil((train.num_epochs * num_images - num_seen) / images_per_step(train, world_size)))
+    return max(0, min(limits))
+
+
+def rate_of_step(train: TrainSection, step: int, *, max_steps: int, world_size: int) -> float:
+    """Learning rate of a step, scaled linearly to the batch where a reference is given (Goyal et al., 2017)."""
+    scale = (
+        1.0 if train.reference_batch_size is None else images_per_step(train, world_size) / train.reference_batch_size
+    )
+    return learning_rate_at(
+        step,
+        learning_rate=train.learning_rate * scale,
+        schedule=train.schedule,
+        max_steps=max_steps,
+        warmup_steps=train.warmup_steps,
+        warmup_factor=train.warmup_factor,
+        milestones=train.milestones,
+        gamma=train.gamma,
+        final_factor=train.final_factor,
+    )
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last row of metrics."""
+
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    num_steps: int = 0
+    num_images: int = 0
+    wait_s: float = 0.0
+    grad_norm: float = 0.0
+    started_at: float = field(default_factory=time.perf_counter)
+
+    def add(self, result: StepResult, *, num_images: int, wait_s: float) -> None:
+        """Counts one applied step."""
+        for name, value in result.losses.items():
+            self.losses[name] = self.losses.get(name, 0) + value
+        self.num_steps += 1
+        self.num_images += num_images
+        self.wait_s += wait_s
+        self.grad_norm += result.grad_norm or 0.0
+
+    def means(self, worker: Worker) -> dict[str, float]:
+        """Means over the window and all workers: each loss term, loss (their sum), rates. Every worker must call it."""
+        seconds = time.perf_counter() - self.started_at
+        names = sorted(self.losses)
+        steps = max(1, self.num_steps)
+        values = torch.stack(
+            [self.losses[name].double() / steps for name in names]
+            + [
+                torch.tensor(v, dtype=torch.float64, device=worker.device)
+                for v in (self.num_images, self.wait_s, seconds)
+            ]
+        )
+        if worker.world_size > 1:
+            dist.all_reduce(values)
+            values /= worker.world_size
+        *losses, num_images, wait_s, seconds = values.tolist()
+        return {
+            "loss": math.fsum(losses),
+            **dict(zip(names, losses)),
+            "grad_norm": self.grad_norm / steps,
+            "images_per_s": num_images * worker.world_size / seconds,
+            "step_s": seconds / steps,
+            "data_wait_share": wait_s / seconds,
+        }
+
+
+class TrainingRun:
+    """One worker's part of a training."""
+
+    def __init__(self, config: TrainConfig, worker: Worker, report: Report) -> None:
+        self.config = config
+        self.train = config.train
+        self.worker = worker
+        self.report = report if worker.rank == 0 else _say_nothing
+        self.report_always = report
+        self.output = TrainingOutput(config.output.uri, config.storage.to_settings())
+        self.annotated, _ = load_training_set(config)
+        self.spec = resolve_spec(config.model.spec, self.annotated.categories)
+        self._start = self._find_start()
+        self.trainer = self._build_trainer()
+        self.step = 0
+        self.num_seen = 0
+        self.num_non_finite = 0
+        self.history = History(self.output if worker.rank == 0 else None)
+        self.is_stopped_early = False
+        self.validations: list[tuple[str, Validation]] = []
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the whole training, those done included, if the number of workers stays what it is."""
+        return self.step + steps_left(
+            self.train, len(self.annotated), self.worker.world_size, step=self.step, num_seen=self.num_seen
+        )
+
+    def _build_trainer(self) -> Trainer:
+        train = self.train
+        torch.manual_seed(mix_seed(train.seed, 0))
+        # A run that goes on does not need what it started from, which may be gone by now.
+        is_new = self._start is None
+        model = build_model(self.spec, weights=local_weights(self.config.model.weights) if is_new else None)
+        if model.weights_report is not None:
+            self.report("start", str(model.weights_report))
+        if is_new and self.config.model.checkpoint is not None:
+            self.report("start", load_fitting(model, self.config.model.checkpoint))
+        # Samples of several sizes are trained at these; prediction always resizes.
+        model.transform.resizes_in_training = self.config.data.augment.resize == "none"
+        model.to(self.worker.device).train()
+        if train.channels_last:
+            model.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(
+            model,
+            name=train.optimizer,
+            learning_rate=train.learning_rate,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            norm_weight_decay=train.norm_weight_decay,
+        )
+        trainer = Trainer(
+            model,
+            optimizer,
+            seed=train.seed,
+            rank=self.worker.rank,
+            world_size=self.worker.world_size,
+            precision=train.precision,
+            clip_norm=train.clip_norm,
+            ema_decay=train.ema_decay,
+            global_normalisers=train.global_normalisers,
+        )
+        if train.compile:
+            model.backbone.compile()  # in place: the names in the state dict stay
+        return trainer
+
+    def _find_start(self) -> tuple[int, Checkpoint] | None:
+        """The newest checkpoint that can be read, the same one on every worker; None when there is none."""
+        found = None
+        if self.worker.rank == 0:
+            found = self.output.load_newest(on_bad=lambda sentence: self.report("set_aside", sentence))
+        step = _broadcast(None if found is None else found[0], self.worker)
+        if step is None or found is not None:
+            return found
+        return step, self.output.load(step)
+
+    def resume(self) -> None:
+        """Takes over the checkpoint that was found, if there is one."""
+        if self._start is None:
+            return
+        step, checkpoint = self._start
+        self._start = None  # its memory is not needed any more
+        if checkpoint.training_state is None:
+            raise TrainingStopped(f"{self.output.checkpoint_uri(step)} holds no training state to go on from")
+        self.trainer.load_state_dict(checkpoint.training_state, checkpoint.state_dict)
+        self.step = step
+        self.num_seen = int(checkpoint.progress["num_seen"])
+        self.num_non_finite = int(checkpoint.progress["num_non_finite"])
+        self.history.resume(step)
+        self.report("resume", f"going on after step {step} of {self.max_steps}", step=step)
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end; what became of it, in plain values."""
+        self.resume()
+        with contextlib.ExitStack() as stack:
+            self._open_validations(stack)
+            max_steps = self.max_steps
+            if self._is_validation_step(self.step == max_steps) and not self._has_validation():
+                self._validate()  # it was cut off after the checkpoint of this very step
+            stream = stack.enter_context(self._open_stream(max_steps - self.step))
+            self._train(stream, max_steps)
+            self._finish_validation()
+        self._save_metrics()
+        if self.worker.rank == 0:
+            done = {"step": self.step, "stopped_early": self.is_stopped_early}
+            self.output.write_finished(done | {"config_hash": config_hash(self.config)})
+        return {
+            "step": self.step,
+            "num_non_finite": self.num_non_finite,
+            "stopped_early": self.is_stopped_early,
+        }
+
+    def _train(self, stream: BatchStream, max_steps: int) -> None:
+        window = Window()
+        for batches in stream:
+            self._one_step(batches, window, max_steps)
+            is_last = self.step == max_steps
+            is_validation = self._is_validation_step(is_last)
+            is_checkpoint = self.step % self.train.checkpoint_every_steps == 0 or is_last or is_validation
+            # A row ends at each checkpoint too, so that a resumed run has the same rows as an undisturbed one.
+            if self.step % self.train.log_every_steps == 0 or is_checkpoint:
+                self._log(window, max_steps)
+                window = Window()
+            if is_checkpoint:
+                paused_at = time.perf_counter()
+                self._finish_validation()
+                self._save(is_last)
+                if is_validation and not self.is_stopped_early:
+                    self._validate()
+                window.started_at += time.perf_counter() - paused_at
+            if self.is_stopped_early:
+                return
+
+    def _open_stream(self, num_steps: int) -> BatchStream:
+        train, data = self.train, self.config.data
+        transforms = build_transforms(**data.augment.model_dump(), keypoint_names=self.annotated.keypoint_names)
+        return BatchStream(
+            SampleSet(
+                self.annotated,
+                transforms,
+                seed=train.seed,
+                in_channels=self.spec.in_channels,
+                copy_paste=data.copy_paste,
+            ),
+            batch_size=train.batch_size,
+            accumulate_steps=train.accumulate_steps,
+            rank=self.worker.rank,
+            world_size=self.worker.world_size,
+            seed=train.seed,
+            num_seen=self.num_seen,
+            num_steps=num_steps,
+            # As configured, not as it is: the order must not change when a worker is lost.
+            group_size=images_per_step(train, train.num_workers) if train.group_aspect_ratios else 0,
+            num_processes=train.data_workers,
+            prefetch_batches=train.prefetch_batches,
+            pin_memory=self.worker.device.type == "cuda",
+        )
+
+    def _one_step(self, batches: StepBatches, window: Window, max_steps: int) -> None:
+        for image_id, reason in batches.broken.items():
+            self.report_always("broken", f"image {image_id} is skipped: {reason}", image_id=image_id, reason=reason)
+        for image_id in batches.unturned:
+            self.report_always("unturned", f"image {image_id} is used unturned, as annotated", image_id=image_id)
+        rate = rate_of_step(self.train, self.step, max_steps=max_steps, world_size=self.worker.world_size)
+        result = self.trainer.step(batches.micro_batches, step=self.step, learning_rate=rate)
+        self.step += 1
+        self.num_seen += images_per_step(self.train, self.worker.world_size)
+        if result.applied:
+            num_images = sum(len(batch.images) for batch in batches.micro_batches)
+            window.add(result, num_images=num_images, wait_s=batches.wait_s)
+        else:
+            self._on_non_finite(result)
+
+    def _on_non_finite(self, result: StepResult) -> None:
+        self.num_non_finite += 1
+        suspects = sorted({image_id for ids in _gather(result.suspects, self.worker) for image_id in ids})
+        sentence = (
+            f"step {self.step}: the loss or its gradient is not finite; images of the batch: {', '.join(suspects)}"
+        )
+        if self.num_non_finite > self.train.max_non_finite_steps:
+            raise TrainingStopped(
+                f"{sentence}. {self.num_non_finite} steps were not finite, and train.max_non_finite_steps allows "
+                f"{self.train.max_non_finite_steps}; a lower train.learning_rate, a longer train.warmup_steps or "
+                "train.clip_norm may help"
+            )
+        self.report("non_finite", f"{sentence}; the step is skipped", step=self.step, image_ids=suspects)
+
+    def _log(self, window: Window, max_steps: int) -> None:
+        if window.num_steps == 0:  # every step of the window was skipped, on every worker alike
+            return
+        means = window.means(self.worker)
+        remaining_s = (max_steps - self.step) * means["step_s"]
+        row = {
+            "step": self.step,
+            "epoch": self.num_seen / len(self.annotated),
+            "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
+            **means,
+            "num_non_finite": self.num_non_finite,
+            "peak_memory_bytes": _peak_memory_bytes(self.worker.device),
+        }
+        self.history.add(row)
+        self.report(
+            "step",
+            f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"{means['images_per_s']:.1f} images/s  data wait {means['data_wait_share']:.1%}  "
+            f"{remaining_s:.0f} s left",
+            **row,
+            max_steps=max_steps,
+            eta_s=remaining_s,
+        )
+
+    def _save_metrics(self) -> None:
+        self.history.save(tensorboard=self.train.tensorboard)
+
+    def _save(self, is_last: bool) -> None:
+        """Rank 0 writes the metrics, then the checkpoint: a checkpoint never knows more than the metrics beside it."""
+        if self.worker.rank != 0:
+            return
+        self._save_metrics()
+        progress = {
+            "step": self.step,
+            "epoch": self.num_seen / len(self.annotated),
+            "num_seen": self.num_seen,
+            "num_non_finite": self.num_non_finite,
+            "world_size": self.worker.world_size,
+            "finished": is_last or self.is_stopped_early,
+        }
+        uri = self.output.save(
+            self.step,
+            lambda folder: save_checkpoint(
+                folder,
+                model=self.trainer.saved_model(),
+                spec=self.spec,
+                categories=self.annotated.categories,
+                progress=progress,
+                training_state=self.trainer.state_dict(),
+            ),
+        )
+        best = self.history.best()
+        self.output.prune(self.train.num_to_keep, keep=[] if best is None else [best["step"]])
+        self.report("checkpoint", f"checkpoint {uri}", step=self.step, uri=uri)
+
+    # -- validation
+
+    def _open_validations(self, stack: contextlib.ExitStack) -> None:
+        if not self.train.validates or self.config.data.val is None:
+            return
+        sets = [("", load_validation_set(self.config.data, self.annotated.categories))]
+        if self.train.validate_train_images:
+            num_images = min(self.train.validate_train_images, len(self.annotated))
+            sets.append(("train_", take_subset(self.annotated, num_images, seed=self.train.seed)[0]))
+        for prefix, annotated in sets:
+            validation = Validation(
+                annotated,
+                self.annotated.categories,
+                self.spec,
+                device=self.worker.device,
+                rank=self.worker.rank,
+                world_size=self.worker.world_size,
+                num_processes=self.train.data_workers,
+            )
+            self.validations.append((prefix, stack.enter_context(validation)))
+
+    def _is_validation_step(self, is_last: bool = False) -> bool:
+        every, every_epochs = self.train.validate_every_steps, self.train.validate_every_epochs
+        if self.step == 0:
+            return False
+        if every is not None:
+            return is_last or self.step % every == 0
+        if every_epochs is None:
+            return False
+        # The step in which the end of such a part of the stream was seen.
+        part = every_epochs * len(self.annotated)
+        before = self.num_seen - images_per_step(self.train, self.worker.world_size)
+        return is_last or self.num_seen // part > before // part
+
+    def _has_validation(self) -> bool:
+        return bool(_broadcast(self.history.has_validation(self.step), self.worker))
+
+    def _validate(self) -> None:
+        """Every worker predicts; rank 0 then computes the figures in another thread, while training goes on."""
+        started = time.perf_counter()
+        for prefix, validation in self.validations:
+            shares = _gather_to_rank_0(validation.predict(self.trainer.saved_model()), self.worker)
+            if self.worker.rank == 0:
+                figures = validation.evaluate_later(shares)
+                self.history.expect(self.step, self.num_seen / len(self.annotated), prefix, figures)
+        self.history.prediction_s = time.perf_counter() - started
+
+    def _finish_validation(self) -> None:
+        """Takes in the figures of the last validation, and decides alike on every worker whether to go on."""
+        row = self.history.collect()
+        if row is not None:
+            is_best = self.history.best() == row
+            if is_best:
+                self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(row['step'])}"})
+            figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("segm_AP", "bbox_AP", "mean_iou") if name in row)
+            self.report(
+                "validation",
+                f"step {row['step']}: {figures}{', the best so far' if is_best else ''}",
+                **row,
+                is_best=is_best,
+            )
+        if self.train.early_stop_patience is not None:
+            stop = self.history.num_validations_since_best() >= self.train.early_stop_patience
+            self.is_stopped_early = _broadcast(stop, self.worker)
+
+
+def load_fitting(model: torch.nn.Module, source: str) -> str:
+    """Starts a network from another one's checkpoint: every tensor of the same name and shape; a sentence about it.
+
+    Raises:
+        ValueError: No readable checkpoint there, or nothing of it fits.
+    """
+    checkpoint = open_checkpoint(source)
+    present = model.state_dict()
+    fitting = {
+        name: value
+        for name, value in checkpoint.state_dict.items()
+        if name in present and present[name].shape == value.shape
+    }
+    if not fitting:
+        raise ValueError(f"nothing in the checkpoint {source} fits the network of model.spec")
+    model.load_state_dict(fitting, strict=False)
+    return f"starting from {source}: {len(fitting)} of {len(present)} tensors fit"
+
+
+def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray Train's per-worker function; what became of the training, in plain values.
+
+    An error that trying again cannot mend comes back as {"stopped": sentence}, since Ray starts the workers again after
+    any exception, as often as max_failures allows.
+    """
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_world_size=context.get_local_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+    config: TrainConfig = settings["config"]
+    use_settings(config.storage.to_settings())  # data and weights may lie in buckets too
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
+    board = settings["board"]
+    stopped = ray.get(board.stopped.remote())
+    if stopped is not None:
+        return {"stopped": stopped}
+
+    def report(kind: str, sentence: str, **values: Any) -> None:
+        board.push.remote({"kind": kind, "message": sentence, "rank": worker.rank, "values": values})
+
+    report("started", f"worker {worker.rank} of {worker.world_size} started", pid=os.getpid())
+    try:
+        return TrainingRun(config, worker, report).run()
+    except TrainingStopped as error:  # decided by all workers together
+        return {"stopped": str(error)}
+    except ValueError as error:
+        # Perhaps this worker's alone, while the others wait for it: leave word why, and let Ray end them all.
+        ray.get(board.stop.remote(str(error)))
+        raise
+
+
+def _say_nothing(kind: str, sentence: str, **values: Any) -> None:
+    pass
+
+
+def _broadcast(value: Any, worker: Worker) -> Any:
+    if worker.world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=worker.device if worker.device.type == "cuda" else None)
+    return box[0]
+
+
+def _gather_to_rank_0(value: Any, worker: Worker) -> list[Any]:
+    """All workers' values on rank 0; elsewhere nothing."""
+    if worker.world_size == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered or []
+
+
+def _gather(value: Any, worker: Worker) -> list[Any]:
+    if worker.world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * worker.world_size
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the GPU by tensors, or of this process (resident)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

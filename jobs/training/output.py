@@ -1,0 +1,257 @@
+"""A training's output: its checkpoints, metrics and configuration, on a disk or in a bucket.
+
+OUT/config.yaml                       what is trained, written once
+OUT/metrics.parquet                   one row for each log_every_steps steps or checkpoint, and each validation
+OUT/checkpoints/step-00000400/        immutable; its marker is written last
+OUT/best.json                         step and figures of the best checkpoint, where there is validation
+OUT/finished.json                     written last
+OUT/tensorboard/                      the same figures for TensorBoard
+OUT/curves.png, OUT/summary.html      the training at a glance
+OUT/set_aside/step-00000400-1/        a checkpoint that could not be read (local disks only)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from model.checkpoint import CHECKPOINT_MARKER, Checkpoint, CheckpointError, load_checkpoint
+from pipeline.storage.base import StorageSettings
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import is_local
+
+CHECKPOINTS = "checkpoints"
+SET_ASIDE = "set_aside"
+CONFIG = "config.yaml"
+METRICS = "metrics.parquet"
+BEST = "best.json"
+FINISHED = "finished.json"
+_STEP = re.compile(r"^step-(\d{8,})$")
+# Columns every row has; loss terms and AP columns are added as they come.
+_METRIC_TYPES = {"step": pa.int64(), "epoch": pa.float64()}
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of a step's checkpoint; sorts as the steps do."""
+    return f"step-{step:08d}"
+
+
+class TrainingOutput:
+    """The output folder or prefix of one training."""
+
+    def __init__(self, uri: str, settings: StorageSettings | None = None) -> None:
+        self.storage = open_storage(uri, settings)
+        self.local_root = Path(self.storage.uri) if is_local(self.storage.uri) else None
+
+    @property
+    def uri(self) -> str:
+        """Where it is: an absolute path or an s3:// prefix."""
+        return self.storage.uri
+
+    def is_absent(self) -> bool:
+        """Whether there is nothing at all."""
+        if self.local_root is not None:
+            return not self.local_root.exists()
+        return next(self.storage.iter_objects(), None) is None
+
+    # -- configuration
+
+    def read_config(self) -> dict[str, Any] | None:
+        """The settings the run was started with; None when there is no run here.
+
+        Raises:
+            ValueError: config.yaml is no YAML mapping.
+        """
+        try:
+            content = self.storage.read_bytes(CONFIG)
+        except FileNotFoundError:
+            return None
+        try:
+            values = yaml.safe_load(content)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.storage.uri_of(CONFIG)} is no valid YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{self.storage.uri_of(CONFIG)} holds {type(values).__name__}, not a mapping of settings")
+        return values
+
+    def write_config(self, values: Mapping[str, Any]) -> None:
+        """Writes the settings, replacing earlier ones. Atomic."""
+        text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
+        self.storage.write_bytes(CONFIG, text.encode())
+
+    # -- small JSON files
+
+    def write_best(self, values: Mapping[str, Any]) -> None:
+        """Notes which checkpoint is the best so far, in best.json."""
+        self.storage.write_bytes(BEST, _to_json(values))
+
+    def read_finished(self) -> dict[str, Any] | None:
+        """What the finished training noted at its end; None while it is not finished."""
+        try:
+            return json.loads(self.storage.read_bytes(FINISHED))
+        except FileNotFoundError:
+            return None
+
+    def write_finished(self, values: Mapping[str, Any]) -> None:
+        """Notes that the training is finished, in finished.json."""
+        self.storage.write_bytes(FINISHED, _to_json(values))
+
+    def write_file(self, name: str, data: bytes) -> str:
+        """Writes another file of the output, replacing it; its URI."""
+        self.storage.write_bytes(name, data)
+        return self.storage.uri_of(name)
+
+    # -- checkpoints
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint with a marker, rising; whether it can be read is not looked at."""
+        found = []
+        for name in self._folder_names():
+            match = _STEP.match(name)
+            if match and self.storage.exists(f"{CHECKPOINTS}/{name}/{CHECKPOINT_MARKER}"):
+                found.append(int(match.group(1)))
+        return sorted(found)
+
+    def torn_names(self) -> list[str]:
+        """Names of checkpoint folders without a marker: a writer was cut off."""
+        complete = {checkpoint_name(step) for step in self.steps()}
+        return sorted(name for name in self._folder_names() if name not in complete)
+
+    def checkpoint_uri(self, step: int) -> str:
+        """Where a step's checkpoint is."""
+        return self.storage.uri_of(f"{CHECKPOINTS}/{checkpoint_name(step)}")
+
+    def load(self, step: int) -> Checkpoint:
+        """A step's checkpoint.
+
+        Raises:
+            CheckpointError: It is torn or altered.
+        """
+        name = checkpoint_name(step)
+        if self.local_root is not None:
+            return load_checkpoint(self.local_root / CHECKPOINTS / name)
+        with tempfile.TemporaryDirectory(prefix="maskfleet-") as folder:
+            prefix = f"{CHECKPOINTS}/{name}/"
+            for info in self.storage.iter_objects(prefix):
+                Path(folder, info.key.removeprefix(prefix)).write_bytes(self.storage.read_bytes(info.key))
+            try:
+                return load_checkpoint(folder)
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace(folder, self.checkpoint_uri(step))) from error
+
+    def load_newest(self, *, on_bad: Callable[[str], None] | None = None) -> tuple[int, Checkpoint] | None:
+        """The newest checkpoint that can be read, with its step; None when there is none.
+
+        Args:
+            on_bad: Told, in one sentence each, which checkpoints could not be used; with it they are also moved out
+                of the way (on a local disk). None only looks.
+        """
+        if on_bad is not None:
+            for name in self.torn_names():
+                on_bad(f"checkpoint {name} is incomplete (no {CHECKPOINT_MARKER}); {self._set_aside(name)}")
+        for step in reversed(self.steps()):
+            try:
+                return step, self.load(step)
+            except CheckpointError as error:
+                if on_bad is not None:
+                    on_bad(f"{error}; {self._set_aside(checkpoint_name(step))}")
+        return None
+
+    def save(self, step: int, write: Callable[[Path], object]) -> str:
+        """Has `write` fill a folder and keeps it as the step's checkpoint; its URI.
+
+        A complete checkpoint of that step stays as it is. Locally `write` itself writes the marker last; in a bucket
+        the marker is uploaded last.
+        """
+        name = checkpoint_name(step)
+        if self.storage.exists(f"{CHECKPOINTS}/{name}/{CHECKPOINT_MARKER}"):
+            return self.checkpoint_uri(step)
+        if self.local_root is not None:
+            folder = self.local_root / CHECKPOINTS / name
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write(folder)
+            return self.checkpoint_uri(step)
+        with tempfile.TemporaryDirectory(prefix="maskfleet-") as temporary:
+            folder = Path(temporary) / name
+            write(folder)
+            files = sorted(folder.iterdir(), key=lambda file: file.name == CHECKPOINT_MARKER)
+            for file in files:
+                self.storage.write_bytes(f"{CHECKPOINTS}/{name}/{file.name}", file.read_bytes())
+        return self.checkpoint_uri(step)
+
+    def prune(self, num_to_keep: int | None, *, keep: Iterable[int] = ()) -> list[int]:
+        """Removes all but the newest num_to_keep checkpoints and those in `keep`; the steps removed."""
+        if num_to_keep is None:
+            return []
+        kept = set(keep)
+        removed = [step for step in self.steps()[:-num_to_keep] if step not in kept]
+        for step in removed:
+            prefix = f"{CHECKPOINTS}/{checkpoint_name(step)}/"
+            # The marker goes first: what is left of a removal that was cut off is torn, never half-readable.
+            self.storage.delete(prefix + CHECKPOINT_MARKER)
+            for info in list(self.storage.iter_objects(prefix)):
+                self.storage.delete(info.key)
+            if self.local_root is not None:
+                shutil.rmtree(self.local_root / CHECKPOINTS / checkpoint_name(step), ignore_errors=True)
+        return removed
+
+    def _folder_names(self) -> set[str]:
+        if self.local_root is not None:
+            folder = self.local_root / CHECKPOINTS
+            return {entry.name for entry in os.scandir(folder) if entry.is_dir()} if folder.is_dir() else set()
+        prefix = f"{CHECKPOINTS}/"
+        return {info.key.removeprefix(prefix).split("/")[0] for info in self.storage.iter_objects(prefix)}
+
+    def _set_aside(self, name: str) -> str:
+        if self.local_root is None:
+            return "left where it is and not used"
+        target_root = self.local_root / SET_ASIDE
+        target_root.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while (target := target_root / f"{name}-{number}").exists():
+            number += 1
+        os.rename(self.local_root / CHECKPOINTS / name, target)
+        return f"set aside as {SET_ASIDE}/{target.name}"
+
+    # -- metrics
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.parquet, in order of step; empty when there is none or it cannot be read."""
+        try:
+            content = self.storage.read_bytes(METRICS)
+            rows = pq.read_table(io.BytesIO(content)).to_pylist()
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return []
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replaces metrics.parquet. Atomic. Whole numbers become int64, others float64; missing values null."""
+        names = list(dict.fromkeys([*_METRIC_TYPES, *(name for row in rows for name in row)]))
+        columns = {}
+        for name in names:
+            values = [row.get(name) for row in rows]
+            is_whole = all(isinstance(value, int) for value in values if value is not None)
+            kind = _METRIC_TYPES.get(name, pa.int64() if is_whole else pa.float64())
+            columns[name] = pa.array(
+                [None if v is None else (int(v) if pa.types.is_integer(kind) else float(v)) for v in values], kind
+            )
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns), buffer, compression="zstd", write_page_checksum=True)
+        self.storage.write_bytes(METRICS, buffer.getvalue())
+
+
+def _to_json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(values), indent=2) + "\n").encode()

@@ -1,0 +1,513 @@
+"""`maskfleet train`: checks everything first, then hands the loop to Ray Train and shows what the workers report.
+
+One output URI is one training. The same command again goes on from the newest complete checkpoint; a finished training
+says so; settings that would train something else are refused with the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from jobs.checkpoints import local_weights, open_checkpoint
+from jobs.cluster.start import cluster, total
+from jobs.config.base import flatten
+from jobs.config.load import ConfigError, to_plain
+from jobs.config.train import NOT_IDENTITY, TrainConfig
+from jobs.training.loop import (
+    TrainingRun,
+    Worker,
+    images_per_step,
+    rate_of_step,
+    resolve_spec,
+    steps_left,
+    train_worker,
+)
+from jobs.training.output import TrainingOutput
+from jobs.training.sets import load_training_set, load_validation_set
+from jobs.training.summary import write_summary
+from model.spec import ModelSpec
+from model.weights.loading import PUBLISHED, find_state_dict
+from pipeline.dataset.subset import SubsetRecord
+from pipeline.manifest import to_json
+
+SUBSET = "subset.json"
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """Something people should see while a training runs.
+
+    Attributes:
+        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "broken", "unturned", "non_finite",
+            "set_aside", "restart" or "done".
+        message: One sentence or line, ready to be shown.
+        rank: The worker that says it; -1 is the driver.
+        values: Numbers by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
+            data_wait_share, eta_s and more.
+    """
+
+    kind: str
+    message: str
+    rank: int = -1
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_note(self) -> bool:
+        """It is said once and must not be overwritten by the next line, as a step's line may be."""
+        return self.kind not in ("step", "started", "checkpoint")
+
+    def describe(self) -> str:
+        """One line for people."""
+        return self.message
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A training that has been found possible.
+
+    Attributes:
+        config: The settings, with absolute places.
+        num_images, num_instances, num_categories: Size of the training set.
+        max_steps: Steps of the whole training.
+        num_done: Steps that the newest complete checkpoint of the output stands for.
+        is_finished: Nothing is left to do.
+        subset: Which images are trained on, where data.num_images takes a part of the set.
+    """
+
+    config: TrainConfig
+    num_images: int
+    num_instances: int
+    num_categories: int
+    max_steps: int
+    num_done: int
+    is_finished: bool = False
+    subset: SubsetRecord | None = None
+
+    def describe(self) -> str:
+        """One line for people."""
+        train, uri = self.config.train, self.config.output.uri
+        if self.is_finished:
+            return f"{uri} is finished: {self.num_done} of {self.max_steps} steps are done, nothing is left to do"
+        batch = images_per_step(train, train.num_workers)
+        return (
+            f"training {self.config.model.spec.backbone} on {self.num_images} images, {self.num_instances} instances, "
+            f"{self.num_categories} categories: {self.max_steps} steps of {batch} images on {train.num_workers} "
+            f"{'GPU' if train.use_gpu else 'CPU'} worker{'s' if train.num_workers > 1 else ''} into {uri}"
+            + (f", of which {self.num_done} are done" if self.num_done else "")
+        )
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left.
+
+    Attributes:
+        output_uri: The training's output.
+        checkpoint_uri: Its newest checkpoint.
+        step: Steps done.
+        was_finished: It was finished before this call, which did nothing.
+        broken_images: Images that could not be used in this call, with the reason.
+        unturned_images: Images whose EXIF turn was not applied in this call, since their annotations fit the unturned
+            photo only.
+        num_restarts: How often the workers were started again in this call.
+        last_metrics: The last row of metrics.
+    """
+
+    output_uri: str
+    checkpoint_uri: str
+    step: int
+    was_finished: bool = False
+    broken_images: Mapping[str, str] = field(default_factory=dict)
+    unturned_images: frozenset[str] = frozenset()
+    num_restarts: int = 0
+    last_metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """What there is to say at the end, in a few lines."""
+        done = "was finished before, nothing was done" if self.was_finished else "trained"
+        lines = [f"{done}: {self.step} steps -> {self.checkpoint_uri}"]
+        if "loss" in self.last_metrics:
+            lines.append(f"loss {self.last_metrics['loss']:.4f} at step {self.last_metrics['step']}")
+        if self.num_restarts:
+            lines.append(f"the workers were started again {self.num_restarts} times")
+        if self.broken_images:
+            names = ", ".join(f"{image_id} ({why})" for image_id, why in sorted(self.broken_images.items())[:10])
+            lines.append(f"{len(self.broken_images)} images could not be used: {names}")
+        if self.unturned_images:
+            lines.append(f"{len(self.unturned_images)} photos were used unturned, as they were annotated")
+        return "\n".join(lines)
+
+
+class TrainingFailed(RuntimeError):
+    """The training ended before its last step; the message says why and what is kept."""
+
+
+def prepare_train(config: TrainConfig) -> TrainPlan:
+    """Everything that can be checked before anything is started or written.
+
+    Raises:
+        ValueError: Data that cannot be used, a start that does not fit, or an output that holds another training.
+    """
+    output = TrainingOutput(config.output.uri, config.storage.to_settings())
+    config = with_absolute_places(config, output)
+    train = config.train
+    annotated, subset = load_training_set(config)
+    spec = resolve_spec(config.model.spec, annotated.categories)
+    _check_norms(config)
+    if train.validates:
+        if config.data.val is None:
+            name = "steps" if train.validate_every_steps is not None else "epochs"
+            raise ValueError(
+                f"train.validate_every_{name} is set, but data.val is null; give a validation set, or null here"
+            )
+        load_validation_set(config.data, annotated.categories)
+    newest = output.load_newest()
+    if newest is None:  # a training that goes on does not need what it started from
+        _check_start(config, spec)
+    num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
+    check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
+    left = steps_left(
+        train, len(annotated), train.num_workers, step=num_done, num_seen=int(progress.get("num_seen", 0))
+    )
+    finished = output.read_finished()
+    return TrainPlan(
+        config=config,
+        num_images=len(annotated),
+        num_instances=annotated.num_instances,
+        num_categories=len(annotated.categories),
+        max_steps=num_done + left,
+        num_done=num_done,
+        is_finished=finished is not None and (left == 0 or bool(finished.get("stopped_early"))),
+        subset=subset,
+    )
+
+
+def _check_norms(config: TrainConfig) -> None:
+    """Refuses normalisation that cannot work with the start or the workers there are."""
+    model, train = config.model, config.train
+    if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
+        raise ConfigError(
+            "model.spec.norm: 'frozen_batch' is not allowed without model.weights or model.checkpoint: the frozen "
+            "statistics of random weights mean nothing; from scratch take 'group' or 'batch'"
+        )
+    for name in ("norm", "head_norm"):
+        if getattr(model.spec, name) == "sync_batch" and train.num_workers > 1 and not train.use_gpu:
+            raise ConfigError(
+                f"model.spec.{name}: 'sync_batch' is not allowed with several workers on CPUs: torch synchronises "
+                "batch norm on GPUs only; take 'group' or 'batch'"
+            )
+
+
+def _check_start(config: TrainConfig, spec: ModelSpec) -> None:
+    """Reads what the network is to start from.
+
+    Raises:
+        ValueError: It is not there, or cannot be read.
+    """
+    if config.model.checkpoint is not None:
+        open_checkpoint(config.model.checkpoint)
+    if (weights := local_weights(config.model.weights)) is not None:
+        find_state_dict(spec, weights)
+
+
+def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
+    """Trains, or goes on training, or finds that there is nothing left to do.
+
+    Args:
+        plan: From prepare_train.
+        on_progress: Called for each event, from one other thread.
+
+    Raises:
+        ConfigError: The cluster is too small; nothing was written.
+        TrainingFailed: The training stopped; what it had checkpointed is kept, and the same command goes on from there.
+    """
+    say = on_progress or (lambda event: None)
+    output = TrainingOutput(plan.config.output.uri, plan.config.storage.to_settings())
+    if plan.is_finished:
+        say(TrainEvent("done", plan.describe()))
+        return _result(output, plan.num_done, was_finished=True)
+    with cluster(plan.config.cluster):
+        check_cluster(plan.config)
+        _begin(plan, output, say)
+        return _fit(plan.config, output, say)
+
+
+def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
+    """The same on one worker that is this very process, on the GPU or the cores it has; Ray is not asked.
+
+    Raises:
+        ValueError: The training cannot go on; what it had checkpointed is kept.
+    """
+    say = on_progress or (lambda event: None)
+    train = plan.config.train
+    output = TrainingOutput(plan.config.output.uri, plan.config.storage.to_settings())
+    if plan.is_finished:
+        return _result(output, plan.num_done, was_finished=True)
+    _begin(plan, output, say)
+    seen = _Seen(say)
+    torch.set_num_threads(train.cpus_per_worker or 1)
+    worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cuda" if train.use_gpu else "cpu"))
+    TrainingRun(
+        plan.config, worker, lambda kind, sentence, **values: seen.take(TrainEvent(kind, sentence, 0, values))
+    ).run()
+    write_summary(output, plan.config, broken=seen.broken)
+    return _result(
+        output, output.steps()[-1], broken_images=seen.broken, unturned_images=frozenset(seen.unturned)
+    )
+
+
+def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> None:
+    output.write_config(to_saved(plan.config))
+    if plan.subset is not None:
+        output.storage.write_bytes(SUBSET, to_json(plan.subset.to_dict()))
+    say(TrainEvent("start", plan.describe()))
+
+
+def to_saved(config: TrainConfig) -> dict[str, Any]:
+    """The settings as plain values, as they are kept with the output: without how buckets are reached."""
+    return {name: values for name, values in to_plain(config).items() if name != "storage"}
+
+
+def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, num_done: int, num_images: int) -> None:
+    """Refuses settings that train something else than the output was started with.
+
+    The length (max_steps, num_epochs) may change where the learning rate of every step done stays what it was.
+
+    Raises:
+        ValueError: Naming each differing setting with both values.
+    """
+    started = output.read_config()
+    if started is None:
+        return
+    before, now = flatten(started), flatten(settings)
+    differing = {
+        key: (before.get(key), now.get(key))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in NOT_IDENTITY
+    }
+    if differing and differing.keys() <= {"train.max_steps", "train.num_epochs"}:
+        if _same_rates(started, settings, num_done, num_images):
+            return
+    if differing:
+        lines = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in differing.items())
+        raise ValueError(
+            f"output.uri={output.uri!r} holds a training with other settings ({lines}); allowed are the same settings, "
+            "or another output.uri"
+        )
+
+
+def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_done: int, num_images: int) -> bool:
+    rates = []
+    for values in (started, settings):
+        train = TrainConfig.model_validate(values).train
+        length = steps_left(train, num_images, train.num_workers)
+        rates.append(
+            [rate_of_step(train, step, max_steps=length, world_size=train.num_workers) for step in range(num_done)]
+        )
+    return rates[0] == rates[1]
+
+
+def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainConfig:
+    """The same settings with full URIs: workers run in folders, and on machines, of their own."""
+
+    def absolute(uri: str | None) -> str | None:
+        if uri is None or "://" in uri or uri.startswith("{folder}"):
+            return uri
+        return os.path.abspath(os.path.expanduser(uri))
+
+    data, model = config.data, config.model
+    return config.model_copy(
+        update={
+            "data": data.model_copy(
+                update={
+                    name: absolute(getattr(data, name))
+                    for name in ("train", "val", "image_root", "val_image_root", "extra_channels")
+                }
+            ),
+            "model": model.model_copy(
+                update={
+                    # Published weights have names, all others are files.
+                    "weights": model.weights if model.weights in PUBLISHED else absolute(model.weights),
+                    "checkpoint": absolute(model.checkpoint),
+                }
+            ),
+            "output": config.output.model_copy(update={"uri": output.uri}),
+        }
+    )
+
+
+def check_cluster(config: TrainConfig) -> None:
+    """Ray would wait for ever for workers that cannot be placed; say so at once."""
+    train = config.train
+    for name, each in (("CPU", train.cpus_per_worker or 1), ("GPU", int(train.use_gpu))):
+        needed, present = each * (train.min_workers or train.num_workers), total(name)
+        if needed > present:
+            raise ConfigError(
+                f"train.num_workers: {train.min_workers or train.num_workers} needs {needed} {name}s, "
+                f"the cluster has {present}; allowed are "
+                f"at most {present // each} workers"
+            )
+
+
+def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> TrainResult:
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    train = config.train
+    # The board lives with the driver: it must outlast every worker.
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    # Ray's type hints are those of its older API in five places here.
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # type: ignore[call-overload]
+    listener = _Listener(board, say)
+    size: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
+    resources = {"CPU": train.cpus_per_worker or 1} | ({"GPU": 1} if train.use_gpu else {})
+    with tempfile.TemporaryDirectory(prefix="maskfleet-train-") as scratch:
+        trainer = TorchTrainer(
+            train_worker,  # type: ignore[arg-type]
+            train_loop_config={"config": config, "board": board},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=size,
+                use_gpu=train.use_gpu,
+                resources_per_worker=resources,
+            ),
+            # Ray's own snapshots go to a folder that is thrown away: progress lives in our checkpoints only.
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+            ),
+        )
+        listener.start()
+        try:
+            outcome = trainer.fit().return_value or {}  # type: ignore[attr-defined]
+        except ray.train.TrainingFailedError as error:
+            outcome = {"stopped": _last_line(error)}
+        finally:
+            listener.stop()
+            ray.kill(board)
+    steps = output.steps()
+    if output.read_metrics():
+        write_summary(output, config, broken=listener.seen.broken)
+    if "stopped" in outcome:
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
+        raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
+    early = ", stopped early" if outcome["stopped_early"] else ""
+    say(TrainEvent("done", f"trained {outcome['step']} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
+    return _result(
+        output,
+        steps[-1],
+        broken_images=listener.seen.broken,
+        unturned_images=frozenset(listener.seen.unturned),
+        num_restarts=listener.num_restarts,
+    )
+
+
+def _result(output: TrainingOutput, step: int, **values: Any) -> TrainResult:
+    rows = output.read_metrics()
+    return TrainResult(
+        output_uri=output.uri,
+        checkpoint_uri=output.checkpoint_uri(step),
+        step=step,
+        last_metrics=rows[-1] if rows else {},
+        **values,
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+class Board:
+    """Where workers put what they have to say, and the driver picks it up."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._stopped: str | None = None
+
+    def push(self, event: dict[str, Any]) -> None:
+        """Takes an event of a worker, as plain values."""
+        self._events.append(event)
+
+    def stop(self, sentence: str) -> None:
+        """Asks the workers to end; the sentence says why."""
+        self._stopped = sentence
+
+    def stopped(self) -> str | None:
+        """Why the workers are asked to end; None while they are not."""
+        return self._stopped
+
+    def drain(self) -> list[dict[str, Any]]:
+        """The events since the last call, oldest first, and forgets them."""
+        events, self._events = self._events, []
+        return events
+
+
+class _Seen:
+    """Passes events on, and keeps what is counted at the end: images that were broken or not turned."""
+
+    def __init__(self, say: Callable[[TrainEvent], None]) -> None:
+        self._say = say
+        self.broken: dict[str, str] = {}
+        self.unturned: set[str] = set()
+
+    def take(self, event: TrainEvent) -> None:
+        if event.kind == "unturned":  # counted, not said: nothing is wrong with them
+            self.unturned.add(event.values["image_id"])
+            return
+        if event.kind == "broken":
+            image_id = event.values["image_id"]
+            if image_id in self.broken:  # seen in an earlier epoch
+                return
+            self.broken[image_id] = event.values["reason"]
+        self._say(event)
+
+
+class _Listener:
+    """Takes the workers' events off the board and passes them on, in a thread of its own."""
+
+    def __init__(self, board: Any, say: Callable[[TrainEvent], None], *, every_s: float = 0.3) -> None:
+        self._board = board
+        self._say = say
+        self._every_s = every_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-events", daemon=True)
+        self.seen = _Seen(say)
+        self.num_restarts = -1  # the first start is none
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join(timeout=30)
+        self.num_restarts = max(0, self.num_restarts)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self._drain()
+        time.sleep(0.1)  # the last events may still be on their way to the board
+        self._drain()
+
+    def _drain(self) -> None:
+        import ray
+
+        for event in ray.get(self._board.drain.remote()):
+            if event["kind"] == "started" and event["rank"] == 0:
+                self.num_restarts += 1
+                if self.num_restarts:
+                    self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
+            self.seen.take(TrainEvent(event["kind"], event["message"], event["rank"], event["values"]))

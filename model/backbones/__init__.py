@@ -1,0 +1,1 @@
+"""Backbones: classification networks cut into stages, their norm layers, and the feature pyramid on top."""

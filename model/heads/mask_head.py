@@ -1,0 +1,148 @@
+"""The mask head: a mask of M x M over each RoI, for each class or for all in one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.ops import roi_align
+
+from model.backbones.norms import norm_layer
+from model.spec import ModelSpec
+
+# Masks that a CPU computes together: their maps are the largest of a prediction.
+_MASKS_AT_ONCE = 32
+
+
+def mask_roi_size(spec: ModelSpec) -> int:
+    """Side of the RoI's map that the mask head starts from."""
+    return spec.mask_output_size // 2 if spec.mask_head == "fcn" else 7
+
+
+def num_mask_channels(spec: ModelSpec) -> int:
+    """Maps that the head gives for a RoI; the first is the background's (unused by sigmoid masks)."""
+    if spec.mask_class_agnostic:
+        return 1 if spec.mask_activation == "sigmoid" else 2
+    return spec.num_classes + 1
+
+
+def build_mask_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[nn.Module, nn.Module]:
+    """The head and the predictor: together [N, C, P, P] -> mask logits [N, channels, M, M]."""
+    channels = num_mask_channels(spec)
+    if spec.mask_head == "mlp":
+        widths = [in_channels * roi_size**2, *spec.mask_head_channels]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for narrow, wide in pairwise(widths):
+            layers += [nn.Linear(narrow, wide), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers), MlpPredictor(widths[-1], channels, spec.mask_output_size)
+    head = MaskRCNNHeads(in_channels, spec.mask_head_channels, 1, norm_layer=norm_layer(spec.head_norm))
+    width = spec.mask_head_channels[-1] if spec.mask_head_channels else in_channels
+    doublings = (spec.mask_output_size // roi_size).bit_length() - 1
+    return head, DeconvPredictor(width, spec.mask_deconv_channels, channels, doublings)
+
+
+class DeconvPredictor(nn.Sequential):
+    """Deconvolutions that double the side each, then a 1x1 convolution; torchvision's names where it is
+    one."""
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, doublings: int) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for index in range(doublings):
+            last = index == doublings - 1
+            name = "conv5_mask" if last else f"deconv{index}"
+            layers[name] = nn.ConvTranspose2d(in_channels, width, kernel_size=2, stride=2)
+            layers["relu" if last else f"relu{index}"] = nn.ReLU(inplace=True)
+            in_channels = width
+        layers["mask_fcn_logits"] = logits = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        super().__init__(layers)
+        for layer in self:
+            if isinstance(layer, nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        _start_at_one_half(logits)
+
+
+class MlpPredictor(nn.Module):
+    """All pixels of all masks from one fully connected layer (He et al., 2017, table 2e)."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
+        super().__init__()
+        self.shape = (out_channels, size, size)
+        self.mask_logits = nn.Linear(in_channels, out_channels * size * size)
+        _start_at_one_half(self.mask_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mask_logits(x).reshape(len(x), *self.shape)
+
+
+def _start_at_one_half(logits: nn.Conv2d | nn.Linear) -> None:
+    """A first guess of one half everywhere; torchvision's own starts with a loss of about 6."""
+    nn.init.normal_(logits.weight, std=0.001)
+    if logits.bias is not None:
+        nn.init.zeros_(logits.bias)
+
+
+def log_mask_probabilities(spec: ModelSpec, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities that a pixel is inside and that it is outside the mask, float32 [N, M, M] each.
+
+    Args:
+        spec: Sigmoid or softmax, class-agnostic or not.
+        logits: [N, channels, M, M].
+        labels: int64 [N], the class whose mask is meant, 1..K.
+    """
+    logits = logits.float()
+    index = torch.arange(len(logits), device=logits.device)
+    channel = torch.full_like(labels, num_mask_channels(spec) - 1) if spec.mask_class_agnostic else labels
+    if spec.mask_activation == "sigmoid":
+        chosen = logits[index, channel]
+        return F.logsigmoid(chosen), F.logsigmoid(-chosen)
+    log_shares = F.log_softmax(logits, dim=1)
+    return log_shares[index, channel], log_shares[:, 0]
+
+
+def mask_probabilities(spec: ModelSpec, predictor: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+    """Probability that a pixel is inside the mask of the class that is meant, float32 [N, M, M].
+
+    Where the last layer of the predictor gives one map for each class by itself, only the chosen one is computed.
+
+    Args:
+        spec: Sigmoid or softmax, class-agnostic or not.
+        predictor: The second of what `build_mask_head` gives.
+        features: [N, C, P, P], what the head gave.
+        labels: int64 [N], 1..K.
+    """
+    if not isinstance(predictor, DeconvPredictor) or spec.mask_activation == "softmax" or spec.mask_class_agnostic:
+        return log_mask_probabilities(spec, predictor(features), labels)[0].exp()
+    layers: list[Any] = list(predictor)
+    last = layers.pop()
+    at_once = _MASKS_AT_ONCE if features.device.type == "cpu" else max(len(features), 1)
+    some: list[Tensor] = []
+    for maps, chosen in zip(features.split(at_once), labels.split(at_once)):
+        for layer in layers:
+            maps = layer(maps)
+        weights = last.weight[chosen].flatten(1)[:, None]
+        logits = torch.bmm(weights, maps.flatten(2))[:, 0] + last.bias[chosen, None]
+        some.append(logits.float().sigmoid().unflatten(1, maps.shape[2:]))
+    return torch.cat(some)
+
+
+def mask_targets(masks: list[Tensor], boxes: list[Tensor], matches: list[Tensor], size: int) -> Tensor:
+    """The true masks as seen through RoIs: float32 [N, M, M] in 0..1, image after image.
+
+    Args:
+        masks: uint8 [G, H, W] for each image, resized as the image was.
+        boxes: XYXY [n, 4] RoIs for each image, resized pixels.
+        matches: int64 [n], which of the G masks a RoI is to show.
+        size: M.
+    """
+    parts = []
+    for image_masks, image_boxes, image_matches in zip(masks, boxes, matches):
+        rois = torch.cat([image_matches[:, None].to(image_boxes), image_boxes], dim=1)
+        parts.append(roi_align(image_masks[:, None].to(image_boxes), rois, (size, size), 1.0)[:, 0])
+    return torch.cat(parts)

@@ -1,0 +1,272 @@
+"""The heads: each region of interest gets a class, a better box, a mask, keypoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
+
+from model.backbones.backbone import ResidualStage
+from model.heads.box_head import build_box_head, split_by_class
+from model.heads.mask_head import (
+    build_mask_head,
+    log_mask_probabilities,
+    mask_probabilities,
+    mask_roi_size,
+    mask_targets,
+)
+from model.heads.nms import clip_to_sizes, suppress_images
+from model.heads.roi_align_cpu import MapTable
+from model.heads.roi_pooler import RoIPooler
+from model.heads.rpn import NonFiniteOutput
+from model.spec import ModelSpec
+from model.training import losses
+from model.training.assignment import allowed_classes, drop_ignored
+
+_C4_ROI_SIZE = 14
+BOX_ROI_SIZE = 7
+_KEYPOINT_ROI_SIZE = 14
+# Boxes with a side below this, in resized pixels, are no detections (torchvision's value).
+_SMALLEST_BOX_PX = 1e-2
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The RoIs that a training step learns from, one entry for each image.
+
+    Attributes:
+        boxes: XYXY [n, 4], resized pixels.
+        labels: int64 [n], 0 background.
+        matches: int64 [n], which true object a RoI of label > 0 shows (of a background RoI: meaningless).
+        true_boxes: XYXY [n, 4] of those objects.
+    """
+
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    matches: list[Tensor]
+    true_boxes: list[Tensor]
+
+    def positives(self) -> Samples:
+        """The samples of a class, without those of the background; none where there are none."""
+        chosen = [torch.where(labels > 0)[0] for labels in self.labels]
+        return Samples(
+            *(
+                [values[index] for values, index in zip(field, chosen)]
+                for field in (self.boxes, self.labels, self.matches, self.true_boxes)
+            )
+        )
+
+
+class RoIHeads(TorchvisionRoIHeads):
+    """Box, mask and keypoint head over shared features; with "c4" behind a shared last stage (`res5`)."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        in_channels: int,
+        strides: tuple[int, ...],
+        res5: ResidualStage | None = None,
+    ) -> None:
+        box_roi_size = _C4_ROI_SIZE if res5 is not None else BOX_ROI_SIZE
+        head_channels = res5.out_channels if res5 is not None else in_channels
+        super().__init__(
+            RoIPooler(spec, output_size=box_roi_size, strides=strides),
+            *build_box_head(spec, head_channels, box_roi_size),
+            spec.box_foreground_iou,
+            spec.box_background_iou,
+            spec.box_batch_size_per_image,
+            spec.box_positive_fraction,
+            spec.box_regression_weights,
+            spec.score_threshold,
+            spec.nms_threshold,
+            spec.max_detections,
+        )
+        self.spec = spec
+        self.res5 = res5 if res5 is not None else nn.Identity()
+        if spec.mask_head != "none":
+            self._add_mask_head(head_channels, strides)
+        if spec.num_keypoints:
+            widths = spec.keypoint_head_channels
+            self.keypoint_roi_pool = RoIPooler(spec, output_size=_KEYPOINT_ROI_SIZE, strides=strides)
+            self.keypoint_head = KeypointRCNNHeads(in_channels, widths)
+            self.keypoint_predictor = KeypointRCNNPredictor(widths[-1], spec.num_keypoints)
+
+    def _add_mask_head(self, in_channels: int, strides: tuple[int, ...]) -> None:
+        roi_size = mask_roi_size(self.spec)
+        head_size = roi_size
+        if self.spec.neck == "c4":
+            # The shared stage halves the side.
+            roi_size, head_size = _C4_ROI_SIZE, _C4_ROI_SIZE // 2
+        self.mask_roi_pool = RoIPooler(self.spec, output_size=roi_size, strides=strides)
+        self.mask_head, self.mask_predictor = build_mask_head(self.spec, in_channels, head_size)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """In training (no detections, loss terms), in evaluation (detections, no losses).
+
+        A detection's `masks` are [N, 1, M, M] probabilities over its box; boxes are XYXY resized pixels.
+        """
+        if not self.training:
+            return self.detect(self.to_pool_from(features), proposals, image_shapes), {}
+        assert targets is not None, "MaskRCNN.losses has seen to that"
+        samples = self.sample(proposals, targets)
+        found = samples.positives()
+        terms = self.box_losses(*self.box_outputs(features, samples.boxes), samples, targets)
+        if self.has_mask():
+            terms |= self.mask_losses(self.mask_logits(features, found.boxes), found, targets)
+        if self.has_keypoint():
+            terms |= self.keypoint_losses(self.keypoint_logits(features, found.boxes), found, targets)
+        return [], terms
+
+    def to_pool_from(self, features: dict[str, Tensor]) -> dict[str, Tensor] | MapTable:
+        """What the RoIs of a prediction are pooled from fastest: a table of the maps where there can be one."""
+        return self.box_roi_pool.table(features) or features
+
+    def detect(
+        self, features: dict[str, Tensor] | MapTable, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Classify the proposals, suppress, then look at what is left for masks and keypoints."""
+        found = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
+        boxes = [one["boxes"] for one in found]
+        if self.has_mask():
+            labels = torch.cat([one["labels"] for one in found])
+            inside = mask_probabilities(self.spec, self.mask_predictor, self.mask_features(features, boxes), labels)
+            for one, masks in zip(found, inside[:, None].split([len(b) for b in boxes])):
+                one["masks"] = masks
+        if self.has_keypoint():
+            points = keypointrcnn_inference(self.keypoint_logits(features, boxes).float(), boxes)
+            for one, keypoints, scores in zip(found, *points):
+                one["keypoints"], one["keypoints_scores"] = keypoints, scores
+        return found
+
+    # --- what the heads say
+    # ----------------------------------------------------------------------------------
+
+    def box_outputs(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits [N, K + 1] and offsets [N, 4 (K + 1)] of all RoIs, image after image."""
+        values = self.box_head(self.res5(self.box_roi_pool(features, boxes)))
+        return self.box_predictor(values.to(self.box_predictor.cls_score.weight.dtype))
+
+    def mask_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
+        """[N, channels, M, M] of all RoIs."""
+        return self.mask_predictor(self.mask_features(features, boxes))
+
+    def mask_features(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
+        """[N, C, P, P] of all RoIs, from which the mask predictor makes logits."""
+        return self.mask_head(self.res5(self.mask_roi_pool(features, boxes)))
+
+    def keypoint_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
+        """Heat maps [N, P, 56, 56] of all RoIs."""
+        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes)))
+
+    # --- training
+    # --------------------------------------------------------------------------------------------
+
+    def sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Samples:
+        """RoIs to learn from: of the proposals and the true boxes, positives and negatives in proportion."""
+        true_boxes = [target["boxes"].to(boxes) for target, boxes in zip(targets, proposals)]
+        boxes = self.add_gt_proposals(proposals, true_boxes)
+        matches, labels = self.assign_targets_to_proposals(boxes, true_boxes, [target["labels"] for target in targets])
+        labels = [
+            drop_ignored(image_labels, image_boxes, target, overlap=self.spec.ignore_overlap)
+            for image_labels, image_boxes, target in zip(labels, boxes, targets)
+        ]
+        chosen = self.subsample(labels)
+        matches = [values[index] for values, index in zip(matches, chosen)]
+        return Samples(
+            boxes=[values[index] for values, index in zip(boxes, chosen)],
+            labels=[values[index] for values, index in zip(labels, chosen)],
+            matches=matches,
+            true_boxes=[
+                values[index] if len(values) else values.new_zeros(len(index), 4)
+                for values, index in zip(true_boxes, matches)
+            ],
+        )
+
+    def box_losses(
+        self, logits: Tensor, deltas: Tensor, samples: Samples, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """`loss_classifier` and `loss_box_reg`, both over the number of RoIs."""
+        spec = self.spec
+        labels = torch.cat(samples.labels)
+        classifier = losses.class_loss(
+            spec.class_loss,
+            logits,
+            labels,
+            allowed=allowed_classes(targets, samples.labels, spec.num_classes),
+            alpha=spec.focal_alpha,
+            gamma=spec.focal_gamma,
+        )
+        positive = torch.where(labels > 0)[0]
+        boxes, true_boxes = torch.cat(samples.boxes)[positive], torch.cat(samples.true_boxes)[positive]
+        # Of each positive RoI, the offsets of its own class alone.
+        deltas = split_by_class(deltas)[positive, labels[positive]]
+        box = losses.box_loss(spec.box_loss, self.box_coder, deltas, boxes, true_boxes, beta=spec.box_loss_beta)
+        return {
+            "loss_classifier": classifier * spec.class_loss_weight,
+            "loss_box_reg": box / max(len(labels), 1) * spec.box_loss_weight,
+        }
+
+    def mask_losses(self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`loss_mask` (and `loss_mask_dice`) over the positive RoIs."""
+        wanted = mask_targets(
+            [target["masks"] for target in targets], found.boxes, found.matches, self.spec.mask_output_size
+        )
+        inside, outside = log_mask_probabilities(self.spec, logits, torch.cat(found.labels))
+        terms = losses.mask_losses(self.spec.mask_loss, inside, outside, wanted)
+        return {name: term * self.spec.mask_loss_weight for name, term in terms.items()}
+
+    def keypoint_losses(self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`loss_keypoint` over the visible keypoints of the positive RoIs."""
+        term = keypointrcnn_loss(
+            logits.float(), found.boxes, [target["keypoints"] for target in targets], found.matches
+        )
+        return {"loss_keypoint": term * self.spec.keypoint_loss_weight}
+
+    # --- prediction
+    # ------------------------------------------------------------------------------------------
+
+    def postprocess(
+        self, logits: Tensor, deltas: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Detections of each image: `boxes` [N, 4] inside it, `labels`, `scores`, best first.
+
+        Raises:
+            NonFiniteOutput: NaN or infinity among the logits or offsets.
+        """
+        if not (torch.isfinite(logits).all() and torch.isfinite(deltas).all()):
+            raise NonFiniteOutput("the network gave class scores or boxes that are not finite")
+        logits, deltas = logits.float(), split_by_class(deltas.float())
+        scores = logits.sigmoid() if self.spec.class_loss == "focal" else logits.softmax(dim=-1)
+        # Every class's box of a proposal is a candidate of its own, if it is likely; background is none.
+        roi, label = torch.where(scores[:, 1:] > self.score_thresh)
+        label = label + 1
+        counts = torch.tensor([len(image_proposals) for image_proposals in proposals], device=roi.device)
+        image = torch.arange(len(proposals), device=roi.device).repeat_interleave(counts)[roi]
+        boxes = self.box_coder.decode_single(deltas[roi, label], torch.cat(proposals)[roi])
+        boxes = clip_to_sizes(boxes, boxes.new_tensor(image_shapes)[image])
+        is_box = ((boxes[:, 2:] - boxes[:, :2]) >= _SMALLEST_BOX_PX).all(dim=1)
+        boxes, label, image, scores = boxes[is_box], label[is_box], image[is_box], scores[roi, label][is_box]
+        found = suppress_images(
+            boxes,
+            scores,
+            label,
+            image,
+            len(proposals),
+            kind=self.spec.nms,
+            iou_threshold=self.nms_thresh,
+            sigma=self.spec.soft_nms_sigma,
+            score_threshold=self.score_thresh,
+            max_detections=self.detections_per_img,
+        )
+        return [{"boxes": boxes[keep], "labels": label[keep], "scores": kept_scores} for keep, kept_scores in found]

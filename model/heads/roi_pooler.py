@@ -1,0 +1,70 @@
+"""Each RoI from the map of the pyramid that suits its size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.heads.roi_align_cpu import MapTable
+from model.heads.roi_pooling import pool_rois
+from model.spec import ModelSpec
+
+# A RoI of this side belongs to the level of stride 2 ** 4 (Lin et al., Feature Pyramid Networks, equation 1).
+CANONICAL_SIZE_PX = 224.0
+CANONICAL_LEVEL = 4
+
+
+class RoIPooler(nn.Module):
+    """Pools RoIs of a batch from the maps of these strides, finest first; a single map serves RoIs of all
+    sizes."""
+
+    def __init__(self, spec: ModelSpec, *, output_size: int, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.strides = strides
+        self.options: dict[str, Any] = {
+            "op": spec.roi_op,
+            "reduce": spec.roi_reduce,
+            "sampling_ratio": spec.roi_sampling_ratio,
+            "half_pixel": spec.roi_half_pixel,
+        }
+
+    def table(self, features: dict[str, Tensor]) -> MapTable | None:
+        """The maps in the form in which a CPU pools them fastest; None where pooling them as they are is the way."""
+        plain = self.options["op"] == "align" and self.options["reduce"] == "average"
+        maps = list(features.values())[: len(self.strides)]
+        if not plain or not self.options["sampling_ratio"] or maps[0].device.type != "cpu" or torch.is_grad_enabled():
+            return None
+        return MapTable(maps, self.strides)
+
+    def forward(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
+        """[N, C, P, P] for all boxes (XYXY, resized pixels) of all images, image after image."""
+        rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
+        if isinstance(features, MapTable):
+            return features.align(
+                rois,
+                assign_levels(rois[:, 1:], self.strides),
+                output_size=self.output_size,
+                sampling_ratio=self.options["sampling_ratio"],
+                half_pixel=self.options["half_pixel"],
+            )
+        maps = list(features.values())[: len(self.strides)]
+        levels = assign_levels(rois[:, 1:], self.strides)
+        shape = (len(rois), maps[0].shape[1], self.output_size, self.output_size)
+        pooled = maps[0].new_zeros(shape)
+        for level, (feature, stride) in enumerate(zip(maps, self.strides)):
+            chosen = torch.where(levels == level)[0]
+            part = pool_rois(feature, rois[chosen], output_size=self.output_size, scale=1 / stride, **self.options)
+            pooled = pooled.index_put((chosen,), part.to(pooled.dtype))
+        return pooled
+
+
+def assign_levels(boxes: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Index of the map each box (XYXY, [N, 4]) is pooled from, int64 [N]."""
+    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    finest = strides[0].bit_length() - 1
+    # The small constant keeps a side of exactly 2 ** k * 224 from falling below its level by rounding.
+    levels = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIZE_PX) + 1e-6)
+    return levels.clamp(finest, finest + len(strides) - 1).long() - finest

@@ -1,0 +1,211 @@
+"""Prediction: images in, detections out, masks never pasted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import resize_boxes, resize_keypoints
+from torchvision.ops import clip_boxes_to_image
+
+from model import transform
+from model.inference.fuse import for_prediction
+from model.inference.mask_rle import Paste, mask_runs
+from model.inference.prefetch import Image, to_tensor
+from model.network import MaskRCNN, NonFiniteOutput
+from model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, by falling score. With N = 0 every array has a first axis of 0.
+
+    Attributes:
+        boxes: float32 [N, 4], XYXY, half-open, pixels of the original image, inside it.
+        labels: int64 [N], 1..K.
+        scores: float32 [N], 0..1.
+        mask_probs: float32 [N, M, M], 0..1: the mask of the chosen class over the box, not pasted into the
+            image.
+            M = 0 without a mask head.
+        keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint
+            head.
+        runs: the pasted masks as `model.inference.mask_rle` gives them, both arrays, where they were asked for; `mask_probs` is
+            then empty, [N, 0, 0].
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    mask_probs: np.ndarray
+    keypoints: np.ndarray | None
+    runs: tuple[np.ndarray, ...] | None = None
+
+
+_IMAGE_TYPES = (np.uint8, np.float32, torch.uint8, torch.float32)
+
+MODES = ("exact", "fast")
+"""What `Predictor` can be asked for."""
+
+
+def native_dtype(mode: str, device: str | torch.device) -> tuple[torch.dtype, str | None]:
+    """The type a network is computed in, and in "fast" mode the reason where that is not bfloat16.
+
+    Raises:
+        ValueError: `mode` is none of `MODES`.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: allowed are {', '.join(map(repr, MODES))}")
+    if mode == "exact":
+        return torch.float32, None
+    if torch.device(device).type == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if has_it:
+        return torch.bfloat16, None
+    kind = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "this machine's processor"
+    return torch.float32, f"{kind} does not compute in bfloat16, so the network stays in float32"
+
+
+class Predictor:
+    """A network ready to predict.
+
+    "exact" finds what the network's own evaluation forward finds, which is torchvision's: the same detections, their
+    boxes within 0.05 px and scores within 1e-3; batch norms are folded, and convolutions may be computed in another
+    way, which moves boxes by some 0.001 px. "fast" computes in bfloat16. Which pixels a batch's other images have
+    makes no difference: only images of one padded size share a network call.
+
+    Args:
+        model: Left as it is, but for its mode: a copy of it predicts, made for that.
+        spec: The spec it was built from.
+        device: Where it runs.
+        score_threshold: Lowest score of a detection; None = that of the spec.
+        max_detections: Most detections of an image; None = that of the spec.
+        dtype: float32 is "exact", bfloat16 "fast", see `native_dtype`.
+
+    Raises:
+        ValueError: A threshold out of its range.
+    """
+
+    def __init__(
+        self,
+        model: MaskRCNN,
+        spec: ModelSpec,
+        *,
+        device: str | torch.device = "cpu",
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        changes = {"score_threshold": score_threshold, "max_detections": max_detections}
+        self.spec = spec.replace(**{name: value for name, value in changes.items() if value is not None})
+        self.device = torch.device(device)
+        self.model = for_prediction(model, dtype, self.device)
+        self.model.roi_heads.score_thresh = self.spec.score_threshold
+        self.model.roi_heads.detections_per_img = self.spec.max_detections
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the tensor the network sees for an image of this size; a function of the image
+        alone."""
+        return transform.padded_size(
+            height, width, min_size=self.spec.image_min_size, max_size=self.spec.image_max_size
+        )
+
+    def batches(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+        """The places of the images, cut into batches of at most `batch_size` that share one padded size.
+
+        A pure function of its arguments: padded sizes in the order in which they first come, images in their
+        order.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: allowed is at least 1")
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            groups.setdefault(self.padded_size(*size), []).append(index)
+        return [group[at : at + batch_size] for group in groups.values() for at in range(0, len(group), batch_size)]
+
+    def predict(
+        self,
+        images: Sequence[Image],
+        sizes: Sequence[tuple[int, int]] | None = None,
+        paste: Paste | None = None,
+    ) -> list[Detections]:
+        """The detections in each image, by one call of the network.
+
+        Args:
+            images: [H, W, C] arrays, or tensors on the device as `model.inference.prefetch` brings them there (RGB first where C is
+                3 or more); uint8, or float32 that is taken as it is, without a division by 255.
+            sizes: (height, width) of the original images, all of one padded size. Where they are not those of `images`,
+                these are smaller versions, and are resized to what the network would see of the originals. None: the
+                images are the originals.
+            paste: Asks for the run lengths of the pasted masks, computed on the device, instead of `mask_probs`.
+
+        Raises:
+            ValueError: An array of another type or shape, or of another padded size than the first.
+            NonFiniteOutput: The network gave NaN or infinity.
+        """
+        if not images:
+            return []
+        sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
+        self._check(images, sizes)
+        with torch.inference_mode(), self._no_tf32():
+            found, resized_sizes = self.model.detect(map(self._to_planes, images), sizes)
+            return [_to_detections(*one, paste) for one in zip(found, resized_sizes, sizes, strict=True)]
+
+    def _no_tf32(self) -> AbstractContextManager[None]:
+        """On a GPU, keeps cuDNN from rounding what is to be float32."""
+        if self.device.type != "cuda" or self.model.compute_dtype != torch.float32:
+            return nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+    def _check(self, images: Sequence[Image], sizes: Sequence[tuple[int, int]]) -> None:
+        for index, image in enumerate(images):
+            is_image = image.dtype in _IMAGE_TYPES and image.ndim == 3 and 0 not in image.shape
+            if not is_image or image.shape[2] != self.spec.in_channels:
+                raise ValueError(
+                    f"image {index} is {image.dtype} {list(image.shape)}; "
+                    f"allowed is uint8 or float32 [H, W, {self.spec.in_channels}]"
+                )
+        padded = {self.padded_size(*size) for size in sizes}
+        if len(padded) > 1:
+            raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
+
+    def _to_planes(self, image: Image) -> Tensor:
+        # The bytes travel to the device, not the floats: a quarter of the traffic.
+        planes = to_tensor(image).to(self.device).permute(2, 0, 1)
+        return planes.float().div_(255) if planes.dtype == torch.uint8 else planes
+
+
+def _to_detections(
+    found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int], paste: Paste | None
+) -> Detections:
+    order = torch.argsort(found["scores"], descending=True, stable=True)
+    boxes = clip_boxes_to_image(resize_boxes(found["boxes"][order], resized, original), original)
+    arrays = {
+        "boxes": boxes.float(),
+        "labels": found["labels"][order],
+        "scores": found["scores"][order].float(),
+        "mask_probs": found["masks"][order, 0].float() if "masks" in found else boxes.new_zeros(len(boxes), 0, 0),
+    }
+    keypoints = None
+    if "keypoints" in found:
+        keypoints = resize_keypoints(found["keypoints"][order], resized, original).float()
+    for name, tensor in [*arrays.items(), ("keypoints", keypoints)]:
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise NonFiniteOutput(f"the network gave {name} that are not finite")
+    runs = None
+    if paste is not None and arrays["mask_probs"].shape[1]:
+        runs = tuple(one.cpu().numpy() for one in mask_runs(arrays["mask_probs"], arrays["boxes"], original, paste))
+        arrays["mask_probs"] = boxes.new_zeros(len(boxes), 0, 0)
+    return Detections(
+        **{name: tensor.cpu().numpy() for name, tensor in arrays.items()},
+        keypoints=None if keypoints is None else keypoints.cpu().numpy(),
+        runs=runs,
+    )

@@ -1,0 +1,1 @@
+"""Published weights: from torchvision, from detectron2, from files of either."""

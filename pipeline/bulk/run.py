@@ -1,0 +1,176 @@
+"""The whole bulk run on one page: claim, plan, segment the shards, seal.
+
+`segment_corpus` runs on the driver, `ShardWorker` in the actors that Ray Data spreads over the cluster. The rows of
+the Ray dataset are shard numbers; images, pixels and masks never enter the object store. Whatever is killed, wherever,
+the same call again goes on with the shards that have no commit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import malloc
+from pipeline.bulk.commit import (
+    claim_run,
+    committed_shards,
+    seal_run,
+    vacuum,
+)
+from pipeline.bulk.corpus import read_plan, seal_plan
+from pipeline.bulk.listing import PlannedImage, in_chunks, iter_corpus, without
+from pipeline.bulk.progress import REPORT_EVERY_S, Progress
+from pipeline.bulk.repair import begin_repair, seal_repair
+from pipeline.bulk.worker import SHARDS_AT_ONCE, BulkJob, ProgressBoard, RepairWorker, ShardWorker
+from pipeline.manifest import open_run
+from pipeline.storage.stores import open_storage
+
+WAVE_SHARDS = 2_000  # shards a Ray dataset; bounds what Ray Data holds at a time
+
+
+def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+    """Segments every image of a corpus, or what is left of it, and returns the run's totals (final.json).
+
+    Needs an initialised Ray. Calling it again, after any kind of end, resumes; on a finished run it changes nothing.
+
+    Raises:
+        OtherRunError: the output belongs to a run with another specification.
+        RunError: the run's own files contradict each other.
+    """
+    out = open_storage(job.output_uri)
+    run_id = claim_run(out, job.spec)
+    plan = read_plan(out) or seal_plan(
+        out,
+        partial(list_images, job.spec["input"]),
+        shard_size=job.shard_size,
+        num_workers=job.num_workers[1],
+    )
+    done = committed_shards(out)
+    num_resumed = sum(plan.num_images_of(shard) for shard in done)
+    todo = (shard for shard in range(plan.num_shards) if shard not in done)
+    settings = {"job": job, "run_id": run_id, "plan": plan}
+    elapsed_s = segment_shards(job, todo, ShardWorker, settings, plan.num_images, num_resumed, on_progress)
+    totals = seal_run(out, plan, run_id, {"elapsed_s": round(elapsed_s, 3)})
+    vacuum(out, plan)
+    return totals
+
+
+def repair_corpus(
+    job: BulkJob, statuses: tuple[str, ...], on_progress: Callable[[Progress], None] = lambda progress: None
+) -> dict[str, int]:
+    """Tries again what ended with one of these statuses in a finished run; returns the repaired shards' statuses.
+
+    Readers that go through the manifest see the new rows once the repair is sealed; the run's own files stay as they
+    are. Nothing to repair returns {}. `job.spec` is the run's own specification.
+
+    Raises:
+        RunError: the run is not finished, or an unfinished repair is of other statuses.
+    """
+    run = open_run(job.output_uri)
+    plan = read_plan(run.storage)
+    repair = begin_repair(run, statuses)
+    if plan is None or repair is None:
+        return {}
+    files = {row["shard"]: row for row in run.files if row["shard"] in repair.shards}
+    done = committed_shards(repair.storage)
+    todo = (shard for shard in repair.shards if shard not in done)
+    settings = {"job": job, "run_id": run.run_id, "plan": plan, "repair": repair, "files": files}
+    segment_shards(job, todo, RepairWorker, settings, repair.num_images, 0, on_progress)
+    return seal_repair(repair)
+
+
+def segment_shards(
+    job: BulkJob,
+    shards: Iterator[int],
+    worker: type[ShardWorker],
+    settings: dict[str, Any],
+    num_images: int,
+    num_resumed: int,
+    on_progress: Callable[[Progress], None],
+) -> float:
+    """Has every shard committed by a pool of workers, wave by wave; returns the seconds it took."""
+    started = time.monotonic()
+    # Where the driver is: any other node may be lost without the run being lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ProgressBoard.options(scheduling_strategy=here).remote(settings["run_id"], num_images)  # type: ignore[attr-defined]
+
+    def report() -> None:
+        counts = ray.get(board.counts.remote())
+        on_progress(Progress(num_images, num_resumed, elapsed_s=time.monotonic() - started, **counts))
+
+    settings = {**settings, "board": board, "driver": uuid.uuid4().hex[:12]}
+    elsewhere = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave).options(scheduling_strategy=here)
+    with ThreadPoolExecutor(1) as background:
+        for number, wave in enumerate(in_chunks(shards, WAVE_SHARDS)):
+            # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
+            segment = (lambda *words: ray.get(elsewhere.remote(*words))) if number else segment_wave
+            running = background.submit(segment, job, wave, worker, settings)
+            while not running.done():
+                report()
+                time.sleep(REPORT_EVERY_S)
+            running.result()
+    report()
+    return time.monotonic() - started
+
+
+def list_images(source: dict[str, Any], after: str) -> Iterator[PlannedImage]:
+    """The images behind an id that `spec["input"]` means, less those that earlier runs have seen as they are."""
+    kind, pattern, uri_column = source["kind"], source["pattern"], source["uri_column"]
+    images = iter_corpus(source["uri"], kind=kind, pattern=pattern, uri_column=uri_column, after=after)
+    if source["since_run"] is None:
+        return images
+    return without(images, _seen_since(source["since_run"]))
+
+
+def _seen_since(uri: str | None) -> Iterator[PlannedImage]:
+    """The plans of a run and of those that it was itself the sequel of, in order of id; of each id the newest."""
+    plans = []
+    while uri is not None:
+        run = open_run(uri)
+        plan = read_plan(run.storage)
+        if plan is not None:
+            plans.append(plan.iter_images())
+        uri = run.spec["input"].get("since_run")
+    merged = heapq.merge(*plans, key=lambda image: image.image_id)  # stable: of equals the newer run's comes first
+    return (next(same) for _, same in itertools.groupby(merged, key=lambda image: image.image_id))
+
+
+def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], settings: dict[str, Any]) -> None:
+    """Spreads shards over a pool of actors and waits until each is committed."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = 0  # any other value drops data in silence
+    context.max_consecutive_actor_init_deaths = 5
+    context.execution_no_progress_timeout_s = job.longest_shard_s
+    smallest, largest = (min(size, len(shards)) for size in job.num_workers)
+    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+    dataset = rows.map_batches(
+        worker,
+        fn_constructor_kwargs=settings,
+        batch_size=1,
+        compute=ActorPoolStrategy(
+            min_size=smallest,
+            max_size=largest,
+            max_tasks_in_flight_per_actor=2 * SHARDS_AT_ONCE,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=job.cpus_per_worker,
+        num_gpus=job.gpus_per_worker,
+        runtime_env={"env_vars": malloc.ENVIRONMENT},
+    )
+    for _ in dataset.iter_batches(batch_size=None):
+        pass
+
+

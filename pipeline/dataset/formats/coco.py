@@ -1,0 +1,292 @@
+"""COCO JSON to the internal form and back.
+
+Read: polygons, compressed and uncompressed RLE, crowd, keypoints, gaps in the category ids, LVIS's lists of
+    checked
+classes. The format is COCO's own (https://cocodataset.org/#format-data) with two optional keys of an image of
+ours: `labelled_category_ids` and `extra_file_names`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from model.categories import Category
+from pipeline.dataset.formats.photo_copy import copy_photo, reference_to
+from pipeline.dataset.types import (
+    AnnotatedImage,
+    AnnotatedSet,
+    AnnotationError,
+    Instance,
+    Polygons,
+    Rle,
+    mask_to_box,
+    polygon_area,
+    polygons_to_box,
+    segmentation_to_mask,
+)
+from pipeline.masks.rle import runs_to_rle
+from pipeline.storage import files
+from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri
+
+
+def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
+    """Reads a COCO JSON file.
+
+    Args:
+        json_path: the file, or a folder with exactly one JSON file (or `annotations.json`).
+        image_root: folder of the photos; by default they are looked for beside the file and in folders named
+            as the file or its split (`annotations/instances_train2017.json` -> `train2017`).
+        unknown: annotations whose category_id is not declared: "refuse" raises, "ignore" makes them regions
+            that are neither positive nor negative, "drop" leaves them out.
+
+    Returns:
+        Images in the file's order, labels in the order of category ids. Boxes are clipped to the image.
+        Polygons of fewer than three points are left out, and annotations of images that are not listed, both
+        counted in `notes`.
+
+    Raises:
+        AnnotationError: not a COCO file, an image id twice, an unknown category when refused.
+    """
+    json_path = coco_file(plain_uri(str(json_path)))
+    return from_coco(files.read_json(json_path), json_path, image_root, unknown=unknown)
+
+
+def from_coco(content: Any, json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
+    """The set that a parsed COCO JSON object holds; `json_path` is where it came from. Otherwise as `load_coco`."""
+    for key in ("images", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise AnnotationError(f"{json_path} has no list {key!r}, so it is no COCO annotation file")
+    if unknown not in ("refuse", "ignore", "drop"):
+        raise AnnotationError(f"unknown categories: {unknown!r} is no choice; allowed are refuse, ignore, drop")
+    categories, keypoint_names = _read_categories(content["categories"], json_path)
+    label_of = {category.id: index + 1 for index, category in enumerate(categories)}
+
+    by_image: dict[Any, list[dict]] = {}
+    for image in content["images"]:
+        if image["id"] in by_image:
+            raise AnnotationError(f"{json_path}: image id {image['id']!r} stands there twice")
+        by_image[image["id"]] = []
+    notes: Counter[str] = Counter()
+    for annotation in content.get("annotations", []):
+        if (listed := by_image.get(annotation["image_id"])) is None:
+            notes["annotations of images that are not listed"] += 1
+        elif annotation["category_id"] in label_of or unknown == "ignore":
+            listed.append(annotation)
+        elif unknown == "refuse":
+            raise AnnotationError(
+                f"{json_path}: annotation {annotation.get('id')} has category_id "
+                f"{annotation['category_id']!r}, which is not declared; declared are {sorted(label_of)}"
+            )
+        else:
+            notes["annotations of unknown categories dropped"] += 1
+
+    root = image_root or find_image_root(json_path, [image["file_name"] for image in content["images"][:5]])
+    images = []
+    for image in content["images"]:
+        height, width = int(image["height"]), int(image["width"])
+        instances = tuple(
+            _read_instance(annotation, label_of.get(annotation["category_id"], 0), height, width, notes)
+            for annotation in by_image[image["id"]]
+        )
+        images.append(
+            AnnotatedImage(
+                image_id=image["id"],
+                file_name=image["file_name"],
+                path=join_uri(root, image["file_name"]),
+                height=height,
+                width=width,
+                instances=instances,
+                labelled_classes=_read_labelled(image, instances, label_of),
+                extra_paths=tuple(join_uri(root, name) for name in image.get("extra_file_names", ())),
+            )
+        )
+    return AnnotatedSet(tuple(images), categories, keypoint_names, dict(notes))
+
+
+def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
+    """The set as a COCO JSON object; annotation ids count from 1.
+
+    A segmentation is written as it is held: polygons stay polygons, RLE stays RLE, so masks are kept exactly.
+        An ignore
+    region of every class (label 0) is written as a crowd of each class, which is what it means in evaluation.
+    """
+    categories: list[dict[str, Any]] = [{"id": c.id, "name": c.name} for c in annotated.categories]
+    if annotated.keypoint_names:
+        for category in categories:
+            category["keypoints"] = list(annotated.keypoint_names)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image in annotated.images:
+        entry: dict[str, Any] = {
+            "id": image.image_id,
+            "file_name": image.file_name,
+            "height": image.height,
+            "width": image.width,
+        }
+        if image.labelled_classes is not None:
+            entry["labelled_category_ids"] = [annotated.categories[i - 1].id for i in image.labelled_classes]
+        if image.extra_paths:
+            entry["extra_file_names"] = list(image.extra_paths)
+        images.append(entry)
+        for instance in image.instances:
+            labels = [instance.label] if instance.label else range(1, len(annotated.categories) + 1)
+            for label in labels:
+                annotation: dict[str, Any] = {
+                    "id": len(annotations) + 1,
+                    "image_id": image.image_id,
+                    "category_id": annotated.categories[label - 1].id,
+                    "bbox": [round(value, 4) for value in instance.bbox],
+                    "area": instance.area,
+                    "iscrowd": int(instance.iscrowd),
+                    "segmentation": instance.segmentation,
+                }
+                if instance.keypoints is not None:
+                    annotation["keypoints"] = list(instance.keypoints)
+                    annotation["num_keypoints"] = sum(1 for v in instance.keypoints[2::3] if v > 0)
+                annotations.append(annotation)
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = True) -> Counter[str]:
+    """Writes a COCO JSON file; the photos go to the folder beside it that is named as the file (`val.json` ->
+    `val/`).
+
+    Without copying, file names are relative to the JSON file's folder, where the photos can be reached so, or
+    full
+    URIs. Returns what COCO cannot hold: what -> how often (an ignore region of every class becomes a crowd of
+        each).
+    """
+    losses: Counter[str] = Counter()
+    folder = parent_uri(json_path)
+    images = []
+    for image in annotated.images:
+        if copy_photos:
+            names = [image.file_name, *(base_name(path) for path in image.extra_paths)]
+            for name, path in zip(names, [image.path, *image.extra_paths], strict=True):
+                target = join_uri(join_uri(folder, file_stem(json_path)), name)
+                copy_photo(replace(image, path=path), target, losses)
+            images.append(replace(image, extra_paths=tuple(names[1:])))
+        else:
+            extras = tuple(reference_to(replace(image, path=path), folder) for path in image.extra_paths)
+            images.append(replace(image, file_name=reference_to(image, folder), extra_paths=extras))
+        losses["ignore regions spread over all classes"] += sum(i.label == 0 for i in image.instances)
+    files.write_json(json_path, to_coco(replace(annotated, images=tuple(images))))
+    return +losses
+
+
+def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
+    """The folder, of those where COCO's photos usually lie, that holds the first of these files found
+    anywhere.
+
+    Raises:
+        AnnotationError: none does; the message names the folders tried. (No names: the JSON file's own
+            folder.)
+    """
+    folder, stem = parent_uri(json_path), file_stem(json_path)
+    names = [stem, stem.partition("_")[2], stem.rpartition("_")[2], stem.partition("_")[0], "images"]
+    names = list(dict.fromkeys(name for name in names if name))
+    roots = [folder, *(join_uri(folder, name) for name in names)]
+    above = parent_uri(folder) if folder != "." else ".."
+    roots += [above, *(join_uri(above, name) for name in names)]
+    for file_name in file_names:
+        for root in roots:
+            if files.is_file(join_uri(root, file_name)):
+                return root
+    if not file_names:
+        return folder
+    raise AnnotationError(
+        f"the photos of {json_path} were not found: looked for {file_names[0]} in {', '.join(roots)}; "
+        "say where they are with the image root"
+    )
+
+
+def coco_file(path: str) -> str:
+    """The JSON file itself, or the one in a folder. Raises AnnotationError when there is none or more than one."""
+    if path.lower().endswith(".json"):
+        if not files.is_file(path):
+            raise AnnotationError(f"there is no annotation file {path}")
+        return path
+    found = json_files_of(path)
+    if len(found) != 1:
+        names = ", ".join(base_name(uri) for uri in found) or "none"
+        raise AnnotationError(f"{path} should hold one COCO JSON file or annotations.json, but holds: {names}")
+    return found[0]
+
+
+def _read_categories(entries: list[dict], where: str) -> tuple[tuple[Category, ...], tuple[str, ...]]:
+    categories = tuple(sorted((Category(int(e["id"]), str(e["name"])) for e in entries), key=lambda c: c.id))
+    for what in ("id", "name"):
+        values = Counter(getattr(category, what) for category in categories)
+        if twice := [value for value, count in values.items() if count > 1]:
+            raise AnnotationError(f"{where}: category {what} {twice[0]!r} stands there twice")
+    layouts = {tuple(entry["keypoints"]) for entry in entries if entry.get("keypoints")}
+    if len(layouts) > 1:
+        raise AnnotationError(f"{where}: its categories have different keypoints; one layout for a set is allowed")
+    return categories, (layouts.pop() if layouts else ())
+
+
+def _read_instance(annotation: dict, label: int, height: int, width: int, notes: Counter[str]) -> Instance:
+    segmentation = _read_segmentation(annotation.get("segmentation"), notes)
+    if (bbox := annotation.get("bbox")) and len(bbox) == 4:
+        x, y, w, h = (float(value) for value in bbox)
+        x1, x2 = (min(max(value, 0.0), float(width)) for value in (x, x + w))
+        y1, y2 = (min(max(value, 0.0), float(height)) for value in (y, y + h))
+        box = (x1, y1, x2, y2)
+    elif isinstance(segmentation, Mapping):
+        box = mask_to_box(segmentation_to_mask(segmentation, height, width))
+    else:
+        box = polygons_to_box(segmentation, height, width)
+    area = annotation.get("area")
+    if area is None:
+        if isinstance(segmentation, Mapping):
+            area = float(segmentation_to_mask(segmentation, height, width).sum())
+        else:
+            area = polygon_area(segmentation)
+    keypoints = annotation.get("keypoints")
+    return Instance(
+        label=label,
+        box=box,
+        segmentation=segmentation,
+        iscrowd=bool(annotation.get("iscrowd", 0)) or label == 0,
+        area=float(area),
+        keypoints=tuple(float(value) for value in keypoints) if keypoints else None,
+    )
+
+
+def _read_segmentation(segmentation: Any, notes: Counter[str]) -> Polygons | Rle:
+    if isinstance(segmentation, Mapping):
+        size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
+        if isinstance(counts, list):  # a crowd's run lengths: the string takes a tenth of the memory
+            try:
+                counts = runs_to_rle(counts, *size)
+            except ValueError:
+                notes["RLEs that cannot be read"] += 1
+        return {"size": size, "counts": counts}
+    # pycocotools would take a "polygon" of four numbers for a box.
+    polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if len(polygons) < len(segmentation or ()):
+        notes["polygons of fewer than three points left out"] += len(segmentation) - len(polygons)
+    if not polygons:
+        notes["annotations without a mask"] += 1
+    return polygons
+
+
+def _read_labelled(image: dict, instances: Sequence[Instance], label_of: Mapping[int, int]) -> tuple[int, ...] | None:
+    if (ids := image.get("labelled_category_ids")) is not None:
+        return tuple(sorted(label_of[i] for i in ids if i in label_of))
+    if (absent := image.get("neg_category_ids")) is not None:  # LVIS: only present and checked classes are labelled
+        part = set(image.get("not_exhaustive_category_ids", ()))
+        labels = {label_of[i] for i in absent if i in label_of} | {i.label for i in instances}
+        return tuple(sorted(labels - {label_of[i] for i in part if i in label_of} - {0}))
+    return None
+
+
+def json_files_of(folder: str) -> list[str]:
+    """URIs of the JSON files in a folder; only `annotations.json` where there is one."""
+    names = [name for name in files.iter_names(folder) if name.lower().endswith(".json")]
+    if "annotations.json" in names:
+        names = ["annotations.json"]
+    return [join_uri(folder, name) for name in names]

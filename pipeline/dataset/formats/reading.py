@@ -1,0 +1,92 @@
+"""Reads annotations of any format: finds out the format of a file or folder and calls its reader."""
+
+from __future__ import annotations
+
+from pipeline.dataset.formats.cityscapes import load_cityscapes
+from pipeline.dataset.formats.coco import json_files_of, load_coco
+from pipeline.dataset.formats.labelme import load_labelme
+from pipeline.dataset.formats.via import load_via
+from pipeline.dataset.formats.voc import load_voc
+from pipeline.dataset.types import FORMATS, AnnotatedSet, AnnotationError
+from pipeline.storage import files
+from pipeline.storage.uri import join_uri, plain_uri
+
+
+def load_annotations(
+    uri: str,
+    *,
+    format: str = "auto",
+    image_root: str | None = None,
+    unknown: str = "refuse",
+    default_category: str = "object",
+) -> AnnotatedSet:
+    """Reads a data set, telling its format from what is there.
+
+    Args:
+        uri: a JSON file or a folder (VOC: also one of its lists of names).
+        format: one of FORMATS, or "auto".
+        image_root: folder of the photos, where they are not where the format has them.
+        unknown: COCO annotations of a category that is not declared: "refuse", "ignore" (neither positive nor
+            negative) or "drop".
+        default_category: the class's name in VIA files that name none.
+
+    Raises:
+        AnnotationError: nothing there that is understood; the message says what was looked for.
+    """
+    uri = plain_uri(str(uri))
+    if format == "auto":
+        format = detect_format(uri)
+    if format == "coco":
+        return load_coco(uri, image_root, unknown=unknown)
+    if format == "via":
+        return load_via(uri, image_root, default_category=default_category)
+    if format == "voc":
+        return load_voc(uri, image_root)
+    if format == "cityscapes":
+        return load_cityscapes(uri, image_root)
+    if format == "labelme":
+        return load_labelme(uri, image_root)
+    raise AnnotationError(f"no annotation format {format!r}; allowed are auto, {', '.join(FORMATS)}")
+
+
+
+def detect_format(uri: str) -> str:
+    """The format (one of FORMATS) of a JSON file, a folder, or a list of VOC names.
+
+    Raises:
+        AnnotationError: neither a file nor a folder, or nothing there that is understood.
+    """
+    if uri.lower().endswith((".json", ".txt")):
+        if not files.is_file(uri):
+            raise AnnotationError(f"there is no annotation file {uri}")
+        return _format_of_json(uri) if uri.lower().endswith(".json") else "voc"
+    if not files.is_folder(uri):
+        raise AnnotationError(f"there is no annotation file or folder {uri}")
+    if files.is_file(join_uri(uri, "via_region_data.json")):
+        return "via"
+    if files.is_folder(join_uri(uri, "SegmentationObject")):
+        return "voc"
+    if "gtFine" in uri.split("/") or files.is_folder(join_uri(uri, "gtFine")):
+        return "cityscapes"
+    if found := json_files_of(uri):
+        return _format_of_json(found[0])
+    raise AnnotationError(
+        f"{uri} holds no annotations that are understood: looked for via_region_data.json (VIA), "
+        "*.json (COCO, LabelMe), SegmentationObject/ (VOC), gtFine/ (Cityscapes)"
+    )
+
+
+
+def _format_of_json(uri: str) -> str:
+    content = files.read_bytes(uri)  # searched, not parsed: COCO's own files have half a gigabyte
+    if b'"images"' in content and (b'"annotations"' in content or b'"categories"' in content):
+        return "coco"
+    if b'"shapes"' in content:
+        return "labelme"
+    if b'"regions"' in content or b'"_via_img_metadata"' in content:
+        return "via"
+    raise AnnotationError(
+        f"{uri} is no annotation file that is understood: a COCO file has 'images' and 'annotations', "
+        "a VIA file 'regions' for each photo, a LabelMe file 'shapes'"
+    )
+

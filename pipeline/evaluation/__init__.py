@@ -1,0 +1,1 @@
+"""Evaluation: ground truth, matching, average precision, breakdowns, comparison of runs."""

@@ -1,0 +1,289 @@
+"""Is one run better than another, by how much, and could it be chance; and whether a figure may pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluation.alignment import TruthSource, align
+from pipeline.evaluation.detections import DetectionTable
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.matching import greedy_match, iter_pairs, match
+from pipeline.evaluation.metrics import Metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
+_MAX_DETECTIONS = 100
+_EPSILON = np.spacing(1)
+
+
+@dataclass(frozen=True)
+class _ClassMatches:
+    """One category's detections over all images, best first: image (its place) int64 [D], hits and ignored bool
+    [T, D]; and its objects for each image, int64 [I]."""
+
+    images: np.ndarray
+    hits: np.ndarray
+    ignored: np.ndarray
+    objects: np.ndarray
+
+
+@dataclass(frozen=True)
+class MatchedRun:
+    """A run matched with the truth at COCO's ten thresholds, from which AP follows for any choice of images."""
+
+    image_ids: tuple[Any, ...]
+    classes: dict[int, _ClassMatches]
+
+    def average_precision(self, weights: np.ndarray | None = None) -> dict[int | None, float]:
+        """COCO's AP (all areas, 100 detections) by category id, and the mean under None; NaN without objects.
+
+        Args:
+            weights: int64 [I], how often each image is in the sample; None: once each, which gives the very AP of
+                COCO's evaluation. A weight of 2 equals the image lying there twice.
+        """
+        weights = np.ones(len(self.image_ids), np.int64) if weights is None else weights
+        figures: dict[int | None, float] = {number: _ap(one, weights) for number, one in self.classes.items()}
+        kept = [value for value in figures.values() if value == value]
+        return {None: float(np.mean(kept)) if kept else float("nan"), **figures}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs against one truth; differences are the second's figure less the first's.
+
+    Attributes:
+        ap: AP of both runs.
+        difference: of the two APs.
+        interval: bootstrap interval of the difference over images, at `confidence`.
+        by_category: one row a category, most changed for the worse first: `category_id`, `category`, `objects`,
+            `ap_a`, `ap_b`, `difference`, `low`, `high`.
+        images: one row an image, the second run's largest losses first: `image` (the truth's file name), `errors_a`,
+            `errors_b` (false and missed objects at the thresholds), `iou_a`, `iou_b` (summed over the objects found),
+            `change` (errors_b - errors_a).
+    """
+
+    iou_type: str
+    ap: tuple[float, float]
+    difference: float
+    interval: tuple[float, float]
+    confidence: float
+    by_category: pd.DataFrame
+    images: pd.DataFrame
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return not self.interval[0] <= 0 <= self.interval[1]
+
+
+def match_run(truth: Truth, detections: DetectionTable, iou_type: str) -> MatchedRun:
+    """Matches a run's detections at COCO's ten thresholds, for `MatchedRun.average_precision`.
+
+    Raises:
+        ValueError: an iou_type other than bbox and segm.
+    """
+    # COCO goes through images by id, and equal scores of two images keep that order.
+    image_ids = tuple(sorted(image["id"] for image in truth.images))
+    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
+    category_of, crowd = truth.category_ids, truth.is_crowd
+    found: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {number: [] for number in truth.names}
+    objects = {number: np.zeros(len(image_ids), np.int64) for number in truth.names}
+    for pairs in iter_pairs(truth, detections, iou_type):
+        place = place_of[pairs.image_id]
+        for number in category_of[pairs.places][~crowd[pairs.places]]:
+            objects[int(number)][place] += 1
+        labels = detections.category_ids[pairs.rows]
+        for number in np.unique(labels).tolist():
+            if number not in found:
+                continue
+            mine = np.flatnonzero(labels == number)[:_MAX_DETECTIONS]
+            theirs = np.flatnonzero(category_of[pairs.places] == number)
+            regions = crowd[pairs.places[theirs]]
+            ious = pairs.ious[np.ix_(mine, theirs)]
+            hits = np.zeros((len(IOU_THRESHOLDS), len(mine)), bool)
+            ignored = np.zeros_like(hits)
+            if ious.size and ious.max() >= IOU_THRESHOLDS[0]:
+                for at, threshold in enumerate(IOU_THRESHOLDS):
+                    took = greedy_match(ious, regions, threshold)
+                    ignored[at] = (took >= 0) & regions[took]
+                    hits[at] = (took >= 0) & ~ignored[at]
+            found[number].append((place, detections.scores[pairs.rows[mine]], hits, ignored))
+    classes = {}
+    for number, parts in found.items():
+        parts.sort(key=lambda part: part[0])
+        empty = np.zeros((len(IOU_THRESHOLDS), 0), bool)
+        scores = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0)
+        order = np.argsort(-scores, kind="stable")
+        images = np.repeat([part[0] for part in parts], [len(part[1]) for part in parts]).astype(np.int64)
+        classes[number] = _ClassMatches(
+            images[order],
+            np.concatenate([part[2] for part in parts] or [empty], axis=1)[:, order],
+            np.concatenate([part[3] for part in parts] or [empty], axis=1)[:, order],
+            objects[number],
+        )
+    return MatchedRun(image_ids, classes)
+
+
+def compare(
+    instances_a: pd.DataFrame,
+    instances_b: pd.DataFrame,
+    ground_truth: TruthSource,
+    *,
+    images_a: pd.DataFrame | None = None,
+    images_b: pd.DataFrame | None = None,
+    iou_type: str = "segm",
+    num_resamples: int = 300,
+    confidence: float = 0.95,
+    seed: int = 0,
+    score_threshold: float = 0.5,
+    iou_threshold: float = 0.5,
+) -> Comparison:
+    """The second run's AP less the first's, with a paired bootstrap interval over images.
+
+    Each resample draws as many images as there are, with replacement, the same ones for both runs, and computes COCO's
+    AP anew; the interval is that of the percentiles (Efron 1979). It says how much of the difference may be due to
+    which images were annotated, nothing about training anew.
+
+    Args:
+        num_resamples: 0 gives a NaN interval.
+
+    Raises:
+        EvaluationError: a run that does not fit the truth.
+        ValueError: a confidence outside of 0 to 1.
+    """
+    import pandas as pd
+
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; allowed is more than 0 and less than 1")
+    truth = Truth.load(ground_truth)
+    masks = iou_type == "segm"
+    tables = [
+        align(instances, images, truth, masks=masks)[0]
+        for instances, images in ((instances_a, images_a), (instances_b, images_b))
+    ]
+    first, second = (match_run(truth, table, iou_type) for table in tables)
+    ap_a, ap_b = first.average_precision(), second.average_precision()
+    samples = _resample(first, second, num_resamples, seed)
+    tail = (1 - confidence) / 2
+    intervals = {key: _interval([sample[key] for sample in samples], tail) for key in ap_a}
+    by_category = pd.DataFrame(
+        [
+            (n, name, int(first.classes[n].objects.sum()), ap_a[n], ap_b[n], ap_b[n] - ap_a[n], *intervals[n])
+            for n, name in truth.names.items()
+        ],
+        columns=["category_id", "category", "objects", "ap_a", "ap_b", "difference", "low", "high"],
+    ).sort_values("difference", ignore_index=True, kind="stable")
+    images = _per_image(truth, tables, iou_type, score_threshold, iou_threshold)
+    return Comparison(
+        iou_type,
+        (ap_a[None], ap_b[None]),
+        ap_b[None] - ap_a[None],
+        intervals[None],
+        confidence,
+        by_category,
+        images,
+    )
+
+
+def check_gates(
+    metrics: Metrics | None = None,
+    comparison: Comparison | None = None,
+    *,
+    min_ap: float | None = None,
+    max_drop: float | None = None,
+    iou_type: str = "segm",
+) -> list[str]:
+    """Why a run may not pass; empty when it may.
+
+    Args:
+        min_ap: least AP of `metrics`. An AP that could not be measured does not pass.
+        max_drop: most that AP of the second run of `comparison` may lie below the first's.
+
+    Raises:
+        ValueError: a gate without the figures it looks at.
+    """
+    reasons = []
+    if min_ap is not None:
+        if metrics is None:
+            raise ValueError("gate.min_ap needs the figures of an evaluation")
+        ap = metrics.overall(iou_type, "AP")
+        if not ap >= min_ap:
+            reasons.append(f"{iou_type} AP is {ap:.4f}; gate.min_ap asks for {min_ap:.4f}")
+    if max_drop is not None:
+        if comparison is None:
+            raise ValueError("gate.max_drop needs a comparison with another run")
+        if not -comparison.difference <= max_drop:
+            reasons.append(
+                f"{comparison.iou_type} AP fell from {comparison.ap[0]:.4f} to {comparison.ap[1]:.4f}; gate.max_drop "
+                f"allows {max_drop:.4f}"
+            )
+    return reasons
+
+
+def _resample(first: MatchedRun, second: MatchedRun, num: int, seed: int) -> list[Mapping[int | None, float]]:
+    rng = np.random.default_rng(seed)
+    num_images = len(first.image_ids)
+    samples: list[Mapping[int | None, float]] = []
+    for _ in range(num if num_images else 0):
+        weights = np.bincount(rng.integers(0, num_images, num_images), minlength=num_images)
+        a, b = first.average_precision(weights), second.average_precision(weights)
+        # The mean is over the classes that the sample has objects of, the same for both runs.
+        samples.append({key: b[key] - a[key] for key in a})
+    return samples
+
+
+def _ap(one: _ClassMatches, weights: np.ndarray) -> float:
+    num_objects = int((one.objects * weights).sum())
+    if not num_objects:
+        return float("nan")
+    of_detection = weights[one.images]
+    drawn = of_detection > 0
+    of_detection = of_detection[drawn]
+    total = 0.0
+    for hits, ignored in zip(one.hits[:, drawn], one.ignored[:, drawn]):
+        true = np.cumsum(np.where(hits, of_detection, 0))
+        false = np.cumsum(np.where(~hits & ~ignored, of_detection, 0))
+        precision = true / (false + true + _EPSILON)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        at = np.searchsorted(true / num_objects, _RECALL_THRESHOLDS, side="left")
+        total += float(envelope[at[at < len(envelope)]].sum())
+    return total / (len(IOU_THRESHOLDS) * len(_RECALL_THRESHOLDS))
+
+
+def _interval(values: Sequence[float], tail: float) -> tuple[float, float]:
+    kept = [value for value in values if value == value]
+    if not kept:
+        return float("nan"), float("nan")
+    low, high = np.quantile(kept, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _per_image(
+    truth: Truth, tables: Sequence[DetectionTable], iou_type: str, score_threshold: float, iou_threshold: float
+) -> pd.DataFrame:
+    import pandas as pd
+
+    place_of = {image["id"]: place for place, image in enumerate(truth.images)}
+    of_truth = np.array([place_of[entry["image_id"]] for entry in truth.annotations], np.int64)
+    columns: dict[str, Any] = {"image": [image["file_name"] for image in truth.images]}
+    for name, table in zip("ab", tables, strict=True):
+        matches = match(truth, table, iou_type, score_threshold=score_threshold, iou_threshold=iou_threshold)
+        of_row = np.array([place_of[i] for i in table.image_ids[matches.rows].tolist()], np.int64)
+        size = len(truth.images)
+        false = np.bincount(of_row[matches.is_false], minlength=size)
+        missed = np.bincount(of_truth[matches.counted & ~matches.found], minlength=size)
+        columns[f"errors_{name}"] = false + missed
+        hits = matches.is_true
+        columns[f"iou_{name}"] = np.bincount(of_row[hits], weights=matches.ious[hits], minlength=size)
+    frame = pd.DataFrame(columns)
+    frame["change"] = frame["errors_b"] - frame["errors_a"]
+    lost = frame["iou_a"] - frame["iou_b"]
+    order = np.lexsort((-lost.to_numpy(), -frame["change"].to_numpy()))
+    return frame.iloc[order].reset_index(drop=True)[["image", "errors_a", "errors_b", "iou_a", "iou_b", "change"]]

@@ -1,0 +1,277 @@
+"""One file's bytes to one upright picture or its bands, or the reason why not, with Pillow; see docs/formats.md.
+
+Runs inside a decode child (`decode_child.py`), where a crash or a hang costs one image; everyone else goes
+through `pipeline.images.decode_pool.DecodePool`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+# Naming the plugins keeps Pillow from importing all of its forty.
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from pipeline.images.pixels import SIDEWAYS, TURNS, WrongBands, find_damage, orientation_of, to_bands, to_rgb, turn
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+"""Every format that `sniff_format` can name; the default allow-list."""
+
+STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed", "timeout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLimits:
+    """What one image may cost. An image over a limit gets the status named with it and harms no other.
+
+    Attributes:
+        max_bytes: size of the file; over it `too_large`.
+        max_pixels: height * width as the header states them; over it `too_large`, before anything is decoded.
+        max_frames: frames or pages of the file (only the first is decoded); over it `too_large`.
+        timeout_s: seconds of processor time; over it, or after four times as long by the clock, `timeout`.
+        memory_bytes: address space an image may add to its decode child; over it `too_large`. Some
+            formats take 32 bytes a pixel.
+        formats: names out of `FORMATS` that are decoded; any other content is `unsupported_format`.
+    """
+
+    max_bytes: int = 256 << 20
+    max_pixels: int = 100_000_000
+    max_frames: int = 10_000
+    timeout_s: float = 60.0
+    memory_bytes: int = 4 << 30
+    formats: tuple[str, ...] = FORMATS
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "max_frames", "timeout_s", "memory_bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"decode limit {name} is {getattr(self, name)!r}; it must be greater than 0")
+        object.__setattr__(self, "formats", tuple(self.formats))
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not self.formats:
+            allowed = ", ".join(FORMATS)
+            raise ValueError(f"decode formats are {list(self.formats)!r}; allowed are some of {allowed}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        status: one of `STATUSES`; "ok" exactly when there is a picture or bands.
+        error: the reason in words, None when ok. The same bytes give the same words.
+        picture: mode RGB, upright, or None.
+        bands: float32 [H, W, C], upright, where other than three channels were asked for, or None.
+        height, width: of the upright original in pixels (also when what was decoded is a smaller version of it);
+            None where the file does not tell.
+        exif_orientation: 1..8 as the file states it, None where it states none.
+        out_of_memory: the process ran into its limit, which one that has seen fewer files might not.
+    """
+
+    status: str
+    error: str | None = None
+    picture: Image.Image | None = None
+    height: int | None = None
+    width: int | None = None
+    exif_orientation: int | None = None
+    out_of_memory: bool = False
+    bands: np.ndarray | None = None
+
+
+def sniff_format(data: bytes) -> str | None:
+    """The format that the first bytes announce, one of `FORMATS`; None for anything else."""
+    if data[:2] == b"\xff\xd8":
+        return "JPEG"
+    if data[:4] == b"\x89PNG":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if data[:4] == b"GIF8":
+        return "GIF"
+    if data[:4] == b"\xff\x4f\xff\x51" or data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n":
+        return "JPEG2000"
+    if data[4:8] == b"ftyp":  # HEIC pictures live in the same container as AVIF; the brands tell them apart.
+        end = min(int.from_bytes(data[:4], "big"), 256)
+        brands = {data[8:12]} | {data[i : i + 4] for i in range(16, end, 4)}
+        return "AVIF" if brands & {b"avif", b"avis"} else None
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
+        return "BMP"
+    if re.match(rb"P[1-6fFy][\s#]", data[:3]):
+        return "PPM"
+    return None
+
+
+def decode_image(
+    data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
+) -> Outcome:
+    """The picture in `data` (first frame, upright), or the status and reason of its failure.
+
+    Never raises.
+
+    Args:
+        data: the whole file.
+        limits: pixels, frames and formats are checked here; bytes, time and memory by whoever runs the child.
+        resize_to: the caller will resize the picture until its short side has the first of these pixels, or its long
+            side the second, whichever comes first. A JPEG may then come back at a half, a quarter or an eighth of its
+            size, never smaller than that.
+        num_bands: 3 makes RGB of whatever there is. Any other number takes the file's own bands, which must be as
+            many (1: grey is made of colours); None takes all there are.
+    """
+    if not data:
+        return Outcome("corrupt", "the file is empty")
+    name = sniff_format(data)
+    if name is None:
+        start = bytes(data[:8])
+        return Outcome("unsupported_format", f"no known image format; the file starts with {start!r}")
+    if name not in limits.formats:
+        allowed = ", ".join(limits.formats)
+        return Outcome("unsupported_format", f"{name} is not among the formats allowed: {allowed}")
+    if name == "TIFF" and num_bands != 3:
+        return _decode_tiff(data, limits, num_bands)
+    return _decode_with_pillow(data, name, limits, resize_to, num_bands)
+
+
+def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Outcome:
+    """The bands of a TIFF, by a reader that knows any number of them; what it does not know is left to Pillow."""
+    from pipeline.images.raster import (  # most children never need NumPy
+        UnsupportedTiff,
+        read_tiff_bands,
+        read_tiff_header,
+    )
+
+    height = width = orientation = None
+    try:
+        header = read_tiff_header(data)
+        height, width, orientation = header.height, header.width, header.orientation
+        if orientation in SIDEWAYS:
+            height, width = width, height
+        if height * width > limits.max_pixels:
+            return _too_many_pixels(height, width, limits)
+        bands = turn(read_tiff_bands(data, num_bands, max_pages=limits.max_frames), orientation)
+    except UnsupportedTiff as error:
+        outcome = _decode_with_pillow(data, "TIFF", limits, None, num_bands)
+        if outcome.error is None:
+            return outcome
+        status = "unsupported_format" if outcome.height is None else outcome.status  # nobody can open it
+        return replace(outcome, status=status, error=f"{outcome.error} ({error})")
+    except Exception as error:
+        return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
+    return Outcome("ok", None, None, height, width, orientation, bands=bands)
+
+
+def _decode_with_pillow(
+    data: bytes, name: str, limits: DecodeLimits, resize_to: tuple[int, int] | None, num_bands: int | None
+) -> Outcome:
+    with warnings.catch_warnings(record=True) as reasons:
+        warnings.simplefilter("always")
+        Image.WARN_POSSIBLE_FORMATS = True  # makes Pillow give the plugin's own reason
+        # The size is compared below, where it can be reported; but WebP's plugin makes a canvas right here.
+        Image.MAX_IMAGE_PIXELS = (limits.max_pixels + 1) // 2 if name == "WEBP" else None
+        try:
+            image = Image.open(io.BytesIO(data), formats=[name])
+        except Image.UnidentifiedImageError:
+            said = [str(warning.message).partition(" opening failed. ")[2] for warning in reasons]
+            return Outcome("corrupt", f"not readable as {name}: {next(filter(None, said), 'broken header')}")
+        except Exception as error:
+            return _failure(error, limits, f"not readable as {name}: ")
+        return _decode_opened(image, name, data, limits, resize_to, num_bands)
+
+
+def _decode_opened(
+    image: Image.Image,
+    name: str,
+    data: bytes,
+    limits: DecodeLimits,
+    resize_to: tuple[int, int] | None,
+    num_bands: int | None,
+) -> Outcome:
+    width, height = image.size
+    if width < 1 or height < 1:
+        return Outcome("corrupt", f"the {name} is {height} x {width} pixels", None, height, width)
+    if width * height > limits.max_pixels:
+        return _too_many_pixels(height, width, limits)
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # for parts that claim more than the header does
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    orientation = None
+    try:
+        num_frames = _count_frames(image)
+        if num_frames > limits.max_frames:
+            error = f"{num_frames} frames; at most {limits.max_frames} are allowed"
+            return Outcome("too_large", error, None, height, width)
+        orientation = orientation_of(image)
+        if orientation in SIDEWAYS and name != "TIFF":  # Pillow turns TIFF itself, size and pixels
+            height, width = width, height
+        if damage := find_damage(data, name):
+            raise ValueError(damage)
+        if resize_to is not None and name == "JPEG":
+            scale = min(resize_to[0] / min(image.size), resize_to[1] / max(image.size))
+            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        image.load()
+        left_to_do = None if name == "TIFF" else orientation
+        if num_bands != 3:
+            bands = turn(to_bands(image, num_bands), left_to_do)
+            return Outcome("ok", None, None, height, width, orientation, bands=bands)
+        picture = to_rgb(image)
+        if left_to_do in TURNS:
+            picture = picture.transpose(TURNS[left_to_do])
+    except Exception as error:
+        return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
+    return Outcome("ok", None, picture, height, width, orientation)
+
+
+def out_of_memory_error(limits: DecodeLimits) -> str:
+    """The words for a file that ran into `memory_bytes`."""
+    return f"decoding needs more than {limits.memory_bytes} bytes of memory"
+
+
+def _too_many_pixels(height: int, width: int, limits: DecodeLimits) -> Outcome:
+    error = f"{height} x {width} pixels; at most {limits.max_pixels} are allowed"
+    return Outcome("too_large", error, None, height, width)
+
+
+def _failure(error: Exception, limits: DecodeLimits, prefix: str = "") -> Outcome:
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return Outcome("too_large", out_of_memory_error(limits), out_of_memory=True)
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return Outcome("too_large", _words(error))
+    if isinstance(error, WrongBands):
+        return Outcome("unsupported_format", _words(error))
+    return Outcome("corrupt", prefix + _words(error))
+
+
+def _count_frames(image: Image.Image) -> int:
+    """Frames or pages; a file that breaks off after its first frame counts as far as it can be read: 1."""
+    try:
+        num_frames = getattr(image, "n_frames", 1)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's format readers raise anything on a torn index; the first frame is judged by itself
+        num_frames = 1
+    image.seek(0)
+    return num_frames
+
+
+def _words(error: BaseException) -> str:
+    """The error's own words, without the addresses and object names that change from run to run."""
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(error)).strip()
+    return text or type(error).__name__

@@ -1,0 +1,1 @@
+"""Masks and boxes: COCO RLE, polygons, contours, box conventions, and their compiled kernels."""

@@ -1,0 +1,104 @@
+"""What has to be a file on this machine, fetched from a bucket once: weights and checkpoints.
+
+    ~/.cache/maskfleet/<sha256>/   (or $XDG_CACHE_HOME/maskfleet), complete wherever it is there
+
+The name stands for the content, so nothing in it ever changes; anything may be deleted that is not in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.manifest import sha256_of
+from pipeline.storage.base import Storage, StorageError
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import base_name, is_local, local_path, parent_uri
+
+_PART_BYTES = 64 << 20
+
+
+def local_file(uri: str) -> Path:
+    """The file of a URI on this machine: itself where it is local, else a copy of the object as it is now.
+
+    Raises:
+        StorageError: there is no such object, it cannot be read, or it changed while it was read.
+    """
+    if is_local(uri):
+        return local_path(uri)
+    storage, name = open_storage(parent_uri(uri)), base_name(uri)
+    try:
+        info = storage.stat(name)
+        # The store's version mark says when it is another content.
+        folder = _cached(
+            sha256_of(f"{uri}\n{info.etag}\n{info.size_bytes}".encode()),
+            lambda temporary: _fetch(storage, name, info.etag, temporary / name),
+        )
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be fetched: {_words(error)}") from error
+    return folder / name
+
+
+def local_folder(uri: str, marker: str) -> Path:
+    """The folder of a URI on this machine: itself where it is local, else a copy of every object directly in it.
+
+    Args:
+        uri: a folder or prefix.
+        marker: the file in it that is written last and says what the others hold (their hashes).
+
+    Raises:
+        StorageError: there is no such folder with a marker, or it cannot be read.
+    """
+    if is_local(uri):
+        return local_path(uri)
+    storage = open_storage(uri)
+
+    def fetch_all(temporary: Path) -> None:
+        for info in storage.iter_objects():
+            if "/" not in info.key:
+                _fetch(storage, info.key, info.etag, temporary / info.key)
+
+    try:
+        return _cached(sha256_of(storage.read_bytes(marker)), fetch_all)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be fetched: {_words(error)}") from error
+
+
+def _cached(name: str, fill: Callable[[Path], None]) -> Path:
+    """The folder of this name, filled by whoever comes first while others on this machine wait."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet"
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            temporary = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
+            try:
+                fill(temporary)
+                os.rename(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _fetch(storage: Storage, key: str, etag: str, path: Path) -> None:
+    with open(path, "wb") as file:
+        while True:
+            part, found = storage.read_object(key, file.tell(), _PART_BYTES)
+            if found != etag:
+                raise OSError(f"{key} changed while it was read")
+            file.write(part)
+            if len(part) < _PART_BYTES:
+                break
+        file.flush()
+        os.fsync(file.fileno())  # the folder's name must not outlive what is in it
+
+
+def _words(error: OSError) -> str:
+    return "there is no such object" if isinstance(error, FileNotFoundError) else str(error)

@@ -1,0 +1,334 @@
+"""Buckets behind S3's protocol, through s3fs: Amazon's, Ceph's, MinIO's, Cloudflare's ...
+
+s3fs carries the requests; what this file adds is what a bulk run stands on: put-if-absent that knows its own write
+again when the answer got lost, one policy of jittered retries, a cap on parallel requests for the whole process,
+whole reads or an error, and words without credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import hashlib
+import io
+import os
+import random
+import threading
+import time
+import uuid
+from base64 import b64encode
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
+
+_RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_RETRIED_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "InternalError"})
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 20.0
+_MARK = "maskfleet-put"
+_READ_AHEAD_BYTES = 1 << 18
+_PAGE_KEYS = 1000
+
+
+class S3Storage(Storage):
+    """A bucket, or the part of it below a prefix. Objects are written whole with one request each (at most 5 GiB)."""
+
+    def __init__(self, uri: str, settings: StorageSettings | None = None) -> None:
+        """Sends no request.
+
+        Raises:
+            StorageError: the URI names no bucket, or carries credentials.
+        """
+        parts = urlsplit(uri)
+        if "@" in parts.netloc:
+            raise StorageError(f"a URI of {parts.scheme}:// with credentials in it; give them in the storage settings")
+        if parts.scheme != "s3" or not parts.netloc:
+            raise StorageError(f"{uri!r} names no bucket; give s3://bucket or s3://bucket/prefix")
+        # Not urlsplit's path: in a key, '?' and '#' are letters like any other.
+        prefix = uri.partition("://")[2].partition("/")[2].strip("/")
+        self.bucket = parts.netloc
+        self.uri = f"s3://{self.bucket}/{prefix}" if prefix else f"s3://{self.bucket}"
+        self.settings = settings or StorageSettings()
+        self._prefix = f"{prefix}/" if prefix else ""
+
+    def __repr__(self) -> str:
+        return f"S3Storage({self.uri!r})"
+
+    def read_bytes(self, key: str) -> bytes:
+        return self._request("get_object", key).data
+
+    def read_object(self, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
+        if size == 0:
+            return b"", self.stat(key).etag
+        last = "" if size is None else start + size - 1
+        part = {} if start == 0 and size is None else {"Range": f"bytes={start}-{last}"}
+        try:
+            response = self._request("get_object", key, **part)
+        except _RangeNotSatisfiable:
+            return b"", self.stat(key).etag
+        return response.data, response.headers["ETag"].strip('"')
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        self._request("put_object", key, Body=data, ContentMD5=_md5(data))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        if not self.settings.conditional_put:
+            if self.exists(key):
+                return False
+            self.write_bytes(key, data)
+            return True
+        # An answer may be lost after the store has written: the next try then finds an object, its own one. The mark
+        # tells whose it is, whatever its bytes are and whoever sent the request twice (a proxy may have done so).
+        mark = uuid.uuid4().hex
+        extra = {"IfNoneMatch": "*", "Metadata": {_MARK: mark}, "ContentMD5": _md5(data)}
+        while True:
+            try:
+                self._request("put_object", key, Body=data, **extra)
+                return True
+            except _PreconditionFailed:
+                try:
+                    there = self._request("head_object", key).headers
+                except FileNotFoundError:  # removed since; nobody's now
+                    continue
+                return there.get("Metadata", {}).get(_MARK) == mark
+
+    def stat(self, key: str) -> ObjectInfo:
+        headers = self._request("head_object", key).headers
+        return ObjectInfo(key, headers["ContentLength"], headers["ETag"].strip('"'))
+
+    def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        if prefix and not prefix.endswith("/"):
+            raise ValueError(f"prefix must be empty or end in '/', not {prefix!r}")
+        token = {"StartAfter": self._prefix + after} if after else {}
+        while True:
+            where = {"Prefix": self._prefix + prefix, "MaxKeys": _PAGE_KEYS}
+            page = self._request("list_objects_v2", None, **where, **token).headers
+            for entry in page.get("Contents", ()):
+                key = entry["Key"][len(self._prefix) :]
+                is_folder = entry["Size"] == 0 and key.endswith("/")  # what consoles write to show one
+                if key and not is_folder:
+                    yield ObjectInfo(key, entry["Size"], entry["ETag"].strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, key: str) -> None:
+        self._request("delete_object", key)
+
+    def open_input(self, key: str) -> BinaryIO:
+        info = self.stat(key)
+        return io.BufferedReader(_RangeReader(self, info), _READ_AHEAD_BYTES)
+
+    def read_many(self, keys: Iterable[str]) -> Iterator[bytes]:
+        parallel = self.settings.max_parallel
+        with ThreadPoolExecutor(parallel) as threads:
+            waiting, left = deque[Future[bytes]](), iter(keys)
+            while True:
+                waiting.extend(threads.submit(self.read_bytes, key) for key in islice(left, parallel - len(waiting)))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+
+    def _request(self, method: str, key: str | None, **arguments: Any) -> _Response:
+        """One request, again until it gets an answer or the settings' patience ends."""
+        settings, started_s = self.settings, time.monotonic()
+        if key is not None:
+            arguments["Key"] = self._prefix + key
+        for retry in range(settings.num_retries + 1):
+            try:
+                return _shared_client(settings).call(method, Bucket=self.bucket, **arguments)
+            except Exception as error:
+                failure = _Failure.of(error)
+            if failure.status == 412:
+                raise _PreconditionFailed
+            if failure.status == 416:
+                raise _RangeNotSatisfiable
+            if not failure.passes:
+                break
+            if retry < settings.num_retries:
+                longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**retry)
+                time.sleep(max(failure.retry_after_s, random.uniform(0.0, longest_s)))
+        tries = f" after {retry + 1} tries in {time.monotonic() - started_s:.0f} s" if retry else ""
+        # `from None`: the store's own error may show more than its words, in a traceback for instance.
+        raise self._error(failure, method.partition("_")[0], key, tries) from None
+
+    def _error(self, failure: _Failure, verb: str, key: str | None, tries: str) -> Exception:
+        uri = self.uri_of(key) if key is not None else self.uri
+        words = failure.words
+        for secret in (self.settings.secret_key, self.settings.session_token, self.settings.access_key):
+            words = words.replace(secret.reveal(), "***") if secret else words
+        if failure.code == "NoSuchBucket":
+            return StorageError(f"{uri}: there is no bucket {self.bucket!r}")
+        if failure.status == 404:
+            return FileNotFoundError(errno.ENOENT, "no such object", uri)
+        if failure.status in (401, 403):
+            return PermissionError(errno.EACCES, f"{verb} is not allowed ({words}); check the credentials", uri)
+        if failure.is_ours:
+            return StorageError(f"{uri}: {words}")
+        return OSError(errno.EIO, f"{verb} failed{tries}: {words}", uri)
+
+
+class _PreconditionFailed(Exception):
+    """There is an object already."""
+
+
+class _RangeNotSatisfiable(Exception):
+    """The object ends before the range starts."""
+
+
+@dataclass(frozen=True)
+class _Response:
+    headers: dict[str, Any]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong with one request: HTTP status (0 when there was no answer), S3's code, words for people."""
+
+    status: int
+    code: str
+    words: str
+    passes: bool
+    is_ours: bool = False
+    retry_after_s: float = 0.0
+
+    @classmethod
+    def of(cls, error: BaseException) -> _Failure:
+        """Reads s3fs's error, or botocore's below it. An error of another kind is a bug, and is raised again."""
+        import aiohttp
+        from botocore import exceptions as boto
+        from botocore.parsers import ResponseParserError
+
+        if isinstance(error.__cause__, boto.ClientError):  # s3fs gives a 412 and a 409 other names on each server
+            error = error.__cause__
+        if isinstance(error, boto.ClientError):
+            answer, told = error.response.get("ResponseMetadata", {}), error.response.get("Error", {})
+            status, code = answer.get("HTTPStatusCode", 0), str(told.get("Code", ""))
+            words = " ".join(filter(None, (str(status), code if code != str(status) else "", told.get("Message"))))
+            retry_after = str(answer.get("HTTPHeaders", {}).get("retry-after", ""))
+            wait_s = min(float(retry_after), _LONGEST_WAIT_S) if retry_after.isdigit() else 0.0
+            passes = status in _RETRIED_STATUSES or code in _RETRIED_CODES
+            return cls(status, code, words, passes, retry_after_s=wait_s)
+        if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+            words = "no credentials; set them in the storage settings, or anonymous for a public bucket"
+            return cls(0, "", words, False, is_ours=True)
+        if isinstance(error, boto.ParamValidationError | boto.UnknownRegionError | ValueError):
+            return cls(0, "", str(error), False, is_ours=True)
+        lost = (boto.ConnectionError, boto.HTTPClientError, boto.ResponseStreamingError, boto.IncompleteReadError)
+        if isinstance(error, (*lost, ResponseParserError, aiohttp.ClientError, OSError)):
+            return cls(0, "", f"{type(error).__name__}: {error}".rstrip(": "), True)
+        raise error
+
+
+class _Client:
+    """One process's connections under one set of settings, with the cap on parallel requests."""
+
+    def __init__(self, settings: StorageSettings) -> None:
+        import s3fs
+
+        options: dict[str, Any] = {
+            "connect_timeout": settings.connect_timeout_s,
+            "read_timeout": settings.read_timeout_s,
+            "max_pool_connections": settings.max_parallel,
+            "retries": {"total_max_attempts": 1},  # one policy of retries, the one above
+            "request_checksum_calculation": "when_required",  # older stores do not know the newer checksums
+            "response_checksum_validation": "when_required",
+        }
+        if settings.endpoint_url:
+            options["s3"] = {"addressing_style": "path"}
+        region = settings.region or ("us-east-1" if settings.endpoint_url else None)
+        self._fs = s3fs.S3FileSystem(
+            anon=settings.anonymous,
+            endpoint_url=settings.endpoint_url,
+            key=settings.access_key.reveal() if settings.access_key else None,
+            secret=settings.secret_key.reveal() if settings.secret_key else None,
+            token=settings.session_token.reveal() if settings.session_token else None,
+            client_kwargs={"region_name": region} if region else {},
+            config_kwargs=options,
+            use_listings_cache=False,
+            skip_instance_cache=True,  # the cache would keep the credentials where others find them
+        )
+        self._fs.retries = 1
+        self._free = threading.BoundedSemaphore(settings.max_parallel)
+        self._longest_s = settings.request_timeout_s
+
+    def call(self, method: str, **arguments: Any) -> _Response:
+        """One try of one request, with the whole body of its answer."""
+        from fsspec.asyn import sync
+
+        with self._free:
+            return sync(self._fs.loop, self._call, method, arguments)
+
+    async def _call(self, method: str, arguments: dict[str, Any]) -> _Response:
+        async with asyncio.timeout(self._longest_s):
+            headers = await self._fs._call_s3(method, **arguments)
+            data = b""
+            if "Body" in headers:
+                async with headers["Body"] as body:
+                    data = await body.read()
+                if len(data) != headers["ContentLength"]:
+                    raise ConnectionError(f"{len(data)} of {headers['ContentLength']} bytes came")
+            return _Response(headers, data)
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _shared_client(settings: StorageSettings) -> _Client:
+    """The one client of this process for these settings: the cap on requests holds for all its storages."""
+    # What the settings leave open is read from these; connections do not survive a fork.
+    environment = hash(frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    with _one_at_a_time:
+        return _client(settings, environment, os.getpid())
+
+
+@functools.lru_cache(maxsize=16)
+def _client(settings: StorageSettings, environment: int, pid: int) -> _Client:
+    return _Client(settings)
+
+
+class _RangeReader(io.RawIOBase):
+    """An object as a file for random reading; each read is one ranged request."""
+
+    def __init__(self, storage: S3Storage, info: ObjectInfo) -> None:
+        self._storage, self._info, self._position = storage, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size_bytes}[whence]
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._position + len(buffer), self._info.size_bytes)
+        count = stop - self._position
+        if count <= 0:
+            return 0
+        data, etag = self._storage.read_object(self._info.key, self._position, count)
+        if etag != self._info.etag or len(data) != count:
+            raise OSError(errno.ESTALE, "changed while it was read", self._storage.uri_of(self._info.key))
+        buffer[:count] = data
+        self._position = stop
+        return count
+
+
+def _md5(data: bytes) -> str:
+    """The checksum that every S3 store compares before it stores; not for security."""
+    return b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

@@ -1,0 +1,84 @@
+"""Wrong settings get one sentence that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.config.load import ConfigError, config_hash, is_override, load_config, to_yaml
+from jobs.config.segment import SegmentConfig
+from jobs.config.train import TrainConfig
+
+PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["segment.score_treshold=0.3"], "segment.score_treshold: there is no such key; did you mean score_threshold?"),
+        (["segmnt.batch_size=3"], "segmnt: there is no such key; did you mean segment?"),
+        (["segment.score_threshold=1.5"], "segment.score_threshold: 1.5 is not allowed: input should be less than"),
+        (["segment.batch_size=many"], "segment.batch_size: 'many' is not allowed: input should be a valid integer"),
+        (["segment.num_workers=[3, 2]"], "num_workers is [3, 2]; allowed is [min, max]"),
+        (["segment.precision=bfloat16"], "precision is bfloat16; allowed in mode exact is float32"),
+        (["segment.slice.size=1000", "segment.slice.overlap=501"], "overlap is 501; allowed is at most half of size"),
+        (["segment.slice.overlap=100"], "segment.slice.size: missing; Side of a slice in pixels"),
+        (["segment.mode=quick"], "segment.mode: 'quick' is not allowed: input should be 'exact' or 'fast'"),
+        (["input=5"], "input: 5 is not allowed"),
+        (["input.uri="], "input.uri: None is not allowed"),
+        (["batch size"], "'batch size' is not understood"),
+        (["decode.formats=[GIFF]"], "decode.formats"),
+        (["segment.batch_size=[a"], "segment.batch_size: '[a' is not allowed"),
+    ],
+)
+def test_a_wrong_word_is_named(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(SegmentConfig, None, [*PLACES, *words])
+    assert sentence in str(caught.value)
+
+
+def test_a_missing_key_says_what_it_is_for() -> None:
+    with pytest.raises(ConfigError, match=r"output\.uri|output: missing") as caught:
+        load_config(SegmentConfig, None, PLACES[:2])
+    assert "input.uri" not in str(caught.value)
+
+
+def test_nested_dataclass_keys_are_checked_too() -> None:
+    places = ["data.train=x", "output.uri=y", "train.max_steps=1"]
+    with pytest.raises(ConfigError, match=r"model\.spec.*backbon"):
+        load_config(TrainConfig, None, [*places, "model.spec.backbon=tiny"])
+    with pytest.raises(ConfigError, match="backbone"):
+        load_config(TrainConfig, None, [*places, "model.spec.backbone=resnet51"])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\xff"])
+def test_a_file_that_is_no_settings_file_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load_config(SegmentConfig, file, PLACES)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(SegmentConfig, tmp_path / "missing.yaml", PLACES)
+
+
+def test_words_win_over_the_file_and_the_printed_form_reads_back(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("segment: {batch_size: 3, score_threshold: 0.1}\ninput: {uri: a}\n")
+    config = load_config(SegmentConfig, file, [*PLACES, "segment.batch_size=5", "input.pattern=*.jpg"])
+    assert (config.segment.batch_size, config.segment.score_threshold, config.input.uri) == (5, 0.1, "in")
+    file.write_text(to_yaml(config))
+    again = load_config(SegmentConfig, file)
+    assert again == config and config_hash(again) == config_hash(config)
+    assert yaml.safe_load(to_yaml(config))["input"]["pattern"] == "*.jpg"
+
+
+@pytest.mark.parametrize("text", ["*.jpg", "2026", "2026-11-20", "[a", "s3://b/x: y"])
+def test_text_stays_text(text: str) -> None:
+    assert load_config(SegmentConfig, None, [*PLACES, f"input.pattern={text}"]).input.pattern == text
+
+
+def test_a_uri_with_an_equals_sign_is_no_override() -> None:
+    assert is_override("run.uri=x=y")
+    assert not is_override("s3://bucket/date=2026/run") and not is_override("/data/a=b")

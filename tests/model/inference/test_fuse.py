@@ -1,0 +1,178 @@
+"""Networks made for prediction: less work, the same outputs."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from model.heads import mask_head
+from model.heads.rpn import ProposalHead
+from model.inference import fuse
+from model.inference.fuse import LeanProposalHead, PredictionConv2d, for_prediction
+from model.network import build_model
+from model.spec import ModelSpec
+
+QUICK = {
+    "image_min_size": 64,
+    "image_max_size": 96,
+    "rpn_pre_nms_test": 50,
+    "rpn_post_nms_test": 20,
+    "score_threshold": 0.0,
+    "max_detections": 20,
+}
+CASES = {
+    "resnet18 batch": ModelSpec(num_classes=2, backbone="resnet18", norm="batch", **QUICK),
+    "resnet50 frozen": ModelSpec(num_classes=2, norm="frozen_batch", stride_in_1x1=True, **QUICK),
+    "heads too": ModelSpec(
+        num_classes=2,
+        backbone="resnet18",
+        norm="sync_batch",
+        head_norm="batch",
+        box_head_convs=2,
+        box_head_fcs=1,
+        **QUICK,
+    ),
+    "c4": ModelSpec(
+        num_classes=2,
+        neck="c4",
+        norm="batch",
+        anchor_sizes=((32, 64),),
+        mask_head_channels=(),
+        mask_output_size=14,
+        **QUICK,
+    ),
+    "mobilenet": ModelSpec(num_classes=2, backbone="mobilenet_v3_large", norm="batch", **QUICK),
+    "efficientnet": ModelSpec(num_classes=2, backbone="efficientnet_b0", norm="batch", **QUICK),
+    "vgg": ModelSpec(num_classes=2, backbone="vgg16", **QUICK),
+    "squeeze": ModelSpec(num_classes=2, backbone="resnet18", norm="batch", attention="squeeze_excite", **QUICK),
+    "group": ModelSpec.tiny(num_classes=2, **QUICK),
+}
+
+
+def network_of(spec):
+    """A network whose norms have seen something: statistics and scales that are not 0 and 1."""
+    torch.manual_seed(0)
+    network = build_model(spec).eval()
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)):
+            for name, low, high in (("running_mean", -0.1, 0.1), ("running_var", 0.5, 2), ("weight", 0.5, 1.2)):
+                getattr(module, name).data.uniform_(low, high, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_folded_maps_are_the_networks_own(name):
+    network = network_of(CASES[name])
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    folded = for_prediction(network)
+    norms = [type(module).__name__ for module in folded.modules() if "BatchNorm" in type(module).__name__]
+    assert norms == []
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        for want, found in zip(network.backbone(images).values(), folded.backbone(images).values(), strict=True):
+            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4 * float(want.std()))
+        wanted, found = (net.detect(list(images), [(64, 96)] * 2)[0] for net in (network, folded))
+    for one, other in zip(wanted, found, strict=True):
+        assert len(one["scores"]) == len(other["scores"]) > 0
+        torch.testing.assert_close(other["scores"], one["scores"], rtol=0, atol=1e-3)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), f"{key} of the network itself was changed"
+
+
+@pytest.mark.parametrize(("stride", "bias"), [(1, True), (2, True), ((1, 2), False)])
+def test_a_matrix_product_gives_the_pointwise_convolutions_values(stride, bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(24, 40, kernel_size=1, stride=stride, bias=bias)
+    other = PredictionConv2d(conv)
+    maps = torch.randn(3, 24, 13, 21)
+    with torch.inference_mode():
+        want, found = conv(maps), other(maps)
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
+        assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
+        assert other(maps[:0]).shape == want[:0].shape
+
+
+def test_other_convolutions_of_one_pixel_are_no_matrix_products():
+    for conv in (nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, padding=1), nn.Conv2d(8, 8, 3, padding=1)):
+        maps = torch.randn(2, 8, 9, 9)
+        torch.testing.assert_close(PredictionConv2d(conv)(maps), conv(maps), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(10, 14), (9, 14), (5, 7), (15, 21)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_coarser_map_is_added_as_interpolation_adds_it(size, memory_format):
+    maps, coarser = (torch.randn(2, 6, *one).to(memory_format=memory_format) for one in (size, (5, 7)))
+    want = maps + nn.functional.interpolate(coarser, size=size)
+    fuse._add_enlarged(maps, coarser)
+    assert torch.equal(maps, want)
+
+
+@pytest.mark.parametrize("count", [0, 3, 7])
+def test_masks_are_the_same_however_many_are_computed_together(count, monkeypatch):
+    spec = ModelSpec.tiny(num_classes=4)
+    torch.manual_seed(0)
+    _, predictor = mask_head.build_mask_head(spec, 16, 14)
+    features, labels = torch.rand(count, spec.mask_head_channels[-1], 14, 14), torch.arange(count) % 4 + 1
+    with torch.inference_mode():
+        want = mask_head.log_mask_probabilities(spec, predictor(features), labels)[0].exp()
+        monkeypatch.setattr(mask_head, "_MASKS_AT_ONCE", 3)
+        found = mask_head.mask_probabilities(spec, predictor, features, labels)
+    assert found.shape == (count, 28, 28)
+    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 50), (3, 23, 31), (20, 14, 14), (2, 14, 14), (0, 28, 28)])
+def test_a_wide_convolution_keeps_its_values(shape):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 288, kernel_size=3, padding=1)
+    other = PredictionConv2d(conv)
+    maps = torch.randn(shape[0], 256, *shape[1:])
+    with torch.inference_mode():
+        want, found = conv(maps), other(maps)
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.std()) if len(maps) else 0.0)
+        if shape[1] * shape[2] > 512:
+            assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
+
+
+def test_only_plain_wide_convolutions_of_many_pixels_take_winograds_way(monkeypatch):
+    taken = []
+    monkeypatch.setattr(fuse, "conv3x3", lambda maps, weight, bias, in_place: taken.append(len(maps)))
+    wide = PredictionConv2d(nn.Conv2d(256, 256, 3, padding=1))
+    others = [
+        nn.Conv2d(256, 256, 3, padding=1, stride=2),
+        nn.Conv2d(256, 256, 3, padding=2, dilation=2),
+        nn.Conv2d(256, 256, 3, padding=1, groups=256),
+        nn.Conv2d(256, 256, 1),
+        nn.Conv2d(16, 256, 3, padding=1),
+    ]
+    with torch.inference_mode():
+        for conv in map(PredictionConv2d, others):
+            conv(torch.zeros(1, conv.in_channels, 32, 32))
+        wide(torch.zeros(2, 256, 14, 14))
+        assert taken == []
+        wide(torch.zeros(1, 256, 32, 32))
+        wide(torch.zeros(20, 256, 14, 14))
+    assert taken == [1, 20]
+
+
+@pytest.mark.parametrize("num_convs", [1, 2])
+@pytest.mark.parametrize("height", [1, 63, 64, 65, 150])
+def test_proposals_are_found_in_strips_as_in_the_whole(num_convs, height):
+    torch.manual_seed(0)
+    head = ProposalHead(16, 3, num_convs=num_convs, width=16)
+    maps = [torch.randn(2, 16, height, 20), torch.randn(2, 16, 5, 3)]
+    with torch.inference_mode():
+        for found, want in zip(LeanProposalHead(head)(maps), head(maps), strict=True):
+            for one, other in zip(found, want, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_keeps_scores_and_boxes_in_float32():
+    network = network_of(CASES["resnet18 batch"])
+    fast = for_prediction(network, torch.bfloat16)
+    assert fast.backbone.body["conv1"].weight.dtype == torch.bfloat16
+    with torch.inference_mode():
+        found = fast.detect([torch.rand(3, 64, 96)], [(64, 96)])[0][0]
+    assert len(found["scores"]) > 0
+    assert {found[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}

@@ -1,0 +1,103 @@
+"""What training sees of a photo is what segmentation sees of it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, load_photo, read_header
+from pipeline.dataset.types import AnnotatedImage
+from pipeline.images.decode_image import DecodeLimits, decode_image
+
+
+def pixels_of(path: Path, height: int, width: int) -> np.ndarray:
+    return load_photo(AnnotatedImage(1, path.name, str(path), height, width))[0]
+
+
+@pytest.fixture(params=["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "F", "P clear", "keyed"])
+def picture(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A file of each mode, of pixels that use the whole range."""
+    rng = np.random.default_rng(0)
+    rgba = Image.fromarray(rng.integers(0, 256, (13, 17, 4), dtype=np.uint8))
+    mode, ending, options = request.param, "png", {}
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (13, 17)).astype(np.uint16))
+    elif mode == "keyed":
+        image = Image.fromarray(rng.integers(0, 3, (13, 17)).astype(np.uint16) * 20000)
+        options = {"transparency": 20000}
+    elif mode == "F":
+        image, ending = Image.fromarray(rng.normal(0, 100, (13, 17)).astype(np.float32)), "tif"
+    elif mode == "P clear":
+        image, options = rgba.convert("RGB").convert("P"), {"transparency": 7}
+    else:
+        image = rgba.convert("RGB").convert(mode) if mode in ("P", "1", "CMYK") else rgba.convert(mode)
+        ending = "jpg" if mode == "CMYK" else "png"
+    path = tmp_path / f"x.{ending}"
+    image.save(path, **options)
+    return path
+
+
+def test_every_mode_becomes_the_same_rgb(picture: Path) -> None:
+    outcome = decode_image(picture.read_bytes(), DecodeLimits())
+    assert outcome.status == "ok"
+    assert np.array_equal(pixels_of(picture, 13, 17), np.asarray(outcome.picture))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+def test_every_exif_turn_is_the_same(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(1).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    outcome = decode_image(path.read_bytes(), DecodeLimits())
+    assert read_header(str(path)).turned_size == (outcome.height, outcome.width)
+    assert np.array_equal(pixels_of(path, outcome.height, outcome.width), np.asarray(outcome.picture))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on what it skips
+def test_awkward_files_are_read_alike_or_refused_with_a_reason(shared_data: Path) -> None:
+    alike = refused = 0
+    for path in sorted((shared_data / "awkward_images/files").iterdir()):
+        if not path.is_file() or path.stat().st_size > 2**20:
+            continue
+        data = path.read_bytes()
+        outcome = decode_image(data, DecodeLimits())
+        try:
+            header = read_header(str(path))
+            height, width = header.turned_size
+            if outcome.status == "ok":
+                assert (height, width) == (outcome.height, outcome.width), path.name
+                assert np.array_equal(pixels_of(path, height, width), np.asarray(outcome.picture)), path.name
+                alike += 1
+            else:
+                pixels_of(path, height, width)
+        except UnusablePhoto as error:
+            assert outcome.status != "ok" and str(error), path.name
+            refused += 1
+    assert alike > 40 and refused > 5
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(buffer, "PNG")
+    (tmp_path / "bomb.png").write_bytes(buffer.getvalue()[:60])  # decoding would find the end missing
+    with pytest.raises(UnusablePhoto, match="9000 x 9000"):
+        pixels_of(tmp_path / "bomb.png", 100, 100)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_an_unturned_photo_is_used_as_stored_and_said(tmp_path: Path, orientation: int, ending: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(1).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    found, turn = load_photo(AnnotatedImage(1, path.name, str(path), 13, 17))
+    assert turn == EXIF_KEPT and np.array_equal(found, pixels)

@@ -1,0 +1,94 @@
+"""Breakdowns add up to the whole."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.evaluation.alignment import align
+from pipeline.evaluation.breakdown import BACKGROUND, confusion_matrix, evaluate_slices, size_figures, slice_images
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.metrics import evaluate
+
+
+@pytest.fixture
+def parts(drawn_run, frames):
+    truth = Truth.load(drawn_run.truth)
+    return truth, align(frames[0], frames[1], truth)[0]
+
+
+def test_the_confusion_matrix_adds_up_to_the_figures(drawn_run, frames, parts):
+    matrix = confusion_matrix(*parts, score_threshold=0.3)
+    metrics = evaluate(*frames, drawn_run.truth, score_threshold=0.3)
+    names = [c.name for c in drawn_run.truth.categories]
+    assert list(matrix.columns) == list(matrix.index) == [*names, BACKGROUND]
+    assert np.trace(matrix.loc[names, names]) == metrics.overall("segm", "true_positives")
+    assert matrix.loc[names].to_numpy().sum() == drawn_run.truth.num_instances
+    assert matrix[names].to_numpy().sum() == (frames[0]["score"] >= np.float32(0.3)).sum()
+    assert (matrix.loc[names, names].to_numpy() - np.diag(np.diag(matrix.loc[names, names]))).sum() > 0
+    assert matrix.loc[BACKGROUND, BACKGROUND] == 0
+
+
+def test_what_lies_on_a_crowd_region_is_in_neither_margin(drawn_run, frames):
+    content = copy.deepcopy(drawn_run.coco)
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+    truth = Truth.from_coco(content)
+    matrix = confusion_matrix(truth, align(frames[0], None, truth)[0], score_threshold=0.0)
+    assert matrix.drop(index=BACKGROUND).to_numpy().sum() == 0
+    assert 0 < matrix.loc[BACKGROUND].sum() < len(frames[0])
+
+
+def test_sizes_add_up(parts, drawn_run, frames):
+    sizes = size_figures(*parts)
+    metrics = evaluate(*frames, drawn_run.truth)
+    assert sizes["objects"].sum() == drawn_run.truth.num_instances
+    assert sizes["found"].sum() == metrics.overall("segm", "true_positives")
+
+
+def test_slices_share_out_all_images(parts, frames):
+    truth, _ = parts
+    for by in ("crowding", "overlap", "height", "shard", "status", "exif_orientation"):
+        slices = slice_images(truth, by, frames[1])
+        listed = sorted(image for images in slices.values() for image in images)
+        assert listed == sorted(image["id"] for image in truth.images), by
+    assert set(slice_images(truth, "status", frames[1])) == {"ok", "corrupt"}
+    with pytest.raises(ValueError, match="sliced by 'colour'; allowed are crowding, overlap, image_id"):
+        slice_images(truth, "colour", frames[1])
+
+
+def test_columns_of_many_values_become_few_slices(parts, frames):
+    truth, images = parts[0], frames[1]
+    assert set(slice_images(truth, "image_id", images)) == {"sub"}  # the folder
+    many = images.assign(height=np.arange(len(images)), etag=[f"e{n}" for n in range(len(images))])
+    many = pd.concat([many] * 5, ignore_index=True)
+    many["image_id"] = [f"{n}.jpg" for n in range(40)]
+    more = Truth([{"id": n, "file_name": f"{n}.jpg"} for n in range(41)], [], truth.categories)
+    assert set(slice_images(more, "height", many.assign(height=range(40)))) == {
+        "0 to 9.75", "9.75 to 19.5", "19.5 to 29.25", "29.25 to 39", "not in the run",
+    }  # fmt: skip
+    by_etag = slice_images(more, "etag", many.assign(etag=[f"e{n}" for n in range(40)]))
+    assert len(by_etag) == 31 and len(by_etag["others"]) == 11 and by_etag["not in the run"] == [40]
+
+
+def test_a_slice_is_measured_as_if_it_were_alone(drawn_run, frames):
+    instances, images = frames
+    table = evaluate_slices(instances, images, drawn_run.truth, "shard")
+    whole = evaluate(instances, images, drawn_run.truth)
+    assert table.loc[0, "slice"] == "all" and table.loc[0, "AP"] == whole.overall("segm", "AP")
+    shard = images["shard"].iloc[0]
+    names = set(images.loc[images["shard"] == shard, "image_id"])
+    content = drawn_run.coco
+    ids = {image["id"] for image in content["images"] if image["file_name"] in names}
+    alone = {
+        "images": [image for image in content["images"] if image["id"] in ids],
+        "annotations": [entry for entry in content["annotations"] if entry["image_id"] in ids],
+        "categories": content["categories"],
+    }
+    want = evaluate(instances[instances["image_id"].isin(names)], images[images["image_id"].isin(names)], alone)
+    row = table.set_index("slice").loc[str(shard)]
+    assert row["AP"] == want.overall("segm", "AP") and row["recall"] == want.overall("segm", "recall")
+    assert table["objects"].iloc[1:].sum() == table["objects"].iloc[0]

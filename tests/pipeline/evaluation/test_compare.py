@@ -1,0 +1,175 @@
+"""Comparison, drift and history."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline.evaluation.alignment import align
+from pipeline.evaluation.compare import check_gates, compare, match_run
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.metrics import evaluate
+from pipeline.results.drift import drift
+from pipeline.results.history import append_history, load_history, plot_trend, trend
+
+
+@pytest.fixture
+def better(drawn_run, frames) -> pd.DataFrame:
+    """The run without its ghosts: what reaches no object."""
+    instances, _ = frames
+    return instances[instances["score"] > 0.45].reset_index(drop=True)
+
+
+def crowded(drawn_run) -> dict:
+    content = copy.deepcopy(drawn_run.coco)
+    for place, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = int(place % 6 == 4)
+    return content
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_ap_of_all_images_is_cocos(drawn_run, frames, iou_type):
+    content = crowded(drawn_run)
+    truth = Truth.from_coco(content)
+    got = match_run(truth, align(frames[0], None, truth)[0], iou_type).average_precision()
+    want = evaluate(frames[0], None, content, iou_types=[iou_type], backend="pycocotools")
+    assert got[None] == pytest.approx(want.overall(iou_type, "AP"), abs=1e-12)
+    for number, figures in want.coco[iou_type].by_category().items():
+        assert got[number] == pytest.approx(figures["AP"], abs=1e-12)
+
+
+def test_a_weight_is_the_image_lying_there_that_often(drawn_run, frames):
+    """Against pycocotools on a truth in which the images really are repeated."""
+    content = crowded(drawn_run)
+    weights = np.array([2, 0, 1, 3, 1, 0, 2, 1])
+    repeated = {"categories": content["categories"], "images": [], "annotations": []}
+    instances = []
+    for image, weight in zip(content["images"], weights, strict=True):
+        for copy_number in range(weight):
+            new = {**image, "id": len(repeated["images"]) + 1, "file_name": f"{copy_number}/{image['file_name']}"}
+            repeated["images"].append(new)
+            for entry in content["annotations"]:
+                if entry["image_id"] == image["id"]:
+                    number = len(repeated["annotations"]) + 1
+                    repeated["annotations"].append({**entry, "id": number, "image_id": new["id"]})
+            rows = frames[0][frames[0]["image_id"] == image["file_name"]]
+            instances.append(rows.assign(image_id=new["file_name"]))
+    want = evaluate(pd.concat(instances), None, repeated, iou_types=["segm"], backend="pycocotools")
+    truth = Truth.from_coco(content)
+    got = match_run(truth, align(frames[0], None, truth)[0], "segm").average_precision(weights)
+    assert got[None] == pytest.approx(want.overall("segm", "AP"), abs=1e-12)
+
+
+def test_a_run_compared_with_itself_does_not_differ(drawn_run, frames):
+    same = compare(frames[0], frames[0], drawn_run.truth, num_resamples=20)
+    assert same.difference == 0 and same.interval == (0, 0) and not same.is_significant
+    assert (same.images["change"] == 0).all() and len(same.images) == 8
+
+
+def test_a_worse_run_is_found_out_with_its_worst_images_first(drawn_run, frames):
+    instances, images = frames
+    name = instances["image_id"].mode().iloc[0]
+    worse = instances[instances["image_id"] != name]
+    got = compare(instances, worse, drawn_run.truth, images_a=images, images_b=images, num_resamples=100)
+    assert got.difference < 0 and got.interval[0] < got.difference and got.interval[1] <= 0
+    assert got.images.loc[0, "image"] == name
+    again = compare(instances, worse, drawn_run.truth, num_resamples=100)
+    assert again.interval == got.interval  # a pure function of the seed
+    back = compare(worse, instances, drawn_run.truth, num_resamples=100)
+    assert back.interval == pytest.approx((-got.interval[1], -got.interval[0]))
+    assert got.by_category["difference"].is_monotonic_increasing
+    with pytest.raises(ValueError, match="confidence is 95"):
+        compare(instances, worse, drawn_run.truth, confidence=95)
+
+
+def test_the_interval_covers_what_it_should(drawn_run, frames):
+    """Chance alone: leaving out half of the objects at random on either side is seldom called significant."""
+    instances, _ = frames
+    rng = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(12):
+        halves = [instances[rng.random(len(instances)) < 0.7] for _ in range(2)]
+        verdicts.append(compare(*halves, drawn_run.truth, num_resamples=60).is_significant)
+    assert sum(verdicts) <= 4
+
+
+def test_gates_say_why(drawn_run, frames):
+    metrics = evaluate(*frames, drawn_run.truth)
+    ap = metrics.overall("segm", "AP")
+    assert check_gates(metrics, min_ap=ap) == []
+    assert check_gates(metrics, min_ap=0.99) == [f"segm AP is {ap:.4f}; gate.min_ap asks for 0.9900"]
+    nothing = evaluate(*frames, {**drawn_run.coco, "annotations": []})
+    assert "nan" in check_gates(nothing, min_ap=0.0)[0]  # not measured is not passed
+    worse = compare(frames[0], frames[0].iloc[::2], drawn_run.truth, num_resamples=0)
+    assert np.isnan(worse.interval[0])
+    assert check_gates(comparison=worse, max_drop=1.0) == []
+    assert "AP fell from" in check_gates(comparison=worse, max_drop=0.0)[0]
+    with pytest.raises(ValueError, match="max_drop needs a comparison"):
+        check_gates(metrics, max_drop=0.1)
+
+
+def made(num: int, seed: int, shares: dict[str, float], **changes: float) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    names = rng.choice(list(shares), num, p=list(shares.values()))
+    score = np.clip(rng.beta(4, 2, num) * changes.get("score", 1.0), 0.05, 1)
+    area = rng.lognormal(6, 1, num) * changes.get("area", 1.0)
+    return pd.DataFrame(
+        {"category": names, "score": score, "area_px": area.astype(int), "image_height": 480, "image_width": 640}
+    )
+
+
+def verdict(frame: pd.DataFrame, what: str, category: str | None = None) -> str:
+    same = frame["category"].isna() if category is None else frame["category"] == category
+    return frame.loc[same & (frame["what"] == what), "verdict"].item()
+
+
+def test_drift_is_quiet_on_the_same_and_loud_on_another_world():
+    shares = {"cat": 0.5, "dog": 0.4, "cow": 0.1}
+    sizes = {"num_reference_images": 500, "num_current_images": 250}
+    quiet = drift(made(4000, 1, shares), made(2000, 2, shares), **sizes)
+    assert set(quiet["verdict"]) == {"stable"}
+    moved = drift(made(4000, 1, shares), made(2000, 2, shares, score=0.6), **sizes)
+    assert verdict(moved, "score") == "large"
+    assert verdict(moved, "area share") == "stable"
+    lost = drift(made(4000, 1, shares), made(2000, 2, {"cat": 0.5, "dog": 0.5}), **sizes)
+    cow = lost[(lost["category"] == "cow") & (lost["what"] == "category share")].iloc[0]
+    assert cow["verdict"] == "large" and cow["current"] == 0
+    half = drift(made(4000, 1, shares), made(1000, 2, shares), **sizes)
+    assert verdict(half, "instances per image") == "large"
+
+
+def test_drift_without_instances_says_few_and_without_images_refuses():
+    frame = made(10, 1, {"cat": 1.0})
+    got = drift(frame, frame.iloc[:0], num_reference_images=5, num_current_images=5)
+    assert set(got["verdict"]) == {"few"}
+    with pytest.raises(ValueError, match="images in both runs, not 5 and 0"):
+        drift(frame, frame, num_reference_images=5, num_current_images=0)
+
+
+def test_history_keeps_each_evaluation_once(drawn_run, frames, tmp_path):
+    metrics = evaluate(*frames, drawn_run.truth)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    uri = str(tmp_path / "history")
+    assert len(load_history(uri)) == 0
+    for day, run_id in enumerate(["r1", "r2", "r1"]):
+        added = append_history(uri, metrics, when=start + timedelta(days=day), run_id=run_id, model_sha256="m")
+        assert added == (day < 2)
+    frame = load_history(uri, iou_type="segm", metric="AP")
+    overall = frame[frame["category"].isna()]
+    assert overall["run_id"].tolist() == ["r1", "r2"]
+    assert overall["value"].tolist() == [metrics.overall("segm", "AP")] * 2
+    assert set(frame["num_failed"]) == {1}
+    table = trend(load_history(uri))
+    assert table["segm AP"].tolist() == overall["value"].tolist() and len(table) == 2
+    png = plot_trend(load_history(uri))
+    (tmp_path / "t.png").write_bytes(png)
+    assert Image.open(tmp_path / "t.png").size[0] > 500
+    with pytest.raises(ValueError, match="without a zone"):
+        append_history(uri, metrics, when=datetime(2026, 1, 1), run_id="r")
+    with pytest.raises(ValueError, match="keeps no 'colour'"):
+        append_history(uri, metrics, when=start, run_id="r", colour="red")

@@ -1,0 +1,374 @@
+"""A run's figures: those of pycocotools on the same values, and visible wherever something was not measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from pycocotools import mask as coco_mask
+
+from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.evaluation.alignment import align
+from pipeline.evaluation.coco import evaluate_part, evaluate_results, evaluate_table, merge_parts
+from pipeline.evaluation.ground_truth import EvaluationError, Truth, match_images
+from pipeline.evaluation.matching import match
+from pipeline.evaluation.metrics import evaluate, evaluate_run
+from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
+from pipeline.tables import load_instances
+from tests.pipeline.made_run import image_row, instance_row
+
+
+def results_of(instances: pd.DataFrame, coco: dict, iou_type: str) -> list[dict]:
+    """COCO results of a table, written down independently."""
+    ids = {image["file_name"]: image["id"] for image in coco["images"]}
+    entries = []
+    for row in instances.itertuples():
+        entry = {"image_id": ids[row.image_id], "category_id": int(row.category_id), "score": float(row.score)}
+        if iou_type == "bbox":
+            x1, y1, x2, y2 = (float(v) for v in (row.x1, row.y1, row.x2, row.y2))
+            entry["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+        else:
+            entry["segmentation"] = {"size": [row.image_height, row.image_width], "counts": row.rle_counts}
+        entries.append(entry)
+    return entries
+
+
+@pytest.mark.parametrize("backend", ["compiled", "pycocotools"])
+def test_a_run_gives_the_figures_of_pycocotools(drawn_run, backend):
+    metrics = evaluate_run(drawn_run.uri, drawn_run.coco, backend=backend)
+    instances = load_instances(drawn_run.uri)
+    for iou_type in ("bbox", "segm"):
+        results = results_of(instances, drawn_run.coco, iou_type)
+        want = evaluate_results(drawn_run.coco, results, iou_type, backend="pycocotools")
+        np.testing.assert_allclose(metrics.coco[iou_type].stats, want.stats, rtol=0, atol=1e-12)
+        assert 0.1 < want.stats[0] < 0.9
+        assert metrics.coco[iou_type].backend == backend
+
+
+def test_an_annotated_set_and_a_file_give_the_same(drawn_run, tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(drawn_run.coco))
+    by_set = evaluate_run(drawn_run.uri, drawn_run.truth).to_dict()
+    assert by_set == evaluate_run(drawn_run.uri, str(path)).to_dict()
+
+
+def test_threshold_figures_agree_with_counting_by_hand(drawn_run):
+    metrics = evaluate_run(drawn_run.uri, drawn_run.truth, score_threshold=0.4)
+    instances = load_instances(drawn_run.uri)
+    tp = fp = fn = 0
+    ious = []
+    for image in drawn_run.truth.images:
+        rows = instances[(instances["image_id"] == image.file_name) & (instances["score"] >= 0.4)]
+        left = [(i.label, i.mask(image.height, image.width)) for i in image.instances]
+        for row in rows.sort_values("score", ascending=False).itertuples():
+            mask = drawn_run.masks[row.image_id, row.instance]
+            best, place = 0.0, None
+            for j, (label, other) in enumerate(left):
+                iou = (mask & other).sum() / (mask | other).sum()
+                if SHAPE_CATEGORIES[label - 1].id == row.category_id and iou >= 0.5 and iou > best:
+                    best, place = iou, j
+            if place is None:
+                fp += 1
+            else:
+                tp += 1
+                ious.append(best)
+                del left[place]
+        fn += len(left)
+    assert min(tp, fp, fn) > 0
+    assert metrics.overall("segm", "true_positives") == tp
+    assert metrics.overall("segm", "precision") == tp / (tp + fp)
+    assert metrics.overall("segm", "recall") == tp / (tp + fn)
+    assert metrics.overall("segm", "F1") == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert metrics.overall("segm", "mean_iou") == pytest.approx(np.mean(ious))
+
+
+def test_matching_is_cocos_own(drawn_run):
+    """Against what pycocotools notes about every detection and annotation at IoU 0.5."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    content = drawn_run.coco
+    for place, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = place % 2
+    instances = load_instances(drawn_run.uri)
+    truth = COCO()
+    truth.dataset = json.loads(json.dumps(content))
+    truth.createIndex()
+    evaluator = COCOeval(truth, truth.loadRes(results_of(instances, content, "segm")), "segm")
+    evaluator.evaluate()
+    want = set()
+    for image in evaluator.evalImgs:
+        if image is not None and image["aRng"] == [0, 1e10]:
+            for row, found, ignored in zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True):
+                want.add((row - 1, int(found) - 1, bool(ignored)))
+    table, _ = align(instances, None, Truth.from_coco(content))
+    got = match(Truth.from_coco(content), table, "segm")
+    assert set(zip(got.rows.tolist(), got.truths.tolist(), got.ignored.tolist(), strict=True)) == want
+    assert got.ignored.any()
+
+
+def test_equal_scores_keep_the_order_of_the_table(drawn_run):
+    instances = load_instances(drawn_run.uri).assign(score=np.float32(0.5))
+    for frame in (instances, instances.iloc[::-1]):
+        want = evaluate_results(
+            drawn_run.coco, results_of(frame, drawn_run.coco, "segm"), "segm", backend="pycocotools"
+        )
+        got = evaluate(frame, None, drawn_run.coco, iou_types=["segm"])
+        np.testing.assert_array_equal(got.coco["segm"].stats, want.stats)
+
+
+def test_failed_and_missing_images_count_as_missed_and_are_named(drawn_run, frames):
+    instances, images = frames
+    metrics = evaluate(instances, images, drawn_run.truth)
+    lost = len(drawn_run.truth.images[7].instances)
+    assert metrics.coverage.failed == {"corrupt": 1} and metrics.coverage.num_truths_lost == lost > 0
+    assert "1 corrupt" in metrics.notes[0] and f"{lost} objects count as missed" in metrics.notes[0]
+    gone = images["image_id"] == "sub/photo_0.png"
+    fewer = evaluate(instances[instances["image_id"] != "sub/photo_0.png"], images[~gone], drawn_run.truth)
+    assert fewer.coverage.num_missing == 1
+    assert fewer.overall("segm", "recall") < metrics.overall("segm", "recall")
+    total = metrics.overall("segm", "true_positives") + metrics.overall("segm", "false_negatives")
+    assert total == drawn_run.truth.num_instances
+
+
+def test_nothing_found_is_zero_and_nothing_to_find_is_nan(drawn_run, frames):
+    instances, images = frames
+    nothing = evaluate(instances.iloc[:0], images, drawn_run.truth)
+    assert nothing.overall("segm", "AP") == 0 and nothing.overall("bbox", "AR100") == 0
+    assert np.isnan(nothing.overall("segm", "precision")) and nothing.overall("segm", "recall") == 0
+    empty = {**drawn_run.coco, "annotations": []}
+    for backend in ("compiled", "pycocotools"):
+        none = evaluate(instances, images, empty, backend=backend)
+        assert np.isnan(none.overall("segm", "AP")) and none.overall("segm", "precision") == 0
+    assert evaluate(instances.iloc[:0], images, empty).to_dict()["overall"]["segm"]["AP"] is None
+
+
+def test_frame_and_dict_hold_the_same_figures(drawn_run):
+    metrics = evaluate_run(drawn_run.uri, drawn_run.truth)
+    frame = metrics.to_frame()
+    plain = json.loads(json.dumps(metrics.to_dict()))
+    assert not frame.duplicated(["iou_type", "metric", "category"]).any()
+    overall = frame[frame["category"].isna()]
+    assert plain["overall"]["segm"]["AP"] == metrics.overall("segm", "AP")
+    assert set(overall["metric"]) >= {
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AR100",
+        "mean_iou",
+        "precision",
+        "recall",
+        "F1",
+    }
+    classes = frame[(frame["iou_type"] == "segm") & (frame["metric"] == "AP")].dropna(subset=["category"])
+    assert classes["value"].mean() == pytest.approx(metrics.overall("segm", "AP"))
+    assert plain["by_category"]["segm"]["circle"]["AP"] == classes.set_index("category").loc["circle", "value"]
+    with pytest.raises(ValueError, match=r"AP51 was not measured.*AP50"):
+        metrics.overall("segm", "AP51")
+
+
+def test_a_high_score_threshold_of_the_run_is_warned_about(drawn_run, frames):
+    with pytest.warns(UserWarning, match=r"0\.5 up only") as caught:
+        metrics = evaluate(*frames, drawn_run.truth, run_score_threshold=0.5)
+    assert caught[0].filename == __file__  # it points at who asked
+    assert "understated" in metrics.notes[-1]
+    assert evaluate_run(drawn_run.uri, drawn_run.truth).run_score_threshold == 0.05
+
+
+def test_masks_of_another_size_find_nothing_and_are_counted(drawn_run, frames):
+    instances, images = frames
+    name = instances["image_id"].iloc[0]
+    turned = instances["image_id"] == name
+    swapped = instances.copy()
+    swapped.loc[turned, ["image_height", "image_width"]] = swapped.loc[
+        turned, ["image_width", "image_height"]
+    ].to_numpy()
+    metrics = evaluate(swapped, images, drawn_run.truth, iou_types=["segm"])
+    assert metrics.coverage.num_other_size == turned.sum()
+    assert any("another size" in note for note in metrics.notes)
+    assert metrics.overall("segm", "AP") < evaluate(instances, images, drawn_run.truth).overall("segm", "AP")
+
+
+def test_categories_are_matched_by_id_and_checked_by_name(drawn_run, frames):
+    instances, images = frames
+    renamed = instances.assign(category=instances["category"].replace("circle", "ball"))
+    with pytest.raises(EvaluationError, match="10 is 'ball' in the run and 'circle' in the ground truth"):
+        evaluate(renamed, images, drawn_run.truth)
+    moved = instances.assign(category_id=instances["category_id"].replace(10, 11))
+    with pytest.raises(EvaluationError, match="'circle' is 11 in the run and 10"):
+        evaluate(moved, images, drawn_run.truth)
+    fourth = instances.iloc[[0]].assign(category_id=40, category="star")
+    metrics = evaluate(pd.concat([instances, fourth]), images, drawn_run.truth)
+    assert metrics.coverage.num_other_category == 1
+    assert metrics.overall("segm", "AP") == evaluate(instances, images, drawn_run.truth).overall("segm", "AP")
+
+
+def test_classes_not_labelled_on_an_image_are_not_punished(drawn_run, frames):
+    instances, images = frames
+    content = drawn_run.coco
+    content["images"][0]["labelled_category_ids"] = [20, 30]
+    circles = [a for a in content["annotations"] if a["image_id"] == 1 and a["category_id"] == 10]
+    assert circles, "the image has objects of the class that was not looked for"
+    name = content["images"][0]["file_name"]
+    extra = instances.iloc[[0]].assign(image_id=name, category_id=10, category="circle", score=np.float32(0.99))
+    extra[["image_height", "image_width"]] = [content["images"][0]["height"], content["images"][0]["width"]]
+    metrics = evaluate(pd.concat([instances, extra]), images, content, iou_types=["bbox"])
+    without = instances[~((instances["image_id"] == name) & (instances["category_id"] == 10))]
+    assert metrics.coverage.num_not_labelled == len(instances) - len(without) + 1
+    assert metrics.coverage.num_truths_not_labelled == len(circles)
+    assert any(note.startswith(f"{len(circles)} objects and ") for note in metrics.notes)
+    # Neither the objects nor the detections count, so it is as if neither were there.
+    plain = drawn_run.coco
+    plain["annotations"] = [a for a in plain["annotations"] if a not in circles]
+    want = evaluate(without, images, plain, iou_types=["bbox"])
+    assert metrics.at_threshold == want.at_threshold
+    np.testing.assert_array_equal(metrics.coco["bbox"].stats, want.coco["bbox"].stats)
+
+
+def test_the_labelled_classes_of_lvis():
+    image = {"id": 1, "neg_category_ids": [3], "not_exhaustive_category_ids": [2]}
+    kinds = [{"id": i, "name": str(i)} for i in (1, 2, 3, 4)]
+    annotations = [{"image_id": 1, "category_id": i} for i in (1, 2)]
+    truth = Truth.from_coco({"images": [image, {"id": 2}], "annotations": annotations, "categories": kinds})
+    assert truth.labelled == {1: {1, 3}}
+    assert [entry["category_id"] for entry in truth.annotations] == [1] and truth.num_not_labelled == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "want"),
+    [
+        (["a/1.jpg", "b/1.jpg"], ["a/1.jpg", "b/1.jpg"], {"a/1.jpg": 0, "b/1.jpg": 1}),
+        (["deep/a/1.jpg", "2.jpg"], ["1.jpg", "val/2.jpg"], {"deep/a/1.jpg": 0, "2.jpg": 1}),
+        (["x/1.jpg", "1.jpg"], ["1.jpg"], {"1.jpg": 0}),  # the whole name wins, the other is simply not in the truth
+        ([], ["1.jpg"], {}),
+    ],
+)
+def test_images_are_matched_whole_first_then_by_base_name(keys, names, want):
+    images = [{"id": place, "file_name": name} for place, name in enumerate(names)]
+    assert match_images(keys, images).truth_id == want
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "message"),
+    [
+        (["a/1.jpg", "b/1.jpg"], ["1.jpg"], "'1.jpg' is 'a/1.jpg', 'b/1.jpg' in the run"),
+        (["1.jpg"], ["a/1.jpg", "b/1.jpg"], "'a/1.jpg', 'b/1.jpg' in the ground truth"),
+        (["1.jpg"], ["2.jpg"], "no image in common"),
+    ],
+)
+def test_a_name_that_decides_nothing_is_an_error_that_lists_the_clash(keys, names, message):
+    images = [{"id": place, "file_name": name} for place, name in enumerate(names)]
+    with pytest.raises(EvaluationError, match=message):
+        match_images(keys, images)
+
+
+def test_a_perfect_run_scores_one():
+    mask = np.zeros((50, 60), bool)
+    mask[10:30, 5:40] = True
+    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle["counts"] = rle["counts"].decode()
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 50, "width": 60}],
+        "categories": [{"id": 10, "name": "circle"}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 10,
+                "bbox": [5, 10, 35, 20],
+                "area": 700,
+                "iscrowd": 0,
+                "segmentation": rle,
+            }
+        ],
+    }
+    instances = pd.DataFrame([instance_row("a.png", 0, SHAPE_CATEGORIES[0], 0.9, mask)])
+    metrics = evaluate(instances, pd.DataFrame([image_row("a.png", "a.png", "ok", (50, 60), 1, 0)]), coco)
+    for iou_type in ("bbox", "segm"):
+        assert metrics.overall(iou_type, "AP") == pytest.approx(1.0)
+        assert metrics.overall(iou_type, "mean_iou") == 1.0
+    with pytest.raises(ValueError, match="iou_threshold is 2"):
+        evaluate(instances, None, coco, iou_threshold=2)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_shares_merge_to_the_whole(drawn_run, frames, iou_type):
+    truth = Truth.load(drawn_run.coco)
+    table, _ = align(*frames, truth)
+    want = evaluate_table(truth, table, iou_type, backend="pycocotools")
+    shares = [[1, 5], [8], [2, 3, 4], [6, 7]]
+    parts = [evaluate_part(truth.only(ids), table.take(np.isin(table.image_ids, ids)), iou_type) for ids in shares]
+    for order in (parts, parts[::-1]):
+        got = merge_parts(order, iou_type)
+        np.testing.assert_allclose(got.stats, want.stats, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(got.precision, want.precision, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError):
+        merge_parts([], iou_type)
+
+
+def test_keypoints_are_evaluated_from_the_table(drawn_run, frames):
+    rng = np.random.default_rng(0)
+    content = drawn_run.coco
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        points = np.stack([x + rng.random(17) * w, y + rng.random(17) * h, rng.integers(0, 3, 17)], 1)
+        entry.update(keypoints=points.ravel().tolist(), num_keypoints=int((points[:, 2] > 0).sum()))
+    ids = {image["file_name"]: image["id"] for image in content["images"]}
+    column = []
+    for row in frames[0].itertuples():
+        mine = [e for e in content["annotations"] if e["image_id"] == ids[row.image_id]]
+        near = np.array(mine[rng.integers(len(mine))]["keypoints"]) + rng.normal(0, 1.5, 51)
+        column.append(near.astype(np.float32))
+    instances = frames[0].assign(keypoints=column)
+    got = evaluate(instances, frames[1], content, iou_types=["keypoints"])
+    results = [
+        {
+            "image_id": ids[row.image_id],
+            "category_id": int(row.category_id),
+            "score": float(row.score),
+            "keypoints": [float(value) for value in row.keypoints],
+        }
+        for row in instances.itertuples()
+    ]
+    want = evaluate_results(content, results, "keypoints", backend="pycocotools")
+    np.testing.assert_allclose(got.coco["keypoints"].stats, want.stats, rtol=0, atol=1e-12)
+    assert 0 < want.stats[0] < 1
+    assert "AR50" in set(got.to_frame()["metric"])
+
+
+def test_what_else_can_be_asked_for(drawn_run, frames):
+    instances, images = frames
+    more = {"also": ["voc", "cityscapes", "confusion"], "slices": ["size", "crowding", "status", "height"]}
+    metrics = evaluate(instances, images, drawn_run.truth, **more)
+    truth = Truth.load(drawn_run.truth)
+    table, _ = align(instances, images, truth)
+    assert metrics.overall("bbox", "VOC_AP") == voc_ap(truth, table)[None]
+    assert metrics.overall("segm", "VOC_AP_11point") == voc_ap(truth, table, iou_type="segm", method="11point")[None]
+    assert metrics.overall("segm", "Cityscapes_AP50") == cityscapes_ap(truth, table)[None]["AP50"]
+    plain = json.loads(json.dumps(metrics.to_dict()))
+    assert plain["by_category"]["bbox"]["circle"]["VOC_AP"] == voc_ap(truth, table)[10]
+    counts = np.array(plain["confusion"]["counts"])
+    assert counts.trace() == metrics.overall("segm", "true_positives")
+    assert [table["by"] for table in plain["slices"]] == more["slices"]
+    status = plain["slices"][2]
+    by_status = {row[0]: dict(zip(status["columns"], row, strict=True)) for row in status["rows"]}
+    assert by_status["corrupt"]["AP"] == 0 and by_status["corrupt"]["precision"] is None
+    assert by_status["all"]["AP"] == metrics.overall("segm", "AP")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"also": ["voc2"]}, "also is 'voc2'; allowed are voc, cityscapes, confusion"),
+        ({"also": ["cityscapes"], "iou_types": ["bbox"]}, "needs segm; iou_types is bbox"),
+        ({"slices": ["size"], "iou_types": ["keypoints"]}, "size: these need bbox or segm"),
+        ({"slices": ["weather"]}, "cannot be sliced by 'weather'; allowed are crowding, overlap, image_id"),
+    ],
+)
+def test_what_cannot_be_had_is_said(drawn_run, frames, asked, message):
+    instances, images = frames
+    with pytest.raises(ValueError, match=message):
+        evaluate(instances, images, drawn_run.truth, **{"iou_types": ["bbox", "segm"], **asked})

@@ -1,0 +1,74 @@
+"""Shares of an evaluation, merged: the whole, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.evaluation.ground_truth import EvaluationError, Truth
+from pipeline.evaluation.metrics import Metrics, evaluate_run
+from pipeline.evaluation.sharding import check_can_be_shared, measure_share, merge_shares, share_out
+from pipeline.manifest import open_run
+
+THRESHOLDS = {"score_threshold": 0.3, "iou_threshold": 0.5}
+
+
+def in_shares(uri: str, truth: Truth, num_shares: int, *, turned: bool = False, also: tuple[str, ...] = ()) -> Metrics:
+    run = open_run(uri)
+    shares = share_out(run, truth, num_shares)
+    shares = shares[::-1] if turned else shares
+    measured = [measure_share(run, share, iou_types=("bbox", "segm"), also=also, **THRESHOLDS) for share in shares]
+    return merge_shares(run, truth, shares, measured, **THRESHOLDS)
+
+
+def check_same(got: Metrics, want: Metrics) -> None:
+    assert got.coverage == want.coverage and got.notes == want.notes
+    for kind, result in want.coco.items():
+        np.testing.assert_array_equal(got.coco[kind].stats, result.stats)
+        np.testing.assert_array_equal(got.coco[kind].precision, result.precision)
+        np.testing.assert_array_equal(got.coco[kind].recall, result.recall)
+    pd.testing.assert_frame_equal(got.to_frame(), want.to_frame(), check_exact=True)
+
+
+@pytest.mark.parametrize("num_shares", [1, 2, 3, 7])
+def test_shares_merge_to_the_very_figures(drawn_run, num_shares):
+    truth = Truth.load(drawn_run.truth)
+    want = evaluate_run(drawn_run.uri, truth, **THRESHOLDS)
+    assert 0 < want.overall("segm", "AP") < 1 and want.coverage.failed
+    for turned in (False, True):
+        check_same(in_shares(drawn_run.uri, truth, num_shares, turned=turned), want)
+
+
+def test_images_that_the_run_does_not_have_are_missed(drawn_run):
+    content = drawn_run.coco
+    content["images"].insert(2, {**content["images"][0], "id": 99, "file_name": "other.png"})
+    content["annotations"].insert(0, {**content["annotations"][0], "id": 999, "image_id": 99})
+    for entry in content["annotations"][::5]:
+        entry["iscrowd"] = 1 - (entry["id"] == 999)
+    truth = Truth.from_coco(content)
+    want = evaluate_run(drawn_run.uri, truth, also=["confusion"], **THRESHOLDS)
+    assert want.coverage.num_missing == 1
+    got = in_shares(drawn_run.uri, truth, 2, also=("confusion",))
+    check_same(got, want)
+    pd.testing.assert_frame_equal(got.confusion, want.confusion)
+
+
+def test_each_share_reads_its_own_files(drawn_run, monkeypatch):
+    run = open_run(drawn_run.uri)
+    shares = share_out(run, Truth.load(drawn_run.truth), 3)
+    assert [len(share.files) for share in shares] == [1, 1, 1]
+    assert sorted(image["id"] for share in shares for image in share.truth.images) == list(range(1, 9))
+    read = []
+    monkeypatch.setattr("pipeline.evaluation.sharding.load_table", lambda _, part, columns: read.append(part) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure_share(run, shares[0], iou_types=("bbox",), **THRESHOLDS)
+    assert [file.key for file in read[0].instances_files()] == [shares[0].files[0]["instances_key"]]
+
+
+def test_what_only_the_reference_may_judge_is_not_shared(drawn_run):
+    content = drawn_run.coco
+    check_can_be_shared(Truth.from_coco(content), ("bbox", "segm"))
+    del content["annotations"][0]["iscrowd"]
+    with pytest.raises(EvaluationError, match="measured whole, by pycocotools"):
+        check_can_be_shared(Truth.from_coco(content), ("bbox",))

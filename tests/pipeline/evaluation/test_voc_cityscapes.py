@@ -1,0 +1,168 @@
+"""VOC's and Cityscapes' AP against slow forms of their published algorithms, on masks in full size."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from pipeline.evaluation.alignment import align
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
+from pipeline.tables import load_instances
+
+
+@pytest.fixture(scope="module")
+def case(drawn_run):
+    """A truth with crowd regions and small objects, and detections with some doubled."""
+    import pandas as pd
+
+    content = copy.deepcopy(drawn_run.coco)
+    for place, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = int(place % 6 == 4)
+    instances = load_instances(drawn_run.uri)
+    doubled = instances.iloc[::3].assign(score=lambda f: (f["score"] * 0.9).astype(np.float32))
+    truth = Truth.from_coco(content)
+    return truth, align(pd.concat([instances, doubled], ignore_index=True), None, truth)[0]
+
+
+def decoded(truth, table):
+    real = [coco_mask.decode(rle).astype(bool) for rle in truth.rles]
+    found = [coco_mask.decode(rle).astype(bool) for rle in table.to_rles()]
+    return real, found
+
+
+def test_voc_by_hand():
+    """Two objects; hits at ranks 1 and 3, a miss between: the interpolated curve is 1 up to 0.5, then 2/3."""
+    boxes = [[0, 0, 10, 10], [50, 50, 10, 10]]
+    truth = Truth(
+        [{"id": 1, "file_name": "a", "height": 99, "width": 99}],
+        [
+            {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": b, "area": 100, "iscrowd": 0}
+            for i, b in enumerate(boxes)
+        ],
+        [{"id": 1, "name": "x"}],
+    )
+    from pipeline.evaluation.detections import DetectionTable
+
+    table = DetectionTable(
+        np.ones(3, np.int64),
+        np.ones(3, np.int64),
+        np.array([0.9, 0.8, 0.7]),
+        np.array([[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 10, 10]], float),
+    )
+    assert voc_ap(truth, table)[1] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert voc_ap(truth, table, method="11point")[1] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    with pytest.raises(ValueError, match="method is 'trapezoid'; allowed are area, 11point"):
+        voc_ap(truth, table, method="trapezoid")
+
+
+@pytest.mark.parametrize("method", ["area", "11point"])
+def test_voc_on_masks_against_the_slow_form(case, method):
+    truth, table = case
+    real, found = decoded(truth, table)
+    got = voc_ap(truth, table, iou_type="segm", method=method)
+    for number in truth.names:
+        mine = [i for i in range(len(table)) if table.category_ids[i] == number]
+        mine.sort(key=lambda i: -table.scores[i])
+        total = sum(a["category_id"] == number and not a["iscrowd"] for a in truth.annotations)
+        taken, hits = set(), []
+        for i in mine:
+            best, at = -1.0, None
+            for j, a in enumerate(truth.annotations):
+                if a["image_id"] == table.image_ids[i] and a["category_id"] == number:
+                    both = (real[j] & found[i]).sum()
+                    iou = both / (found[i].sum() if a["iscrowd"] else (real[j] | found[i]).sum())
+                    if iou > best:
+                        best, at = iou, j
+            if best >= 0.5 and truth.annotations[at]["iscrowd"]:
+                continue
+            hits.append(best >= 0.5 and at not in taken)
+            if best >= 0.5:
+                taken.add(at)
+        recalls = [sum(hits[: k + 1]) / total for k in range(len(hits))]
+        precisions = [sum(hits[: k + 1]) / (k + 1) for k in range(len(hits))]
+
+        def best_from(level, recalls=recalls, precisions=precisions):
+            return max((p for r, p in zip(recalls, precisions, strict=True) if r >= level), default=0.0)
+
+        if method == "11point":
+            want = np.mean([best_from(level / 10) for level in range(11)])
+        else:
+            steps = [0.0, *sorted(set(recalls))]
+            want = sum((b - a) * best_from(b) for a, b in itertools.pairwise(steps))
+        assert got[number] == pytest.approx(want, abs=1e-12)
+    assert got[None] == pytest.approx(np.mean([got[number] for number in truth.names]))
+
+
+@pytest.mark.parametrize("min_region_px", [0, 300])
+def test_cityscapes_against_the_slow_form(case, min_region_px):
+    truth, table = case
+    real, found = decoded(truth, table)
+    got = cityscapes_ap(truth, table, thresholds=(0.5, 0.75), min_region_px=min_region_px)
+    for number in truth.names:
+        values = []
+        for threshold in (0.5, 0.75):
+            labels, scores, missed = [], [], 0
+            for image in truth.images:
+                gts = [
+                    j
+                    for j, a in enumerate(truth.annotations)
+                    if a["image_id"] == image["id"] and a["category_id"] == number
+                ]
+                dts = [
+                    i
+                    for i in range(len(table))
+                    if table.image_ids[i] == image["id"] and table.category_ids[i] == number
+                ]
+                ignored = {j for j in gts if truth.annotations[j]["iscrowd"] or real[j].sum() < min_region_px}
+
+                def hit(i, j, threshold=threshold):
+                    return (real[j] & found[i]).sum() / (real[j] | found[i]).sum() > threshold
+
+                for j in gts:
+                    if j in ignored:
+                        continue
+                    matched = sorted((table.scores[i] for i in dts if hit(i, j)), reverse=True)
+                    missed += not matched
+                    scores += matched
+                    labels += [1] * bool(matched) + [0] * (len(matched) - 1)
+                for i in dts:
+                    if not any(hit(i, j) for j in gts):
+                        share = sum((real[j] & found[i]).sum() for j in ignored) / found[i].sum()
+                        if share <= threshold:
+                            labels.append(0)
+                            scores.append(table.scores[i])
+            labels, scores = np.array(labels), np.array(scores)
+            points = [(0.0, 1.0)]
+            for level in sorted(set(scores), reverse=True):
+                kept = scores >= level
+                tp = labels[kept].sum()
+                points.append((tp / (labels.sum() + missed), tp / kept.sum()))
+            # Each point's precision holds over half the way to its neighbours; the last one's also over its own half.
+            recall, precision = np.array(points).T
+            ends = np.concatenate([[0.0], recall, [recall[-1]]])
+            values.append(float((precision * (ends[2:] - ends[:-2]) / 2).sum()))
+        assert got[number]["AP"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert got[number]["AP50"] == pytest.approx(values[0], abs=1e-12)
+    assert 0 < got[None]["AP"] <= got[None]["AP50"] < 1
+
+
+def test_more_masks_than_pycocotools_measures_at_once(case):
+    truth, table = case
+    many = np.tile(np.arange(len(table)), 256 // len(table) + 1)
+    assert len(many) > 255
+    assert 0 < cityscapes_ap(truth, table.take(many))[None]["AP"] < cityscapes_ap(truth, table)[None]["AP"]
+
+
+def test_nothing_to_find_is_nan_and_nothing_found_is_zero(case):
+    truth, table = case
+    none = table.take(np.zeros(len(table), bool))
+    assert voc_ap(truth, none, iou_type="segm")[None] == 0
+    assert cityscapes_ap(truth, none)[None]["AP"] == 0
+    empty = Truth(truth.images, [], truth.categories)
+    assert np.isnan(voc_ap(empty, table, iou_type="segm")[None])
+    assert np.isnan(cityscapes_ap(empty, table)[None]["AP50"])

@@ -1,0 +1,50 @@
+"""Polygons traced from masks draw the same pixels, by pycocotools' rasteriser."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from pipeline.dataset.types import segmentation_to_polygon
+from pipeline.masks.contours import mask_to_loops, mask_to_polygon, mask_to_polygons
+
+
+def drawn(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_masks_come_back_exactly(seed: int) -> None:
+    """Noise of all densities: parts, holes, islands in holes, pixels that touch at corners, all borders."""
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        height, width = rng.integers(1, 20, 2)
+        mask = (rng.random((height, width)) < rng.uniform(0.1, 0.95)).astype(np.uint8)
+        mask = np.kron(mask, np.ones((seed % 3 + 1, seed % 2 + 1), dtype=np.uint8))
+        polygons, one = mask_to_polygons(mask), mask_to_polygon(mask)
+        if not mask.any():
+            assert polygons == [] and one == []
+            continue
+        assert np.array_equal(drawn(polygons, *mask.shape), mask)
+        assert np.array_equal(drawn([one], *mask.shape), mask)
+
+
+def test_corners_only() -> None:
+    mask = np.zeros((9, 9), dtype=np.uint8)
+    mask[2:7, 3:8] = 1
+    assert sorted(zip(*[iter(mask_to_polygons(mask)[0])] * 2)) == [(3, 2), (3, 7), (8, 2), (8, 7)]
+
+
+def test_parts_that_touch_at_a_corner_are_two() -> None:
+    outer, holes = mask_to_loops(np.array([[1, 0], [0, 1]]))
+    assert len(outer) == 2 and holes == []
+    outer, holes = mask_to_loops(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]))
+    assert len(outer) == 1 and len(holes) == 1
+
+
+def test_a_single_polygon_is_kept_as_it_is() -> None:
+    polygon = [1.5, 1.5, 8.0, 2.25, 4.0, 7.0]
+    assert segmentation_to_polygon([polygon], 10, 10) is polygon
+    two = [polygon, [0.0, 0.0, 3.0, 0.0, 0.0, 3.0]]
+    assert np.array_equal(drawn([segmentation_to_polygon(two, 10, 10)], 10, 10), drawn(two, 10, 10))

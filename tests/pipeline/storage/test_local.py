@@ -1,0 +1,157 @@
+"""Storage on local disk: whole writes, one winner, listings in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import local
+from pipeline.storage.base import StorageError
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.stores import open_storage
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path / "new" / "root"))
+    storage.write_bytes("a/b.bin", b"one")
+    storage.write_bytes("a/b.bin", b"two")
+    assert storage.read_bytes("a/b.bin") == b"two"
+    assert storage.exists("a/b.bin") and not storage.exists("a/c.bin")
+    assert storage.stat("a/b.bin").size_bytes == 3
+    storage.delete("a/b.bin")
+    storage.delete("a/b.bin")
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes("a/b.bin")
+
+
+def test_put_if_absent_keeps_the_first(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    assert storage.put_if_absent("x", b"first")
+    assert not storage.put_if_absent("x", b"second")
+    assert storage.read_bytes("x") == b"first"
+    assert os.listdir(tmp_path) == ["x"], "no temporary file stays behind"
+
+
+def _race(root: str, name: str, start, wins) -> None:
+    storage = LocalStorage(root)
+    start.wait()
+    for i in range(50):
+        if storage.put_if_absent(f"k/{i}", name.encode()):
+            wins.put((i, name))
+
+
+def test_one_winner_of_many_writers(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, wins = context.Event(), context.Queue()
+    writers = [context.Process(target=_race, args=(str(tmp_path), f"w{n}", start, wins)) for n in range(4)]
+    for writer in writers:
+        writer.start()
+    start.set()
+    won = dict(sorted(wins.get(timeout=60) for _ in range(50)))
+    for writer in writers:
+        writer.join()
+    assert wins.empty() and len(won) == 50
+    for i, name in won.items():
+        assert LocalStorage(tmp_path).read_bytes(f"k/{i}") == name.encode()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write_bytes("x", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        storage.write_bytes("x", b"new")
+    monkeypatch.undo()
+    assert storage.read_bytes("x") == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_listing_is_in_order_of_key_and_whole(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    keys = ["a-b", "a.jpg", "a/1", "a/2/3", "a0", "b", "é"]
+    for key in reversed(keys):
+        storage.write_bytes(key, key.encode())
+    listed = [info.key for info in storage.iter_objects()]
+    assert listed == sorted(keys)
+    assert [info.key for info in storage.iter_objects("a/")] == ["a/1", "a/2/3"]
+    assert list(storage.iter_objects("nothing/")) == []
+
+
+def test_a_listing_can_begin_behind_any_key(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    keys = sorted(["a-b", "a.jpg", "a/1", "a/2/3", "a/2/4", "a0", "b", "é"])
+    for key in keys:
+        storage.write_bytes(key, b"")
+    for after in (*keys, "", "a", "a/", "a/2", "a/20", "zz"):
+        assert [info.key for info in storage.iter_objects(after=after)] == [key for key in keys if key > after]
+
+
+def test_a_large_folder_is_sorted_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "SORTED_IN_MEMORY", 7)
+    names = [f"{number}" for number in range(40)] + ["line\nbreak", "17-", "17.x", 'quo"te', "ü"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "17+").mkdir()
+    (tmp_path / "17+" / "deep").touch()
+    (tmp_path / os.fsdecode(b"\xff")).touch()
+    listed = [info.key for info in LocalStorage(tmp_path).iter_objects()]
+    assert listed == sorted([*names, "17+/deep", "\\xff"])
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write_bytes("a/b", b"whole")
+    (tmp_path / "a" / ".c.0123456789ab.tmp").write_bytes(b"ha")
+    assert storage.remove_unfinished() == ["a/.c.0123456789ab.tmp"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("write", [LocalStorage.write_bytes, LocalStorage.put_if_absent])
+def test_a_writer_whose_half_is_removed_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write) -> None:
+    storage, removed = LocalStorage(tmp_path), []
+    sync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        if not removed:
+            removed.extend(storage.remove_unfinished())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    write(storage, "x", b"data")
+    assert len(removed) == 1 and storage.read_bytes("x") == b"data" and os.listdir(tmp_path) == ["x"]
+
+
+def test_odd_names_are_listed_and_found(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
+        file.write(b"odd")
+    os.symlink(tmp_path / "gone", tmp_path / "dangling")
+    os.symlink(tmp_path, tmp_path / "loop")
+    storage = LocalStorage(tmp_path)
+    listed = {info.key: info.size_bytes for info in storage.iter_objects()}
+    assert listed == {"caf\\xe9.jpg": 3, "dangling": -1}
+    assert storage.read_bytes("caf\\xe9.jpg") == b"odd"
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        LocalStorage(tmp_path).read_bytes("pipe")
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd"])
+def test_keys_cannot_climb_out(tmp_path: Path, key: str) -> None:
+    with pytest.raises(StorageError, match="no key below"):
+        LocalStorage(tmp_path / "root").read_bytes(key)
+
+
+@pytest.mark.parametrize("uri", ["", "ftp://host/x", "gopher://x"])
+def test_unusable_uris_are_refused(uri: str) -> None:
+    with pytest.raises(StorageError):
+        open_storage(uri)

@@ -1,0 +1,166 @@
+"""Reading a run: exactly what its commits name, only what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.manifest import RunError, open_run
+from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.storage.local import LocalStorage
+from pipeline.tables import (
+    _files_dataset,
+    counts,
+    decode_mask,
+    decode_masks,
+    iter_instances,
+    load_images,
+    load_instances,
+)
+
+
+def test_the_tables_come_back_whole_with_their_columns(drawn_run):
+    instances, images = load_instances(drawn_run.uri), load_images(drawn_run.uri)
+    assert list(instances.columns) == INSTANCES_SCHEMA.names
+    assert list(images.columns) == IMAGES_SCHEMA.names
+    assert len(images) == 8 and len(instances) == len(drawn_run.masks)
+    assert images.set_index("image_id")["num_instances"].sum() == len(instances)
+    assert instances["score"].dtype == np.float32
+
+
+def test_pandas_alone_sees_the_same_rows(drawn_run):
+    ours = load_instances(drawn_run.uri)
+    plain = pd.read_parquet(f"{drawn_run.uri}/instances")
+    key = ["image_id", "instance"]
+    pd.testing.assert_frame_equal(
+        ours.sort_values(key, ignore_index=True), plain.sort_values(key, ignore_index=True), check_dtype=False
+    )
+
+
+def test_a_file_that_no_commit_names_is_not_read(drawn_run, tmp_path: Path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(drawn_run.uri, folder)
+    before = load_instances(str(folder))
+    first = next((folder / "instances").rglob("*.parquet"))
+    shutil.copy(first, first.with_name("000000000-loser.parquet"))
+    pd.testing.assert_frame_equal(load_instances(str(folder)), before)
+    assert len(pd.read_parquet(folder / "instances")) > len(before)
+
+
+def test_filters_and_columns_agree_with_pandas(drawn_run):
+    everything = load_instances(drawn_run.uri)
+    got = load_instances(drawn_run.uri, ["score", "image_id"], [("category", "==", "circle"), ("score", ">", 0.5)])
+    want = everything[(everything["category"] == "circle") & (everything["score"] > 0.5)]
+    assert 0 < len(want) < len(everything)
+    pd.testing.assert_frame_equal(got, want[["score", "image_id"]].reset_index(drop=True))
+    either = load_instances(drawn_run.uri, filters=[[("category", "==", "circle")], [("score", "<", 0.2)]])
+    assert len(either) == ((everything["category"] == "circle") | (everything["score"] < 0.2)).sum()
+    nothing = load_instances(drawn_run.uri, filters=[("score", ">", 2)])
+    assert len(nothing) == 0 and list(nothing.columns) == INSTANCES_SCHEMA.names
+
+
+def test_row_groups_without_a_match_are_not_read(tmp_path: Path):
+    table = pa.table(
+        {"category": ["a"] * 50_000 + ["b"] * 50_000, "rle_counts": [f"{i:0100d}" for i in range(100_000)]}
+    )
+    schema = pa.schema([INSTANCES_SCHEMA.field("category"), INSTANCES_SCHEMA.field("rle_counts")])
+    pq.write_table(table.cast(schema), tmp_path / "t.parquet", row_group_size=10_000, compression="none")
+
+    class Counting(LocalStorage):
+        read = 0
+
+        def open_input(self, key):
+            file = super().open_input(key)
+            inner = file.read
+
+            class Wrapped:
+                closed = False
+
+                def __getattr__(self, name):
+                    return getattr(file, name)
+
+                def read(self, size=-1):
+                    data = inner(size)
+                    Counting.read += len(data)
+                    return data
+
+            return Wrapped()
+
+    class Remote(Counting):
+        pass
+
+    import pipeline.results.query as query
+
+    storage = Remote(tmp_path)
+    real = query.LocalStorage
+    query.LocalStorage = type("Nothing", (), {})  # so that the storage is read through Arrow's Python file system
+    try:
+        dataset = _files_dataset(storage, ["t.parquet"], schema)
+        size = (tmp_path / "t.parquet").stat().st_size
+        rows = dataset.to_table(filter=pa.compute.field("category") == "nowhere").num_rows
+        assert rows == 0 and Counting.read < size / 20
+        Counting.read = 0
+        assert dataset.to_table(filter=pa.compute.field("category") == "b").num_rows == 50_000
+        assert size / 3 < Counting.read < size * 0.7
+    finally:
+        query.LocalStorage = real
+
+
+def test_streaming_gives_the_same_rows(drawn_run):
+    parts = list(iter_instances(drawn_run.uri, batch_rows=3))
+    assert max(map(len, parts)) <= 3
+    pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), load_instances(drawn_run.uri))
+    assert list(iter_instances(drawn_run.uri, filters=[("score", ">", 2)])) == []
+
+
+def test_masks_decode_from_any_kind_of_row(drawn_run):
+    instances = load_instances(drawn_run.uri)
+    masks = decode_masks(instances)
+    for place, row in enumerate(instances.itertuples()):
+        want = drawn_run.masks[row.image_id, row.instance]
+        np.testing.assert_array_equal(masks[place], want)
+        np.testing.assert_array_equal(decode_mask(row), want)
+    np.testing.assert_array_equal(decode_mask(instances.iloc[0]), masks[0])
+    np.testing.assert_array_equal(decode_mask(instances.iloc[0].to_dict()), masks[0])
+    assert masks[0].dtype == np.uint8
+    assert decode_masks(instances.iloc[:0]) == []
+
+
+def test_wrong_questions_are_answered_in_words(drawn_run, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no column 'sore'.*score"):
+        load_instances(drawn_run.uri, ["sore"])
+    with pytest.raises(ValueError, match="no column 'klass'"):
+        load_instances(drawn_run.uri, filters=[("klass", "==", "a")])
+    with pytest.raises(ValueError, match="a list of names"):
+        load_instances(drawn_run.uri, "score")
+    with pytest.raises(RunError, match="holds no run"):
+        load_instances(str(tmp_path))
+    with pytest.raises(ValueError, match="rle_counts"):
+        decode_mask(load_instances(drawn_run.uri, ["score"]).iloc[0])
+
+
+def test_an_open_run_and_a_bare_table_are_taken_too(drawn_run):
+    want = load_instances(drawn_run.uri)
+    pd.testing.assert_frame_equal(load_instances(open_run(drawn_run.uri)), want)
+    assert len(load_instances(f"{drawn_run.uri}/instances")) == len(want)
+
+
+def test_counts_are_those_of_value_counts(drawn_run):
+    instances = load_instances(drawn_run.uri)
+    got = counts(instances, min_score=0.3).set_index("category")["instances"]
+    want = instances[instances["score"] >= 0.3]["category"].value_counts()
+    assert got.to_dict() == want.to_dict()
+    assert list(counts(instances.iloc[:0]).columns) == [
+        "category",
+        "instances",
+        "images",
+        "mean_score",
+        "median_area_px",
+    ]
