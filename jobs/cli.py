@@ -479,9 +479,7 @@ def main() -> None:
         _fail("interrupted; run the same command again to go on", Exit.FAILED)
 
 
-def _settings(
-    name: str, file: Path | None, words: list[str] | None, print_config: bool, **options: str | None
-) -> Any:
+def _settings(name: str, file: Path | None, words: list[str] | None, print_config: bool, **options: str | None) -> Any:
     """The validated configuration of a command; ends the program on a wrong one (2), or after printing it (0).
 
     Args:

@@ -1,11 +1,11 @@
 """`maskfleet demo`: draw, train, segment, evaluate, look, on this machine, in minutes.
 
-    OUT/data        the drawn corpus: train, val and unlabelled images with exactly known masks
-    OUT/training    the training's output: checkpoints, metrics
-    OUT/model       the trained checkpoint
-    OUT/run         the 200 unlabelled images, segmented
-    OUT/val_run     the validation images, segmented; OUT/evaluation is how good they are
-    OUT/pictures    what it looks like
+OUT/data        the drawn corpus: train, val and unlabelled images with exactly known masks
+OUT/training    the training's output: checkpoints, metrics
+OUT/model       the trained checkpoint
+OUT/run         the 200 unlabelled images, segmented
+OUT/val_run     the validation images, segmented; OUT/evaluation is how good they are
+OUT/pictures    what it looks like
 """
 
 from __future__ import annotations

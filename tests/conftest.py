@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tests.chaos.rgw import Rgw
 
 
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photos beside the repository; tests on them skip where it is not there."""

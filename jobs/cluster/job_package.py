@@ -233,4 +233,3 @@ def _read_config(file: str) -> str:
 
 def _absolute(uri: str) -> str:
     return str(local_path(uri)) if is_local(uri) else uri
-

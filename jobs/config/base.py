@@ -71,7 +71,5 @@ class ClusterSection(Section):
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested sections as one mapping of dotted keys; an empty section is a value."""
     if isinstance(values, Mapping) and values:
-        return {
-            key: value for name, part in values.items() for key, value in flatten(part, f"{prefix}{name}.").items()
-        }
+        return {key: value for name, part in values.items() for key, value in flatten(part, f"{prefix}{name}.").items()}
     return {prefix.rstrip("."): values}

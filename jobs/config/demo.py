@@ -13,7 +13,6 @@ class DemoOutputSection(Section):
     uri: str = Field("demo", min_length=1, description="Folder that receives data, model, run, evaluation, pictures.")
 
 
-
 class DemoSection(Section):
     """How large the demo is."""
 
@@ -24,11 +23,9 @@ class DemoSection(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the drawings and of the training.")
 
 
-
 class DemoConfig(Section):
     """`maskfleet demo`."""
 
     output: DemoOutputSection = Field(default_factory=DemoOutputSection)
     demo: DemoSection = Field(default_factory=DemoSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
-

@@ -236,8 +236,9 @@ class ConvertSection(Section):
         "refuse", description="VOC and Cityscapes: objects that share pixels are refused, or the smaller has them."
     )
     unknown: Literal["refuse", "ignore", "drop"] = Field(
-        "refuse", description="Objects of a category that the source does not declare: refuse, keep as regions to be "
-        "ignored, or leave out."
+        "refuse",
+        description="Objects of a category that the source does not declare: refuse, keep as regions to be "
+        "ignored, or leave out.",
     )
 
 

@@ -22,7 +22,6 @@ class ModelSection(Section):
     )
 
 
-
 class InputSection(Section):
     """The images."""
 
@@ -48,7 +47,6 @@ class InputSection(Section):
     )
 
 
-
 class CorpusSection(Section):
     """How the images are cut into shards."""
 
@@ -58,7 +56,6 @@ class CorpusSection(Section):
         le=65_536,
         description="Images a shard; null chooses by the size of the corpus. Fixed when the plan is sealed.",
     )
-
 
 
 class SliceSection(Section):
@@ -77,7 +74,6 @@ class SliceSection(Section):
         if self.overlap > self.size // 2:
             raise ValueError(f"overlap is {self.overlap}; allowed is at most half of size, {self.size // 2}")
         return self
-
 
 
 class SegmentSection(Section):
@@ -121,9 +117,7 @@ class SegmentSection(Section):
         return self
 
 
-
 _LIMITS = DecodeLimits()
-
 
 
 class DecodeSection(Section):
@@ -144,7 +138,6 @@ class DecodeSection(Section):
     )
 
 
-
 class SegmentConfig(Section):
     """`maskfleet segment`."""
 
@@ -158,7 +151,6 @@ class SegmentConfig(Section):
     storage: StorageSection = Field(default_factory=StorageSection)
 
 
-
 class RetrySection(Section):
     """What is tried again."""
 
@@ -167,9 +159,7 @@ class RetrySection(Section):
     )
 
 
-
 class RetryConfig(SegmentConfig):
     """`maskfleet retry`: the settings the run was segmented with, and what to try again."""
 
     retry: RetrySection = Field(default_factory=RetrySection)
-

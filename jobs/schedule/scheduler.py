@@ -124,7 +124,8 @@ class Scheduler:
         late = [
             tick
             for tick in ticks
-            if not self._is_on_time(tick, now) and not (state := known.get(tick, TickState())).is_queued
+            if not self._is_on_time(tick, now)
+            and not (state := known.get(tick, TickState())).is_queued
             and not state.started
         ]
         if task.missed == "all":

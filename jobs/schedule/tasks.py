@@ -154,9 +154,7 @@ def credentials_of(config: ScheduleConfig) -> dict[str, str]:
     return {variable: secret.get_secret_value() for variable, secret in secrets.items() if secret is not None}
 
 
-def run_tick(
-    config: ScheduleConfig, task: TaskSection, tick: datetime, state: ScheduleState, runner: Runner
-) -> Result:
+def run_tick(config: ScheduleConfig, task: TaskSection, tick: datetime, state: ScheduleState, runner: Runner) -> Result:
     """Does what is due at a tick; what has been done before is found done.
 
     Raises:

@@ -149,9 +149,7 @@ def _effect_cells(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effect
     ]
 
 
-def paired_differences(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effect: EffectSection
-) -> list[float]:
+def paired_differences(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effect: EffectSection) -> list[float]:
     """How much higher the effect's figure is in the one case than in the other, for each pair of done trials that
     differ in nothing else."""
     others = [axis for axis in axes if axis != "case"] + ["seed"]

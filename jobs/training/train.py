@@ -259,9 +259,7 @@ def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None]
         plan.config, worker, lambda kind, sentence, **values: seen.take(TrainEvent(kind, sentence, 0, values))
     ).run()
     write_summary(output, plan.config, broken=seen.broken)
-    return _result(
-        output, output.steps()[-1], broken_images=seen.broken, unturned_images=frozenset(seen.unturned)
-    )
+    return _result(output, output.steps()[-1], broken_images=seen.broken, unturned_images=frozenset(seen.unturned))
 
 
 def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> None:

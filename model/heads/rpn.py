@@ -143,9 +143,7 @@ class ProposalNetwork(RegionProposalNetwork):
         logits = [level.permute(0, 2, 3, 1).flatten(1).float() for level in objectness]
         if not self.training and not all(bool(torch.isfinite(level).all()) for level in logits):
             raise NonFiniteOutput("the network gave region scores that are not finite")
-        offsets = [
-            level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for level in deltas
-        ]
+        offsets = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for level in deltas]
         anchors_of = anchors.split([level.shape[1] for level in logits])
         best = [level.topk(min(self.pre_nms_top_n(), level.shape[1]), dim=1) for level in logits]
         best_offsets = [level.gather(1, top.indices[..., None].expand(-1, -1, 4)) for level, top in zip(offsets, best)]

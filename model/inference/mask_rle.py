@@ -32,9 +32,7 @@ _PIXELS_AT_A_TIME = 1 << 23
 _SMALL_OUTPUT = 128  # height + width up to which torch's CPU resize takes its small kernel
 
 
-def mask_runs(
-    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], paste: Paste
-) -> tuple[Tensor, Tensor]:
+def mask_runs(mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], paste: Paste) -> tuple[Tensor, Tensor]:
     """The masks of one image as run lengths, those of `pipeline.masks.rle.encode_roi_masks` before they become strings.
 
     Args:

@@ -172,5 +172,3 @@ def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], set
     )
     for _ in dataset.iter_batches(batch_size=None):
         pass
-
-

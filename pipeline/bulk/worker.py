@@ -41,9 +41,7 @@ from pipeline.storage.stores import open_storage, use_settings
 SHARDS_AT_ONCE = 2  # in an actor: one is segmented while the one before it is written
 
 
-
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,6 @@ class BulkJob:
     storage: StorageSettings | None = None
     longest_shard_s: int = 3600
     predictor: Callable[..., ImagePredictor] = ImagePredictor
-
 
 
 class ShardWorker:
@@ -243,7 +240,6 @@ class ShardWorker:
         return result
 
 
-
 class RepairWorker(ShardWorker):
     """An actor of a repair: segments what failed of a shard, and commits the shard anew beside the run."""
 
@@ -262,7 +258,6 @@ class RepairWorker(ShardWorker):
     def tables_of(self, shard: int, results: list[ImageResult]) -> tuple[pa.Table, pa.Table]:
         """The whole shard: the rows that were right, and those that came out now."""
         return merge_tables(read_shard_tables(self.run, self.files[shard]), super().tables_of(shard, results))
-
 
 
 @ray.remote(num_cpus=0)
@@ -296,4 +291,3 @@ class ProgressBoard:
         """The counts so far, as `Progress` takes them."""
         self.planned.set(self.num_images)  # Ray forgets a gauge that nobody sets for some time
         return self.tally.counts()
-

@@ -178,5 +178,3 @@ def polygon_area(polygons: Polygons) -> float:
         x, y = np.array(polygon, dtype=np.float64).reshape(-1, 2).T
         total += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
     return total
-
-

@@ -183,5 +183,3 @@ class Storage(ABC):
     def uri_of(self, key: str) -> str:
         """The full URI of a key."""
         return f"{self.uri.rstrip('/')}/{key}" if key else self.uri
-
-

@@ -10,7 +10,6 @@ from pipeline.storage.uri import local_path
 _settings: StorageSettings | None = None
 
 
-
 def use_settings(settings: StorageSettings | None) -> None:
     """Makes these settings those of every `open_storage` of this process that names none itself.
 
@@ -18,7 +17,6 @@ def use_settings(settings: StorageSettings | None) -> None:
     """
     global _settings
     _settings = settings
-
 
 
 def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
@@ -43,4 +41,3 @@ def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
 
         return S3Storage(uri, settings or _settings)
     raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")
-

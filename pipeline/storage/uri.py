@@ -13,7 +13,6 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
-
 def local_path(uri: str) -> Path:
     """The absolute path of a local URI (a plain path or file://, percent-decoded)."""
     path = unquote(urlsplit(uri).path) if uri.startswith("file://") else os.path.expanduser(uri)
@@ -28,7 +27,6 @@ def plain_uri(uri: str) -> str:
     return f"{scheme}{mark}{posixpath.normpath(path)}" if mark else uri
 
 
-
 def join_uri(folder: str, name: str) -> str:
     """`name` below `folder`; a name that is itself absolute or a URI stays as it is, and `..` goes up."""
     if "://" in name or name.startswith("/"):
@@ -38,12 +36,10 @@ def join_uri(folder: str, name: str) -> str:
     return f"{scheme}{mark}{joined}"
 
 
-
 def parent_uri(uri: str) -> str:
     """The folder a file lies in ('.' for a bare name)."""
     uri = plain_uri(uri)
     return uri.rstrip("/").rpartition("/")[0] or ("/" if uri.startswith("/") else ".")
-
 
 
 def base_name(uri: str) -> str:
@@ -51,12 +47,10 @@ def base_name(uri: str) -> str:
     return plain_uri(uri).rstrip("/").rpartition("/")[2]
 
 
-
 def file_stem(uri: str) -> str:
     """The last part of a URI without its extension."""
     name = base_name(uri)
     return name.rpartition(".")[0] or name
-
 
 
 def aligned_uri(pattern: str, uri: str) -> str:
@@ -77,4 +71,3 @@ def aligned_uri(pattern: str, uri: str) -> str:
     if not filled or "{stem}" not in pattern:
         raise ValueError(f"the pattern {pattern!r} must have {{stem}}, may have {{folder}}, and nothing else in {{}}")
     return plain_uri(filled)
-

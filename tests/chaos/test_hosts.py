@@ -97,7 +97,11 @@ def start_lab(hosts: Hosts, rgw: Rgw, folder: Path, ray_folder: Path) -> Lab:
     # A folder of its own: in Ray's usual one another Ray of this machine may be taken for the current one.
     start(HEAD, "--head", "--port=6379", f"--dashboard-host={head}", "--num-cpus=0", f"--temp-dir={ray_folder}")
     lab = Lab(hosts, environment, f"http://{head}:8265")
-    asks = [sys.executable, "-c", f"from jobs.cluster.submit import Jobs; print(len(Jobs({lab.address!r}).list()), 'jobs')"]
+    asks = [
+        sys.executable,
+        "-c",
+        f"from jobs.cluster.submit import Jobs; print(len(Jobs({lab.address!r}).list()), 'jobs')",
+    ]
     wait_for(lambda: "0 jobs" in hosts.run(HEAD, asks, None, **environment), 120)
     for number in (FIRST, SECOND):
         start(number, f"--address={head}:6379", "--num-cpus=1")

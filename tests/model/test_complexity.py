@@ -1,6 +1,5 @@
 """The table in docs/models.md is what its command prints."""
 
-
 import pytest
 import torch
 from torchvision.models import detection

@@ -81,9 +81,7 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
                 (n for n in files.iter_names(photo_folder) if file_stem(n) == f"{name}_leftImg8bit"),
                 file_name,
             )
-        images.append(
-            AnnotatedImage(name, file_name, join_uri(photo_folder, file_name), height, width, instances)
-        )
+        images.append(AnnotatedImage(name, file_name, join_uri(photo_folder, file_name), height, width, instances))
     return AnnotatedSet(tuple(images), categories)
 
 

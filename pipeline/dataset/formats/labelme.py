@@ -83,9 +83,7 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
             _to_instance(shapes, label_of[label], height, width, where) for (label, _), shapes in groups.items()
         )
         file_name = str(entry["imagePath"]).replace("\\", "/")
-        path = (
-            join_uri(image_root, base_name(file_name)) if image_root else join_uri(folder, file_name)
-        )
+        path = join_uri(image_root, base_name(file_name)) if image_root else join_uri(folder, file_name)
         images.append(AnnotatedImage(number, file_name, path, height, width, instances))
     categories = tuple(Category(index + 1, name) for index, name in enumerate(classes))
     return AnnotatedSet(tuple(images), categories, notes=dict(notes))

@@ -49,7 +49,6 @@ def load_annotations(
     raise AnnotationError(f"no annotation format {format!r}; allowed are auto, {', '.join(FORMATS)}")
 
 
-
 def detect_format(uri: str) -> str:
     """The format (one of FORMATS) of a JSON file, a folder, or a list of VOC names.
 
@@ -76,7 +75,6 @@ def detect_format(uri: str) -> str:
     )
 
 
-
 def _format_of_json(uri: str) -> str:
     content = files.read_bytes(uri)  # searched, not parsed: COCO's own files have half a gigabyte
     if b'"images"' in content and (b'"annotations"' in content or b'"categories"' in content):
@@ -89,4 +87,3 @@ def _format_of_json(uri: str) -> str:
         f"{uri} is no annotation file that is understood: a COCO file has 'images' and 'annotations', "
         "a VIA file 'regions' for each photo, a LabelMe file 'shapes'"
     )
-
