@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jobs.training.output import TrainingOutput
-from model.checkpoint import CHECKPOINT_MARKER, Checkpoint, CheckpointError, load_checkpoint
-from model.weights.loading import PUBLISHED
+from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
+from model.presets import PUBLISHED
 from pipeline.storage.cache import local_file, local_folder
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import is_local

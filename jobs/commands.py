@@ -79,4 +79,4 @@ def read_settings(name: str, file: Path | None, words: Sequence[str] | None, **o
         if place < len(given) and not is_override(given[place]):
             given[place] = f"{key}={given[place]}"
     given += [f"{command.options[option]}={value}" for option, value in options.items() if value is not None]
-    return load_config(command.config, file, given)
+    return load_config(command.config, file, given, folder=name)

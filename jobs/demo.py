@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from jobs.checkpoints import find_checkpoint
-from jobs.cluster.start import REPOSITORY, cluster
+from jobs.cluster.start import cluster
 from jobs.config.demo import DemoConfig
 from jobs.config.load import load_config
 from jobs.config.results import EvaluateConfig
@@ -28,14 +28,13 @@ from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
 from jobs.progress import ProgressLine, describe
 from jobs.segment import prepare_segment, run_segment
 from jobs.training.train import prepare_train, run_train
-from model.checkpoint import CHECKPOINT_MARKER, is_checkpoint
+from model.checkpoint_folder import CHECKPOINT_MARKER, is_checkpoint
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.results.render import save_overlays
 from pipeline.storage.uri import local_path
 from pipeline.tables import load_images, load_instances
 
-TRAIN_CONFIG = REPOSITORY / "configs/train/tiny_cpu.yaml"
-SEGMENT_CONFIG = REPOSITORY / "configs/segment/tiny_cpu.yaml"
+TRAIN_CONFIG, SEGMENT_CONFIG = "train/tiny_cpu", "segment/tiny_cpu"  # as they ship with the program
 NUM_PICTURES = 12
 
 

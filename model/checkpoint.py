@@ -22,15 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from model.categories import Category, check_categories
+from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError, is_checkpoint
 from model.network import MaskRCNN, build_model
 from model.spec import ModelSpec
 
-CHECKPOINT_MARKER = "checkpoint.json"
 FORMAT_VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A folder that is no usable checkpoint; the sentence names the folder, the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,6 @@ class Checkpoint:
         except RuntimeError as error:
             raise CheckpointError(f"the weights do not fit their spec: {error}") from error
         return model.eval()
-
-
-def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder is a checkpoint that was written to its end."""
-    return (Path(folder) / CHECKPOINT_MARKER).is_file()
 
 
 def save_checkpoint(

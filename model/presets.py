@@ -6,6 +6,8 @@ from typing import Any
 
 from model.spec import ModelSpec
 
+PUBLISHED = ("coco", "imagenet")  # weights that are asked for by a name; anything else is a file
+
 
 def torchvision_v1(num_classes: int = 90, **changes: Any) -> ModelSpec:
     """torchvision's ``maskrcnn_resnet50_fpn`` as its COCO weights (V1) want it."""

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from jobs.cluster.entrypoint import SUBMISSION
-from jobs.cluster.start import REPOSITORY
+from jobs.cluster.submission import SUBMISSION
 from jobs.commands import COMMANDS
-from jobs.config.load import ConfigError, is_override, to_plain
-from model.weights.loading import PUBLISHED
+from jobs.config.load import ConfigError, find_config, is_override, to_plain
+from jobs.home import HOME
+from model.presets import PUBLISHED
 from pipeline.manifest import sha256_of, to_json
 from pipeline.storage.uri import is_local, local_path
 
@@ -145,9 +145,9 @@ def handed_environment(names: Sequence[str], *, credentials: bool) -> dict[str, 
 def code_files() -> dict[str, Path]:
     """The files of the three layers by their name in the package, sorted."""
     files = {
-        path.relative_to(REPOSITORY).as_posix(): path
+        path.relative_to(HOME).as_posix(): path
         for layer in LAYERS
-        for path in (REPOSITORY / layer).rglob("*")
+        for path in (HOME / layer).rglob("*")
         if path.suffix in SUFFIXES and path.is_file()
     }
     return dict(sorted(files.items()))
@@ -183,7 +183,7 @@ def pinned_dependencies() -> list[str]:
         ConfigError: the program is not installed here, so there is nothing to pin by.
     """
     try:
-        project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
         required = project["dependencies"]
     except OSError:
         required = [line.partition(";")[0] for line in metadata.requires("maskfleet") or () if "extra ==" not in line]
@@ -226,7 +226,7 @@ def _is_place(key: str, value: Any) -> bool:
 
 def _read_config(file: str) -> str:
     try:
-        return Path(file).read_text()
+        return find_config(file, "train", "sweep.base").read_text()
     except OSError as error:
         raise ConfigError(f"sweep.base: {file!r} cannot be read: {error.strerror}") from None
 

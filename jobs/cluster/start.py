@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +13,10 @@ from pathlib import Path
 import ray
 
 from jobs.config.base import ClusterSection
+from jobs.home import HOME
 
 START_TRIES = 3
-REPOSITORY = Path(__file__).resolve().parents[2]
+_INSTALLED = ("site-packages", "dist-packages")  # on every worker's import path anyway, behind Python's own modules
 
 
 @contextmanager
@@ -31,29 +34,32 @@ def cluster(section: ClusterSection) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU keep CUDA's own view
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    _start(section)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="maskfleet-") as empty:
+        # Ray puts the folder it is started from at the front of every worker's import path, and its workers run there.
+        # In the user's folder a `model.py` or a `random.py` would take the place of ours or of Python's own.
+        _start(section, Path(empty) if HOME.name in _INSTALLED else HOME)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
-def _start(section: ClusterSection) -> None:
-    """Joins or starts; on a machine so busy that Ray's own 30 s for a start run out, tries again."""
+def _start(section: ClusterSection, folder: Path) -> None:
+    """Joins or starts, from a folder; on a machine so busy that Ray's own 30 s for a start run out, tries again."""
     local = section.address is None
     for tries_left in reversed(range(START_TRIES)):
         try:
-            ray.init(
-                address="local" if local else section.address,
-                num_cpus=section.num_cpus if local else None,
-                num_gpus=section.num_gpus if local else None,
-                include_dashboard=False if local else None,
-                configure_logging=True,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}} if local else None,
-            )
+            with contextlib.chdir(folder):
+                ray.init(
+                    address="local" if local else section.address,
+                    num_cpus=section.num_cpus if local else None,
+                    num_gpus=section.num_gpus if local else None,
+                    include_dashboard=False if local else None,
+                    configure_logging=True,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
             return
         except Exception as error:  # Ray raises a bare Exception here
             if not tries_left or "timed out during startup" not in str(error):

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from jobs.cluster.entrypoint import PYTHON
 from jobs.cluster.job_package import Submission, code_hash, pinned_dependencies, write_package
+from jobs.cluster.submission import PYTHON
 from jobs.config.load import ConfigError
 
 ADDRESS = "http://127.0.0.1:8265"
@@ -30,7 +30,7 @@ TOKEN_FILE = Path(".ray/auth_token")
 RUNNING = ("PENDING", "RUNNING")
 SUCCEEDED = "SUCCEEDED"
 POLL_S = 0.5
-SETUP_HOOK = "jobs.cluster.entrypoint.setup_worker"
+SETUP_HOOK = "jobs.cluster.submission.setup_worker"
 LOST_TRIES = 20  # a head that is busy answers late; one that is gone does not answer at all
 
 

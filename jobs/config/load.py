@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.home import shipped_configs
 from pipeline.manifest import sha256_of, to_json
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -30,13 +31,16 @@ def load_config(
     file: str | Path | None,
     overrides: Sequence[str] = (),
     base: dict[str, Any] | None = None,
+    folder: str = "",
 ) -> Config:
     """The configuration of a YAML file (or of the values `base`) and `a.b=value` words, later words winning.
+
+    `file` may name one that ships with the program; see `find_config`, also for `folder`.
 
     Raises:
         ConfigError: an unreadable file, a wrong key, a value out of range; one sentence a fault.
     """
-    values = read_yaml(file) if file is not None else dict(base or {})
+    values = read_yaml(find_config(file, folder)) if file is not None else dict(base or {})
     for word in overrides:
         _override(values, word)
     try:
@@ -64,6 +68,28 @@ def config_hash(config: BaseModel) -> str:
 def is_override(word: str) -> bool:
     """Whether a word of the command line is `key=value` (a URI may hold '=' too, but no key looks like one)."""
     return re.match(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*=", word) is not None
+
+
+def find_config(name: str | Path, folder: str = "", key: str = "--config") -> Path:
+    """The file of settings that a name means: one that is there, else one that ships with the program.
+
+    Args:
+        name: a path; or a shipped file as `tiny_cpu` (in `folder`), `train/tiny_cpu` or `configs/train/tiny_cpu.yaml`.
+        folder: the command's folder of the shipped configurations, such as "train".
+        key: what gave the name, for messages.
+
+    Raises:
+        ConfigError: no file of that name, here or among the shipped ones, which the message lists.
+    """
+    if Path(name).exists() and not Path(name).is_dir():
+        return Path(name)
+    shipped = shipped_configs()
+    relative = Path(str(name).removeprefix("configs/")).with_suffix(".yaml")
+    for place in (shipped / folder / relative, shipped / relative):
+        if not relative.is_absolute() and ".." not in relative.parts and place.is_file():
+            return place
+    names = sorted(path.relative_to(shipped).with_suffix("").as_posix() for path in (shipped / folder).rglob("*.yaml"))
+    raise ConfigError(f"{key} {name}: there is no such file; these ship with the program: {', '.join(names)}")
 
 
 def read_yaml(file: str | Path, key: str = "--config") -> dict[str, Any]:

@@ -21,7 +21,6 @@ import yaml
 
 from jobs.checkpoints import find_checkpoint
 from jobs.cluster.job_package import CREDENTIALS
-from jobs.cluster.start import REPOSITORY
 from jobs.config.load import to_plain
 from jobs.config.schedule import (
     DataSetSection,
@@ -32,8 +31,9 @@ from jobs.config.schedule import (
     segment_settings,
 )
 from jobs.evaluate import load_truth
+from jobs.home import HOME
 from jobs.schedule.state import ScheduleState
-from model.checkpoint import CHECKPOINT_MARKER
+from model.checkpoint_folder import CHECKPOINT_MARKER
 from pipeline.manifest import sha256_of, to_json
 from pipeline.results.history import load_history
 from pipeline.storage.stores import open_storage
@@ -93,10 +93,9 @@ class Programs:
         """As `Runner.run`; whoever is late, or is stopped, gets SIGTERM and after STOP_S SIGKILL."""
         if self._stopped.is_set():
             raise Stopped
-        path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         program = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *args],
-            env=os.environ | self.environment | {"PYTHONPATH": path},
+            [sys.executable, "-P", str(HOME / "maskfleet" / "__main__.py"), *args],
+            env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -25,7 +25,7 @@ import yaml
 
 from jobs.cluster.start import cluster, total
 from jobs.config.base import flatten
-from jobs.config.load import ConfigError, load_config, read_yaml, set_value, to_plain
+from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain
 from jobs.config.sweep import DrawSection, SweepConfig
 from jobs.config.train import NOT_IDENTITY, TrainConfig
 from jobs.sweep.results import make_row, write_results
@@ -175,7 +175,7 @@ def iter_trials(config: SweepConfig, output: Storage) -> Iterator[Trial]:
         ConfigError: A key or value that no training takes; the message names it and the trial.
     """
     sweep = config.sweep
-    base = read_yaml(sweep.base, "sweep.base") if sweep.base is not None else {}
+    base = read_yaml(find_config(sweep.base, "train", "sweep.base")) if sweep.base is not None else {}
     base = {name: section for name, section in base.items() if name in ("model", "data", "train")}
     cases = sweep.cases or {"": {}}
     for (case, overrides), *points in itertools.product(

@@ -20,16 +20,19 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from model.checkpoint import CHECKPOINT_MARKER, Checkpoint, CheckpointError, load_checkpoint
+from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import is_local
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
 
 CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set_aside"
@@ -138,6 +141,8 @@ class TrainingOutput:
         Raises:
             CheckpointError: It is torn or altered.
         """
+        from model.checkpoint import load_checkpoint  # torch, which reports of metrics do not need
+
         name = checkpoint_name(step)
         if self.local_root is not None:
             return load_checkpoint(self.local_root / CHECKPOINTS / name)

@@ -33,8 +33,9 @@ from jobs.training.loop import (
 from jobs.training.output import TrainingOutput
 from jobs.training.sets import load_training_set, load_validation_set
 from jobs.training.summary import write_summary
+from model.presets import PUBLISHED
 from model.spec import ModelSpec
-from model.weights.loading import PUBLISHED, find_state_dict
+from model.weights.loading import find_state_dict
 from pipeline.dataset.subset import SubsetRecord
 from pipeline.manifest import to_json
 

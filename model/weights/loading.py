@@ -18,12 +18,11 @@ from torchvision import models
 from torchvision.models import detection
 
 from model.backbones.body import Body, first_conv
+from model.presets import PUBLISHED
 from model.spec import ModelSpec
 from model.weights.detectron2 import from_detectron2, is_detectron2
 from model.weights.unpickler import load_plain_pickle
 
-# What is asked for by a name; anything else is a file.
-PUBLISHED = ("coco", "imagenet")
 # Names in torchvision's files that its modules have renamed since.
 _OLD_NAMES = (
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from model.categories import Category
-from model.checkpoint import CHECKPOINT_MARKER, CheckpointError, load_checkpoint
+from model.checkpoint import load_checkpoint
+from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections, NonFiniteOutput, Predictor
 from model.inference.prefetch import Image, upload_ahead

@@ -1,6 +1,6 @@
 """The program of a decode child: files come by a socket, pixels go to a shared block, answers are JSON.
 
-Started by `pipeline.images.decode_pool.DecodePool` as `python -P -m pipeline.images.decode_child SETTINGS`; imports
+Started by `pipeline.images.decode_pool.DecodePool` as `python -P -c PROGRAM HOME SETTINGS`; imports
 Pillow and nothing heavier. It is expected to die: whoever decodes hostile files in C sooner or later does,
 and the parent counts on no last word. All that the parent reads of it is JSON and pixels, never a pickle.
 """
@@ -146,6 +146,3 @@ def _limit_memory(memory_bytes: int) -> None:
     except OSError:  # no /proc: not Linux, where address space cannot be limited either
         pass
 
-
-if __name__ == "__main__":
-    main()

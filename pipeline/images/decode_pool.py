@@ -45,6 +45,12 @@ _START_S = 180.0
 _PATIENCE = 4
 """How many times `timeout_s` may pass by the clock, on a machine too busy to give a child its share."""
 _KEPT_BLOCK_BYTES = 64 << 20
+_HOME = str(Path(__file__).resolve().parents[2])  # the folder that holds pipeline/
+# With -P the current folder is not on the child's import path; the folder of this very package is.
+_PROGRAM = (
+    "import sys; home = sys.argv.pop(1); home in sys.path or sys.path.insert(0, home); "
+    "from pipeline.images.decode_child import main; main()"
+)
 """A child's block of shared memory, and its heap, keep about this much between images."""
 
 
@@ -247,11 +253,8 @@ class _Child:
             "limits": dataclasses.asdict(limits),
             "decode": decode,
         }
-        root = str(Path(__file__).resolve().parents[2])  # the folder that holds pipeline/
-        search_path = [entry for entry in sys.path if entry]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(search_path if root in search_path else [root, *search_path]),
             # Each thread and each arena of malloc would take address space, more of it on machines with more cores.
             "OPENBLAS_NUM_THREADS": "1",
             # Memory is kept from image to image: to fault it in anew took as long as to decode a small JPEG (ran).
@@ -259,7 +262,7 @@ class _Child:
         }
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.images.decode_child", json.dumps(settings)],
+                [sys.executable, "-P", "-c", _PROGRAM, _HOME, json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # C libraries print their warnings; the reasons come back as words

@@ -17,7 +17,8 @@ from jobs.config.train import TrainConfig
 from jobs.segment import prepare_retry, prepare_segment, run_segment
 from jobs.training.loop import TrainingRun, Worker
 from jobs.training.train import prepare_train
-from model.checkpoint import CheckpointError, load_checkpoint
+from model.checkpoint import load_checkpoint
+from model.checkpoint_folder import CheckpointError
 from model.network import build_model
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.storage.base import StorageError

@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from model.categories import Category
-from model.checkpoint import (
-    CHECKPOINT_MARKER,
-    CheckpointError,
-    is_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError, is_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
 

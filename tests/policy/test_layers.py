@@ -1,37 +1,29 @@
-"""The rules of the house that a reviewer would otherwise have to watch for."""
+"""Imports go one way, in no circle, and cost only what is used; each module says what it is and has its tests."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.paths import ROOT
-from tests.policy.readme_tree import make_tree, readme_with
 
-LAYERS = ("jobs", "pipeline", "model")
+LAYERS = ("maskfleet", "jobs", "pipeline", "model")  # each may import those after it
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
 PROGRAMS = ("__main__.py", "decode_child.py")  # run by themselves; a child's exit is its own
-GROUND_FLOOR = (
-    "pipeline.schema",
-    "pipeline.storage",
-    "pipeline.storage.local",
-    "pipeline.manifest",
-    "pipeline.masks.rle",
-    "pipeline.masks.rle_kernel",
-    "pipeline.masks.boxes",
-    "pipeline.storage.cache",
-    "pipeline.storage.files",
-    "pipeline.images.pixels",
-    "pipeline.images.raster",
-)
+ROOMS = ("bulk", "dataset", "evaluation", "results")  # of pipeline; all else there is the ground floor
+# A room may import the ground floor, itself, and these rooms.
+ROOMS_SEEN = {"bulk": (), "dataset": (), "evaluation": ("dataset",), "results": ("evaluation",)}
+MAX_MODULES = 15  # in a folder
 
 
 def runtime_imports(path: Path) -> set[str]:
-    """Every module a file imports when it runs; `if TYPE_CHECKING:` blocks do not count."""
+    """Every module a file imports when it runs, late imports too; `if TYPE_CHECKING:` blocks do not count."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -60,22 +52,22 @@ def relative(path: Path) -> str:
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_imports_go_one_way(path: Path) -> None:
     layer, *rest = path.relative_to(ROOT).parts
+    assert not imports_of(path, *LAYERS[: LAYERS.index(layer)])
+    if layer == "maskfleet":
+        assert not imports_of(path, "torch", "ray", "pyarrow", "pandas", "numpy")
     if layer == "model":
-        assert not imports_of(path, "pipeline", "jobs", "ray", "pyarrow", "pydantic", "fsspec", "pandas")
+        assert not imports_of(path, "ray", "pyarrow", "pydantic", "fsspec", "pandas")
     if layer == "pipeline":
-        assert not imports_of(path, "jobs", "pydantic", "typer", "rich")
-        if relative(path) != "pipeline/bulk/run.py":
+        assert not imports_of(path, "pydantic", "typer", "rich")
+        if relative(path) not in ("pipeline/bulk/run.py", "pipeline/bulk/worker.py"):
             assert not imports_of(path, "ray")
-        if rest[0] == "bulk":
-            assert not imports_of(path, "pipeline.dataset", "pipeline.results")
-            if rest[1] != "predict.py":
-                assert not imports_of(path, "model", "torch")
-        elif rest[0] == "dataset":
-            assert not imports_of(path, "pipeline.bulk", "pipeline.results")
-        elif rest[0] == "results":
-            assert not imports_of(path, "pipeline.bulk")
-        else:
-            assert not imports_of(path, "pipeline.bulk", "pipeline.dataset", "pipeline.results", "model")
+        room = rest[0] if rest[0] in ROOMS else ""
+        seen = (room, *ROOMS_SEEN.get(room, ()))
+        assert not imports_of(path, *(f"pipeline.{other}" for other in ROOMS if other not in seen))
+        if room == "bulk" and rest[1] != "predict.py":
+            assert not imports_of(path, "model", "torch")
+        if not room:
+            assert not imports_of(path, "model")
 
 
 def test_the_rule_itself_sees_a_forbidden_import(tmp_path: Path) -> None:
@@ -85,13 +77,98 @@ def test_the_rule_itself_sees_a_forbidden_import(tmp_path: Path) -> None:
     assert imports_of(file, "pipeline.bulk") == ["pipeline.bulk"]
 
 
+def circles_of(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or around corners (Tarjan's strong components)."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    circles: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = lowest[module] = len(index)
+        stack.append(module)
+        for imported in sorted(graph[module]):
+            if imported not in index:
+                visit(imported)
+                lowest[module] = min(lowest[module], lowest[imported])
+            elif imported in stack:
+                lowest[module] = min(lowest[module], index[imported])
+        if lowest[module] == index[module]:
+            group = [stack.pop()]
+            while group[-1] != module:
+                group.append(stack.pop())
+            if len(group) > 1 or module in graph[module]:
+                circles.append(sorted(group))
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return circles
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: (runtime_imports(path) & MODULES.keys()) - {name} for name, path in MODULES.items()}
+    # `from package import module` names the package too; its own file counts only where something else is taken of it.
+    for name, path in MODULES.items():
+        graph[name] -= {package for package in graph[name] if not _takes_from(path, package)}
+    assert circles_of(graph) == []
+
+
+def _takes_from(path: Path, module: str) -> bool:
+    """Whether a file imports a name of this very module, not only modules below it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == module:
+            if any(f"{module}.{alias.name}" not in MODULES for alias in node.names):
+                return True
+        elif isinstance(node, ast.ImportFrom) and any(f"{node.module}.{a.name}" == module for a in node.names):
+            return True
+        elif isinstance(node, ast.Import) and any(alias.name == module for alias in node.names):
+            return True
+    return False
+
+
+def test_the_rule_itself_sees_a_circle() -> None:
+    assert circles_of({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+# What must not be loaded by what does not need it: commands by their modules, and the public face.
+WITHOUT_RAY_OR_TORCH = (
+    "maskfleet",
+    "jobs.cli",
+    "jobs.annotations",
+    "jobs.cluster.manifests",
+    "jobs.cluster.submit",
+    "jobs.compare",
+    "jobs.evaluate",
+    "jobs.report",
+    "pipeline.bulk.verify",
+    "pipeline.results",
+    "pipeline.results.drift",
+    "pipeline.results.export",
+    "pipeline.results.history",
+    "pipeline.results.render",
+    "pipeline.results.report",
+    "pipeline.evaluation.compare",
+    "pipeline.evaluation.metrics",
+    "pipeline.dataset.check",
+    "pipeline.dataset.convert",
+)
+
+
+@pytest.mark.parametrize("module", WITHOUT_RAY_OR_TORCH)
+def test_importing_it_loads_neither_torch_nor_ray(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in ('torch', 'ray', 'torchvision') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_model_and_ground_floor_import_without_ray() -> None:
-    modules = [relative(p)[:-3].replace("/", ".") for p in SOURCES if relative(p).startswith("model/")]
-    modules = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
+    ground = [name for name in MODULES if name.split(".")[0] == "pipeline" and name.split(".")[1:2] not in map(list, zip(ROOMS))]
+    modules = [name for name in MODULES if name.split(".")[0] == "model"] + ground
     code = (
         "import sys\n"
-        "for name in ('ray', 'pycocotools', 'pydantic', 'pandas'): sys.modules[name] = None\n"
-        f"for name in {[*modules, *GROUND_FLOOR]}: __import__(name)\n"
+        "for name in ('ray', 'pycocotools', 'pydantic'): sys.modules[name] = None\n"
+        f"for name in {sorted(modules)}: __import__(name)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -111,6 +188,24 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert path.stem not in ("utils", "util", "common", "helpers", "misc")
 
 
-def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert readme_with(make_tree(), readme) == readme, "run: python tests/policy/readme_tree.py"
+def folders() -> Iterator[Path]:
+    return (path.parent for path in SOURCES if path.name == "__init__.py")
+
+
+@pytest.mark.parametrize("folder", folders(), ids=relative)
+def test_a_folder_is_one_room(folder: Path) -> None:
+    modules = [path for path in folder.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+    assert len(modules) <= MAX_MODULES
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name not in ("__init__.py", "__main__.py")], ids=relative)
+def test_every_module_has_its_tests(path: Path) -> None:
+    test = ROOT / "tests" / path.relative_to(ROOT).parent / f"test_{path.name}"
+    assert test.is_file(), f"{relative(path)} has no {relative(test)}"
+
+
+def test_every_test_stands_where_its_module_does() -> None:
+    known = {f"tests/{relative(path.parent)}/test_{path.name}" for path in SOURCES}
+    for layer in LAYERS:
+        for test in (ROOT / "tests" / layer).rglob("test_*.py"):
+            assert relative(test) in known, f"{relative(test)} is named after no module"

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import job_package, submit
-from jobs.cluster.entrypoint import SUBMISSION, read_submission
 from jobs.cluster.job_package import from_settings, from_words, handed_environment, write_package
+from jobs.cluster.submission import SUBMISSION, read_submission
 from jobs.commands import COMMANDS, read_settings
 from jobs.config.load import ConfigError
 from pipeline.bulk.verify import verify_run

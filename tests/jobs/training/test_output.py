@@ -8,7 +8,8 @@ import torch
 
 from jobs.training.output import TrainingOutput
 from model.categories import Category
-from model.checkpoint import CHECKPOINT_MARKER, save_checkpoint
+from model.checkpoint import save_checkpoint
+from model.checkpoint_folder import CHECKPOINT_MARKER
 from model.network import build_model
 from model.spec import ModelSpec
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import CheckpointError, load_checkpoint
+from model.checkpoint import load_checkpoint
+from model.checkpoint_folder import CheckpointError
 from model.inference.mask_rle import Paste
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor

@@ -33,7 +33,7 @@ def children() -> list[psutil.Process]:
 def _is_decode_child(process: psutil.Process) -> bool:
     if process.status() == psutil.STATUS_ZOMBIE:
         return True
-    return "pipeline.images.decode_child" in process.cmdline()
+    return any("pipeline.images.decode_child" in word for word in process.cmdline())
 
 
 def check_grey(decoded: Decoded, level: int) -> None:

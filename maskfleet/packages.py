@@ -1,0 +1,41 @@
+"""The three packages behind `maskfleet` (model, pipeline, jobs), and modules of the user's that take their place."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+PACKAGES = ("model", "pipeline", "jobs")
+HOME = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+
+def check_packages() -> None:
+    """Makes sure that `model`, `pipeline` and `jobs` are those of this program.
+
+    Raises:
+        ImportError: another module or folder of that name comes first on Python's path; the message names both and
+            what to do.
+    """
+    for name in PACKAGES:
+        place = _place_of(name)
+        own = os.path.join(HOME, name)
+        if place is None or os.path.realpath(place) not in (own, os.path.join(own, "__init__.py")):
+            found = "nothing of that name can be imported" if place is None else f"{place} is imported as {name!r}"
+            raise ImportError(
+                f"{found} in place of Maskfleet's own package {own}; rename {place or name} or start Python in another "
+                "folder",
+                name=name,
+                path=place,
+            )
+
+
+def _place_of(name: str) -> str | None:
+    """The file or folder that `import name` gives, or has given already; None where there is none."""
+    module = sys.modules.get(name)
+    if module is not None:
+        return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    spec = find_spec(name)
+    if spec is None:
+        return None
+    return spec.origin if spec.has_location else next(iter(spec.submodule_search_locations or ()), None)

@@ -1,0 +1,17 @@
+"""Checkpoint folders told from other folders, without reading weights and so without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CHECKPOINT_MARKER = "checkpoint.json"
+
+
+class CheckpointError(ValueError):
+    """A folder that is no usable checkpoint; the sentence names the folder, the file and the reason."""
+
+
+def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder is a checkpoint that was written to its end."""
+    return (Path(folder) / CHECKPOINT_MARKER).is_file()
