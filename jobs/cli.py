@@ -16,8 +16,6 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from jobs.commands import COMMANDS, read_settings
-from jobs.config.load import ConfigError, is_override, to_yaml
-from pipeline.storage.stores import use_settings
 
 app = typer.Typer(
     add_completion=False,
@@ -136,6 +134,8 @@ def segment(
 @app.command()
 def retry(words: Words = None, dry_run: DryRun = False) -> None:
     """Try again what failed in a finished run: `maskfleet retry RUN_URI`; nothing sealed is touched."""
+    from jobs.config.load import is_override
+
     if not words or is_override(words[0]):
         _fail("retry: name the run first, as in: maskfleet retry RUN_URI", Exit.BAD_INPUT)
     uri, *overrides = words
@@ -340,6 +340,7 @@ def submit(
     """
     from jobs.cluster.job_package import from_settings, from_words, handed_environment
     from jobs.cluster.submit import SUCCEEDED, Jobs
+    from jobs.config.load import is_override
 
     environment = _checked(lambda: handed_environment(env or [], credentials=credentials))
     line = _line_of(command, context.args)
@@ -472,7 +473,7 @@ def stop_job(job_id: JobId, address: Address = None) -> None:
 
 
 def main() -> None:
-    """The entry point of `maskfleet` and `python -m jobs`."""
+    """The entry point of `maskfleet` and `python -m maskfleet`."""
     try:
         app()
     except KeyboardInterrupt:
@@ -486,6 +487,9 @@ def _settings(name: str, file: Path | None, words: list[str] | None, print_confi
         options: the command's own options that stand for settings.
     """
     settings = _checked(lambda: read_settings(name, file, words, **options))
+    from jobs.config.load import to_yaml
+    from pipeline.storage.stores import use_settings
+
     if hasattr(settings, "storage"):
         _checked(lambda: use_settings(settings.storage.to_settings()))
     if print_config:
@@ -542,10 +546,10 @@ def _run(work: Callable[[], Any]) -> Any:
     """Runs the work itself; what was only found out then is still a wrong input (2), the rest is a failure (1)."""
     try:
         return work()
-    except ConfigError as error:
-        _fail(_reason(error), Exit.BAD_INPUT)
     except (ValueError, OSError) as error:
-        _fail(_reason(error), Exit.FAILED)
+        from jobs.config.load import ConfigError
+
+        _fail(_reason(error), Exit.BAD_INPUT if isinstance(error, ConfigError) else Exit.FAILED)
     except Exception as error:
         traceback.print_exc()
         _fail(_reason(error), Exit.FAILED)

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from jobs.config.demo import DemoConfig
-from jobs.config.load import is_override, load_config
-from jobs.config.manifests import ManifestsConfig
-from jobs.config.results import (
-    CheckDataConfig,
-    CompareConfig,
-    ConvertConfig,
-    EvaluateConfig,
-    ExportConfig,
-    HistoryConfig,
-    ReportConfig,
-    VerifyConfig,
-)
-from jobs.config.schedule import ScheduleConfig
-from jobs.config.segment import SegmentConfig
-from jobs.config.sweep import SweepConfig
-from jobs.config.train import TrainConfig
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 @dataclass(frozen=True)
@@ -33,31 +17,37 @@ class Command:
     """A command that is configured.
 
     Attributes:
-        config: the configuration it takes.
+        module, class_name: where its configuration is declared; imported when it is used, as each costs its own imports.
         words: the keys that leading words without '=' stand for, in order.
         options: its own options (as Python names them) and the key that each stands for.
     """
 
-    config: type[BaseModel]
+    module: str
+    class_name: str
     words: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def config(self) -> type[BaseModel]:
+        """The configuration that the command takes."""
+        return getattr(import_module(self.module), self.class_name)
+
 
 COMMANDS: Mapping[str, Command] = {
-    "train": Command(TrainConfig),
-    "sweep": Command(SweepConfig),
-    "segment": Command(SegmentConfig),
-    "evaluate": Command(EvaluateConfig, ("run.uri",)),
-    "compare": Command(CompareConfig, ("run_a.uri", "run_b.uri"), {"ground_truth": "ground_truth.uri"}),
-    "history": Command(HistoryConfig, ("history.uri",)),
-    "report": Command(ReportConfig, ("run.uri",)),
-    "export": Command(ExportConfig, ("run.uri",), {"to": "export.to"}),
-    "verify": Command(VerifyConfig, ("run.uri",)),
-    "check-data": Command(CheckDataConfig, ("data.uri",)),
-    "demo": Command(DemoConfig),
-    "schedule": Command(ScheduleConfig),
-    "manifests": Command(ManifestsConfig),
-    "convert": Command(ConvertConfig, ("data.uri", "output.uri"), {"to": "convert.to"}),
+    "train": Command("jobs.config.train", "TrainConfig"),
+    "sweep": Command("jobs.config.sweep", "SweepConfig"),
+    "segment": Command("jobs.config.segment", "SegmentConfig"),
+    "evaluate": Command("jobs.config.results", "EvaluateConfig", ("run.uri",)),
+    "compare": Command("jobs.config.results", "CompareConfig", ("run_a.uri", "run_b.uri"), {"ground_truth": "ground_truth.uri"}),
+    "history": Command("jobs.config.results", "HistoryConfig", ("history.uri",)),
+    "report": Command("jobs.config.results", "ReportConfig", ("run.uri",)),
+    "export": Command("jobs.config.results", "ExportConfig", ("run.uri",), {"to": "export.to"}),
+    "verify": Command("jobs.config.results", "VerifyConfig", ("run.uri",)),
+    "check-data": Command("jobs.config.results", "CheckDataConfig", ("data.uri",)),
+    "demo": Command("jobs.config.demo", "DemoConfig"),
+    "schedule": Command("jobs.config.schedule", "ScheduleConfig"),
+    "manifests": Command("jobs.config.manifests", "ManifestsConfig"),
+    "convert": Command("jobs.config.results", "ConvertConfig", ("data.uri", "output.uri"), {"to": "convert.to"}),
 }
 
 
@@ -73,6 +63,8 @@ def read_settings(name: str, file: Path | None, words: Sequence[str] | None, **o
     Raises:
         ConfigError: as `load_config`.
     """
+    from jobs.config.load import is_override, load_config  # pydantic, which `--help` does not need
+
     command = COMMANDS[name]
     given = list(words or [])
     for place, key in enumerate(command.words):
