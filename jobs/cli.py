@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from jobs.commands import COMMANDS, read_settings
+from jobs.home import VERSION
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Mask R-CNN on a Ray cluster, segment a bucket of images into Parquet, query it with pandas.",
 )
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; see configs/.")]
@@ -36,6 +36,21 @@ JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="As `maskfleet jobs
 
 jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster: list, status, logs, stop.")
 app.add_typer(jobs_app, name="jobs")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _say(f"maskfleet {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Train Mask R-CNN on a Ray cluster, segment a bucket of images into Parquet, query it with pandas."""
 
 
 class Exit(IntEnum):

@@ -17,7 +17,7 @@ class Command:
     """A command that is configured.
 
     Attributes:
-        module, class_name: where its configuration is declared; imported when it is used, as each costs its own imports.
+        module, class_name: where its configuration is declared; imported only when the command runs.
         words: the keys that leading words without '=' stand for, in order.
         options: its own options (as Python names them) and the key that each stands for.
     """
@@ -38,7 +38,9 @@ COMMANDS: Mapping[str, Command] = {
     "sweep": Command("jobs.config.sweep", "SweepConfig"),
     "segment": Command("jobs.config.segment", "SegmentConfig"),
     "evaluate": Command("jobs.config.results", "EvaluateConfig", ("run.uri",)),
-    "compare": Command("jobs.config.results", "CompareConfig", ("run_a.uri", "run_b.uri"), {"ground_truth": "ground_truth.uri"}),
+    "compare": Command(
+        "jobs.config.results", "CompareConfig", ("run_a.uri", "run_b.uri"), {"ground_truth": "ground_truth.uri"}
+    ),
     "history": Command("jobs.config.results", "HistoryConfig", ("history.uri",)),
     "report": Command("jobs.config.results", "ReportConfig", ("run.uri",)),
     "export": Command("jobs.config.results", "ExportConfig", ("run.uri",), {"to": "export.to"}),

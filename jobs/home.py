@@ -1,9 +1,10 @@
-"""Where the program's own files lie: the folder of its packages, and the configurations that come with it."""
+"""The program's version, the folder of its packages, and the configurations that come with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+VERSION = "0.2.0"
 HOME = Path(__file__).resolve().parents[1]  # a checkout, site-packages, or the unpacked package of a job
 
 

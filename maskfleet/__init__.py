@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # not from typing: a `typing.py` in the current folder wo
 if TYPE_CHECKING:
     from typing import Any
 
+    from jobs.home import VERSION as __version__
     from model.checkpoint import load_checkpoint as load_checkpoint
     from model.spec import ModelSpec as ModelSpec
     from pipeline.dataset.formats.reading import load_annotations as load_annotations
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
     from pipeline.tables import load_images as load_images
     from pipeline.tables import load_instances as load_instances
 
-__version__ = "0.2.0"
-
 _MODULES = {
+    "__version__": "jobs.home",
     "Metrics": "pipeline.evaluation.metrics",
     "ModelSpec": "model.spec",
     "compare": "pipeline.evaluation.compare",
@@ -59,7 +59,7 @@ _MODULES = {
     "to_polygons": "pipeline.results.export",
     "to_yolo": "pipeline.results.export",
 }
-__all__ = sorted(_MODULES)
+__all__ = sorted(name for name in _MODULES if not name.startswith("_"))
 
 
 def __getattr__(name: str) -> "Any":
@@ -70,7 +70,7 @@ def __getattr__(name: str) -> "Any":
     from maskfleet.packages import check_packages
 
     check_packages()
-    value = getattr(import_module(_MODULES[name]), name)
+    value = getattr(import_module(_MODULES[name]), "VERSION" if name == "__version__" else name)
     globals()[name] = value
     return value
 

@@ -23,8 +23,8 @@ from model.presets import PUBLISHED
 from pipeline.manifest import sha256_of, to_json
 from pipeline.storage.uri import is_local, local_path
 
-LAYERS = ("jobs", "pipeline", "model")
-SUFFIXES = (".py", ".j2")
+FOLDERS = ("maskfleet", "jobs", "pipeline", "model", "configs")  # the last lies in maskfleet/ where it is installed
+NOT_SHIPPED = ("__pycache__",)
 CONFIG, BASE = "config.yaml", "base.yaml"
 # These are for the machine that they are typed on.
 HERE = ("demo", "schedule", "manifests")
@@ -143,12 +143,12 @@ def handed_environment(names: Sequence[str], *, credentials: bool) -> dict[str, 
 
 
 def code_files() -> dict[str, Path]:
-    """The files of the three layers by their name in the package, sorted."""
+    """The program's files by their name in the package, sorted: its packages, templates and configurations."""
     files = {
         path.relative_to(HOME).as_posix(): path
-        for layer in LAYERS
-        for path in (HOME / layer).rglob("*")
-        if path.suffix in SUFFIXES and path.is_file()
+        for folder in FOLDERS
+        for path in (HOME / folder).rglob("*")
+        if path.is_file() and path.parent.name not in NOT_SHIPPED
     }
     return dict(sorted(files.items()))
 

@@ -205,7 +205,8 @@ def test_every_module_has_its_tests(path: Path) -> None:
 
 
 def test_every_test_stands_where_its_module_does() -> None:
-    known = {f"tests/{relative(path.parent)}/test_{path.name}" for path in SOURCES}
+    # __init__.py and __main__.py may have tests, as test_init.py and test_main.py.
+    known = {f"tests/{relative(path.parent)}/test_{path.stem.strip('_')}.py" for path in SOURCES}
     for layer in LAYERS:
         for test in (ROOT / "tests" / layer).rglob("test_*.py"):
             assert relative(test) in known, f"{relative(test)} is named after no module"

@@ -1,0 +1,33 @@
+"""The public face: every name is there, editors see the same names, and importing it costs nothing."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+import maskfleet
+from tests.paths import ROOT
+
+
+def names_for_editors() -> set[str]:
+    """The names of the block that only type checkers and editors read."""
+    tree = ast.parse((ROOT / "maskfleet" / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    return {alias.asname or alias.name for node in imports for alias in node.names}
+
+
+@pytest.mark.parametrize("name", [*maskfleet.__all__, "__version__"])
+def test_every_public_name_can_be_imported(name: str) -> None:
+    assert getattr(maskfleet, name) is not None
+    assert name in dir(maskfleet)
+
+
+def test_editors_know_the_same_names() -> None:
+    assert names_for_editors() == {*maskfleet.__all__, "__version__"}
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="load_instnces"):
+        _ = maskfleet.load_instnces

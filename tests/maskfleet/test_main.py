@@ -1,0 +1,69 @@
+"""The program started in a folder whose modules have the names of ours and of Python's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.commands import COMMANDS
+from maskfleet.__main__ import own_path
+from pipeline.tables import load_images, load_instances
+from tests.paths import ROOT
+
+PROGRAMS = ([str(Path(sys.executable).parent / "maskfleet")], [sys.executable, "-m", "maskfleet"])
+NAMES = ("model", "pipeline", "jobs", "torch", "random", "numpy", "ray")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder of modules that end whoever imports them."""
+    for name in NAMES:
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user\\'s {name}.py was imported')\n")
+    return tmp_path
+
+
+def run(program: list[str], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if program[1:2] == ["-m"]:
+        environment["PYTHONPATH"] = str(ROOT)  # an installation is found behind the current folder, and so is this
+    return subprocess.run([*program, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["maskfleet", "python -m maskfleet"])
+@pytest.mark.parametrize("command", [*COMMANDS, "retry", "submit", "jobs"])
+def test_every_command_explains_itself_there(program: list[str], command: str, hostile: Path) -> None:
+    done = run(program, hostile, command, "--help")
+    assert done.returncode == 0 and f"maskfleet {command}" in done.stdout, done.stderr
+
+
+def test_a_run_is_segmented_measured_and_shown_there(
+    hostile: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Ray's workers, decode children and the commands after them."""
+    from pipeline.dataset.shapes import draw_shapes
+
+    data = tmp_path_factory.mktemp("shapes")
+    draw_shapes(str(data), num_train=1, num_val=6, num_unlabelled=1, seed=0)
+    os.symlink(data, hostile / "data")
+    program = PROGRAMS[0]
+    words = (f"model.checkpoint={tiny_checkpoint}", "input.uri=data/val", "output.uri=run", "cluster.num_cpus=2")
+    for command in (
+        ("segment", *words),
+        ("verify", "run"),
+        ("report", "run"),
+        ("export", "run", "--to", "coco"),
+        ("check-data", "data/val.json"),
+    ):
+        done = run(program, hostile, *command)
+        assert done.returncode == 0, f"{command[0]}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert len(load_images(str(hostile / "run"))) == 6 and len(load_instances(str(hostile / "run"))) > 0
+
+
+def test_the_current_folder_leaves_the_path_and_our_own_folder_comes_onto_it() -> None:
+    assert own_path(["/user", "/lib", "", "/site"], "/user", "/home") == ["/home", "/lib", "/site"]
+    assert own_path(["/user", "/lib", "/home"], "/user", "/home") == ["/lib", "/home"]
+    assert own_path(["/home", "/lib"], "/home", "/home") == ["/home", "/lib"]
