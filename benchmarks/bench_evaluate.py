@@ -34,9 +34,9 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
 
     if side == "parquet":
         from pipeline.evaluation import kernel
-        from pipeline.evaluation.alignment import COLUMNS, MASK_COLUMNS, align
         from pipeline.evaluation.coco import evaluate_table
         from pipeline.evaluation.ground_truth import Truth
+        from pipeline.evaluation.run_detections import COLUMNS, MASK_COLUMNS, align
         from pipeline.tables import load_images, load_table
 
         started, cpu = time.perf_counter(), time.process_time()

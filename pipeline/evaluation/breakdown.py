@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation.alignment import TruthSource, align
 from pipeline.evaluation.coco import evaluate_table, overlaps_for
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth, match_images
 from pipeline.evaluation.iou import Overlaps
 from pipeline.evaluation.matching import Matches, greedy_match, iter_pairs, match
+from pipeline.evaluation.run_detections import TruthSource, align
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth, to_rle
+from pipeline.evaluation.input_check import OddInput, are_plain_results, is_plain_truth
 from pipeline.evaluation.iou import MOST_OF_A_CLASS, Overlaps, find_overlaps, in_threads
-from pipeline.evaluation.supported import OddInput, are_plain_results, is_plain_truth
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
 BACKENDS = ("auto", "compiled", "pycocotools")

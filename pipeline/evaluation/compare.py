@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation.alignment import TruthSource, align
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.matching import greedy_match, iter_pairs, match
 from pipeline.evaluation.metrics import Metrics
+from pipeline.evaluation.run_detections import TruthSource, align
 
 if TYPE_CHECKING:
     import pandas as pd

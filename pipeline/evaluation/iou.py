@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth
-from pipeline.evaluation.supported import OddInput, is_plain_truth
+from pipeline.evaluation.input_check import OddInput, is_plain_truth
 
 T = TypeVar("T")
 _Where: TypeAlias = tuple[

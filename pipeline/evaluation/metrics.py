@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.evaluation.alignment import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align
 from pipeline.evaluation.breakdown import confusion_matrix, size_figures, slice_figures, slice_images, threshold_figures
 from pipeline.evaluation.coco import CocoResult, evaluate_table, overlaps_for
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth, check_categories
 from pipeline.evaluation.matching import match
+from pipeline.evaluation.run_detections import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_figures
 from pipeline.manifest import Run
 from pipeline.schema import IMAGES_SCHEMA

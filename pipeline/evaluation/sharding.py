@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation.alignment import Coverage, align, cover
 from pipeline.evaluation.breakdown import confusion_matrix, threshold_figures
 from pipeline.evaluation.coco import evaluate_part, merge_parts
 from pipeline.evaluation.ground_truth import EvaluationError, Truth, match_images
+from pipeline.evaluation.input_check import is_plain_truth
 from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.matching import Matches, match
 from pipeline.evaluation.metrics import Metrics, check_class_map, columns_for, notes_on, score_threshold_of
-from pipeline.evaluation.supported import is_plain_truth
+from pipeline.evaluation.run_detections import Coverage, align, cover
 from pipeline.manifest import Run
 from pipeline.tables import load_images, load_table
 

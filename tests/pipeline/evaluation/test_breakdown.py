@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.alignment import align
 from pipeline.evaluation.breakdown import BACKGROUND, confusion_matrix, evaluate_slices, size_figures, slice_images
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import evaluate
+from pipeline.evaluation.run_detections import align
 
 
 @pytest.fixture

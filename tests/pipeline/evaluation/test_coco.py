@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.coco import evaluate_results
-from pipeline.evaluation.supported import are_plain_results, is_plain_truth
+from pipeline.evaluation.input_check import are_plain_results, is_plain_truth
 
 
 def plain_pycocotools(content: dict, results: list[dict], iou_type: str) -> np.ndarray:

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.evaluation.alignment import align
 from pipeline.evaluation.compare import check_gates, compare, match_run
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import evaluate
+from pipeline.evaluation.run_detections import align
 from pipeline.results.drift import drift
 from pipeline.results.history import append_history, load_history, plot_trend, trend
 

@@ -10,11 +10,11 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.evaluation.alignment import align
 from pipeline.evaluation.coco import evaluate_part, evaluate_results, evaluate_table, merge_parts
 from pipeline.evaluation.ground_truth import EvaluationError, Truth, match_images
 from pipeline.evaluation.matching import match
 from pipeline.evaluation.metrics import evaluate, evaluate_run
+from pipeline.evaluation.run_detections import align
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.tables import load_instances
 from tests.pipeline.made_run import image_row, instance_row

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.evaluation.alignment import align
 from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.run_detections import align
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.tables import load_instances
 
