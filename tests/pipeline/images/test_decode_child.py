@@ -1,6 +1,6 @@
 """Files out of the wild, and files broken on purpose: each gets its verdict, and none harms its neighbours.
 
-The long form, 5,000 broken files: `pytest -m slow tests/pipeline/bulk/test_decode_hostile.py`.
+The long form, 5,000 broken files: `pytest -m slow tests/pipeline/images/test_decode_child.py`.
 """
 
 from __future__ import annotations
