@@ -8,22 +8,25 @@ afterwards belongs to another run.
 from __future__ import annotations
 
 import bisect
+import heapq
 import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.listing import PlannedImage, from_table, in_chunks, to_table
+from pipeline.bulk.listing import PlannedImage, from_table, in_chunks, iter_corpus, to_table, without
 from pipeline.manifest import (
     PLAN_KEY,
     DataFile,
     RunError,
     from_sealed_json,
+    open_run,
     plan_part_key,
     sha256_of,
     to_sealed_json,
@@ -167,6 +170,28 @@ def read_plan(storage: Storage) -> Plan | None:
         return Plan(storage, parts, sealed["num_images"], sealed["shard_size"])
     except (RunError, TypeError, KeyError) as error:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
+
+
+def list_images(source: dict[str, Any], after: str) -> Iterator[PlannedImage]:
+    """The images behind an id that `spec["input"]` means, less those that earlier runs have seen as they are."""
+    kind, pattern, uri_column = source["kind"], source["pattern"], source["uri_column"]
+    images = iter_corpus(source["uri"], kind=kind, pattern=pattern, uri_column=uri_column, after=after)
+    if source["since_run"] is None:
+        return images
+    return without(images, _seen_since(source["since_run"]))
+
+
+def _seen_since(uri: str | None) -> Iterator[PlannedImage]:
+    """The plans of a run and of those that it was itself the sequel of, in order of id; of each id the newest."""
+    plans = []
+    while uri is not None:
+        run = open_run(uri)
+        plan = read_plan(run.storage)
+        if plan is not None:
+            plans.append(plan.iter_images())
+        uri = run.spec["input"].get("since_run")
+    merged = heapq.merge(*plans, key=lambda image: image.image_id)  # stable: of equals the newer run's comes first
+    return (next(same) for _, same in groupby(merged, key=lambda image: image.image_id))
 
 
 def _earlier_parts(storage: Storage) -> tuple[list[DataFile], str]:

@@ -7,8 +7,6 @@ the same call again goes on with the shards that have no commit.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,8 +25,8 @@ from pipeline.bulk.commit import (
     seal_run,
     vacuum,
 )
-from pipeline.bulk.corpus import read_plan, seal_plan
-from pipeline.bulk.listing import PlannedImage, in_chunks, iter_corpus, without
+from pipeline.bulk.corpus import list_images, read_plan, seal_plan
+from pipeline.bulk.listing import in_chunks
 from pipeline.bulk.progress import REPORT_EVERY_S, Progress
 from pipeline.bulk.repair import begin_repair, seal_repair
 from pipeline.bulk.worker import SHARDS_AT_ONCE, BulkJob, ProgressBoard, RepairWorker, ShardWorker
@@ -121,28 +119,6 @@ def segment_shards(
             running.result()
     report()
     return time.monotonic() - started
-
-
-def list_images(source: dict[str, Any], after: str) -> Iterator[PlannedImage]:
-    """The images behind an id that `spec["input"]` means, less those that earlier runs have seen as they are."""
-    kind, pattern, uri_column = source["kind"], source["pattern"], source["uri_column"]
-    images = iter_corpus(source["uri"], kind=kind, pattern=pattern, uri_column=uri_column, after=after)
-    if source["since_run"] is None:
-        return images
-    return without(images, _seen_since(source["since_run"]))
-
-
-def _seen_since(uri: str | None) -> Iterator[PlannedImage]:
-    """The plans of a run and of those that it was itself the sequel of, in order of id; of each id the newest."""
-    plans = []
-    while uri is not None:
-        run = open_run(uri)
-        plan = read_plan(run.storage)
-        if plan is not None:
-            plans.append(plan.iter_images())
-        uri = run.spec["input"].get("since_run")
-    merged = heapq.merge(*plans, key=lambda image: image.image_id)  # stable: of equals the newer run's comes first
-    return (next(same) for _, same in itertools.groupby(merged, key=lambda image: image.image_id))
 
 
 def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], settings: dict[str, Any]) -> None:

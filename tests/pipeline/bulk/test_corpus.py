@@ -1,4 +1,4 @@
-"""Listing, planning, sealing."""
+"""The plan: how it is cut into shards, sealed once, taken over from a killed planner, and chained to earlier runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.bulk import corpus
-from pipeline.bulk.corpus import choose_shard_size, read_plan, seal_plan
-from pipeline.bulk.listing import PlannedImage, iter_corpus
+from pipeline.bulk.corpus import choose_shard_size, list_images, read_plan, seal_plan
+from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
 from pipeline.storage.local import LocalStorage
 
@@ -22,23 +22,14 @@ def images(count: int) -> list[PlannedImage]:
 def listing(planned: list[PlannedImage], dies_at: int | None = None) -> Callable[[str], Iterator[PlannedImage]]:
     """The images behind an id, as `seal_plan` asks for them; the planner dies when it takes the one at `dies_at`."""
 
-    def list_images(after: str) -> Iterator[PlannedImage]:
-        for place, image in enumerate(planned):
+    def images_behind(after: str) -> Iterator[PlannedImage]:
+        for index, image in enumerate(planned):
             if image.image_id > after:
-                if place == dies_at:
+                if index == dies_at:
                     raise KeyboardInterrupt
                 yield image
 
-    return list_images
-
-
-def test_every_file_is_listed_whatever_it_is(tmp_path: Path) -> None:
-    storage = LocalStorage(tmp_path)
-    for key in ("b/z.txt", "a.jpg", "b/a.png", ".hidden"):
-        storage.write_bytes(key, b"x")
-    assert [image.image_id for image in iter_corpus(storage.uri)] == [".hidden", "a.jpg", "b/a.png", "b/z.txt"]
-    assert [image.image_id for image in iter_corpus(storage.uri, pattern="b/*.png")] == ["b/a.png"]
-    assert next(iter_corpus(storage.uri, pattern="a.jpg")).uri == str(tmp_path / "a.jpg")
+    return images_behind
 
 
 @pytest.mark.parametrize("shard_size", [1, 7, 256, 300, 512])
@@ -75,14 +66,14 @@ def test_a_killed_planner_is_taken_over_where_it_was(tmp_path: Path, monkeypatch
         seal_plan(storage, listing(planned, dies_at=250), shard_size=40, num_workers=1)
     written = [info.key for info in storage.iter_objects("plan/")]
     assert len(written) == 2 and read_plan(storage) is None
-    asked = []
+    resumed_after = []
 
-    def list_images(after: str) -> Iterator[PlannedImage]:
-        asked.append(after)
+    def images_behind(after: str) -> Iterator[PlannedImage]:
+        resumed_after.append(after)
         return listing(planned)(after)
 
-    plan = seal_plan(storage, list_images, shard_size=40, num_workers=1)
-    assert asked == ["0000199.jpg"] and [part.key for part in plan.parts][:2] == written
+    plan = seal_plan(storage, images_behind, shard_size=40, num_workers=1)
+    assert resumed_after == ["0000199.jpg"] and [part.key for part in plan.parts][:2] == written
     assert list(plan.iter_images()) == planned
 
 
@@ -90,9 +81,9 @@ def test_parts_of_different_listings_never_overlap(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(corpus, "PART_ROWS", 100)
     storage, planned = LocalStorage(tmp_path), images(350)
     for missing in (0, 50):  # two planners, an image vanished between their listings
-        left = planned[:missing] + planned[missing + 1 :]
+        remaining = planned[:missing] + planned[missing + 1 :]
         with pytest.raises(KeyboardInterrupt):
-            seal_plan(storage, listing(left, dies_at=330), shard_size=40, num_workers=1)
+            seal_plan(storage, listing(remaining, dies_at=330), shard_size=40, num_workers=1)
         for key in [info.key for info in storage.iter_objects("plan/") if "part-000000" in info.key][: missing == 0]:
             storage.delete(key)  # of the first planner only the parts behind the first are left
     plan = seal_plan(storage, listing(planned), shard_size=40, num_workers=1)
@@ -119,8 +110,6 @@ def test_shard_size_serves_every_worker_and_bounds_the_commits() -> None:
 
 
 def test_what_is_new_is_what_no_run_of_the_chain_has_seen(tmp_path: Path) -> None:
-    from pipeline.bulk.run import list_images
-
     photos, storage = images(5), LocalStorage(tmp_path / "photos")
     source = {"uri": storage.uri, "kind": "folder", "pattern": "*", "uri_column": "uri", "since_run": None}
     for number, photo in enumerate(photos):

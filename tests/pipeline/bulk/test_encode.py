@@ -1,11 +1,56 @@
-"""Rows of images that are not what they claim to be."""
+"""The two tables of a shard: order, types, and rows of images that are not what they claim to be."""
 
 from __future__ import annotations
 
+import io
 import os
 
-from pipeline.bulk.encode import ImageResult, to_tables
+import pyarrow.parquet as pq
+
+from pipeline.bulk.corpus import Plan
+from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.listing import PlannedImage
+from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.storage.local import LocalStorage
+from tests.pipeline.bulk.shards import image_result
+
+
+def test_tables_are_sorted_and_typed(planned_run: tuple[LocalStorage, str, Plan]) -> None:
+    _, run_id, plan = planned_run
+    images, instances = to_tables([image_result(image) for image in plan.read_shard(0)], shard=0, run_id=run_id)
+    assert images["image_id"].to_pylist() == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    scores = instances["score"].to_pylist()
+    assert scores == sorted(scores, reverse=True)
+    empty_images, empty = to_tables([], shard=0, run_id=run_id)
+    assert (empty.num_rows, empty.schema) == (0, instances.schema) == (0, INSTANCES_SCHEMA)
+    assert (empty_images.num_rows, empty_images.schema) == (0, images.schema) == (0, IMAGES_SCHEMA)
+
+
+def test_instances_are_sorted_by_category_then_by_score() -> None:
+    results = [
+        image_result(PlannedImage("a", "/a"), (0.9, 0.2), category="dog"),
+        image_result(PlannedImage("b", "/b"), (0.7,), category="cat"),
+        image_result(PlannedImage("c", "/c"), (0.9,), category="dog"),
+    ]
+    _, instances = to_tables(results, shard=3, run_id="run")
+    names = ("category", "image_id", "instance")
+    assert list(zip(*(instances[name].to_pylist() for name in names))) == [
+        ("cat", "b", 0),
+        ("dog", "a", 0),
+        ("dog", "c", 0),
+        ("dog", "a", 1),
+    ]
+    assert set(instances["run_id"].to_pylist()) == {"run"}
+
+
+def test_a_table_comes_back_from_parquet_with_checksums_and_metadata() -> None:
+    images, _ = to_tables([image_result(PlannedImage("a", "/a"))], shard=0, run_id="run")
+    data = to_parquet(images, {"maskfleet.run_id": "run"})
+    file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+    assert file.read().equals(images) and file.schema_arrow.metadata[b"maskfleet.run_id"] == b"run"
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+    assert file.metadata.row_group(0).column(0).statistics.min == "a"
+    assert data == to_parquet(images, {"maskfleet.run_id": "run"}), "equal tables give equal bytes"
 
 
 def test_a_header_that_claims_any_size_and_a_name_that_is_no_text_are_rows() -> None:

@@ -1,4 +1,4 @@
-"""What a corpus can be: each kind as one sorted stream that names every image once."""
+"""Listings of a corpus: each kind of input as one sorted stream that names every image once."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from pipeline.bulk.fetch import fetch_bytes, read_planned
 from pipeline.bulk.listing import CorpusError, PlannedImage, iter_corpus, sort_images, tell_kind, without
 from pipeline.images.decode_pool import DecodeLimits
+from pipeline.storage.local import LocalStorage
 
 
 @pytest.mark.parametrize(
@@ -125,13 +126,10 @@ def test_what_is_new_or_changed_since() -> None:
     assert list(without(new, [])) == new
 
 
-def test_a_changed_or_vanished_file_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(b"one")
-    (image,) = iter_corpus(str(tmp_path))
-    assert fetch_bytes(DecodeLimits(), image) == b"one"
-    assert fetch_bytes(DecodeLimits(max_bytes=2), image).status == "too_large"
-    path.write_bytes(b"two!")
-    assert fetch_bytes(DecodeLimits(), image).status == "changed"
-    path.unlink()
-    assert fetch_bytes(DecodeLimits(), image).status == "not_found"
+def test_every_file_is_listed_whatever_it_is(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    for key in ("b/z.txt", "a.jpg", "b/a.png", ".hidden"):
+        storage.write_bytes(key, b"x")
+    assert [image.image_id for image in iter_corpus(storage.uri)] == [".hidden", "a.jpg", "b/a.png", "b/z.txt"]
+    assert [image.image_id for image in iter_corpus(storage.uri, pattern="b/*.png")] == ["b/a.png"]
+    assert next(iter_corpus(storage.uri, pattern="a.jpg")).uri == str(tmp_path / "a.jpg")

@@ -1,4 +1,4 @@
-"""What becomes of a batch that the network cannot take."""
+"""Detections of batches: halved when the network cannot take them, exact, fast, as run lengths and in slices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CheckpointError
 from model.inference.mask_rle import Paste
+from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor
+from pipeline.bulk.slices import SlicedDetections, Slicing
+from pipeline.masks.rle import decode_rle
 from pipeline.masks.rle_kernel import torch_resize_is_fused
 
 
@@ -28,24 +31,31 @@ def predictor_of(checkpoint: Path, sha256: str | None = None, precision: str = "
     )
 
 
+def whole_images(results: list[Detections | SlicedDetections | str]) -> list[Detections]:
+    """The results, none of which is a failure or of an image that was cut."""
+    detections = [result for result in results if isinstance(result, Detections)]
+    assert len(detections) == len(results)
+    return detections
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = predictor_of(tiny_checkpoint)
     images = [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8) for seed in range(7)]
-    whole = predictor.predict(images)
-    predict, sizes = predictor.predictor.predict, []
+    expected = whole_images(predictor.predict(images))
+    predict, batch_lengths = predictor.predictor.predict, []
 
     def small_gpu(batch, batch_sizes, paste):
-        sizes.append(len(batch))
+        batch_lengths.append(len(batch))
         if len(batch) > 2 or any(image is images[3] for image in batch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(batch, batch_sizes, paste)
 
     monkeypatch.setattr(predictor.predictor, "predict", small_gpu)
-    found = predictor.predict(images)
-    assert sizes[0] == 7 and max(size for size in sizes[1:] if size <= 2) == 2
-    assert found[3] == "OutOfMemoryError: CUDA out of memory", "the one that never fits has a row of its own"
-    for place in (0, 1, 2, 4, 5, 6):
-        assert np.allclose(found[place].boxes, whole[place].boxes, atol=1e-3)
+    results = predictor.predict(images)
+    assert batch_lengths[0] == 7 and max(length for length in batch_lengths[1:] if length <= 2) == 2
+    assert results.pop(3) == "OutOfMemoryError: CUDA out of memory", "the one that never fits has a row of its own"
+    for fitting, exact in zip(whole_images(results), expected[:3] + expected[4:], strict=True):
+        assert np.allclose(fitting.boxes, exact.boxes, atol=1e-3)
 
 
 def test_other_weights_than_promised_are_refused(tiny_checkpoint: Path) -> None:
@@ -55,20 +65,36 @@ def test_other_weights_than_promised_are_refused(tiny_checkpoint: Path) -> None:
 
 def test_fast_mode_finds_nearly_the_same(tiny_checkpoint: Path) -> None:
     images = [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8) for seed in range(2)]
-    fast = predictor_of(tiny_checkpoint, precision="bfloat16")
-    assert fast.predictor.model.compute_dtype == torch.bfloat16
-    for exact, found in zip(predictor_of(tiny_checkpoint).predict(images), fast.predict(images)):
-        assert len(found.scores) == len(exact.scores) > 0
-        np.testing.assert_allclose(found.scores, exact.scores, atol=0.05)
+    exact_mode, fast_mode = predictor_of(tiny_checkpoint), predictor_of(tiny_checkpoint, precision="bfloat16")
+    assert fast_mode.predictor.model.compute_dtype == torch.bfloat16
+    exact_results, fast_results = (whole_images(predictor.predict(images)) for predictor in (exact_mode, fast_mode))
+    for exact, fast in zip(exact_results, fast_results, strict=True):
+        assert len(fast.scores) == len(exact.scores) > 0
+        np.testing.assert_allclose(fast.scores, exact.scores, atol=0.05)
 
 
 def test_masks_that_leave_the_device_as_run_lengths_are_the_same_masks(tiny_checkpoint: Path) -> None:
     """As a GPU does it, here on a CPU."""
     images = [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8) for seed in range(2)]
     predictor = predictor_of(tiny_checkpoint)
-    plain = predictor.predict(images)
+    as_probabilities = whole_images(predictor.predict(images))
     predictor.paste = Paste(0.5, torch_resize_is_fused())
-    for want, found in zip(plain, predictor.predict(images), strict=True):
-        assert found.runs is not None and found.mask_probs.shape == (len(found.scores), 0, 0)
-        columns = [encode_instances(one, predictor.categories, (64, 96), 0.5) for one in (want, found)]
-        assert len(columns[0]["score"]) > 0 and columns[0] == columns[1]
+    as_runs = whole_images(predictor.predict(images))
+    for pair in zip(as_probabilities, as_runs, strict=True):
+        assert pair[1].runs is not None and pair[1].mask_probs.shape == (len(pair[1].scores), 0, 0)
+        expected, columns = (encode_instances(detections, predictor.categories, (64, 96), 0.5) for detections in pair)
+        assert len(expected["score"]) > 0 and columns == expected
+
+
+def test_slices_are_predicted_as_images_of_their_own(tiny_checkpoint: Path) -> None:
+    predictor = predictor_of(tiny_checkpoint)
+    predictor.slicing = Slicing(96, 32, 0.5)
+    image = np.random.default_rng(0).integers(0, 256, (160, 224, 3), np.uint8)
+    small = image[:96, :96].copy()
+    sliced, whole = predictor.predict([image, small])
+    assert isinstance(sliced, SlicedDetections) and len(sliced.slices) == 6 and isinstance(whole, Detections)
+    np.testing.assert_allclose(sliced.found[0].scores, whole.scores, atol=1e-5)
+    np.testing.assert_allclose(sliced.found[0].boxes, whole.boxes, atol=1e-3)
+    columns = encode_instances(sliced, predictor.categories, (160, 224), 0.5, 0.5)
+    assert max(columns["x2"]) > 128 and max(columns["y2"]) > 96 and len(columns["score"]) > len(whole.scores)
+    assert decode_rle(columns["rle_counts"][0], 160, 224).sum() == columns["area_px"][0]

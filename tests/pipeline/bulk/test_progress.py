@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import time
-import urllib.request
-from pathlib import Path
-
 import pytest
-import ray
-from ray.data import DataContext
 
-from jobs.config.load import load_config
-from jobs.config.segment import SegmentConfig
-from jobs.progress import describe
-from jobs.segment import prepare_segment, run_segment
+from pipeline.bulk import progress
 from pipeline.bulk.encode import ImageResult
 from pipeline.bulk.listing import PlannedImage
-from pipeline.bulk.progress import Progress, ShardCounter, StageClock, Tally, report_of
+from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of
 from pipeline.manifest import Commit, DataFile
 
 OK = ImageResult(PlannedImage("a", "a"), "ok", instances={"score": [0.5, 0.4]})
@@ -44,39 +34,31 @@ def test_a_shard_begun_anew_counts_once_and_so_does_one_that_is_found_committed(
     assert counts["busy_share"] == 0.75 and counts["num_workers"] == 2 and tally.open == {}
 
 
-def test_the_line_says_what_a_user_wants_to_know() -> None:
-    progress = Progress(100, 10, {"ok": 40, "corrupt": 5}, 99, 9.0, num_workers=2, busy_share=0.8)
-    assert describe(progress) == (
-        "55/100 images  10 from before  5.0 images/s  99 instances  ETA 0:09  failed 5 (corrupt 5)  2 workers 80% busy"
-    )
+def test_a_worker_reports_at_most_so_often_and_always_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    reports: list[ShardReport] = []
+    counter = ShardCounter("worker", reports.append, 3, StageClock())
+    for now[0] in (100.1, 100.2, 100.1 + progress.REPORT_EVERY_S, 100.2 + progress.REPORT_EVERY_S):
+        counter.add(OK)
+    assert [report.statuses for report in reports] == [{"ok": 3}]
+    counter.flush(committed=True)
+    assert [(report.statuses, report.committed) for report in reports] == [({"ok": 3}, False), ({"ok": 4}, True)]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_prometheus_reads_the_counts_of_a_run(
-    tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Without this, one worker may have done every shard before the other is there.
-    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 120)
-    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={photos}", f"output.uri={tmp_path / 'run'}"]
-    seen: list[Progress] = []
-    spread = ["segment.cpus_per_worker=1", "segment.num_workers=[2, 2]", "corpus.shard_size=4"]
-    plan = prepare_segment(load_config(SegmentConfig, None, [*spread, *words]))
-    totals = run_segment(plan, seen.append)
-    assert seen[-1].num_done == 43 and seen[-1].num_instances == totals["num_instances"]
-    assert seen[-1].num_workers == 2 and 0 < seen[-1].busy_share < 1
-    expected = {f'images_total status="{status}"': count for status, count in totals["statuses"].items()}
-    expected |= {"instances_total ": totals["num_instances"], "planned_images ": 43}
-    deadline_s = time.monotonic() + 60
-    while (found := metrics_of(plan.run_id)) != expected and time.monotonic() < deadline_s:
-        time.sleep(0.5)
-    assert found == expected
+def test_a_worker_not_heard_of_for_long_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    tally = Tally()
+    tally.take(ShardReport("lost", 0, {}, 0, {}, committed=False))
+    now[0] += progress.SILENT_AFTER_S
+    tally.take(ShardReport("alive", 1, {}, 0, {}, committed=False))
+    assert tally.counts()["num_workers"] == 1
 
 
-def metrics_of(run_id: str) -> dict[str, float]:
-    """What this node tells Prometheus of a run, times aside."""
-    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        lines = [line for line in answer.read().decode().splitlines() if run_id in line and "_seconds" not in line]
-    names = [re.search(r"maskfleet_(\w+)", line).group(1) for line in lines]
-    tags = ["".join(re.findall(r'status="\w+"', line)) for line in lines]
-    return {f"{name} {tag}": float(line.split()[-1]) for name, tag, line in zip(names, tags, lines)}
+def test_speed_and_end_are_told_from_the_images_of_this_call() -> None:
+    before = Progress(100, 10, {}, 0, 2.0)
+    assert (before.num_done, before.images_per_s, before.eta_s) == (10, 0.0, None)
+    half = Progress(100, 10, {"ok": 40, "corrupt": 5}, 99, 9.0)
+    assert (half.num_done, half.num_failed, half.images_per_s, half.eta_s) == (55, 5, 5.0, 9.0)
+    assert Progress(0, 0, {}, 0, 0.0).images_per_s == 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.slices import Slice, SlicedDetections, Slicing, _neighbours, cut, merge
 from pipeline.masks.rle import decode_rle
-from tests.pipeline.bulk.test_predict import predictor_of
 
 HOW = {"mask_threshold": 0.5, "merge_iou": 0.5}
 
@@ -108,17 +106,3 @@ def test_nothing_found_gives_empty_columns() -> None:
 def test_work_grows_with_the_number_of_slices() -> None:
     hundred, four_hundred = (len(_neighbours(cut(side, side, Slicing(100, 20, 0.5)))) for side in (820, 1620))
     assert hundred <= 4 * 100 and four_hundred / hundred <= 4.4
-
-
-def test_slices_are_predicted_as_images_of_their_own(tiny_checkpoint: Path) -> None:
-    predictor = predictor_of(tiny_checkpoint)
-    predictor.slicing = Slicing(96, 32, 0.5)
-    image = np.random.default_rng(0).integers(0, 256, (160, 224, 3), np.uint8)
-    small = image[:96, :96].copy()
-    sliced, whole = predictor.predict([image, small])
-    assert isinstance(sliced, SlicedDetections) and len(sliced.slices) == 6
-    np.testing.assert_allclose(sliced.found[0].scores, whole.scores, atol=1e-5)
-    np.testing.assert_allclose(sliced.found[0].boxes, whole.boxes, atol=1e-3)
-    columns = encode_instances(sliced, predictor.categories, (160, 224), 0.5, 0.5)
-    assert max(columns["x2"]) > 128 and max(columns["y2"]) > 96 and len(columns["score"]) > len(whole.scores)
-    assert decode_rle(columns["rle_counts"][0], 160, 224).sum() == columns["area_px"][0]

@@ -1,0 +1,94 @@
+"""Actors of a bulk run on a real Ray: images that kill them or break the network, and the counts they report."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from PIL import Image
+from ray.data import DataContext
+
+from jobs.segment import bulk_job, prepare_segment, run_segment
+from pipeline.bulk.predict import ImagePredictor
+from pipeline.bulk.progress import Progress
+from pipeline.bulk.run import segment_corpus
+from pipeline.bulk.verify import verify_run
+from pipeline.manifest import open_run
+from tests.pipeline.bulk.faulty_predictors import DEADLY, NOT_FINITE, DeadlyPredictor, NotFinitePredictor
+from tests.pipeline.bulk.segmenting import config_of
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def ten_photos(photos: Path, tmp_path: Path) -> Path:
+    """A folder of ten photos, none of whose first pixels is a mark of the faulty predictors."""
+    folder = tmp_path / "ten"
+    folder.mkdir()
+    for i, source in enumerate(sorted(photos.rglob("roll-*/*.png"))[:10]):
+        pixels = np.array(Image.open(source))
+        pixels[0, 0] = (1, 2, 3)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def segment_with(
+    predictor: type[ImagePredictor], mark: tuple[int, int, int], ten_photos: Path, checkpoint: Path, out: Path
+) -> pd.DataFrame:
+    """Marks the third photo, segments all ten with a faulty predictor; returns the images table by image id."""
+    pixels = np.array(Image.open(ten_photos / "2.png"))
+    pixels[0, 0] = mark
+    Image.fromarray(pixels).save(ten_photos / "2.png")
+    plan = prepare_segment(config_of(checkpoint, ten_photos, out, "corpus.shard_size=5"))
+    segment_corpus(dataclasses.replace(bulk_job(plan), predictor=predictor))
+    assert list(verify_run(open_run(str(out)))) == []
+    return pd.read_parquet(out / "images").set_index("image_id")
+
+
+def test_an_image_that_kills_its_worker_costs_one_row(ten_photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    images = segment_with(DeadlyPredictor, DEADLY, ten_photos, tiny_checkpoint, tmp_path / "run")
+    assert images.loc["2.png", "status"] == "predict_failed" and "died" in images.loc["2.png", "error"]
+    assert (images.drop("2.png")["status"] == "ok").all() and len(images) == 10
+
+
+def test_numbers_that_are_not_finite_cost_one_row(ten_photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    images = segment_with(NotFinitePredictor, NOT_FINITE, ten_photos, tiny_checkpoint, tmp_path / "run")
+    assert images.loc["2.png", "status"] == "predict_failed" and "not finite" in images.loc["2.png", "error"]
+    assert (images.drop("2.png")["status"] == "ok").all()
+
+
+def test_prometheus_reads_the_counts_of_a_run(
+    tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without this, one worker may have done every shard before the other is there.
+    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 120)
+    progress_seen: list[Progress] = []
+    spread = ["segment.num_workers=[2, 2]", "corpus.shard_size=4"]
+    plan = prepare_segment(config_of(tiny_checkpoint, photos, tmp_path / "run", *spread))
+    totals = run_segment(plan, progress_seen.append)
+    last = progress_seen[-1]
+    assert last.num_done == 43 and last.num_instances == totals["num_instances"]
+    assert last.num_workers == 2 and 0 < last.busy_share < 1
+    expected = {f'images_total status="{status}"': count for status, count in totals["statuses"].items()}
+    expected |= {"instances_total ": totals["num_instances"], "planned_images ": 43}
+    deadline_s = time.monotonic() + 60
+    while (counts := metrics_of(plan.run_id)) != expected and time.monotonic() < deadline_s:
+        time.sleep(0.5)
+    assert counts == expected
+
+
+def metrics_of(run_id: str) -> dict[str, float]:
+    """What this node tells Prometheus of a run, except for the seconds of its stages."""
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        lines = [line for line in response.read().decode().splitlines() if run_id in line and "_seconds" not in line]
+    names = [name for line in lines for name in re.findall(r"maskfleet_(\w+)", line)[:1]]
+    tags = ["".join(re.findall(r'status="\w+"', line)) for line in lines]
+    return {f"{name} {tag}": float(line.split()[-1]) for name, tag, line in zip(names, tags, lines, strict=True)}
