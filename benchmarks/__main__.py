@@ -64,7 +64,10 @@ BENCHES = {
     "device": Bench("bench_device"),
     "memory": Bench("bench_memory"),
     "slices": Bench("bench_slices"),
-    "evaluate": Bench("bench_evaluate", goals=(("parquet: ratio", 30), ("parquet, evaluate_run: ratio", 30))),
+    "evaluate": Bench(
+        "bench_evaluate",
+        goals=(("parquet: ratio", 30), ("parquet, evaluate_run: ratio", 30), ("maskfleet evaluate: ratio", 20)),
+    ),
     "query": Bench("bench_query"),
     "plan": Bench("bench_plan"),
     "waves": Bench("bench_waves", ("--plot", "docs/images/waves.png")),

@@ -7,12 +7,16 @@ runs. Each measurement is a process of its own, and what is timed is the work: f
 figures, without starting Python or importing. Peak memory is the process's largest resident size (imports included).
 Drawing the set takes a minute and is kept in FOLDER for the next time. A run that is not measured fills numba's cache
 first; loading from it is timed.
+
+The last pair is two whole commands from the shell, start and imports included, boxes and masks both: `maskfleet
+evaluate`, and benchmarks/peer_evaluate.py, which does the same with pycocotools from JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +29,7 @@ from benchmarks.figures import print_figures
 from benchmarks.memory import peak_mib
 
 SIDES = ("parquet", "parquet, evaluate_run", "pycocotools")
+COMMAND, PEER_COMMAND = "maskfleet evaluate", "script with pycocotools"
 
 
 def measure(side: str, folder: Path) -> dict[str, Any]:
@@ -71,6 +76,51 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def measure_command(words: list[str]) -> dict[str, float]:
+    """Seconds, CPU seconds and peak MiB of a whole command.
+
+    Linux counts what the parent held before the command's own program was loaded, so this process must stay small.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}")
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+
+
+def compare_commands(folder: Path, runs: int) -> dict[str, float]:
+    """Both commands in turn; ratios are medians over the runs."""
+    program = [str(Path(sys.executable).parent / "maskfleet"), "evaluate", str(folder / "run")]
+    peer = [sys.executable, str(Path(__file__).parent / "peer_evaluate.py")]
+    commands = {
+        COMMAND: [*program, f"ground_truth.uri={folder / 'truth.json'}"],
+        PEER_COMMAND: [*peer, str(folder / "truth.json"), str(folder / "results.json")],
+    }
+    measured: dict[str, list[dict[str, float]]] = {side: [] for side in commands}
+    for _ in range(runs):
+        for side, words in commands.items():
+            measured[side].append(measure_command(words))
+            print(json.dumps({"side": side, **{k: round(v, 3) for k, v in measured[side][-1].items()}}), flush=True)
+    pairs = list(zip(measured[COMMAND], measured[PEER_COMMAND], strict=True))
+    figures = {
+        f"{side}: {key}": statistics.median(run[key] for run in rows)
+        for side, rows in measured.items()
+        for key in rows[0]
+    }
+    figures[f"{COMMAND}: ratio"] = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
+    figures[f"{COMMAND}: memory_ratio"] = statistics.median(a["peak_mib"] / b["peak_mib"] for a, b in pairs)
+    print(
+        f"{COMMAND}, from the shell: {figures[f'{COMMAND}: ratio']:.1f}x faster than {PEER_COMMAND}, "
+        f"{figures[f'{COMMAND}: memory_ratio']:.2f} of the memory"
+    )
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "maskfleet_bench_evaluate")
@@ -79,19 +129,24 @@ def main() -> None:
     parser.add_argument("--detections", type=int, default=100)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help="measure one side in this process and print JSON")
+    parser.add_argument("--draw", action="store_true", help="draw the set, compile the kernels, and end")
+    parser.add_argument("--only-commands", action="store_true", help="measure the whole commands only")
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.folder)))
         return
-    from benchmarks.drawn_predictions import draw
+    if arguments.draw:
+        from benchmarks.drawn_predictions import draw
 
-    draw(
-        arguments.folder,
-        num_images=arguments.images,
-        num_objects=arguments.objects,
-        detections=arguments.detections,
-    )
-    measure("parquet", arguments.folder)  # compiles, if need be
+        sizes = {"num_images": arguments.images, "num_objects": arguments.objects, "detections": arguments.detections}
+        draw(arguments.folder, **sizes)
+        measure("parquet, evaluate_run", arguments.folder)  # compiles, if need be
+        return
+    # In a process of its own: this one must stay small, see `measure_command`.
+    subprocess.run([sys.executable, "-m", "benchmarks.bench_evaluate", "--draw", *sys.argv[1:]], check=True)
+    if arguments.only_commands:
+        print_figures(compare_commands(arguments.folder, arguments.runs))
+        return
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(arguments.runs):
         for side in SIDES:
@@ -123,6 +178,7 @@ def main() -> None:
             f"{ratio:6.1f}x faster, {1 / memory_ratio:.2f} of the memory, figures differ by {worst:.1e} "
             f"(segm AP {want[0]:.6f})"
         )
+    figures |= compare_commands(arguments.folder, arguments.runs)
     print_figures(figures)
 
 

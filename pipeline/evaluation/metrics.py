@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline import malloc
 from pipeline.evaluation.breakdown import confusion_matrix, size_figures, slice_figures, slice_images, threshold_figures
 from pipeline.evaluation.coco import CocoResult, evaluate_table, overlaps_for
 from pipeline.evaluation.detections import DetectionTable
@@ -191,6 +192,7 @@ def evaluate(
             truth, rows = Truth.load(ground_truth), instances
         detections, coverage = align(rows, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
         del rows
+        malloc.give_back_holes()  # of the tables as they were read
         overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
         coco = {
             kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=known)
