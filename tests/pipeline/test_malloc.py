@@ -18,7 +18,7 @@ NO_GLIBC = (
 PROGRAM = """
 from pathlib import Path
 import numpy as np
-from pipeline.bulk import malloc
+from pipeline import malloc
 
 def resident_mib():
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) >> 10

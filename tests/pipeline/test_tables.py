@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import tables
 from pipeline.manifest import RunError, open_run
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.s3 import S3Storage
+from pipeline.storage.stores import open_storage
 from pipeline.tables import (
     _files_dataset,
     counts,
@@ -22,6 +27,7 @@ from pipeline.tables import (
     load_images,
     load_instances,
 )
+from tests.pipeline.made_run import instance_row, parquet_bytes
 
 
 def test_the_tables_come_back_whole_with_their_columns(drawn_run):
@@ -43,8 +49,6 @@ def test_pandas_alone_sees_the_same_rows(drawn_run):
 
 
 def test_a_file_that_no_commit_names_is_not_read(drawn_run, tmp_path: Path):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(drawn_run.uri, folder)
     before = load_instances(str(folder))
@@ -66,51 +70,43 @@ def test_filters_and_columns_agree_with_pandas(drawn_run):
     assert len(nothing) == 0 and list(nothing.columns) == INSTANCES_SCHEMA.names
 
 
-def test_row_groups_without_a_match_are_not_read(tmp_path: Path):
+def test_row_groups_without_a_match_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table = pa.table(
         {"category": ["a"] * 50_000 + ["b"] * 50_000, "rle_counts": [f"{i:0100d}" for i in range(100_000)]}
     )
     schema = pa.schema([INSTANCES_SCHEMA.field("category"), INSTANCES_SCHEMA.field("rle_counts")])
     pq.write_table(table.cast(schema), tmp_path / "t.parquet", row_group_size=10_000, compression="none")
 
-    class Counting(LocalStorage):
-        read = 0
+    class CountingFile:
+        """A file whose bytes read are added up."""
 
+        closed = False
+
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def read(self, size=-1):
+            data = self.file.read(size)
+            num_read.append(len(data))
+            return data
+
+    class CountingStorage(LocalStorage):
         def open_input(self, key):
-            file = super().open_input(key)
-            inner = file.read
+            return CountingFile(super().open_input(key))
 
-            class Wrapped:
-                closed = False
-
-                def __getattr__(self, name):
-                    return getattr(file, name)
-
-                def read(self, size=-1):
-                    data = inner(size)
-                    Counting.read += len(data)
-                    return data
-
-            return Wrapped()
-
-    class Remote(Counting):
-        pass
-
-    import pipeline.results.query as query
-
-    storage = Remote(tmp_path)
-    real = query.LocalStorage
-    query.LocalStorage = type("Nothing", (), {})  # so that the storage is read through Arrow's Python file system
-    try:
-        dataset = _files_dataset(storage, ["t.parquet"], schema)
-        size = (tmp_path / "t.parquet").stat().st_size
-        rows = dataset.to_table(filter=pa.compute.field("category") == "nowhere").num_rows
-        assert rows == 0 and Counting.read < size / 20
-        Counting.read = 0
-        assert dataset.to_table(filter=pa.compute.field("category") == "b").num_rows == 50_000
-        assert size / 3 < Counting.read < size * 0.7
-    finally:
-        query.LocalStorage = real
+    num_read: list[int] = []
+    # So that the storage is read through Arrow's Python file system, as a bucket is.
+    monkeypatch.setattr(tables, "LocalStorage", type("NotLocal", (), {}))
+    dataset = _files_dataset(CountingStorage(tmp_path), ["t.parquet"], schema)
+    size = (tmp_path / "t.parquet").stat().st_size
+    assert dataset.to_table(filter=pa.compute.field("category") == "nowhere").num_rows == 0
+    assert sum(num_read) < size / 20
+    num_read.clear()
+    assert dataset.to_table(filter=pa.compute.field("category") == "b").num_rows == 50_000
+    assert size / 3 < sum(num_read) < size * 0.7
 
 
 def test_streaming_gives_the_same_rows(drawn_run):
@@ -164,3 +160,47 @@ def test_counts_are_those_of_value_counts(drawn_run):
         "mean_score",
         "median_area_px",
     ]
+
+
+def test_a_run_in_a_bucket_answers_as_on_disk(bucket, drawn_run):
+    run = f"{bucket}/run"
+    storage = open_storage(run)
+    root = Path(drawn_run.uri)
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            storage.write_bytes(path.relative_to(root).as_posix(), path.read_bytes())
+    pd.testing.assert_frame_equal(load_instances(run), load_instances(drawn_run.uri))
+    pd.testing.assert_frame_equal(load_images(run), load_images(drawn_run.uri))
+    filters = [("category", "==", "circle"), ("score", ">", 0.5)]
+    some = load_instances(run, ["score", "rle_counts"], filters)
+    pd.testing.assert_frame_equal(some, load_instances(drawn_run.uri, ["score", "rle_counts"], filters))
+    assert len(some)
+
+
+def test_only_row_groups_that_can_match_are_fetched(bucket, monkeypatch):
+    rng = np.random.default_rng(0)
+    mask = np.ones((4, 4), bool)
+    kinds = [SimpleNamespace(id=n, name=f"class_{n}") for n in range(10)]
+    row = instance_row("a.jpg", 0, kinds[0], 0.5, mask)
+    rows = [
+        {**row, "category_id": n % 10, "category": f"class_{n % 10}", "rle_counts": rng.bytes(150).hex()}
+        for n in range(20_000)
+    ]
+    table = pa.Table.from_pylist(rows, schema=INSTANCES_SCHEMA).sort_by("category")
+    data = parquet_bytes(table, 500)
+    open_storage(f"{bucket}/rows").write_bytes("all.parquet", data)
+    fetched = []
+    read = S3Storage.read_object
+
+    def counting(self, key, start=0, size=None):
+        answer = read(self, key, start, size)
+        fetched.append(len(answer[0]))
+        return answer
+
+    monkeypatch.setattr(S3Storage, "read_object", counting)
+    found = load_instances(f"{bucket}/rows", filters=[("category", "==", "class_7")])
+    assert len(found) == 2_000 and set(found["category_id"]) == {7}
+    assert 0.1 * len(data) < sum(fetched) < 0.5 * len(data)
+    fetched.clear()
+    assert len(load_instances(f"{bucket}/rows")) == 20_000
+    assert sum(fetched) >= 0.9 * len(data)

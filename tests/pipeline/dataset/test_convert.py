@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.convert import convert_annotations
 from pipeline.dataset.formats.coco import write_coco
 from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedSet, AnnotationError
 
@@ -131,3 +133,25 @@ def test_refusals_name_the_thing(awkward_set: AnnotatedSet, tmp_path: Path) -> N
         convert_annotations(source, source, target_format="coco")
     with pytest.raises(AnnotationError, match="must be copied"):
         convert_annotations(source, str(tmp_path / "x"), target_format="voc", copy_photos=False)
+
+
+def test_file_uris_with_blanks(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
+    folder = tmp_path / "two words"
+    write_coco(awkward_set, str(folder / "a b.json"))
+    annotated = load_annotations("file://" + str(folder / "a b.json").replace(" ", "%20"))
+    assert len(annotated) == 5 and SampleSet(annotated).load_sample(0, 0).skipped == {}
+
+
+def test_a_bucket_serves_as_a_disk_does(awkward_set: AnnotatedSet, bucket: str, tmp_path: Path) -> None:
+    write_coco(awkward_set, f"{bucket}/data/val.json")
+    annotated = load_annotations(f"{bucket}/data/val.json")
+    assert annotated.images[0].path == f"{bucket}/data/val/photo_0.png"
+    on_disk, in_bucket = SampleSet(awkward_set)[0], SampleSet(annotated)[0]
+    assert on_disk[0].equal(in_bucket[0]) and on_disk[1]["masks"].equal(in_bucket[1]["masks"])
+    deep = with_extra_channels(annotated, "{folder}/../val/{stem}.png")
+    assert SampleSet(deep, in_channels=6)[0][0].shape[0] == 6
+    for target_format in ("via", "voc", "cityscapes", "labelme"):
+        convert_annotations(f"{bucket}/data/val.json", f"{bucket}/{target_format}", target_format=target_format)
+        again = load_annotations(f"{bucket}/{target_format}")
+        assert again.num_instances == awkward_set.num_instances
+        assert SampleSet(again).load_sample(0, 0).skipped == {}

@@ -7,10 +7,18 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.dataset.types import segmentation_to_polygon
-from pipeline.masks.contours import mask_to_loops, mask_to_polygon, mask_to_polygons
+from pipeline.masks.contours import (
+    join_polygons,
+    mask_to_loops,
+    mask_to_part_polygons,
+    mask_to_polygon,
+    mask_to_polygons,
+)
 
 
 def drawn(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    if not polygons:
+        return np.zeros((height, width), np.uint8)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
 
 
@@ -41,6 +49,39 @@ def test_parts_that_touch_at_a_corner_are_two() -> None:
     assert len(outer) == 2 and holes == []
     outer, holes = mask_to_loops(np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]))
     assert len(outer) == 1 and len(holes) == 1
+
+
+def test_outlines_filled_give_the_very_mask_back() -> None:
+    rng = np.random.default_rng(0)
+    for number in range(150):
+        mask = rng.random(rng.integers(1, 14, 2)) < rng.random()
+        if number % 2:
+            mask = np.kron(mask, np.ones((3, 2), bool))
+        polygons = mask_to_part_polygons(mask)
+        np.testing.assert_array_equal(drawn(polygons, *mask.shape), mask)
+        joined = join_polygons(polygons)
+        np.testing.assert_array_equal(drawn([joined] if joined else [], *mask.shape), mask)
+
+
+def test_outlines_of_simple_masks() -> None:
+    mask = np.zeros((5, 6), np.uint8)
+    mask[1:3, 2:5] = 1
+    (polygon,) = mask_to_part_polygons(mask)
+    assert set(map(tuple, np.reshape(polygon, (-1, 2)))) == {(2, 1), (5, 1), (5, 3), (2, 3)}
+    assert mask_to_part_polygons(np.zeros((4, 4))) == []
+    diagonal = np.eye(2)
+    assert len(mask_to_part_polygons(diagonal)) == 2
+    with pytest.raises(ValueError, match=r"\[H, W\], not \[3\]"):
+        mask_to_part_polygons(np.zeros(3))
+
+
+def test_simplified_outlines_stay_near() -> None:
+    y, x = np.mgrid[:200, :240]
+    ring = (np.hypot(y - 100, x - 120) < 80) & (np.hypot(y - 90, x - 110) > 25)
+    exact, simple = mask_to_part_polygons(ring), mask_to_part_polygons(ring, tolerance_px=1.0)
+    assert len(simple[0]) < len(exact[0]) / 4
+    back = drawn(simple, *ring.shape).astype(bool)
+    assert (back & ring).sum() / (back | ring).sum() > 0.97
 
 
 def test_a_single_polygon_is_kept_as_it_is() -> None:

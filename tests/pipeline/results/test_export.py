@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 
 from pipeline.dataset.formats.coco import load_coco
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.masks.contours import join_polygons, mask_to_part_polygons
 from pipeline.results.export import ExportError, crops, export_run, file_names, to_polygons
+from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_masks, load_images, load_instances
 from tests.pipeline.made_run import image_row, instance_row, write_run
 
@@ -24,39 +24,6 @@ def fill(polygons: list[list[float]], shape: tuple[int, int]) -> np.ndarray:
     if not polygons:
         return np.zeros(shape, np.uint8)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *shape)))
-
-
-def test_outlines_filled_give_the_very_mask_back():
-    rng = np.random.default_rng(0)
-    for number in range(150):
-        mask = rng.random(rng.integers(1, 14, 2)) < rng.random()
-        if number % 2:
-            mask = np.kron(mask, np.ones((3, 2), bool))
-        polygons = mask_to_part_polygons(mask)
-        np.testing.assert_array_equal(fill(polygons, mask.shape), mask)
-        one = join_polygons(polygons)
-        np.testing.assert_array_equal(fill([one] if one else [], mask.shape), mask)
-
-
-def test_outlines_of_simple_masks():
-    mask = np.zeros((5, 6), np.uint8)
-    mask[1:3, 2:5] = 1
-    (polygon,) = mask_to_part_polygons(mask)
-    assert set(map(tuple, np.reshape(polygon, (-1, 2)))) == {(2, 1), (5, 1), (5, 3), (2, 3)}
-    assert mask_to_part_polygons(np.zeros((4, 4))) == []
-    diagonal = np.eye(2)
-    assert len(mask_to_part_polygons(diagonal)) == 2
-    with pytest.raises(ValueError, match=r"\[H, W\], not \[3\]"):
-        mask_to_part_polygons(np.zeros(3))
-
-
-def test_simplified_outlines_stay_near():
-    y, x = np.mgrid[:200, :240]
-    ring = (np.hypot(y - 100, x - 120) < 80) & (np.hypot(y - 90, x - 110) > 25)
-    exact, simple = mask_to_part_polygons(ring), mask_to_part_polygons(ring, tolerance_px=1.0)
-    assert len(simple[0]) < len(exact[0]) / 4
-    back = fill(simple, ring.shape).astype(bool)
-    assert (back & ring).sum() / (back | ring).sum() > 0.97
 
 
 def test_coco_and_back(drawn_run, tmp_path):
@@ -180,3 +147,12 @@ def test_names_that_would_clash_keep_their_extension():
         file_names(["a:b.jpg", "a?b.jpg"], ".txt")
     with pytest.raises(ExportError, match=r"no format 'tiff'; allowed are coco"):
         export_run("nowhere", "out", "tiff")
+
+
+def test_a_run_in_a_bucket_is_exported_to_a_bucket(bucket, drawn_run):
+    root = Path(drawn_run.uri)
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            open_storage(f"{bucket}/run").write_bytes(path.relative_to(root).as_posix(), path.read_bytes())
+    assert export_run(f"{bucket}/run", f"{bucket}/yolo", "yolo") == 8
+    assert {info.key for info in open_storage(f"{bucket}/yolo").iter_objects()} >= {"data.yaml"}

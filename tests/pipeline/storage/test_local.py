@@ -149,9 +149,3 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
 def test_keys_cannot_climb_out(tmp_path: Path, key: str) -> None:
     with pytest.raises(StorageError, match="no key below"):
         LocalStorage(tmp_path / "root").read_bytes(key)
-
-
-@pytest.mark.parametrize("uri", ["", "ftp://host/x", "gopher://x"])
-def test_unusable_uris_are_refused(uri: str) -> None:
-    with pytest.raises(StorageError):
-        open_storage(uri)
