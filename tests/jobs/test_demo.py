@@ -20,7 +20,7 @@ SIZES = ["demo.num_train=24", "demo.num_val=6", "demo.num_unlabelled=10", "demo.
 
 
 def demo(out: Path) -> list[str]:
-    command = [sys.executable, "-m", "jobs", "demo", f"output.uri={out}", *SIZES, "cluster.num_cpus=2"]
+    command = [sys.executable, "-m", "maskfleet", "demo", f"output.uri={out}", *SIZES, "cluster.num_cpus=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip().splitlines()

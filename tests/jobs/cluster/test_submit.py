@@ -95,7 +95,7 @@ def maskfleet(head: Head, *words: str, code: int | None = 0, **environment: str)
     """The program against the cluster; the address comes from the environment."""
     given = os.environ | {"RAY_API_SERVER_ADDRESS": head.address, "RAY_AUTH_TOKEN": head.token} | environment
     done = subprocess.run(
-        [sys.executable, "-m", "jobs", *words], cwd=ROOT, env=given, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "maskfleet", *words], cwd=ROOT, env=given, capture_output=True, text=True, timeout=600
     )
     assert code is None or done.returncode == code, done.stdout + done.stderr
     return done
