@@ -1,6 +1,4 @@
-"""A small drawn data set that has what formats stumble over: parts, holes, a crowd, an ignore region, no
-objects.
-"""
+"""Fixtures of the data set tests: a small drawn set with difficult objects, single photos, a faulty COCO file."""
 
 from __future__ import annotations
 
@@ -14,13 +12,12 @@ from PIL import Image
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES, draw_image
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, mask_to_instance
+from tests.pipeline.dataset.faulty_coco import write_faulty_coco
 
 
 @pytest.fixture(scope="session")
 def awkward_set(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedSet:
-    """Five photos with disjoint masks held as RLE: drawn shapes; a ring and an object in two parts; a crowd;
-    nothing.
-    """
+    """Five photos with disjoint RLE masks: shapes; a ring and an object in parts; a crowd; no object; shapes."""
     folder = tmp_path_factory.mktemp("drawn")
     images = []
     for number in range(5):
@@ -48,9 +45,7 @@ def awkward_set(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedSet:
 
 @pytest.fixture
 def write_photo() -> Callable[..., np.ndarray]:
-    """Writes a photo of random pixels, stored H x W with an EXIF tag if one is given; gives the stored
-    pixels.
-    """
+    """A function that writes a photo of random pixels, with an EXIF orientation if given, and returns the pixels."""
 
     def write(path: Path, height: int, width: int, *, orientation: int | None = None) -> np.ndarray:
         pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -62,3 +57,9 @@ def write_photo() -> Callable[..., np.ndarray]:
         return pixels
 
     return write
+
+
+@pytest.fixture
+def faulty_file(tmp_path: Path, write_photo: Callable[..., np.ndarray]) -> Path:
+    """A COCO file with one fault of each kind, see `faulty_coco`."""
+    return write_faulty_coco(tmp_path, write_photo)

@@ -4,78 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.dataset.check import ERROR, KINDS, check_data
 from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.formats.coco import write_coco
 from pipeline.dataset.transforms.augment import build_transforms
-from pipeline.dataset.types import AnnotatedSet, AnnotationError
+from pipeline.dataset.types import (
+    AnnotatedSet,
+    AnnotationError,
+)
 from tests.paths import DOCS
-
-SQUARE = [[5.0, 4.0, 15.0, 4.0, 15.0, 14.0, 5.0, 14.0]]
-
-
-def annotation(number: int, image_id: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": 1,
-        "bbox": [5, 4, 10, 10],
-        "area": 100,
-        "iscrowd": 0,
-        "segmentation": SQUARE,
-        **changes,
-    }
-
-
-def image(number: int, **changes: Any) -> dict[str, Any]:
-    return {"id": number, "file_name": f"{number}.png", "height": 20, "width": 30, **changes}
-
-
-@pytest.fixture
-def faulty_file(tmp_path: Path, write_photo: Callable[..., np.ndarray]) -> Path:
-    """One fault of each kind that a COCO file can have."""
-    for number in range(1, 8):
-        write_photo(tmp_path / f"{number}.png", 20, 30, orientation=6 if number == 6 else None)
-    (tmp_path / "4.png").write_bytes((tmp_path / "4.png").read_bytes()[:200])
-    content = {
-        "images": [
-            image(1),
-            image(2, labelled_category_ids=[2]),
-            image(2, file_name="1.png"),  # duplicate_image_id
-            image(3, height=40, width=60),  # size_disagrees
-            image(4),  # unreadable_photo
-            image(5, file_name="1.png"),  # duplicate_photo
-            image(6),  # exif_not_applied
-            image(7),
-        ],
-        "annotations": [
-            annotation(1, 1),
-            annotation(1, 7),  # duplicate_annotation_id
-            annotation(2, 2),  # class_not_looked_for
-            annotation(3, 7, category_id=9),  # unknown_category
-            annotation(4, 99),  # unlisted_image
-            annotation(5, 7, bbox=[5, 4, 0, 10]),  # empty_box (and box_off_mask)
-            annotation(6, 7, segmentation=[[5.2, 4.2, 5.3, 4.2, 5.3, 4.3]], bbox=[5, 4, 1, 1]),  # empty_mask
-            annotation(7, 7, segmentation=[[5, 4, 15, 4, 15, 28.5]], bbox=[5, 4, 10, 16]),  # polygon_outside
-            annotation(8, 7, bbox=[1, 4, 14, 10]),  # box_off_mask
-            annotation(9, 7, bbox=[5, 3, 10, 10], segmentation={"size": [5, 5], "counts": [25]}),  # unusable_mask
-            annotation(10, 7, bbox=[5.5, 4, 10, 10]),
-            annotation(11, 7, bbox=[5.5, 4, 10, 10]),  # duplicate_object
-            annotation(12, 7, bbox=[6, 4, 9, 10], keypoints=[1, 2, 2]),  # wrong_keypoints
-        ],
-        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    }
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(content))
-    return path
 
 
 def test_clean_data_has_no_finding(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
@@ -120,20 +61,6 @@ def test_examples_are_limited_and_counts_are_not(faulty_file: Path) -> None:
     report = check_data(str(faulty_file), max_examples=1)
     (off,) = (finding for finding in report.findings if finding.kind == "box_off_mask")
     assert off.count == 2 and len(off.examples) == 1
-
-
-def test_pictures_show_the_offender_in_red(faulty_file: Path, tmp_path: Path) -> None:
-    report = check_data(str(faulty_file))
-    written = draw_offenders(report, str(tmp_path / "pictures"))
-    names = {Path(uri).name for uri in written}
-    assert {"polygon_outside_00.png", "empty_box_00.png", "size_disagrees_00.png"} <= names
-    assert not any(name.startswith(("unreadable_photo", "unlisted_image")) for name in names)
-    with Image.open(tmp_path / "pictures/polygon_outside_00.png") as picture:
-        assert picture.size == (30 + 16, 20 + 16)  # a border of 8 px
-        red = np.argwhere((np.array(picture) == (255, 0, 0)).all(axis=2))
-    # From the corner at (x 5, y 4) of the photo down to the point that lies outside it.
-    assert red.min(axis=0).tolist() == [12, 13] and red[:, 0].max() > 8 + 20
-    assert len(draw_offenders(report, str(tmp_path / "few"), max_pictures=2)) == 2
 
 
 def test_annotations_that_cannot_be_read_are_a_finding(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What training sees of a photo is what segmentation sees of it."""
+"""Photos of a data set: training reads the same pixels as segmentation, and many bands and depths."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, load_photo, read_header
-from pipeline.dataset.types import AnnotatedImage
+from pipeline.dataset.photos import EXIF_KEPT, EXIF_TURNED, UnusablePhoto, load_photo, read_header
+from pipeline.dataset.types import (
+    AnnotatedImage,
+)
 from pipeline.images.decode_image import DecodeLimits, decode_image
+from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
 
 
 def pixels_of(path: Path, height: int, width: int) -> np.ndarray:
     return load_photo(AnnotatedImage(1, path.name, str(path), height, width))[0]
+
+
+def one_image(path: Path, height: int = 11, width: int = 14, **extras: object) -> AnnotatedImage:
+    return AnnotatedImage(1, path.name, str(path), height, width, **extras)
 
 
 @pytest.fixture(params=["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "F", "P clear", "keyed"])
@@ -101,3 +108,48 @@ def test_an_unturned_photo_is_used_as_stored_and_said(tmp_path: Path, orientatio
     Image.fromarray(pixels).save(path, exif=exif)
     found, turn = load_photo(AnnotatedImage(1, path.name, str(path), 13, 17))
     assert turn == EXIF_KEPT and np.array_equal(found, pixels)
+
+
+def test_a_tiff_of_five_bands_becomes_five_channels(tmp_path: Path) -> None:
+    for dtype, scale in (("u1", 255), ("u2", 65535), ("f4", 1)):
+        bands = random_bands(dtype)
+        path = tmp_path / f"{dtype}.tif"
+        path.write_bytes(tiff_bytes(bands, deflate=True))
+        pixels, _ = load_photo(one_image(path), in_channels=5)
+        assert pixels.dtype == np.float32 and pixels.shape == (11, 14, 5)
+        assert np.allclose(pixels, bands / scale, atol=1e-7)
+    with pytest.raises(UnusablePhoto, match="it has 5 bands; 4 are wanted"):
+        load_photo(one_image(path), in_channels=4)
+    with pytest.raises(UnusablePhoto, match="unreadable"):  # nobody reads five bands as RGB
+        load_photo(one_image(path), in_channels=3)
+    with pytest.raises(UnusablePhoto, match=r"11 x 14 px \(H x W\), but annotated as 14 x 11"):
+        load_photo(one_image(path, 14, 11), in_channels=5)
+    path.write_bytes(tiff_bytes(random_bands("u1"), compression=7))
+    with pytest.raises(UnusablePhoto, match="compression 7"):
+        load_photo(one_image(path), in_channels=5)
+
+
+def test_the_header_of_many_bands_is_read_where_annotations_state_no_size(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff_bytes(random_bands("u2"), orientation=8))
+    header = read_header(str(tmp_path / "a.tif"))
+    assert (header.height, header.width, header.turned_size) == (11, 14, (14, 11))
+    turned, how = load_photo(one_image(tmp_path / "a.tif", 14, 11), in_channels=5)
+    kept, unturned = load_photo(one_image(tmp_path / "a.tif", 11, 14), in_channels=5)
+    assert (how, unturned) == (EXIF_TURNED, EXIF_KEPT)
+    assert np.array_equal(turned, np.rot90(kept, 1))
+
+
+def test_grey_rgba_and_sixteen_bits(tmp_path: Path) -> None:
+    rgba = random_bands("u1", 4)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    grey = random_bands("u1", 1)[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    deep = (random_bands("u2", 1)[..., 0] * 300).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.allclose(load_photo(one_image(tmp_path / "rgba.png"), in_channels=4)[0], rgba / 255)
+    assert np.allclose(load_photo(one_image(tmp_path / "grey.png"), in_channels=1)[0][..., 0], grey / 255)
+    assert np.array_equal(load_photo(one_image(tmp_path / "grey.png"))[0], np.repeat(grey[..., None], 3, axis=2))
+    assert np.allclose(load_photo(one_image(tmp_path / "deep.png"), in_channels=1)[0][..., 0], deep / 65535)
+    assert np.array_equal(load_photo(one_image(tmp_path / "deep.png"))[0][..., 1], deep >> 8)
+    one = load_photo(one_image(tmp_path / "rgba.png"), in_channels=1)[0]
+    assert one.shape == (11, 14, 1) and one.max() <= 1
