@@ -1,22 +1,24 @@
-"""What the tests of the network share: drawn images with targets, and one training step looked at closely."""
+"""Helpers of the network's tests: generated images with targets, and checks of one training step and one prediction."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Any
 
-from model.network import build_model
+import torch
+from torch import Tensor
+
+from model.network import MaskRCNN, build_model
 from model.spec import ModelSpec
 
 # Settings that make any network quick on images of 64 px; the layers that are being tested stay as they are.
-QUICK = {
+QUICK: dict[str, Any] = {
     "image_min_size": 64,
     "image_max_size": 96,
     "rpn_pre_nms_train": 50,
     "rpn_pre_nms_test": 50,
     "rpn_post_nms_train": 20,
     "rpn_post_nms_test": 10,
-    # All anchors take part, so that every map of the pyramid learns.
+    # All anchors are sampled, so that every map of the pyramid gets a gradient.
     "rpn_batch_size_per_image": 4096,
     "box_batch_size_per_image": 16,
     "max_detections": 5,
@@ -24,7 +26,18 @@ QUICK = {
 }
 
 
-def samples(num_channels: int = 3, num_keypoints: int = 0, num_classes: int = 2) -> tuple[list[Tensor], list[dict]]:
+# Anchors of three sizes for the necks that have one map.
+ONE_MAP: dict[str, Any] = {"anchor_sizes": ((16, 32, 64),), "rpn_channels": 32}
+
+
+def backbone_spec(backbone: str, **changes: Any) -> ModelSpec:
+    """The tiny network's spec with another backbone, normalised by plain batch norm."""
+    return ModelSpec.tiny(num_classes=2, **{"backbone": backbone, "norm": "batch", **changes})
+
+
+def samples(
+    num_channels: int = 3, num_keypoints: int = 0, num_classes: int = 2
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Two images of different sizes with two rectangles each."""
     generator = torch.Generator().manual_seed(5)
     images, targets = [], []
@@ -35,28 +48,29 @@ def samples(num_channels: int = 3, num_keypoints: int = 0, num_classes: int = 2)
             mask[y1:y2, x1 : (x1 + x2) // 2] = 1
         target = {"boxes": boxes, "labels": torch.tensor([1, num_classes]), "masks": masks}
         if num_keypoints:
-            places = torch.rand(2, num_keypoints, 2, generator=generator) * (boxes[:, None, 2:] - boxes[:, None, :2])
-            seen = torch.full((2, num_keypoints, 1), 2.0)
-            target["keypoints"] = torch.cat([boxes[:, None, :2] + places, seen], dim=2)
+            offsets = torch.rand(2, num_keypoints, 2, generator=generator) * (boxes[:, None, 2:] - boxes[:, None, :2])
+            visibility = torch.full((2, num_keypoints, 1), 2.0)
+            target["keypoints"] = torch.cat([boxes[:, None, :2] + offsets, visibility], dim=2)
         images.append(torch.rand(num_channels, height, width, generator=generator))
         targets.append(target)
     return images, targets
 
 
-def build(spec: ModelSpec, seed: int = 0) -> nn.Module:
+def build(spec: ModelSpec, seed: int = 0) -> MaskRCNN:
+    """The network of a spec with random weights that depend on the seed alone."""
     torch.manual_seed(seed)
     return build_model(spec)
 
 
-def check_training_step(model: nn.Module, images: list[Tensor], targets: list[dict]) -> dict[str, Tensor]:
+def check_training_step(model: MaskRCNN, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Losses of one step, checked: finite, and a finite gradient in every parameter that is to be trained.
 
     "Has a gradient" means that it is not all zero: a parameter whose gradient is zero by construction is not trained.
     """
     model.train()
-    losses = model(images, targets)
+    losses: dict[str, Tensor] = model(images, targets)
     assert all(torch.isfinite(loss) and loss.ndim == 0 for loss in losses.values()), losses
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, f"{name} has no gradient"
@@ -67,22 +81,23 @@ def check_training_step(model: nn.Module, images: list[Tensor], targets: list[di
     return losses
 
 
-def check_prediction(model: nn.Module, images: list[Tensor]) -> list[dict[str, Tensor]]:
-    """One prediction, checked: shapes, ranges, order."""
+def check_prediction(model: MaskRCNN, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """The detections of one prediction, checked: shapes, ranges, order."""
     model.eval()
     with torch.no_grad():
-        found = model(images)
-    assert len(found) == len(images)
-    for one, image in zip(found, images):
+        detections = model(images)
+    assert len(detections) == len(images)
+    for detection, image in zip(detections, images):
         height, width = image.shape[-2:]
-        count = len(one["scores"])
+        boxes, labels, scores = detection["boxes"], detection["labels"], detection["scores"]
+        count = len(scores)
         assert count > 0
-        assert one["boxes"].shape == (count, 4) and one["labels"].shape == (count,)
-        assert (one["boxes"] >= 0).all() and (one["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
-        assert (one["boxes"][:, 2:] > one["boxes"][:, :2]).all()
-        assert one["labels"].min() >= 1 and one["labels"].max() <= model.num_classes
-        assert (one["scores"].diff() <= 0).all() and 0 <= one["scores"].min() and one["scores"].max() <= 1
-        if "masks" in one:
-            assert one["masks"].shape == (count, 1, height, width)
-            assert 0 <= one["masks"].min() and one["masks"].max() <= 1
-    return found
+        assert boxes.shape == (count, 4) and labels.shape == (count,)
+        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height, width, height]) + 1e-3).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert labels.min() >= 1 and labels.max() <= model.num_classes
+        assert (scores.diff() <= 0).all() and 0 <= scores.min() and scores.max() <= 1
+        if "masks" in detection:
+            assert detection["masks"].shape == (count, 1, height, width)
+            assert 0 <= detection["masks"].min() and detection["masks"].max() <= 1
+    return detections

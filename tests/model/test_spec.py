@@ -1,10 +1,9 @@
-"""ModelSpec: defaults, ranges, plain values."""
+"""ModelSpec: allowed values, conversion to plain values and back."""
 
 import json
 
 import pytest
 
-from model.categories import Category, check_categories
 from model.spec import ModelSpec
 
 
@@ -45,11 +44,3 @@ def test_lists_and_whole_numbers_are_taken_where_tuples_and_floats_are_meant():
     spec = ModelSpec.from_dict({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]})
     assert spec.image_mean == (0.0, 0.0, 0.0)
     assert all(type(value) is float for value in spec.image_std)
-
-
-def test_class_map_must_fit():
-    check_categories([Category(1, "cat"), Category(90, "dog")], 2)
-    with pytest.raises(ValueError, match=r"2 categories.*num_classes=3"):
-        check_categories([Category(1, "cat"), Category(90, "dog")], 3)
-    with pytest.raises(ValueError, match="id 1"):
-        check_categories([Category(1, "cat"), Category(1, "dog")], 2)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression, hard and soft, on three boxes in a row."""
+"""Non-maximum suppression, hard and soft: three boxes in a row by hand, many against torchvision."""
 
 import math
 
@@ -29,12 +29,12 @@ def run(kind, labels=SAME, iou_threshold=0.3, score_threshold=0.05, max_detectio
     return keep.tolist(), scores.tolist()
 
 
-def test_hard():
+def test_hard_nms_drops_what_a_better_box_overlaps():
     keep, scores = run("hard")
     assert keep == [0, 2] and scores == pytest.approx([0.9, 0.3])
 
 
-def test_linear():
+def test_linear_soft_nms_lowers_scores_by_the_overlap():
     # The second falls to 0.8 * 2/3 = 0.533, then takes the third to 0.3 * 2/3.
     keep, scores = run("soft_linear")
     assert keep == [0, 1, 2] and scores == pytest.approx([0.9, 0.8 * 2 / 3, 0.2])
@@ -42,23 +42,23 @@ def test_linear():
     assert run("soft_linear", iou_threshold=0.5)[1] == pytest.approx([0.9, 0.8, 0.3])
 
 
-def test_gaussian():
+def test_gaussian_soft_nms_lowers_scores_by_equation_3():
     factor = math.exp(-(1 / 9) / 0.5)
     keep, scores = run("soft_gaussian")
     assert keep == [0, 1, 2] and scores == pytest.approx([0.9, 0.8 * factor, 0.3 * factor])
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft_linear", "soft_gaussian"])
-def test_classes_do_not_meet(kind):
+def test_boxes_of_different_classes_do_not_suppress_each_other(kind):
     assert run(kind, labels=torch.tensor([1, 2, 1]))[1] == pytest.approx([0.9, 0.8, 0.3])
 
 
-def test_what_falls_to_the_threshold_is_dropped():
+def test_boxes_whose_score_falls_to_the_threshold_are_dropped():
     assert run("soft_linear", score_threshold=0.25)[0] == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft_linear", "soft_gaussian"])
-def test_limits(kind):
+def test_at_most_max_detections_stay_and_no_box_gives_none(kind):
     assert len(run(kind, max_detections=1)[0]) == 1
     keep, scores = suppress(
         BOXES[:0],
@@ -73,11 +73,11 @@ def test_limits(kind):
     assert keep.dtype == torch.int64 and len(keep) == len(scores) == 0
 
 
-def test_soft_nms_with_a_sharp_edge_is_hard_nms():
-    """Where every overlap is total or none, the linear form drops what the hard form drops."""
+def test_linear_soft_nms_of_boxes_that_coincide_or_are_disjoint_is_hard_nms():
+    """Where every IoU is 1 or 0, the linear form drops what the hard form drops."""
     generator = torch.Generator().manual_seed(0)
-    places = torch.randint(0, 5, (40,), generator=generator)
-    boxes = torch.stack([places * 10.0, places * 0.0, places * 10.0 + 5, places * 0.0 + 5], dim=1)
+    positions = torch.randint(0, 5, (40,), generator=generator)
+    boxes = torch.stack([positions * 10.0, positions * 0.0, positions * 10.0 + 5, positions * 0.0 + 5], dim=1)
     scores, labels = torch.rand(40, generator=generator), torch.randint(1, 3, (40,), generator=generator)
     keep, _ = suppress(
         boxes,
@@ -92,15 +92,15 @@ def test_soft_nms_with_a_sharp_edge_is_hard_nms():
     assert keep.tolist() == batched_nms(boxes, scores, labels, 0.5).tolist()
 
 
-def boxes_of_many(count=600):
+def random_boxes(count=600):
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(count, 4, generator=generator) * 100
     boxes[:, 2:] += boxes[:, :2]
     return boxes, torch.rand(count, generator=generator), torch.randint(0, 7, (count,), generator=generator)
 
 
-def test_groups_are_suppressed_by_themselves():
-    boxes, scores, groups = boxes_of_many()
+def test_groups_do_not_affect_each_other():
+    boxes, scores, groups = random_boxes()
     assert suppress_within(boxes, scores, groups, 0.4).tolist() == batched_nms(boxes, scores, groups, 0.4).tolist()
     alone = suppress_within(boxes[groups == 3], scores[groups == 3], groups[groups == 3], 0.4)
     together = suppress_within(boxes, scores, groups, 0.4)
@@ -109,15 +109,15 @@ def test_groups_are_suppressed_by_themselves():
 
 
 @pytest.mark.parametrize("first", [5, 50, 2000])
-def test_images_of_a_batch_and_few_first_candidates_change_nothing(first, monkeypatch):
+def test_a_batch_gives_what_its_images_give_one_by_one_for_any_number_of_first_candidates(first, monkeypatch):
     monkeypatch.setattr(nms, "_FIRST_CANDIDATES", first)
-    boxes, scores, labels = boxes_of_many()
+    boxes, scores, labels = random_boxes()
     images = torch.arange(600) % 3
     images[images == 1] = 2  # image 1 has no candidate
-    how = {"kind": "hard", "iou_threshold": 0.4, "sigma": 0.5, "score_threshold": 0.0, "max_detections": 30}
-    found = suppress_images(boxes, scores, labels, images, 4, **how)
-    for image, (keep, kept_scores) in enumerate(found):
+    options = {"kind": "hard", "iou_threshold": 0.4, "sigma": 0.5, "score_threshold": 0.0, "max_detections": 30}
+    kept = suppress_images(boxes, scores, labels, images, 4, **options)
+    for image, (keep, kept_scores) in enumerate(kept):
         own = torch.where(images == image)[0]
-        want, want_scores = suppress(boxes[own], scores[own], labels[own], **how)
-        assert keep.tolist() == own[want].tolist() and torch.equal(kept_scores, want_scores)
-    assert [len(keep) for keep, _ in found] == [30, 0, 30, 0]
+        expected, expected_scores = suppress(boxes[own], scores[own], labels[own], **options)
+        assert keep.tolist() == own[expected].tolist() and torch.equal(kept_scores, expected_scores)
+    assert [len(keep) for keep, _ in kept] == [30, 0, 30, 0]

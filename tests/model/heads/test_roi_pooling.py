@@ -6,12 +6,8 @@ The map is 4 y + x at pixel (x, y), so that a bilinear sample inside it is 4 y +
 
 import pytest
 import torch
-from torchvision.ops import roi_align
 
-from model.heads.roi_align_cpu import MapTable
-from model.heads.roi_pooler import RoIPooler, assign_levels
 from model.heads.roi_pooling import pool_rois
-from model.spec import ModelSpec
 
 MAP = torch.arange(16.0).reshape(1, 1, 4, 4)
 ROI = torch.tensor([[0, 0.3, 0.3, 2.4, 2.4]])
@@ -38,8 +34,8 @@ def test_align_takes_the_largest_sample():
     torch.testing.assert_close(pool(op="align", reduce="max", sampling_ratio=2), expected)
 
 
-def test_pool_takes_whole_pixels():
-    # 0.3 rounds to 0 and 2.4 to 2: pixels 0 to 2; bins of 1.5 pixels reach over {0, 1} and {1, 2}.
+def test_pool_reduces_whole_pixels():
+    # 0.3 rounds to 0 and 2.4 to 2: pixels 0 to 2; bins of 1.5 pixels cover {0, 1} and {1, 2}.
     assert pool(op="pool", reduce="max").tolist() == [[5, 6], [9, 10]]
     # (0 + 1 + 4 + 5) / 4, and so on.
     assert pool(op="pool", reduce="average").tolist() == [[2.5, 3.5], [6.5, 7.5]]
@@ -56,7 +52,7 @@ def test_warp_takes_the_largest_sample():
     torch.testing.assert_close(pool(op="warp", reduce="max", sampling_ratio=2), expected)
 
 
-def test_the_scale_takes_a_roi_to_the_map():
+def test_scale_maps_image_pixels_to_map_pixels():
     doubled = pool_rois(MAP, ROI * 2, output_size=2, scale=0.5, op="warp", sampling_ratio=1)
     torch.testing.assert_close(doubled[0, 0], pool(op="warp"))
 
@@ -80,62 +76,10 @@ def test_average_pool_covers_the_pixels_max_pool_does(reduce):
 
 @pytest.mark.parametrize("op", ["align", "pool", "warp"])
 @pytest.mark.parametrize("reduce", ["average", "max"])
-def test_gradients_reach_the_map_and_no_roi_gives_nothing(op, reduce):
+def test_gradients_reach_the_map_and_no_roi_gives_an_empty_result(op, reduce):
     features = torch.rand(2, 3, 8, 8, requires_grad=True)
     rois = torch.tensor([[0.0, 1, 1, 6, 7], [1, 0, 2, 5, 5]])
     pool_rois(features, rois, output_size=2, scale=1.0, op=op, reduce=reduce).sum().backward()
     assert (features.grad[0] != 0).any() and (features.grad[1] != 0).any()
-    none = pool_rois(features, rois[:0], output_size=2, scale=1.0, op=op, reduce=reduce)
-    assert none.shape == (0, 3, 2, 2)
-
-
-def test_levels_follow_the_pyramid_paper():
-    sides = torch.tensor([10.0, 111, 112, 223, 224, 447, 448, 2000])
-    boxes = torch.stack([sides * 0, sides * 0, sides, sides], dim=1)
-    assert assign_levels(boxes, (4, 8, 16, 32)).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert assign_levels(boxes, (16,)).tolist() == [0] * 8
-
-
-def test_pooler_reads_each_roi_from_its_map_and_image():
-    maps = {str(i): torch.full((2, 1, 64 >> i, 64 >> i), float(i)) for i in range(4)}
-    maps["0"][1] = 10
-    boxes = [torch.tensor([[0.0, 0, 250, 250]]), torch.tensor([[0.0, 0, 50, 50], [0, 0, 200, 200]])]
-    pooled = RoIPooler(ModelSpec(), output_size=2, strides=(4, 8, 16, 32))(maps, boxes)
-    assert pooled.shape == (3, 1, 2, 2)
-    assert pooled.flatten(1).mean(1).tolist() == [2, 10, 1]
-
-
-@pytest.mark.parametrize("half_pixel", [False, True])
-@pytest.mark.parametrize("ratio", [1, 2, 3])
-def test_the_table_gives_roi_aligns_values(half_pixel, ratio):
-    """RoIs inside, outside and across the border, thin ones and ones turned inside out."""
-    torch.manual_seed(0)
-    maps, strides = [torch.randn(2, 8, 40, 50), torch.randn(2, 8, 20, 25)], (4, 8)
-    boxes = torch.rand(300, 4) * 240 - 40
-    boxes[:, 2:] = boxes[:, :2] + torch.rand(300, 2) * 120 - 5
-    rois = torch.cat([torch.randint(0, 2, (300, 1)).float(), boxes], dim=1)
-    levels = torch.randint(0, 2, (300,))
-    how = {"output_size": 7, "sampling_ratio": ratio, "half_pixel": half_pixel}
-    table = MapTable(maps, strides)
-    found = table.align(rois, levels, **how)
-    for level, (one, stride) in enumerate(zip(maps, strides)):
-        want = roi_align(one, rois[levels == level], 7, 1 / stride, ratio, half_pixel)
-        torch.testing.assert_close(found[levels == level], want, rtol=0, atol=1e-5)
-    assert table.align(rois[:0], levels[:0], **how).shape == (0, 8, 7, 7)
-
-
-def test_a_cpu_pools_from_the_table_only_what_it_can():
-    maps = {str(i): torch.randn(1, 4, 32 >> i, 32 >> i) for i in range(5)}
-    plain, strides = ModelSpec(), (4, 8, 16, 32)
-
-    def table_of(spec):
-        return RoIPooler(spec, output_size=2, strides=strides).table(maps)
-
-    assert table_of(plain) is None, "there are gradients"
-    boxes = [torch.tensor([[0.0, 0, 100, 90], [10, 10, 60, 70]])]
-    with torch.inference_mode():
-        assert table_of(plain.replace(roi_op="pool")) is None
-        assert table_of(plain.replace(roi_reduce="max")) is None
-        assert table_of(plain.replace(roi_sampling_ratio=0)) is None
-        pooler = RoIPooler(plain, output_size=2, strides=strides)
-        torch.testing.assert_close(pooler(table_of(plain), boxes), pooler(maps, boxes), rtol=0, atol=1e-5)
+    empty = pool_rois(features, rois[:0], output_size=2, scale=1.0, op=op, reduce=reduce)
+    assert empty.shape == (0, 3, 2, 2)

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.heads import mask_head
 from model.heads.rpn import ProposalHead
 from model.inference import fuse
 from model.inference.fuse import LeanProposalHead, PredictionConv2d, for_prediction
@@ -106,20 +105,6 @@ def test_the_coarser_map_is_added_as_interpolation_adds_it(size, memory_format):
     want = maps + nn.functional.interpolate(coarser, size=size)
     fuse._add_enlarged(maps, coarser)
     assert torch.equal(maps, want)
-
-
-@pytest.mark.parametrize("count", [0, 3, 7])
-def test_masks_are_the_same_however_many_are_computed_together(count, monkeypatch):
-    spec = ModelSpec.tiny(num_classes=4)
-    torch.manual_seed(0)
-    _, predictor = mask_head.build_mask_head(spec, 16, 14)
-    features, labels = torch.rand(count, spec.mask_head_channels[-1], 14, 14), torch.arange(count) % 4 + 1
-    with torch.inference_mode():
-        want = mask_head.log_mask_probabilities(spec, predictor(features), labels)[0].exp()
-        monkeypatch.setattr(mask_head, "_MASKS_AT_ONCE", 3)
-        found = mask_head.mask_probabilities(spec, predictor, features, labels)
-    assert found.shape == (count, 28, 28)
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 50), (3, 23, 31), (20, 14, 14), (2, 14, 14), (0, 28, 28)])

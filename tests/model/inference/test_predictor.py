@@ -1,12 +1,15 @@
-"""The predictor against the network's own evaluation forward, which is torchvision's."""
+"""The predictor against the network's own evaluation forward and against torchvision, one image and batches."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torchvision.models import detection
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from model import transform
-from model.inference.predictor import Detections, NonFiniteOutput, Predictor
+from model.inference.predictor import Detections, NonFiniteOutput, Predictor, native_dtype
 from model.network import build_model
 from model.spec import ModelSpec
 
@@ -19,7 +22,7 @@ def model():
     return build_model(SPEC).eval()
 
 
-def image(height, width, seed=0):
+def noise_image(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -28,38 +31,40 @@ def as_tensor(array):
 
 
 def test_equals_the_evaluation_forward(model):
-    pictures = [image(100, 130), image(99, 131, seed=1)]
+    pictures = [noise_image(100, 130), noise_image(99, 131, seed=1)]
     with torch.no_grad():
         expected = model([as_tensor(picture) for picture in pictures])
-    for picture, found, want in zip(pictures, Predictor(model, SPEC).predict(pictures), expected, strict=True):
-        assert len(found.scores) > 10
-        assert np.all(np.diff(found.scores) <= 0)
-        np.testing.assert_allclose(found.boxes, want["boxes"], atol=1e-4)
-        np.testing.assert_array_equal(found.labels, want["labels"])
-        np.testing.assert_allclose(found.scores, want["scores"], atol=1e-6)
-        np.testing.assert_allclose(found.keypoints, want["keypoints"], atol=1e-3)
-        pasted = paste_masks_in_image(torch.from_numpy(found.mask_probs)[:, None], want["boxes"], picture.shape[:2])
-        torch.testing.assert_close(pasted, want["masks"], atol=1e-4, rtol=0)
+    predicted = Predictor(model, SPEC).predict(pictures)
+    for picture, detections, reference in zip(pictures, predicted, expected, strict=True):
+        assert len(detections.scores) > 10
+        assert np.all(np.diff(detections.scores) <= 0)
+        np.testing.assert_allclose(detections.boxes, reference["boxes"], atol=1e-4)
+        np.testing.assert_array_equal(detections.labels, reference["labels"])
+        np.testing.assert_allclose(detections.scores, reference["scores"], atol=1e-6)
+        np.testing.assert_allclose(detections.keypoints, reference["keypoints"], atol=1e-3)
+        masks = torch.from_numpy(detections.mask_probs)[:, None]
+        pasted = paste_masks_in_image(masks, reference["boxes"], picture.shape[:2])
+        torch.testing.assert_close(pasted, reference["masks"], atol=1e-4, rtol=0)
 
 
 def test_arrays_are_as_declared_and_boxes_lie_inside(model):
-    found = Predictor(model, SPEC).predict([image(50, 90)])[0]
-    count = len(found.scores)
-    assert found.boxes.shape == (count, 4) and found.boxes.dtype == np.float32
-    assert found.labels.shape == (count,) and found.labels.dtype == np.int64
-    assert found.scores.dtype == np.float32
-    assert found.mask_probs.shape == (count, 28, 28) and found.mask_probs.dtype == np.float32
-    assert found.keypoints.shape == (count, 4, 3)
-    assert found.boxes.min() >= 0 and (found.boxes <= [90, 50, 90, 50]).all()
-    assert 0 <= found.mask_probs.min() and found.mask_probs.max() <= 1
+    detections = Predictor(model, SPEC).predict([noise_image(50, 90)])[0]
+    count = len(detections.scores)
+    assert detections.boxes.shape == (count, 4) and detections.boxes.dtype == np.float32
+    assert detections.labels.shape == (count,) and detections.labels.dtype == np.int64
+    assert detections.scores.dtype == np.float32
+    assert detections.mask_probs.shape == (count, 28, 28) and detections.mask_probs.dtype == np.float32
+    assert detections.keypoints.shape == (count, 4, 3)
+    assert detections.boxes.min() >= 0 and (detections.boxes <= [90, 50, 90, 50]).all()
+    assert 0 <= detections.mask_probs.min() and detections.mask_probs.max() <= 1
 
 
-def test_thresholds(model):
-    everything = Predictor(model, SPEC).predict([image(64, 64)])[0]
-    limit = float(np.median(everything.scores))
-    some = Predictor(model, SPEC, score_threshold=limit).predict([image(64, 64)])[0]
-    assert 0 < len(some.scores) < len(everything.scores) and some.scores.min() > limit
-    assert len(Predictor(model, SPEC, max_detections=3).predict([image(64, 64)])[0].scores) == 3
+def test_the_score_threshold_and_the_most_detections_can_be_set(model):
+    unlimited = Predictor(model, SPEC).predict([noise_image(64, 64)])[0]
+    limit = float(np.median(unlimited.scores))
+    likely = Predictor(model, SPEC, score_threshold=limit).predict([noise_image(64, 64)])[0]
+    assert 0 < len(likely.scores) < len(unlimited.scores) and likely.scores.min() > limit
+    assert len(Predictor(model, SPEC, max_detections=3).predict([noise_image(64, 64)])[0].scores) == 3
     with pytest.raises(ValueError, match="score_threshold=2"):
         Predictor(model, SPEC, score_threshold=2)
 
@@ -67,31 +72,31 @@ def test_thresholds(model):
 def test_a_smaller_version_gives_boxes_in_pixels_of_the_original(model):
     predictor = Predictor(model, SPEC)
     # Both sizes are resized to 128 x 192.
-    small = predictor.predict([image(256, 384)])[0]
-    large = predictor.predict([image(256, 384)], [(512, 768)])[0]
+    small = predictor.predict([noise_image(256, 384)])[0]
+    large = predictor.predict([noise_image(256, 384)], [(512, 768)])[0]
     assert len(small.scores) > 10
     np.testing.assert_allclose(large.boxes, 2 * small.boxes, rtol=1e-5)
     np.testing.assert_allclose(large.keypoints[..., :2], 2 * small.keypoints[..., :2], rtol=1e-5)
     np.testing.assert_array_equal(large.scores, small.scores)
     with pytest.raises(ValueError, match="padded size"):
-        predictor.predict([image(64, 64)] * 2, [(64, 64), (64, 200)])
+        predictor.predict([noise_image(64, 64)] * 2, [(64, 64), (64, 200)])
 
 
-def test_nothing_found_gives_empty_arrays(model):
-    found = Predictor(model, SPEC, score_threshold=1.0).predict([image(64, 64)])[0]
-    assert [found.boxes.shape, found.labels.shape, found.scores.shape] == [(0, 4), (0,), (0,)]
-    assert found.mask_probs.shape == (0, 28, 28) and found.keypoints.shape == (0, 4, 3)
+def test_no_detection_gives_empty_arrays(model):
+    detections = Predictor(model, SPEC, score_threshold=1.0).predict([noise_image(64, 64)])[0]
+    assert [detections.boxes.shape, detections.labels.shape, detections.scores.shape] == [(0, 4), (0,), (0,)]
+    assert detections.mask_probs.shape == (0, 28, 28) and detections.keypoints.shape == (0, 4, 3)
 
 
-def test_nothing_found_has_no_large_masks_either():
-    """A mask head of 56 x 56 sees RoIs of 28 x 28: as large as the maps that are convolved in Winograd's way."""
+def test_no_detection_gives_empty_masks_of_56_px_too():
+    """A mask head of 56 x 56 sees RoIs of 28 x 28: as large as the maps that Winograd convolutions are used for."""
     spec = SPEC.replace(num_keypoints=0, mask_output_size=56, mask_head_channels=(64, 64), score_threshold=1.0)
-    found = Predictor(build_model(spec), spec).predict([image(64, 64)])[0]
-    assert found.mask_probs.shape == (0, 56, 56)
+    detections = Predictor(build_model(spec), spec).predict([noise_image(64, 64)])[0]
+    assert detections.mask_probs.shape == (0, 56, 56)
 
 
 def test_a_strip_of_one_pixel_is_an_image(model):
-    assert isinstance(Predictor(model, SPEC).predict([image(1, 3000)])[0], Detections)
+    assert isinstance(Predictor(model, SPEC).predict([noise_image(1, 3000)])[0], Detections)
 
 
 def test_batches_share_a_padded_size_and_keep_the_order(model):
@@ -114,19 +119,104 @@ def test_padded_size_is_the_size_of_the_tensor(model):
         )
 
 
-def test_wrong_input_is_refused(model):
+def test_arrays_of_another_type_or_shape_are_refused(model):
     predictor = Predictor(model, SPEC)
     assert predictor.predict([]) == []
-    for wrong in (image(8, 8).astype(np.float64), image(8, 8)[..., :1], image(8, 8)[:0]):
+    for wrong in (noise_image(8, 8).astype(np.float64), noise_image(8, 8)[..., :1], noise_image(8, 8)[:0]):
         with pytest.raises(ValueError, match="uint8"):
             predictor.predict([wrong])
     with pytest.raises(ValueError, match="padded size"):
-        predictor.predict([image(128, 128), image(128, 300)])
+        predictor.predict([noise_image(128, 128), noise_image(128, 300)])
 
 
-def test_a_network_gone_bad_is_found():
+def test_outputs_that_are_not_finite_are_refused():
     model = build_model(SPEC)
     with torch.no_grad():
         model.roi_heads.mask_predictor.mask_fcn_logits.bias.fill_(float("nan"))
     with pytest.raises(NonFiniteOutput, match="mask_probs"):
-        Predictor(model, SPEC).predict([image(64, 64)])
+        Predictor(model, SPEC).predict([noise_image(64, 64)])
+
+
+# Convolutions of 256 channels over maps large enough for all of the predictor's faster convolutions.
+LARGE_SIZES = {"min_size": 320, "max_size": 512, "box_score_thresh": 0.012}
+LARGE_SPEC = ModelSpec(num_classes=90, norm="batch", image_min_size=320, image_max_size=512, score_threshold=0.012)
+
+
+def smooth_image(height, width, seed):
+    """An image of smooth shapes with noise, so that the maps are not constant."""
+    random = np.random.default_rng(seed)
+    coarse = torch.from_numpy(random.uniform(0, 255, (1, 3, 6, 8)).astype(np.float32))
+    pixels = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].permute(1, 2, 0).numpy()
+    return (pixels + random.normal(0, 12, pixels.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """torchvision's network and ours with its weights; smaller class weights keep the scores away from 0 and 1."""
+    torch.manual_seed(0)
+    make_reference: Any = detection.maskrcnn_resnet50_fpn
+    reference = make_reference(weights=None, weights_backbone=None, num_classes=91, **LARGE_SIZES).eval()
+    with torch.no_grad():
+        reference.roi_heads.box_predictor.cls_score.weight.mul_(0.2)
+    ours = build_model(LARGE_SPEC)
+    ours.load_state_dict(reference.state_dict())
+    return reference, ours
+
+
+def test_exact_mode_finds_torchvisions_detections_one_to_one(networks):
+    reference, ours = networks
+    predictor = Predictor(ours, LARGE_SPEC)
+    pictures = [smooth_image(320, 416, 0), smooth_image(300, 200, 1)]
+    for picture in pictures:
+        with torch.inference_mode():
+            (expected,) = reference([as_tensor(picture)])
+        (detections,) = predictor.predict([picture])
+        scores, labels, boxes = detections.scores, detections.labels, detections.boxes
+        assert len(scores) == len(expected["scores"]) >= 20
+        assert 0.013 < np.median(scores) < 0.9, "scores of 0 and 1 would show nothing"
+        unmatched = set(range(len(scores)))
+        for box, label, score in zip(*(expected[name].numpy() for name in ("boxes", "labels", "scores"))):
+            candidates = [i for i in unmatched if labels[i] == label and np.abs(boxes[i] - box).max() <= 0.05]
+            assert candidates, f"torchvision's box {box} of class {label} was not found"
+            best = min(candidates, key=lambda i: abs(scores[i] - score))
+            assert abs(scores[best] - score) <= 1e-3
+            unmatched.remove(best)
+        assert not unmatched
+
+
+def test_detections_do_not_depend_on_the_batchmates():
+    torch.manual_seed(1)
+    spec = ModelSpec.tiny(num_classes=3, score_threshold=0.0, image_min_size=320, image_max_size=320)
+    predictor = Predictor(build_model(spec), spec)
+    pictures = [smooth_image(200, 300, seed) for seed in range(4)]
+    alone = [predictor.predict([picture])[0] for picture in pictures]
+    after_a_black_image = predictor.predict([np.zeros_like(pictures[0]), *pictures])[1:]
+    in_reverse = predictor.predict(pictures[::-1])[::-1]
+    for together in (after_a_black_image, in_reverse):
+        for batched, single in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(batched.labels, single.labels)
+            np.testing.assert_allclose(batched.boxes, single.boxes, atol=1e-3)
+            np.testing.assert_allclose(batched.scores, single.scores, atol=1e-5)
+            np.testing.assert_allclose(batched.mask_probs, single.mask_probs, atol=1e-4)
+
+
+def test_fast_mode_is_bfloat16_or_says_why_it_stays_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    dtype, reason = native_dtype("fast", "cpu")
+    assert dtype == torch.float32 and reason is not None and "bfloat16" in reason
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert native_dtype("fast", "cpu") == (torch.bfloat16, None)
+    assert native_dtype("exact", "cpu") == (torch.float32, None)
+    with pytest.raises(ValueError, match="mode='quick'"):
+        native_dtype("quick", "cpu")
+
+
+def test_fast_mode_finds_nearly_the_same_scores(networks):
+    _, ours = networks
+    picture = smooth_image(320, 416, 0)
+    (exact,) = Predictor(ours, LARGE_SPEC).predict([picture])
+    (fast,) = Predictor(ours, LARGE_SPEC, dtype=torch.bfloat16).predict([picture])
+    assert fast.boxes.dtype == fast.scores.dtype == fast.mask_probs.dtype == np.float32
+    assert not np.array_equal(fast.scores, exact.scores)
+    np.testing.assert_allclose(np.sort(fast.scores)[-20:], np.sort(exact.scores)[-20:], rtol=0.1)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from model.heads.roi_heads import Samples
-from model.network import check_targets
 from model.spec import ModelSpec
 from model.training.assignment import (
     allowed_classes,
@@ -213,35 +212,3 @@ def test_allowed_classes():
     allowed = allowed_classes(targets, labels, 3)
     assert allowed.int().tolist() == [[1, 0, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
     assert allowed_classes([{}, {}], labels, 3) is None
-
-
-# --- targets that cannot be ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"boxes": torch.tensor([[5.0, 5, 5, 9]])}, r"target 0: box \[5.0, 5.0, 5.0, 9.0\] has no area"),
-        ({"boxes": torch.tensor([[5.0, float("nan"), 6, 9]])}, "has no area"),
-        ({"boxes": torch.tensor([[1, 1, 2, 2]])}, "allowed is float"),
-        ({"labels": torch.tensor([4])}, "labels from 4 to 4; allowed is 1 to 3"),
-        ({"labels": torch.tensor([0])}, "allowed is 1 to 3"),
-        ({"labels": torch.tensor([1, 2])}, "allowed is int64"),
-        ({"masks": torch.zeros(1, 9, 128).byte()}, r"masks are \[1, 9, 128\]"),
-        ({"masks": None}, "there are no masks"),
-    ],
-)
-def test_a_wrong_target_is_named(change, words):
-    target = {
-        "boxes": torch.tensor([[1.0, 1, 9, 9]]),
-        "labels": torch.tensor([1]),
-        "masks": torch.zeros(1, 128, 128, dtype=torch.uint8),
-    }
-    target = {name: value for name, value in {**target, **change}.items() if value is not None}
-    with pytest.raises(ValueError, match=words):
-        check_targets([image()], [target], num_classes=3, has_masks=True)
-
-
-def test_targets_are_needed():
-    with pytest.raises(ValueError, match="1 images need as many targets, not 0"):
-        build(SPEC).train()([image()])

@@ -1,4 +1,4 @@
-"""Each loss against numbers worked out by hand."""
+"""Each loss term against numbers worked out by hand."""
 
 import math
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder
 
-from model.heads.mask_head import log_mask_probabilities, mask_targets, num_mask_channels
-from model.spec import ModelSpec
 from model.training import losses
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
@@ -27,7 +25,7 @@ def test_cross_entropy_is_a_mean_over_rois():
     assert value == pytest.approx((math.log(7 / 4) + LN3) / 2)
 
 
-def test_cross_entropy_leaves_out_what_is_not_allowed():
+def test_cross_entropy_leaves_out_classes_that_are_not_allowed():
     assert class_loss("cross_entropy", [[0.0, LN2, LN4]], [0], [[True, True, False]]) == pytest.approx(LN3)
 
 
@@ -38,7 +36,7 @@ def test_focal_loss():
     assert class_loss("focal", [[9.0, 0.0, LN3]], [1], [[True, True, False]]) == pytest.approx(0.0625 * LN2)
 
 
-def test_offsets():
+def test_offset_losses():
     deltas, targets = torch.tensor([[0.05, 1.0, 0.0, 0.0]]), torch.zeros(1, 4)
     # Below 1/9 a parabola, 0.05^2 / 2 * 9; above it a line, 1 - 1/18.
     assert losses.box_delta_loss("smooth_l1", deltas, targets, beta=1 / 9).item() == pytest.approx(0.01125 + 17 / 18)
@@ -57,7 +55,7 @@ def test_offsets():
         ("ciou", [1.0, 1, 3, 3], 6 / 7 + 2 / 18),
         # IoU 1/2, centres 1 apart, diagonal sqrt(20); v = 4 / pi^2 (atan(1/2) - atan(1))^2 = 0.041956.
         ("ciou", [0.0, 0, 2, 4], 0.5 + 1 / 20 + 0.041956**2 / (0.5 + 0.041956)),
-        # They do not meet: only the hull, 2 of whose 8 lie in neither, has something to say.
+        # They do not meet: IoU is 0; the hull has 8, 2 of it in neither.
         ("iou", [2.0, 0, 4, 2], 1.0),
         ("giou", [3.0, 0, 4, 2], 1 + 2 / 8),
     ],
@@ -69,10 +67,10 @@ def test_box_losses(kind, other, expected):
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        # Wanted are half a width to the right and a height of e^(ln 2): of both, all but 1/18.
+        # The target is half a width to the right and twice as high, offsets 1/2 and ln 2: each costs itself less 1/18.
         ("smooth_l1", (0.5 - 1 / 18) + (LN2 - 1 / 18)),
         ("l1", 0.5 + LN2),
-        # Left as it is, (0, 0, 2, 2) has 2 in common with (1, -1, 3, 3), of 10 in all.
+        # Not moved, (0, 0, 2, 2) has an intersection of 2 with (1, -1, 3, 3), and a union of 10.
         ("iou", 0.8),
         # The hull (0, -1, 3, 3) has 12.
         ("giou", 0.8 + 2 / 12),
@@ -87,19 +85,19 @@ def test_box_loss_of_every_name_from_offsets_of_zero(kind, expected):
     true_boxes = torch.tensor([[1.0, -1, 3, 3]])
     options = {"boxes": BOX, "true_boxes": true_boxes, "beta": 1 / 9}
     assert losses.box_loss(kind, coder, torch.zeros(1, 4), **options).item() == pytest.approx(expected, abs=1e-5)
-    # The right offsets leave nothing, and the weights of the coder are part of what an offset means.
-    half = BoxCoder(weights=(2.0, 2.0, 2.0, 2.0))
-    right = torch.tensor([[0.5, 0.0, 0.0, LN2]])
-    for scale, each in ((1, coder), (2, half)):
-        assert losses.box_loss(kind, each, right * scale, **options).item() == pytest.approx(0, abs=1e-5)
+    # The right offsets give a loss of 0, and the coder's weights scale the offsets.
+    doubling_coder = BoxCoder(weights=(2.0, 2.0, 2.0, 2.0))
+    right_deltas = torch.tensor([[0.5, 0.0, 0.0, LN2]])
+    for scale, scaled_coder in ((1, coder), (2, doubling_coder)):
+        assert losses.box_loss(kind, scaled_coder, right_deltas * scale, **options).item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
 def test_box_losses_add_up_and_vanish_on_equal_boxes(kind):
     boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 5, 4]])
     assert losses.box_iou_loss(kind, boxes, boxes).item() == pytest.approx(0, abs=1e-5)
-    one = losses.box_iou_loss(kind, BOX, BOX + 1).item()
-    assert losses.box_iou_loss(kind, boxes[[0, 0]], boxes[[0, 0]] + 1).item() == pytest.approx(2 * one)
+    single = losses.box_iou_loss(kind, BOX, BOX + 1).item()
+    assert losses.box_iou_loss(kind, boxes[[0, 0]], boxes[[0, 0]] + 1).item() == pytest.approx(2 * single)
 
 
 def test_dice():
@@ -113,62 +111,17 @@ def test_dice():
     assert both.item() == pytest.approx(0.1)
 
 
-def mask_loss(spec, logits, label, target):
-    inside, outside = log_mask_probabilities(spec, logits, torch.tensor([label]))
-    return losses.mask_losses(spec.mask_loss, inside, outside, torch.tensor(target)[None])
-
-
-def pixels(*channels):
-    """Logits [1, channels, 1, 2] of a mask of two pixels."""
-    return torch.tensor(channels).reshape(1, -1, 1, 2)
-
-
-def test_sigmoid_masks_look_at_the_true_class_alone():
-    spec = ModelSpec(num_classes=2)
-    # Class 2 at its two pixels: p = 3/4, wanted; p = 1/2, not wanted.
-    terms = mask_loss(spec, pixels([5.0, 5.0], [7.0, 7.0], [LN3, 0.0]), 2, [[1.0, 0.0]])
-    assert list(terms) == ["loss_mask"]
-    assert terms["loss_mask"].item() == pytest.approx((math.log(4 / 3) + LN2) / 2)
-
-
-def test_softmax_masks_make_the_classes_compete():
-    spec = ModelSpec(num_classes=2, mask_activation="softmax")
-    # Shares of background, 1, 2: 1/8, 2/8, 5/8 at both pixels; class 1 wanted at the first, background at the second.
-    logits = pixels([0.0, 0.0], [LN2, LN2], [math.log(5), math.log(5)])
-    assert mask_loss(spec, logits, 1, [[1.0, 0.0]])["loss_mask"].item() == pytest.approx((LN4 + math.log(8)) / 2)
-
-
-def test_class_agnostic_masks():
-    sigmoid = ModelSpec(num_classes=5, mask_class_agnostic=True)
-    assert num_mask_channels(sigmoid) == 1
-    one = mask_loss(sigmoid, pixels([LN3, 0.0]), 4, [[1.0, 0.0]])["loss_mask"].item()
-    assert one == pytest.approx((math.log(4 / 3) + LN2) / 2)
-    softmax = sigmoid.replace(mask_activation="softmax")
-    assert num_mask_channels(softmax) == 2
-    # Two-way softmax of (0, x) is the sigmoid of x.
-    two = mask_loss(softmax, pixels([0.0, 0.0], [LN3, 0.0]), 4, [[1.0, 0.0]])["loss_mask"].item()
-    assert two == pytest.approx(one)
-
-
 def test_both_mask_terms_are_named():
-    terms = mask_loss(ModelSpec(num_classes=1, mask_loss="bce_dice"), pixels([0.0, 0.0], [0.0, 0.0]), 1, [[1.0, 0.0]])
+    half = torch.full((1, 1, 2), -LN2)
+    terms = losses.mask_losses("bce_dice", half, half, torch.tensor([[[1.0, 0.0]]]))
+    assert list(terms) == ["loss_mask", "loss_mask_dice"]
     assert terms["loss_mask"].item() == pytest.approx(LN2)
     # p = 1/2 twice: 1 - (2 * 0.5 + 1) / (1 + 1 + 1).
     assert terms["loss_mask_dice"].item() == pytest.approx(1 / 3)
 
 
-def test_mask_targets_are_what_a_roi_sees():
-    masks = torch.zeros(2, 8, 8, dtype=torch.uint8)
-    masks[1, :, 4:] = 1
-    boxes = torch.tensor([[2.0, 0, 6, 8], [4, 0, 8, 8]])
-    seen = mask_targets([masks, masks[:0]], [boxes, boxes[:0]], [torch.tensor([1, 1]), torch.tensor([]).long()], 4)
-    assert seen.shape == (2, 4, 4)
-    assert seen[0].mean(0)[[0, 3]].tolist() == [0, 1]
-    assert seen[1].min() == 1
-
-
 @pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
-def test_nothing_gives_a_zero_with_a_gradient(kind):
+def test_losses_over_nothing_are_zero_and_have_a_gradient(kind):
     logits = torch.zeros(0, 3, requires_grad=True)
     total = losses.class_loss(kind, logits, torch.zeros(0).long(), alpha=0.25, gamma=2.0)
     empty = torch.zeros(0, 2, 2, requires_grad=True)
