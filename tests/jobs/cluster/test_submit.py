@@ -1,10 +1,9 @@
-"""Commands as jobs of a real Ray cluster of its own, whose Jobs API asks for a token."""
+"""Submitted jobs: on a real Ray cluster whose Jobs API asks for a token, and what needs no cluster."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import secrets
 import shutil
@@ -19,15 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.cluster import job_package, submit
-from jobs.cluster.job_package import from_settings, from_words, handed_environment, write_package
-from jobs.cluster.submission import SUBMISSION, read_submission
-from jobs.commands import COMMANDS, read_settings
+from jobs.cluster.submission import SUBMISSION
 from jobs.config.load import ConfigError
 from pipeline.bulk.verify import verify_run
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import open_run
+from pipeline.storage.base import StorageSettings
+from pipeline.storage.stores import open_storage
 from tests.chaos.rgw import ACCESS_KEY, free_port
 from tests.chaos.s3 import make_bucket
 from tests.paths import ROOT
@@ -217,9 +218,6 @@ def test_no_secret_is_seen_anywhere(head: Head, drawn: Path, moto: str, tiny_che
     with submit_environment(head):
         seen += repr([vars(job) for job in submit.Jobs()._client.list_jobs()])
     assert "6 images" in seen and PLANTED not in seen
-    from pipeline.storage.base import StorageSettings
-    from pipeline.storage.stores import open_storage
-
     settings = StorageSettings(endpoint_url=moto, access_key=ACCESS_KEY, secret_key=PLANTED, region="us-east-1")
     written = open_storage(f"s3://{bucket}", settings)
     keys = [info.key for info in written.iter_objects()]
@@ -243,52 +241,7 @@ def submit_environment(head: Head) -> Iterator[None]:
 # -- without a cluster
 
 
-def settings(*words: str, command: str = "segment") -> object:
-    return read_settings(command, None, ["model.checkpoint=m", "input.uri=i", "output.uri=s3://b/o", *words])
-
-
-def test_a_submission_is_named_by_code_and_settings_and_not_by_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = from_settings("segment", settings(), {}).hash()
-    secret = ("storage.access_key=a", "storage.secret_key=b")
-    assert from_settings("segment", settings(*secret), {"X": "y"}).hash() == name
-    assert from_settings("segment", settings("segment.batch_size=3"), {}).hash() != name
-    monkeypatch.setattr(job_package, "code_files", lambda: {"jobs/cli.py": Path(__file__)})
-    assert from_settings("segment", settings(), {}).hash() != name
-
-
-def test_paths_become_absolute_and_secrets_leave_the_settings(tmp_path: Path) -> None:
-    submission = from_settings("segment", settings("storage.access_key=a", "storage.secret_key=b"), {})
-    assert submission.config["input"]["uri"] == str(Path("i").absolute())
-    assert submission.config["output"]["uri"] == "s3://b/o" == submission.output
-    assert submission.config["cluster"]["address"] == "auto"
-    here = Path.cwd()
-    assert submission.local_places() == [f"model.checkpoint={here / 'm'}", f"input.uri={here / 'i'}"]
-    assert submission.environment == {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    assert "secret_key': None" in repr(submission.config) and "'b'" not in repr(submission)
-    write_package(tmp_path, submission)
-    shipped = {"args": ["segment", "--config", "config.yaml"], "environment": submission.environment}
-    assert read_submission(tmp_path) == shipped
-    assert (tmp_path / SUBMISSION).stat().st_mode & 0o777 == 0o600
-    assert read_settings("segment", tmp_path / "config.yaml", []).output.uri == "s3://b/o"
-    assert {path.name for path in tmp_path.iterdir()} == {"jobs", "pipeline", "model", "config.yaml", SUBMISSION}
-    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 4 * 2**20
-
-
-def test_a_sweep_takes_its_base_along(tmp_path: Path) -> None:
-    base = ROOT / "configs/train/tiny_cpu.yaml"
-    words = [f"sweep.base={base}", "sweep.grid.train.learning_rate=[0.1, 0.2]", "sweep.fixed.data.train=photos"]
-    submission = from_settings("sweep", read_settings("sweep", None, [*words, "output.uri=s3://b/o"]), {})
-    assert submission.config["sweep"]["fixed"] == {"data.train": str(Path.cwd() / "photos")}
-    write_package(tmp_path, submission)
-    assert (tmp_path / "base.yaml").read_text() == base.read_text()
-    assert read_settings("sweep", tmp_path / "config.yaml", []).sweep.base == "base.yaml"
-
-
 def test_a_switch_of_the_command_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    from typer.testing import CliRunner
-
-    from jobs.cli import app
-
     sent: list[job_package.Submission] = []
 
     class Cluster:
@@ -309,40 +262,8 @@ def test_a_switch_of_the_command_goes_along(monkeypatch: pytest.MonkeyPatch) -> 
     assert sent[0].hash() != sent[1].hash()
 
 
-def test_retry_is_submitted_as_words_without_its_secrets() -> None:
-    submission = from_words("retry", ["s3://b/run", "storage.secret_key=b", "segment.batch_size=2"], {})
-    assert submission.args == ("retry", "s3://b/run", "segment.batch_size=2", "cluster.address=auto")
-    assert submission.environment == {"AWS_SECRET_ACCESS_KEY": "b"} and submission.output == "s3://b/run"
-
-
-def test_only_what_is_set_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    monkeypatch.setenv("MINE", "m")
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
-    assert handed_environment(["MINE", "THEIRS=t=u"], credentials=False) == {"MINE": "m", "THEIRS": "t=u"}
-    assert handed_environment([], credentials=True)["AWS_SECRET_ACCESS_KEY"] == "s"
-    with pytest.raises(ConfigError, match="--env NOT_THERE: is not set here"):
-        handed_environment(["NOT_THERE"], credentials=False)
-
-
-def test_dependencies_are_pinned_to_what_is_here() -> None:
-    pins = job_package.pinned_dependencies()
-    import pyarrow
-
-    assert f"pyarrow=={pyarrow.__version__}" in pins
-    assert not [pin for pin in pins if pin.startswith("ray")]
-
-
-def test_every_command_can_be_submitted_but_those_for_this_machine() -> None:
-    assert set(job_package.SUBMITTED) == {*COMMANDS, "retry"} - {"demo", "schedule", "manifests"}
-
-
 @pytest.mark.parametrize("words", [["submit", "demo"], ["submit", "segment", "--dry-run"], ["submit", "retry"]])
 def test_what_cannot_be_submitted_is_refused(words: list[str]) -> None:
-    from typer.testing import CliRunner
-
-    from jobs.cli import app
-
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2 and result.stderr.startswith("maskfleet: ")
 
@@ -369,7 +290,28 @@ def test_other_addresses_are_refused(address: str) -> None:
         submit.Jobs(address)
 
 
-def test_a_package_holds_no_data(tmp_path: Path) -> None:
-    names = job_package.code_files()
-    assert "jobs/cluster/entrypoint.py" in names and all(name.endswith((".py", ".j2")) for name in names)
-    assert json.dumps(sorted(names)) == json.dumps(list(names))
+def test_a_job_without_success_gives_the_programs_own_last_sentence_as_its_reason() -> None:
+    def state(status: str, message: str = "") -> submit.JobState:
+        return submit.JobState("train-x-1", status, 2, message, None, None, {})
+
+    log = "maskfleet: note\nstep 3\nmaskfleet: data.train: no such file\nTraceback\n"
+    assert submit.reason_of(state("FAILED", "exit code 2"), log) == "data.train: no such file"
+    assert submit.reason_of(state("FAILED", "worker\n  died"), "step 3\n") == "worker died"
+    assert submit.reason_of(state("FAILED"), "") == "no reason is known"
+    assert "submit it again" in submit.reason_of(state("STOPPED"), log)
+
+
+def test_the_token_is_looked_for_where_ray_itself_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"asks for a token; set RAY_AUTH_TOKEN, or write it to .*/\.ray/auth_token"):
+        submit.find_token("http://head:8265")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("of the home folder\n")
+    assert submit.find_token("http://head:8265") == "of the home folder"
+    (tmp_path / "token").write_text("of the named file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert submit.find_token("http://head:8265") == "of the named file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", " of the environment ")
+    assert submit.find_token("http://head:8265") == "of the environment"
