@@ -1,7 +1,7 @@
-"""From a YAML file and `key=value` words to one validated, frozen configuration, or one clear sentence.
+"""Loads a configuration from YAML and `key=value` overrides and validates it; every fault is one plain sentence.
 
-The sections are declared once, beside what they configure (`config_train`, here for the bulk commands). Nothing below
-jobs/ sees a configuration: values are handed on as plain arguments.
+The sections themselves are declared in the modules beside this one, a module for each group of commands. Only jobs/ knows
+configurations: the layers below take plain arguments.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def is_override(word: str) -> bool:
 
 
 def find_config(name: str | Path, folder: str = "", key: str = "--config") -> Path:
-    """The file of settings that a name means: one that is there, else one that ships with the program.
+    """The path of a settings file: the file `name` itself where it exists, else one that ships with the program.
 
     Args:
         name: a path; or a shipped file as `tiny_cpu` (in `folder`), `train/tiny_cpu` or `configs/train/tiny_cpu.yaml`.
-        folder: the command's folder of the shipped configurations, such as "train".
-        key: what gave the name, for messages.
+        folder: the command's folder of the shipped configurations, such as "train"; "" is all of them.
+        key: the option or setting that holds the name, for messages.
 
     Raises:
         ConfigError: no file of that name, here or among the shipped ones, which the message lists.
@@ -84,10 +84,11 @@ def find_config(name: str | Path, folder: str = "", key: str = "--config") -> Pa
     if Path(name).exists() and not Path(name).is_dir():
         return Path(name)
     shipped = shipped_configs()
-    relative = Path(str(name).removeprefix("configs/")).with_suffix(".yaml")
-    for place in (shipped / folder / relative, shipped / relative):
-        if not relative.is_absolute() and ".." not in relative.parts and place.is_file():
-            return place
+    relative = Path(str(name).removeprefix("configs/").removesuffix(".yaml") + ".yaml")
+    if not relative.is_absolute() and ".." not in relative.parts:
+        for path in (shipped / folder / relative, shipped / relative):
+            if path.is_file():
+                return path
     names = sorted(path.relative_to(shipped).with_suffix("").as_posix() for path in (shipped / folder).rglob("*.yaml"))
     raise ConfigError(f"{key} {name}: there is no such file; these ship with the program: {', '.join(names)}")
 

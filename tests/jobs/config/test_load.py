@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config.load import ConfigError, config_hash, is_override, load_config, to_yaml
+from jobs.config.load import ConfigError, config_hash, find_config, is_override, load_config, read_yaml, to_yaml
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig
+from jobs.home import shipped_configs
 
 PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
 
@@ -80,3 +81,65 @@ def test_text_stays_text(text: str) -> None:
 def test_a_uri_with_an_equals_sign_is_no_override() -> None:
     assert is_override("run.uri=x=y")
     assert not is_override("s3://bucket/date=2026/run") and not is_override("/data/a=b")
+
+
+class TestFindConfig:
+    @pytest.fixture(autouse=True)
+    def folder_without_configs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+
+    @pytest.mark.parametrize(
+        "name", ["tiny_cpu", "tiny_cpu.yaml", "train/tiny_cpu", "configs/train/tiny_cpu.yaml", "configs/train/tiny_cpu"]
+    )
+    def test_a_shipped_file_is_found_from_any_folder(self, name: str) -> None:
+        assert find_config(name, "train") == shipped_configs() / "train/tiny_cpu.yaml"
+        assert find_config(Path(name), "train").is_file()
+
+    def test_the_commands_own_folder_comes_first(self) -> None:
+        assert find_config("tiny_cpu", "segment") == shipped_configs() / "segment/tiny_cpu.yaml"
+        assert find_config("train/tiny_cpu", "segment") == shipped_configs() / "train/tiny_cpu.yaml"
+
+    def test_a_file_of_the_users_comes_before_a_shipped_one(self, tmp_path: Path) -> None:
+        (tmp_path / "tiny_cpu").write_text("train: {max_steps: 3}\n")
+        assert find_config("tiny_cpu", "train") == Path("tiny_cpu")
+        assert read_yaml(find_config("tiny_cpu", "train")) == {"train": {"max_steps": 3}}
+
+    def test_a_directory_of_that_name_does_not_hide_it(self, tmp_path: Path) -> None:
+        (tmp_path / "tiny_cpu").mkdir()
+        (tmp_path / "configs/train").mkdir(parents=True)
+        assert find_config("tiny_cpu", "train") == shipped_configs() / "train/tiny_cpu.yaml"
+        assert find_config("configs/train/tiny_cpu.yaml", "train") == shipped_configs() / "train/tiny_cpu.yaml"
+
+    def test_an_unknown_name_lists_what_ships_for_the_command(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            find_config("tinycpu", "train")
+        assert str(caught.value).startswith("--config tinycpu: there is no such file; these ship with the program: ")
+        assert "train/tiny_cpu" in str(caught.value) and "segment/" not in str(caught.value)
+        with pytest.raises(ConfigError, match=r"sweep\.base tinycpu: there is no such file"):
+            find_config("tinycpu", "train", "sweep.base")
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "../train/tiny_cpu",
+            "configs/../train/tiny_cpu.yaml",
+            "..",
+            "/train/tiny_cpu",
+            str(shipped_configs() / "train/tiny_cpu"),  # exists only with its ending
+            "configs//etc/passwd",
+            "/",
+            "",
+            ".",
+            "configs/",
+            "tiny_cpu.json",
+        ],
+    )
+    def test_names_that_leave_the_shipped_folder_or_are_none_are_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="there is no such file"):
+            find_config(name, "train")
+
+    def test_load_config_takes_the_name(self) -> None:
+        config = load_config(TrainConfig, "tiny_cpu", ["data.train=x", "output.uri=y"], folder="train")
+        assert config == load_config(
+            TrainConfig, shipped_configs() / "train/tiny_cpu.yaml", ["data.train=x", "output.uri=y"]
+        )
