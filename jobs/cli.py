@@ -6,17 +6,18 @@ Exit codes: 0 done; 1 failed; 2 bad configuration or input, nothing started; 3 f
 
 from __future__ import annotations
 
+import inspect
 import sys
-import traceback
 from collections.abc import Callable
-from enum import IntEnum
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
 from jobs.commands import COMMANDS, read_settings
 from jobs.home import VERSION
+from jobs.terminal import Exit, check_or_refuse, end_at_gate, fail, print_table, run_or_fail, say
 
 app = typer.Typer(
     add_completion=False,
@@ -38,9 +39,61 @@ jobs_app = typer.Typer(no_args_is_help=True, help="The jobs of a cluster: list, 
 app.add_typer(jobs_app, name="jobs")
 
 
+def configured(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function the command `name` of the program, with what all commands of COMMANDS have in common.
+
+    The command takes `key=value` words, --config, --print-config and --dry-run, and the function's own options. The
+    function gets its validated settings first, then `dry_run`, its own options, and `config`, the file of --config,
+    where it has a parameter of that name. Wrong settings end the program (2) before, --print-config (0) after they are
+    printed.
+    """
+
+    def register(body: Callable[..., None]) -> Callable[..., None]:
+        own = [*inspect.signature(body, eval_str=True).parameters.values()][1:]
+        options = [each for each in own if each.name not in ("dry_run", "config")]
+        common = [
+            ("words", Words, None),
+            ("config", ConfigFile, None),
+            ("print_config", PrintConfig, False),
+            ("dry_run", DryRun, False),
+        ]
+        parameters = [
+            Parameter(key, Parameter.KEYWORD_ONLY, default=default, annotation=kind) for key, kind, default in common
+        ]
+        parameters[2:2] = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in options]
+
+        def command(**given: Any) -> None:
+            shorthands = {option: given[option] for option in COMMANDS[name].options}
+            settings = _settings(name, given["config"], given["words"], **shorthands)
+            if given["print_config"]:
+                from jobs.config.load import to_yaml
+
+                sys.stdout.write(to_yaml(settings))
+                raise typer.Exit(Exit.DONE)
+            body(settings, **{each.name: given[each.name] for each in own if each.name in given})
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        app.command(name, help=inspect.getdoc(body))(command)
+        return body
+
+    return register
+
+
+def _settings(name: str, file: Path | None, words: list[str] | None, **options: str | None) -> Any:
+    """The validated configuration of a command, whose storage settings this process then uses; ends with 2 on a wrong
+    one. `options` are the command's own that stand for settings."""
+    settings = check_or_refuse(lambda: read_settings(name, file, words, **options))
+    from pipeline.storage.stores import use_settings
+
+    if hasattr(settings, "storage"):
+        check_or_refuse(lambda: use_settings(settings.storage.to_settings()))
+    return settings
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
-        _say(f"maskfleet {VERSION}")
+        say(f"maskfleet {VERSION}")
         raise typer.Exit
 
 
@@ -53,78 +106,59 @@ def _program(
     """Train Mask R-CNN on a Ray cluster, segment a bucket of images into Parquet, query it with pandas."""
 
 
-class Exit(IntEnum):
-    """The exit codes."""
-
-    DONE = 0
-    FAILED = 1
-    BAD_INPUT = 2
-    TOO_MANY_FAILED = 3
-    GATE = 4
-
-
-@app.command()
-def train(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("train")
+def train(settings: Any, dry_run: bool) -> None:
     """Train a Mask R-CNN; run the same command again to resume."""
-    settings = _settings("train", config, words, print_config)
     from jobs.progress import ProgressLine
     from jobs.training.train import prepare_train, run_train
 
-    plan = _checked(lambda: prepare_train(settings))
+    plan = check_or_refuse(lambda: prepare_train(settings))
     if dry_run:
-        _say(plan.describe())
+        say(plan.describe())
         return
     with ProgressLine("train") as line:
-        result = _run(lambda: run_train(plan, on_progress=line.take))
-    _say(result.describe())
+        result = run_or_fail(lambda: run_train(plan, on_progress=line.take))
+    say(result.describe())
 
 
-@app.command()
-def sweep(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("sweep")
+def sweep(settings: Any, dry_run: bool) -> None:
     """Train every point of a grid and make one table of it; run the same command again to go on."""
-    settings = _settings("sweep", config, words, print_config)
     from jobs.progress import ProgressLine
     from jobs.sweep.run import prepare_sweep, run_sweep
 
-    plan = _checked(lambda: prepare_sweep(settings))
+    plan = check_or_refuse(lambda: prepare_sweep(settings))
     if dry_run:
-        _say(plan.describe())
+        say(plan.describe())
         for trial in plan.trials:
-            _say(f"  {trial.name}{'  (trained)' if trial.name in plan.finished else ''}")
+            say(f"  {trial.name}{'  (trained)' if trial.name in plan.finished else ''}")
         return
     with ProgressLine("sweep") as line:
         line.note(plan.describe())
-        result = _run(lambda: run_sweep(plan, on_progress=line.show))
-    _say(result.describe())
+        result = run_or_fail(lambda: run_sweep(plan, on_progress=line.show))
+    say(result.describe())
     if result.num_failed:
         raise typer.Exit(Exit.FAILED)
 
 
-@app.command()
+@configured("segment")
 def segment(
-    words: Words = None,
-    config: ConfigFile = None,
+    settings: Any,
+    dry_run: bool,
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Segment a folder of images into Parquet; run the same command again to resume."""
-    settings = _settings("segment", config, words, print_config)
     from jobs.profile import describe_profile
     from jobs.progress import ProgressLine, describe
     from jobs.segment import failed_fraction, prepare_segment, run_segment
     from pipeline.bulk.progress import Progress
 
-    plan = _checked(lambda: prepare_segment(settings))
+    plan = check_or_refuse(lambda: prepare_segment(settings))
     for note in plan.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if dry_run:
-        _say(f"would segment {plan.spec['input']['uri']} with {plan.checkpoint} into {settings.output.uri}")
-        _say(f"run {plan.run_id}")
+        say(f"would segment {plan.spec['input']['uri']} with {plan.checkpoint} into {settings.output.uri}")
+        say(f"run {plan.run_id}")
         return
     states: list[Progress] = []
 
@@ -133,13 +167,13 @@ def segment(
         line.show(describe(progress))
 
     with ProgressLine("segment") as line:
-        totals = _run(lambda: run_segment(plan, show))
-    _say(f"{totals['num_images']:,} images, {totals['num_instances']:,} instances -> {settings.output.uri}")
-    _say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals["statuses"].items())))
+        totals = run_or_fail(lambda: run_segment(plan, show))
+    say(f"{totals['num_images']:,} images, {totals['num_instances']:,} instances -> {settings.output.uri}")
+    say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals["statuses"].items())))
     if profile:
-        _say(describe_profile(states[-1], settings))
+        say(describe_profile(states[-1], settings))
     if failed_fraction(totals) > settings.segment.max_failed_fraction:
-        _say(
+        say(
             f"{failed_fraction(totals):.1%} of the images failed; segment.max_failed_fraction allows "
             f"{settings.segment.max_failed_fraction:.1%}"
         )
@@ -152,188 +186,157 @@ def retry(words: Words = None, dry_run: DryRun = False) -> None:
     from jobs.config.load import is_override
 
     if not words or is_override(words[0]):
-        _fail("retry: name the run first, as in: maskfleet retry RUN_URI", Exit.BAD_INPUT)
+        fail("retry: name the run first, as in: maskfleet retry RUN_URI", Exit.BAD_INPUT)
     uri, *overrides = words
     from jobs.progress import ProgressLine, describe
     from jobs.segment import prepare_retry, run_retry
 
-    plan = _checked(lambda: prepare_retry(uri, overrides))
+    plan = check_or_refuse(lambda: prepare_retry(uri, overrides))
     if dry_run:
-        _say(f"would try again what failed in run {plan.run_id} with {plan.checkpoint}")
+        say(f"would try again what failed in run {plan.run_id} with {plan.checkpoint}")
         return
     with ProgressLine("retry") as line:
-        statuses = _run(lambda: run_retry(plan, lambda progress: line.show(describe(progress))))
+        statuses = run_or_fail(lambda: run_retry(plan, lambda progress: line.show(describe(progress))))
     if not statuses:
-        _say("no image ended with a status that is tried again")
+        say("no image ended with a status that is tried again")
     else:
-        _say("repaired shards: " + ", ".join(f"{status} {count:,}" for status, count in sorted(statuses.items())))
+        say("repaired shards: " + ", ".join(f"{status} {count:,}" for status, count in sorted(statuses.items())))
 
 
-@app.command()
-def evaluate(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("evaluate")
+def evaluate(settings: Any, dry_run: bool) -> None:
     """Measure a run against ground truth: `maskfleet evaluate RUN_URI ground_truth.uri=instances.json`."""
-    settings = _settings("evaluate", config, words, print_config)
     from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_tables
 
-    plan = _checked(lambda: prepare_evaluate(settings))
+    plan = check_or_refuse(lambda: prepare_evaluate(settings))
     if dry_run:
-        _say(f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output.uri}")
+        say(f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output.uri}")
         return
-    metrics, reasons = _run(lambda: run_evaluate(plan))
+    metrics, reasons = run_or_fail(lambda: run_evaluate(plan))
     for table in to_rich_tables(metrics):
-        _print_table(table)
+        print_table(table)
     for note in metrics.notes:
-        _say(f"note: {note}")
-    _say(f"figures -> {plan.output.uri}")
-    _gate(reasons)
+        say(f"note: {note}")
+    say(f"figures -> {plan.output.uri}")
+    end_at_gate(reasons)
 
 
-@app.command()
+@configured("compare")
 def compare(
-    words: Words = None,
-    config: ConfigFile = None,
+    settings: Any,
+    dry_run: bool,
     ground_truth: Annotated[str | None, typer.Option("--ground-truth", help="Short for ground_truth.uri=.")] = None,
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Compare two runs: `maskfleet compare RUN_A RUN_B --ground-truth instances.json`; without labels, their drift."""
-    settings = _settings("compare", config, words, print_config, ground_truth=ground_truth)
     from jobs.compare import describe, prepare_compare, run_compare
 
-    plan = _checked(lambda: prepare_compare(settings))
+    plan = check_or_refuse(lambda: prepare_compare(settings))
     if dry_run:
-        _say(f"would compare {settings.run_a.uri} with {settings.run_b.uri}")
+        say(f"would compare {settings.run_a.uri} with {settings.run_b.uri}")
         return
-    result, reasons = _run(lambda: run_compare(plan))
-    _say(describe(result))
-    _gate(reasons)
+    result, reasons = run_or_fail(lambda: run_compare(plan))
+    say(describe(result))
+    end_at_gate(reasons)
 
 
-@app.command()
-def history(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("history")
+def history(settings: Any, dry_run: bool) -> None:
     """Print the trend of kept evaluations: `maskfleet history HISTORY_URI`; output.uri=FOLDER also plots it."""
-    settings = _settings("history", config, words, print_config)
     from jobs.report import read_history, to_rich_history
 
     if dry_run:
-        _say(f"would read the evaluations kept in {settings.history.uri}")
+        say(f"would read the evaluations kept in {settings.history.uri}")
         return
-    table, plot = _run(lambda: read_history(settings))
+    table, plot = run_or_fail(lambda: read_history(settings))
     if len(table):
-        _print_table(to_rich_history(table))
+        print_table(to_rich_history(table))
     else:
-        _say(f"no evaluation is kept in {settings.history.uri}")
+        say(f"no evaluation is kept in {settings.history.uri}")
     if plot is not None:
-        _say(f"plot -> {plot}")
+        say(f"plot -> {plot}")
 
 
-@app.command()
-def report(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("report")
+def report(settings: Any, dry_run: bool) -> None:
     """Write one HTML file with pictures of a run or a training: `maskfleet report RUN_URI`."""
-    settings = _settings("report", config, words, print_config)
     from jobs.report import write_report
 
     if dry_run:
-        _say(f"would write a report of {settings.run.uri}")
+        say(f"would write a report of {settings.run.uri}")
         return
-    _say(f"report -> {_run(lambda: write_report(settings))}")
+    say(f"report -> {run_or_fail(lambda: write_report(settings))}")
 
 
-@app.command()
+@configured("export")
 def export(
-    words: Words = None,
-    config: ConfigFile = None,
-    to: Annotated[str | None, typer.Option("--to", help="Short for export.to=.")] = None,
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
+    settings: Any, dry_run: bool, to: Annotated[str | None, typer.Option("--to", help="Short for export.to=.")] = None
 ) -> None:
     """Write a run in another tool's form: `maskfleet export RUN_URI --to coco|coco-results|yolo|labelme|png`."""
-    settings = _settings("export", config, words, print_config, to=to)
     from jobs.report import write_export
 
     if dry_run:
-        _say(f"would export {settings.run.uri} to {settings.export.to}")
+        say(f"would export {settings.run.uri} to {settings.export.to}")
         return
-    target, count = _run(lambda: write_export(settings))
-    _say(f"{count:,} files -> {target}")
+    target, count = run_or_fail(lambda: write_export(settings))
+    say(f"{count:,} files -> {target}")
 
 
-@app.command("check-data")
-def check_data(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("check-data")
+def check_data(settings: Any, dry_run: bool) -> None:
     """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 1 if something would."""
-    settings = _settings("check-data", config, words, print_config)
     from jobs.annotations import describe_report, run_check_data
 
     if dry_run:
-        _say(f"would read every annotation and photo of {settings.data.uri}")
+        say(f"would read every annotation and photo of {settings.data.uri}")
         return
-    result = _checked(lambda: run_check_data(settings))
-    _say(describe_report(result))
+    result = check_or_refuse(lambda: run_check_data(settings))
+    say(describe_report(result))
     if not result.ok:
         raise typer.Exit(Exit.FAILED)
 
 
-@app.command()
+@configured("convert")
 def convert(
-    words: Words = None,
-    config: ConfigFile = None,
-    to: Annotated[str | None, typer.Option("--to", help="Short for convert.to=.")] = None,
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
+    settings: Any, dry_run: bool, to: Annotated[str | None, typer.Option("--to", help="Short for convert.to=.")] = None
 ) -> None:
     """Write annotations in another format: `maskfleet convert ANNOTATIONS TARGET --to coco|via|voc|cityscapes|...`."""
-    settings = _settings("convert", config, words, print_config, to=to)
     from jobs.annotations import describe_conversion, run_convert
 
     if dry_run:
-        _say(f"would convert {settings.data.uri} to {settings.convert.to} at {settings.output.uri}")
+        say(f"would convert {settings.data.uri} to {settings.convert.to} at {settings.output.uri}")
         return
-    _say(describe_conversion(_checked(lambda: run_convert(settings)), settings.output.uri))
+    say(describe_conversion(check_or_refuse(lambda: run_convert(settings)), settings.output.uri))
 
 
-@app.command()
-def verify(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("verify")
+def verify(settings: Any, dry_run: bool) -> None:
     """Re-read a run and prove it, or name every fault: `maskfleet verify RUN_URI`."""
-    settings = _settings("verify", config, words, print_config)
     from pipeline.bulk.verify import verify_run
     from pipeline.manifest import open_run
 
-    run = _checked(lambda: open_run(settings.run.uri))
+    run = check_or_refuse(lambda: open_run(settings.run.uri))
     if dry_run:
-        _say(f"would verify run {run.run_id} at {settings.run.uri}")
+        say(f"would verify run {run.run_id} at {settings.run.uri}")
         return
-    faults = _run(lambda: list(verify_run(run)))
+    faults = run_or_fail(lambda: list(verify_run(run)))
     for fault in faults:
-        _say(f"{fault.key}: {fault.reason}")
+        say(f"{fault.key}: {fault.reason}")
     if faults:
-        _say(f"run {run.run_id}: {len(faults)} faults")
+        say(f"run {run.run_id}: {len(faults)} faults")
         raise typer.Exit(Exit.FAILED)
     totals = run.final or {}
-    _say(f"run {run.run_id} is exact: {totals['num_images']:,} images, {totals['num_instances']:,} instances")
+    say(f"run {run.run_id} is exact: {totals['num_images']:,} images, {totals['num_instances']:,} instances")
 
 
-@app.command()
-def demo(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("demo")
+def demo(settings: Any, dry_run: bool) -> None:
     """Draw shapes, train on them, segment, evaluate and look: all of it, small, on this machine."""
-    settings = _settings("demo", config, words, print_config)
     from jobs.demo import run_demo
 
     if dry_run:
-        _say(f"would run the demo in {settings.output.uri}")
+        say(f"would run the demo in {settings.output.uri}")
         return
-    _run(lambda: run_demo(settings, say=_say, print_table=_print_table))
+    run_or_fail(lambda: run_demo(settings, say=say, print_table=print_table))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -357,87 +360,81 @@ def submit(
     from jobs.cluster.submit import SUCCEEDED, Jobs
     from jobs.config.load import is_override
 
-    environment = _checked(lambda: handed_environment(env or [], credentials=credentials))
+    environment = check_or_refuse(lambda: handed_environment(env or [], credentials=credentials))
     line = _line_of(command, context.args)
     words, file = line.pop("words") or [], line.pop("config", None)
     for option in ("dry_run", "print_config"):
         if line.pop(option, False):
-            _fail(f"submit: --{option.replace('_', '-')} is for the command itself; run it here", Exit.BAD_INPUT)
+            fail(f"submit: --{option.replace('_', '-')} is for the command itself; run it here", Exit.BAD_INPUT)
     if command == "retry":
         if not words or is_override(words[0]):
-            _fail("retry: name the run first, as in: maskfleet submit retry RUN_URI", Exit.BAD_INPUT)
+            fail("retry: name the run first, as in: maskfleet submit retry RUN_URI", Exit.BAD_INPUT)
         submission = from_words(command, words, environment)
     else:
         # Options that stand for no setting are the command's own switches; those that are set go along.
         own = COMMANDS[command].options
         switches = [f"--{name.replace('_', '-')}" for name, value in line.items() if name not in own and value]
         given = {name: value for name, value in line.items() if name in own}
-        settings = _checked(lambda: read_settings(command, file, words, **given))
+        settings = check_or_refuse(lambda: read_settings(command, file, words, **given))
         submission = from_settings(command, settings, environment, switches)
-    jobs = _checked(lambda: Jobs(address))
+    jobs = check_or_refuse(lambda: Jobs(address))
     if warning := jobs.warning():
         sys.stderr.write(f"maskfleet: warning: {warning}\n")
     for place in submission.local_places():
-        _say(f"note: {place} is a path: every node must see it there")
+        say(f"note: {place} is a path: every node must see it there")
     if submission.environment:
-        _say(f"handed over, unseen: {', '.join(sorted(submission.environment))}")
-    state, is_new = _run(lambda: jobs.submit(submission, dependencies=dependencies, driver_cpus=driver_cpus))
+        say(f"handed over, unseen: {', '.join(sorted(submission.environment))}")
+    state, is_new = run_or_fail(lambda: jobs.submit(submission, dependencies=dependencies, driver_cpus=driver_cpus))
     done = "is submitted" if is_new else "has succeeded already" if state.status == SUCCEEDED else "is running already"
-    _say(f"job {state.job_id} {done}")
+    say(f"job {state.job_id} {done}")
     if not wait:
-        _say(f"see: maskfleet jobs logs {state.job_id} --follow --address {jobs.address}")
+        say(f"see: maskfleet jobs logs {state.job_id} --follow --address {jobs.address}")
     elif state.status != SUCCEEDED:
         _follow(jobs, state.job_id)
 
 
-@app.command()
+@configured("schedule")
 def schedule(
-    words: Words = None,
-    config: ConfigFile = None,
+    settings: Any,
+    dry_run: bool,
     once: Annotated[bool, typer.Option("--once", help="Do what is due now, and end.")] = False,
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Evaluate and segment at times: `maskfleet schedule --config configs/schedule/nightly.yaml`.
 
     Any number of schedulers may share one state. With --once: 1 when a tick failed, 4 when a gate did.
     """
-    settings = _settings("schedule", config, words, print_config)
     from jobs.schedule.scheduler import Scheduler, describe_schedule, run_forever, run_once
     from jobs.schedule.tasks import Programs, credentials_of
 
     if dry_run:
-        _say(describe_schedule(settings))
+        say(describe_schedule(settings))
         return
-    runner = Programs(credentials_of(settings), _say)
-    scheduler = _checked(lambda: Scheduler(settings, _say))
+    runner = Programs(credentials_of(settings), say)
+    scheduler = check_or_refuse(lambda: Scheduler(settings, say))
     if not once:
-        _say(describe_schedule(settings))
-        _run(lambda: run_forever(scheduler, runner))
-    outcomes = {ended.outcome for ended in _run(lambda: run_once(scheduler, runner))}
+        say(describe_schedule(settings))
+        run_or_fail(lambda: run_forever(scheduler, runner))
+    outcomes = {ended.outcome for ended in run_or_fail(lambda: run_once(scheduler, runner))}
     if not outcomes:
-        _say("nothing is due")
+        say("nothing is due")
     if "failed" in outcomes:
         raise typer.Exit(Exit.FAILED)
     if "gate_failed" in outcomes:
         raise typer.Exit(Exit.GATE)
 
 
-@app.command()
-def manifests(
-    words: Words = None, config: ConfigFile = None, print_config: PrintConfig = False, dry_run: DryRun = False
-) -> None:
+@configured("manifests")
+def manifests(settings: Any, dry_run: bool, config: Path | None) -> None:
     """Write files for KubeRay and Ray's cluster launcher: `maskfleet manifests --config configs/manifests/lab.yaml`."""
-    settings = _settings("manifests", config, words, print_config)
     from jobs.cluster.manifests import write_manifests
 
     if config is None:
-        _fail("manifests: --config is missing; give the file that describes the cluster", Exit.BAD_INPUT)
+        fail("manifests: --config is missing; give the file that describes the cluster", Exit.BAD_INPUT)
     if dry_run:
-        _say(f"would write manifests into {settings.output.uri}")
+        say(f"would write manifests into {settings.output.uri}")
         return
-    names = _checked(lambda: write_manifests(settings, config))
-    _say(f"{', '.join(names)} -> {settings.output.uri}")
+    names = check_or_refuse(lambda: write_manifests(settings, config))
+    say(f"{', '.join(names)} -> {settings.output.uri}")
 
 
 @jobs_app.command("list")
@@ -445,9 +442,9 @@ def list_jobs(address: Address = None) -> None:
     """One line for each job of a cluster, oldest first."""
     from jobs.cluster.submit import Jobs
 
-    jobs = _checked(lambda: Jobs(address))
-    for state in _run(jobs.list):
-        _say(state.describe())
+    jobs = check_or_refuse(lambda: Jobs(address))
+    for state in run_or_fail(jobs.list):
+        say(state.describe())
 
 
 @jobs_app.command("status")
@@ -455,11 +452,11 @@ def job_status(job_id: JobId, address: Address = None) -> None:
     """What became of a job; ends with 0 whatever that is."""
     from jobs.cluster.submit import SUCCEEDED, Jobs, reason_of
 
-    jobs = _checked(lambda: Jobs(address))
-    state = _run(lambda: jobs.state(job_id))
-    _say(state.describe())
+    jobs = check_or_refuse(lambda: Jobs(address))
+    state = run_or_fail(lambda: jobs.state(job_id))
+    say(state.describe())
     if state.is_over and state.status != SUCCEEDED:
-        _say(f"reason: {reason_of(state, _run(lambda: jobs.log(job_id)))}")
+        say(f"reason: {reason_of(state, run_or_fail(lambda: jobs.log(job_id)))}")
 
 
 @jobs_app.command("logs")
@@ -471,11 +468,11 @@ def job_logs(
     """What a job has written."""
     from jobs.cluster.submit import Jobs
 
-    jobs = _checked(lambda: Jobs(address))
+    jobs = check_or_refuse(lambda: Jobs(address))
     if follow:
         _follow(jobs, job_id)
     else:
-        sys.stdout.write(_run(lambda: jobs.log(job_id)))
+        sys.stdout.write(run_or_fail(lambda: jobs.log(job_id)))
 
 
 @jobs_app.command("stop")
@@ -483,8 +480,8 @@ def stop_job(job_id: JobId, address: Address = None) -> None:
     """Stop a job and wait until it has ended; submitting it again goes on where it was."""
     from jobs.cluster.submit import Jobs
 
-    jobs = _checked(lambda: Jobs(address))
-    _say(_run(lambda: jobs.stop(job_id)).describe())
+    jobs = check_or_refuse(lambda: Jobs(address))
+    say(run_or_fail(lambda: jobs.stop(job_id)).describe())
 
 
 def main() -> None:
@@ -492,25 +489,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", Exit.FAILED)
-
-
-def _settings(name: str, file: Path | None, words: list[str] | None, print_config: bool, **options: str | None) -> Any:
-    """The validated configuration of a command; ends the program on a wrong one (2), or after printing it (0).
-
-    Args:
-        options: the command's own options that stand for settings.
-    """
-    settings = _checked(lambda: read_settings(name, file, words, **options))
-    from jobs.config.load import to_yaml
-    from pipeline.storage.stores import use_settings
-
-    if hasattr(settings, "storage"):
-        _checked(lambda: use_settings(settings.storage.to_settings()))
-    if print_config:
-        sys.stdout.write(to_yaml(settings))
-        raise typer.Exit(Exit.DONE)
-    return settings
+        fail("interrupted; run the same command again to go on", Exit.FAILED)
 
 
 def _line_of(command: str, words: list[str]) -> dict[str, Any]:
@@ -518,7 +497,7 @@ def _line_of(command: str, words: list[str]) -> dict[str, Any]:
     from jobs.cluster.job_package import SUBMITTED
 
     if command not in SUBMITTED:
-        _fail(f"submit: {command!r} is not allowed; allowed are {', '.join(SUBMITTED)}", Exit.BAD_INPUT)
+        fail(f"submit: {command!r} is not allowed; allowed are {', '.join(SUBMITTED)}", Exit.BAD_INPUT)
     group: Any = typer.main.get_command(app)
     return dict(group.commands[command].make_context(f"maskfleet submit {command}", list(words)).params)
 
@@ -536,66 +515,14 @@ def _follow(jobs: Any, job_id: str) -> None:
         sys.stdout.flush()
 
     try:
-        state = _run(lambda: jobs.follow(job_id, write))
+        state = run_or_fail(lambda: jobs.follow(job_id, write))
     except KeyboardInterrupt:
-        _fail(f"job {job_id} goes on; see: maskfleet jobs status {job_id}", Exit.FAILED)
+        fail(f"job {job_id} goes on; see: maskfleet jobs status {job_id}", Exit.FAILED)
     if ended and not ended.endswith("\n"):
-        _say("")
+        say("")
     if state.status == SUCCEEDED:
-        _say(f"job {job_id} succeeded")
+        say(f"job {job_id} succeeded")
         return
     code = state.exit_code if state.exit_code and state.exit_code > 0 else Exit.FAILED
     sys.stderr.write(f"maskfleet: job {job_id} {state.status.lower()}, exit code {code}: {reason_of(state, ended)}\n")
     raise typer.Exit(code)
-
-
-def _checked(check: Callable[[], Any]) -> Any:
-    """Runs what comes before anything starts: a wrong value or a missing file ends with exit code 2."""
-    try:
-        return check()
-    except (ValueError, OSError) as error:
-        _fail(_reason(error), Exit.BAD_INPUT)
-
-
-def _run(work: Callable[[], Any]) -> Any:
-    """Runs the work itself; what was only found out then is still a wrong input (2), the rest is a failure (1)."""
-    try:
-        return work()
-    except (ValueError, OSError) as error:
-        from jobs.config.load import ConfigError
-
-        _fail(_reason(error), Exit.BAD_INPUT if isinstance(error, ConfigError) else Exit.FAILED)
-    except Exception as error:
-        traceback.print_exc()
-        _fail(_reason(error), Exit.FAILED)
-
-
-def _gate(reasons: list[str]) -> None:
-    """Ends with exit code 4 where a gate failed."""
-    for reason in reasons:
-        sys.stderr.write(f"maskfleet: gate failed: {reason}\n")
-    if reasons:
-        raise typer.Exit(Exit.GATE)
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong in one sentence; of an error that crossed the cluster, the original one."""
-    error = getattr(error, "cause", None) or error
-    text = str(error).strip()
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
-def _fail(reason: str, code: Exit) -> NoReturn:
-    sys.stderr.write(f"maskfleet: {reason}\n")
-    raise typer.Exit(code)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def _print_table(table: Any) -> None:
-    from rich.console import Console
-
-    Console(width=110).print(table)

@@ -8,7 +8,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from jobs.cli import Exit, app
+from jobs.cli import app
+from jobs.terminal import Exit
 from pipeline.bulk.commit import claim_run, commit_shard, seal_run, write_table
 from pipeline.bulk.corpus import seal_plan
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables

@@ -9,7 +9,8 @@ import ray
 import yaml
 from typer.testing import CliRunner
 
-from jobs.cli import Exit, app
+from jobs.cli import app
+from jobs.terminal import Exit
 from jobs.cluster import start
 from pipeline.manifest import RUN_KEY
 
@@ -23,7 +24,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "init", started)
     monkeypatch.setattr(start, "cluster", started)
-    monkeypatch.setattr("jobs.train.cluster", started)
+    monkeypatch.setattr("jobs.training.train.cluster", started)
 
 
 def refused(words: list[str], *sentences: str) -> None:
@@ -53,7 +54,7 @@ def test_wrong_input_of_segment_is_refused_and_nothing_written(places: list[str]
     refused(["segment", f"model.checkpoint={torn}", photos, out], "torn", "checkpoint.json")
     inside = f"output.uri={photos.removeprefix('input.uri=')}/out"
     refused(["segment", checkpoint, photos, inside], "output.uri", "inside")
-    refused(["segment", "--config", "/no/such.yaml", *places], "/no/such.yaml", "cannot be read")
+    refused(["segment", "--config", "/no/such.yaml", *places], "/no/such.yaml", "no such file", "segment/tiny_cpu")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["torn"]
 
 

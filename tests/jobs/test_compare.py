@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from jobs.cli import Exit
+from jobs.terminal import Exit
 from tests.jobs.drawn_runs import call
 
 

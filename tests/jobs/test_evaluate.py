@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from jobs.cli import Exit
+from jobs.terminal import Exit
 from pipeline.results.history import load_history
 from tests.jobs.drawn_runs import call, write_run
 from tests.paths import ROOT

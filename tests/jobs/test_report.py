@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.cli import Exit
+from jobs.terminal import Exit
 from tests.jobs.drawn_runs import call
 
 

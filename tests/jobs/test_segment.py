@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs.cli import Exit, app
+from jobs.cli import app
+from jobs.terminal import Exit
 from jobs.config.load import ConfigError, load_config
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig

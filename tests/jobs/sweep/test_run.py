@@ -10,7 +10,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from jobs.cli import Exit, app
+from jobs.cli import app
+from jobs.terminal import Exit
 from jobs.config.load import ConfigError
 from jobs.config.sweep import SweepConfig
 from jobs.sweep.run import iter_trials, prepare_sweep, run_sweep

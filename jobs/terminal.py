@@ -1,0 +1,76 @@
+"""What commands print, how they name a fault in one sentence, and the exit codes they end with."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NoReturn
+
+import typer
+
+
+class Exit(IntEnum):
+    """The exit codes."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    TOO_MANY_FAILED = 3
+    GATE = 4
+
+
+def check_or_refuse(check: Callable[[], Any]) -> Any:
+    """Runs a check before anything starts; a wrong value or a missing file ends with exit code 2."""
+    try:
+        return check()
+    except (ValueError, OSError) as error:
+        fail(_reason(error), Exit.BAD_INPUT)
+
+
+def run_or_fail(work: Callable[[], Any]) -> Any:
+    """Runs the work itself; a wrong setting that only shows then ends with 2, any other fault with 1."""
+    try:
+        return work()
+    except (ValueError, OSError) as error:
+        from jobs.config.load import ConfigError
+
+        fail(_reason(error), Exit.BAD_INPUT if isinstance(error, ConfigError) else Exit.FAILED)
+    except Exception as error:
+        traceback.print_exc()
+        fail(_reason(error), Exit.FAILED)
+
+
+def end_at_gate(reasons: list[str]) -> None:
+    """Ends with exit code 4 where a gate failed."""
+    for reason in reasons:
+        sys.stderr.write(f"maskfleet: gate failed: {reason}\n")
+    if reasons:
+        raise typer.Exit(Exit.GATE)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in one sentence; of an error that crossed the cluster, the original one."""
+    error = getattr(error, "cause", None) or error
+    text = str(error).strip()
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def fail(reason: str, code: int) -> NoReturn:
+    """Writes the reason to stderr and ends with the exit code."""
+    sys.stderr.write(f"maskfleet: {reason}\n")
+    raise typer.Exit(code)
+
+
+def say(text: str) -> None:
+    """Writes a line to stdout at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_table(table: Any) -> None:
+    """Prints a table of rich's, 110 columns wide whatever the terminal."""
+    from rich.console import Console
+
+    Console(width=110).print(table)
