@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluation.coco import evaluate_results
+from pipeline.evaluation.coco import evaluate_part, evaluate_results, evaluate_table, merge_parts
+from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.input_check import are_plain_results, is_plain_truth
+from pipeline.evaluation.iou import find_overlaps
+from pipeline.evaluation.run_detections import align
+from tests.pipeline.evaluation.random_cases import random_case
 
 
 def plain_pycocotools(content: dict, results: list[dict], iou_type: str) -> np.ndarray:
@@ -241,3 +245,27 @@ def test_wrong_choices_are_named(pair):
         evaluate_results(*pair, "mask")
     with pytest.raises(ValueError, match="backend is 'fast'"):
         evaluate_results(*pair, "segm", backend="fast")
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_shares_merge_to_the_whole(drawn_run, frames, iou_type):
+    truth = Truth.load(drawn_run.coco)
+    table, _ = align(*frames, truth)
+    want = evaluate_table(truth, table, iou_type, backend="pycocotools")
+    shares = [[1, 5], [8], [2, 3, 4], [6, 7]]
+    parts = [evaluate_part(truth.only(ids), table.take(np.isin(table.image_ids, ids)), iou_type) for ids in shares]
+    for order in (parts, parts[::-1]):
+        got = merge_parts(order, iou_type)
+        np.testing.assert_allclose(got.stats, want.stats, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(got.precision, want.precision, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError):
+        merge_parts([], iou_type)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_known_overlaps_give_the_same_precision(iou_type):
+    truth, table = random_case(3)
+    want = evaluate_table(truth, table, iou_type, backend="pycocotools")
+    got = evaluate_table(truth, table, iou_type, overlaps=find_overlaps(truth, table, iou_type))
+    np.testing.assert_array_equal(got.precision, want.precision)
+    np.testing.assert_array_equal(got.recall, want.recall)

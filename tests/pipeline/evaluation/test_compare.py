@@ -1,21 +1,17 @@
-"""Comparison, drift and history."""
+"""Two runs compared: AP of resampled images as pycocotools gives it, the interval of the difference, the gates."""
 
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from pipeline.evaluation.compare import check_gates, compare, match_run
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.run_detections import align
-from pipeline.results.drift import drift
-from pipeline.results.history import append_history, load_history, plot_trend, trend
 
 
 @pytest.fixture
@@ -111,65 +107,3 @@ def test_gates_say_why(drawn_run, frames):
     assert "AP fell from" in check_gates(comparison=worse, max_drop=0.0)[0]
     with pytest.raises(ValueError, match="max_drop needs a comparison"):
         check_gates(metrics, max_drop=0.1)
-
-
-def made(num: int, seed: int, shares: dict[str, float], **changes: float) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    names = rng.choice(list(shares), num, p=list(shares.values()))
-    score = np.clip(rng.beta(4, 2, num) * changes.get("score", 1.0), 0.05, 1)
-    area = rng.lognormal(6, 1, num) * changes.get("area", 1.0)
-    return pd.DataFrame(
-        {"category": names, "score": score, "area_px": area.astype(int), "image_height": 480, "image_width": 640}
-    )
-
-
-def verdict(frame: pd.DataFrame, what: str, category: str | None = None) -> str:
-    same = frame["category"].isna() if category is None else frame["category"] == category
-    return frame.loc[same & (frame["what"] == what), "verdict"].item()
-
-
-def test_drift_is_quiet_on_the_same_and_loud_on_another_world():
-    shares = {"cat": 0.5, "dog": 0.4, "cow": 0.1}
-    sizes = {"num_reference_images": 500, "num_current_images": 250}
-    quiet = drift(made(4000, 1, shares), made(2000, 2, shares), **sizes)
-    assert set(quiet["verdict"]) == {"stable"}
-    moved = drift(made(4000, 1, shares), made(2000, 2, shares, score=0.6), **sizes)
-    assert verdict(moved, "score") == "large"
-    assert verdict(moved, "area share") == "stable"
-    lost = drift(made(4000, 1, shares), made(2000, 2, {"cat": 0.5, "dog": 0.5}), **sizes)
-    cow = lost[(lost["category"] == "cow") & (lost["what"] == "category share")].iloc[0]
-    assert cow["verdict"] == "large" and cow["current"] == 0
-    half = drift(made(4000, 1, shares), made(1000, 2, shares), **sizes)
-    assert verdict(half, "instances per image") == "large"
-
-
-def test_drift_without_instances_says_few_and_without_images_refuses():
-    frame = made(10, 1, {"cat": 1.0})
-    got = drift(frame, frame.iloc[:0], num_reference_images=5, num_current_images=5)
-    assert set(got["verdict"]) == {"few"}
-    with pytest.raises(ValueError, match="images in both runs, not 5 and 0"):
-        drift(frame, frame, num_reference_images=5, num_current_images=0)
-
-
-def test_history_keeps_each_evaluation_once(drawn_run, frames, tmp_path):
-    metrics = evaluate(*frames, drawn_run.truth)
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    uri = str(tmp_path / "history")
-    assert len(load_history(uri)) == 0
-    for day, run_id in enumerate(["r1", "r2", "r1"]):
-        added = append_history(uri, metrics, when=start + timedelta(days=day), run_id=run_id, model_sha256="m")
-        assert added == (day < 2)
-    frame = load_history(uri, iou_type="segm", metric="AP")
-    overall = frame[frame["category"].isna()]
-    assert overall["run_id"].tolist() == ["r1", "r2"]
-    assert overall["value"].tolist() == [metrics.overall("segm", "AP")] * 2
-    assert set(frame["num_failed"]) == {1}
-    table = trend(load_history(uri))
-    assert table["segm AP"].tolist() == overall["value"].tolist() and len(table) == 2
-    png = plot_trend(load_history(uri))
-    (tmp_path / "t.png").write_bytes(png)
-    assert Image.open(tmp_path / "t.png").size[0] > 500
-    with pytest.raises(ValueError, match="without a zone"):
-        append_history(uri, metrics, when=datetime(2026, 1, 1), run_id="r")
-    with pytest.raises(ValueError, match="keeps no 'colour'"):
-        append_history(uri, metrics, when=start, run_id="r", colour="red")

@@ -10,29 +10,14 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.evaluation.coco import evaluate_part, evaluate_results, evaluate_table, merge_parts
-from pipeline.evaluation.ground_truth import EvaluationError, Truth, match_images
-from pipeline.evaluation.matching import match
+from pipeline.evaluation.coco import evaluate_results
+from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import evaluate, evaluate_run
 from pipeline.evaluation.run_detections import align
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.tables import load_instances
+from tests.pipeline.evaluation.coco_results import results_of
 from tests.pipeline.made_run import image_row, instance_row
-
-
-def results_of(instances: pd.DataFrame, coco: dict, iou_type: str) -> list[dict]:
-    """COCO results of a table, written down independently."""
-    ids = {image["file_name"]: image["id"] for image in coco["images"]}
-    entries = []
-    for row in instances.itertuples():
-        entry = {"image_id": ids[row.image_id], "category_id": int(row.category_id), "score": float(row.score)}
-        if iou_type == "bbox":
-            x1, y1, x2, y2 = (float(v) for v in (row.x1, row.y1, row.x2, row.y2))
-            entry["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-        else:
-            entry["segmentation"] = {"size": [row.image_height, row.image_width], "counts": row.rle_counts}
-        entries.append(entry)
-    return entries
 
 
 @pytest.mark.parametrize("backend", ["compiled", "pycocotools"])
@@ -82,31 +67,6 @@ def test_threshold_figures_agree_with_counting_by_hand(drawn_run):
     assert metrics.overall("segm", "recall") == tp / (tp + fn)
     assert metrics.overall("segm", "F1") == pytest.approx(2 * tp / (2 * tp + fp + fn))
     assert metrics.overall("segm", "mean_iou") == pytest.approx(np.mean(ious))
-
-
-def test_matching_is_cocos_own(drawn_run):
-    """Against what pycocotools notes about every detection and annotation at IoU 0.5."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    content = drawn_run.coco
-    for place, entry in enumerate(content["annotations"]):
-        entry["iscrowd"] = place % 2
-    instances = load_instances(drawn_run.uri)
-    truth = COCO()
-    truth.dataset = json.loads(json.dumps(content))
-    truth.createIndex()
-    evaluator = COCOeval(truth, truth.loadRes(results_of(instances, content, "segm")), "segm")
-    evaluator.evaluate()
-    want = set()
-    for image in evaluator.evalImgs:
-        if image is not None and image["aRng"] == [0, 1e10]:
-            for row, found, ignored in zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True):
-                want.add((row - 1, int(found) - 1, bool(ignored)))
-    table, _ = align(instances, None, Truth.from_coco(content))
-    got = match(Truth.from_coco(content), table, "segm")
-    assert set(zip(got.rows.tolist(), got.truths.tolist(), got.ignored.tolist(), strict=True)) == want
-    assert got.ignored.any()
 
 
 def test_equal_scores_keep_the_order_of_the_table(drawn_run):
@@ -178,93 +138,6 @@ def test_a_high_score_threshold_of_the_run_is_warned_about(drawn_run, frames):
     assert evaluate_run(drawn_run.uri, drawn_run.truth).run_score_threshold == 0.05
 
 
-def test_masks_of_another_size_find_nothing_and_are_counted(drawn_run, frames):
-    instances, images = frames
-    name = instances["image_id"].iloc[0]
-    turned = instances["image_id"] == name
-    swapped = instances.copy()
-    swapped.loc[turned, ["image_height", "image_width"]] = swapped.loc[
-        turned, ["image_width", "image_height"]
-    ].to_numpy()
-    metrics = evaluate(swapped, images, drawn_run.truth, iou_types=["segm"])
-    assert metrics.coverage.num_other_size == turned.sum()
-    assert any("another size" in note for note in metrics.notes)
-    assert metrics.overall("segm", "AP") < evaluate(instances, images, drawn_run.truth).overall("segm", "AP")
-
-
-def test_categories_are_matched_by_id_and_checked_by_name(drawn_run, frames):
-    instances, images = frames
-    renamed = instances.assign(category=instances["category"].replace("circle", "ball"))
-    with pytest.raises(EvaluationError, match="10 is 'ball' in the run and 'circle' in the ground truth"):
-        evaluate(renamed, images, drawn_run.truth)
-    moved = instances.assign(category_id=instances["category_id"].replace(10, 11))
-    with pytest.raises(EvaluationError, match="'circle' is 11 in the run and 10"):
-        evaluate(moved, images, drawn_run.truth)
-    fourth = instances.iloc[[0]].assign(category_id=40, category="star")
-    metrics = evaluate(pd.concat([instances, fourth]), images, drawn_run.truth)
-    assert metrics.coverage.num_other_category == 1
-    assert metrics.overall("segm", "AP") == evaluate(instances, images, drawn_run.truth).overall("segm", "AP")
-
-
-def test_classes_not_labelled_on_an_image_are_not_punished(drawn_run, frames):
-    instances, images = frames
-    content = drawn_run.coco
-    content["images"][0]["labelled_category_ids"] = [20, 30]
-    circles = [a for a in content["annotations"] if a["image_id"] == 1 and a["category_id"] == 10]
-    assert circles, "the image has objects of the class that was not looked for"
-    name = content["images"][0]["file_name"]
-    extra = instances.iloc[[0]].assign(image_id=name, category_id=10, category="circle", score=np.float32(0.99))
-    extra[["image_height", "image_width"]] = [content["images"][0]["height"], content["images"][0]["width"]]
-    metrics = evaluate(pd.concat([instances, extra]), images, content, iou_types=["bbox"])
-    without = instances[~((instances["image_id"] == name) & (instances["category_id"] == 10))]
-    assert metrics.coverage.num_not_labelled == len(instances) - len(without) + 1
-    assert metrics.coverage.num_truths_not_labelled == len(circles)
-    assert any(note.startswith(f"{len(circles)} objects and ") for note in metrics.notes)
-    # Neither the objects nor the detections count, so it is as if neither were there.
-    plain = drawn_run.coco
-    plain["annotations"] = [a for a in plain["annotations"] if a not in circles]
-    want = evaluate(without, images, plain, iou_types=["bbox"])
-    assert metrics.at_threshold == want.at_threshold
-    np.testing.assert_array_equal(metrics.coco["bbox"].stats, want.coco["bbox"].stats)
-
-
-def test_the_labelled_classes_of_lvis():
-    image = {"id": 1, "neg_category_ids": [3], "not_exhaustive_category_ids": [2]}
-    kinds = [{"id": i, "name": str(i)} for i in (1, 2, 3, 4)]
-    annotations = [{"image_id": 1, "category_id": i} for i in (1, 2)]
-    truth = Truth.from_coco({"images": [image, {"id": 2}], "annotations": annotations, "categories": kinds})
-    assert truth.labelled == {1: {1, 3}}
-    assert [entry["category_id"] for entry in truth.annotations] == [1] and truth.num_not_labelled == 1
-
-
-@pytest.mark.parametrize(
-    ("keys", "names", "want"),
-    [
-        (["a/1.jpg", "b/1.jpg"], ["a/1.jpg", "b/1.jpg"], {"a/1.jpg": 0, "b/1.jpg": 1}),
-        (["deep/a/1.jpg", "2.jpg"], ["1.jpg", "val/2.jpg"], {"deep/a/1.jpg": 0, "2.jpg": 1}),
-        (["x/1.jpg", "1.jpg"], ["1.jpg"], {"1.jpg": 0}),  # the whole name wins, the other is simply not in the truth
-        ([], ["1.jpg"], {}),
-    ],
-)
-def test_images_are_matched_whole_first_then_by_base_name(keys, names, want):
-    images = [{"id": place, "file_name": name} for place, name in enumerate(names)]
-    assert match_images(keys, images).truth_id == want
-
-
-@pytest.mark.parametrize(
-    ("keys", "names", "message"),
-    [
-        (["a/1.jpg", "b/1.jpg"], ["1.jpg"], "'1.jpg' is 'a/1.jpg', 'b/1.jpg' in the run"),
-        (["1.jpg"], ["a/1.jpg", "b/1.jpg"], "'a/1.jpg', 'b/1.jpg' in the ground truth"),
-        (["1.jpg"], ["2.jpg"], "no image in common"),
-    ],
-)
-def test_a_name_that_decides_nothing_is_an_error_that_lists_the_clash(keys, names, message):
-    images = [{"id": place, "file_name": name} for place, name in enumerate(names)]
-    with pytest.raises(EvaluationError, match=message):
-        match_images(keys, images)
-
-
 def test_a_perfect_run_scores_one():
     mask = np.zeros((50, 60), bool)
     mask[10:30, 5:40] = True
@@ -292,21 +165,6 @@ def test_a_perfect_run_scores_one():
         assert metrics.overall(iou_type, "mean_iou") == 1.0
     with pytest.raises(ValueError, match="iou_threshold is 2"):
         evaluate(instances, None, coco, iou_threshold=2)
-
-
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_shares_merge_to_the_whole(drawn_run, frames, iou_type):
-    truth = Truth.load(drawn_run.coco)
-    table, _ = align(*frames, truth)
-    want = evaluate_table(truth, table, iou_type, backend="pycocotools")
-    shares = [[1, 5], [8], [2, 3, 4], [6, 7]]
-    parts = [evaluate_part(truth.only(ids), table.take(np.isin(table.image_ids, ids)), iou_type) for ids in shares]
-    for order in (parts, parts[::-1]):
-        got = merge_parts(order, iou_type)
-        np.testing.assert_allclose(got.stats, want.stats, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(got.precision, want.precision, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError):
-        merge_parts([], iou_type)
 
 
 def test_keypoints_are_evaluated_from_the_table(drawn_run, frames):

@@ -1,0 +1,63 @@
+"""The Python programs of README and docs run as they are printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.dataset.convert import convert_annotations
+from pipeline.dataset.shapes import draw_shapes
+from tests.docs.pages import blocks_of
+from tests.pipeline.made_run import DrawnRun, write_drawn_run
+
+
+@pytest.fixture(scope="module")
+def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> DrawnRun:
+    return write_drawn_run(tmp_path_factory.mktemp("drawn"))
+
+
+def run_programs(page: str, *, at_least: int) -> dict[str, Any]:
+    """Runs a page's programs one after the other in one namespace, and returns it."""
+    programs = [block for block in blocks_of(page) if block.kind == "python"]
+    assert len(programs) >= at_least
+    namespace: dict[str, Any] = {}
+    for program in programs:
+        if "import polars" in program.text and importlib.util.find_spec("polars") is None:
+            continue
+        exec(compile(program.text, f"{page}, block in line {program.line}", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("page", ["docs/queries.md", "docs/evaluation.md"])
+def test_the_programs_of_queries_and_evaluation_run(
+    page: str, drawn_run: DrawnRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("duckdb")
+    shutil.copytree(drawn_run.uri, tmp_path / "demo/run")
+    shutil.copytree(drawn_run.uri, tmp_path / "demo/val_run")
+    (tmp_path / "demo/data").mkdir()
+    (tmp_path / "demo/data/val.json").write_text(json.dumps(drawn_run.coco))
+    monkeypatch.chdir(tmp_path)
+    names = run_programs(page, at_least=4)
+    if page == "docs/queries.md":
+        assert len(names["circles"]) > 0
+        want = names["per_class"].set_index("category")["instances"].to_dict()
+        assert dict(zip(names["top"]["category"], names["top"]["n"], strict=True)) == want
+        assert {path.name for path in (tmp_path / "export").iterdir()} == {"coco", "yolo", "labelme", "png"}
+
+
+def test_the_programs_of_readme_and_annotations_run(
+    drawn_run: DrawnRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(drawn_run.uri, tmp_path / "masks/run1")
+    draw_shapes(str(tmp_path / "drawn"), num_train=12, num_val=0, num_unlabelled=0)
+    convert_annotations(str(tmp_path / "drawn/train.json"), str(tmp_path / "balloon/train"), target_format="via")
+    monkeypatch.chdir(tmp_path)
+    run_programs("README.md", at_least=1)
+    names = run_programs("docs/annotations.md", at_least=2)
+    assert names["mask"].any() and len(names["part"]) == 10
