@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import json
 import os
@@ -95,7 +96,10 @@ class LocalStorage(Storage):
 
     def _write(self, path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
         """Writes a file under a name of its own beside `path`, and gives it its real name once it is on the disk."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # must not read as "the object exists"
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
         while True:
             temporary = path.parent / f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.tmp"
             try:

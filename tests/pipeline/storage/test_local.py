@@ -149,3 +149,12 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
 def test_keys_cannot_climb_out(tmp_path: Path, key: str) -> None:
     with pytest.raises(StorageError, match="no key below"):
         LocalStorage(tmp_path / "root").read_bytes(key)
+
+
+@pytest.mark.parametrize("key", ["x", "deep/x"])
+def test_a_file_in_the_place_of_a_folder_is_an_error_not_a_lost_race(tmp_path: Path, key: str) -> None:
+    (tmp_path / "file").touch()
+    storage = LocalStorage(tmp_path / "file")
+    for write in (storage.put_if_absent, storage.write_bytes):
+        with pytest.raises(NotADirectoryError):
+            write(key, b"data")
