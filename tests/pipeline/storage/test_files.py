@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,46 @@ def test_listings_match_those_of_the_storage(tmp_path: Path) -> None:
         info.key for info in LocalStorage(tmp_path).iter_objects()
     ]
     assert list(files.iter_names(str(tmp_path / "gone"))) == []
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_what_is_written_is_found_and_read_back(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    root = f"{tmp_path}/root" if place == "disk" else request.getfixturevalue("bucket")
+    assert not files.is_file(f"{root}/deep/a.json") and not files.is_folder(f"{root}/deep")
+    files.write_json(f"{root}/deep/a.json", {"ü": [1, 2.5, None]})
+    assert files.read_bytes(f"{root}/deep/a.json") == '{"ü":[1,2.5,null]}'.encode()
+    assert files.read_json(f"{root}/deep/a.json") == {"ü": [1, 2.5, None]}
+    assert files.is_file(f"{root}/deep/a.json") and not files.is_file(f"{root}/deep")
+    assert files.is_folder(f"{root}/deep") and not files.is_folder(f"{root}/de")
+    assert list(files.iter_names(root)) == [] and list(files.iter_names(root, recursive=True)) == ["deep/a.json"]
+    with pytest.raises(FileNotFoundError):
+        files.read_json(f"{root}/deep/b.json")
+
+
+def test_json_beyond_the_standard_is_read_and_broken_json_is_placed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f'{{"a": NaN, "b": {10**30}}}')
+    content = files.read_json(str(path))
+    assert math.isnan(content["a"]) and content["b"] == 10**30
+    for broken in (b'{"a":\n 1,,}', b"\xff"):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+            files.read_json(str(path))
+    path.write_bytes(b'{"a":\n 1,,}')
+    with pytest.raises(ValueError, match="line 2"):
+        files.read_json(str(path))
+
+
+def test_garbage_is_collected_again_afterwards() -> None:
+    with pytest.raises(KeyError):
+        with files.no_collection():
+            assert not gc.isenabled()
+            raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with files.no_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri
+from pipeline.storage.uri import (
+    aligned_uri,
+    base_name,
+    file_stem,
+    is_local,
+    join_uri,
+    local_path,
+    parent_uri,
+    plain_uri,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +46,37 @@ def test_stems_of_odd_names() -> None:
         "b",
         "y",
     ]
+
+
+def test_local_uris_are_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert [is_local(uri) for uri in ("a", "/a", "file:///a", "s3://a", "http://a")] == [True] * 3 + [False] * 2
+    assert local_path("file:///a%20b/c%23d") == Path("/a b/c#d")
+    assert local_path("/a%20b/../c") == Path("/c")
+    assert local_path("a/b") == tmp_path / "a" / "b"
+    assert local_path("~/a") == Path("/home/someone/a")
+
+
+def test_plain_uris_have_no_dots_in_a_bucket() -> None:
+    assert plain_uri("file:///a%20b") == "/a b"
+    assert plain_uri("s3://lab/a/../b/./c.png") == "s3://lab/b/c.png"
+    assert plain_uri("a/../b") == "a/../b"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("{folder}/../depth/{stem}.png", "s3://lab/depth/photo.1.png"),
+        ("/elsewhere/{stem}_ir.tif", "/elsewhere/photo.1_ir.tif"),
+        ("s3://other/{stem}", "s3://other/photo.1"),
+    ],
+)
+def test_an_aligned_file_is_named_after_its_photo(pattern: str, expected: str) -> None:
+    assert aligned_uri(pattern, "s3://lab/rgb/photo.1.jpg") == expected
+
+
+@pytest.mark.parametrize("pattern", ["", "{folder}/x.png", "{stem}/{name}", "{stem}{0}", "{stem", "{stem.x}"])
+def test_a_pattern_of_anything_else_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="must have"):
+        aligned_uri(pattern, "a/b.jpg")
