@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
+from jobs.config.load import load_config
+from jobs.config.schedule import ScheduleConfig
 from jobs.schedule.scheduler import Scheduler, run_start
-from jobs.schedule.tasks import Programs, Stopped, fill_template, last_run
+from jobs.schedule.state import ScheduleState
+from jobs.schedule.tasks import (
+    Programs,
+    Stopped,
+    TickFailed,
+    credentials_of,
+    due_evaluations,
+    fill_template,
+    last_run,
+    model_name,
+    run_tick,
+    weights_hash,
+)
 from pipeline.evaluation.metrics import Metrics
+from pipeline.storage.stores import open_storage
 from tests.jobs.schedule.simulation import World, at, make_config, write_checkpoint
 
 
@@ -33,6 +50,65 @@ def test_templates_take_the_ticks_own_day_in_its_zone(drawn: Path, tmp_path: Pat
     tick, template = at("2026-03-01T18:00:00"), "{date}/{time}/{task}/{model}/{data}"
     filled = fill_template(template, config, config.tasks[0], tick, model="m")
     assert filled == "2026-03-02/0300/eval/m/all"
+
+
+def test_a_model_is_named_by_its_training_its_step_and_its_weights(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "r50", 7)
+    step = f"{tmp_path}/r50/checkpoints/step-00000007"
+    sha256 = weights_hash(step)
+    assert model_name(step) == f"r50-step-00000007-{sha256[:8]}"
+    shutil.copytree(step, tmp_path / "released")
+    assert model_name(f"{tmp_path}/released") == f"released-{sha256[:8]}"
+
+
+def test_only_new_weights_and_new_truth_are_due(drawn: Path, metrics: Metrics, tmp_path: Path) -> None:
+    models = tmp_path / "m"
+    write_checkpoint(models, 1)
+    config = make_config(drawn, models, tmp_path)
+    task = config.tasks[0]
+    assert task.evaluate is not None
+    due = [(Path(checkpoint).name, data.name) for checkpoint, data in due_evaluations(task.evaluate)]
+    assert due == [("step-00000001", "set1"), ("step-00000001", "set2")]
+    world = World("2026-03-01T10:00:10", metrics)
+    state = ScheduleState(open_storage(str(tmp_path / "state")))
+    result = run_tick(config, task, at("2026-03-01T10:00:00"), state, world)
+    assert [step.split(": ")[0].split()[-1] for step in result.steps] == ["set1", "set2"] and result.gates == []
+    assert list(due_evaluations(task.evaluate)) == []
+    # The same weights and the same truth at another place are not new.
+    shutil.copytree(models, tmp_path / "copy")
+    shutil.copytree(drawn, tmp_path / "drawn")
+    copied = make_config(tmp_path / "drawn", tmp_path / "copy", tmp_path).tasks[0].evaluate
+    assert copied is not None and list(due_evaluations(copied)) == []
+    write_checkpoint(tmp_path / "copy", 2)
+    assert [(Path(checkpoint).name, data.name) for checkpoint, data in due_evaluations(copied)] == [
+        ("step-00000002", "set1"),
+        ("step-00000002", "set2"),
+    ]
+
+
+def test_credentials_reach_the_steps_by_the_environment_and_never_by_a_file(drawn: Path, tmp_path: Path) -> None:
+    class Recorder:
+        """Keeps what it is asked to run, and lets it fail."""
+
+        def run(self, args: list[str], timeout_s: float) -> tuple[int, str]:
+            self.args, self.settings = args, Path(args[3]).read_text()
+            return 1, "no such bucket"
+
+        def wait(self, seconds: float) -> None: ...
+        def stop(self) -> None: ...
+
+    write_checkpoint(tmp_path / "m", 1)
+    words = ["storage.access_key=planted-a", "storage.secret_key=planted-s", "storage.region=eu-1"]
+    words += ["schedule.submit_to=http://head:8265"]
+    base = make_config(drawn, tmp_path / "m", tmp_path).model_dump(mode="json", exclude={"storage", "on_failure"})
+    config = load_config(ScheduleConfig, None, words, base=base)
+    runner, state = Recorder(), ScheduleState(open_storage(str(tmp_path / "state")))
+    with pytest.raises(TickFailed, match="segment ended with exit code 1: no such bucket"):
+        run_tick(config, config.tasks[0], at("2026-03-01T10:00:00"), state, runner)
+    assert runner.args[:3] == ["submit", "segment", "--config"]
+    assert runner.args[4:] == ["--address", "http://head:8265"]
+    assert yaml.safe_load(runner.settings)["storage"]["region"] == "eu-1" and "planted" not in runner.settings
+    assert credentials_of(config) == {"AWS_ACCESS_KEY_ID": "planted-a", "AWS_SECRET_ACCESS_KEY": "planted-s"}
 
 
 def test_programs_give_their_code_and_last_word_and_are_ended_in_time() -> None:

@@ -1,0 +1,55 @@
+"""The table of commands: leading words and options stand for settings that exist, and reach them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from jobs.commands import COMMANDS, read_settings
+from jobs.config.load import ConfigError
+
+
+def is_setting(config: type[BaseModel], key: str) -> bool:
+    """Whether a dotted key names a setting of a configuration."""
+    section: type | None = config
+    for name in key.split("."):
+        if not (isinstance(section, type) and issubclass(section, BaseModel) and name in section.model_fields):
+            return False
+        section = section.model_fields[name].annotation
+    return True
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_words_and_options_stand_for_settings_of_the_command(name: str) -> None:
+    command = COMMANDS[name]
+    keys = [*command.words, *command.options.values()]
+    assert [key for key in keys if not is_setting(command.config, key)] == []
+    assert not is_setting(command.config, "no.such")
+
+
+def test_leading_words_fill_their_settings_in_order_and_options_come_last() -> None:
+    settings = read_settings("compare", None, ["s3://b/a", "s3://b/b=c", "compare.seed=3"], ground_truth="truth.json")
+    assert (settings.run_a.uri, settings.run_b.uri, settings.ground_truth.uri) == (
+        "s3://b/a",
+        "s3://b/b=c",
+        "truth.json",
+    )
+    assert settings.compare.seed == 3
+    settings = read_settings("compare", None, ["run_a.uri=first", "second"], ground_truth=None)
+    assert (settings.run_a.uri, settings.run_b.uri, settings.ground_truth.uri) == ("first", "second", None)
+    words = ["run", "export.to=yolo"]
+    assert read_settings("export", None, words, to="png").export.to == "png"
+
+
+def test_words_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("run: {uri: of-the-file}\nreport: {seed: 7}\n")
+    assert read_settings("report", tmp_path / "c.yaml", None).run.uri == "of-the-file"
+    settings = read_settings("report", tmp_path / "c.yaml", ["typed"])
+    assert (settings.run.uri, settings.report.seed) == ("typed", 7)
+
+
+def test_a_word_too_many_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'b' is not understood"):
+        read_settings("report", None, ["a", "b"])
