@@ -1,4 +1,4 @@
-"""Files out of the wild, and files broken on purpose: each gets its verdict, and none harms its neighbours.
+"""The decode child: its protocol, and hostile files, of which each gets its status and none harms the next.
 
 The long form, 5,000 broken files: `pytest -m slow tests/pipeline/images/test_decode_child.py`.
 """
@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import socket
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -16,8 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from pipeline.images.decode_child import ANSWER_BYTES, REQUEST
 from pipeline.images.decode_pool import STATUSES, Decoded, DecodeLimits, DecodePool
-from tests.paths import SHARED_DATA
+from tests.paths import ROOT, SHARED_DATA
+from tests.pipeline.images.image_files import encoded
 
 LIMITS = DecodeLimits(max_bytes=1 << 20, max_pixels=4_000_000, timeout_s=20.0, memory_bytes=512 << 20)
 MANIFEST = SHARED_DATA / "awkward_images" / "manifest.json"
@@ -32,6 +39,50 @@ NO_FORMAT_OF_OURS = {
     "made/lfs_pointer.jpg": "text",
     "made/s3_error_xml.jpg": "XML",
 }
+
+
+def test_a_child_answers_by_its_protocol_and_ends_with_its_connection() -> None:
+    """By hand: requests go over a socket, answers come as padded JSON, pixels as bytes of the shared file."""
+    ours, of_child = socket.socketpair()
+    ours.settimeout(60)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
+    with tempfile.TemporaryFile() as block:
+        settings = {
+            "parent_pid": os.getpid(),
+            "socket_fd": of_child.fileno(),
+            "block_fd": block.fileno(),
+            "limits": {"max_pixels": 1000},
+            "decode": "pipeline.images.decode_image:decode_image",
+        }
+        child = subprocess.Popen(
+            [sys.executable, "-c", "from pipeline.images.decode_child import main; main()", json.dumps(settings)],
+            cwd=ROOT,
+            pass_fds=(of_child.fileno(), block.fileno()),
+        )
+        of_child.close()
+
+        def answer() -> dict[str, object]:
+            return json.loads(ours.recv(ANSWER_BYTES, socket.MSG_WAITALL))
+
+        def ask(data: bytes, num_bands: int) -> dict[str, object]:
+            ours.sendall(REQUEST.pack(len(data), 0, 0, num_bands) + data)
+            return answer()
+
+        def pixels_at(offset: object, dtype: type) -> np.ndarray:
+            block.seek(int(str(offset)))
+            return np.frombuffer(block.read(), dtype)
+
+        assert answer() == {"status": "ready"}
+        colours = ask(encoded(pixels[..., :3]), 3)
+        assert (colours["status"], colours["shape"], colours["dtype"]) == ("ok", [5, 7, 3], "uint8")
+        np.testing.assert_array_equal(pixels_at(colours["offset"], np.uint8), pixels[..., :3].ravel())
+        bands = ask(encoded(pixels), 0)  # all there are
+        assert (bands["status"], bands["shape"], bands["dtype"]) == ("ok", [5, 7, 4], "float32")
+        np.testing.assert_allclose(pixels_at(bands["offset"], np.float32), pixels.ravel() / 255, rtol=1e-6)
+        assert ask(encoded(np.zeros((50, 50, 3), np.uint8)), 3)["status"] == "too_large"
+        assert ask(b"text", 3)["status"] == "unsupported_format"
+        ours.close()
+        assert child.wait(60) == 0
 
 
 def expected_status(row: dict) -> str:

@@ -1,4 +1,4 @@
-"""Other than three channels in segmentation: the decode children give what training is given, or say why not."""
+"""Pixels of a network: turned upright, RGB or the file's own bands, the same in segmentation as in training."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedImage
 from pipeline.images.decode_pool import DecodeLimits, DecodePool
+from pipeline.images.pixels import (
+    SIDEWAYS,
+    TURNED_BACK_BY,
+    TURNS,
+    WrongBands,
+    find_damage,
+    orientation_of,
+    to_bands,
+    to_unit,
+    turn,
+)
 from tests.pipeline.images.image_files import encoded, exif_of
 from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
 
@@ -19,8 +31,8 @@ LIMITS = DecodeLimits(timeout_s=20.0, memory_bytes=256 << 20)
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecodePool]:
-    with DecodePool(1, LIMITS) as one:
-        yield one
+    with DecodePool(1, LIMITS) as pool:
+        yield pool
 
 
 FILES = {
@@ -83,3 +95,52 @@ def test_limits_hold_for_bands() -> None:
     with DecodePool(1, DecodeLimits(memory_bytes=128 << 20)) as strict:
         assert strict.submit(wide, num_bands=12).result(60).status == "too_large"
         assert strict.submit(encoded(random_bands("u1", 4)), num_bands=4).result(60).status == "ok"
+
+
+# --- functions on one picture
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_arrays_are_turned_as_pillow_turns_pictures(orientation: int | None) -> None:
+    samples = random_bands("u1", 3)
+    picture = Image.fromarray(samples)
+    upright = picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
+    turned = turn(samples, orientation)
+    np.testing.assert_array_equal(turned, np.asarray(upright))
+    assert (turned.shape[:2] != samples.shape[:2]) == (orientation in SIDEWAYS)
+    np.testing.assert_array_equal(turn(turned, TURNED_BACK_BY.get(orientation or 1, orientation)), samples)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(6, 6), (1, 1), (0, None), (9, None)])
+def test_orientations_are_1_to_8(value: int, expected: int | None) -> None:
+    picture = Image.new("RGB", (2, 2))
+    assert orientation_of(picture) is None
+    picture.getexif()[0x0112] = value
+    assert orientation_of(picture) == expected
+
+
+def test_whole_numbers_are_parts_of_the_largest_of_their_type() -> None:
+    for dtype, largest in ((np.uint8, 255), (np.uint16, 65535), (np.int16, 32767)):
+        samples = np.array([[[0, largest]]], dtype)
+        assert to_unit(samples).tolist() == [[[0.0, 1.0]]] and to_unit(samples).dtype == np.float32
+    assert to_unit(np.array([[[-2.5, 300.0]]], np.float64)).tolist() == [[[-2.5, 300.0]]]
+    with pytest.raises(WrongBands, match="it has 2 bands; 3 are wanted"):
+        to_unit(np.zeros((1, 1, 2), np.uint8), 3)
+
+
+def test_palettes_and_inks_become_the_colours_they_mean() -> None:
+    red = Image.new("RGB", (2, 1), (255, 0, 0))
+    for picture in (red.quantize(2), red.convert("CMYK")):
+        assert to_bands(picture, 3).tolist() == [[[1.0, 0.0, 0.0]] * 2]
+    assert to_bands(red, 1)[0, 0, 0] == pytest.approx(0.299, abs=0.002)  # luma of ITU-R BT.601
+    assert to_bands(Image.new("LA", (2, 1), (51, 255)), None).tolist() == [[[pytest.approx(0.2), 1.0]] * 2]
+
+
+def test_damage_that_pillow_overlooks_is_found() -> None:
+    pixels = random_bands("u1", 3, 40, 40)
+    jpeg, png = encoded(pixels, "JPEG"), encoded(pixels)
+    assert find_damage(jpeg, "JPEG") is None and find_damage(png, "PNG") is None
+    assert "end-of-image" in str(find_damage(jpeg[:-200] + bytes(200), "JPEG"))
+    inside = png.index(b"IDAT") + 20
+    assert "checksum" in str(find_damage(png[:inside] + bytes([png[inside] ^ 1]) + png[inside + 1 :], "PNG"))
+    assert find_damage(b"anything", "GIF") is None

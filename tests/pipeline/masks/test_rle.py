@@ -198,6 +198,27 @@ def test_iou_is_that_of_the_masks() -> None:
         rle.rle_iou(left_counts, right_counts, 12, 17, iscrowd=[True])
 
 
+def test_merged_masks_are_the_union_or_what_all_share() -> None:
+    masks = (np.random.default_rng(4).random((3, 12, 17)) < 0.6).astype(np.uint8)
+    counts = [rle.encode_mask(mask) for mask in masks]
+    np.testing.assert_array_equal(rle.decode_rle(rle.rle_merge(counts, 12, 17), 12, 17), masks.max(0))
+    shared = rle.rle_merge(counts, 12, 17, intersect=True)
+    np.testing.assert_array_equal(rle.decode_rle(shared, 12, 17), masks.min(0))
+    assert rle.rle_merge(counts[:1], 12, 17) == counts[0]
+    with pytest.raises(ValueError, match="at least one mask"):
+        rle.rle_merge([], 12, 17)
+
+
+def test_run_lengths_of_many_masks_are_written_as_one_by_one() -> None:
+    masks = [mask for mask in draw_masks(seed=5) if mask.shape != (3000, 40)]
+    expected = [rle.encode_mask(mask) for mask in masks]
+    runs = [rle.counts_to_runs(counts) for counts in expected]
+    counts, areas = rle.runs_to_counts(np.concatenate(runs), np.array([len(lengths) for lengths in runs]))
+    assert counts == expected and areas.tolist() == [int(mask.sum()) for mask in masks]
+    counts, areas = rle.runs_to_counts(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert counts == [] and areas.shape == (0,)
+
+
 def test_polygons_fill_their_union() -> None:
     squares = [[2, 3, 8, 3, 8, 9, 2, 9], [6, 6, 14, 6, 14, 11, 6, 11]]
     expected = np.zeros((12, 16), np.uint8)
