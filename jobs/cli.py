@@ -427,13 +427,14 @@ def schedule(
 def manifests(settings: Any, dry_run: bool, config: Path | None) -> None:
     """Write files for KubeRay and Ray's cluster launcher: `maskfleet manifests --config configs/manifests/lab.yaml`."""
     from jobs.cluster.manifests import write_manifests
+    from jobs.config.load import find_config
 
     if config is None:
         fail("manifests: --config is missing; give the file that describes the cluster", Exit.BAD_INPUT)
     if dry_run:
         say(f"would write manifests into {settings.output.uri}")
         return
-    names = check_or_refuse(lambda: write_manifests(settings, config))
+    names = check_or_refuse(lambda: write_manifests(settings, find_config(config, "manifests")))
     say(f"{', '.join(names)} -> {settings.output.uri}")
 
 
