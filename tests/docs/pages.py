@@ -1,4 +1,4 @@
-"""The pages people read, taken apart into the commands and programs that stand in them."""
+"""The documentation pages, parsed into their blocks of commands, programs and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page: what it is ('commands', 'python', 'yaml', ''), its text, and the line it starts in."""
+    """A code block of a page: its kind ('commands', 'python', 'yaml', ''), its text, and the line it starts in."""
 
     page: str
     kind: str
@@ -22,20 +22,20 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Its command lines, those that go on in the next line joined."""
+        """Its command lines; lines that end in a backslash are joined with the next."""
         joined = re.sub(r"\\\n\s*", " ", self.text)
         return [line.strip() for line in joined.splitlines() if line.strip()]
 
 
 def blocks_of(page: str) -> list[Block]:
-    """The blocks of a page in order: fenced ones by their language, indented ones as commands."""
-    found: list[Block] = []
+    """The blocks of a page in order: fenced blocks by their language, indented blocks as commands."""
+    blocks: list[Block] = []
     kind, lines, start, was_blank = None, list[str](), 0, True
     text = (ROOT / page).read_text("utf-8").splitlines()
     for number, line in enumerate([*text, ""], 1):
         if kind is not None and kind != "commands":
             if line.startswith("```"):
-                found.append(Block(page, kind, "\n".join(lines) + "\n", start))
+                blocks.append(Block(page, kind, "\n".join(lines) + "\n", start))
                 kind, lines = None, []
             else:
                 lines.append(line)
@@ -45,9 +45,9 @@ def blocks_of(page: str) -> list[Block]:
             kind, start = "commands", start if kind == "commands" else number
             lines.append(line[4:])
         elif kind == "commands" and line.strip():
-            found.append(Block(page, kind, "\n".join(lines) + "\n", start))
+            blocks.append(Block(page, kind, "\n".join(lines) + "\n", start))
             kind, lines = None, []
         elif kind == "commands" and number > len(text):
-            found.append(Block(page, kind, "\n".join(lines) + "\n", start))
+            blocks.append(Block(page, kind, "\n".join(lines) + "\n", start))
         was_blank = not line.strip()
-    return found
+    return blocks

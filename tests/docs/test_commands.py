@@ -1,8 +1,10 @@
-"""Every command in README and docs is one that its program takes: names, options, settings, files."""
+"""Every command in README and docs is one that its program takes; every file, module and name there exists."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -15,19 +17,21 @@ from jobs.cli import app
 from jobs.cluster.job_package import SUBMITTED
 from jobs.commands import COMMANDS, read_settings
 from jobs.config.load import is_override
+from maskfleet import __all__ as public_names
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of
 
-# What a line with '...' in it leaves to the reader.
+# Settings that a line with '...' in it leaves to the reader.
 LEFT_OUT = {
     "train": ["data.train=x", "output.uri=x", "train.max_steps=1"],
     "segment": ["model.checkpoint=x", "input.uri=x", "output.uri=x"],
 }
+OUR_PACKAGES = ("maskfleet", "jobs", "pipeline", "model")
 COMMAND_BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.kind == "commands"]
 GROUP: Any = typer.main.get_command(app)
 
 
 def check_maskfleet(words: list[str]) -> None:
-    """Reads a line as the program would: its options, its configuration file and every setting. Starts nothing."""
+    """Reads a command line as the program would: options, configuration file and every setting. Starts nothing."""
     name, *rest = words
     if name == "jobs":
         GROUP.commands["jobs"].commands[rest[0]].make_context("jobs", rest[1:])
@@ -41,12 +45,11 @@ def check_maskfleet(words: list[str]) -> None:
         rest = [word for word in rest if word != "..."]
         rest = [*rest, *(word for word in LEFT_OUT[name] if word.split("=")[0] not in " ".join(rest))]
     options = dict(GROUP.commands[name].make_context(name, list(rest)).params)
-    given, file = options.pop("words") or [], options.pop("config", None)
+    settings, file = options.pop("words") or [], options.pop("config", None)
     if name == "retry":
-        assert given and not is_override(given[0])
+        assert settings and not is_override(settings[0])
         return
-    stand_for = COMMANDS[name].options
-    read_settings(name, file, given, **{option: options[option] for option in stand_for})
+    read_settings(name, file, settings, **{option: options[option] for option in COMMANDS[name].options})
 
 
 def check_line(line: str) -> None:
@@ -60,9 +63,9 @@ def check_line(line: str) -> None:
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert rest[0] in targets
-    elif program == "python":
-        module = rest[1].replace(".", "/") + ".py" if rest[0] == "-m" else rest[0]
-        assert (ROOT / module).is_file()
+    elif program == "python" and rest[0] == "-m":
+        module = ROOT / rest[1].replace(".", "/")
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
     elif program == "ray":
         check_ray(rest)
     elif program in ("kubectl", "docker", "export", "source", "ssh"):
@@ -105,8 +108,27 @@ def test_every_link_and_file_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (ROOT / page).parent.joinpath(target).exists(), target
-    for name in re.findall(r"`((?:tests|configs|jobs|pipeline|model|benchmarks|docs)/[\w/.-]+\.\w+)`", text):
+    for name in re.findall(r"`((?:tests|configs|maskfleet|jobs|pipeline|model|benchmarks|docs)/[\w/.-]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_module_and_name_in_the_text_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for name in re.findall(r"`((?:jobs|pipeline|benchmarks)(?:\.\w+)+)[`(]", text):
+        pkgutil.resolve_name(name)
+    for name in re.findall(r"`python -m ([\w.]+)", text):
+        assert importlib.util.find_spec(name) is not None, name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_import_names_that_exist_and_public_ones_from_the_public_package(page: str) -> None:
+    for block in (block for block in blocks_of(page) if block.kind == "python"):
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in OUR_PACKAGES:
+                for alias in node.names:
+                    pkgutil.resolve_name(f"{node.module}:{alias.name}")
+                    assert node.module == "maskfleet" or alias.name not in public_names, alias.name
 
 
 def test_every_block_of_settings_is_a_configuration() -> None:

@@ -21,13 +21,13 @@ pytestmark = pytest.mark.docs
 # Settings that make a training short; the tutorial's own is run in full by whoever follows it.
 STEPS = os.environ.get("MASKFLEET_DOCS_STEPS", "120")
 SHORT = ["train.max_steps=2", "train.checkpoint_every_steps=2", "train.data_workers=0", "train.warmup_steps=1"]
-# What README's commands need that is not there: a cluster, a bucket, COCO, or hours.
-ELSEWHERE = ("http://", "s3://", "train --config configs/train/coco", "maskfleet schedule", "maskfleet sweep", "make ")
+# Commands of the README that need what a test does not have: a cluster, a bucket, COCO, or hours.
+ELSEWHERE = ("http://", "s3://", "train --config coco", "maskfleet schedule", "maskfleet sweep", "make ")
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files under version control; without git, all that are no outputs."""
+    """A copy of the files under version control; without git, of all files that are no outputs."""
     folder = tmp_path_factory.mktemp("clone") / "maskfleet"
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0:
@@ -41,8 +41,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(words: list[str], folder: Path) -> str:
-    """Runs a program in the copy, with its code; what it says. `maskfleet` is the copy's own."""
-    program = [sys.executable, "-m", "jobs"] if words[0] == "maskfleet" else [sys.executable]
+    """Runs a program in the copy and returns what it prints; `maskfleet` is the copy's own."""
+    program = [sys.executable, "-m", "maskfleet"] if words[0] == "maskfleet" else [sys.executable]
     environment = os.environ | {"PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder / ".cache")}
     done = subprocess.run(
         [*program, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
@@ -52,8 +52,10 @@ def run(words: list[str], folder: Path) -> str:
 
 
 def copy_renumbered(source: Path, target: Path) -> None:
-    """A COCO file with the category ids of a model that learned from VIA, whose classes have a name and no id: 1, 2, 3
-    for the shapes' 10, 20, 30."""
+    """Writes a COCO file with category ids 1, 2, 3 for the drawn shapes' 10, 20, 30.
+
+    A model that was trained on VIA annotations numbers its categories so, since VIA's classes have no ids.
+    """
     content = json.loads(source.read_text())
     for category in content["categories"]:
         category["id"] //= 10
@@ -63,20 +65,20 @@ def copy_renumbered(source: Path, target: Path) -> None:
 
 
 def test_a_clean_clone_follows_the_tutorial(clone: Path) -> None:
-    said = ""
+    output = ""
     for block in blocks_of("docs/tutorial.md"):
         if block.kind == "python":
-            said += run(["python", "-c", block.text], clone)
+            output += run(["python", "-c", block.text], clone)
             continue
         for line in block.commands:
             words = shlex.split(line, comments=True)
             if words[0] == "maskfleet":
                 short = [f"train.max_steps={STEPS}", "train.warmup_steps=10"] if words[1] == "train" else []
-                said += run([*words, *short], clone)
+                output += run([*words, *short], clone)
             else:
                 assert words in (["make", "setup"], ["source", ".venv/bin/activate"])  # done before this test
-    assert "is exact: 200 images" in said
-    assert re.search(r"\d+ circles on \d+ photos", said) and "pixels" in said
+    assert "is exact: 200 images" in output
+    assert re.search(r"\d+ circles on \d+ photos", output) and "pixels" in output
     for name in ("models/shapes/summary.html", "masks/val.evaluation/metrics.json", "masks/run1.report.html"):
         assert (clone / name).is_file(), name
 
@@ -100,7 +102,7 @@ def test_the_commands_of_the_readme(clone: Path, tmp_path: Path) -> None:
             words = shlex.split(line, comments=True)
             run([*words, *(SHORT if words[1] == "train" else [])], folder)
             num_run += 1
-            if words[1] == "segment":  # the other runs that the page speaks of
+            if words[1] == "segment":  # the other runs that the page names
                 model = "model.checkpoint=models/balloon"
                 run(["maskfleet", "segment", model, "input.uri=photos", "output.uri=masks/run2"], folder)
                 run(["maskfleet", "segment", model, "input.uri=drawn/val", "output.uri=masks/val_run"], folder)
