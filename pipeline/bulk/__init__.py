@@ -1,1 +1,1 @@
-"""The way of an image: corpus, decode, predict, encode, commit, flow."""
+"""Bulk run: segments a corpus into Parquet tables on Ray, exactly once for each image after any crash."""

@@ -1,7 +1,7 @@
-"""What was tried on a shard: notes that find the image which keeps killing its worker.
+"""Attempt notes of a shard: they find the image that keeps killing its worker.
 
-Correctness never rests on them. A shard at which one driver has seen MAX_DEATHS workers die is gone through one image
-at a time, each image noted before it is touched; the image noted last by a worker that died gets an error row.
+Correctness does not depend on them. A shard on which MAX_DEATHS workers of one driver have died is segmented one image
+at a time, and each image is noted before it is touched. The image that a dead worker noted last gets an error row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline.manifest import attempt_key, to_json
 from pipeline.storage.base import Storage
 
-MAX_DEATHS = 3
+MAX_DEATHS = 3  # of one driver on one shard, before its next attempt is careful
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,12 @@ class Attempt:
     """One try at a shard.
 
     Attributes:
-        shard, name: which, and under what name its files are written.
-        driver: the call of `segment_corpus` it belongs to; other calls' deaths do not count.
-        careful: whether it goes one image at a time.
-        deadly: places in the shard (0-based) of images on which a careful attempt died.
+        storage: the run's output, which holds the notes.
+        shard: the shard's number.
+        name: a part of the names of all files that this attempt writes.
+        driver: name of the `segment_corpus` call it belongs to; the deaths of other calls do not count.
+        careful: whether images are segmented one at a time.
+        deadly: indices in the shard (from 0) of images on which a careful attempt died.
     """
 
     storage: Storage
@@ -34,26 +36,26 @@ class Attempt:
     deadly: frozenset[int]
 
     def note(self, place: int | None = None) -> None:
-        """Writes that this attempt was begun, or, when careful, that it is about to touch the image at `place`."""
+        """Writes that the attempt has begun, or that it is about to touch the image at this index of the shard."""
         note = {"driver": self.driver, "careful": self.careful, "image": place}
         self.storage.write_bytes(attempt_key(self.shard, self.name), to_json(note))
 
 
 def begin_attempt(storage: Storage, shard: int, name: str, driver: str) -> Attempt:
-    """Notes a new attempt and looks at what became of this driver's earlier ones.
+    """Notes a new attempt at a shard that has no commit, and reads the notes of this driver's earlier attempts.
 
-    An earlier attempt of the same driver at a shard without a commit has died: Ray gives a shard to one worker at a
-    time and only gives it out again when that worker is gone.
+    Each earlier attempt of the same driver counts as a death: Ray gives a shard to one worker at a time, and to another
+    only when that worker is gone. A note that cannot be read is passed over.
     """
-    died = []
+    dead_attempts = []
     for info in storage.iter_objects(f"{attempt_key(shard, '').rsplit('/', 1)[0]}/"):
         try:
             note = json.loads(storage.read_bytes(info.key))
-        except ValueError:  # torn by whatever ended it
+        except ValueError:  # half written
             continue
         if note.get("driver") == driver:
-            died.append(note)
-    deadly = frozenset(note["image"] for note in died if note["careful"] and note["image"] is not None)
-    attempt = Attempt(storage, shard, name, driver, careful=len(died) >= MAX_DEATHS, deadly=deadly)
+            dead_attempts.append(note)
+    deadly = frozenset(note["image"] for note in dead_attempts if note["careful"] and note["image"] is not None)
+    attempt = Attempt(storage, shard, name, driver, careful=len(dead_attempts) >= MAX_DEATHS, deadly=deadly)
     attempt.note()
     return attempt

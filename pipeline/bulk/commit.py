@@ -1,8 +1,8 @@
-"""A shard's way into the run, and a run's way to its end: put-if-absent and nothing else.
+"""Commit protocol: claims the output, writes a shard's tables, commits it put-if-absent, seals the finished run.
 
-The order is the protocol: both tables under this attempt's own names, then the commit, only if there is none. Whoever
-loses reads the winner's commit and removes only its own files. There are no locks, leases or clocks, so a writer may
-die or sleep at any line.
+The protocol is an order of writes. A shard's two tables are written under this attempt's own names, then its commit,
+only if there is none. A writer that lost the race reads the winner's commit and removes only its own files. There are
+no locks, leases or clocks, so a writer may die or sleep at any line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipeline.manifest import (
 )
 from pipeline.storage.base import Storage
 
-_ROWS_AT_A_TIME = 2_000  # rows held as Python objects at a time; a row group of the manifest
+_CHUNK_ROWS = 2_000  # rows held as Python objects at a time; a row group of the manifest
 
 
 class OtherRunError(RunError):
@@ -47,11 +47,11 @@ class OtherRunError(RunError):
 
 
 def claim_run(storage: Storage, spec: dict[str, Any]) -> str:
-    """Makes the output this run's, or finds that it is already; returns the run id.
+    """Writes run.json put-if-absent, or finds there the same specification; returns the run id.
 
     Raises:
-        OtherRunError: the output belongs to another run; nothing was written.
-        StorageError: the store cannot say who was first.
+        OtherRunError: the output belongs to another run or holds something else; nothing was written.
+        StorageError: the store has no working put-if-absent.
     """
     check_run(storage, spec)
     storage.check_put_if_absent(RUN_KEY, to_json(spec))
@@ -62,29 +62,29 @@ def claim_run(storage: Storage, spec: dict[str, Any]) -> str:
 def check_run(storage: Storage, spec: dict[str, Any]) -> None:
     """Raises OtherRunError when the output belongs to another run or holds something else. Writes nothing."""
     try:
-        there = json.loads(storage.read_bytes(RUN_KEY))
+        existing = json.loads(storage.read_bytes(RUN_KEY))
     except FileNotFoundError:
-        stranger = next(iter(storage.iter_objects()), None)
-        if stranger is not None:
+        first_object = next(iter(storage.iter_objects()), None)
+        if first_object is not None:
             raise OtherRunError(
-                f"{storage.uri} is not empty (it holds {stranger.key}) and is no run; choose an empty or new place"
+                f"{storage.uri} is not empty (it holds {first_object.key}) and is no run; choose an empty or new place"
             ) from None
         return
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OtherRunError(f"{storage.uri}: {RUN_KEY} is unreadable: {error}") from error
     except NotADirectoryError:
         raise OtherRunError(f"{storage.uri} is a file; a run needs a folder") from None
-    differences = list(spec_differences(there, spec))
+    differences = list(spec_differences(existing, spec))
     if differences:
         raise OtherRunError(
-            f"{storage.uri} belongs to run {run_id_of(there)}, which differs in "
+            f"{storage.uri} belongs to run {run_id_of(existing)}, which differs in "
             + "; ".join(differences)
             + ". Use another output, or the settings of that run to resume it"
         )
 
 
 def spec_differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
-    """Each field in which two specifications differ, as 'name: old -> new'."""
+    """A phrase for each field in which two specifications differ: 'name: OLD there, NEW here', values as JSON."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             path = f"{name}.{key}" if name else key
@@ -105,16 +105,16 @@ def read_commit(storage: Storage, shard: int) -> Commit | None:
 
 
 def read_commits(storage: Storage, shards: Iterable[int]) -> Iterator[Commit]:
-    """The commits of shards that are all committed, in their order.
+    """The commits of shards that are all committed, in the order of `shards`.
 
     Raises:
         RunError: a shard has no commit, or an unreadable one.
     """
     shards = list(shards)
-    found = storage.read_many(map(commit_key, shards))
+    contents = storage.read_many(map(commit_key, shards))
     for shard in shards:
         try:
-            yield Commit.from_json(next(found))
+            yield Commit.from_json(next(contents))
         except FileNotFoundError:
             raise RunError(f"shard {shard} is not committed; run the same command again to finish the run") from None
         except RunError as error:
@@ -122,17 +122,20 @@ def read_commits(storage: Storage, shards: Iterable[int]) -> Iterator[Commit]:
 
 
 def write_table(storage: Storage, table: str, shard: int, attempt: str, data: bytes, rows: int) -> DataFile:
-    """Writes one table of a shard under this attempt's own name."""
+    """Writes one table of a shard under this attempt's own name; returns what the commit says of the file."""
     key = table_key(table, shard, attempt)
     storage.write_bytes(key, data)
     return DataFile(key, rows, len(data), sha256_of(data))
 
 
 def commit_shard(storage: Storage, commit: Commit) -> Commit:
-    """Commits a shard whose tables are written, if nobody has; returns the commit that holds.
+    """Commits a shard whose tables are written, unless it is committed; returns the commit that holds.
 
-    When that is another attempt's, this attempt's own tables are removed. A lost acknowledgement needs no care: the
-    retry finds this attempt's own commit.
+    When that is another attempt's, this attempt's own tables are removed. Atomic, and safe to repeat: after a lost
+    acknowledgement the repeated call finds this attempt's own commit.
+
+    Raises:
+        RunError: there is no readable commit after the write.
     """
     storage.put_if_absent(commit_key(commit.shard), commit.to_json())
     winner = read_commit(storage, commit.shard)
@@ -145,39 +148,42 @@ def commit_shard(storage: Storage, commit: Commit) -> Commit:
 
 
 def committed_shards(storage: Storage) -> set[int]:
-    """The shards that have a commit, by one listing."""
+    """The numbers of the shards that have a commit, by one listing."""
     names = (info.key.rsplit("/", 1)[-1] for info in storage.iter_objects("commits/"))
     return {int(name.removesuffix(".json")) for name in names}
 
 
 def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -> dict[str, Any]:
-    """Writes the manifest and the totals once every shard is committed; returns the totals that hold.
+    """Writes the manifest and the totals of a run whose shards are all committed; returns the totals that hold.
+
+    Both are written put-if-absent, so a second call changes nothing and returns the totals of the first.
 
     Args:
-        extra: what the driver knows beyond the commits (wall time, where the model came from).
+        extra: further fields of final.json that no commit holds, such as the wall time.
 
     Raises:
         RunError: a shard is not committed, or a commit counts other images than the plan.
     """
-    num_instances, statuses, seconds = 0, dict[str, int](), dict[str, float]()
+    num_instances, statuses, worker_seconds = 0, dict[str, int](), dict[str, float]()
 
-    def counted() -> Iterator[Commit]:
-        nonlocal num_instances, statuses, seconds
+    def counted_commits() -> Iterator[Commit]:
+        nonlocal num_instances, statuses, worker_seconds
         for shard, commit in enumerate(read_commits(storage, range(plan.num_shards))):
             if commit.images.rows != plan.num_images_of(shard) or commit.run_id != run_id:
                 raise RunError(f"the commit of shard {shard} does not fit the plan; `maskfleet verify` says more")
             num_instances += commit.instances.rows
-            statuses, seconds = add_up([statuses, commit.statuses]), add_up([seconds, commit.timings_s])
+            statuses = sum_counts([statuses, commit.statuses])
+            worker_seconds = sum_counts([worker_seconds, commit.timings_s])
             yield commit
 
-    write_manifest(storage, counted())
+    write_manifest(storage, counted_commits())
     totals = {
         "run_id": run_id,
         "num_images": plan.num_images,
         "num_shards": plan.num_shards,
         "num_instances": num_instances,
         "statuses": statuses,
-        "worker_seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+        "worker_seconds": {stage: round(seconds, 3) for stage, seconds in worker_seconds.items()},
         "manifest_sha256": sha256_of(storage.read_bytes(MANIFEST_KEY)),
         "plan": [asdict(part) for part in plan.parts],
         **extra,
@@ -187,10 +193,10 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
 
 
 def write_manifest(storage: Storage, commits: Iterable[Commit]) -> None:
-    """Writes manifest.parquet, unless it is there: equal commits give equal bytes, so it does not matter by whom."""
+    """Writes manifest.parquet put-if-absent; equal commits give equal bytes, so every writer's manifest is the same."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-        for rows in in_chunks(map(manifest_row, commits), _ROWS_AT_A_TIME):
+        for rows in in_chunks(map(manifest_row, commits), _CHUNK_ROWS):
             writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     storage.put_if_absent(MANIFEST_KEY, buffer.getvalue())
 
@@ -199,25 +205,25 @@ def vacuum(storage: Storage, plan: Plan) -> list[str]:
     """Removes the tables and plan parts of a sealed run that nothing names, and half-written files; returns their keys.
 
     Raises:
-        RunError: the run is not sealed, so that a file without a commit may be about to get one.
+        RunError: the run is not sealed, so a file without a commit may still be committed.
     """
     if not storage.exists(FINAL_KEY):
         raise RunError(f"{storage.uri} is not sealed; files without a commit may still be committed")
     manifest = io.BytesIO(storage.read_bytes(MANIFEST_KEY))
-    named = {table: pq.read_table(manifest, columns=[f"{table}_key"]).column(0) for table in TABLES}
-    named["plan"] = pa.array([part.key for part in plan.parts], pa.string())
-    strangers = []
-    for folder in named:
-        for keys in in_chunks((info.key for info in storage.iter_objects(f"{folder}/")), _ROWS_AT_A_TIME):
-            is_named = pc.is_in(pa.array(keys, pa.string()), value_set=named[folder])
-            strangers += [key for key, known in zip(keys, is_named.to_pylist(), strict=True) if not known]
-    for key in strangers:
+    named_keys = {table: pq.read_table(manifest, columns=[f"{table}_key"]).column(0) for table in TABLES}
+    named_keys["plan"] = pa.array([part.key for part in plan.parts], pa.string())
+    unnamed: list[str] = []
+    for folder in named_keys:
+        for keys in in_chunks((info.key for info in storage.iter_objects(f"{folder}/")), _CHUNK_ROWS):
+            is_named = pc.is_in(pa.array(keys, pa.string()), value_set=named_keys[folder])
+            unnamed += [key for key, is_known in zip(keys, is_named.to_pylist(), strict=True) if not is_known]
+    for key in unnamed:
         storage.delete(key)
-    return strangers + storage.remove_unfinished()
+    return unnamed + storage.remove_unfinished()
 
 
-def add_up(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of several dictionaries of numbers, key by key."""
+def sum_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The sum of several dictionaries of numbers, key by key; {} of none."""
     total: dict[str, Any] = {}
     for count in counts:
         for key, value in count.items():

@@ -1,8 +1,8 @@
-"""Which images a run is about: a listing, sealed as the run's plan.
+"""Plan of a run: the listing of its corpus, written as Parquet parts, sealed, and cut into shards.
 
 The listing is written in groups of GROUP_SIZE keys as it streams by, so memory does not grow with the corpus. Sealing
-(`plan.json`, put-if-absent) fixes the images, their order and the shard size for good; whatever appears in the folder
-afterwards belongs to another run.
+(`plan.json`, put-if-absent) fixes the images, their order and the shard size for good. Images that appear in the corpus
+afterwards belong to another run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.listing import PlannedImage, from_table, in_chunks, iter_corpus, to_table, without
+from pipeline.bulk.listing import PlannedImage, from_table, in_chunks, iter_corpus, new_or_changed, to_table
 from pipeline.manifest import (
     PLAN_KEY,
     DataFile,
@@ -33,15 +33,15 @@ from pipeline.manifest import (
 )
 from pipeline.storage.base import Storage
 
-GROUP_SIZE = 256
+GROUP_SIZE = 256  # images in a row group of a part
 MAX_GROUPS_PER_SHARD = 16
-PART_ROWS = 65_536
-_AFTER = b"maskfleet.after"  # the id behind which a part's listing began
+PART_ROWS = 65_536  # images in a part; the last part may have fewer
+_AFTER = b"maskfleet.after"  # metadata key: the image id after which a part's listing began
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sealed plan. Shard i is the images [i * shard_size, (i + 1) * shard_size) of the parts put end to end."""
+    """A sealed plan. Shard i holds the images [i * shard_size, (i + 1) * shard_size) of the concatenated parts."""
 
     storage: Storage
     parts: tuple[DataFile, ...]
@@ -50,11 +50,11 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        """Shards of the plan; 0 without images."""
+        """Number of shards; 0 without images."""
         return -(-self.num_images // self.shard_size)
 
     def num_images_of(self, shard: int) -> int:
-        """How many images a shard holds."""
+        """Number of images of a shard: `shard_size`, fewer in the last one."""
         return min(self.shard_size, self.num_images - shard * self.shard_size)
 
     def read_shard(self, shard: int) -> list[PlannedImage]:
@@ -88,9 +88,9 @@ class Plan:
             last = min(stop - part_start, part.rows)  # exclusive
             with self.storage.open_input(part.key) as file:
                 parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                found = parquet.metadata.num_rows
-                if found != part.rows:
-                    raise RunError(f"{part.key} holds {found} images, the plan was sealed with {part.rows}")
+                num_rows = parquet.metadata.num_rows
+                if num_rows != part.rows:
+                    raise RunError(f"{part.key} holds {num_rows} images, the plan was sealed with {part.rows}")
                 groups = range(first // GROUP_SIZE, (last - 1) // GROUP_SIZE + 1)
                 table = parquet.read_row_groups(list(groups)).slice(first - groups[0] * GROUP_SIZE, last - first)
             rows += from_table(table)
@@ -99,10 +99,10 @@ class Plan:
 
 
 def choose_shard_size(num_images: int, num_workers: int) -> int:
-    """Images a shard: 1 to 16 groups by the size of the corpus; fewer for one so small that workers would go without.
+    """Images in a shard: 1 to MAX_GROUPS_PER_SHARD groups by the size of the corpus, less than a group for a small one.
 
-    A shard is what a crash can cost and what a worker takes at a time: small enough that every worker has at least
-    four, large enough that a run of a hundred million images has no more than some 25,000 commits.
+    A shard is what a crash can cost and what a worker takes at a time. It is small enough that every worker has at
+    least four, and large enough that a run of a hundred million images has no more than some 25,000 commits.
     """
     if num_images < GROUP_SIZE * num_workers * 4:
         return max(1, min(GROUP_SIZE, -(-num_images // (num_workers * 4))))
@@ -117,26 +117,26 @@ def seal_plan(
     shard_size: int | None,
     num_workers: int,
 ) -> Plan:
-    """Writes the plan and seals it; where another planner sealed first, its plan is the plan.
+    """Lists the corpus, writes the plan and seals it; returns the sealed plan, which may be another planner's.
 
-    What an earlier planner that was killed has written is taken over, and the listing goes on behind it.
+    Whole parts that an earlier, killed planner has written are taken over, and the listing goes on after them.
 
     Args:
         storage: the run's output.
-        list_images: the images behind a given id ('' for all), in order of id.
-        shard_size: images a shard; None chooses by `choose_shard_size`.
+        list_images: yields the images whose id is greater than the given one ('' for all), in order of id.
+        shard_size: images in a shard; None chooses by `choose_shard_size`.
         num_workers: how many workers share the shards.
 
-    Atomic: until `plan.json` is there, no part counts; of several planners at once one wins, the others remove
-    their own parts.
+    Atomic: until `plan.json` is there, no part counts. Of several planners at once one wins; the others remove their
+    own parts.
     """
     attempt = uuid.uuid4().hex[:8]
-    parts, last = _earlier_parts(storage)
-    own = []
-    for number, rows in enumerate(in_chunks(list_images(last), PART_ROWS), start=len(parts)):
-        own.append(_write_part(storage, plan_part_key(number, attempt), rows, last))
-        last = rows[-1].image_id
-    parts += own
+    parts, last_id = _earlier_parts(storage)
+    own_parts = []
+    for number, rows in enumerate(in_chunks(list_images(last_id), PART_ROWS), start=len(parts)):
+        own_parts.append(_write_part(storage, plan_part_key(number, attempt), rows, last_id))
+        last_id = rows[-1].image_id
+    parts += own_parts
     num_images = sum(part.rows for part in parts)
     sealed = {
         "num_images": num_images,
@@ -145,7 +145,7 @@ def seal_plan(
     }
     if not storage.put_if_absent(PLAN_KEY, to_sealed_json(sealed)):
         winner = read_plan(storage)
-        for part in own:
+        for part in own_parts:
             if winner is not None and part not in winner.parts:
                 storage.delete(part.key)
     plan = read_plan(storage)
@@ -172,17 +172,26 @@ def read_plan(storage: Storage) -> Plan | None:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
 
 
-def list_images(source: dict[str, Any], after: str) -> Iterator[PlannedImage]:
-    """The images behind an id that `spec["input"]` means, less those that earlier runs have seen as they are."""
+def list_corpus(source: dict[str, Any], after: str) -> Iterator[PlannedImage]:
+    """The images of a run's input in order of id, without those that earlier runs have planned unchanged.
+
+    Args:
+        source: `spec["input"]` of the run; with `since_run` set, that run and the runs before it are the earlier ones.
+        after: only images whose id is greater.
+
+    Raises:
+        CorpusError: the input cannot be listed.
+        RunError: an earlier run is not there or is unreadable.
+    """
     kind, pattern, uri_column = source["kind"], source["pattern"], source["uri_column"]
     images = iter_corpus(source["uri"], kind=kind, pattern=pattern, uri_column=uri_column, after=after)
     if source["since_run"] is None:
         return images
-    return without(images, _seen_since(source["since_run"]))
+    return new_or_changed(images, _planned_before(source["since_run"]))
 
 
-def _seen_since(uri: str | None) -> Iterator[PlannedImage]:
-    """The plans of a run and of those that it was itself the sequel of, in order of id; of each id the newest."""
+def _planned_before(uri: str | None) -> Iterator[PlannedImage]:
+    """The images in the plans of a run and of its chain of `since_run`, in order of id; of each id the newest."""
     plans = []
     while uri is not None:
         run = open_run(uri)
@@ -190,26 +199,26 @@ def _seen_since(uri: str | None) -> Iterator[PlannedImage]:
         if plan is not None:
             plans.append(plan.iter_images())
         uri = run.spec["input"].get("since_run")
-    merged = heapq.merge(*plans, key=lambda image: image.image_id)  # stable: of equals the newer run's comes first
-    return (next(same) for _, same in groupby(merged, key=lambda image: image.image_id))
+    merged = heapq.merge(*plans, key=lambda image: image.image_id)  # stable: of equal ids the newest run's comes first
+    return (next(versions) for _, versions in groupby(merged, key=lambda image: image.image_id))
 
 
 def _earlier_parts(storage: Storage) -> tuple[list[DataFile], str]:
-    """Whole parts that planners who never sealed left, as far as each begins where the one before ends; the last id."""
+    """The whole parts that killed planners left, each beginning where the one before ends; and the last image id."""
     parts: list[DataFile] = []
-    last = ""
+    last_id = ""
     for info in storage.iter_objects("plan/"):
         if not info.key.startswith(plan_part_key(len(parts), "")[: -len(".parquet")]):
             continue
         try:
             data = storage.read_bytes(info.key)
             table = pq.read_table(io.BytesIO(data), columns=["image_id"])
-        except (FileNotFoundError, pa.ArrowException):  # removed by its planner, who lost; or no longer whole
+        except (FileNotFoundError, pa.ArrowException):  # removed by its planner, which lost the race; or half written
             continue
-        if table.num_rows == PART_ROWS and table.schema.metadata[_AFTER] == last.encode():
+        if table.num_rows == PART_ROWS and table.schema.metadata[_AFTER] == last_id.encode():
             parts.append(DataFile(info.key, table.num_rows, len(data), sha256_of(data)))
-            last = table["image_id"][-1].as_py()
-    return parts, last
+            last_id = table["image_id"][-1].as_py()
+    return parts, last_id
 
 
 def _write_part(storage: Storage, key: str, rows: list[PlannedImage], after: str) -> DataFile:

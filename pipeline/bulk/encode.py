@@ -1,10 +1,10 @@
-"""What becomes of a shard's images, as the two tables: one row an image, one row an instance, masks as RLE."""
+"""Encoding of a shard's results as its two tables, images and instances, with masks as COCO's compressed RLE."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,26 @@ if TYPE_CHECKING:
 
 # Small enough that a filter on category and score skips most of a shard, large enough to compress well.
 INSTANCES_ROW_GROUP = 2_048
-_LARGEST_SIZE = 2**31 - 1
+INSTANCES_ORDER = [
+    ("category", "ascending"),
+    ("score", "descending"),
+    ("image_id", "ascending"),
+    ("instance", "ascending"),
+]
+_MAX_INT32 = 2**31 - 1
 
 
 @dataclass
 class ImageResult:
-    """One image's end: status and reason, size after the EXIF turn, and its instances' columns (empty unless ok)."""
+    """One image's row of the images table and its rows of the instances table.
+
+    Attributes:
+        image: the image as planned.
+        status, error: one of `pipeline.schema.STATUSES`, and the reason unless ok.
+        height, width: in pixels after the EXIF turn; None where unknown.
+        exif_orientation: 1..8 as the file states it, None where it states none.
+        instances: columns as `encode_instances` gives them; {} unless ok.
+    """
 
     image: PlannedImage
     status: str
@@ -34,11 +48,11 @@ class ImageResult:
     height: int | None = None
     width: int | None = None
     exif_orientation: int | None = None
-    instances: dict[str, list] = field(default_factory=dict)
+    instances: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def num_instances(self) -> int:
-        """Instances found; 0 where the image was not segmented."""
+        """Number of instances; 0 where the image was not segmented."""
         return len(self.instances.get("score", ()))
 
 
@@ -48,21 +62,21 @@ def encode_instances(
     image_size: tuple[int, int],
     mask_threshold: float,
     merge_iou: float = 1.0,
-) -> dict[str, list]:
-    """The instances' columns of one image, in order of score, masks encoded straight from the mask head's output.
+) -> dict[str, list[Any]]:
+    """The instances of one image as columns, best score first; masks are encoded from the mask head's output.
 
     Args:
-        detections: N detections, best first, boxes in original pixels; or those of an image's slices.
+        detections: N detections, best first, boxes XYXY in pixels of the original; or those of an image's slices.
         categories: the model's class map; label k is categories[k - 1].
         image_size: (height, width) of the original image after the EXIF turn, in pixels.
         mask_threshold: probability from which a pixel belongs to the mask.
-        merge_iou: how alike detections of two slices are that are one instance, see `pipeline.bulk.slices`.
+        merge_iou: mask IoU from which detections of two slices are one instance, see `pipeline.bulk.slices.Slicing`.
 
     Returns:
-        Columns of INSTANCES_SCHEMA that belong to an instance alone, each of N entries; empty lists at N = 0.
+        The columns of INSTANCES_SCHEMA without `image_id` and `run_id`, each of N entries; empty lists at N = 0.
     """
     if isinstance(detections, SlicedDetections):
-        found = merge(detections, image_size, mask_threshold, merge_iou)
+        instances = merge(detections, image_size, mask_threshold, merge_iou)
     else:
         if detections.runs is not None:
             counts, areas = runs_to_counts(*detections.runs)
@@ -70,19 +84,19 @@ def encode_instances(
             counts, areas = encode_roi_masks_and_areas(
                 detections.mask_probs, detections.boxes, image_size, threshold=mask_threshold
             )
-        found = {**vars(detections), "counts": counts, "areas": areas}
+        instances = {**vars(detections), "counts": counts, "areas": areas}
     height, width = image_size
-    count, keypoints = len(found["counts"]), found["keypoints"]
-    named = [categories[label - 1] for label in found["labels"].tolist()]
-    boxes = np.asarray(found["boxes"], np.float32).reshape(-1, 4)
+    count, keypoints = len(instances["counts"]), instances["keypoints"]
+    instance_categories = [categories[label - 1] for label in instances["labels"].tolist()]
+    boxes = np.asarray(instances["boxes"], np.float32).reshape(-1, 4)
     return {
         "instance": list(range(count)),
-        "category_id": [category.id for category in named],
-        "category": [category.name for category in named],
-        "score": found["scores"].tolist(),
+        "category_id": [category.id for category in instance_categories],
+        "category": [category.name for category in instance_categories],
+        "score": instances["scores"].tolist(),
         **{name: boxes[:, column].tolist() for column, name in enumerate(("x1", "y1", "x2", "y2"))},
-        "area_px": found["areas"].tolist(),
-        "rle_counts": found["counts"],
+        "area_px": instances["areas"].tolist(),
+        "rle_counts": instances["counts"],
         "image_height": [height] * count,
         "image_width": [width] * count,
         "keypoints": [None] * count if keypoints is None else [points.ravel().tolist() for points in keypoints],
@@ -90,7 +104,7 @@ def encode_instances(
 
 
 def warm_up() -> None:
-    """Loads the mask encoder's compiled kernel, or compiles it, before the first image asks for it (seconds)."""
+    """Loads the mask encoder's compiled kernel, or compiles it (seconds), before the first image needs it."""
     encode_roi_masks_and_areas(np.ones((1, 2, 2), np.float32), np.ones((1, 4), np.float32), (2, 2))
 
 
@@ -119,31 +133,30 @@ def to_tables(results: list[ImageResult], *, shard: int, run_id: str) -> tuple[p
         ],
         schema=IMAGES_SCHEMA,
     )
-    found = [result for result in results if result.status == OK and result.num_instances]
-    columns: dict[str, list] = {
-        name: [value for result in found for value in result.instances[name]]
+    nonempty = [result for result in results if result.status == OK and result.num_instances]
+    columns: dict[str, list[Any]] = {
+        name: [value for result in nonempty for value in result.instances[name]]
         for name in INSTANCES_SCHEMA.names
         if name not in ("image_id", "run_id")
     }
-    columns["image_id"] = [result.image.image_id for result in found for _ in range(result.num_instances)]
+    columns["image_id"] = [result.image.image_id for result in nonempty for _ in range(result.num_instances)]
     columns["run_id"] = [run_id] * len(columns["image_id"])
     instances = pa.table({name: columns[name] for name in INSTANCES_SCHEMA.names}, schema=INSTANCES_SCHEMA)
-    order = [("category", "ascending"), ("score", "descending"), ("image_id", "ascending"), ("instance", "ascending")]
-    return images, instances.sort_by(order)
+    return images, instances.sort_by(INSTANCES_ORDER)
 
 
-def _text(words: str | None) -> str | None:
-    """Words that UTF-8 can hold: an error may name a file whose name is no UTF-8."""
-    return None if words is None else words.encode("utf-8", "backslashreplace").decode()
+def _text(error: str | None) -> str | None:
+    """An error as valid UTF-8: it may name a file whose name is not."""
+    return None if error is None else error.encode("utf-8", "backslashreplace").decode()
 
 
 def _size(pixels: int | None) -> int | None:
-    """A broken header may claim any size; what the column cannot hold is none."""
-    return pixels if pixels is not None and 0 <= pixels <= _LARGEST_SIZE else None
+    """A height or width, or None where the int32 column cannot hold it: a broken header may claim any size."""
+    return pixels if pixels is not None and 0 <= pixels <= _MAX_INT32 else None
 
 
 def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    """A table as a Parquet file: zstd, page checksums, statistics, and the run's own words in the file's metadata."""
+    """A table as the bytes of a Parquet file: zstd, page checksums, statistics, `metadata` as key-value metadata."""
     table = table.replace_schema_metadata(metadata)
     buffer = io.BytesIO()
     pq.write_table(

@@ -1,7 +1,7 @@
-"""From a planned image to its pixels: read the bytes, check that they are the planned ones, hand them to a decoder.
+"""Loading of planned images: reads the bytes, checks that they are the planned ones, has child processes decode them.
 
-Reading waits for the disk or the network, decoding runs in child processes, so both go on ahead of the predictor in
-a handful of threads; at most `lookahead` images are held at a time.
+Reading waits for the disk or the network, and decoding runs in child processes. So a handful of threads load images
+ahead of the predictor, and at most `lookahead` images are held at a time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def loading_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """What `load_image` must know of a run: the channels that its network takes, and the size it looks at."""
+def load_options(spec: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `load_image` for a run: the channels its network takes, the size it resizes images to."""
     network = spec["model"]["spec"]
     scaled = spec["decode"]["scaled"] and spec["segment"]["slice"] is None  # slices are cut from the original
     return {
@@ -49,16 +49,18 @@ def load_image(
     resize_to: tuple[int, int] | None = None,
     clock: StageClock | None = None,
 ) -> Decoded:
-    """Reads and decodes one image. Never raises for what an image can be: the result's status says what was wrong.
+    """Reads and decodes one image. A bad image never raises: the result's status says what was wrong.
 
     Args:
-        pool, limits: what decodes, and how much.
-        image: what to load.
-        num_bands: channels the network takes; for other than 3, what `pipeline.images.pixels.to_unit` makes of bands.
-        resize_to: sides that the network resizes a picture to, see `pipeline.images.decode_image.decode_image`; a photo
-            with extra channels is always decoded whole.
-        clock: counts the seconds of reading.
+        pool: decodes the bytes.
+        limits: largest file that is read.
+        image: the image to load.
+        num_bands: channels the network takes; for other than 3 they are float32 as `pipeline.images.pixels.to_unit`
+            gives them.
         extra_channels: pattern of the file whose bands are the last channels, see `pipeline.storage.uri.aligned_uri`.
+        resize_to: sides that the network resizes an image to, see `pipeline.images.decode_image.decode_image`; a photo
+            with extra channels is always decoded at full size.
+        clock: counts the seconds of reading as 'fetch'.
     """
     with (clock or StageClock())("fetch"):
         data = fetch_bytes(limits, image)
@@ -84,7 +86,7 @@ def load_image(
 
 
 def fetch_bytes(limits: DecodeLimits, image: PlannedImage) -> bytes | Decoded:
-    """The bytes of an image as they were planned, or the failure that its row will show."""
+    """The bytes of an image, or the failure that its row will show: missing, unreadable, too large or changed."""
     if image.size_bytes is not None and image.size_bytes > limits.max_bytes:
         return _failure("too_large", f"{image.size_bytes} bytes; the limit is {limits.max_bytes}")
     try:
@@ -103,7 +105,7 @@ def fetch_bytes(limits: DecodeLimits, image: PlannedImage) -> bytes | Decoded:
 
 
 def read_planned(image: PlannedImage) -> tuple[bytes, str]:
-    """An image's bytes, whole or its part of a tar file, and the etag of the object they are from, in one request."""
+    """An image's bytes (of a tar member its part of the tar file) and the etag of their object, in one request."""
     root, key = split_uri(image.uri)
     if image.offset is None:
         return _storage(root).read_object(key)
@@ -111,7 +113,7 @@ def read_planned(image: PlannedImage) -> tuple[bytes, str]:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """The root of the store that a URI lies in ('/' or 's3://bucket') and the key below it."""
+    """The root of a URI's store ('/' or 's3://bucket') and the key below it."""
     if is_local(uri):
         return "/", str(local_path(uri))[1:]
     scheme, rest = uri.split("://", 1)
@@ -127,7 +129,7 @@ def _storage(root: str) -> Storage:
 def map_ahead(
     executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], lookahead: int
 ) -> Iterator[Result]:
-    """`map(function, items)` in order, with up to `lookahead` calls running or waiting to be taken."""
+    """`map(function, items)` in an executor, in order, with up to `lookahead` results running or waiting."""
     iterator = iter(items)
     pending: deque[Future[Result]] = deque(executor.submit(function, item) for item in islice(iterator, lookahead))
     while pending:

@@ -1,6 +1,6 @@
-"""What a corpus can be, each as one sorted stream of planned images: folder, list of URIs, inventory, tar files.
+"""Listing of a corpus (folder, list of URIs, bucket inventory or tar files) as one sorted stream of planned images.
 
-Nothing here holds more than a chunk of names at a time. Streams are in order of image id and name each image once.
+Streams are in order of image id and name each image once. No more than a chunk of names is in memory at a time.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from pipeline.storage.uri import is_local
 
 KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time
-_SORT_ROWS = 10_000  # of these, how many are Python objects at a time
-_MERGE_BATCH = 250  # images of each sorted run that are in memory while the runs are merged
+_SORT_ROWS = 10_000  # images that are Python objects at a time while a chunk is read
+_MERGE_BATCH = 250  # images of each sorted chunk that are in memory while the chunks are merged
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -42,7 +42,6 @@ PLAN_SCHEMA = pa.schema(
         pa.field("offset", pa.int64()),
     ]
 )
-
 
 Item = TypeVar("Item")
 
@@ -56,12 +55,11 @@ class PlannedImage:
     """One image of the plan.
 
     Attributes:
-        image_id: its key below the corpus root; of a list the URI as listed; of tar files 'file.tar/member'.
-        uri: where its bytes are; of a tar member the tar file.
-        etag: the store's version mark when listed, of a tar member that of the tar file; None where the listing
-            does not tell.
-        size_bytes: its size when listed, None where the listing does not tell.
-        offset: of a tar member the place of its first byte in the tar file, else None.
+        image_id: its key below the corpus root; in a list the URI as listed; in tar files 'file.tar/member'.
+        uri: the file or object that holds its bytes; for a tar member the tar file.
+        etag: the object's ETag when listed, for a tar member that of the tar file; None where the listing has none.
+        size_bytes: its size when listed; None where the listing has none.
+        offset: for a tar member the offset in bytes of its data in the tar file, else None.
     """
 
     image_id: str
@@ -72,7 +70,7 @@ class PlannedImage:
 
 
 def tell_kind(uri: str) -> str:
-    """What a corpus URI names, by its look: a folder unless it ends like a list, an inventory or a tar file."""
+    """The kind of a corpus (one of KINDS) by its URI's ending: list, inventory or tar file; otherwise a folder."""
     name = uri.rstrip("/").rsplit("/", 1)[-1].lower()
     if name == "manifest.json":
         return "inventory"
@@ -84,14 +82,14 @@ def tell_kind(uri: str) -> str:
 def iter_corpus(
     uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri", after: str = ""
 ) -> Iterator[PlannedImage]:
-    """Every image of a corpus whose id matches a shell pattern, once, in order of id, streaming.
+    """Yields every image of a corpus whose id matches a shell pattern, once, in order of id.
 
     Args:
-        uri: the folder or prefix; or the list, the inventory's manifest.json, the tar file or the folder of tar files.
+        uri: the folder or prefix; the list; the inventory's manifest.json; the tar file or the folder of tar files.
         kind: one of KINDS.
         pattern: as in `fnmatch`, against the whole image id ('*' also crosses '/').
-        uri_column: of a list, the column that holds the URIs.
-        after: only images whose id is greater; a bucket is listed from there on.
+        uri_column: the column of a list that holds the URIs.
+        after: only images whose id is greater; the listing of a bucket starts there.
 
     Raises:
         CorpusError: the list, inventory or tar file is not readable as one.
@@ -110,57 +108,58 @@ def iter_corpus(
 
 
 def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iterator[PlannedImage]:
-    """The images in order of id, each id once (the first of its kind), by merging sorted runs from a scratch folder.
+    """The images in order of id, each id once (the first one listed): an external merge sort in a scratch folder.
 
-    A chunk is sorted as an Arrow table, whose order of strings (bytes of UTF-8) is Python's (code points): as Python
-    objects it would take five times the memory, and leave it in pieces.
+    A chunk is sorted as an Arrow table: as Python objects it would take five times the memory and fragment the heap.
+    Arrow orders strings by their UTF-8 bytes, which is Python's order by code points.
     """
     tables = (to_table(rows) for rows in in_chunks(images, min(chunk, _SORT_ROWS)))
     with tempfile.TemporaryDirectory(prefix="maskfleet-sort-") as scratch:
-        runs: list[Iterator[PlannedImage]] = []
+        sorted_chunks: list[Iterator[PlannedImage]] = []
         for part in in_chunks(tables, max(1, chunk // _SORT_ROWS)):
             table = pa.concat_tables(part).sort_by("image_id")
             part.clear()
-            runs.append(_spill(table, Path(scratch) / f"{len(runs)}.arrow"))
+            sorted_chunks.append(_spill(table, Path(scratch) / f"{len(sorted_chunks)}.arrow"))
             del table  # before the next is read
-        last = None
-        for image in heapq.merge(*runs, key=lambda image: image.image_id):
-            if image.image_id != last:
+        last_id = None
+        for image in heapq.merge(*sorted_chunks, key=lambda image: image.image_id):
+            if image.image_id != last_id:
                 yield image
-            last = image.image_id
+            last_id = image.image_id
 
 
-def without(images: Iterable[PlannedImage], earlier: Iterable[PlannedImage]) -> Iterator[PlannedImage]:
-    """The images that are new or changed (etag or size) since an earlier listing; both in order of id, streaming."""
-    before = iter(earlier)
-    old = next(before, None)
+def new_or_changed(images: Iterable[PlannedImage], earlier: Iterable[PlannedImage]) -> Iterator[PlannedImage]:
+    """The images that are new or changed (ETag or size) since an earlier listing; both streams in order of id."""
+    earlier = iter(earlier)
+    old = next(earlier, None)
     for image in images:
         while old is not None and old.image_id < image.image_id:
-            old = next(before, None)
+            old = next(earlier, None)
         if old is None or (old.image_id, old.etag, old.size_bytes) != (image.image_id, image.etag, image.size_bytes):
             yield image
 
 
 def to_table(images: list[PlannedImage]) -> pa.Table:
-    """Images as rows of PLAN_SCHEMA."""
+    """Images as a table of PLAN_SCHEMA."""
     columns = {name: [getattr(image, name) for image in images] for name in PLAN_SCHEMA.names}
     return pa.table(columns, schema=PLAN_SCHEMA)
 
 
 def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[PlannedImage]:
-    """Rows of PLAN_SCHEMA as images."""
+    """The images of a table of PLAN_SCHEMA."""
     columns = [table[name].to_pylist() for name in PLAN_SCHEMA.names]
     return (PlannedImage(*values) for values in zip(*columns))
 
 
 def in_chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last shorter; each may be emptied by whoever takes it."""
+    """Lists of `size` items, the last one shorter; a caller may empty a list to free its items."""
     iterator = iter(items)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
 
 
 def _spill(table: pa.Table, path: Path) -> Iterator[PlannedImage]:
+    """Writes a table to a file at once; returns its images, read in small batches."""
     with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_table(table, max_chunksize=_MERGE_BATCH)
     batches = pa.ipc.open_stream(pa.OSFile(str(path)))
@@ -180,50 +179,53 @@ def _iter_list(uri: str, column: str) -> Iterator[PlannedImage]:
     for value in _iter_values(storage, key, column):
         if not isinstance(value, str) or not value:
             raise CorpusError(f"{uri}: column {column!r} holds {value!r}; allowed are URIs and paths")
-        # Relative paths mean the list's own folder.
-        full = value if "://" in value or value.startswith("/") else storage.uri_of(value)
-        yield PlannedImage(value, full)
+        # A relative path is relative to the list's own folder.
+        image_uri = value if "://" in value or value.startswith("/") else storage.uri_of(value)
+        yield PlannedImage(value, image_uri)
 
 
 def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
-    where = storage.uri_of(key)
+    """The values of one column of a Parquet, CSV or JSON Lines file."""
+    list_uri = storage.uri_of(key)
     with storage.open_input(key) as file:
         try:
             if key.endswith(".parquet"):
-                _need_column(where, column, pq.ParquetFile(file).schema_arrow.names)
+                _need_column(list_uri, column, pq.ParquetFile(file).schema_arrow.names)
                 for batch in _parquet_batches(file, [column]):
                     yield from batch[column].to_pylist()
                 return
             text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, encoding="utf-8", newline="")
             if key.removesuffix(".gz").endswith(".csv"):
                 reader = csv.DictReader(text)
-                _need_column(where, column, reader.fieldnames or [])
+                _need_column(list_uri, column, reader.fieldnames or [])
                 for row in reader:
                     yield row[column]
                 return
             for line in text:
                 if line.strip():
                     row = json.loads(line)
-                    _need_column(where, column, row if isinstance(row, dict) else [])
+                    _need_column(list_uri, column, row if isinstance(row, dict) else [])
                     yield row[column]
         except (pa.ArrowException, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, json.JSONDecodeError) as error:
-            raise CorpusError(f"{where}: not readable as a list of images: {error}") from error
+            raise CorpusError(f"{list_uri}: not readable as a list of images: {error}") from error
 
 
 def _parquet_batches(file: BinaryIO, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file; memory flat in their number, which `iter_batches` over all row groups is not."""
+    """The rows of a Parquet file, in flat memory: `iter_batches` over all row groups takes more the more there are."""
     parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
     for group in range(parquet.num_row_groups):
         yield from parquet.iter_batches(10_000, row_groups=[group], columns=columns, use_threads=False)
 
 
-def _need_column(where: str, column: str, names: Iterable[str]) -> None:
+def _need_column(list_uri: str, column: str, names: Iterable[str]) -> None:
     if column not in names:
-        raise CorpusError(f"{where}: has no column {column!r} (input.uri_column); it has {', '.join(names) or 'none'}")
+        raise CorpusError(
+            f"{list_uri}: has no column {column!r} (input.uri_column); it has {', '.join(names) or 'none'}"
+        )
 
 
 def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
-    """A bucket inventory in Amazon's form: manifest.json beside data files of CSV or Parquet."""
+    """The images of an Amazon S3 Inventory: a manifest.json that names data files of CSV or Parquet."""
     storage, key = _parent(uri)
     try:
         manifest = json.loads(storage.read_bytes(key))
@@ -244,7 +246,7 @@ def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
 
 
 def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
-    """Where the manifest's data keys are rooted: the destination bucket, or beside the manifest on a disk."""
+    """The storage that holds the manifest's data keys: its destination bucket, or on a disk its own folder."""
     if is_local(storage.uri):
         return storage
     return open_storage("s3://" + manifest.get("destinationBucket", "").removeprefix("arn:aws:s3:::"))
@@ -284,12 +286,13 @@ def _iter_members(storage: Storage, tar: ObjectInfo) -> Iterator[PlannedImage]:
                 if member.isfile():
                     name = f"{tar.key}/{member.name.removeprefix('./')}"
                     yield PlannedImage(name, uri, tar.etag, member.size, member.offset_data)
-                archive.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+                archive.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
     except tarfile.TarError as error:
         raise CorpusError(f"{uri}: not readable as an uncompressed tar file: {error}") from error
 
 
 def _parent(uri: str) -> tuple[Storage, str]:
+    """The storage of a file's folder, and the file's name in it."""
     if is_local(uri):
         path = Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else Path(uri)
         return open_storage(str(path.parent)), path.name

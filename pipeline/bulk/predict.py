@@ -1,4 +1,7 @@
-"""From pixels to detections: the one place of the bulk run that knows the network."""
+"""Predictor of a bulk run: a checkpoint on one device, from batches of pixels to detections.
+
+This is the only module of the bulk run that imports the network.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,40 @@ import torch
 from model.categories import Category
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
+from model.heads.rpn import NonFiniteOutput
 from model.inference.mask_rle import Paste
-from model.inference.predictor import Detections, NonFiniteOutput, Predictor
+from model.inference.predictor import Detections, Predictor
 from model.inference.prefetch import Image, upload_ahead
 from pipeline import malloc
 from pipeline.bulk.slices import SlicedDetections, Slicing, cut
 from pipeline.masks.rle_kernel import torch_resize_is_fused
 from pipeline.storage.cache import local_folder
 
-GIVE_BACK_EVERY_S = 5.0  # at the end of a network call; after each window it cost small networks 3% of the time
+# Memory is given back at the end of a network call, at most so often: after each window it cost small networks 3% of
+# the time.
+GIVE_BACK_EVERY_S = 5.0
+
+Prediction = Detections | SlicedDetections | str
+"""What an image gives: its detections, those of its slices, or the reason why the network failed on it."""
 
 
 class ImagePredictor:
-    """A checkpoint made ready to predict on one device.
+    """A checkpoint's network on one device, ready to predict batches of images.
 
     Args:
         uri: the checkpoint's folder; one in a bucket is fetched to this machine once.
-        sha256: what its weights must hash to; weights that changed under the same name must not enter a run.
+        sha256: hash that its weights must have: weights that changed under the same name must not enter a run.
+        score_threshold: detections with a lower score are dropped.
+        max_detections: detections of one image, at most; of a slice where the image is cut.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
-        batch_size: images a network call, at most.
+        batch_size: images in one network call, at most.
         precision: 'float32', or 'bfloat16', which is the fast mode.
         num_threads: CPU threads of the network; None leaves torch's own choice.
         mask_threshold: probability from which a pixel belongs to a mask; on a GPU masks leave it as run lengths.
         slicing: how images that are larger than a slice are cut; None cuts none.
 
     Raises:
-        CheckpointError: unreadable, or not the weights that were promised.
+        CheckpointError: the checkpoint is unreadable, or its weights have another hash.
     """
 
     def __init__(
@@ -65,7 +76,7 @@ class ImagePredictor:
         self.slicing = slicing
         self.paste = Paste(mask_threshold, torch_resize_is_fused()) if self.device == "cuda" else None
         network, spec = checkpoint.build(), checkpoint.spec
-        del checkpoint  # its weights, which are now the network's
+        del checkpoint  # frees its copy of the weights
         self.predictor = Predictor(
             network,
             spec,
@@ -75,28 +86,33 @@ class ImagePredictor:
             dtype=getattr(torch, precision),
         )
 
-    def predict(
-        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[Detections | SlicedDetections | str]:
+    def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
         """Detections of each image, in order; where the network fails on an image, the reason instead.
+
+        Only images of one padded size share a network call, and which ones do depends on the sizes alone.
 
         Args:
             images: uint8 RGB [H, W, 3], or float32 [H, W, C] of the channels the network takes, of any sizes.
             sizes: (height, width) of each original, where an image is a smaller version of it; boxes are in pixels of
                 the originals. None: the images are the originals, as they have to be where images are cut.
 
-        Only images of one padded size share a network call, and which do depends on the sizes alone.
+        Returns:
+            One entry for each image, [] for none; boxes are XYXY in pixels of the original, those of a cut image in
+            pixels of their slice.
         """
         sizes = [image.shape[:2] for image in images] if sizes is None else sizes
-        plain = [not self._is_cut(size) for size in sizes]
-        whole = iter(
+        is_cut = [self._is_cut(size) for size in sizes]
+        predictions_of_whole = iter(
             self._predict_whole(
-                [image for image, is_plain in zip(images, plain) if is_plain],
-                [size for size, is_plain in zip(sizes, plain) if is_plain],
+                [image for image, cut_up in zip(images, is_cut) if not cut_up],
+                [size for size, cut_up in zip(sizes, is_cut) if not cut_up],
                 self.paste,
             )
         )
-        return [next(whole) if is_plain else self._predict_cut(image) for image, is_plain in zip(images, plain)]
+        return [
+            self._predict_slices(image) if cut_up else next(predictions_of_whole)
+            for image, cut_up in zip(images, is_cut)
+        ]
 
     def _is_cut(self, size: tuple[int, int]) -> bool:
         return self.slicing is not None and max(size) > self.slicing.size
@@ -107,28 +123,28 @@ class ImagePredictor:
         results: list[Detections | str] = ["not predicted"] * len(images)
         batches = self.predictor.batches(sizes, self.batch_size)
         uploaded = upload_ahead(([images[index] for index in batch] for batch in batches), self.predictor.device)
-        for batch, sent in zip(batches, uploaded):
-            found = self._predict_batch(sent, [sizes[index] for index in batch], paste)
-            for index, result in zip(batch, found):
+        for batch, batch_images in zip(batches, uploaded):
+            batch_results = self._predict_batch(batch_images, [sizes[index] for index in batch], paste)
+            for index, result in zip(batch, batch_results):
                 results[index] = result
             malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
         return results
 
-    def _predict_cut(self, image: np.ndarray) -> SlicedDetections | str:
-        """A huge image, slice by slice; the first slice's reason where the network fails on one."""
+    def _predict_slices(self, image: np.ndarray) -> SlicedDetections | str:
+        """The detections of each slice of a huge image; the first slice's reason where the network fails on one."""
         assert self.slicing is not None
         slices = cut(image.shape[0], image.shape[1], self.slicing)
-        views = [image[one.top : one.bottom, one.left : one.right] for one in slices]
-        found = self._predict_whole(views, [view.shape[:2] for view in views])
-        for one, result in zip(slices, found):
+        views = [image[window.top : window.bottom, window.left : window.right] for window in slices]
+        results = self._predict_whole(views, [view.shape[:2] for view in views])
+        for window, result in zip(slices, results):
             if isinstance(result, str):
-                return f"slice at row {one.top}, column {one.left}: {result}"
-        return SlicedDetections(slices, [result for result in found if not isinstance(result, str)])
+                return f"slice at row {window.top}, column {window.left}: {result}"
+        return SlicedDetections(slices, [result for result in results if not isinstance(result, str)])
 
     def _predict_batch(
         self, images: Sequence[Image], sizes: list[tuple[int, int]], paste: Paste | None
     ) -> list[Detections | str]:
-        """One network call; out of memory or not finite, the batch is halved until the offender stands alone."""
+        """One network call; out of memory or not finite, the batch is halved until one image fails alone."""
         try:
             return list(self.predictor.predict(images, sizes, paste))
         except (torch.OutOfMemoryError, NonFiniteOutput) as error:

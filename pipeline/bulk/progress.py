@@ -1,4 +1,7 @@
-"""How far a run is, counted in images, at no cost to the work itself."""
+"""Progress of a bulk run, counted in images: shard counters in the workers, their sum and rates for the driver.
+
+Workers send what they have counted without waiting, at most twice a second, so that counting costs the work nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.bulk.commit import add_up
+from pipeline.bulk.commit import sum_counts
 from pipeline.bulk.encode import ImageResult
 from pipeline.manifest import Commit
 from pipeline.schema import OK
 
 REPORT_EVERY_S = 0.5
-BACKGROUND = ("fetch", "decode", "encode", "write")  # stages that go on beside the worker's own thread
-SILENT_AFTER_S = 60.0  # a worker not heard of for so long does not count as one
+BACKGROUND = ("fetch", "decode", "encode", "write")  # stages that run beside the worker's own thread
+SILENT_AFTER_S = 60.0  # a worker that has not reported for so long is not counted
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: images planned, done before this call, and by status in this call; instances; seconds.
+    """State of a run.
 
-    `num_workers` is how many workers reported lately, `busy_share` the share of their time in which their predictors,
-    GPU or CPU, were at work, `stages_s` the workers' seconds by stage (BACKGROUND ones beside the others).
+    Attributes:
+        num_images: images of the plan.
+        num_resumed: images that earlier calls of `segment_corpus` had committed.
+        statuses: images of this call, by status.
+        num_instances: instances of this call.
+        elapsed_s: seconds since this call began.
+        num_workers: workers that reported within the last SILENT_AFTER_S.
+        busy_share: share of the workers' own time in which their predictors, GPU or CPU, were at work; 0..1.
+        stages_s: the workers' seconds by stage; those of BACKGROUND run beside the others.
     """
 
     num_images: int
@@ -38,7 +48,7 @@ class Progress:
 
     @property
     def num_done(self) -> int:
-        """Images with a row, those of earlier calls too."""
+        """Images with a status, those of earlier calls included."""
         return self.num_resumed + sum(self.statuses.values())
 
     @property
@@ -48,18 +58,18 @@ class Progress:
 
     @property
     def images_per_s(self) -> float:
-        """Images of this call a second; 0 before the first."""
+        """Images of this call per second; 0 before the first."""
         return sum(self.statuses.values()) / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the end at the speed so far; None before the first image."""
+        """Seconds to the end at the mean speed so far; None before the first image."""
         return (self.num_images - self.num_done) / self.images_per_s if self.images_per_s else None
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a worker says about the shard it is at: all its counts so far, seconds by stage, whether it is committed."""
+    """A worker's counts of one shard so far: images by status, instances, seconds by stage, whether it is committed."""
 
     worker: str
     shard: int
@@ -70,12 +80,13 @@ class ShardReport:
 
 
 class ShardCounter:
-    """A worker's counts of a shard that it begins, or begins anew, sent on at most twice a second, without waiting.
+    """A worker's counts of one attempt at a shard; sends them at most twice a second, without waiting.
 
     Args:
         worker: the worker's name.
-        send: takes a report.
-        shard, clock: the shard, and the time its stages take.
+        send: takes a report and returns at once.
+        shard: the shard's number.
+        clock: seconds of the shard's stages.
     """
 
     def __init__(self, worker: str, send: Callable[[ShardReport], object], shard: int, clock: StageClock) -> None:
@@ -85,71 +96,73 @@ class ShardCounter:
         self.sent_at = time.monotonic()
 
     def add(self, result: ImageResult) -> None:
-        """Counts one image."""
+        """Counts one image; sends the counts when the last report is older than REPORT_EVERY_S."""
         self.statuses[result.status] = self.statuses.get(result.status, 0) + 1
         self.num_instances += result.num_instances
         if time.monotonic() - self.sent_at > REPORT_EVERY_S:
             self.flush()
 
     def flush(self, committed: bool = False) -> None:
-        """Sends what there is."""
+        """Sends the counts so far."""
         self.sent_at = time.monotonic()
         stages_s = dict(self.clock.seconds)
         self.send(ShardReport(self.worker, self.shard, dict(self.statuses), self.num_instances, stages_s, committed))
 
 
-def report_of(worker: str, commit: Commit) -> ShardReport:
-    """Of a shard that was committed already: by another call, or by a worker that died on its way back."""
-    rows = commit.instances.rows
-    return ShardReport(worker, commit.shard, commit.statuses, rows, commit.timings_s, committed=True)
+def report_of_commit(worker: str, commit: Commit) -> ShardReport:
+    """The report of a shard that a worker finds committed: by another call, or by a worker that died afterwards."""
+    num_instances = commit.instances.rows
+    return ShardReport(worker, commit.shard, commit.statuses, num_instances, commit.timings_s, committed=True)
 
 
 class Tally:
-    """What all workers of a call have reported, added up; of a committed shard one byte is kept.
+    """Sum of the reports of all workers of one call; each image counts once, whatever dies.
 
-    A shard that is begun anew, because its worker died, reports anew and takes the place of what it had reported.
+    A shard that another worker begins anew, because the first one died, replaces what the first one reported. Of a
+    committed shard only one byte is kept, so memory hardly grows with the shards.
     """
 
     def __init__(self) -> None:
-        self.committed: dict[str, int] = {}
+        # Of committed shards:
+        self.statuses: dict[str, int] = {}
         self.stages_s: dict[str, float] = {}
         self.num_instances = 0
-        self.shards = bytearray()  # 1 at the number of each committed shard
-        self.open: dict[int, ShardReport] = {}
-        self.heard: dict[str, float] = {}
+        self.is_committed = bytearray()  # 1 at the number of each committed shard
+        self.uncommitted: dict[int, ShardReport] = {}  # the newest report of each shard that is being worked on
+        self.reported_at: dict[str, float] = {}  # time.monotonic() of each worker's newest report
 
     def take(self, report: ShardReport) -> bool:
-        """Takes one worker's newest words; returns whether they say for the first time that a shard is committed."""
-        self.heard[report.worker] = time.monotonic()
-        self.shards.extend(bytes(max(0, report.shard + 1 - len(self.shards))))
-        if self.shards[report.shard]:
+        """Takes a worker's newest report; returns whether it is the first that says that its shard is committed."""
+        self.reported_at[report.worker] = time.monotonic()
+        self.is_committed.extend(bytes(max(0, report.shard + 1 - len(self.is_committed))))
+        if self.is_committed[report.shard]:
             return False
-        self.open[report.shard] = report
+        self.uncommitted[report.shard] = report
         if report.committed:
-            del self.open[report.shard]
-            self.shards[report.shard] = 1
-            self.committed = add_up([self.committed, report.statuses])
-            self.stages_s = add_up([self.stages_s, report.stages_s])
+            del self.uncommitted[report.shard]
+            self.is_committed[report.shard] = 1
+            self.statuses = sum_counts([self.statuses, report.statuses])
+            self.stages_s = sum_counts([self.stages_s, report.stages_s])
             self.num_instances += report.num_instances
         return report.committed
 
     def counts(self) -> dict[str, Any]:
-        """The fields of `Progress` that workers know."""
+        """The fields of `Progress` that come from the workers' reports, as keyword arguments."""
         now = time.monotonic()
-        open_ = list(self.open.values())
-        stages_s = add_up([self.stages_s, *(report.stages_s for report in open_)])
-        spent_s = sum(seconds for stage, seconds in stages_s.items() if stage not in BACKGROUND)
+        reports = list(self.uncommitted.values())
+        stages_s = sum_counts([self.stages_s, *(report.stages_s for report in reports)])
+        foreground_s = sum(seconds for stage, seconds in stages_s.items() if stage not in BACKGROUND)
         return {
-            "statuses": add_up([self.committed, *(report.statuses for report in open_)]),
-            "num_instances": self.num_instances + sum(report.num_instances for report in open_),
-            "num_workers": sum(now - heard < SILENT_AFTER_S for heard in self.heard.values()),
-            "busy_share": stages_s.get("predict", 0.0) / spent_s if spent_s else 0.0,
+            "statuses": sum_counts([self.statuses, *(report.statuses for report in reports)]),
+            "num_instances": self.num_instances + sum(report.num_instances for report in reports),
+            "num_workers": sum(now - reported_at < SILENT_AFTER_S for reported_at in self.reported_at.values()),
+            "busy_share": stages_s.get("predict", 0.0) / foreground_s if foreground_s else 0.0,
             "stages_s": stages_s,
         }
 
 
 class StageClock:
-    """Seconds spent in each stage of a shard; several threads may count at once."""
+    """Seconds spent in each stage of a shard; thread-safe."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -157,6 +170,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Counts the wall time of the `with` block."""
         start = time.perf_counter()
         try:
             yield
@@ -164,6 +178,6 @@ class StageClock:
             self.add(stage, time.perf_counter() - start)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Counts what was measured elsewhere."""
+        """Adds seconds that were measured elsewhere."""
         with self._lock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

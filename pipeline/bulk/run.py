@@ -1,8 +1,8 @@
-"""The whole bulk run on one page: claim, plan, segment the shards, seal.
+"""Driver of a bulk run: claims the output, plans the corpus, has its shards segmented in waves, seals the run.
 
 `segment_corpus` runs on the driver, `ShardWorker` in the actors that Ray Data spreads over the cluster. The rows of
-the Ray dataset are shard numbers; images, pixels and masks never enter the object store. Whatever is killed, wherever,
-the same call again goes on with the shards that have no commit.
+the Ray dataset are shard numbers; images, pixels and masks never enter the object store. Any process may be killed at
+any time: the same call again goes on with the shards that have no commit.
 """
 
 from __future__ import annotations
@@ -19,13 +19,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import malloc
-from pipeline.bulk.commit import (
-    claim_run,
-    committed_shards,
-    seal_run,
-    vacuum,
-)
-from pipeline.bulk.corpus import list_images, read_plan, seal_plan
+from pipeline.bulk.commit import claim_run, committed_shards, seal_run, vacuum
+from pipeline.bulk.corpus import list_corpus, read_plan, seal_plan
 from pipeline.bulk.listing import in_chunks
 from pipeline.bulk.progress import REPORT_EVERY_S, Progress
 from pipeline.bulk.repair import begin_repair, seal_repair
@@ -33,43 +28,52 @@ from pipeline.bulk.worker import SHARDS_AT_ONCE, BulkJob, ProgressBoard, RepairW
 from pipeline.manifest import open_run
 from pipeline.storage.stores import open_storage
 
-WAVE_SHARDS = 2_000  # shards a Ray dataset; bounds what Ray Data holds at a time
+WAVE_SHARDS = 2_000  # shards in one Ray dataset; bounds what Ray Data holds at a time
 
 
 def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-    """Segments every image of a corpus, or what is left of it, and returns the run's totals (final.json).
+    """Segments every image of a corpus that has no row yet and returns the run's totals (final.json).
 
-    Needs an initialised Ray. Calling it again, after any kind of end, resumes; on a finished run it changes nothing.
+    Needs an initialised Ray. Calling it again resumes, whatever ended the call before; on a finished run it changes
+    nothing.
+
+    Args:
+        job: the run and how its actors are set up.
+        on_progress: called about every REPORT_EVERY_S with the state of the run, and once at the end.
 
     Raises:
         OtherRunError: the output belongs to a run with another specification.
         RunError: the run's own files contradict each other.
+        CorpusError: the input cannot be listed.
     """
-    out = open_storage(job.output_uri)
-    run_id = claim_run(out, job.spec)
-    plan = read_plan(out) or seal_plan(
-        out,
-        partial(list_images, job.spec["input"]),
+    output = open_storage(job.output_uri)
+    run_id = claim_run(output, job.spec)
+    plan = read_plan(output) or seal_plan(
+        output,
+        partial(list_corpus, job.spec["input"]),
         shard_size=job.shard_size,
         num_workers=job.num_workers[1],
     )
-    done = committed_shards(out)
+    done = committed_shards(output)
     num_resumed = sum(plan.num_images_of(shard) for shard in done)
     todo = (shard for shard in range(plan.num_shards) if shard not in done)
     settings = {"job": job, "run_id": run_id, "plan": plan}
     elapsed_s = segment_shards(job, todo, ShardWorker, settings, plan.num_images, num_resumed, on_progress)
-    totals = seal_run(out, plan, run_id, {"elapsed_s": round(elapsed_s, 3)})
-    vacuum(out, plan)
+    totals = seal_run(output, plan, run_id, {"elapsed_s": round(elapsed_s, 3)})
+    vacuum(output, plan)
     return totals
 
 
 def repair_corpus(
     job: BulkJob, statuses: tuple[str, ...], on_progress: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, int]:
-    """Tries again what ended with one of these statuses in a finished run; returns the repaired shards' statuses.
+    """Segments again the images of a finished run that have one of these statuses.
 
     Readers that go through the manifest see the new rows once the repair is sealed; the run's own files stay as they
-    are. Nothing to repair returns {}. `job.spec` is the run's own specification.
+    are. `job.spec` is the run's own specification.
+
+    Returns:
+        How many images of the repaired shards have each status now; {} where no image has such a status.
 
     Raises:
         RunError: the run is not finished, or an unfinished repair is of other statuses.
@@ -96,23 +100,33 @@ def segment_shards(
     num_resumed: int,
     on_progress: Callable[[Progress], None],
 ) -> float:
-    """Has every shard committed by a pool of workers, wave by wave; returns the seconds it took."""
+    """Has every shard committed by a pool of workers, wave by wave; returns the seconds it took.
+
+    Args:
+        worker: the actors' class.
+        settings: its keyword arguments, without `board` and `driver`, which are added here.
+        num_images, num_resumed: images to report as planned, and as done before this call.
+    """
     started = time.monotonic()
-    # Where the driver is: any other node may be lost without the run being lost.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ProgressBoard.options(scheduling_strategy=here).remote(settings["run_id"], num_images)  # type: ignore[attr-defined]
+    # On the driver's node: any other node may be lost without the run being lost.
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board_class: Any = ProgressBoard  # ray.remote adds `options` to it, which its types do not say
+    board = board_class.options(scheduling_strategy=on_this_node).remote(settings["run_id"], num_images)
 
     def report() -> None:
         counts = ray.get(board.counts.remote())
         on_progress(Progress(num_images, num_resumed, elapsed_s=time.monotonic() - started, **counts))
 
     settings = {**settings, "board": board, "driver": uuid.uuid4().hex[:12]}
-    elsewhere = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave).options(scheduling_strategy=here)
+    # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
+    remote_wave = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave)
     with ThreadPoolExecutor(1) as background:
         for number, wave in enumerate(in_chunks(shards, WAVE_SHARDS)):
-            # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
-            segment = (lambda *words: ray.get(elsewhere.remote(*words))) if number else segment_wave
-            running = background.submit(segment, job, wave, worker, settings)
+            if number == 0:
+                running = background.submit(segment_wave, job, wave, worker, settings)
+            else:
+                result = remote_wave.options(scheduling_strategy=on_this_node).remote(job, wave, worker, settings)
+                running = background.submit(ray.get, result)
             while not running.done():
                 report()
                 time.sleep(REPORT_EVERY_S)
@@ -129,15 +143,15 @@ def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], set
     context.max_errored_blocks = 0  # any other value drops data in silence
     context.max_consecutive_actor_init_deaths = 5
     context.execution_no_progress_timeout_s = job.longest_shard_s
-    smallest, largest = (min(size, len(shards)) for size in job.num_workers)
+    min_actors, max_actors = (min(size, len(shards)) for size in job.num_workers)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     dataset = rows.map_batches(
         worker,
         fn_constructor_kwargs=settings,
         batch_size=1,
         compute=ActorPoolStrategy(
-            min_size=smallest,
-            max_size=largest,
+            min_size=min_actors,
+            max_size=max_actors,
             max_tasks_in_flight_per_actor=2 * SHARDS_AT_ONCE,
             max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
             enable_true_multi_threading=True,

@@ -1,8 +1,8 @@
-"""Huge images: cut into overlapping slices, predicted one by one, put together again by their masks.
+"""Slicing of huge images: cuts them into overlapping slices and merges the slices' detections by mask IoU.
 
-Two detections of neighbouring slices are one instance where, inside the strip that both slices show, their masks
-agree: an object on the border is cut by each of the slices, but not within the strip. Only neighbours are compared, so
-the work grows with the number of slices.
+Detections of two neighbouring slices are one instance where their masks agree inside the window that both slices show:
+each slice cuts an object on the border, but not inside that window. Only neighbours are compared, so the work grows
+linearly with the number of slices.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Slicing:
-    """How huge images are cut.
+    """Settings of slicing.
 
     Attributes:
         size: side of a slice, in pixels of the original; an image with a longer side is cut.
-        overlap: pixels that neighbouring slices share at least, at most half of `size`.
-        merge_iou: mask IoU within what both slices show from which two detections are one instance.
+        overlap: pixels that neighbouring slices share, at least; at most half of `size`.
+        merge_iou: mask IoU, inside the window that both slices show, from which two detections are one instance.
     """
 
     size: int
@@ -41,7 +41,7 @@ class Slicing:
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice: its place in the grid of slices, and its half-open window in pixels of the image."""
+    """One slice: its row and column in the grid of slices, and its half-open window in pixels of the image."""
 
     row: int
     column: int
@@ -53,17 +53,17 @@ class Slice:
 
 @dataclass(frozen=True)
 class SlicedDetections:
-    """What was found in the slices of one image, boxes in pixels of their slice."""
+    """The detections of each slice of one image; boxes and keypoints in pixels of the slice."""
 
     slices: list[Slice]
-    found: list[Detections]
+    detections: list[Detections]
 
 
 def cut(height: int, width: int, slicing: Slicing) -> list[Slice]:
-    """The slices of an image, row by row; the image itself where it is no larger than a slice.
+    """The slices of an image, row by row; one slice, the whole image, where it is no larger than a slice.
 
-    All have the same size, save where the image is smaller than a slice; the last ones end at the border and overlap
-    more.
+    All slices of an image have the same size: `slicing.size`, or the image's own along a shorter side. The last ones
+    end at the image's border and overlap more.
     """
     rows, columns = (_starts(length, slicing) for length in (height, width))
     return [
@@ -84,29 +84,33 @@ def _starts(length: int, slicing: Slicing) -> list[int]:
 def merge(
     sliced: SlicedDetections, image_size: tuple[int, int], mask_threshold: float, merge_iou: float
 ) -> dict[str, Any]:
-    """The instances of the whole image, best first.
+    """The instances of a whole image from the detections of its slices, best first.
 
     Args:
-        sliced: what was found in its slices.
+        sliced: the detections of its slices.
         image_size: (height, width).
         mask_threshold: probability from which a pixel belongs to a mask.
         merge_iou: see `Slicing`.
 
     Returns:
         `labels` int64 [N], `scores` float32 [N], `boxes` float32 [N, 4] (XYXY, pixels of the image), `counts` (N
-        strings), `areas` int64 [N], `keypoints` float32 [N, P, 3] or None. An instance of several detections has their
-        masks' union, the box around theirs, and score and keypoints of the best of them.
+        strings of COCO's compressed RLE), `areas` int64 [N] in pixels, `keypoints` float32 [N, P, 3] (x, y in pixels
+        of the image) or None. An instance made of several detections has the union of their masks, the box around
+        their boxes, and the label, score and keypoints of the best of them.
     """
-    parts = [_to_image(one, found, image_size, mask_threshold) for one, found in zip(sliced.slices, sliced.found)]
-    firsts = [0, *itertools.accumulate(len(part["scores"]) for part in parts)]
+    parts = [
+        _in_image(window, detections, image_size, mask_threshold)
+        for window, detections in zip(sliced.slices, sliced.detections)
+    ]
+    firsts = [0, *itertools.accumulate(len(part["scores"]) for part in parts)]  # index of each part's first detection
     labels, scores, boxes = (np.concatenate([part[name] for part in parts]) for name in ("labels", "scores", "boxes"))
-    counts = [one for part in parts for one in part["counts"]]
+    counts = [rle for part in parts for rle in part["counts"]]
     areas = np.concatenate([part["areas"] for part in parts])
     keypoints = None
     if all(part["keypoints"] is not None for part in parts):
         keypoints = np.concatenate([part["keypoints"] for part in parts])
 
-    leader = list(range(len(scores)))
+    leader = list(range(len(scores)))  # a union-find forest of detections
 
     def leader_of(index: int) -> int:
         while leader[index] != index:
@@ -114,42 +118,48 @@ def merge(
             index = leader[index]
         return index
 
-    for a, b in _neighbours(sliced.slices):
-        window = _shared(sliced.slices[a], sliced.slices[b])
-        own = [_inside(boxes[firsts[k] : firsts[k + 1]], window) + firsts[k] for k in (a, b)]
-        for one, other in _same(own[0], own[1], labels, counts, window, image_size, merge_iou):
-            leader[leader_of(one)] = leader_of(other)
+    for a, b in neighbour_pairs(sliced.slices):
+        window = _shared_window(sliced.slices[a], sliced.slices[b])
+        in_a, in_b = (_reaching_into(boxes[firsts[k] : firsts[k + 1]], window) + firsts[k] for k in (a, b))
+        for i, j in _same_instances(in_a, in_b, labels, counts, window, image_size, merge_iou):
+            leader[leader_of(i)] = leader_of(j)
 
-    groups: dict[int, list[int]] = {}
+    groups_by_leader: dict[int, list[int]] = {}
     for index in np.argsort(-scores, kind="stable").tolist():
-        groups.setdefault(leader_of(index), []).append(index)
-    members = list(groups.values())  # each with its best first, and themselves best first
-    best = np.array([group[0] for group in members], np.int64)
-    merged = [counts[g[0]] if len(g) == 1 else rle_merge([counts[i] for i in g], *image_size) for g in members]
-    many = [place for place, group in enumerate(members) if len(group) > 1]
-    whole_boxes, whole_areas = boxes[best], areas[best]
-    for place in many:
-        group = boxes[members[place]]
-        whole_boxes[place] = [*group[:, :2].min(axis=0), *group[:, 2:].max(axis=0)]
-    whole_areas[many] = rle_areas([merged[place] for place in many])
+        groups_by_leader.setdefault(leader_of(index), []).append(index)
+    groups = list(groups_by_leader.values())  # each with its best detection first; the groups by their best
+    best = np.array([group[0] for group in groups], np.int64)
+    merged_counts = [
+        counts[group[0]] if len(group) == 1 else rle_merge([counts[i] for i in group], *image_size) for group in groups
+    ]
+    merged_boxes, merged_areas = boxes[best], areas[best]
+    several = [k for k, group in enumerate(groups) if len(group) > 1]
+    for k in several:
+        group_boxes = boxes[groups[k]]
+        merged_boxes[k] = [*group_boxes[:, :2].min(axis=0), *group_boxes[:, 2:].max(axis=0)]
+    merged_areas[several] = rle_areas([merged_counts[k] for k in several])
     return {
         "labels": labels[best],
         "scores": scores[best],
-        "boxes": whole_boxes,
-        "counts": merged,
-        "areas": whole_areas,
+        "boxes": merged_boxes,
+        "counts": merged_counts,
+        "areas": merged_areas,
         "keypoints": None if keypoints is None else keypoints[best],
     }
 
 
-def _to_image(one: Slice, found: Detections, image_size: tuple[int, int], mask_threshold: float) -> dict[str, Any]:
-    """A slice's detections in pixels of the image."""
-    boxes = found.boxes + np.array([one.left, one.top] * 2, np.float32)
-    counts, areas = encode_roi_masks_and_areas(found.mask_probs, boxes, image_size, threshold=mask_threshold)
-    keypoints = None if found.keypoints is None else found.keypoints + np.array([one.left, one.top, 0], np.float32)
+def _in_image(
+    window: Slice, detections: Detections, image_size: tuple[int, int], mask_threshold: float
+) -> dict[str, Any]:
+    """The detections of a slice in pixels of the image, with masks as RLE of the whole image."""
+    boxes = detections.boxes + np.array([window.left, window.top] * 2, np.float32)
+    counts, areas = encode_roi_masks_and_areas(detections.mask_probs, boxes, image_size, threshold=mask_threshold)
+    keypoints = None
+    if detections.keypoints is not None:
+        keypoints = detections.keypoints + np.array([window.left, window.top, 0], np.float32)
     return {
-        "labels": found.labels,
-        "scores": found.scores,
+        "labels": detections.labels,
+        "scores": detections.scores,
         "boxes": boxes,
         "counts": counts,
         "areas": areas,
@@ -157,62 +167,71 @@ def _to_image(one: Slice, found: Detections, image_size: tuple[int, int], mask_t
     }
 
 
-def _neighbours(slices: list[Slice]) -> list[tuple[int, int]]:
-    """Pairs of slices that touch in the grid, each once."""
-    places = {(one.row, one.column): index for index, one in enumerate(slices)}
+def neighbour_pairs(slices: list[Slice]) -> list[tuple[int, int]]:
+    """Pairs of indices of slices that touch in the grid, diagonally too, each pair once."""
+    index_of = {(window.row, window.column): index for index, window in enumerate(slices)}
     steps = ((0, 1), (1, -1), (1, 0), (1, 1))
     return [
-        (index, places[one.row + down, one.column + right])
-        for index, one in enumerate(slices)
+        (index, index_of[window.row + down, window.column + right])
+        for index, window in enumerate(slices)
         for down, right in steps
-        if (one.row + down, one.column + right) in places
+        if (window.row + down, window.column + right) in index_of
     ]
 
 
-def _shared(a: Slice, b: Slice) -> tuple[int, int, int, int]:
-    """The window XYXY that both show."""
+def _shared_window(a: Slice, b: Slice) -> tuple[int, int, int, int]:
+    """The window XYXY that both slices show."""
     return max(a.left, b.left), max(a.top, b.top), min(a.right, b.right), min(a.bottom, b.bottom)
 
 
-def _inside(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-    """Which boxes reach into a window."""
+def _reaching_into(boxes: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Indices of the boxes (XYXY) that overlap a window (XYXY)."""
     left, top, right, bottom = window
-    reach = (boxes[:, 0] < right) & (boxes[:, 2] > left) & (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
-    return np.flatnonzero(reach) if left < right and top < bottom else np.zeros(0, np.int64)
+    overlaps = (boxes[:, 0] < right) & (boxes[:, 2] > left) & (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
+    return np.flatnonzero(overlaps) if left < right and top < bottom else np.zeros(0, np.int64)
 
 
-def _same(
-    ours: np.ndarray,
-    theirs: np.ndarray,
+def _same_instances(
+    in_a: np.ndarray,
+    in_b: np.ndarray,
     labels: np.ndarray,
     counts: list[str],
     window: tuple[int, int, int, int],
     image_size: tuple[int, int],
     merge_iou: float,
 ) -> list[tuple[int, int]]:
-    """Pairs of detections of two slices that are one instance, each in one pair at most, the most alike first."""
-    if not len(ours) or not len(theirs):
+    """Pairs of detections of two slices that are one instance: greedy, highest IoU first, each in at most one pair.
+
+    Args:
+        in_a, in_b: indices of the two slices' detections that reach into the window both slices show.
+        labels, counts: of all detections.
+        window: XYXY; masks are compared inside it.
+    """
+    if not len(in_a) or not len(in_b):
         return []
     height, width = image_size
-    strip = _rectangle(window, height, width)
-    clipped = [[rle_merge([counts[i], strip], height, width, intersect=True) for i in side] for side in (ours, theirs)]
-    overlap = rle_iou(clipped[0], clipped[1], height, width)
-    overlap[labels[ours][:, None] != labels[theirs]] = 0
+    window_mask = _rectangle_rle(window, height, width)
+    clipped = [
+        [rle_merge([counts[i], window_mask], height, width, intersect=True) for i in side] for side in (in_a, in_b)
+    ]
+    iou = rle_iou(clipped[0], clipped[1], height, width)
+    iou[labels[in_a][:, None] != labels[in_b]] = 0
     pairs: list[tuple[int, int]] = []
-    taken: tuple[set[int], set[int]] = (set(), set())
-    for place in np.argsort(-overlap, axis=None, kind="stable").tolist():
-        i, j = divmod(place, len(theirs))
-        if overlap[i, j] < merge_iou or overlap[i, j] == 0:
+    paired_a: set[int] = set()
+    paired_b: set[int] = set()
+    for flat_index in np.argsort(-iou, axis=None, kind="stable").tolist():
+        i, j = divmod(flat_index, len(in_b))
+        if iou[i, j] < merge_iou or iou[i, j] == 0:
             break
-        if i not in taken[0] and j not in taken[1]:
-            taken[0].add(i)
-            taken[1].add(j)
-            pairs.append((int(ours[i]), int(theirs[j])))
+        if i not in paired_a and j not in paired_b:
+            paired_a.add(i)
+            paired_b.add(j)
+            pairs.append((int(in_a[i]), int(in_b[j])))
     return pairs
 
 
-def _rectangle(window: tuple[int, int, int, int], height: int, width: int) -> str:
-    """A window XYXY as a mask."""
+def _rectangle_rle(window: tuple[int, int, int, int], height: int, width: int) -> str:
+    """A window XYXY as the RLE of a mask of the image."""
     left, top, right, bottom = window
     inside, outside = bottom - top, height - (bottom - top)
     runs = [left * height + top, *([inside, outside] * (right - left))]

@@ -1,4 +1,4 @@
-"""Re-reads a whole run and names every fault: nothing is taken on trust but the words of the protocol itself."""
+"""Verification of a run: reads every file again and yields each fault, by hash, schema, count, row and mask area."""
 
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ from pipeline.storage.stores import open_storage
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: the key it is wrong at and what is wrong, in words."""
+    """A fault of a run: the key of the file it was found in, and a sentence for the user."""
 
     key: str
     reason: str
 
 
 def verify_run(run: Run) -> Iterator[Fault]:
-    """Every fault of a run, as it is found; an exact, sealed run yields none.
+    """Yields every fault of a run as it is found; an exact, sealed run has none.
 
-    Checked: the plan's parts (hash, count, order), each commit (belongs to this run, counts its shard's images), each
-    table (hash, page checksums, schema), plan = images row by row, instances of each image = its num_instances, mask
-    areas, statuses; the manifest and the totals against the commits; files that nothing names.
+    Checked are the plan's parts (hash, number of images), each commit (its run and shard, its counts by status), each
+    table (hash, page checksums, schema, number of rows), the images table against the plan row by row, the instances
+    against each image's num_instances, mask areas, statuses, finished repairs, the manifest and the totals against the
+    commits, and files that nothing names. Reads one shard's tables at a time.
     """
     try:
         plan = read_plan(run.storage)
@@ -58,7 +59,7 @@ def verify_run(run: Run) -> Iterator[Fault]:
         return
     plan_faults = list(_verify_plan(plan))
     yield from plan_faults
-    if plan_faults:  # without the plan there is nothing to hold the tables against
+    if plan_faults:  # without the plan there is nothing to compare the tables with
         return
 
     commits = []
@@ -79,7 +80,7 @@ def verify_run(run: Run) -> Iterator[Fault]:
         yield from _verify_shard(run, plan, commit)
     yield from _verify_seal(run, plan, commits)
     yield from _verify_repairs(run, plan)
-    yield from _find_strangers(run, plan, commits)
+    yield from _find_unnamed_files(run, plan, commits)
 
 
 def _verify_plan(plan: Plan) -> Iterator[Fault]:
@@ -132,21 +133,21 @@ def _verify_rows(run: Run, plan: Plan, commit: Commit, images: pa.Table, instanc
     statuses = images["status"].to_pylist()
     if unknown := sorted(set(statuses) - set(STATUSES)):
         yield Fault(key, f"unknown status {unknown[0]!r}")
-    counted = {status: statuses.count(status) for status in set(statuses)}
-    if counted != commit.statuses:
-        yield Fault(commit_key(commit.shard), f"it counts {commit.statuses}, the table holds {counted}")
+    counts = {status: statuses.count(status) for status in set(statuses)}
+    if counts != commit.statuses:
+        yield Fault(commit_key(commit.shard), f"it counts {commit.statuses}, the table holds {counts}")
 
-    found: dict[str, list[int]] = {}
+    ranks_of: dict[str, list[int]] = {}
     for image_id, rank in zip(instances["image_id"].to_pylist(), instances["instance"].to_pylist()):
-        found.setdefault(image_id, []).append(rank)
+        ranks_of.setdefault(image_id, []).append(rank)
     for image_id, status, expected in zip(planned, statuses, images["num_instances"].to_pylist()):
-        ranks = sorted(found.pop(image_id, []))
+        ranks = sorted(ranks_of.pop(image_id, []))
         if ranks != list(range(expected)):
             yield Fault(commit.instances.key, f"{image_id}: {len(ranks)} instances, the images table says {expected}")
         if expected and status != OK:
             yield Fault(key, f"{image_id}: status {status} with {expected} instances")
-    if found:
-        yield Fault(commit.instances.key, f"instances of {next(iter(found))!r}, which is not in the shard")
+    if ranks_of:
+        yield Fault(commit.instances.key, f"instances of {next(iter(ranks_of))!r}, which is not in the shard")
     if instances.num_rows:
         if instances["area_px"].to_pylist() != rle_areas(instances["rle_counts"].to_pylist()).tolist():
             yield Fault(commit.instances.key, "area_px is not the area of the masks")
@@ -155,25 +156,25 @@ def _verify_rows(run: Run, plan: Plan, commit: Commit, images: pa.Table, instanc
 
 
 def _verify_repairs(run: Run, plan: Plan) -> Iterator[Fault]:
-    """Each finished repair as the run itself; the tables of a repaired shard are whole ones."""
+    """Each finished repair, checked as the run itself: the tables of a repaired shard hold all its images."""
     for number in range(1, run.num_repairs + 1):
         prefix = repair_prefix(number)
-        view = Run(open_storage(run.storage.uri_of(prefix.rstrip("/"))), run.spec)
+        repair = Run(open_storage(run.storage.uri_of(prefix.rstrip("/"))), run.spec)
         faults: list[Fault] = []
         try:
-            shards = from_sealed_json(view.storage.read_bytes(REPAIR_KEY))["shards"]
-            rows = view.files
+            shards = from_sealed_json(repair.storage.read_bytes(REPAIR_KEY))["shards"]
+            rows = repair.files
         except (OSError, RunError, pa.ArrowException) as error:
             yield Fault(prefix, f"unreadable: {error}")
             continue
         commits = []
         for shard in shards:
             try:
-                commits.append(Commit.from_json(view.storage.read_bytes(commit_key(shard))))
+                commits.append(Commit.from_json(repair.storage.read_bytes(commit_key(shard))))
             except (FileNotFoundError, RunError) as error:
                 faults.append(Fault(commit_key(shard), str(error)))
         for commit in commits:
-            faults += _verify_shard(view, plan, commit)
+            faults += _verify_shard(repair, plan, commit)
         if rows != [manifest_row(commit) for commit in commits]:
             faults.append(Fault(MANIFEST_KEY, "it does not say what the commits say"))
         yield from (Fault(prefix + fault.key, fault.reason) for fault in faults)
@@ -205,7 +206,7 @@ def _verify_seal(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]
         yield Fault(FINAL_KEY, "its totals are not those of the commits")
 
 
-def _find_strangers(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]:
+def _find_unnamed_files(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]:
     named = {getattr(commit, table).key for commit in commits for table in TABLES}
     named |= {part.key for part in plan.parts} | {commit_key(shard) for shard in range(plan.num_shards)}
     named |= {RUN_KEY, PLAN_KEY, MANIFEST_KEY, FINAL_KEY}

@@ -1,4 +1,8 @@
-"""Actors of a bulk run: `ShardWorker` segments shards and commits them, `ProgressBoard` counts what they report."""
+"""Ray actors of a bulk run: `ShardWorker` segments shards and commits them, `ProgressBoard` counts what they report.
+
+`BulkJob` is what the driver (`pipeline.bulk.run`) and every actor are given: the run's specification and how this
+machine goes about it. `RepairWorker` is the actor of a repair.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,13 @@ from ray.util.metrics import Counter, Gauge
 
 from pipeline import malloc
 from pipeline.bulk.attempts import Attempt, begin_attempt
-from pipeline.bulk.commit import (
-    add_up,
-    commit_shard,
-    read_commit,
-    write_table,
-)
+from pipeline.bulk.commit import commit_shard, read_commit, sum_counts, write_table
 from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
-from pipeline.bulk.fetch import load_image, loading_of, map_ahead
+from pipeline.bulk.fetch import load_image, load_options, map_ahead
 from pipeline.bulk.listing import PlannedImage
-from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, Tally, report_of
+from pipeline.bulk.predict import ImagePredictor, Prediction
+from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, Tally, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
 from pipeline.bulk.slices import Slicing
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
@@ -39,27 +38,27 @@ from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage, use_settings
 
 SHARDS_AT_ONCE = 2  # in an actor: one is segmented while the one before it is written
-
-
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
 @dataclass(frozen=True, kw_only=True)
 class BulkJob:
-    """What a run is (`spec`, hashed into its id) and how this machine goes about it (everything else).
+    """Settings of a bulk run: what the run is (`spec`, hashed into its id) and how it is computed (everything else).
 
     Attributes:
+        output_uri: the folder or bucket prefix that holds the run.
         spec: corpus, model, thresholds and limits, as they stand in run.json.
-        metadata: what every Parquet file says about itself.
+        metadata: key-value metadata of every Parquet file.
         checkpoint: folder of the model's checkpoint, the same on every node, or its URI in a bucket.
-        shard_size: images a shard; None chooses by the size of the corpus. Ignored once the plan is sealed.
-        batch_size: images a network call, at most.
-        num_workers: actors at least and at most.
+        limits: limits of decoding: bytes, pixels, time and memory of one image.
+        shard_size: images in a shard; None chooses by the size of the corpus. Ignored once the plan is sealed.
+        batch_size: images in one network call, at most.
+        num_workers: smallest and largest number of actors.
         cpus_per_worker, gpus_per_worker: what an actor reserves.
         decode_children: decoding processes beside each actor.
-        storage: how an actor reaches buckets.
-        longest_shard_s: no shard takes longer; Ray gives a run up that shows no progress for this long.
-        predictor: what makes an actor's predictor; called as ImagePredictor is.
+        storage: endpoint, credentials and retries for buckets; None takes the environment's.
+        longest_shard_s: seconds; no shard takes longer. Ray ends a run that shows no progress for this long.
+        predictor: builds an actor's predictor; called as `ImagePredictor` is.
     """
 
     output_uri: str
@@ -79,19 +78,28 @@ class BulkJob:
 
 
 class ShardWorker:
-    """One actor: takes shard numbers, leaves commits."""
+    """Actor that segments shards, writes their two tables and commits them; Ray Data calls it with shard numbers.
+
+    Args:
+        job: the run's settings.
+        run_id: the hash of `job.spec`.
+        plan: the sealed plan.
+        board: handle of the run's `ProgressBoard`.
+        driver: name of the `segment_corpus` call that started the actor, see `pipeline.bulk.attempts`.
+    """
 
     def __init__(self, job: BulkJob, run_id: str, plan: Plan, board: Any, driver: str) -> None:
         self.job, self.run_id, self.plan, self.driver = job, run_id, plan, driver
         use_settings(job.storage)
         self.output = open_storage(job.output_uri)
         self.name, self.send = uuid.uuid4().hex[:12], board.take.remote
-        self.turns = ThreadPoolExecutor(1, thread_name_prefix="segment")
+        self.segmenting = ThreadPoolExecutor(1, thread_name_prefix="segment")
+        # Shards that are segmented and not committed yet.
         self.num_writing, self.writing_changed = 0, threading.Condition()
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self.load = partial(load_image, self.pool, job.limits, **loading_of(job.spec))
+        self.load = partial(load_image, self.pool, job.limits, **load_options(job.spec))
         warm_up()
         slicing = job.spec["segment"]["slice"]
         self.slicing = None if slicing is None else Slicing(**slicing)
@@ -107,27 +115,28 @@ class ShardWorker:
             slicing=self.slicing,
             mask_threshold=job.spec["segment"]["mask_threshold"],
         )
-        malloc.give_back_holes()  # of the weights as they were read
+        malloc.give_back_holes()  # left by the weights as they were read
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Segments and commits the shards of a Ray Data batch that have no commit yet; returns their numbers."""
         for shard in batch["shard"].tolist():
             commit = read_commit(self.output, shard)
             if commit is None:
                 self.segment_shard(shard)
             else:
-                self.send(report_of(self.name, commit))
+                self.send(report_of_commit(self.name, commit))
         return {"shard": batch["shard"]}
 
     def segment_shard(self, shard: int) -> Commit:
-        """Segments in its turn, writes both tables, commits."""
-        attempt, counter, results = self.turns.submit(self.attempt_shard, shard).result()
+        """Segments a shard when the one before it is segmented, writes its two tables and commits it."""
+        attempt, counter, results = self.segmenting.submit(self.attempt_shard, shard).result()
         try:
             return self.write_shard(shard, attempt, counter, results)
         finally:
             self.count_writing(-1)
 
     def write_shard(self, shard: int, attempt: Attempt, counter: ShardCounter, results: list[ImageResult]) -> Commit:
-        """Both tables, then the commit."""
+        """Writes a shard's two tables, then its commit; returns the commit that holds."""
         clock = counter.clock
         with clock("write"):
             tables = dict(zip(TABLES, self.tables_of(shard, results)))
@@ -137,7 +146,7 @@ class ShardWorker:
                 )
                 for name, table in tables.items()
             }
-        statuses = add_up({status: 1} for status in tables["images"]["status"].to_pylist())
+        statuses = sum_counts({status: 1} for status in tables["images"]["status"].to_pylist())
         commit = commit_shard(
             self.output,
             Commit(self.run_id, shard, attempt.name, **files, statuses=statuses, timings_s=clock.seconds),
@@ -146,42 +155,44 @@ class ShardWorker:
         return commit
 
     def attempt_shard(self, shard: int) -> tuple[Attempt, ShardCounter, list[ImageResult]]:
-        """Notes the attempt and segments; of the shards that an actor has at once, one at a time.
+        """Notes an attempt at a shard and segments it; an actor segments one shard at a time.
 
-        A careful one also waits until the shard before it is written: a death is then no other shard's.
+        A careful attempt also waits until the shard before it is written, so that the actor's death cannot be that
+        shard's fault.
         """
         attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
-        images, clock, results = self.images_of(shard), StageClock(), []
+        images, clock = self.images_of(shard), StageClock()
+        results: list[ImageResult] = []
         counter = ShardCounter(self.name, self.send, shard, clock)
         if attempt.careful:
             with self.writing_changed:
                 self.writing_changed.wait_for(lambda: self.num_writing == 0)
-        found = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
-        for result in found:
+        segmented = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
+        for result in segmented:
             results.append(result)
             counter.add(result)
         self.count_writing(1)
         return attempt, counter, results
 
     def count_writing(self, change: int) -> None:
-        """Notes that so many shards more, or fewer, are between their turn and their commit."""
+        """Adds to the number of shards that are segmented and not committed yet."""
         with self.writing_changed:
             self.num_writing += change
             self.writing_changed.notify_all()
 
     def images_of(self, shard: int) -> list[PlannedImage]:
-        """What is to be segmented of a shard: all of it."""
+        """The images to segment in a shard: all of them."""
         return self.plan.read_shard(shard)
 
     def tables_of(self, shard: int, results: list[ImageResult]) -> tuple[pa.Table, pa.Table]:
-        """The shard's two tables."""
+        """The images table and the instances table of a shard."""
         return to_tables(results, shard=shard, run_id=self.run_id)
 
     def segment(self, images: list[PlannedImage], clock: StageClock) -> Iterator[ImageResult]:
-        """The results of a shard's images, in order.
+        """Loads, predicts and encodes images; yields their results in order.
 
-        They are predicted window by window; a window is a fixed run of the shard, so that how images are batched is
-        a function of the shard alone. A window's masks are encoded while the next one is predicted.
+        Images are predicted window by window. A window is a fixed stretch of the shard, so that how images are
+        batched depends on the shard alone. A window's masks are encoded while the next window is predicted.
         """
         window = self.job.batch_size * WINDOW_BATCHES
         load, busy_s = partial(self.load, clock=clock), self.pool.busy_s
@@ -189,33 +200,36 @@ class ShardWorker:
         encoding: deque[Future[list[ImageResult]]] = deque()
         while True:
             with clock("wait_for_images"):
-                taken = list(islice(loaded, window))
-            if taken:
+                images_loaded = list(islice(loaded, window))
+            if images_loaded:
                 with clock("predict"):
-                    pixels = [found.image for _, found in taken if found.image is not None]
-                    sizes = [found.size for _, found in taken if found.image is not None]
+                    pixels = [decoded.image for _, decoded in images_loaded if decoded.image is not None]
+                    sizes = [decoded.size for _, decoded in images_loaded if decoded.image is not None]
                     predictions = self.predictor.predict(pixels, sizes)
-                encoding.append(self.encoder.submit(self.results, taken, predictions, clock))
-            while len(encoding) > (1 if taken else 0):
+                encoding.append(self.encoder.submit(self.results, images_loaded, predictions, clock))
+            while len(encoding) > (1 if images_loaded else 0):
                 with clock("wait_for_encoding"):
                     results = encoding.popleft().result()
                 yield from results
-            if not taken:
+            if not images_loaded:
                 clock.add("decode", self.pool.busy_s - busy_s)
                 return
 
     def results(
-        self, taken: list[tuple[PlannedImage, Decoded]], predictions: list[Any], clock: StageClock
+        self, images_loaded: list[tuple[PlannedImage, Decoded]], predictions: list[Prediction], clock: StageClock
     ) -> list[ImageResult]:
-        """A window's results."""
+        """The results of one window; `predictions` are those of its decoded images alone."""
         with clock("encode"):
-            left = iter(predictions)
-            return [self.result(image, found, None if found.image is None else next(left)) for image, found in taken]
+            remaining = iter(predictions)
+            return [
+                self.result(image, decoded, None if decoded.image is None else next(remaining))
+                for image, decoded in images_loaded
+            ]
 
     def segment_carefully(
         self, images: list[PlannedImage], clock: StageClock, attempt: Attempt
     ) -> Iterator[ImageResult]:
-        """The same, one image at a time and each noted first: what kills this worker is known to the next."""
+        """As `segment`, one image at a time, each noted first; images that earlier actors died on get an error."""
         for place, image in enumerate(images):
             if place in attempt.deadly:
                 yield ImageResult(image, "predict_failed", "the worker that touched it died, more than once")
@@ -224,16 +238,18 @@ class ShardWorker:
             yield from self.segment([image], clock)
         attempt.note()
 
-    def result(self, image: PlannedImage, found: Decoded, prediction: Any) -> ImageResult:
-        """One image's row, and its instances where there was something to predict on and the network was able to."""
-        result = ImageResult(image, found.status, found.error, found.height, found.width, found.exif_orientation)
+    def result(self, image: PlannedImage, decoded: Decoded, prediction: Prediction | None) -> ImageResult:
+        """The result of one image; `prediction` is None where it was not decoded, a reason where the network failed."""
+        result = ImageResult(
+            image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation
+        )
         if isinstance(prediction, str):
             result.status, result.error = "predict_failed", prediction
-        elif prediction is not None and found.image is not None:
+        elif prediction is not None:
             result.instances = encode_instances(
                 prediction,
                 self.predictor.categories,
-                found.size,
+                decoded.size,
                 mask_threshold=self.job.spec["segment"]["mask_threshold"],
                 merge_iou=1.0 if self.slicing is None else self.slicing.merge_iou,
             )
@@ -241,7 +257,13 @@ class ShardWorker:
 
 
 class RepairWorker(ShardWorker):
-    """An actor of a repair: segments what failed of a shard, and commits the shard anew beside the run."""
+    """Actor of a repair: segments a shard's failed images again and commits the whole shard beside the run.
+
+    Args:
+        repair: the repair, whose folder takes tables, commits and notes.
+        files: the manifest's row of each shard that is repaired, by shard.
+        settings: those of `ShardWorker`.
+    """
 
     def __init__(self, repair: Repair, files: dict[int, dict[str, Any]], **settings: Any) -> None:
         super().__init__(**settings)
@@ -250,44 +272,48 @@ class RepairWorker(ShardWorker):
         self.output = repair.storage
 
     def images_of(self, shard: int) -> list[PlannedImage]:
-        """The images of a shard that ended with one of the repair's statuses."""
+        """The images of a shard that have one of the repair's statuses in the run."""
         images, _ = read_shard_tables(self.run, self.files[shard])
-        ended = dict(zip(images["image_id"].to_pylist(), images["status"].to_pylist()))
-        return [image for image in super().images_of(shard) if ended[image.image_id] in self.repair.statuses]
+        statuses = dict(zip(images["image_id"].to_pylist(), images["status"].to_pylist()))
+        return [image for image in super().images_of(shard) if statuses[image.image_id] in self.repair.statuses]
 
     def tables_of(self, shard: int, results: list[ImageResult]) -> tuple[pa.Table, pa.Table]:
-        """The whole shard: the rows that were right, and those that came out now."""
+        """The tables of the whole shard: the run's rows with the new ones in the place of the repaired images'."""
         return merge_tables(read_shard_tables(self.run, self.files[shard]), super().tables_of(shard, results))
 
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Where workers say how far they are; also as metrics of Ray's, which Prometheus reads from every node."""
+    """Actor that adds up the workers' reports for the driver and exports them as Ray metrics (Prometheus).
+
+    Args:
+        run_id: tag of all its metrics.
+        num_images: images of the plan.
+    """
 
     def __init__(self, run_id: str, num_images: int) -> None:
         self.tally = Tally()
-        run = {"run_id": run_id}
         self.num_images = num_images
         self.planned = Gauge("maskfleet_planned_images", "Images of the run.", ("run_id",))
         self.images = Counter("maskfleet_images", "Images committed, by status.", ("run_id", "status"))
         self.instances = Counter("maskfleet_instances", "Instances committed.", ("run_id",))
         self.seconds = Counter("maskfleet_stage_seconds", "Time of the workers, by stage.", ("run_id", "stage"))
         for metric in (self.planned, self.images, self.instances, self.seconds):
-            metric.set_default_tags(run)
+            metric.set_default_tags({"run_id": run_id})
         self.planned.set(num_images)
 
     def take(self, report: ShardReport) -> None:
-        """Counts a report of a worker, once."""
+        """Takes a worker's report; a shard's counts go to the metrics once, when it is committed."""
         if not self.tally.take(report):
             return
-        counted: list[tuple[Counter, dict[str, str], float]]
-        counted = [(self.images, {"status": status}, count) for status, count in report.statuses.items()]
-        counted += [(self.seconds, {"stage": stage}, seconds) for stage, seconds in report.stages_s.items()]
-        for counter, tags, value in [*counted, (self.instances, {}, report.num_instances)]:
-            if value > 0:  # Ray refuses to count nothing
+        increments: list[tuple[Counter, dict[str, str], float]] = [(self.instances, {}, report.num_instances)]
+        increments += [(self.images, {"status": status}, count) for status, count in report.statuses.items()]
+        increments += [(self.seconds, {"stage": stage}, seconds) for stage, seconds in report.stages_s.items()]
+        for counter, tags, value in increments:
+            if value > 0:  # Ray refuses to increase a counter by 0
                 counter.inc(value, tags)
 
     def counts(self) -> dict[str, Any]:
-        """The counts so far, as `Progress` takes them."""
+        """The counts so far, as keyword arguments of `Progress`."""
         self.planned.set(self.num_images)  # Ray forgets a gauge that nobody sets for some time
         return self.tally.counts()

@@ -1,52 +1,58 @@
-"""Predictors that fail as real ones do, for the tests of the bulk run; an image is told by its first pixel."""
+"""Predictors that fail as real ones do, for the tests of the bulk run; an image's first pixel says which one fails."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 
 import numpy as np
 
-from model.inference.predictor import NonFiniteOutput
+from model.heads.rpn import NonFiniteOutput
+from model.inference.mask_rle import Paste
+from model.inference.predictor import Detections
+from model.inference.prefetch import Image
 from pipeline import malloc
-from pipeline.bulk.predict import ImagePredictor
+from pipeline.bulk.predict import ImagePredictor, Prediction
 
 DEADLY = (255, 0, 0)
 NOT_FINITE = (0, 255, 0)
 
 
-def is_marked(image: np.ndarray, mark: tuple[int, int, int]) -> bool:
+def is_marked(image: Image, mark: tuple[int, int, int]) -> bool:
     return tuple(image[0, 0]) == mark
 
 
 class DeadlyPredictor(ImagePredictor):
-    """Dies with its whole process on a DEADLY image, as a driver fault or the kernel's memory killer would have it."""
+    """Kills its whole process on a DEADLY image, as a GPU driver's fault or the kernel's out-of-memory killer does."""
 
-    def predict(self, images, sizes=None):
+    def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
         if any(is_marked(image, DEADLY) for image in images):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().predict(images, sizes)
 
 
 class DemandingPredictor(ImagePredictor):
-    """Does not start in a process whose malloc was not told what an actor asks of it."""
+    """Does not start in a process without the malloc settings of an actor."""
 
     def __init__(self, *args, **settings):
-        told = {name: os.environ.get(name) for name in malloc.ENVIRONMENT}
-        assert told == malloc.ENVIRONMENT, told
+        environment = {name: os.environ.get(name) for name in malloc.ENVIRONMENT}
+        assert environment == malloc.ENVIRONMENT, environment
         super().__init__(*args, **settings)
 
 
 class NotFinitePredictor(ImagePredictor):
-    """Finds no finite number on a NOT_FINITE image and whatever shares its batch."""
+    """Gives numbers that are not finite for a NOT_FINITE image and every image that shares its batch."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
         predict = self.predictor.predict
 
-        def predict_finite(images, sizes, paste):
+        def predict_finite(
+            images: Sequence[Image], sizes: Sequence[tuple[int, int]] | None = None, paste: Paste | None = None
+        ) -> list[Detections]:
             if any(is_marked(image, NOT_FINITE) for image in images):
                 raise NonFiniteOutput("the scores are not finite")
             return predict(images, sizes, paste)
 
-        self.predictor.predict = predict_finite
+        self.predictor.predict = predict_finite  # type: ignore[method-assign]  # of this instance alone

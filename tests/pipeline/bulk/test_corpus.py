@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bulk import corpus
-from pipeline.bulk.corpus import choose_shard_size, list_images, read_plan, seal_plan
+from pipeline.bulk.corpus import choose_shard_size, list_corpus, read_plan, seal_plan
 from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
 from pipeline.storage.local import LocalStorage
@@ -20,16 +20,16 @@ def images(count: int) -> list[PlannedImage]:
 
 
 def listing(planned: list[PlannedImage], dies_at: int | None = None) -> Callable[[str], Iterator[PlannedImage]]:
-    """The images behind an id, as `seal_plan` asks for them; the planner dies when it takes the one at `dies_at`."""
+    """What `seal_plan` takes as `list_images`; the planner dies when it takes the image at index `dies_at`."""
 
-    def images_behind(after: str) -> Iterator[PlannedImage]:
+    def images_after(after: str) -> Iterator[PlannedImage]:
         for index, image in enumerate(planned):
             if image.image_id > after:
                 if index == dies_at:
                     raise KeyboardInterrupt
                 yield image
 
-    return images_behind
+    return images_after
 
 
 @pytest.mark.parametrize("shard_size", [1, 7, 256, 300, 512])
@@ -68,11 +68,11 @@ def test_a_killed_planner_is_taken_over_where_it_was(tmp_path: Path, monkeypatch
     assert len(written) == 2 and read_plan(storage) is None
     resumed_after = []
 
-    def images_behind(after: str) -> Iterator[PlannedImage]:
+    def images_after(after: str) -> Iterator[PlannedImage]:
         resumed_after.append(after)
         return listing(planned)(after)
 
-    plan = seal_plan(storage, images_behind, shard_size=40, num_workers=1)
+    plan = seal_plan(storage, images_after, shard_size=40, num_workers=1)
     assert resumed_after == ["0000199.jpg"] and [part.key for part in plan.parts][:2] == written
     assert list(plan.iter_images()) == planned
 
@@ -85,13 +85,13 @@ def test_parts_of_different_listings_never_overlap(tmp_path: Path, monkeypatch: 
         with pytest.raises(KeyboardInterrupt):
             seal_plan(storage, listing(remaining, dies_at=330), shard_size=40, num_workers=1)
         for key in [info.key for info in storage.iter_objects("plan/") if "part-000000" in info.key][: missing == 0]:
-            storage.delete(key)  # of the first planner only the parts behind the first are left
+            storage.delete(key)  # of the first planner only the parts after its first one are left
     plan = seal_plan(storage, listing(planned), shard_size=40, num_workers=1)
     ids = [image.image_id for image in plan.iter_images()]
     assert ids == sorted(set(ids)) and len(ids) == 349
 
 
-def test_a_plan_that_is_no_plan_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_plan_is_named(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     assert read_plan(storage) is None
     storage.write_bytes(PLAN_KEY, b'{"parts": []}')
@@ -109,16 +109,16 @@ def test_shard_size_serves_every_worker_and_bounds_the_commits() -> None:
     assert choose_shard_size(100_000_000, 64) == 4096
 
 
-def test_what_is_new_is_what_no_run_of_the_chain_has_seen(tmp_path: Path) -> None:
+def test_new_images_are_those_that_no_run_of_the_chain_has_planned(tmp_path: Path) -> None:
     photos, storage = images(5), LocalStorage(tmp_path / "photos")
     source = {"uri": storage.uri, "kind": "folder", "pattern": "*", "uri_column": "uri", "since_run": None}
     for number, photo in enumerate(photos):
         storage.write_bytes(photo.image_id, b"x")
         run = LocalStorage(tmp_path / f"run{number}")
         run.write_bytes(RUN_KEY, to_json({"input": source}))
-        plan = seal_plan(run, partial(list_images, source), shard_size=4, num_workers=1)
+        plan = seal_plan(run, partial(list_corpus, source), shard_size=4, num_workers=1)
         assert [image.image_id for image in plan.iter_images()] == [photo.image_id]
         source = {**source, "since_run": run.uri}
-    assert list(list_images(source, "")) == []
+    assert list(list_corpus(source, "")) == []
     storage.write_bytes(photos[1].image_id, b"changed")
-    assert [image.image_id for image in list_images(source, "")] == [photos[1].image_id]
+    assert [image.image_id for image in list_corpus(source, "")] == [photos[1].image_id]

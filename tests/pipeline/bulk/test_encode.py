@@ -53,7 +53,7 @@ def test_a_table_comes_back_from_parquet_with_checksums_and_metadata() -> None:
     assert data == to_parquet(images, {"maskfleet.run_id": "run"}), "equal tables give equal bytes"
 
 
-def test_a_header_that_claims_any_size_and_a_name_that_is_no_text_are_rows() -> None:
+def test_impossible_sizes_and_names_that_are_not_utf8_fit_into_rows() -> None:
     odd = os.fsdecode(b"caf\xe9")
     results = [
         ImageResult(PlannedImage("a", "/a"), "corrupt", "cut short", height=2_600_468_528, width=2**31 - 1),

@@ -1,14 +1,16 @@
-"""Reading a planned image: its own file, and the aligned file that holds its other channels."""
+"""Loading of planned images: changed files are told, results keep their order, extra channels must fit the photo."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.bulk.fetch import fetch_bytes, load_image
+from pipeline.bulk.fetch import fetch_bytes, load_image, map_ahead, split_uri
 from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedImage
@@ -20,16 +22,69 @@ LIMITS = DecodeLimits(timeout_s=20.0, memory_bytes=256 << 20)
 PATTERN = "{folder}/../depth/{stem}.png"
 
 
-def test_a_changed_or_vanished_file_is_told(tmp_path: Path) -> None:
+def failure_of(limits: DecodeLimits, image: PlannedImage) -> Decoded:
+    """The failure that reading an image gives in the place of its bytes."""
+    failure = fetch_bytes(limits, image)
+    assert isinstance(failure, Decoded) and failure.image is None
+    return failure
+
+
+def test_a_changed_or_vanished_file_has_a_status_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(b"one")
     (image,) = iter_corpus(str(tmp_path))
     assert fetch_bytes(DecodeLimits(), image) == b"one"
-    assert fetch_bytes(DecodeLimits(max_bytes=2), image).status == "too_large"
+    assert failure_of(DecodeLimits(max_bytes=2), image).status == "too_large"
     path.write_bytes(b"two!")
-    assert fetch_bytes(DecodeLimits(), image).status == "changed"
+    assert failure_of(DecodeLimits(), image).status == "changed"
     path.unlink()
-    assert fetch_bytes(DecodeLimits(), image).status == "not_found"
+    assert failure_of(DecodeLimits(), image).status == "not_found"
+
+
+def test_a_file_of_the_planned_size_and_another_etag_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    failure = failure_of(LIMITS, PlannedImage("a.jpg", str(tmp_path / "a.jpg"), "another etag", 3))
+    assert failure.status == "changed" and "another etag when planned" in str(failure.error)
+
+
+def test_a_folder_is_unreadable_and_a_size_limit_holds_without_a_planned_size(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert failure_of(LIMITS, PlannedImage("folder", str(tmp_path / "folder"))).status == "unreadable"
+    (tmp_path / "b.jpg").write_bytes(b"four")
+    unlisted = PlannedImage("b.jpg", str(tmp_path / "b.jpg"))
+    assert fetch_bytes(LIMITS, unlisted) == b"four"
+    assert failure_of(DecodeLimits(max_bytes=3), unlisted).error == "4 bytes; the limit is 3"
+
+
+@pytest.mark.parametrize(
+    ("uri", "root", "key"),
+    [
+        ("/photos/a b.jpg", "/", "photos/a b.jpg"),
+        ("file:///photos/a.jpg", "/", "photos/a.jpg"),
+        ("s3://bucket/photos/a.jpg", "s3://bucket", "photos/a.jpg"),
+    ],
+)
+def test_a_uri_is_split_into_its_store_and_its_key(uri: str, root: str, key: str) -> None:
+    assert split_uri(uri) == (root, key)
+
+
+def test_results_come_in_order_with_a_bounded_number_ahead() -> None:
+    started: list[int] = []
+    release = threading.Event()
+
+    def double(item: int) -> int:
+        started.append(item)
+        if item == 0:
+            release.wait(30)
+        return 2 * item
+
+    with ThreadPoolExecutor(4) as executor:
+        results = map_ahead(executor, double, iter(range(20)), lookahead=3)
+        threading.Timer(0.2, release.set).start()
+        assert next(results) == 0
+        assert len(started) <= 4, "three calls, and one more for the result that was taken"
+        assert list(results) == list(range(2, 40, 2))
+        assert list(map_ahead(executor, double, [], lookahead=3)) == []
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +95,7 @@ def pool() -> Iterator[DecodePool]:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> PlannedImage:
-    """A photo with its depth of 16 bits in another folder."""
+    """A photo, and its 16-bit depth image in another folder."""
     for folder in ("rgb", "depth"):
         (tmp_path / folder).mkdir()
     (tmp_path / "rgb/a.jpg").write_bytes(encoded(random_bands("u1", 3), "JPEG", exif=exif_of(6)))
@@ -52,7 +107,7 @@ def load(pool: DecodePool, image: PlannedImage, num_bands: int = 4) -> Decoded:
     return load_image(pool, LIMITS, image, num_bands=num_bands, extra_channels=PATTERN)
 
 
-def test_a_photo_and_its_depth_are_what_training_sees(pool: DecodePool, pair: PlannedImage) -> None:
+def test_segmentation_loads_a_photo_and_its_depth_as_training_does(pool: DecodePool, pair: PlannedImage) -> None:
     decoded = load(pool, pair)
     assert (decoded.status, decoded.height, decoded.width, decoded.exif_orientation) == ("ok", 14, 11, 6)
     depth = Path(pair.uri).parents[1] / "depth/a.png"
@@ -60,7 +115,7 @@ def test_a_photo_and_its_depth_are_what_training_sees(pool: DecodePool, pair: Pl
     np.testing.assert_array_equal(decoded.image, load_photo(annotated, in_channels=4)[0])
 
 
-def test_a_pair_that_does_not_fit_is_said(pool: DecodePool, pair: PlannedImage) -> None:
+def test_extra_channels_that_do_not_fit_give_a_status_and_a_reason(pool: DecodePool, pair: PlannedImage) -> None:
     depth = Path(pair.uri).parents[1] / "depth/a.png"
     for num_bands, words in ((5, "it has 3 bands; 4 are wanted"), (1, "it has 1 bands; 1 are wanted in all")):
         decoded = load(pool, pair, num_bands)

@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bulk.fetch import fetch_bytes, read_planned
-from pipeline.bulk.listing import CorpusError, PlannedImage, iter_corpus, sort_images, tell_kind, without
+from pipeline.bulk.listing import (
+    CorpusError,
+    PlannedImage,
+    iter_corpus,
+    new_or_changed,
+    sort_images,
+    tell_kind,
+)
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.storage.local import LocalStorage
 
@@ -31,12 +38,12 @@ from pipeline.storage.local import LocalStorage
         ("s3://b/00001.tar", "tars"),
     ],
 )
-def test_the_kind_is_told_by_the_ending(uri: str, kind: str) -> None:
+def test_the_ending_of_a_uri_tells_its_kind(uri: str, kind: str) -> None:
     assert tell_kind(uri) == kind
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> list[str]:
+def photo_uris(tmp_path: Path) -> list[str]:
     """Three photos' URIs, not in order, the first one twice."""
     (tmp_path / "p").mkdir()
     for name in "cab":
@@ -45,30 +52,30 @@ def three(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["l.parquet", "l.csv", "l.csv.gz", "l.jsonl"])
-def test_lists_are_sorted_and_name_each_image_once(three: list[str], tmp_path: Path, name: str) -> None:
+def test_lists_are_sorted_and_name_each_image_once(photo_uris: list[str], tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name.endswith("parquet"):
-        pq.write_table(pa.table({"url": three, "n": range(4)}), path)
+        pq.write_table(pa.table({"url": photo_uris, "n": range(4)}), path)
     elif name.endswith("jsonl"):
-        path.write_text("\n".join(json.dumps({"url": uri}) for uri in three) + "\n\n")
+        path.write_text("\n".join(json.dumps({"url": uri}) for uri in photo_uris) + "\n\n")
     else:
-        text = "n,url\n" + "".join(f'{i},"{uri}"\n' for i, uri in enumerate(three))
+        text = "n,url\n" + "".join(f'{i},"{uri}"\n' for i, uri in enumerate(photo_uris))
         path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     images = list(iter_corpus(str(path), kind="list", uri_column="url"))
-    assert [image.image_id for image in images] == sorted(set(three))
+    assert [image.image_id for image in images] == sorted(set(photo_uris))
     assert [fetch_bytes(DecodeLimits(), image) for image in images] == [b"aaa", b"bbb", b"ccc"]
     with pytest.raises(CorpusError, match=r"has no column 'uri'.*url"):
         list(iter_corpus(str(path), kind="list"))
 
 
-def test_relative_paths_of_a_list_mean_its_own_folder(three: list[str], tmp_path: Path) -> None:
+def test_relative_paths_of_a_list_are_relative_to_its_folder(photo_uris: list[str], tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("uri\np/a.jpg\n")
     (image,) = iter_corpus(str(tmp_path / "l.csv"), kind="list")
     assert image.image_id == "p/a.jpg" and read_planned(image)[0] == b"aaa"
 
 
 @pytest.mark.parametrize(("name", "data"), [("l.parquet", b"PAR0"), ("l.csv.gz", b"plain"), ("l.jsonl", b"{")])
-def test_a_list_that_is_none_is_named(tmp_path: Path, name: str, data: bytes) -> None:
+def test_a_file_that_is_no_list_is_named(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(CorpusError, match=name):
         list(iter_corpus(str(tmp_path / name), kind="list"))
@@ -118,12 +125,12 @@ def test_sorting_spills_and_merges() -> None:
     assert merged == list(sort_images(images))
 
 
-def test_what_is_new_or_changed_since() -> None:
+def test_new_and_changed_images_are_those_that_differ_from_the_earlier_listing() -> None:
     old = [PlannedImage(name, name, "e", 1) for name in ("a", "b", "c", "e")]
     new = [PlannedImage("a", "a", "e", 1), PlannedImage("b", "b", "E", 1), PlannedImage("c", "c", "e", 2)]
     new += [PlannedImage("d", "d", "e", 1), PlannedImage("f", "f", "e", 1)]
-    assert [image.image_id for image in without(new, old)] == ["b", "c", "d", "f"]
-    assert list(without(new, [])) == new
+    assert [image.image_id for image in new_or_changed(new, old)] == ["b", "c", "d", "f"]
+    assert list(new_or_changed(new, [])) == new
 
 
 def test_every_file_is_listed_whatever_it_is(tmp_path: Path) -> None:

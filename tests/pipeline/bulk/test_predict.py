@@ -93,8 +93,8 @@ def test_slices_are_predicted_as_images_of_their_own(tiny_checkpoint: Path) -> N
     small = image[:96, :96].copy()
     sliced, whole = predictor.predict([image, small])
     assert isinstance(sliced, SlicedDetections) and len(sliced.slices) == 6 and isinstance(whole, Detections)
-    np.testing.assert_allclose(sliced.found[0].scores, whole.scores, atol=1e-5)
-    np.testing.assert_allclose(sliced.found[0].boxes, whole.boxes, atol=1e-3)
+    np.testing.assert_allclose(sliced.detections[0].scores, whole.scores, atol=1e-5)
+    np.testing.assert_allclose(sliced.detections[0].boxes, whole.boxes, atol=1e-3)
     columns = encode_instances(sliced, predictor.categories, (160, 224), 0.5, 0.5)
     assert max(columns["x2"]) > 128 and max(columns["y2"]) > 96 and len(columns["score"]) > len(whole.scores)
     assert decode_rle(columns["rle_counts"][0], 160, 224).sum() == columns["area_px"][0]

@@ -7,7 +7,7 @@ import pytest
 from pipeline.bulk import progress
 from pipeline.bulk.encode import ImageResult
 from pipeline.bulk.listing import PlannedImage
-from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of
+from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of_commit
 from pipeline.manifest import Commit, DataFile
 
 OK = ImageResult(PlannedImage("a", "a"), "ok", instances={"score": [0.5, 0.4]})
@@ -26,12 +26,12 @@ def test_a_shard_begun_anew_counts_once_and_so_does_one_that_is_found_committed(
     other.flush(committed=True)
     assert tally.counts()["statuses"] == {"ok": 1, "corrupt": 1} and tally.counts()["num_instances"] == 2
     empty = DataFile("k", 2, 0, "")
-    tally.take(report_of("other", Commit("run", 7, "other", empty, empty, {"ok": 1, "corrupt": 1}, {})))
+    tally.take(report_of_commit("other", Commit("run", 7, "other", empty, empty, {"ok": 1, "corrupt": 1}, {})))
     timings_s = {"predict": 3.0, "wait_for_images": 1.0, "write": 9.0}
-    tally.take(report_of("other", Commit("run", 8, "other", empty, empty, {"ok": 2}, timings_s)))
+    tally.take(report_of_commit("other", Commit("run", 8, "other", empty, empty, {"ok": 2}, timings_s)))
     counts = tally.counts()
     assert counts["statuses"] == {"ok": 3, "corrupt": 1} and counts["num_instances"] == 4
-    assert counts["busy_share"] == 0.75 and counts["num_workers"] == 2 and tally.open == {}
+    assert counts["busy_share"] == 0.75 and counts["num_workers"] == 2 and tally.uncommitted == {}
 
 
 def test_a_worker_reports_at_most_so_often_and_always_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_every_file_has_one_row_and_every_mask_decodes(finished: Path, photos: P
     assert list(verify_run(open_run(str(finished)))) == []
 
 
-def test_actors_start_with_their_malloc_told(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+def test_actors_start_with_the_malloc_settings(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     plan = prepare_segment(config_of(tiny_checkpoint, photos, tmp_path / "run", "segment.num_workers=[1, 1]"))
     totals = run.segment_corpus(dataclasses.replace(bulk_job(plan), predictor=DemandingPredictor))
     assert totals["statuses"]["ok"] == 40
@@ -98,7 +98,7 @@ def test_another_threshold_is_another_run(finished: Path, tiny_checkpoint: Path,
         prepare_segment(config_of(tiny_checkpoint, photos, finished, "segment.score_threshold=0.7"))
 
 
-def test_a_lost_shard_is_done_again_and_nothing_else(
+def test_a_lost_shard_is_segmented_again_and_nothing_else(
     finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"

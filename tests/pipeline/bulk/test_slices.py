@@ -1,4 +1,4 @@
-"""Huge images: the grid of slices, and what becomes of objects on their borders."""
+"""Slicing of huge images: the grid of slices, and how objects on the borders of slices are merged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from model.categories import Category
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
-from pipeline.bulk.slices import Slice, SlicedDetections, Slicing, _neighbours, cut, merge
+from pipeline.bulk.slices import Slice, SlicedDetections, Slicing, cut, merge, neighbour_pairs
 from pipeline.masks.rle import decode_rle
 
-HOW = {"mask_threshold": 0.5, "merge_iou": 0.5}
+THRESHOLDS = {"mask_threshold": 0.5, "merge_iou": 0.5}
 
 
 @pytest.mark.parametrize("size", [(1000, 1000), (300, 300), (301, 900), (299, 1700), (300, 100), (12, 3001)])
@@ -21,9 +21,9 @@ def test_slices_cover_the_image_with_one_size_and_the_overlap(size: tuple[int, i
     height, width = size
     slices = cut(height, width, Slicing(300, 60, 0.5))
     covered = np.zeros(size, int)
-    for one in slices:
-        covered[one.top : one.bottom, one.left : one.right] += 1
-        assert (one.bottom - one.top, one.right - one.left) == (min(300, height), min(300, width))
+    for window in slices:
+        covered[window.top : window.bottom, window.left : window.right] += 1
+        assert (window.bottom - window.top, window.right - window.left) == (min(300, height), min(300, width))
     assert covered.min() == 1
     for a, b in pairwise(slices):
         if a.row == b.row:
@@ -36,19 +36,24 @@ def test_an_overlap_beyond_half_a_slice_is_refused() -> None:
         Slicing(300, 151, 0.5)
 
 
-def see(slices: list[Slice], objects: list[tuple[tuple[int, int, int, int], int, float]]) -> SlicedDetections:
-    """What a perfect network finds in each slice of rectangles (XYXY, label, score): the part of each that it shows."""
-    found = []
-    for one in slices:
+def perfect_detections(
+    slices: list[Slice], objects: list[tuple[tuple[int, int, int, int], int, float]]
+) -> SlicedDetections:
+    """What a perfect network detects of rectangles (XYXY, label, score) in each slice: the part that the slice shows.
+
+    A detection's score is the object's, times the share of its area that the slice shows.
+    """
+    detections = []
+    for window in slices:
         rows = []
         for (x1, y1, x2, y2), label, score in objects:
-            box = max(x1, one.left), max(y1, one.top), min(x2, one.right), min(y2, one.bottom)
+            box = max(x1, window.left), max(y1, window.top), min(x2, window.right), min(y2, window.bottom)
             if box[0] < box[2] and box[1] < box[3]:
                 share = (box[2] - box[0]) * (box[3] - box[1]) / ((x2 - x1) * (y2 - y1))
-                corner = np.array([one.left, one.top] * 2)
+                corner = np.array([window.left, window.top] * 2)
                 rows.append((box - corner, label, score * share))
         rows.sort(key=lambda row: -row[2])
-        found.append(
+        detections.append(
             Detections(
                 boxes=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
                 labels=np.array([row[1] for row in rows], np.int64),
@@ -57,7 +62,7 @@ def see(slices: list[Slice], objects: list[tuple[tuple[int, int, int, int], int,
                 keypoints=None,
             )
         )
-    return SlicedDetections(slices, found)
+    return SlicedDetections(slices, detections)
 
 
 def test_objects_on_borders_come_back_whole() -> None:
@@ -69,7 +74,7 @@ def test_objects_on_borders_come_back_whole() -> None:
         ((265, 100, 295, 140), 3, 0.6),  # whole in both slices
         ((10, 10, 60, 60), 1, 0.5),  # in one slice alone
     ]
-    whole = merge(see(slices, objects), (560, 560), **HOW)
+    whole = merge(perfect_detections(slices, objects), (560, 560), **THRESHOLDS)
     assert sorted(whole["labels"].tolist()) == [1, 1, 1, 2, 3]
     boxes = {tuple(box) for box in whole["boxes"].round().astype(int).tolist()}
     assert boxes == {box for box, _, _ in objects}
@@ -83,26 +88,34 @@ def test_objects_on_borders_come_back_whole() -> None:
         assert mask.sum() <= (x2 - x1 + 2) * (y2 - y1 + 2)
 
 
-def test_what_differs_stays_apart() -> None:
+def test_other_labels_and_other_masks_stay_apart() -> None:
     slices = cut(300, 560, Slicing(300, 40, 0.5))
-    both = merge(see(slices, [((250, 20, 320, 90), 1, 0.9), ((250, 20, 320, 90), 2, 0.8)]), (300, 560), **HOW)
-    assert both["labels"].tolist() == [1, 2], "two classes of one place"
-    near = merge(see(slices, [((200, 20, 278, 90), 1, 0.9), ((282, 20, 400, 90), 1, 0.8)]), (300, 560), **HOW)
+    both = merge(
+        perfect_detections(slices, [((250, 20, 320, 90), 1, 0.9), ((250, 20, 320, 90), 2, 0.8)]),
+        (300, 560),
+        **THRESHOLDS,
+    )
+    assert both["labels"].tolist() == [1, 2], "two classes at one position"
+    near = merge(
+        perfect_detections(slices, [((200, 20, 278, 90), 1, 0.9), ((282, 20, 400, 90), 1, 0.8)]),
+        (300, 560),
+        **THRESHOLDS,
+    )
     assert near["boxes"].round().astype(int).tolist() == [[200, 20, 278, 90], [282, 20, 400, 90]]
 
 
 def test_an_object_longer_than_slices_is_one() -> None:
     slices = cut(200, 1500, Slicing(200, 50, 0.5))
-    whole = merge(see(slices, [((30, 60, 1400, 120), 1, 0.9)]), (200, 1500), **HOW)
+    whole = merge(perfect_detections(slices, [((30, 60, 1400, 120), 1, 0.9)]), (200, 1500), **THRESHOLDS)
     assert whole["boxes"].round().astype(int).tolist() == [[30, 60, 1400, 120]]
 
 
 def test_nothing_found_gives_empty_columns() -> None:
     slices = cut(300, 560, Slicing(300, 40, 0.5))
-    columns = encode_instances(see(slices, []), (Category(1, "a"),), (300, 560), 0.5, 0.5)
+    columns = encode_instances(perfect_detections(slices, []), (Category(1, "a"),), (300, 560), 0.5, 0.5)
     assert all(values == [] for values in columns.values())
 
 
 def test_work_grows_with_the_number_of_slices() -> None:
-    hundred, four_hundred = (len(_neighbours(cut(side, side, Slicing(100, 20, 0.5)))) for side in (820, 1620))
+    hundred, four_hundred = (len(neighbour_pairs(cut(side, side, Slicing(100, 20, 0.5)))) for side in (820, 1620))
     assert hundred <= 4 * 100 and four_hundred / hundred <= 4.4
