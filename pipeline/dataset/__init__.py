@@ -1,3 +1,1 @@
-"""The way of a training sample: annotations of any format to one internal form, photos to tensors, samples to
-batches.
-"""
+"""Data sets: annotation formats, class maps, checks, subsets, and samples with transforms for training."""

@@ -1,4 +1,4 @@
-"""Aligned files with further channels (depth, infrared) beside the photos of a data set."""
+"""Extra channels: adds files aligned with the photos of a data set (depth, infrared) as further bands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pipeline.storage.uri import aligned_uri
 
 
 def with_extra_channels(annotated: AnnotatedSet, pattern: str) -> AnnotatedSet:
-    """The set with one more file for each photo, whose bands follow those that are there.
+    """The set with one more extra file for each photo; its bands follow the bands that are there.
 
     Args:
         annotated: the set.
-        pattern: where the file lies, see `files.aligned_uri`.
+        pattern: where the file is, see `storage.uri.aligned_uri`.
 
     Raises:
-        AnnotationError: a pattern that names no file. Files that are not there are found when the photo is read.
+        AnnotationError: a pattern without `{stem}`, or with another field than that and `{folder}`. Absent files are
+            reported when the photo is read.
     """
     try:
         extras = [aligned_uri(pattern, image.path) for image in annotated.images]

@@ -1,4 +1,4 @@
-"""What in a data set would break or spoil training: found before it starts, counted, with examples and pictures."""
+"""Check of a data set before training: counts faults of annotations and photos by kind, with examples of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.storage.uri import base_name
 
 ERROR, WARNING = "error", "warning"
 
-# Errors lose data or teach something wrong; warnings look like mistakes but are used as they are.
+# Kind -> (severity, meaning). Errors lose data or train on something wrong; warnings are likely mistakes, used as is.
 KINDS: Mapping[str, tuple[str, str]] = {
     "unreadable_annotations": (ERROR, "the annotations as a whole cannot be read"),
     "unreadable_photo": (ERROR, "photo absent, broken or of other bands; skipped in training"),
@@ -47,7 +47,7 @@ _BOX_OFF_PX, _BOX_OFF_SHARE = 3.0, 0.05
 
 @dataclass(frozen=True)
 class Example:
-    """One offender: its photo, a sentence, and where it can be drawn the object."""
+    """One fault: its photo, a sentence about it, and the object at fault where it can be drawn."""
 
     image_id: int | str | None
     file_name: str
@@ -58,7 +58,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Finding:
-    """All offenders of one kind: `kind` and `severity` from KINDS, how many, and the first few."""
+    """All faults of one kind: `kind` and `severity` from KINDS, their number, and the first few as examples."""
 
     kind: str
     severity: str
@@ -67,21 +67,21 @@ class Finding:
 
     @property
     def meaning(self) -> str:
-        """The kind in words."""
+        """What the kind means, in words."""
         return KINDS[self.kind][1]
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        uri, format: what was checked.
+        uri, format: of the annotations that were checked.
         num_images, num_instances: in the set, unusable ones included.
         num_negatives: images without an object.
-        class_counts: objects of each class, crowd regions included; 0 for a class that is not used.
-        findings: errors first, each kind once; none for a clean set.
-        notes: what the reader had to decide: what -> how often.
+        class_counts: objects of each class, crowd regions included; 0 for an unused class.
+        findings: one for each kind of fault, errors first; empty for a clean set.
+        notes: how often the reader had to decide something: name of the decision -> count.
     """
 
     uri: str
@@ -99,7 +99,7 @@ class DataReport:
         return all(finding.severity != ERROR for finding in self.findings)
 
     def count(self, kind: str) -> int:
-        """Offenders of a kind."""
+        """Number of faults of a kind."""
         return sum(finding.count for finding in self.findings if finding.kind == kind)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,8 +128,8 @@ class DataReport:
         }
 
 
-class _Found:
-    """Collects offenders, of which only the first few of each kind are kept."""
+class _FaultLog:
+    """Counts faults by kind and keeps the first few of each as examples."""
 
     def __init__(self, max_examples: int) -> None:
         self.max_examples = max_examples
@@ -158,25 +158,25 @@ def check_data(
     num_threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
-    """Reads every annotation, decodes every photo, and reports what is wrong with them.
+    """Reads every annotation, decodes every photo, and reports their faults.
 
     Args:
         uri, format, image_root, default_category: see `load_annotations`.
-        in_channels: bands of a photo, with those of its extra file.
+        in_channels: bands of a photo, those of its extra file included.
         extra_channels: pattern of that file, see `channels.with_extra_channels`.
-        max_examples: offenders of each kind that are kept.
+        max_examples: faults of each kind that are kept as examples.
         num_threads: photos decoded at a time.
         progress: called with (images done, images in all).
 
     Raises:
-        AnnotationError: nothing there that is an annotation file. Everything else wrong is a finding.
+        AnnotationError: there is no annotation file. Every other fault is a finding.
     """
     if format == "auto":
         format = detect_format(str(uri))
-    found = _Found(max_examples)
+    faults = _FaultLog(max_examples)
     try:
         if format == "coco":
-            annotated = _load_coco_leniently(str(uri), image_root, found)
+            annotated = _load_coco_leniently(str(uri), image_root, faults)
         else:
             annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
         if extra_channels is not None:
@@ -185,14 +185,14 @@ def check_data(
         raise
     except (ValueError, KeyError, TypeError) as error:
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        found.add("unreadable_annotations", Example(None, base_name(str(uri)), sentence))
-        return DataReport(str(uri), format, 0, 0, 0, {}, found.findings(), {})
-    return _check_set(annotated, found, str(uri), format, in_channels, num_threads, progress)
+        faults.add("unreadable_annotations", Example(None, base_name(str(uri)), sentence))
+        return DataReport(str(uri), format, 0, 0, 0, {}, faults.findings(), {})
+    return _check_set(annotated, faults, str(uri), format, in_channels, num_threads, progress)
 
 
 def _check_set(
     annotated: AnnotatedSet,
-    found: _Found,
+    faults: _FaultLog,
     uri: str,
     format: str,
     in_channels: int,
@@ -200,21 +200,21 @@ def _check_set(
     progress: Callable[[int, int], None] | None,
 ) -> DataReport:
     class_counts = Counter({category.name: 0 for category in annotated.categories})
-    seen: set[str] = set()
+    paths: set[str] = set()
     num_keypoints = len(annotated.keypoint_names)
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
         checks = pool.map(lambda image: list(_check_image(image, in_channels, num_keypoints)), annotated.images)
-        for place, (image, offenders) in enumerate(zip(annotated.images, checks, strict=True), start=1):
-            for kind, detail, instance in offenders:
-                found.add(kind, Example(image.image_id, image.file_name, detail, image, instance))
-            if image.path in seen:
-                found.add("duplicate_photo", Example(image.image_id, image.file_name, image.path, image))
-            seen.add(image.path)
+        for num_done, (image, image_faults) in enumerate(zip(annotated.images, checks, strict=True), start=1):
+            for kind, detail, instance in image_faults:
+                faults.add(kind, Example(image.image_id, image.file_name, detail, image, instance))
+            if image.path in paths:
+                faults.add("duplicate_photo", Example(image.image_id, image.file_name, image.path, image))
+            paths.add(image.path)
             for instance in image.instances:
                 if instance.label:
                     class_counts[annotated.categories[instance.label - 1].name] += 1
             if progress is not None:
-                progress(place, len(annotated))
+                progress(num_done, len(annotated))
     num_negatives = sum(not image.instances for image in annotated.images)
     return DataReport(
         uri,
@@ -223,7 +223,7 @@ def _check_set(
         annotated.num_instances,
         num_negatives,
         dict(class_counts),
-        found.findings(),
+        faults.findings(),
         annotated.notes,
     )
 
@@ -232,19 +232,19 @@ def _check_image(
     image: AnnotatedImage, in_channels: int, num_keypoints: int
 ) -> Iterator[tuple[str, str, Instance | None]]:
     try:
-        _, turn = load_photo(image, in_channels=in_channels)
-        if turn == EXIF_KEPT:
+        _, exif = load_photo(image, in_channels=in_channels)
+        if exif == EXIF_KEPT:
             yield "exif_not_applied", f"annotated as {image.height} x {image.width}", None
     except WrongSize as error:
         yield "size_disagrees", str(error), None
     except UnusablePhoto as error:
         yield "unreadable_photo", str(error), None
-    if not image.height or not image.width:  # unknown without the photo
+    if not image.height or not image.width:  # a format without sizes, and a photo that cannot be read
         return
-    twins: Counter[tuple[int, Box]] = Counter()
+    repeats: Counter[tuple[int, Box]] = Counter()
     for instance in image.instances:
-        twins[(instance.label, instance.box)] += 1
-        if twins[(instance.label, instance.box)] == 2:
+        repeats[(instance.label, instance.box)] += 1
+        if repeats[(instance.label, instance.box)] == 2:
             yield "duplicate_object", f"box {_rounded(instance.box)}", instance
         yield from _check_instance(image, instance, num_keypoints)
 
@@ -258,9 +258,9 @@ def _check_instance(
     if isinstance(instance.segmentation, list):
         points = np.array([v for polygon in instance.segmentation for v in polygon], dtype=float).reshape(-1, 2)
         limit = np.array([image.width, image.height])
-        beyond = np.maximum(-points, points - limit).max(initial=0.0)
-        if beyond > _OUTSIDE_PX:
-            yield "polygon_outside", f"a point lies {beyond:.1f} px outside", instance
+        distance = np.maximum(-points, points - limit).max(initial=0.0)
+        if distance > _OUTSIDE_PX:
+            yield "polygon_outside", f"a point lies {distance:.1f} px outside", instance
     if instance.keypoints is not None and len(instance.keypoints) != 3 * num_keypoints:
         yield "wrong_keypoints", f"{len(instance.keypoints) // 3} keypoints, {num_keypoints} names", instance
     if image.labelled_classes is not None and instance.label and instance.label not in image.labelled_classes:
@@ -273,22 +273,22 @@ def _check_instance(
     if not mask.any():
         yield "empty_mask", f"box {_rounded(instance.box)}", instance
     elif not instance.iscrowd:
-        off = max(abs(a - b) for a, b in zip(instance.box, mask_to_box(mask)))
-        if off > max(_BOX_OFF_PX, _BOX_OFF_SHARE * max(x2 - x1, y2 - y1)):
+        difference = max(abs(a - b) for a, b in zip(instance.box, mask_to_box(mask)))
+        if difference > max(_BOX_OFF_PX, _BOX_OFF_SHARE * max(x2 - x1, y2 - y1)):
             yield "box_off_mask", f"box {_rounded(instance.box)}, mask {_rounded(mask_to_box(mask))}", instance
 
 
-def _load_coco_leniently(uri: str, image_root: str | None, found: _Found) -> AnnotatedSet:
-    """The set less what `load_coco` would refuse, which is added to what was found."""
+def _load_coco_leniently(uri: str, image_root: str | None, faults: _FaultLog) -> AnnotatedSet:
+    """The set without the images and annotations that `load_coco` would refuse, which are logged as faults."""
     json_path = coco_file(uri)
     content = files.read_json(json_path)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
         raise AnnotationError(f"{json_path} has no lists 'images' and 'categories', so it is no COCO annotation file")
-    images: dict[Any, dict] = {}
+    images: dict[Any, dict[str, Any]] = {}
     for image in content["images"]:
         if image["id"] in images:
             detail = f"id {image['id']!r} is also that of {images[image['id']]['file_name']}"
-            found.add("duplicate_image_id", Example(image["id"], image["file_name"], detail))
+            faults.add("duplicate_image_id", Example(image["id"], image["file_name"], detail))
         else:
             images[image["id"]] = image
     declared = {category["id"] for category in content["categories"]}
@@ -297,14 +297,15 @@ def _load_coco_leniently(uri: str, image_root: str | None, found: _Found) -> Ann
         name = images.get(annotation["image_id"], {}).get("file_name", "")
         if annotation["image_id"] not in images:
             detail = f"annotation {annotation.get('id')} of image id {annotation['image_id']!r}"
-            found.add("unlisted_image", Example(annotation["image_id"], name, detail))
+            faults.add("unlisted_image", Example(annotation["image_id"], name, detail))
         if annotation["category_id"] not in declared:
             detail = f"annotation {annotation.get('id')} has category_id {annotation['category_id']!r}"
-            found.add("unknown_category", Example(annotation["image_id"], name, detail))
-        if (number := annotation.get("id")) is not None:
-            if number in ids:
-                found.add("duplicate_annotation_id", Example(annotation["image_id"], name, f"annotation id {number}"))
-            ids.add(number)
+            faults.add("unknown_category", Example(annotation["image_id"], name, detail))
+        if (annotation_id := annotation.get("id")) is not None:
+            if annotation_id in ids:
+                detail = f"annotation id {annotation_id}"
+                faults.add("duplicate_annotation_id", Example(annotation["image_id"], name, detail))
+            ids.add(annotation_id)
     return from_coco({**content, "images": list(images.values())}, json_path, image_root, unknown="drop")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what `check_data` found."""
+"""Pictures of the faults that `check_data` found, with the object at fault in red."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.storage.uri import join_uri
 
 
 def draw_offenders(report: DataReport, folder: str, *, max_pictures: int = 50) -> list[str]:
-    """Writes a picture of each example whose photo can be read, and gives their URIs.
+    """Writes a PNG of each example whose photo can be read, and returns their URIs.
 
-    The offender is red, the photo's other objects are yellow; a grey border shows what lies outside the image.
+    The object at fault is red, the photo's other objects are yellow. A grey border shows what is outside the image.
     """
     written: list[str] = []
     for finding in report.findings:
@@ -42,40 +42,40 @@ def draw_offenders(report: DataReport, folder: str, *, max_pictures: int = 50) -
 def _draw(example: Example) -> Image.Image:
     image = example.image
     assert image is not None
-    pixels = _shown(replace(image, extra_paths=()))
+    pixels = _displayable(replace(image, extra_paths=()))
     height, width = pixels.shape[:2]
     margin = max(8, max(height, width) // 16)
     canvas = Image.new("RGB", (width + 2 * margin, height + 2 * margin), (96, 96, 96))
     canvas.paste(Image.fromarray(pixels), (margin, margin))
     pen = ImageDraw.Draw(canvas)
-    line = max(1, max(height, width) // 400)
+    line_width = max(1, max(height, width) // 400)
     others = [i for i in image.instances if i is not example.instance]
-    offenders = [] if example.instance is None else [example.instance]
-    for instances, colour in ((others, (255, 220, 0)), (offenders, (255, 0, 0))):
+    at_fault = [] if example.instance is None else [example.instance]
+    for instances, colour in ((others, (255, 220, 0)), (at_fault, (255, 0, 0))):
         for instance in instances:
             x1, y1, x2, y2 = (value + margin for value in instance.box)
-            pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
+            pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line_width)
             polygons = instance.segmentation if isinstance(instance.segmentation, list) else []
             for polygon in polygons:
                 points = [(x + margin, y + margin) for x, y in zip(polygon[0::2], polygon[1::2])]
-                pen.line([*points, points[0]], fill=colour, width=line)
+                pen.line([*points, points[0]], fill=colour, width=line_width)
     pen.text((4, 2), f"{example.file_name}: {example.detail}", fill=(255, 255, 255))
     return canvas
 
 
-def _shown(image: AnnotatedImage) -> np.ndarray:
-    """uint8 RGB of a photo; of many bands the first one or three, stretched to their own range."""
+def _displayable(image: AnnotatedImage) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a photo; of many bands the first three, or the first one, scaled to their own range."""
     try:
         return load_photo(image)[0]
-    except WrongSize:  # drawn as it is, which shows the disagreement
-        return _read_any(image.path)
+    except WrongSize:  # drawn as stored, which shows the difference
+        return _read_as_stored(image.path)
     except UnusablePhoto:
         bands = load_photo(image, in_channels=None)[0]
         bands = np.nan_to_num(bands[..., [0, 1, 2]] if bands.shape[2] >= 3 else bands[..., [0, 0, 0]])
         return (255 * (bands - bands.min()) / max(np.ptp(bands), 1e-9)).astype(np.uint8)
 
 
-def _read_any(uri: str) -> np.ndarray:
+def _read_as_stored(uri: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(files.read_bytes(uri))) as photo:
             return np.array(photo.convert("RGB"))

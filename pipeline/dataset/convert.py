@@ -1,4 +1,4 @@
-"""Annotations of one format to another."""
+"""Conversion of annotations from one format to another, with masks equal to the pixel."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.storage import files
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a conversion.
+    """Summary of a conversion.
 
     Attributes:
-        source_format, target_format: as used.
+        source_format, target_format: of the annotations read and written.
         num_images, num_instances, num_categories: written.
-        notes: what the reader had to decide: what -> how often.
-        losses: what the target format cannot hold: what -> how often. Masks are never among them, save for
-            objects that share pixels where that was allowed.
+        notes: how often the reader had to decide something: name of the decision -> count.
+        losses: what the target format cannot hold: description -> count. Masks are never among them, except those of
+            objects that share pixels where `overlap` allows that.
     """
 
     source_format: str
@@ -52,19 +52,19 @@ def convert_annotations(
     """Reads annotations in one format and writes them in another; masks stay the same to the pixel.
 
     Args:
-        source, target: URIs; a JSON file for COCO, a folder for the others. The target must not exist, or be
-            an empty folder.
+        source, target: URIs; a JSON file for COCO, a folder for the others. The target must not exist, or must be an
+            empty folder.
         source_format: one of FORMATS, or "auto".
         target_format: one of FORMATS.
-        image_root: folder of the source's photos, where they are not where the format has them.
+        image_root: folder of the source's photos, where it is not the format's usual one.
         copy_photos: False leaves the photos where they are and refers to them (COCO, VIA, LabelMe).
-        overlap: for VOC and Cityscapes, where a pixel belongs to one object: "refuse" objects that share
-            pixels, or let the "smaller_on_top" have them.
+        overlap: objects that share pixels, which VOC and Cityscapes cannot hold: "refuse" them, or give the pixels to
+            the smaller object ("smaller_on_top").
         unknown, default_category: see `load_annotations`.
 
     Raises:
-        AnnotationError: a source that is not understood, a target that is there already, an unknown format,
-            or a data set that the target format cannot hold.
+        AnnotationError: a source of no known format, a target that exists, an unknown format, or a data set that the
+            target format cannot hold.
     """
     if target_format not in FORMATS:
         raise AnnotationError(f"no annotation format {target_format!r}; allowed are {', '.join(FORMATS)}")

@@ -1,7 +1,7 @@
-"""Annotated photos to training samples, and the order in which workers take them.
+"""Training samples: a torch dataset of (image, target) pairs, and the sampler that deals them to workers.
 
-Everything random about a sample is a pure function of (seed, epoch, index), and which samples make a step is
-one of (seed, step), so that a training that is stopped and resumed sees what an undisturbed one sees.
+Everything random about a sample is a pure function of (seed, epoch, index), and the samples of a step are one of
+(seed, step). So a training that was stopped and resumed sees the same samples as one without a break.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Sample:
     Attributes:
         image: float32 [C, H, W] in 0..1.
         target: see `SampleSet`.
-        index: place in the set of the photo used.
-        image_id: its id.
-        skipped: photos that stood at this place and could not be used: image id -> reason.
-        exif: images.EXIF_NONE, EXIF_TURNED, or EXIF_KEPT.
+        index: of the photo used, in the set.
+        image_id: of the photo used.
+        skipped: unusable photos that this one stands in for: image id -> reason.
+        exif: photos.EXIF_NONE, EXIF_TURNED, or EXIF_KEPT.
     """
 
     image: Tensor
@@ -52,7 +52,7 @@ class Sample:
     exif: int = 0
 
 
-class SampleSet(Dataset):
+class SampleSet(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """A data set as torch's map-style dataset of (image, target).
 
     A key is an index (epoch 0) or a pair (epoch, index). The image is float32 [C, H, W], 0..1. The target is
@@ -60,19 +60,17 @@ class SampleSet(Dataset):
 
     - `boxes` float32 [N, 4]: XYXY, half-open, pixels of the image as given, of positive size
     - `labels` int64 [N]: 1..K; `masks` uint8 [N, H, W], none empty; `area` float32 [N]: pixels of the mask
-    - `iscrowd` int64 [N]: always 0, because crowds are in
+    - `iscrowd` int64 [N]: always 0, because crowds are ignore boxes
     - `ignore_boxes` float32 [M, 4]: crowd and ignore regions, and objects without a mask: neither positive nor negative
     - `image_id` int64: the data set's id where all ids are integers, else the index
     - `labelled_classes` int64 [L]: only where not all classes were looked for
-    - `keypoints` float32 [N, P, 3]: x, y as annotated (pixel index, as in COCO), visibility; only with
-      keypoints
-    - `exif` int64: 0 no turn, 1 turned by its EXIF tag, 2 the tag was not applied because the annotations fit
-      the unturned photo only
+    - `keypoints` float32 [N, P, 3]: x, y as annotated (pixel index, as in COCO), visibility; only with keypoints
+    - `exif` int64: 0 no EXIF orientation, 1 it was applied, 2 it was not applied because the annotations fit only the
+      photo as stored
     - `skipped` int64 [S]: indices of unusable photos that this sample stands in for
 
-    N = 0 gives a negative: boxes [0, 4], masks [0, H, W]. A photo that cannot be used (absent, broken, of
-    another size than annotated) is logged once, and the next usable one takes its place, so that every batch
-    is full on every worker.
+    N = 0 gives a negative: boxes [0, 4], masks [0, H, W]. A photo that cannot be used (absent, broken, of another size
+    than annotated) is logged once and replaced by the next usable one, so that every batch is full on every worker.
     """
 
     def __init__(
@@ -84,14 +82,14 @@ class SampleSet(Dataset):
         in_channels: int = 3,
         copy_paste: float = 0.0,
     ) -> None:
-        """A set that reads nothing yet.
+        """Reads no file yet.
 
         Args:
             annotated: the data set.
             transforms: see `augment.build_transforms`.
             seed: of everything random about the samples.
-            in_channels: bands of the images, see `images.load_photo`.
-            copy_paste: probability that objects of another photo, transformed likewise, are pasted onto a
+            in_channels: bands of the images, see `photos.load_photo`.
+            copy_paste: probability that objects of another photo, transformed by `transforms` too, are pasted onto a
                 sample.
 
         Raises:
@@ -110,7 +108,7 @@ class SampleSet(Dataset):
         self.in_channels = in_channels
         self.copy_paste = copy_paste
         self._integer_ids = all(isinstance(image.image_id, int) for image in annotated.images)
-        self._named: set[int] = set()
+        self._logged: set[int] = set()  # indices of unusable photos
 
     def __len__(self) -> int:
         return len(self.annotated)
@@ -122,42 +120,42 @@ class SampleSet(Dataset):
         return sample.image, sample.target
 
     def load_sample(self, epoch: int, index: int) -> Sample:
-        """The sample of this epoch and index, or of the next usable photo after it (going round).
+        """The sample of this epoch and index, or of the next usable photo; the first follows the last.
 
         Raises:
             UnusablePhoto: no photo of the whole set can be used; the message has one of the reasons.
         """
         skipped: dict[int | str, str] = {}
-        places: list[int] = []
+        skipped_indices: list[int] = []
         for step in range(len(self)):
-            place = (index + step) % len(self)
-            image = self.annotated.images[place]
+            candidate = (index + step) % len(self)
+            image = self.annotated.images[candidate]
             try:
-                return self._load(epoch, place, skipped, places)
+                return self._load(epoch, candidate, skipped, skipped_indices)
             except UnusablePhoto as error:
                 skipped[image.image_id] = str(error)
-                places.append(place)
-                if place not in self._named:
-                    self._named.add(place)
+                skipped_indices.append(candidate)
+                if candidate not in self._logged:
+                    self._logged.add(candidate)
                     logger.warning("skipped %s: %s", image.path, error)
         raise UnusablePhoto(f"none of the {len(self)} photos can be used; {image.path}: {skipped[image.image_id]}")
 
-    def _load(self, epoch: int, index: int, skipped: dict[int | str, str], places: list[int]) -> Sample:
+    def _load(self, epoch: int, index: int, skipped: dict[int | str, str], skipped_indices: list[int]) -> Sample:
         image = self.annotated.images[index]
         sample, exif = self._read(index)
         if self.transforms is not None or self.copy_paste:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(sample_seed(self.seed, epoch, index))
-                sample = self._change(sample, image.labelled_classes)
+                sample = self._augment(sample, image.labelled_classes)
         target = to_target(sample)
         target["image_id"] = torch.tensor(image.image_id if self._integer_ids else index, dtype=torch.int64)
         target["exif"] = torch.tensor(exif, dtype=torch.int64)
-        target["skipped"] = torch.tensor(places, dtype=torch.int64)
+        target["skipped"] = torch.tensor(skipped_indices, dtype=torch.int64)
         if image.labelled_classes is not None:
             target["labelled_classes"] = torch.tensor(image.labelled_classes, dtype=torch.int64)
-        picture = sample["image"].as_subclass(Tensor)
-        picture = picture.float() / 255 if picture.dtype == torch.uint8 else picture
-        return Sample(picture, target, index, image.image_id, skipped, exif)
+        pixels = sample["image"].as_subclass(Tensor)
+        pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        return Sample(pixels, target, index, image.image_id, skipped, exif)
 
     def _read(self, index: int) -> tuple[SampleDict, int]:
         image = self.annotated.images[index]
@@ -167,14 +165,14 @@ class SampleSet(Dataset):
         except ValueError as error:
             raise UnusablePhoto(f"its annotations cannot be used: {error}") from None
 
-    def _change(self, sample: SampleDict, labelled_classes: tuple[int, ...] | None) -> SampleDict:
-        """Transforms a sample, and may paste objects of another one onto it."""
+    def _augment(self, sample: SampleDict, labelled_classes: tuple[int, ...] | None) -> SampleDict:
+        """The transformed sample, with objects of another one pasted onto it by chance."""
         if self.transforms is not None:
             sample = self.transforms(sample)
         if self.copy_paste and happens(self.copy_paste):
             try:
                 donor, _ = self._read(draw_index(len(self)))
-            except UnusablePhoto:  # it will be named when its own turn comes
+            except UnusablePhoto:  # logged when it is loaded for itself
                 return sample
             if self.transforms is not None:
                 donor = self.transforms(donor)
@@ -185,23 +183,19 @@ class SampleSet(Dataset):
 def collate(
     samples: list[tuple[Tensor, dict[str, Tensor]]],
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Samples to the two lists that the network takes; images keep their own sizes."""
+    """Samples as the list of images and the list of targets that the network takes; images keep their sizes."""
     return [image for image, _ in samples], [target for _, target in samples]
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of everything random about one sample: a 64-bit hash, so that neighbours have nothing in
-    common.
-    """
+    """The seed of everything random about one sample: a 64-bit hash, so that neighbours are independent."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0])
 
 
 def sample_at(position: int, *, num_samples: int, seed: int) -> tuple[int, int]:
-    """(epoch, index) at a place of the endless stream of samples: each epoch is a new permutation of all of
-    them.
-    """
-    epoch, place = divmod(position, num_samples)
-    return epoch, int(_permutation(num_samples, seed, epoch)[place])
+    """(epoch, index) at a position of the endless stream of samples; each epoch is a new permutation of all."""
+    epoch, rank_in_epoch = divmod(position, num_samples)
+    return epoch, int(_permutation(num_samples, seed, epoch)[rank_in_epoch])
 
 
 @functools.lru_cache(maxsize=2)
@@ -209,13 +203,12 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
-class ShardedSampler(Sampler):
-    """Batches of one worker, without end: a batch sampler for torch's DataLoader that gives lists of (epoch,
-    index).
+class ShardedSampler(Sampler[list[tuple[int, int]]]):
+    """Endless batch sampler of one worker for torch's DataLoader; a batch is a list of (epoch, index) keys.
 
-    Step `s` is made of the samples at `s * batch_size .. (s + 1) * batch_size - 1` of the stream of
-    `sample_at`, dealt to the workers in turn. So a step's samples do not depend on the number of workers,
-    none is left out at an epoch's end, and starting at step `s` needs no replay.
+    Step `s` has the samples at positions `s * batch_size` to `(s + 1) * batch_size - 1` of `sample_at`'s stream, dealt
+    to the workers in turn. So a step's samples do not depend on the number of workers, no sample is left out at the
+    end of an epoch, and starting at step `s` needs no replay.
     """
 
     def __init__(
@@ -231,7 +224,7 @@ class ShardedSampler(Sampler):
         """`batch_size` counts the images of a step over all workers.
 
         Raises:
-            ValueError: a batch that cannot be shared out evenly, no samples, or a rank that is not there.
+            ValueError: a batch that is no multiple of the workers, no samples, or a rank out of range.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")

@@ -1,7 +1,7 @@
-"""Photos of a data set: their size, their EXIF turn, their pixels.
+"""Photos of a data set: reads size and pixels, and applies the EXIF orientation where the annotations need it.
 
-A photo with an EXIF orientation is turned, as in segmentation. Where the annotated size fits only the
-unturned photo, the annotations were made on that, and it is used as it is; the loader counts such photos.
+A photo with an EXIF orientation is turned, as in segmentation. Where the annotated size fits only the photo as stored,
+the annotations were made on that, and it is used unturned; the loader counts such photos.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from pipeline.images.raster import UnsupportedTiff, is_tiff, read_tiff_bands, re
 from pipeline.storage import files
 
 EXIF_NONE, EXIF_TURNED, EXIF_KEPT = 0, 1, 2
+"""A photo's EXIF orientation: none, applied, or not applied because the annotations fit the photo as stored."""
 
 
 class UnusablePhoto(ValueError):
-    """A photo that cannot serve as a sample: unreadable, or of another size than annotated. The message says
-    why.
-    """
+    """A photo that cannot be a sample: unreadable, or of another size than annotated. The message says why."""
 
 
 class WrongSize(UnusablePhoto):
@@ -41,7 +40,7 @@ class WrongSize(UnusablePhoto):
 
 @dataclass(frozen=True)
 class PhotoHeader:
-    """What a photo's header says: size as stored (before any turn) in pixels, EXIF orientation 1..8."""
+    """A photo's size in pixels as stored, before its EXIF orientation is applied, and that orientation (1..8)."""
 
     height: int
     width: int
@@ -49,7 +48,7 @@ class PhotoHeader:
 
     @property
     def turned_size(self) -> tuple[int, int]:
-        """(H, W) after the EXIF turn."""
+        """(H, W) after the EXIF orientation is applied."""
         return (self.width, self.height) if self.exif_orientation >= 5 else (self.height, self.width)
 
 
@@ -57,7 +56,7 @@ def read_header(uri: str) -> PhotoHeader:
     """Size and orientation of a photo, without decoding its pixels (a PNG's are, which come before its EXIF data).
 
     Raises:
-        UnusablePhoto: absent, or no image.
+        UnusablePhoto: the file is absent or no image.
     """
     try:
         data = files.read_bytes(uri)
@@ -75,20 +74,19 @@ def load_photo(image: AnnotatedImage, *, in_channels: int | None = 3) -> tuple[n
     """Pixels of an annotated photo in the orientation that its annotations refer to.
 
     Args:
-        image: its photo and, if there are any, its extra files are read; the bands of these follow the
-            photo's.
-        in_channels: bands wanted. A photo of which three are wanted is converted to RGB, one of which one is
-            wanted to grey; otherwise its own bands must be as many as wanted (RGBA, a TIFF of many bands). None
-            takes those there are.
+        image: its photo is read, and its extra files, whose bands follow the photo's.
+        in_channels: number of bands wanted, those of extra files included. Of the photo, three bands are its
+            conversion to RGB and one is that to grey; any other number must be the number of its own bands (RGBA,
+            a TIFF of many bands). None takes the bands that there are.
 
     Returns:
-        [height, width, in_channels], and EXIF_NONE, EXIF_TURNED, or EXIF_KEPT (the annotations fit the
-        unturned photo only). uint8 for in_channels = 3 without extra files; otherwise float32, whole numbers
-        divided by the largest of their type (255, 65535), floating-point numbers as they are.
+        Pixels [height, width, in_channels], and EXIF_NONE, EXIF_TURNED, or EXIF_KEPT (the annotations fit only the
+        photo as stored). Pixels are uint8 for in_channels = 3 without extra files. Otherwise they are float32:
+        integers divided by the largest of their type (255, 65535), floating-point numbers unchanged.
 
     Raises:
-        UnusablePhoto: absent, broken, of another size than annotated, turned or not, or of other bands than
-            wanted.
+        UnusablePhoto: absent, broken, of another size than annotated (turned or not), or with another number of bands
+            than wanted.
     """
     extras = [_load(path, image, None)[0] for path in image.extra_paths]
     num_own = None if in_channels is None else in_channels - sum(extra.shape[2] for extra in extras)
@@ -103,19 +101,20 @@ def load_photo(image: AnnotatedImage, *, in_channels: int | None = 3) -> tuple[n
 
 
 def _load(uri: str, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
-    """One file in the annotated orientation, and the turn: uint8 RGB for three bands, else as `to_unit` gives them."""
+    """One file's pixels in the annotated orientation (uint8 RGB for three bands, else as `to_unit`) and EXIF_*."""
     try:
         data = files.read_bytes(uri)
     except OSError as error:
-        what = "there is no such file" if isinstance(error, FileNotFoundError) else f"unreadable: {_one_line(error)}"
-        raise UnusablePhoto(what if uri == image.path else f"{uri}: {what}") from None
+        absent = isinstance(error, FileNotFoundError)
+        reason = "there is no such file" if absent else f"unreadable: {_one_line(error)}"
+        raise UnusablePhoto(reason if uri == image.path else f"{uri}: {reason}") from None
     unsupported = ""
     try:
         if num_bands != 3 and is_tiff(data):
             try:
                 return _decode_tiff(data, image, num_bands)
             except UnsupportedTiff as error:
-                unsupported = f" ({error})"  # Pillow knows more compressions, of up to four bands
+                unsupported = f" ({error})"  # Pillow reads more compressions, of up to four bands
         return _decode(data, image, num_bands)
     except UnusablePhoto as error:
         raise type(error)(f"{error}{unsupported}") from None
@@ -125,14 +124,15 @@ def _load(uri: str, image: AnnotatedImage, num_bands: int | None) -> tuple[np.nd
 
 def _decode_tiff(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
     header = _tiff_header(data)
-    turned = choose_turn(header, image.height, image.width)  # before decoding: a bomb ends here
+    turned = choose_turn(header, image.height, image.width)  # before decoding: refuses decompression bombs
     bands = read_tiff_bands(data, num_bands)
     return _turned(bands, header.exif_orientation if turned == EXIF_TURNED else 1), turned
 
 
 def _decode(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
     with Image.open(io.BytesIO(data)) as photo:
-        if sorted(photo.size) != sorted((image.height, image.width)):  # a bomb ends here, PNG's before its EXIF data
+        # Before anything is decoded: refuses decompression bombs. A PNG's pixels come before its EXIF data.
+        if sorted(photo.size) != sorted((image.height, image.width)):
             choose_turn(PhotoHeader(photo.height, photo.width), image.height, image.width)
         header = _header_of(photo)
         turned = choose_turn(header, image.height, image.width)
@@ -140,7 +140,7 @@ def _decode(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[
             raise UnusablePhoto(damage)
         photo.load()
         pixels = np.array(to_rgb(photo)) if num_bands == 3 else to_bands(photo, num_bands)
-        if photo.format == "TIFF":  # comes from Pillow upright
+        if photo.format == "TIFF":  # Pillow has applied the orientation already
             back = TURNED_BACK_BY.get(header.exif_orientation, header.exif_orientation)
             return _turned(pixels, back if turned == EXIF_KEPT else 1), turned
         return _turned(pixels, header.exif_orientation if turned == EXIF_TURNED else 1), turned
@@ -151,10 +151,10 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def choose_turn(header: PhotoHeader, height: int, width: int) -> int:
-    """Whether a photo must be turned to agree with its annotated size: EXIF_NONE, EXIF_TURNED or EXIF_KEPT.
+    """Whether a photo must be turned to have its annotated size: EXIF_NONE, EXIF_TURNED or EXIF_KEPT.
 
     Raises:
-        WrongSize: it agrees neither turned nor unturned.
+        WrongSize: it has another size, turned or not.
     """
     if (height, width) == header.turned_size:
         return EXIF_NONE if header.exif_orientation == 1 else EXIF_TURNED
@@ -166,7 +166,7 @@ def choose_turn(header: PhotoHeader, height: int, width: int) -> int:
 
 def _header_of(photo: Image.Image) -> PhotoHeader:
     orientation = orientation_of(photo) or 1
-    if photo.format == "TIFF" and orientation in SIDEWAYS:  # Pillow states its turned size
+    if photo.format == "TIFF" and orientation in SIDEWAYS:  # Pillow gives the size after the turn
         return PhotoHeader(photo.width, photo.height, orientation)
     return PhotoHeader(photo.height, photo.width, orientation)
 

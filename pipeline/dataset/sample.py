@@ -1,4 +1,4 @@
-"""A sample on its way through the transforms, and the dice they throw.
+"""Samples as the transforms take them: annotations to a dict of tensors, that to a target, and the random draws.
 
 A sample is a dict of
 - `image`: tv_tensors.Image, uint8 or float32 (0..1) [C, H, W]
@@ -8,8 +8,8 @@ A sample is a dict of
 - `keypoints` and `visibility`, in data with keypoints: tv_tensors.KeyPoints float32 [N, P, 2] in continuous
   coordinates (a pixel's centre is at +0.5), and float32 [N, P]
 
-Objects keep their place in all of them; those left without box or mask are dropped when the target is made.
-All randomness comes from torch's global generator, which the loader seeds for each sample.
+An object has the same index in all of them. Objects that transforms leave without a box or a mask are dropped when the
+target is made. All randomness comes from torch's global generator, which the loader seeds for each sample.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from pipeline.dataset.types import AnnotatedImage
+from pipeline.dataset.types import AnnotatedImage, Box, Instance
 
 SampleDict = dict[str, Any]
 Transform = Callable[[SampleDict], SampleDict]
@@ -35,30 +35,37 @@ def size_of(sample: SampleDict) -> tuple[int, int]:
 
 
 def happens(probability: float) -> bool:
-    """Throws the dice once."""
+    """True with this probability."""
     return bool(torch.rand(()) < probability)
 
 
 def draw(low: float, high: float) -> float:
-    """A number drawn evenly from low to high."""
+    """A number drawn uniformly from low to high."""
     return low + (high - low) * float(torch.rand(()))
 
 
 def draw_index(count: int) -> int:
-    """One of 0 .. count - 1."""
+    """An index drawn uniformly from 0 to count - 1."""
     return int(torch.randint(count, ()))
 
 
 def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tuple[str, ...] = ()) -> SampleDict:
-    """Photo and annotations in the form that transforms take of this module."""
+    """A photo (pixels [H, W, C]) and its annotations as a sample.
+
+    Crowds, ignore regions and objects without a mask become ignore boxes. Instances without a box are left out.
+
+    Raises:
+        ValueError: a mask that cannot be decoded.
+    """
     size = (image.height, image.width)
-    objects, ignored = [], []
+    objects: list[tuple[Instance, np.ndarray]] = []
+    ignored: list[Box] = []
     for instance in image.instances:
         x1, y1, x2, y2 = instance.box
         if not (x2 > x1 and y2 > y1):
             continue
         mask = None if instance.iscrowd else instance.mask(*size)
-        # An object that is there but has no outline must not be taught as background.
+        # An object without a mask is still no background: its box is ignored in the loss.
         if mask is None or not mask.any():
             ignored.append(instance.box)
         else:
@@ -83,10 +90,9 @@ def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tu
 
 
 def to_target(sample: SampleDict) -> dict[str, Tensor]:
-    """The target of a transformed sample: plain tensors; objects that the transforms left without box or mask
-    are gone.
+    """The target of a transformed sample, plain tensors without the objects that have lost their box or mask.
 
-    Keypoints that are absent or have left the image are (0, 0, 0).
+    See `loader.SampleSet` for its keys. Keypoints that are absent or outside the image are (0, 0, 0).
     """
     height, width = sample["image"].shape[-2:]
     masks = sample["masks"].as_subclass(Tensor)
@@ -94,21 +100,21 @@ def to_target(sample: SampleDict) -> dict[str, Tensor]:
     area = masks.flatten(1).sum(1, dtype=torch.float32) if len(masks) else torch.zeros(0)
     keep = (area > 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     ignore_boxes = _clipped(sample["ignore_boxes"], height, width)
-    seen = (ignore_boxes[:, 2] > ignore_boxes[:, 0]) & (ignore_boxes[:, 3] > ignore_boxes[:, 1])
+    not_empty = (ignore_boxes[:, 2] > ignore_boxes[:, 0]) & (ignore_boxes[:, 3] > ignore_boxes[:, 1])
     target = {
         "boxes": boxes[keep],
         "labels": sample["labels"][keep],
         "masks": masks[keep].contiguous(),
         "area": area[keep],
         "iscrowd": torch.zeros(int(keep.sum()), dtype=torch.int64),
-        "ignore_boxes": ignore_boxes[seen],
+        "ignore_boxes": ignore_boxes[not_empty],
     }
     if "keypoints" in sample:
         points, visibility = sample["keypoints"].as_subclass(Tensor)[keep], sample["visibility"][keep]
         x, y = points.unbind(-1)
-        there = (visibility > 0) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+        present = (visibility > 0) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
         triples = torch.cat([points - 0.5, visibility[..., None]], dim=-1)
-        target["keypoints"] = torch.where(there[..., None], triples, 0.0)
+        target["keypoints"] = torch.where(present[..., None], triples, 0.0)
     return target
 
 

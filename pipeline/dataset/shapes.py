@@ -1,9 +1,8 @@
-"""A drawn corpus whose masks are known to the pixel: coloured circles, squares and triangles that cover one
-another.
+"""Synthetic shapes: drawn photos of circles, squares and triangles with exact masks, for tests, demo and sweeps.
 
-The colour says nothing about the class, the background has muted texture at two scales, shapes are tilted, striped
-or shaded, and a shape's mask is what is visible of it. Category ids have gaps (10, 20, 30), so that taking a
-label for an id shows at once.
+Shapes cover one another, and a shape's mask is its visible part. The colour does not depend on the class, the
+background has muted texture at two scales, and shapes are tilted, striped or shaded. Category ids have gaps
+(10, 20, 30), so that a label mistaken for an id shows at once.
 """
 
 from __future__ import annotations
@@ -22,15 +21,19 @@ from pipeline.storage import files
 from pipeline.storage.uri import join_uri
 
 SHAPE_CATEGORIES = (Category(10, "circle"), Category(20, "square"), Category(30, "triangle"))
-_MIN_VISIBLE = 0.7  # a later shape may cover at most the rest of an earlier one
-_MAX_TILT = 0.35  # radians either way
+_MIN_VISIBLE = 0.7  # share of a shape that stays visible; later shapes may cover the rest
+_MAX_TILT = 0.35  # radians, to either side
 _MIN_VISIBLE_PX = 80
 
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """pixels uint8 [H, W, 3] RGB; labels 1..3 of SHAPE_CATEGORIES; masks bool [H, W] of what is visible,
-    disjoint.
+    """A drawn photo.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], RGB.
+        labels: 1..3, of SHAPE_CATEGORIES.
+        masks: bool [H, W] each: the visible pixels of a shape. They do not overlap.
     """
 
     pixels: np.ndarray
@@ -54,15 +57,13 @@ def draw_shapes(
     seed: int = 0,
     image_format: str = "png",
 ) -> None:
-    """Draws the corpus: `train/`, `val/`, `unlabelled/` of photos; `train.json`, `val.json` in COCO's form
-    with RLE.
+    """Draws the photos of `train/`, `val/` and `unlabelled/`, and writes `train.json` and `val.json` (COCO with RLE).
 
-    The unlabelled photos' truth is known too and lies in `unlabelled_truth.json`, for measuring only. Sides
-    vary by an eighth around `image_size`. Pixels and annotations are a pure function of the arguments.
+    The ground truth of the unlabelled photos is in `unlabelled_truth.json`, for evaluation only. Sides vary by an
+    eighth around `image_size`. Pixels and annotations are a pure function of the arguments.
 
-    PNG by default: its pixels are the same whichever library version wrote and reads them, so that figures of
-        two
-    machines compare exactly; "jpeg" (quality 92) looks more like photos.
+    PNG is the default: its pixels are the same whichever library version wrote and reads them, so results of two
+    machines compare exactly. "jpeg" (quality 92) looks more like photos.
 
     Raises:
         ValueError: a size below 32 px, a negative number, or another image format.
@@ -71,26 +72,29 @@ def draw_shapes(
         raise ValueError(f"image_size must be at least 32 px on each side, not {image_size}")
     if image_format not in ("png", "jpeg"):
         raise ValueError(f"image_format must be png or jpeg, not {image_format!r}")
-    parts = [("train", "train.json", num_train), ("val", "val.json", num_val)]
-    parts.append(("unlabelled", "unlabelled_truth.json", num_unlabelled))
-    for part, (name, json_name, count) in enumerate(parts):
+    splits = [
+        ("train", "train.json", num_train),
+        ("val", "val.json", num_val),
+        ("unlabelled", "unlabelled_truth.json", num_unlabelled),
+    ]
+    for split, (name, json_name, count) in enumerate(splits):
         if count < 0:
             raise ValueError(f"the number of {name} images must not be negative, not {count}")
         images = []
         for number in range(count):
-            rng = np.random.default_rng([seed, part, number])
+            rng = np.random.default_rng([seed, split, number])
             drawn = draw_image(rng, _vary(rng, image_size), max_shapes=max_shapes)
             file_name = f"{name}_{number:05d}.{'jpg' if image_format == 'jpeg' else 'png'}"
             uri = join_uri(join_uri(str(folder), name), file_name)
             files.write_bytes(uri, _encoded(drawn.pixels, image_format))
             height, width = drawn.pixels.shape[:2]
             images.append(AnnotatedImage(number + 1, file_name, uri, height, width, drawn.instances))
-        truth = to_coco(AnnotatedSet(tuple(images), SHAPE_CATEGORIES))
-        files.write_json(join_uri(str(folder), json_name), truth)
+        ground_truth = to_coco(AnnotatedSet(tuple(images), SHAPE_CATEGORIES))
+        files.write_json(join_uri(str(folder), json_name), ground_truth)
 
 
 def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_shapes: int = 4) -> DrawnImage:
-    """One picture of up to `max_shapes` shapes, drawn one over another; at least one shape is on it."""
+    """One photo of 1 to `max_shapes` shapes, drawn one over another; `image_size` is (height, width)."""
     height, width = image_size
     canvas = _background(rng, height, width)
     labels: list[int] = []
@@ -122,7 +126,7 @@ def _vary(rng: np.random.Generator, image_size: tuple[int, int]) -> tuple[int, i
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Clouds of two scales around a random grey, slightly coloured: float64 [H, W, 3]."""
+    """Slightly coloured noise at two scales around a random grey: float64 [H, W, 3]."""
     canvas = np.full((height, width, 3), rng.uniform(60, 195)) + rng.uniform(-15, 15, 3)
     for cells, strength in ((4, 18.0), (20, 8.0)):
         coarse = rng.normal(0.0, strength, (cells, cells, 1)) + rng.normal(0.0, strength / 3, (cells, cells, 3))
@@ -136,9 +140,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _shape_mask(rng: np.random.Generator, label: int, height: int, width: int) -> np.ndarray:
-    """bool [H, W]: pixels whose centre lies in a shape of random place, size and turn; it may cross the
-    border.
-    """
+    """bool [H, W]: pixels whose centre lies in a shape of random position, size and tilt; it may cross the border."""
     radius = min(height, width) * rng.uniform(0.14, 0.30)
     margin = 0.7 * radius  # a sliver at the border could be any of the three
     cy, cx = rng.uniform(margin, height - margin), rng.uniform(margin, width - margin)
@@ -152,18 +154,18 @@ def _shape_mask(rng: np.random.Generator, label: int, height: int, width: int) -
         v = dy * math.cos(angle) - dx * math.sin(angle)
         return np.maximum(np.abs(u), np.abs(v)) <= radius * 0.85
     inside = np.ones((height, width), dtype=bool)
-    for side in range(3):  # a triangle is where all three half-planes meet; 0.55 of the circumradius 1.1 away
-        turned = angle + math.pi / 2 + side * 2 * math.pi / 3  # one side below: it stands
-        inside &= dx * math.cos(turned) + dy * math.sin(turned) <= radius * 0.55
+    for side in range(3):  # three half-planes at 0.55 radius: an inscribed circle of that, a circumcircle of 1.1
+        normal = angle + math.pi / 2 + side * 2 * math.pi / 3  # the first points down: the triangle stands on it
+        inside &= dx * math.cos(normal) + dy * math.sin(normal) <= radius * 0.55
     return inside
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, inside: np.ndarray) -> None:
-    """Fills the mask with a colour that stands out from what is there, flat, shaded or striped."""
-    under = canvas[inside].mean(axis=0)
+    """Fills the mask with a colour unlike the mean of the pixels below: flat, shaded or striped."""
+    below = canvas[inside].mean(axis=0)
     colour = rng.uniform(0, 255, 3)
     for _ in range(10):
-        if np.abs(colour - under).sum() >= 150:
+        if np.abs(colour - below).sum() >= 150:
             break
         colour = rng.uniform(0, 255, 3)
     y, x = np.nonzero(inside)

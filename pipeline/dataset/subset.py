@@ -1,4 +1,4 @@
-"""Seeded parts of a data set, of any size, that are recorded and can be had again."""
+"""Subsets of a data set: drawn by seed, nested in one another, and recorded so that they can be taken again."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class SubsetRecord:
-    """Which images of which set were taken.
+    """The images of a subset, and which set they are from.
 
     Attributes:
-        seed: of the drawing.
-        num_images, of_images: how many were taken, of how many.
+        seed: of the random draw.
+        num_images, of_images: number of images in the subset and in the whole set.
         source_sha256: hash of the ids of the whole set, in order of id.
-        image_ids: those taken, in the order of the set.
+        image_ids: of the subset, in the order of the set.
     """
 
     seed: int
@@ -45,20 +45,20 @@ class SubsetRecord:
 
 
 def take_subset(annotated: AnnotatedSet, num_images: int, *, seed: int = 0) -> tuple[AnnotatedSet, SubsetRecord]:
-    """`num_images` images drawn evenly, in the order of the set, and the record of it.
+    """A uniform random subset of `num_images` images, in the order of the set, and its record.
 
-    Which are taken depends on the seed and the ids alone, not on the order of the file; subsets of one seed lie within
-    one another, so that 5,000 images are among the 10,000.
+    Which images are drawn depends only on the seed and the ids, not on the order of the file. Subsets of one seed are
+    nested: its 5,000 images are among its 10,000.
 
     Raises:
-        AnnotationError: fewer than one image wanted, or more than there are.
+        AnnotationError: `num_images` is below 1 or more than the set has.
     """
     if not 1 <= num_images <= len(annotated):
         raise AnnotationError(f"a subset of {num_images} images is wanted; allowed are 1 to {len(annotated)}")
     ids = _sorted_ids(annotated)
     order = np.random.default_rng(seed).permutation(len(ids))
-    chosen = {ids[place] for place in order[:num_images].tolist()}
-    subset = _only(annotated, chosen)
+    chosen = {ids[index] for index in order[:num_images].tolist()}
+    subset = _with_ids(annotated, chosen)
     record = SubsetRecord(
         seed, num_images, len(annotated), _hash_of(ids), tuple(image.image_id for image in subset.images)
     )
@@ -66,7 +66,7 @@ def take_subset(annotated: AnnotatedSet, num_images: int, *, seed: int = 0) -> t
 
 
 def save_subset(record: SubsetRecord, uri: str) -> None:
-    """Writes the record as JSON, whole or not at all."""
+    """Writes the record as JSON, atomically."""
     files.write_json(uri, record.to_dict())
 
 
@@ -74,8 +74,8 @@ def load_subset(annotated: AnnotatedSet, uri: str) -> tuple[AnnotatedSet, Subset
     """The images that a record names, and the record.
 
     Raises:
-        FileNotFoundError: no such record.
-        AnnotationError: no record, or one of another data set.
+        FileNotFoundError: there is no such file.
+        AnnotationError: the file is no record, or that of another data set.
     """
     content = files.read_json(uri)
     try:
@@ -93,10 +93,10 @@ def load_subset(annotated: AnnotatedSet, uri: str) -> tuple[AnnotatedSet, Subset
             f"{uri} is the record of a subset of another data set: of {record.of_images} images, where this one has "
             f"{len(annotated)}, or of other ids"
         )
-    return _only(annotated, set(record.image_ids)), record
+    return _with_ids(annotated, set(record.image_ids)), record
 
 
-def _only(annotated: AnnotatedSet, chosen: set[int | str]) -> AnnotatedSet:
+def _with_ids(annotated: AnnotatedSet, chosen: set[int | str]) -> AnnotatedSet:
     return replace(annotated, images=tuple(image for image in annotated.images if image.image_id in chosen))
 
 

@@ -1,14 +1,15 @@
-"""The one form every annotation format is read into: `AnnotatedSet` of `AnnotatedImage` of `Instance`.
+"""Annotated data sets in memory, the form that every format is read into: set, image, instance, segmentation.
 
-Coordinates are pixels of the image as annotated (that is, after the EXIF turn, unless the annotations fit
-only the unturned photo; see `images.py`). Labels are 1..K in the order of `AnnotatedSet.categories`; a
-category's `id` is the data set's own.
+An `AnnotatedSet` has `AnnotatedImage`s, and these have `Instance`s. Coordinates are pixels of the image as annotated:
+after its EXIF orientation is applied, unless the annotations fit only the photo as stored (see `photos.py`). Labels
+are 1..K in the order of `AnnotatedSet.categories`; a category's `id` is the data set's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 
@@ -18,14 +19,20 @@ from pipeline.masks.rle import decode_rle, encode_mask, polygons_to_rle, runs_to
 
 Box = tuple[float, float, float, float]
 Polygons = list[list[float]]
-Rle = dict  # {"size": [height, width], "counts": str | list[int]}, column-major, as in COCO
 
 IGNORE_NAME = "__ignore__"  # the class name of an ignore region, in formats that have only names
 FORMATS = ("coco", "via", "voc", "cityscapes", "labelme")
 
 
+class Rle(TypedDict):
+    """COCO's run-length encoding, column-major: size is [height, width], counts the string or the run lengths."""
+
+    size: list[int]
+    counts: str | bytes | list[int]
+
+
 class AnnotationError(ValueError):
-    """Annotations that cannot be used. The message names the file, the thing in it and what is allowed."""
+    """Annotations that cannot be used. The message names the file, the entry in it, and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +41,11 @@ class Instance:
 
     Attributes:
         label: 1..K; 0 for an ignore region that stands for every class (then `iscrowd` is True).
-        box: XYXY, half-open, float pixels. (Named `box`: the word `bbox` is kept for COCO's XYWH, see
-            `bbox`.)
-        segmentation: polygons [[x, y, x, y, ...], ...] in pixels, pixel (0, 0) covering 0..1, joined by
-            union; or a COCO RLE.
+        box: XYXY, half-open, float pixels. `bbox` is the same in COCO's XYWH.
+        segmentation: polygons [[x, y, x, y, ...], ...] in pixels, of which the union counts, where pixel (0, 0) covers
+            0..1; or a COCO RLE.
         iscrowd: a crowd or ignore region: neither positive nor negative in training.
-        area: of the object in square pixels, as the data set states it, else of the mask.
+        area: of the object in square pixels, as the data set states it, else that of the mask.
         keypoints: x, y, visibility triples (0 absent, 1 hidden, 2 visible), flat; None without keypoints.
     """
 
@@ -67,7 +73,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One photo and what is annotated on it.
+    """One photo and its annotations.
 
     Attributes:
         image_id: the data set's own id.
@@ -75,8 +81,8 @@ class AnnotatedImage:
         path: URI to read the photo from.
         height, width: size in pixels that the annotations refer to.
         instances: empty for an image known to show none of the labelled classes (a negative).
-        labelled_classes: labels that were looked for on this image; None means all of them. A class that is
-            not listed is not punished where it is predicted.
+        labelled_classes: labels that were looked for on this image; None means all of them. Predictions of other
+            classes cost nothing in the loss.
         extra_paths: URIs of aligned files whose bands follow the photo's (depth, infrared).
     """
 
@@ -98,7 +104,7 @@ class AnnotatedSet:
         images: in the order of the source.
         categories: the class map: label = index + 1.
         keypoint_names: one name for each keypoint; empty without keypoints.
-        notes: how often the reader had to decide something (name of the decision -> count); for people.
+        notes: how often the reader had to decide something: name of the decision -> count; for people to read.
     """
 
     images: tuple[AnnotatedImage, ...]
@@ -116,7 +122,7 @@ class AnnotatedSet:
 
 
 def segmentation_to_mask(segmentation: Polygons | Rle, height: int, width: int) -> np.ndarray:
-    """Pixels of a segmentation: uint8 [height, width] of 0 and 1; zeros for no polygon.
+    """The mask of a segmentation: uint8 [height, width] of 0 and 1; all zeros without a polygon.
 
     Raises:
         ValueError: an RLE of another size or malformed, a polygon that is no list of points.
@@ -165,14 +171,14 @@ def mask_to_instance(label: int, mask: np.ndarray, *, iscrowd: bool = False) -> 
 
 
 def segmentation_to_polygon(segmentation: Polygons | Rle, height: int, width: int) -> list[float]:
-    """One flat polygon with the same pixels: the given one where there is just one, else a traced one."""
+    """One flat polygon [x, y, ...] with the same pixels: the only one there is, else the mask's traced contour."""
     if isinstance(segmentation, list) and len(segmentation) == 1:
         return segmentation[0]
     return mask_to_polygon(segmentation_to_mask(segmentation, height, width))
 
 
 def polygon_area(polygons: Polygons) -> float:
-    """Square pixels inside the polygons by the shoelace formula, overlaps counted twice."""
+    """Area of the polygons in square pixels by the shoelace formula; overlaps count twice, no polygon gives 0."""
     total = 0.0
     for polygon in polygons:
         x, y = np.array(polygon, dtype=np.float64).reshape(-1, 2).T

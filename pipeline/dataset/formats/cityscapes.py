@@ -1,8 +1,7 @@
-"""Cityscapes instance maps (`*_instanceIds.png`) to the internal form and back.
+"""Cityscapes: reads and writes instance maps (`*_instanceIds.png`).
 
-A pixel's value is class * 1000 + number for one object, and the class alone (below 1000) for a group of
-objects that are not told apart, which is a crowd region. https://github.com/mcordts/cityscapesScripts
-(helpers/labels.py)
+A pixel's value is class * 1000 + number for one object. For a group of objects that are not told apart, which is a
+crowd region, it is the class alone (below 1000). https://github.com/mcordts/cityscapesScripts (helpers/labels.py)
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CITYSCAPES_CATEGORIES = (
     Category(32, "motorcycle"),
     Category(33, "bicycle"),
 )
-_NOT_EVALUATED = (29, 30)  # caravan and trailer: drawn as objects, left out of the benchmark
+_NOT_EVALUATED = (29, 30)  # caravan and trailer: annotated as objects, but not in the benchmark
 _IDS_ENDING = "_instanceIds.png"
 _CATEGORIES_FILE = "categories.json"
 
@@ -38,17 +37,16 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
     """Reads all instance maps below a folder.
 
     Args:
-        uri: the Cityscapes folder, or a part of it such as `gtFine/train`.
-        image_root: folder that takes the place of `leftImg8bit/<split>`'s parent; by default the
-            `leftImg8bit` beside `gtFine`.
+        uri: the Cityscapes folder, or a folder in it such as `gtFine/train`.
+        image_root: folder that holds the photos in `<split>/<city>`; by default `leftImg8bit` beside `gtFine`.
 
     Returns:
         Image ids are `city_sequence_frame`. The classes are the eight of the benchmark, or those of a
-        `categories.json` ([{"id", "name"}, ...], ids below 65) in the Cityscapes folder. Caravans and
-        trailers are regions that are neither positive nor negative.
+        `categories.json` ([{"id", "name"}, ...], ids 1 to 64) in the Cityscapes folder. Caravans and trailers are
+        regions that are neither positive nor negative.
 
     Raises:
-        AnnotationError: no instance map there.
+        AnnotationError: the folder has no instance map, or `categories.json` has an id out of range.
     """
     uri = plain_uri(str(uri)).rstrip("/")
     keys = [key for key in files.iter_names(uri, recursive=True) if key.endswith(_IDS_ENDING)]
@@ -61,19 +59,19 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
     ignored = set(_NOT_EVALUATED) - set(labels)
     images = []
     for key in keys:
-        ids = read_id_map(join_uri(uri, key))
+        ids_uri = join_uri(uri, key)
+        ids = read_id_map(ids_uri)
         label_of_value = {}
         for value in np.unique(ids).tolist():
             class_id = value if value < 1000 else value // 1000
             if class_id in labels or class_id in ignored:
                 label_of_value[value] = labels.get(class_id, 0)
         instances = tuple(
-            replace(found, iscrowd=value < 1000 or found.label == 0)
-            for value, found in id_map_to_instances(ids, label_of_value).items()
+            replace(instance, iscrowd=value < 1000 or instance.label == 0)
+            for value, instance in id_map_to_instances(ids, label_of_value).items()
         )
-        full = join_uri(uri, key)
-        photo_folder = _photo_folder(full, root, image_root)
-        name = _frame_of(base_name(full))
+        photo_folder = _photo_folder(ids_uri, root, image_root)
+        name = _frame_of(base_name(ids_uri))
         height, width = ids.shape
         file_name = f"{name}_leftImg8bit.png"
         if not files.is_file(join_uri(photo_folder, file_name)):
@@ -88,16 +86,17 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
 def write_cityscapes(
     annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", split: str = "train", city: str = "all"
 ) -> Counter[str]:
-    """Writes gtFine and leftImg8bit, and `categories.json`; category ids of 1 to 64 are kept, others are
-    numbered anew.
+    """Writes `gtFine/`, `leftImg8bit/` and `categories.json`.
 
-    Photos keep their file format. Crowd regions of one class and image become one group. Returns what
-    Cityscapes cannot
-    hold: what -> how often.
+    Category ids are kept where all are 1 to 64, else they are numbered from 1. Photos keep their file format. Crowd
+    regions of one class and image become one group.
+
+    Returns:
+        What Cityscapes cannot hold: description -> count.
 
     Raises:
-        AnnotationError: more than 64 classes, more than 1000 objects of a class on an image, or objects that
-            share pixels (`overlap`, see `draw_id_map`).
+        AnnotationError: more than 64 classes, more than 1000 objects of a class on an image, two photos of the same
+            name, or objects that share pixels (`overlap`, see `draw_id_map`).
     """
     losses: Counter[str] = Counter()
     ids_kept = all(1 <= category.id <= 64 for category in annotated.categories)
@@ -107,7 +106,7 @@ def write_cityscapes(
     if not ids_kept:
         losses["category ids numbered anew"] += len(class_ids)
     names = flat_names(annotated)
-    for place, image in enumerate(annotated.images):
+    for index, image in enumerate(annotated.images):
         numbers: Counter[int] = Counter()
         values = []
         for instance in image.instances:
@@ -121,7 +120,7 @@ def write_cityscapes(
         if numbers and max(numbers.values()) > 1000:
             raise AnnotationError(f"image {image.file_name} has over 1000 objects of a class; Cityscapes holds no more")
         ids = draw_id_map(image, values, overlap=overlap)
-        name, ending = file_stem(names[place]), names[place].rpartition(".")[2]
+        name, ending = file_stem(names[index]), names[index].rpartition(".")[2]
         target = join_uri(folder, f"gtFine/{split}/{city}/{name}_gtFine{_IDS_ENDING}")
         write_id_map(target, ids, bits=16)
         copy_photo(image, join_uri(folder, f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.{ending}"), losses)
@@ -129,8 +128,8 @@ def write_cityscapes(
         losses["lists of labelled classes"] += image.labelled_classes is not None
         losses["extra channels"] += len(image.extra_paths)
         losses["objects without a pixel of their own"] += len(set(values) - {0} - set(np.unique(ids).tolist()))
-    listing = [{"id": i, "name": c.name} for i, c in zip(class_ids, annotated.categories, strict=True)]
-    files.write_json(join_uri(folder, _CATEGORIES_FILE), listing)
+    categories = [{"id": i, "name": c.name} for i, c in zip(class_ids, annotated.categories, strict=True)]
+    files.write_json(join_uri(folder, _CATEGORIES_FILE), categories)
     return +losses
 
 
@@ -142,16 +141,15 @@ def _find_root(uri: str) -> tuple[str, tuple[Category, ...]]:
     if not files.is_file(listing):
         return root, CITYSCAPES_CATEGORIES
     categories = tuple(Category(int(entry["id"]), str(entry["name"])) for entry in files.read_json(listing))
-    if bad := [category.id for category in categories if not 1 <= category.id <= 64]:
-        raise AnnotationError(f"{listing}: category id {bad[0]} does not fit; allowed are 1 to 64")
+    if out_of_range := [category.id for category in categories if not 1 <= category.id <= 64]:
+        raise AnnotationError(f"{listing}: category id {out_of_range[0]} does not fit; allowed are 1 to 64")
     return root, categories
 
 
 def _photo_folder(ids_uri: str, root: str, image_root: str | None) -> str:
     folder = parent_uri(ids_uri)
-    below = folder.removeprefix(root).lstrip("/")
-    below = below.removeprefix("gtFine").lstrip("/")
-    return join_uri(image_root or join_uri(root, "leftImg8bit"), below) if below else folder
+    split_and_city = folder.removeprefix(root).lstrip("/").removeprefix("gtFine").lstrip("/")
+    return join_uri(image_root or join_uri(root, "leftImg8bit"), split_and_city) if split_and_city else folder
 
 
 def _frame_of(name: str) -> str:

@@ -1,9 +1,8 @@
-"""COCO JSON to the internal form and back.
+"""COCO JSON: reads and writes polygons, RLE, crowds, keypoints, and LVIS's lists of checked classes.
 
-Read: polygons, compressed and uncompressed RLE, crowd, keypoints, gaps in the category ids, LVIS's lists of
-    checked
-classes. The format is COCO's own (https://cocodataset.org/#format-data) with two optional keys of an image of
-ours: `labelled_category_ids` and `extra_file_names`.
+RLE may be compressed or not, and category ids may have gaps. The format is COCO's
+(https://cocodataset.org/#format-data), with two optional keys of our own in an image: `labelled_category_ids` and
+`extra_file_names`.
 """
 
 from __future__ import annotations
@@ -37,25 +36,26 @@ def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "
 
     Args:
         json_path: the file, or a folder with exactly one JSON file (or `annotations.json`).
-        image_root: folder of the photos; by default they are looked for beside the file and in folders named
-            as the file or its split (`annotations/instances_train2017.json` -> `train2017`).
+        image_root: folder of the photos; by default they are searched beside the file and in folders named like the
+            file or its split (`annotations/instances_train2017.json` -> `train2017`).
         unknown: annotations whose category_id is not declared: "refuse" raises, "ignore" makes them regions
             that are neither positive nor negative, "drop" leaves them out.
 
     Returns:
         Images in the file's order, labels in the order of category ids. Boxes are clipped to the image.
-        Polygons of fewer than three points are left out, and annotations of images that are not listed, both
-        counted in `notes`.
+        Polygons of fewer than three points, and annotations of images that are not listed, are left out and counted
+        in `notes`.
 
     Raises:
-        AnnotationError: not a COCO file, an image id twice, an unknown category when refused.
+        AnnotationError: not a COCO file, a duplicate image id, an unknown category when refused, or photos that are not
+            found.
     """
     json_path = coco_file(plain_uri(str(json_path)))
     return from_coco(files.read_json(json_path), json_path, image_root, unknown=unknown)
 
 
 def from_coco(content: Any, json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
-    """The set that a parsed COCO JSON object holds; `json_path` is where it came from. Otherwise as `load_coco`."""
+    """The set of a parsed COCO JSON object that was read from `json_path`; otherwise as `load_coco`."""
     for key in ("images", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise AnnotationError(f"{json_path} has no list {key!r}, so it is no COCO annotation file")
@@ -64,7 +64,7 @@ def from_coco(content: Any, json_path: str, image_root: str | None = None, *, un
     categories, keypoint_names = _read_categories(content["categories"], json_path)
     label_of = {category.id: index + 1 for index, category in enumerate(categories)}
 
-    by_image: dict[Any, list[dict]] = {}
+    by_image: dict[Any, list[dict[str, Any]]] = {}
     for image in content["images"]:
         if image["id"] in by_image:
             raise AnnotationError(f"{json_path}: image id {image['id']!r} stands there twice")
@@ -109,9 +109,8 @@ def from_coco(content: Any, json_path: str, image_root: str | None = None, *, un
 def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
     """The set as a COCO JSON object; annotation ids count from 1.
 
-    A segmentation is written as it is held: polygons stay polygons, RLE stays RLE, so masks are kept exactly.
-        An ignore
-    region of every class (label 0) is written as a crowd of each class, which is what it means in evaluation.
+    Polygons stay polygons and RLE stays RLE, so masks are kept exactly. An ignore region of every class (label 0) is
+    written as a crowd of each class, which is its meaning in evaluation.
     """
     categories: list[dict[str, Any]] = [{"id": c.id, "name": c.name} for c in annotated.categories]
     if annotated.keypoint_names:
@@ -151,13 +150,13 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
 
 
 def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = True) -> Counter[str]:
-    """Writes a COCO JSON file; the photos go to the folder beside it that is named as the file (`val.json` ->
-    `val/`).
+    """Writes a COCO JSON file, and copies the photos to the folder beside it of the same name (`val.json` -> `val/`).
 
-    Without copying, file names are relative to the JSON file's folder, where the photos can be reached so, or
-    full
-    URIs. Returns what COCO cannot hold: what -> how often (an ignore region of every class becomes a crowd of
-        each).
+    Without copying, file names are relative to the JSON file's folder where photos and file are on the local disk,
+    else full URIs.
+
+    Returns:
+        What COCO cannot hold: description -> count. (An ignore region of every class becomes a crowd of each.)
     """
     losses: Counter[str] = Counter()
     folder = parent_uri(json_path)
@@ -178,19 +177,19 @@ def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = T
 
 
 def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
-    """The folder, of those where COCO's photos usually lie, that holds the first of these files found
-    anywhere.
+    """The first of the folders where COCO's photos usually are that holds one of these files.
+
+    The files are tried in order. Without file names it is the JSON file's own folder.
 
     Raises:
-        AnnotationError: none does; the message names the folders tried. (No names: the JSON file's own
-            folder.)
+        AnnotationError: no folder holds any of them; the message names the folders tried.
     """
     folder, stem = parent_uri(json_path), file_stem(json_path)
     names = [stem, stem.partition("_")[2], stem.rpartition("_")[2], stem.partition("_")[0], "images"]
     names = list(dict.fromkeys(name for name in names if name))
     roots = [folder, *(join_uri(folder, name) for name in names)]
-    above = parent_uri(folder) if folder != "." else ".."
-    roots += [above, *(join_uri(above, name) for name in names)]
+    parent = parent_uri(folder) if folder != "." else ".."
+    roots += [parent, *(join_uri(parent, name) for name in names)]
     for file_name in file_names:
         for root in roots:
             if files.is_file(join_uri(root, file_name)):
@@ -209,26 +208,26 @@ def coco_file(path: str) -> str:
         if not files.is_file(path):
             raise AnnotationError(f"there is no annotation file {path}")
         return path
-    found = json_files_of(path)
-    if len(found) != 1:
-        names = ", ".join(base_name(uri) for uri in found) or "none"
+    json_files = json_files_of(path)
+    if len(json_files) != 1:
+        names = ", ".join(base_name(uri) for uri in json_files) or "none"
         raise AnnotationError(f"{path} should hold one COCO JSON file or annotations.json, but holds: {names}")
-    return found[0]
+    return json_files[0]
 
 
-def _read_categories(entries: list[dict], where: str) -> tuple[tuple[Category, ...], tuple[str, ...]]:
+def _read_categories(entries: list[dict[str, Any]], where: str) -> tuple[tuple[Category, ...], tuple[str, ...]]:
     categories = tuple(sorted((Category(int(e["id"]), str(e["name"])) for e in entries), key=lambda c: c.id))
-    for what in ("id", "name"):
-        values = Counter(getattr(category, what) for category in categories)
-        if twice := [value for value, count in values.items() if count > 1]:
-            raise AnnotationError(f"{where}: category {what} {twice[0]!r} stands there twice")
+    for key in ("id", "name"):
+        values = Counter(getattr(category, key) for category in categories)
+        if duplicates := [value for value, count in values.items() if count > 1]:
+            raise AnnotationError(f"{where}: category {key} {duplicates[0]!r} stands there twice")
     layouts = {tuple(entry["keypoints"]) for entry in entries if entry.get("keypoints")}
     if len(layouts) > 1:
         raise AnnotationError(f"{where}: its categories have different keypoints; one layout for a set is allowed")
     return categories, (layouts.pop() if layouts else ())
 
 
-def _read_instance(annotation: dict, label: int, height: int, width: int, notes: Counter[str]) -> Instance:
+def _read_instance(annotation: dict[str, Any], label: int, height: int, width: int, notes: Counter[str]) -> Instance:
     segmentation = _read_segmentation(annotation.get("segmentation"), notes)
     if (bbox := annotation.get("bbox")) and len(bbox) == 4:
         x, y, w, h = (float(value) for value in bbox)
@@ -259,13 +258,13 @@ def _read_instance(annotation: dict, label: int, height: int, width: int, notes:
 def _read_segmentation(segmentation: Any, notes: Counter[str]) -> Polygons | Rle:
     if isinstance(segmentation, Mapping):
         size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
-        if isinstance(counts, list):  # a crowd's run lengths: the string takes a tenth of the memory
+        if isinstance(counts, list):  # run lengths of a crowd: the string takes a tenth of the memory
             try:
                 counts = runs_to_rle(counts, *size)
             except ValueError:
                 notes["RLEs that cannot be read"] += 1
         return {"size": size, "counts": counts}
-    # pycocotools would take a "polygon" of four numbers for a box.
+    # pycocotools takes a "polygon" of four numbers for a box.
     polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6 and len(polygon) % 2 == 0]
     if len(polygons) < len(segmentation or ()):
         notes["polygons of fewer than three points left out"] += len(segmentation) - len(polygons)
@@ -274,18 +273,20 @@ def _read_segmentation(segmentation: Any, notes: Counter[str]) -> Polygons | Rle
     return polygons
 
 
-def _read_labelled(image: dict, instances: Sequence[Instance], label_of: Mapping[int, int]) -> tuple[int, ...] | None:
+def _read_labelled(
+    image: dict[str, Any], instances: Sequence[Instance], label_of: Mapping[int, int]
+) -> tuple[int, ...] | None:
     if (ids := image.get("labelled_category_ids")) is not None:
         return tuple(sorted(label_of[i] for i in ids if i in label_of))
     if (absent := image.get("neg_category_ids")) is not None:  # LVIS: only present and checked classes are labelled
-        part = set(image.get("not_exhaustive_category_ids", ()))
+        incomplete = set(image.get("not_exhaustive_category_ids", ()))
         labels = {label_of[i] for i in absent if i in label_of} | {i.label for i in instances}
-        return tuple(sorted(labels - {label_of[i] for i in part if i in label_of} - {0}))
+        return tuple(sorted(labels - {label_of[i] for i in incomplete if i in label_of} - {0}))
     return None
 
 
 def json_files_of(folder: str) -> list[str]:
-    """URIs of the JSON files in a folder; only `annotations.json` where there is one."""
+    """URIs of the JSON files in a folder, or only that of `annotations.json` if it exists."""
     names = [name for name in files.iter_names(folder) if name.lower().endswith(".json")]
     if "annotations.json" in names:
         names = ["annotations.json"]

@@ -1,6 +1,4 @@
-"""Images whose pixel values number the objects (VOC's SegmentationObject, Cityscapes' instanceIds), read and
-drawn.
-"""
+"""Id masks: reads and draws images whose pixel values number the objects, as VOC and Cityscapes have them."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ OVERLAPS = ("refuse", "smaller_on_top")
 
 
 def read_id_map(uri: str) -> np.ndarray:
-    """Pixel values of a palette, grey or 16-bit image: int64 [H, W]; a palette's colours do not matter.
+    """Pixel values of a palette, grey or 16-bit image: int64 [H, W]; of a palette image, the indices.
 
     Raises:
         AnnotationError: absent, unreadable, or a colour image.
@@ -48,7 +46,7 @@ def write_id_map(uri: str, ids: np.ndarray, *, bits: int = 8) -> None:
 
 
 def voc_palette() -> bytes:
-    """VOC's 256 colours, RGB: the bits of the index dealt out to the three channels from the top."""
+    """VOC's 256 RGB colours: the bits of the index go to the three channels in turn, highest bit first."""
     index = np.arange(256)
     colours = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):
@@ -58,33 +56,33 @@ def voc_palette() -> bytes:
 
 
 def id_map_to_instances(ids: np.ndarray, labels: Mapping[int, int]) -> dict[int, Instance]:
-    """One instance, with the label given, for each id that occurs; ids without a label are left out.
+    """Instances of an id map [H, W] by id, with exact RLE, box and area; ids that have no label are left out.
 
-    One pass over the runs of the whole map, so the time does not grow with the number of objects.
+    Ids that do not occur have no instance. The map's runs are found in one pass, not one pass for each object.
     """
     height, width = ids.shape
     flat = ids.T.ravel()
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     ends = np.append(starts[1:], len(flat))
     values = flat[starts]
-    found = [int(value) for value in np.unique(values) if int(value) in labels]
+    labelled_ids = [int(value) for value in np.unique(values) if int(value) in labels]
     counts = []
-    for value in found:
-        mine = values == value
-        edges = np.stack([starts[mine], ends[mine]], axis=1).ravel()
+    for value in labelled_ids:
+        is_object = values == value
+        edges = np.stack([starts[is_object], ends[is_object]], axis=1).ravel()
         runs = np.diff(np.concatenate(([0], edges, [len(flat)])))
         counts.append(runs_to_rle((runs if runs[-1] else runs[:-1]).tolist(), height, width))
-    if not found:
+    if not labelled_ids:
         return {}
     areas, boxes = rle_areas(counts), xywh_to_xyxy(rle_bbox(counts, height, width))
     return {
         value: Instance(
             label=labels[value],
-            box=_as_box(boxes[place]),
-            segmentation={"size": [height, width], "counts": counts[place]},
-            area=float(areas[place]),
+            box=_as_box(boxes[index]),
+            segmentation={"size": [height, width], "counts": counts[index]},
+            area=float(areas[index]),
         )
-        for place, value in enumerate(found)
+        for index, value in enumerate(labelled_ids)
     }
 
 
@@ -94,13 +92,12 @@ def _as_box(values: np.ndarray) -> Box:
 
 
 def draw_id_map(image: AnnotatedImage, ids: list[int], *, overlap: str = "refuse") -> np.ndarray:
-    """int64 [H, W]: at each pixel the id of the object there, 0 for none.
+    """An image's instances as an id map: int64 [H, W], the id of the object at each pixel, 0 for none.
 
     Args:
         image: its instances are drawn.
         ids: one for each instance; 0 leaves an instance out.
-        overlap: "refuse", or "smaller_on_top" where two objects share pixels, of which one must then lose
-            them.
+        overlap: where objects share pixels, "refuse" raises and "smaller_on_top" gives the pixels to the smaller one.
 
     Raises:
         AnnotationError: objects share pixels, and that is refused.

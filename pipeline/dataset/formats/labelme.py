@@ -1,6 +1,4 @@
-"""LabelMe JSON, one file for each photo, to the internal form and back.
-https://github.com/wkentaro/labelme
-"""
+"""LabelMe: reads and writes its JSON, one file for each photo. https://github.com/wkentaro/labelme"""
 
 from __future__ import annotations
 
@@ -32,27 +30,27 @@ from pipeline.storage import files
 from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri
 
 _CIRCLE_POINTS = 64
-_NOT_AREAS = ("point", "line", "linestrip", "points")
+_SHAPES_WITHOUT_AREA = ("point", "line", "linestrip", "points")
 _BACKGROUND_NAME = "_background_"
 
 
 def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
-    """Reads a folder of LabelMe files (or one file): polygons, rectangles, circles and masks.
+    """Reads a folder of LabelMe files, or one file: polygons, rectangles, circles and masks.
 
-    Shapes of one label with the same `group_id` are one object. Shapes labelled `__ignore__`, or with the
-    flag `iscrowd`, are regions that are neither positive nor negative. Points and lines are left out, counted
-    in `notes`.
+    Shapes of one label with the same `group_id` are one object. Shapes labelled `__ignore__`, or with the flag
+    `iscrowd`, are regions that are neither positive nor negative. Points and lines are left out and counted in `notes`.
 
     Args:
         uri: the folder, or one JSON file.
         image_root: folder of the photos; by default each file's `imagePath` is followed.
 
     Returns:
-        Images in order of file name, ids from 1; classes in the order of `labels.txt` where the folder has
-        one (LabelMe's own convention), else of name; category ids from 1.
+        Images in order of file name, ids from 1. Classes are in the order of `labels.txt` where the folder has one
+        (LabelMe's own convention), else in order of name; category ids from 1.
 
     Raises:
-        AnnotationError: no LabelMe file there, an unknown kind of shape, or a label that `labels.txt` lacks.
+        AnnotationError: no LabelMe file, an unknown shape type, a mask beyond the image, or a label that `labels.txt`
+            lacks.
     """
     uri = plain_uri(str(uri)).rstrip("/")
     folder = parent_uri(uri) if uri.lower().endswith(".json") else uri
@@ -69,16 +67,16 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
         where = join_uri(folder, name)
         height, width = int(entry["imageHeight"]), int(entry["imageWidth"])
         groups: dict[Any, list[dict[str, Any]]] = {}
-        for place, shape in enumerate(entry["shapes"]):
+        for index, shape in enumerate(entry["shapes"]):
             if shape["label"] not in label_of:
                 raise AnnotationError(
                     f"{where}: the label {shape['label']!r} is not in labels.txt: {', '.join(classes)}"
                 )
-            if shape.get("shape_type", "polygon") in _NOT_AREAS:
+            if shape.get("shape_type", "polygon") in _SHAPES_WITHOUT_AREA:
                 notes["points and lines left out"] += 1
                 continue
             group = shape.get("group_id")
-            groups.setdefault((shape["label"], place if group is None else f"group {group}"), []).append(shape)
+            groups.setdefault((shape["label"], index if group is None else f"group {group}"), []).append(shape)
         instances = tuple(
             _to_instance(shapes, label_of[label], height, width, where) for (label, _), shapes in groups.items()
         )
@@ -92,13 +90,17 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
 def write_labelme(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True) -> Counter[str]:
     """Writes one JSON file for each photo, and `labels.txt`.
 
-    Parts of an object are polygons of one group; an object with holes is a shape of type `mask`. Returns what
-    LabelMe
-    cannot hold: what -> how often.
+    The parts of an object are polygons of one group. An object with holes is a shape of type `mask`.
+
+    Returns:
+        What LabelMe cannot hold: description -> count.
+
+    Raises:
+        AnnotationError: two photos of the same name.
     """
     losses: Counter[str] = Counter()
     names = flat_names(annotated)
-    for place, image in enumerate(annotated.images):
+    for index, image in enumerate(annotated.images):
         shapes: list[dict[str, Any]] = []
         for group, instance in enumerate(image.instances, start=1):
             label = annotated.categories[instance.label - 1].name if instance.label else IGNORE_NAME
@@ -107,18 +109,18 @@ def write_labelme(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = T
         losses["lists of labelled classes"] += image.labelled_classes is not None
         losses["extra channels"] += len(image.extra_paths)
         if copy_photos:
-            copy_photo(image, join_uri(folder, names[place]), losses)
+            copy_photo(image, join_uri(folder, names[index]), losses)
         content: dict[str, Any] = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": names[place] if copy_photos else reference_to(image, folder),
+            "imagePath": names[index] if copy_photos else reference_to(image, folder),
             "imageData": None,
             "imageHeight": image.height,
             "imageWidth": image.width,
         }
-        files.write_json(join_uri(folder, f"{file_stem(names[place])}.json"), content)
-    if any(c.id != index + 1 for index, c in enumerate(annotated.categories)):
+        files.write_json(join_uri(folder, f"{file_stem(names[index])}.json"), content)
+    if [c.id for c in annotated.categories] != list(range(1, len(annotated.categories) + 1)):
         losses["category ids numbered anew"] += len(annotated.categories)
     lines = [IGNORE_NAME, _BACKGROUND_NAME, *(category.name for category in annotated.categories)]
     files.write_bytes(join_uri(folder, "labels.txt"), "".join(f"{line}\n" for line in lines).encode())
@@ -163,18 +165,18 @@ def _outline(shape: dict[str, Any], where: str) -> list[float]:
 
 
 def _shape_pixels(shape: dict[str, Any], height: int, width: int, where: str) -> np.ndarray:
-    """bool [H, W]; a mask's two points are its first and its last pixel."""
+    """A shape's mask: bool [H, W]. The two points of a shape of type `mask` are its first and its last pixel."""
     if shape.get("shape_type") != "mask":
         return segmentation_to_mask([_outline(shape, where)], height, width) != 0
     with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
-        part = np.asarray(image.convert("L")) != 0
+        window = np.asarray(image.convert("L")) != 0
     x, y = (round(value) for value in shape["points"][0])
-    if x < 0 or y < 0 or y + part.shape[0] > height or x + part.shape[1] > width:
+    if x < 0 or y < 0 or y + window.shape[0] > height or x + window.shape[1] > width:
         raise AnnotationError(
-            f"{where}: a mask of {part.shape} pixels at ({x}, {y}) on an image of [{height}, {width}]"
+            f"{where}: a mask of {window.shape} pixels at ({x}, {y}) on an image of [{height}, {width}]"
         )
     pixels = np.zeros((height, width), dtype=bool)
-    pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+    pixels[y : y + window.shape[0], x : x + window.shape[1]] = window
     return pixels
 
 

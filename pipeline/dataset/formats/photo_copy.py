@@ -1,4 +1,4 @@
-"""Photos on their way into the folders of another format."""
+"""Photos beside written annotations: their file names, their copies, or references to the originals."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from pipeline.storage.uri import file_stem, is_local, local_path
 
 
 def flat_names(annotated: AnnotatedSet) -> dict[int, str]:
-    """A file name without folders for each image (by its place), for formats that keep all photos in one
-    folder.
+    """A file name without folders for the image at each index, for formats that keep all photos in one folder.
 
     Raises:
-        AnnotationError: two images would get the same name, or differ in their extension only.
+        AnnotationError: two names would be the same, or differ only in their extension.
     """
-    names = {place: image.file_name.replace("/", "__") for place, image in enumerate(annotated.images)}
+    names = {index: image.file_name.replace("/", "__") for index, image in enumerate(annotated.images)}
     stems = Counter(file_stem(name) for name in names.values())
-    if twice := [name for name, count in stems.items() if count > 1]:
-        raise AnnotationError(f"two photos are named {twice[0]}, and the format has one folder for all photos")
+    if duplicates := [name for name, count in stems.items() if count > 1]:
+        raise AnnotationError(f"two photos are named {duplicates[0]}, and the format has one folder for all photos")
     return names
 
 
 def copy_photo(image: AnnotatedImage, target: str, losses: Counter[str]) -> None:
-    """Copies the photo's bytes; one that cannot be read is counted and left out."""
+    """Copies the photo's bytes; a photo that cannot be read is left out and counted in `losses`."""
     try:
         files.write_bytes(target, files.read_bytes(image.path))
     except OSError:
@@ -33,7 +32,7 @@ def copy_photo(image: AnnotatedImage, target: str, losses: Counter[str]) -> None
 
 
 def reference_to(image: AnnotatedImage, folder: str) -> str:
-    """How a file in `folder` names the photo where it is: relative on the same disk, else its URI."""
+    """The photo's name for a file in `folder`: a relative path if both are on the local disk, else its URI."""
     if is_local(image.path) and is_local(folder):
         return os.path.relpath(local_path(image.path), local_path(folder)).replace(os.sep, "/")
     return image.path

@@ -1,4 +1,4 @@
-"""Reads annotations of any format: finds out the format of a file or folder and calls its reader."""
+"""Reads annotations of any format: detects the format of a file or folder and calls its reader."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ def load_annotations(
     unknown: str = "refuse",
     default_category: str = "object",
 ) -> AnnotatedSet:
-    """Reads a data set, telling its format from what is there.
+    """Reads a data set, of a detected format unless it is named.
 
     Args:
-        uri: a JSON file or a folder (VOC: also one of its lists of names).
+        uri: a JSON file or a folder (for VOC also one of its lists of names).
         format: one of FORMATS, or "auto".
-        image_root: folder of the photos, where they are not where the format has them.
+        image_root: folder of the photos, where it is not the format's usual one.
         unknown: COCO annotations of a category that is not declared: "refuse", "ignore" (neither positive nor
             negative) or "drop".
-        default_category: the class's name in VIA files that name none.
+        default_category: name of the only class in VIA files whose regions have no attributes.
 
     Raises:
-        AnnotationError: nothing there that is understood; the message says what was looked for.
+        AnnotationError: an unknown format, no annotations (the message says what was looked for), or annotations that
+            the format's reader refuses.
     """
     uri = plain_uri(str(uri))
     if format == "auto":
@@ -53,7 +54,7 @@ def detect_format(uri: str) -> str:
     """The format (one of FORMATS) of a JSON file, a folder, or a list of VOC names.
 
     Raises:
-        AnnotationError: neither a file nor a folder, or nothing there that is understood.
+        AnnotationError: neither a file nor a folder, or none with annotations of a known format.
     """
     if uri.lower().endswith((".json", ".txt")):
         if not files.is_file(uri):
@@ -67,8 +68,8 @@ def detect_format(uri: str) -> str:
         return "voc"
     if "gtFine" in uri.split("/") or files.is_folder(join_uri(uri, "gtFine")):
         return "cityscapes"
-    if found := json_files_of(uri):
-        return _format_of_json(found[0])
+    if json_files := json_files_of(uri):
+        return _format_of_json(json_files[0])
     raise AnnotationError(
         f"{uri} holds no annotations that are understood: looked for via_region_data.json (VIA), "
         "*.json (COCO, LabelMe), SegmentationObject/ (VOC), gtFine/ (Cityscapes)"
@@ -76,7 +77,7 @@ def detect_format(uri: str) -> str:
 
 
 def _format_of_json(uri: str) -> str:
-    content = files.read_bytes(uri)  # searched, not parsed: COCO's own files have half a gigabyte
+    content = files.read_bytes(uri)  # searched, not parsed: COCO's own file has half a gigabyte
     if b'"images"' in content and (b'"annotations"' in content or b'"categories"' in content):
         return "coco"
     if b'"shapes"' in content:

@@ -1,6 +1,6 @@
-"""VGG Image Annotator JSON (versions 1 and 2, and whole projects) to the internal form.
+"""VGG Image Annotator (VIA): reads JSON of versions 1 and 2 and of whole projects, and writes it.
 
-VIA states no image sizes: they are read from the photos. https://www.robots.ox.ac.uk/~vgg/software/via/
+VIA files have no image sizes: they are read from the photos. https://www.robots.ox.ac.uk/~vgg/software/via/
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ def load_via(
     default_category: str = "object",
     class_attribute: str | None = None,
 ) -> AnnotatedSet:
-    """Reads VIA annotations: polygons, polylines (closed), rectangles, circles, ellipses; points are left
-    out, counted.
+    """Reads VIA annotations: polygons, polylines (closed), rectangles, circles and ellipses.
+
+    Points are left out and counted in `notes`.
 
     Args:
         folder_or_json: the JSON file, or a folder that holds `via_region_data.json`.
         image_root: folder of the photos; by default that of the JSON file.
-        default_category: the category's name where regions carry no attributes (balloon), so that there is
-            one class.
-        class_attribute: the region attribute that names the class; found by itself where there is only one
-            attribute or one of the usual names (class, label, category, name, type, object).
+        default_category: the name of the only class where regions have no attributes (balloon).
+        class_attribute: the region attribute that names the class; by default the only attribute, or the first of
+            class, label, category, name, type, object that there is.
 
     Returns:
-        Images in the file's order, ids from 1; category ids from 1 in order of name. An image whose photo
-        cannot be read has size (0, 0) and is skipped by the loader.
+        Images in the file's order, ids from 1; category ids from 1 in order of name. An image whose photo cannot be
+        read has size (0, 0), and the loader skips it.
 
     Raises:
-        AnnotationError: no VIA file, no attribute that could be the class, or a region without one.
+        AnnotationError: no VIA file, several attributes of which none is known to name the class, or a region without
+            the class attribute.
     """
     json_path = plain_uri(str(folder_or_json))
     if not json_path.lower().endswith(".json"):
@@ -69,17 +70,17 @@ def load_via(
     entries = [(entry["filename"], _regions_of(entry)) for entry in content.values()]
     attribute = class_attribute or _class_attribute([r for _, regions in entries for r in regions], json_path)
     names = [[_class_of(r, attribute, default_category, f) for r in regions] for f, regions in entries]
-    used = sorted({name for of_image in names for name in of_image} - {IGNORE_NAME}) or [default_category]
+    used = sorted({name for image_names in names for name in image_names} - {IGNORE_NAME}) or [default_category]
     label_of = {name: index + 1 for index, name in enumerate(used)} | {IGNORE_NAME: 0}
 
     notes: Counter[str] = Counter()
     images = []
-    for number, ((file_name, regions), of_image) in enumerate(zip(entries, names, strict=True), start=1):
+    for number, ((file_name, regions), image_names) in enumerate(zip(entries, names, strict=True), start=1):
         path = join_uri(root, file_name)
         outlines = [_polygon_of(region["shape_attributes"], file_name) for region in regions]
         height, width = _size_of(path, outlines, notes)
         instances = []
-        for region, name, outline in zip(regions, of_image, outlines, strict=True):
+        for region, name, outline in zip(regions, image_names, outlines, strict=True):
             if outline is None:
                 notes["points left out"] += 1
                 continue
@@ -93,17 +94,21 @@ def load_via(
 
 
 def write_via(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True) -> Counter[str]:
-    """Writes `via_region_data.json` and the photos: one polygon for each object, its class in the attribute
-    `class`.
+    """Writes `via_region_data.json` and the photos: one polygon for each object, its class in the attribute `class`.
 
-    An object of several parts or with holes becomes one path that draws the same pixels. Crowd regions carry
-    the
-    attribute `iscrowd`. Returns what VIA cannot hold: what -> how often.
+    An object of several parts or with holes becomes one polygon that covers the same pixels. Crowd regions have the
+    attribute `iscrowd`.
+
+    Returns:
+        What VIA cannot hold: description -> count.
+
+    Raises:
+        AnnotationError: two photos of the same name.
     """
     losses: Counter[str] = Counter()
     names = flat_names(annotated)
     content = {}
-    for place, image in enumerate(annotated.images):
+    for index, image in enumerate(annotated.images):
         regions = []
         for instance in image.instances:
             polygon = segmentation_to_polygon(instance.segmentation, image.height, image.width)
@@ -119,8 +124,8 @@ def write_via(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True)
         losses["lists of labelled classes"] += image.labelled_classes is not None
         losses["extra channels"] += len(image.extra_paths)
         if copy_photos:
-            copy_photo(image, join_uri(folder, names[place]), losses)
-        name = names[place] if copy_photos else reference_to(image, folder)
+            copy_photo(image, join_uri(folder, names[index]), losses)
+        name = names[index] if copy_photos else reference_to(image, folder)
         content[name] = {"filename": name, "size": -1, "regions": regions, "file_attributes": {}}
     used = {instance.label for image in annotated.images for instance in image.instances}
     losses["classes without an object"] += len(set(range(1, len(annotated.categories) + 1)) - used)
@@ -141,8 +146,8 @@ def _class_attribute(regions: list[dict[str, Any]], where: str) -> str | None:
     keys = {key for region in regions for key in region.get("region_attributes") or {}} - {_CROWD}
     if len(keys) <= 1:
         return next(iter(keys), None)
-    if usual := [key for key in _CLASS_ATTRIBUTES if key in keys]:
-        return usual[0]
+    if known_keys := [key for key in _CLASS_ATTRIBUTES if key in keys]:
+        return known_keys[0]
     raise AnnotationError(
         f"{where}: which of the region attributes {sorted(keys)} names the class? Say class_attribute"
     )
@@ -152,7 +157,7 @@ def _class_of(region: dict[str, Any], attribute: str | None, default: str, file_
     if attribute is None:
         return default
     value = (region.get("region_attributes") or {}).get(attribute)
-    if isinstance(value, dict):  # a checkbox: {"dog": true}
+    if isinstance(value, dict):  # check boxes: {"dog": true}
         chosen = [name for name, on in value.items() if on]
         value = chosen[0] if len(chosen) == 1 else None
     if value is None or value == "":
@@ -161,9 +166,7 @@ def _class_of(region: dict[str, Any], attribute: str | None, default: str, file_
 
 
 def _polygon_of(shape: dict[str, Any], file_name: str) -> list[float] | None:
-    """The outline as one flat polygon; a closing point that repeats the first is dropped. None for a
-    point.
-    """
+    """The outline as one flat polygon, without a closing point that repeats the first; None for a point."""
     kind = shape.get("name")
     if kind in ("polygon", "polyline"):
         points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
@@ -192,17 +195,17 @@ def _polygon_of(shape: dict[str, Any], file_name: str) -> list[float] | None:
 
 
 def _size_of(path: str, outlines: list[list[float] | None], notes: Counter[str]) -> tuple[int, int]:
-    """(H, W) the outlines refer to: the photo's after its EXIF turn, unless they fit it only unturned."""
+    """(H, W) that the outlines refer to: the photo's turned size, or its stored one if they fit only that."""
     try:
         header = read_header(path)
     except UnusablePhoto:
         notes["photos that cannot be read"] += 1
         return (0, 0)
-    far_x = max((max(outline[0::2]) for outline in outlines if outline), default=0)
-    far_y = max((max(outline[1::2]) for outline in outlines if outline), default=0)
+    max_x = max((max(outline[0::2]) for outline in outlines if outline), default=0)
+    max_y = max((max(outline[1::2]) for outline in outlines if outline), default=0)
 
     def fits(size: tuple[int, int]) -> bool:
-        return far_y <= size[0] + 1 and far_x <= size[1] + 1  # clicks on the border lie up to a pixel outside
+        return max_y <= size[0] + 1 and max_x <= size[1] + 1  # clicks on the border are up to a pixel outside
 
     stored = (header.height, header.width)
     if header.turned_size != stored and not fits(header.turned_size) and fits(stored):

@@ -1,9 +1,8 @@
-"""PASCAL VOC to the internal form and back.
+"""PASCAL VOC: reads and writes folders with instance masks. http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
 
-Masks come from SegmentationObject (pixel value = number of the object), classes from SegmentationClass (pixel
-value = index of the class) or else from the objects of the XML file, which stand in the order of their
-numbers. Pixels of value 255 (void, the seam around each object) belong to nothing.
-http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
+Masks come from SegmentationObject (pixel value = number of the object). Classes come from SegmentationClass (pixel
+value = index of the class), or else from the objects of the XML file, which are in the order of their numbers. Pixels
+of value 255 (void, the border around each object) belong to no object.
 """
 
 from __future__ import annotations
@@ -39,20 +38,18 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
     """Reads the images of a VOC folder that have instance masks.
 
     Args:
-        uri: the folder that holds SegmentationObject (all its images), or a list of it such as
+        uri: the folder that holds SegmentationObject, for all its images, or one of its lists such as
             `ImageSets/Segmentation/train.txt`.
         image_root: folder of the photos; JPEGImages by default.
 
     Returns:
-        Image ids are the names without extension. Classes are those of `class_names.txt` where there is one
-        (first line `_background_`), VOC's twenty where the names are among them, else the XML's names in
-        order. A difficult
-        object is a crowd region: neither positive nor negative. An image without an instance mask is left
-            out, counted
-        in `notes`.
+        Image ids are the names without extension. Classes are those of `class_names.txt` where there is one (first
+        line `_background_`), VOC's twenty where the XML's names are among them, else the XML's names in order. A
+        difficult object is a crowd region: neither positive nor negative. Images without an instance mask are left
+        out and counted in `notes`.
 
     Raises:
-        AnnotationError: no such folder, no instance masks, or an object whose class nothing tells.
+        AnnotationError: no such folder, no instance masks, invalid XML, or an object without a class.
     """
     uri = plain_uri(str(uri)).rstrip("/")
     root, names = _names_of(uri)
@@ -64,11 +61,11 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
     photos = {file_stem(name): name for name in files.iter_names(photo_root)}
     images = []
     for name in names:
-        uri_of_ids = join_uri(root, f"SegmentationObject/{name}.png")
-        if not files.is_file(uri_of_ids):
+        ids_uri = join_uri(root, f"SegmentationObject/{name}.png")
+        if not files.is_file(ids_uri):
             notes["images without an instance mask left out"] += 1
             continue
-        ids = read_id_map(uri_of_ids)
+        ids = read_id_map(ids_uri)
         numbers = [int(n) for n in np.unique(ids) if n not in (0, _VOID)]
         listed = objects[name]
         labels = _labels_by_class_map(root, name, ids, numbers, len(classes))
@@ -77,16 +74,16 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
             for number in numbers:
                 if listed is None or not 1 <= number <= len(listed):
                     raise AnnotationError(
-                        f"{uri_of_ids}: object {number} has no class: there is no "
+                        f"{ids_uri}: object {number} has no class: there is no "
                         f"SegmentationClass/{name}.png, and Annotations/{name}.xml lists "
                         f"{len(listed or ())} objects"
                     )
                 labels[number] = label_of.get(listed[number - 1].name, 0)
-        # The XML's flags belong to the masks only where it lists as many objects as are drawn.
+        # The XML's flags are those of the masks only where it lists an object for each of their numbers.
         flags = listed if listed is not None and numbers and len(listed) >= max(numbers) else None
         instances = tuple(
-            replace(found, iscrowd=found.label == 0 or (flags is not None and flags[number - 1].difficult))
-            for number, found in id_map_to_instances(ids, labels).items()
+            replace(instance, iscrowd=instance.label == 0 or (flags is not None and flags[number - 1].difficult))
+            for number, instance in id_map_to_instances(ids, labels).items()
         )
         photo = photos.get(name, f"{name}.jpg")
         height, width = ids.shape
@@ -98,35 +95,37 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
 
 
 def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", split: str = "train") -> Counter[str]:
-    """Writes a VOC folder: JPEGImages, SegmentationObject, SegmentationClass, Annotations, ImageSets,
-    class_names.txt.
+    """Writes a VOC folder: JPEGImages, SegmentationObject, SegmentationClass, Annotations, ImageSets, class_names.txt.
 
-    Crowd regions become difficult objects. Returns what VOC cannot hold: what -> how often.
+    Crowd regions become difficult objects.
+
+    Returns:
+        What VOC cannot hold: description -> count.
 
     Raises:
-        AnnotationError: more than 254 objects on an image, more than 254 classes, or objects that share
-            pixels (`overlap`, see `draw_id_map`).
+        AnnotationError: more than 254 objects on an image, more than 254 classes, two photos of the same name, or
+            objects that share pixels (`overlap`, see `draw_id_map`).
     """
     losses: Counter[str] = Counter()
     names = flat_names(annotated)
     if len(annotated.categories) >= _VOID:
         raise AnnotationError(f"VOC holds at most 254 classes, not {len(annotated.categories)}")
-    for place, image in enumerate(annotated.images):
+    for index, image in enumerate(annotated.images):
         if len(image.instances) >= _VOID:
             raise AnnotationError(f"image {image.file_name} has {len(image.instances)} objects; VOC holds at most 254")
-        name = file_stem(names[place])
+        name = file_stem(names[index])
         ids = draw_id_map(image, list(range(1, len(image.instances) + 1)), overlap=overlap)
         classes = np.array([0] + [i.label if i.label else _VOID for i in image.instances])[ids]
         write_id_map(join_uri(folder, f"SegmentationObject/{name}.png"), ids)
         write_id_map(join_uri(folder, f"SegmentationClass/{name}.png"), classes)
-        xml = _to_xml(image, names[place], annotated.categories)
+        xml = _to_xml(image, names[index], annotated.categories)
         files.write_bytes(join_uri(folder, f"Annotations/{name}.xml"), xml)
-        copy_photo(image, join_uri(folder, f"JPEGImages/{names[place]}"), losses)
+        copy_photo(image, join_uri(folder, f"JPEGImages/{names[index]}"), losses)
         losses["keypoints"] += sum(i.keypoints is not None for i in image.instances)
         losses["lists of labelled classes"] += image.labelled_classes is not None
         losses["extra channels"] += len(image.extra_paths)
         losses["objects without a pixel of their own"] += len(image.instances) - len(set(np.unique(ids)) - {0})
-    listing = "".join(f"{file_stem(names[place])}\n" for place in range(len(annotated.images)))
+    listing = "".join(f"{file_stem(name)}\n" for name in names.values())
     files.write_bytes(join_uri(folder, f"ImageSets/Segmentation/{split}.txt"), listing.encode())
     lines = "".join(f"{line}\n" for line in ["_background_", *(c.name for c in annotated.categories)])
     files.write_bytes(join_uri(folder, "class_names.txt"), lines.encode())
@@ -134,7 +133,7 @@ def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", 
 
 
 def _names_of(uri: str) -> tuple[str, list[str]]:
-    """The VOC folder and the names of the images wanted."""
+    """The VOC folder, and the names of the images to read."""
     if uri.lower().endswith(".txt"):
         if not files.is_file(uri):
             raise AnnotationError(f"there is no list {uri}")
@@ -172,7 +171,7 @@ def _class_names(root: str, objects: Iterable[list[_XmlObject] | None]) -> tuple
 def _labels_by_class_map(
     root: str, name: str, ids: np.ndarray, numbers: list[int], num_classes: int
 ) -> dict[int, int] | None:
-    """Each object's class: the most frequent value of SegmentationClass on it; None without such a file."""
+    """Each object's class: the most frequent value of SegmentationClass on its mask; None without such a file."""
     uri = join_uri(root, f"SegmentationClass/{name}.png")
     if not files.is_file(uri):
         return None

@@ -1,1 +1,1 @@
-"""Transforms of training samples: augmentation, geometry, copy-paste."""
+"""Transforms of training samples: random augmentation, geometry, copy-paste."""

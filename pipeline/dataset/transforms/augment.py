@@ -1,8 +1,7 @@
-"""Random changes of a training sample, on torchvision.transforms.v2; photo, masks, boxes and keypoints stay
-together.
+"""Random augmentation of a training sample with torchvision.transforms.v2: colour, flips, rotation, resizing.
 
-The form of a sample is that of `sample.py`. Whatever is random here is a function of the seed that the loader
-sets for each sample.
+Photo, masks, boxes and keypoints are changed together. The form of a sample is that of `sample.py`. Everything random
+here is a function of the seed that the loader sets for each sample.
 """
 
 from __future__ import annotations
@@ -40,19 +39,19 @@ def build_transforms(
     jitter_scales: tuple[float, float] = (0.1, 2.0),
     keypoint_names: Sequence[str] = (),
 ) -> Transform:
-    """The transforms wanted as one, in this order: colour, flips, rotation, resizing; none by default.
+    """One transform of all that are wanted, in this order: colour, flips, rotation, resizing; by default none.
 
     Args:
         horizontal_flip, vertical_flip: probabilities.
         brightness, contrast, saturation: each is multiplied by a factor from 1 - value to 1 + value.
-        hue: turned by -value to value of the whole circle, at most 0.5.
-        rotation: probability of a turn.
-        rotation_degrees: the turn is drawn from -rotation_degrees to rotation_degrees.
-        rotation_expand: grow the canvas rather than cut the corners off.
-        resize: "none"; "fixed" to `resize_size`, stretched or with `resize_keep_aspect` padded; "short_side"
-            to one of `short_sides` (several are multi-scale training) with at most `max_size` on the long
-            side; "large_scale_jitter" by `jitter_scales` around `resize_size`, then a window of that size.
-        keypoint_names: of the data set; a horizontal flip exchanges those of left and right.
+        hue: is shifted by -value to value of the whole colour circle, at most 0.5.
+        rotation: probability of a rotation.
+        rotation_degrees: the angle is drawn from -rotation_degrees to rotation_degrees.
+        rotation_expand: grow the canvas instead of cutting the corners off.
+        resize: "none"; "fixed" to `resize_size`, stretched, or padded with `resize_keep_aspect`; "short_side" to one of
+            `short_sides` (several are multi-scale training) with at most `max_size` on the long side;
+            "large_scale_jitter" by `jitter_scales` around `resize_size`, then a window of that size.
+        keypoint_names: of the data set; a horizontal flip exchanges left and right ones.
 
     Raises:
         ValueError: a value out of range.
@@ -90,7 +89,7 @@ class Chain:
 
 
 class Sometimes:
-    """A transform that is made with a probability."""
+    """Applies a transform with a probability."""
 
     def __init__(self, probability: float, step: Transform) -> None:
         self.probability = _probability("rotation", probability)
@@ -101,7 +100,7 @@ class Sometimes:
 
 
 class HorizontalFlip:
-    """Left becomes right, with a probability; keypoints of a left and a right limb change places."""
+    """Mirrors left and right with a probability; left and right keypoints, such as hands, are exchanged."""
 
     def __init__(self, probability: float, keypoint_names: Sequence[str] = ()) -> None:
         self.probability = _probability("horizontal_flip", probability)
@@ -118,7 +117,7 @@ class HorizontalFlip:
 
 
 class VerticalFlip:
-    """Top becomes bottom, with a probability."""
+    """Mirrors top and bottom with a probability."""
 
     def __init__(self, probability: float) -> None:
         self.probability = _probability("vertical_flip", probability)
@@ -133,9 +132,7 @@ class VerticalFlip:
 
 
 class ColourJitter:
-    """Brightness, contrast, saturation and hue changed at random; of the first three channels, where there
-    are more.
-    """
+    """Random changes of brightness, contrast, saturation and hue; of more than three channels, the first three."""
 
     def __init__(self, brightness: float, contrast: float, saturation: float, hue: float) -> None:
         self.jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
@@ -149,9 +146,7 @@ class ColourJitter:
 
 
 def flip_order(keypoint_names: Sequence[str]) -> list[int]:
-    """For each keypoint the index of the one that takes its place in the mirror: left_x for right_x and
-    back.
-    """
+    """For each keypoint the index of the one that replaces it in a mirror image: left_x for right_x and back."""
     names = list(keypoint_names)
     order = []
     for index, name in enumerate(names):
@@ -164,14 +159,14 @@ def flip_order(keypoint_names: Sequence[str]) -> list[int]:
 
 
 def _is_mirrored_by_v2(value: object) -> bool:
-    # v2 mirrors keypoints as pixel indices (W - 1 - x) but scales and turns them as points; we hold points.
+    # v2 mirrors keypoints as pixel indices (W - 1 - x) but scales and rotates them as points, which ours are.
     return isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.KeyPoints)
 
 
 def _mirrored(points: tv_tensors.KeyPoints, *, axis: int) -> Tensor:
-    moved = points.as_subclass(Tensor).clone()
-    moved[..., axis] = points.canvas_size[1 - axis] - moved[..., axis]
-    return moved
+    mirrored = points.as_subclass(Tensor).clone()
+    mirrored[..., axis] = points.canvas_size[1 - axis] - mirrored[..., axis]
+    return mirrored
 
 
 def _wrapped(flipped: SampleDict, sample: SampleDict) -> SampleDict:

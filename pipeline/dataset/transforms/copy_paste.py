@@ -1,6 +1,4 @@
-"""Objects of one photo pasted onto another (Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation,
-2021).
-"""
+"""Copy-paste augmentation: pastes objects of one photo onto another (Ghiasi et al., Simple Copy-Paste, 2021)."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ from pipeline.dataset.transforms.geometry import crop_sample, mask_boxes
 def paste_objects(
     sample: SampleDict, donor: SampleDict, *, labelled_classes: Sequence[int] | None = None
 ) -> SampleDict:
-    """The sample with a random half of the donor's objects on it, each at its own place, cut to the sample's size.
+    """The sample with each of the donor's objects pasted onto it with probability 0.5.
 
-    Objects of classes that were not looked for on the sample (`labelled_classes`; None: all were) are not pasted.
-    What the pasted objects cover is taken out of the masks below; boxes of the objects that lost pixels are
-    taken anew from the masks, and an object of which nothing is left is gone. A keypoint that is covered
-    counts as hidden (1). A donor without objects changes nothing.
+    Objects keep their position and are cropped to the sample's size. Objects of classes that were not looked for on
+    the sample (`labelled_classes`; None: all were) are not pasted. Covered pixels leave the masks below, and boxes of
+    objects that lost pixels are computed again from their masks; a wholly covered object has an empty mask, and
+    `to_target` drops it. A covered keypoint counts as hidden (1). A donor without objects changes nothing.
     """
     size = size_of(sample)
     donor = crop_sample(donor, 0, 0, size)
@@ -32,17 +30,17 @@ def paste_objects(
         chosen &= torch.isin(donor["labels"], torch.tensor(labelled_classes, dtype=torch.int64))
     if not chosen.any():
         return sample
-    masks, above = sample["masks"].as_subclass(Tensor) != 0, donor_masks[chosen]
-    cover = above.any(dim=0)
-    below = masks & ~cover
+    masks, pasted = sample["masks"].as_subclass(Tensor) != 0, donor_masks[chosen]
+    cover = pasted.any(dim=0)
+    visible = masks & ~cover
     is_cut = (masks & cover).flatten(1).any(dim=1)
     photo = torch.where(cover, donor["image"].as_subclass(Tensor), sample["image"].as_subclass(Tensor))
     joined = dict(sample)
     joined["image"] = tv_tensors.Image(photo)
-    joined["masks"] = tv_tensors.Mask(torch.cat([below, above]).to(torch.uint8))
+    joined["masks"] = tv_tensors.Mask(torch.cat([visible, pasted]).to(torch.uint8))
     joined["labels"] = torch.cat([sample["labels"], donor["labels"][chosen]])
-    kept = torch.where(is_cut[:, None], mask_boxes(below), sample["boxes"].as_subclass(Tensor))
-    boxes = torch.cat([kept, donor["boxes"].as_subclass(Tensor)[chosen]])
+    own_boxes = torch.where(is_cut[:, None], mask_boxes(visible), sample["boxes"].as_subclass(Tensor))
+    boxes = torch.cat([own_boxes, donor["boxes"].as_subclass(Tensor)[chosen]])
     joined["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
     if "keypoints" in sample:
         points = sample["keypoints"].as_subclass(Tensor)

@@ -1,9 +1,8 @@
-"""Transforms of a sample that move its pixels: resizing, cropping, turning. The sample's form is that of
-`augment`.
+"""Geometric transforms of a sample: resizing, cropping and rotation of photo, masks, boxes and keypoints together.
 
-Photos are resampled bilinearly, masks to the nearest pixel centre, so that both stay in register. After a
-crop or a turn the boxes are taken anew from the masks, because a box turned as a box is too large and a cut
-one too loose.
+The form of a sample is that of `sample.py`. Photos are resampled bilinearly and masks to the nearest pixel centre, so
+that both stay in register. After a crop or a rotation the boxes are computed again from the masks, because a rotated
+box is too large and a cropped one too loose.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.dataset.sample import SampleDict, draw, draw_index, size_of
 
-_NEAREST = InterpolationMode.NEAREST_EXACT  # plain NEAREST lies half a pixel off the photo
+_NEAREST = InterpolationMode.NEAREST_EXACT  # plain NEAREST is half a pixel off the photo
 _BILINEAR = InterpolationMode.BILINEAR
 
 
@@ -48,9 +47,9 @@ def resize_sample(sample: SampleDict, size: tuple[int, int]) -> SampleDict:
 
 
 def crop_sample(sample: SampleDict, top: int, left: int, size: tuple[int, int]) -> SampleDict:
-    """The window of size (H, W) whose corner is at (top, left); what lies outside the photo is zero.
+    """The window of size (H, W) whose corner is at (top, left); pixels outside the photo are zero.
 
-    Boxes are taken anew from the masks where the window cuts something off.
+    Boxes are computed again from the masks unless the whole photo is inside the window.
     """
     height, width = size
     old_height, old_width = size_of(sample)
@@ -73,13 +72,14 @@ def crop_sample(sample: SampleDict, top: int, left: int, size: tuple[int, int]) 
 
 
 def rotate_sample(sample: SampleDict, degrees: float, *, expand: bool = False) -> SampleDict:
-    """The sample turned counter-clockwise about its middle; corners that come into view are black.
+    """The sample rotated counter-clockwise about its centre; corners outside the photo are black.
 
     Args:
-        degrees: of the turn.
+        sample: to rotate.
+        degrees: of the rotation.
         expand: grow the canvas so that nothing is cut off.
     """
-    turned = dict(sample)
+    rotated = dict(sample)
     photo = F.rotate(tv_tensors.Image(sample["image"]), degrees, _BILINEAR, expand=expand)
     size = (photo.shape[-2], photo.shape[-1])
     masks = sample["masks"]
@@ -87,14 +87,14 @@ def rotate_sample(sample: SampleDict, degrees: float, *, expand: bool = False) -
         masks = F.rotate(tv_tensors.Mask(masks), degrees, InterpolationMode.NEAREST, expand=expand)
     else:
         masks = tv_tensors.Mask(masks.new_zeros((0, *size)))
-    turned["image"], turned["masks"] = photo, masks
-    ignored = F.rotate(sample["ignore_boxes"], degrees, expand=expand)
-    turned["ignore_boxes"] = _as_boxes(ignored.as_subclass(Tensor), size)
-    turned["boxes"] = _as_boxes(sample["boxes"].as_subclass(Tensor), size)
+    rotated["image"], rotated["masks"] = photo, masks
+    ignore_boxes = F.rotate(sample["ignore_boxes"], degrees, expand=expand)
+    rotated["ignore_boxes"] = _as_boxes(ignore_boxes.as_subclass(Tensor), size)
+    rotated["boxes"] = _as_boxes(sample["boxes"].as_subclass(Tensor), size)
     if "keypoints" in sample:
         points = F.rotate(sample["keypoints"], degrees, expand=expand).as_subclass(Tensor)
-        turned["keypoints"] = tv_tensors.KeyPoints(points, canvas_size=size)
-    return boxes_from_masks(turned)
+        rotated["keypoints"] = tv_tensors.KeyPoints(points, canvas_size=size)
+    return boxes_from_masks(rotated)
 
 
 def boxes_from_masks(sample: SampleDict) -> SampleDict:
@@ -108,17 +108,15 @@ def mask_boxes(masks: Tensor) -> Tensor:
     if not masks.numel():
         return boxes
     columns, rows = (masks != 0).any(dim=1), (masks != 0).any(dim=2)
-    for place, lines in ((0, columns), (1, rows)):
+    for axis, lines in ((0, columns), (1, rows)):
         length = lines.shape[1]
-        boxes[:, place] = lines.float().argmax(dim=1).float()
-        boxes[:, place + 2] = length - lines.flip(1).float().argmax(dim=1).float()
+        boxes[:, axis] = lines.float().argmax(dim=1).float()
+        boxes[:, axis + 2] = length - lines.flip(1).float().argmax(dim=1).float()
     return torch.where(columns.any(dim=1, keepdim=True), boxes, 0.0)
 
 
 class FixedSize:
-    """Every photo to one size (H, W): stretched, or with its own proportions and zeros to the right and
-    below.
-    """
+    """Resizes every photo to one size (H, W): stretched, or with its aspect ratio and zeros to the right and below."""
 
     def __init__(self, size: tuple[int, int], *, keep_aspect: bool = False) -> None:
         self.size = _size("resize_size", size)
@@ -134,9 +132,7 @@ class FixedSize:
 
 
 class ShortSide:
-    """The short side to one of several lengths, drawn anew for each sample; the long side to at most
-    `max_size`.
-    """
+    """Resizes the short side to one of several lengths, drawn for each sample; the long side is at most `max_size`."""
 
     def __init__(self, lengths: Sequence[int], max_size: int) -> None:
         if not lengths or min(lengths) < 1 or max_size < max(lengths):
@@ -154,12 +150,11 @@ class ShortSide:
 
 
 class LargeScaleJitter:
-    """A random scale, then a random window of a fixed size (Ghiasi et al., Simple Copy-Paste, 2021, section
-    3).
+    """A random scale, then a random window of a fixed size (Ghiasi et al., Simple Copy-Paste, 2021, section 3).
 
-    The photo is scaled, with its own proportions, to fit into `size` times a factor drawn evenly from
-    `scales`. Where it is then larger than `size` a window is cut at a random place; where it is smaller,
-    zeros follow right and below.
+    The photo is scaled, with its aspect ratio, to fit into `size` times a factor drawn uniformly from `scales`. Where
+    it is then larger than `size`, a window is cropped at a random position. Where it is smaller, zeros are added to
+    the right and below.
     """
 
     def __init__(self, size: tuple[int, int], scales: tuple[float, float] = (0.1, 2.0)) -> None:
@@ -178,7 +173,7 @@ class LargeScaleJitter:
 
 
 class Rotation:
-    """A turn by an angle drawn evenly from -degrees to degrees."""
+    """Rotates by an angle drawn uniformly from -degrees to degrees."""
 
     def __init__(self, degrees: float, *, expand: bool = False) -> None:
         if not 0 <= degrees <= 180:
