@@ -1,1 +1,1 @@
-"""Configuration: sections of settings for every command, and how YAML files and `key=value` words become them."""
+"""Configuration: every command's settings as pydantic models, loaded from YAML files and `key=value` words."""

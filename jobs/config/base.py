@@ -1,4 +1,4 @@
-"""What every configuration has in common: strict, frozen sections, and the two sections every command shares."""
+"""Base of all settings: strict, frozen sections; the output, storage and cluster sections that commands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class OutputSection(Section):
-    """Where a command writes."""
+    """Where a command writes its result."""
 
     uri: str = Field(min_length=1, description="Folder or s3:// prefix that receives the result; one URI is one run.")
 
@@ -27,21 +27,31 @@ _STORAGE = StorageSettings()
 
 
 class StorageSection(Section):
-    """How buckets are reached; every access of a command uses it. Credentials are never printed or written."""
+    """How the command reaches buckets, for all its reads and writes. Credentials are never printed or written."""
 
-    endpoint_url: str | None = Field(None, description="Address of an S3-compatible store; null is Amazon's.")
-    region: str | None = Field(None, description="Name of the region; null takes it from the environment.")
-    access_key: SecretStr | None = Field(None, description="Credential; null looks where the AWS tools look.")
-    secret_key: SecretStr | None = Field(None, description="Credential; null looks where the AWS tools look.")
-    session_token: SecretStr | None = Field(None, description="Credential; null looks where the AWS tools look.")
-    anonymous: bool = Field(False, description="A public bucket: no credentials at all.")
-    num_retries: int = Field(_STORAGE.num_retries, ge=0, le=100, description="Further tries of a failed request.")
-    connect_timeout_s: float = Field(_STORAGE.connect_timeout_s, gt=0, description="Longest wait for a connection.")
-    read_timeout_s: float = Field(_STORAGE.read_timeout_s, gt=0, description="Longest silence on a connection.")
-    request_timeout_s: float = Field(_STORAGE.request_timeout_s, gt=0, description="Longest time of one try.")
-    max_parallel: int = Field(_STORAGE.max_parallel, ge=1, le=1024, description="Requests of a process at a time.")
+    endpoint_url: str | None = Field(None, description="URL of an S3-compatible store; null is Amazon S3.")
+    region: str | None = Field(None, description="Region of the bucket; null takes it from the environment.")
+    access_key: SecretStr | None = Field(None, description="Access key id; null finds it as the AWS tools do.")
+    secret_key: SecretStr | None = Field(None, description="Secret access key; null finds it as the AWS tools do.")
+    session_token: SecretStr | None = Field(None, description="Session token; null finds it as the AWS tools do.")
+    anonymous: bool = Field(False, description="Send no credentials, for a public bucket.")
+    num_retries: int = Field(_STORAGE.num_retries, ge=0, le=100, description="Further tries of a request that failed.")
+    connect_timeout_s: float = Field(
+        _STORAGE.connect_timeout_s, gt=0, description="Longest wait for a connection, in seconds."
+    )
+    read_timeout_s: float = Field(
+        _STORAGE.read_timeout_s, gt=0, description="Longest silence on a connection, in seconds."
+    )
+    request_timeout_s: float = Field(
+        _STORAGE.request_timeout_s, gt=0, description="Longest time of one try of a request with its body, in seconds."
+    )
+    max_parallel: int = Field(
+        _STORAGE.max_parallel, ge=1, le=1024, description="Requests that one process makes at a time, at most."
+    )
     conditional_put: bool = Field(
-        True, description="False accepts a store without conditional PUT; never run two at once on one output then."
+        True,
+        description="False accepts a store without conditional PUT; then never run two commands on one output at a "
+        "time.",
     )
 
     @field_validator("endpoint_url")
@@ -52,7 +62,7 @@ class StorageSection(Section):
         return url
 
     def to_settings(self) -> StorageSettings:
-        """The same for `pipeline.storage`."""
+        """The same values as `pipeline.storage` takes them, credentials in plain text."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         secrets = {name: value.get_secret_value() for name, value in values.items() if isinstance(value, SecretStr)}
         return StorageSettings(**{**values, **secrets})
@@ -69,7 +79,7 @@ class ClusterSection(Section):
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one mapping of dotted keys; an empty section is a value."""
+    """Nested mappings as one dict with dotted keys; an empty mapping stays as a value."""
     if isinstance(values, Mapping) and values:
         return {key: value for name, part in values.items() for key, value in flatten(part, f"{prefix}{name}.").items()}
     return {prefix.rstrip("."): values}

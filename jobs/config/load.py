@@ -1,6 +1,6 @@
 """Loads a configuration from YAML and `key=value` overrides and validates it; every fault is one plain sentence.
 
-The sections themselves are declared in the modules beside this one, a module for each group of commands. Only jobs/ knows
+The sections are declared in the modules beside this one, a module for each group of commands. Only jobs/ knows
 configurations: the layers below take plain arguments.
 """
 
@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong. The message names the key, the value and what is allowed."""
+    """A wrong configuration; the message names the key, the value and what is allowed."""
 
 
 def load_config(
@@ -33,12 +33,17 @@ def load_config(
     base: dict[str, Any] | None = None,
     folder: str = "",
 ) -> Config:
-    """The configuration of a YAML file (or of the values `base`) and `a.b=value` words, later words winning.
+    """The validated configuration: the values of a YAML file, overridden by `a.b=value` words; later words win.
 
-    `file` may name one that ships with the program; see `find_config`, also for `folder`.
+    Args:
+        kind: the configuration's class.
+        file: a YAML file, which may be one that ships with the program; see `find_config`.
+        overrides: words of the command line.
+        base: the values to start from where `file` is None.
+        folder: as for `find_config`.
 
     Raises:
-        ConfigError: an unreadable file, a wrong key, a value out of range; one sentence a fault.
+        ConfigError: an unreadable file, a wrong key or a value out of range; a line for each fault.
     """
     values = read_yaml(find_config(file, folder)) if file is not None else dict(base or {})
     for word in overrides:
@@ -51,7 +56,7 @@ def load_config(
 
 
 def to_plain(config: BaseModel) -> dict[str, Any]:
-    """A configuration as plain values, as YAML and JSON hold them."""
+    """A configuration as dicts, lists and scalars, as YAML and JSON hold them."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
@@ -66,7 +71,7 @@ def config_hash(config: BaseModel) -> str:
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of the command line is `key=value` (a URI may hold '=' too, but no key looks like one)."""
+    """Whether a word of the command line is `key=value`: a dotted key before the first '=', which no URI has there."""
     return re.match(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*=", word) is not None
 
 
@@ -94,10 +99,10 @@ def find_config(name: str | Path, folder: str = "", key: str = "--config") -> Pa
 
 
 def read_yaml(file: str | Path, key: str = "--config") -> dict[str, Any]:
-    """The sections of a YAML file; `key` is what named it, for messages.
+    """The sections of a YAML file by name; `key` is the option or setting that holds its name, for messages.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, or holds no sections.
+        ConfigError: the file cannot be read, is no YAML, or is no mapping at its top level.
     """
     try:
         values = yaml.safe_load(Path(file).read_text())
@@ -121,7 +126,7 @@ def _override(values: dict[str, Any], word: str) -> None:
 
 
 def set_value(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets the value of a dotted key in nested sections, which are made as needed."""
+    """Sets the value of a dotted key in nested dicts, in place; missing dicts on the way are created."""
     *path, last = key.split(".")
     section = values
     for name in path:
@@ -132,53 +137,56 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _value(text: str) -> Any:
-    """A word's value as YAML reads it; what is no YAML (`*.jpg`), a date or 'a: b' is taken as the text it is."""
+    """The value of an override, parsed as YAML; what is no YAML (`*.jpg`), a date or 'a: b' stays text."""
     try:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError:
         return text
-    unmeant = isinstance(value, date) or (isinstance(value, dict) and not text.lstrip().startswith("{"))
-    return text if unmeant else value
+    is_text = isinstance(value, date) or (isinstance(value, dict) and not text.lstrip().startswith("{"))
+    return text if is_text else value
 
 
 def _sentence(kind: type[BaseModel], fault: Any) -> str:
-    """One fault of pydantic's as 'key: value is not allowed: reason'."""
+    """One error of pydantic's as 'key: value is not allowed: reason'; values of credentials are left out."""
     names = [str(part) for part in fault["loc"]]
     key = ".".join(names) or "the configuration"
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         allowed = _keys_of(kind, names[:-1])
-        near = difflib.get_close_matches(names[-1], allowed, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        similar = difflib.get_close_matches(names[-1], allowed, 1)
+        hint = f"did you mean {similar[0]}? " if similar else ""
         return f"{key}: there is no such key; {hint}allowed are {', '.join(allowed)}"
     if fault["type"] == "missing":
         return f"{key}: missing; {_about(kind, names)}"
     reason = fault["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    given = str(fault["input"])
-    is_secret = _is_secret(key) or re.search(r"://[^/]*@", given) is not None
-    if isinstance(fault["input"], dict | BaseModel) or len(given) > 200 or is_secret:
+    value = str(fault["input"])
+    is_secret = _is_secret(key) or re.search(r"://[^/]*@", value) is not None
+    if isinstance(fault["input"], dict | BaseModel) or len(value) > 200 or is_secret:
         return f"{key}: {reason}"
     return f"{key}: {fault['input']!r} is not allowed: {reason}"
 
 
 def _is_secret(key: str) -> bool:
-    """Whether a key, perhaps misspelt, is one whose value is never shown."""
+    """Whether a key, perhaps misspelt, names a credential, whose value is never shown."""
     return re.search(r"secret|token|password|passwd|credential|access_?key|webhook", key, re.IGNORECASE) is not None
 
 
 def _keys_of(kind: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys of the section at `path`, sorted."""
     section = _section(kind, path)
     fields = getattr(section, "model_fields", None) or getattr(section, "__dataclass_fields__", {})
     return sorted(fields)
 
 
 def _about(kind: type[BaseModel], path: list[str]) -> str:
+    """The description of the field at `path`."""
     section = _section(kind, path[:-1])
     field = getattr(section, "model_fields", {}).get(path[-1])
     return field.description if field is not None and field.description else "it must be given"
 
 
 def _section(kind: Any, path: list[str]) -> Any:
+    """The class (a pydantic model or a dataclass) of the section at `path`; a section that may be null counts."""
     for name in path:
         field = getattr(kind, "model_fields", {}).get(name)
         if field is None:

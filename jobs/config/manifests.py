@@ -1,4 +1,4 @@
-"""The settings of `maskfleet manifests`: the machines of a cluster, and what is to run on it."""
+"""Settings of `maskfleet manifests`: a cluster's machines, its image, and the commands that run on it."""
 
 from __future__ import annotations
 
@@ -6,44 +6,56 @@ from pydantic import Field
 
 from jobs.config.base import OutputSection, Section
 
-NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # what Kubernetes takes
+NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"  # a DNS label, as Kubernetes requires
 
 
 class GroupSection(Section):
-    """Machines of one kind."""
+    """A group of equal worker nodes, which the autoscaler adds and removes."""
 
-    cpus: int = Field(ge=1, le=1024, description="CPU cores of one.")
-    memory_gib: int = Field(ge=1, description="Memory of one, in GiB.")
-    gpus: int = Field(0, ge=0, le=16, description="GPUs of one.")
-    min_count: int = Field(0, ge=0, description="How many are there at least; the autoscaler adds and removes.")
-    max_count: int = Field(1, ge=0, description="How many at most.")
-    instance: str = Field(min_length=1, description="Type of the machine in the cloud.")
+    cpus: int = Field(ge=1, le=1024, description="CPU cores of one node.")
+    memory_gib: int = Field(ge=1, description="Memory of one node, in GiB.")
+    gpus: int = Field(0, ge=0, le=16, description="GPUs of one node.")
+    min_count: int = Field(0, ge=0, description="Least number of nodes that the autoscaler keeps.")
+    max_count: int = Field(1, ge=0, description="Largest number of nodes.")
+    instance: str = Field(min_length=1, description="Instance type in the cloud, such as m6i.xlarge.")
 
 
 class HeadSection(Section):
-    """The head node: it runs the commands themselves and none of their workers."""
+    """The head node: it runs the commands' driver processes and none of their workers."""
 
     cpus: int = Field(4, ge=1, description="CPU cores.")
     memory_gib: int = Field(16, ge=4, description="Memory, in GiB.")
-    instance: str = Field(min_length=1, description="Type of the machine in the cloud.")
+    instance: str = Field(min_length=1, description="Instance type in the cloud, such as m6i.xlarge.")
 
 
 class CloudSection(Section):
     """The cloud that Ray's cluster launcher starts machines in."""
 
-    provider: str = Field("aws", pattern="^aws$", description="Which; the launcher file is made for aws.")
-    region: str = Field("us-west-2", min_length=1, description="Where.")
-    spot: bool = Field(True, description="Take workers that may be taken away: a lost one costs its uncommitted work.")
+    provider: str = Field("aws", pattern="^aws$", description="Cloud provider; only aws is supported.")
+    region: str = Field("us-west-2", min_length=1, description="Region of the cloud.")
+    spot: bool = Field(
+        True, description="Use spot instances for workers; one that is taken away costs only its uncommitted work."
+    )
 
 
 class ManifestsSection(Section):
-    """The cluster and the image on it."""
+    """The cluster: its names, container image and node groups."""
 
-    name: str = Field("maskfleet", pattern=NAME, max_length=40, description="Names everything.")
-    namespace: str = Field("default", pattern=NAME, description="Kubernetes' namespace.")
-    image: str = Field(min_length=1, description="What the Dockerfile makes, as the cluster finds it.")
+    name: str = Field(
+        "maskfleet",
+        pattern=NAME,
+        max_length=40,
+        description="Name of the cluster, and prefix of the names of all its resources.",
+    )
+    namespace: str = Field("default", pattern=NAME, description="Kubernetes namespace.")
+    image: str = Field(
+        min_length=1,
+        description="Container image that the Dockerfile builds, by the name under which the cluster pulls it.",
+    )
     credentials: str | None = Field(
-        "maskfleet-storage", pattern=NAME, description="Secret with AWS_* variables; null where nodes have roles."
+        "maskfleet-storage",
+        pattern=NAME,
+        description="Name of the Kubernetes Secret with AWS_* variables; null where nodes have roles.",
     )
     head: HeadSection
     cpu: GroupSection
@@ -52,22 +64,30 @@ class ManifestsSection(Section):
 
 
 class ProgramSection(Section):
-    """A command, as one would type it."""
+    """A command with its configuration file and overrides, as one would type it."""
 
-    config: str = Field(min_length=1, description="File of settings, from this file's folder.")
-    words: tuple[str, ...] = Field((), description="Settings over those of the file, as key=value.")
+    config: str = Field(
+        min_length=1, description="Configuration file of the command, relative to the folder of this file."
+    )
+    words: tuple[str, ...] = Field((), description="Overrides of the file's settings, as key=value.")
 
 
 class NightlySection(Section):
-    """One pass of a schedule, again and again."""
+    """A schedule that a CronJob makes one pass of, again and again."""
 
-    config: str = Field(min_length=1, description="File of the schedule, from this file's folder.")
-    words: tuple[str, ...] = Field((), description="Settings over those of the file, as key=value.")
-    cron: str = Field("*/15 * * * *", min_length=9, description="When a pass is made; what is due, the schedule knows.")
+    config: str = Field(
+        min_length=1, description="Configuration file of the schedule, relative to the folder of this file."
+    )
+    words: tuple[str, ...] = Field((), description="Overrides of the file's settings, as key=value.")
+    cron: str = Field(
+        "*/15 * * * *",
+        min_length=9,
+        description="Cron expression of the passes; a pass runs whichever of the schedule's tasks are due.",
+    )
 
 
 class ManifestsConfig(Section):
-    """`maskfleet manifests`."""
+    """All settings of `maskfleet manifests`."""
 
     manifests: ManifestsSection
     train: ProgramSection

@@ -1,4 +1,4 @@
-"""The settings of what comes after a run: verify, evaluate, compare, history, report, export; and of annotations."""
+"""Settings of verify, evaluate, compare, history, report and export, and of check-data and convert."""
 
 from __future__ import annotations
 
@@ -18,49 +18,67 @@ AnnotationFormat = Literal[("auto", *ANNOTATION_FORMATS)]  # type: ignore[valid-
 class RunSection(Section):
     """A bulk run."""
 
-    uri: str = Field(min_length=1, description="The output.uri it was segmented into.")
+    uri: str = Field(min_length=1, description="output.uri of the run.")
 
 
 class GroundTruthSection(Section):
-    """The truth a run is measured against."""
+    """The annotations that a run is measured against."""
 
-    uri: str = Field(min_length=1, description="COCO JSON, or a folder with annotations.")
-    format: AnnotationFormat = Field("auto", description="Form of the annotations.")
-    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
-    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
+    uri: str = Field(min_length=1, description="Annotations: COCO JSON, or a folder with annotations; see format.")
+    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
+    image_root: str | None = Field(None, description="Folder of the images; null looks beside the annotations.")
+    default_category: str = Field(
+        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
+    )
 
 
 class FoundSection(Section):
-    """What counts as found."""
+    """Thresholds from which a detection counts as a true positive."""
 
     score_threshold: float = Field(
-        0.5, ge=0, le=1, description="Score from which precision, recall and mean IoU count an instance; AP uses all."
+        0.5,
+        ge=0,
+        le=1,
+        description="Least score of the instances that precision, recall and mean IoU count; AP uses all instances.",
     )
-    iou_threshold: float = Field(0.5, gt=0, le=1, description="IoU from which an instance counts as found.")
+    iou_threshold: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Least IoU with an annotated object for a true positive in precision, recall and mean IoU.",
+    )
 
 
 class EvaluateSection(FoundSection):
-    """What is measured, and what counts as found."""
+    """What is measured, and from which thresholds a detection counts as a true positive."""
 
     iou_types: tuple[Literal["bbox", "segm", "keypoints"], ...] = Field(
-        ("bbox", "segm"), min_length=1, description="Kinds of overlap."
+        ("bbox", "segm"),
+        min_length=1,
+        description="What the IoU is of: bounding boxes (bbox), masks (segm), or object keypoint similarity "
+        "(keypoints).",
     )
     backend: Literal["auto", "compiled", "pycocotools"] = Field(
-        "auto", description="Evaluator; auto takes the faster one where both give the same digits."
+        "auto", description="Evaluator; auto takes the faster one wherever both give identical figures."
     )
     also: tuple[Literal["voc", "cityscapes", "confusion"], ...] = Field(
         (), description="Further figures: VOC's AP (area and 11 points), Cityscapes' AP of masks, the confusion matrix."
     )
     slices: tuple[Literal[("size", "crowding", "overlap", *IMAGES_SCHEMA.names)], ...] = Field(  # type: ignore[valid-type]
         (),
-        description="Figures by size of the object, by crowding and overlap of the image, by any column of images/.",
+        description="Break figures down by object size, by crowding and overlap of the image, or by any column of "
+        "images/.",
     )
     num_shares: int = Field(
-        1, ge=1, le=10_000, description="Parts of the run measured on Ray, a core each; 1 measures here, without Ray."
+        1,
+        ge=1,
+        le=10_000,
+        description="Parts of the run that are measured in parallel on Ray, one core each; 1 measures in this "
+        "process, without Ray.",
     )
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> Self:
+    def _fits_together(self) -> Self:
         if "cityscapes" in self.also and "segm" not in self.iou_types:
             raise ValueError(
                 f"evaluate.also has 'cityscapes', which measures masks; evaluate.iou_types is {list(self.iou_types)} "
@@ -71,42 +89,52 @@ class EvaluateSection(FoundSection):
                 "evaluate.also and evaluate.slices look at boxes or masks; evaluate.iou_types is ['keypoints'] and "
                 "must have 'bbox' or 'segm'"
             )
-        whole = [name for name in self.also if name != "confusion"] + [f"slices {name}" for name in self.slices]
-        whole += ["backend pycocotools"] if self.backend == "pycocotools" else []
-        if self.num_shares > 1 and whole:
-            raise ValueError(f"evaluate.num_shares is {self.num_shares}; allowed is 1 with {', '.join(whole)}")
+        unsharded = [name for name in self.also if name != "confusion"] + [f"slices {name}" for name in self.slices]
+        unsharded += ["backend pycocotools"] if self.backend == "pycocotools" else []
+        if self.num_shares > 1 and unsharded:
+            raise ValueError(f"evaluate.num_shares is {self.num_shares}; allowed is 1 with {', '.join(unsharded)}")
         return self
 
 
 class GateSection(Section):
-    """What a run has to reach; else the command ends with exit code 4."""
+    """Thresholds that a run must reach; otherwise the command ends with exit code 4."""
 
-    min_ap: float | None = Field(None, ge=0, le=1, description="Least AP; of segm, or in compare of compare.iou_type.")
-    max_drop: float | None = Field(None, ge=0, le=1, description="compare: most that AP may lie below the first run's.")
+    min_ap: float | None = Field(
+        None, ge=0, le=1, description="Least AP of segm; in compare, of compare.iou_type. Null checks nothing."
+    )
+    max_drop: float | None = Field(
+        None, ge=0, le=1, description="compare: most that AP of run_b may lie below that of run_a. Null checks nothing."
+    )
 
 
 class HistorySection(Section):
-    """Where every evaluation is kept."""
+    """The history of evaluations that this one is added to."""
 
-    uri: str | None = Field(None, description="Folder that each evaluation adds a small file to; null keeps none.")
-    label: str | None = Field(None, description="A word of yours for this evaluation.")
+    uri: str | None = Field(
+        None, description="Folder to which each evaluation adds a small file; null keeps no history."
+    )
+    label: str | None = Field(None, description="Free text that names this evaluation in the history.")
 
 
 class OptionalOutputSection(Section):
-    """Where a command writes."""
+    """Where a command writes; by default beside what it reads."""
 
-    uri: str | None = Field(None, description="Folder or file to write; null is beside the run, named after it.")
+    uri: str | None = Field(
+        None,
+        description="Folder or file to write; null writes beside the run, under its name (check-data and history then "
+        "write nothing).",
+    )
 
 
 class VerifyConfig(Section):
-    """`maskfleet verify`."""
+    """All settings of `maskfleet verify`."""
 
     run: RunSection
     storage: StorageSection = Field(default_factory=StorageSection)
 
 
 class EvaluateConfig(Section):
-    """`maskfleet evaluate`."""
+    """All settings of `maskfleet evaluate`."""
 
     run: RunSection
     ground_truth: GroundTruthSection
@@ -121,24 +149,37 @@ class EvaluateConfig(Section):
 class CompareSection(Section):
     """How two runs are compared."""
 
-    iou_type: Literal["segm", "bbox"] = Field("segm", description="Kind of overlap.")
-    num_resamples: int = Field(300, ge=0, le=100_000, description="Bootstrap samples of the images; 0: no interval.")
-    confidence: float = Field(0.95, gt=0, lt=1, description="Of the interval.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the resampling.")
-    min_score: float = Field(0.05, ge=0, le=1, description="Without ground truth: instances below are left out.")
+    iou_type: Literal["segm", "bbox"] = Field("segm", description="What the IoU is of: masks (segm) or boxes (bbox).")
+    num_resamples: int = Field(
+        300,
+        ge=0,
+        le=100_000,
+        description="Bootstrap samples of the images for the confidence interval; 0 computes none.",
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence level of the interval.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the resampling.")
+    min_score: float = Field(
+        0.05, ge=0, le=1, description="Without ground truth: least score of the instances that are compared."
+    )
 
 
 class OptionalGroundTruthSection(Section):
-    """The truth two runs are measured against; without it their outputs' drift is reported."""
+    """The annotations that two runs are measured against; without them the drift between their outputs is reported."""
 
-    uri: str | None = Field(None, description="COCO JSON, or a folder with annotations; null compares without labels.")
-    format: AnnotationFormat = Field("auto", description="Form of the annotations.")
-    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
-    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
+    uri: str | None = Field(
+        None,
+        description="Annotations: COCO JSON, or a folder with annotations; see format. Null compares without ground "
+        "truth.",
+    )
+    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
+    image_root: str | None = Field(None, description="Folder of the images; null looks beside the annotations.")
+    default_category: str = Field(
+        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
+    )
 
 
 class CompareConfig(Section):
-    """`maskfleet compare`."""
+    """All settings of `maskfleet compare`."""
 
     run_a: RunSection
     run_b: RunSection
@@ -151,16 +192,18 @@ class CompareConfig(Section):
 
 
 class KeptHistorySection(Section):
-    """A history of evaluations."""
+    """The history of evaluations that is shown."""
 
-    uri: str = Field(min_length=1, description="Folder that evaluations were kept in.")
+    uri: str = Field(min_length=1, description="Folder of the history, as history.uri of `maskfleet evaluate`.")
     figures: tuple[str, ...] = Field(
-        FIGURES, min_length=1, description="What is shown of each: kind of IoU and metric, such as 'segm recall'."
+        FIGURES,
+        min_length=1,
+        description="Figures that are shown of each evaluation: kind of IoU and metric, such as 'segm recall'.",
     )
 
 
 class HistoryConfig(Section):
-    """`maskfleet history`."""
+    """All settings of `maskfleet history`."""
 
     history: KeptHistorySection
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
@@ -168,15 +211,17 @@ class HistoryConfig(Section):
 
 
 class ReportSection(Section):
-    """What the report shows."""
+    """What the HTML report shows."""
 
-    num_images: int = Field(120, ge=1, le=2000, description="Photos in the gallery at most.")
-    evaluation: str | None = Field(None, description="Folder of an evaluation; null takes RUN.evaluation if there.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the choice of photos.")
+    num_images: int = Field(120, ge=1, le=2000, description="Most images in the gallery.")
+    evaluation: str | None = Field(
+        None, description="Folder of an evaluation of the run; null takes RUN.evaluation where it exists."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the choice of images.")
 
 
 class ReportConfig(Section):
-    """`maskfleet report`."""
+    """All settings of `maskfleet report`."""
 
     run: RunSection
     report: ReportSection = Field(default_factory=ReportSection)
@@ -185,15 +230,20 @@ class ReportConfig(Section):
 
 
 class ExportSection(Section):
-    """What is exported, and how."""
+    """Format and contents of the export."""
 
-    to: Literal[EXPORT_FORMATS] = Field("coco", description="Form of the files.")  # type: ignore[valid-type]
-    min_score: float = Field(0.0, ge=0, le=1, description="Instances below are left out.")
-    tolerance_px: float = Field(0.0, ge=0, description="Polygons may lie this far beside the mask's outline.")
+    to: Literal[EXPORT_FORMATS] = Field("coco", description="Format to write.")  # type: ignore[valid-type]
+    min_score: float = Field(0.0, ge=0, le=1, description="Least score of the instances that are exported.")
+    tolerance_px: float = Field(
+        0.0,
+        ge=0,
+        description="Largest distance in pixels between a polygon and the mask's outline; 0 follows the outline "
+        "exactly.",
+    )
 
 
 class ExportConfig(Section):
-    """`maskfleet export`."""
+    """All settings of `maskfleet export`."""
 
     run: RunSection
     export: ExportSection = Field(default_factory=ExportSection)
@@ -202,25 +252,29 @@ class ExportConfig(Section):
 
 
 class AnnotationsSection(Section):
-    """Annotated photos."""
+    """An annotated data set."""
 
-    uri: str = Field(min_length=1, description="COCO JSON, or a folder with annotations.")
-    format: AnnotationFormat = Field("auto", description="Form of the annotations.")
-    image_root: str | None = Field(None, description="Folder of the photos; null looks beside the annotations.")
-    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
+    uri: str = Field(min_length=1, description="Annotations: COCO JSON, or a folder with annotations; see format.")
+    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
+    image_root: str | None = Field(None, description="Folder of the images; null looks beside the annotations.")
+    default_category: str = Field(
+        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
+    )
 
 
 class CheckedDataSection(AnnotationsSection):
-    """Annotated photos as a training would take them."""
+    """An annotated data set, checked for a training on it."""
 
-    in_channels: int = Field(3, ge=1, le=64, description="Channels of the network (model.spec.in_channels).")
+    in_channels: int = Field(3, ge=1, le=64, description="Channels that the network takes (model.spec.in_channels).")
     extra_channels: str | None = Field(
-        None, description="File with the last channels of a photo, such as {folder}/../depth/{stem}.png, if there is."
+        None,
+        description="Pattern of a second file for each image with its further channels, such as "
+        "{folder}/../depth/{stem}.png; null is none.",
     )
 
 
 class CheckDataConfig(Section):
-    """`maskfleet check-data`."""
+    """All settings of `maskfleet check-data`."""
 
     data: CheckedDataSection
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
@@ -230,20 +284,22 @@ class CheckDataConfig(Section):
 class ConvertSection(Section):
     """How annotations are converted."""
 
-    to: Literal[ANNOTATION_FORMATS] = Field("coco", description="Form to write.")  # type: ignore[valid-type]
-    copy_photos: bool = Field(True, description="Copy the photos; false refers to them where they are.")
+    to: Literal[ANNOTATION_FORMATS] = Field("coco", description="Format to write.")  # type: ignore[valid-type]
+    copy_photos: bool = Field(True, description="Copy the images; false refers to them where they are.")
     overlap: Literal["refuse", "smaller_on_top"] = Field(
-        "refuse", description="VOC and Cityscapes: objects that share pixels are refused, or the smaller has them."
+        "refuse",
+        description="To VOC or Cityscapes, objects that share pixels: 'refuse' them, or give the pixels to the "
+        "smaller object.",
     )
     unknown: Literal["refuse", "ignore", "drop"] = Field(
         "refuse",
-        description="Objects of a category that the source does not declare: refuse, keep as regions to be "
-        "ignored, or leave out.",
+        description="Objects of a category that the source does not declare: 'refuse' the set, 'ignore' them (keep "
+        "them as ignored regions), or 'drop' them.",
     )
 
 
 class ConvertConfig(Section):
-    """`maskfleet convert`."""
+    """All settings of `maskfleet convert`."""
 
     data: AnnotationsSection
     convert: ConvertSection = Field(default_factory=ConvertSection)

@@ -1,4 +1,4 @@
-"""The settings of `maskfleet schedule`: tasks with a cron expression each, and what happens when one fails."""
+"""Settings of `maskfleet schedule`: tasks with a cron expression each, and who is told when one fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS = ("date", "time", "task", "model", "data")
 
 
 def check_template(template: str) -> str:
-    """A URI with {date}, {time}, {task}, {model}, {data} in it, as given.
+    """Returns a URI template unchanged; its fields may be {date}, {time}, {task}, {model} and {data}.
 
     Raises:
         ValueError: other fields, or braces that do not close.
@@ -33,32 +33,44 @@ def check_template(template: str) -> str:
 
 
 class ScheduleSection(Section):
-    """The scheduler itself."""
+    """The scheduler itself: its state, clock and cluster."""
 
     state: str = Field(
-        min_length=1, description="Folder or s3:// prefix that keeps what was done; schedulers may share it."
+        min_length=1,
+        description="Folder or s3:// prefix that keeps which ticks were run; several schedulers may share it.",
     )
     timezone: str = Field("UTC", description="Time zone of the cron expressions, such as Europe/Berlin.")
-    late_s: float = Field(300, gt=0, description="A tick that is seen later than this was missed; see tasks.missed.")
-    poll_s: float = Field(20, gt=0, le=3600, description="Longest time between two looks at the clock and the state.")
+    late_s: float = Field(
+        300,
+        gt=0,
+        description="Seconds after which a tick (a due time of a task) that no scheduler has seen counts as missed; "
+        "see tasks.missed.",
+    )
+    poll_s: float = Field(
+        20, gt=0, le=3600, description="Longest time between two looks at the clock and the state, in seconds."
+    )
     submit_to: str | None = Field(
-        None, description="Dashboard of a cluster, as http://head:8265: the steps are jobs there; null runs them here."
+        None,
+        description="Dashboard of a Ray cluster, such as http://head:8265, to which the steps are submitted as jobs; "
+        "null runs them on this machine.",
     )
 
     @field_validator("timezone")
     @classmethod
-    def _known(cls, name: str) -> str:
+    def _zone_is_known(cls, name: str) -> str:
         return check_zone(name)
 
 
 class FailureSection(Section):
-    """What is told to whom when a task fails or its gate does."""
+    """Notification of a task that fails, or whose gate fails."""
 
     command: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Program and arguments, run without a shell; the failure is JSON on its stdin."
+        None,
+        min_length=1,
+        description="Program and its arguments, run without a shell; it gets the failure as JSON on its stdin.",
     )
-    webhook: SecretStr | None = Field(None, description="An http(s) URL that the failure is posted to as JSON.")
-    timeout_s: float = Field(30, gt=0, description="Longest time for either.")
+    webhook: SecretStr | None = Field(None, description="http(s) URL to which the failure is posted as JSON.")
+    timeout_s: float = Field(30, gt=0, description="Longest time for the command or the request, in seconds.")
 
     @field_validator("webhook")
     @classmethod
@@ -69,25 +81,32 @@ class FailureSection(Section):
 
 
 class DataSetSection(Section):
-    """Photos with ground truth."""
+    """A named set of images with ground truth."""
 
-    name: str = Field(pattern=NAME, description="What {data} stands for.")
-    images: str = Field(min_length=1, description="Photos, as input.uri of `maskfleet segment`.")
-    ground_truth: str = Field(min_length=1, description="Their truth, as ground_truth.uri of `maskfleet evaluate`.")
-    format: AnnotationFormat = Field("auto", description="Form of the annotations.")
+    name: str = Field(pattern=NAME, description="Name of the data set; {data} in templates.")
+    images: str = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
+    ground_truth: str = Field(min_length=1, description="Annotations, as ground_truth.uri of `maskfleet evaluate`.")
+    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
 
 
 class EvaluationSection(Section):
-    """Every model on every data set that is not in the history yet."""
+    """Segments and evaluates every model on every data set, unless the history has that evaluation already."""
 
     models: tuple[str, ...] = Field(
-        min_length=1, description="Checkpoints, or training outputs (then the newest complete checkpoint at the tick)."
+        min_length=1,
+        description="Checkpoint folders, or training outputs, of which each tick takes the newest complete checkpoint.",
     )
     data: tuple[DataSetSection, ...] = Field(min_length=1, description="The data sets.")
-    history: str = Field(min_length=1, description="Folder that keeps every evaluation; what is in it is not due.")
-    run_uri: str = Field(min_length=1, description="Template of the runs' output.uri.")
-    segment: dict[str, Any] = Field(default_factory=dict, description="Further sections of `maskfleet segment`.")
-    evaluate: dict[str, Any] = Field(default_factory=dict, description="Further sections of `maskfleet evaluate`.")
+    history: str = Field(
+        min_length=1, description="Folder of all evaluations; an evaluation that is in it is not done again."
+    )
+    run_uri: str = Field(min_length=1, description="Template of the runs' output.uri; must hold {model} and {data}.")
+    segment: dict[str, Any] = Field(
+        default_factory=dict, description="Further sections of the configuration of `maskfleet segment`."
+    )
+    evaluate: dict[str, Any] = Field(
+        default_factory=dict, description="Further sections of the configuration of `maskfleet evaluate`."
+    )
 
     @field_validator("run_uri")
     @classmethod
@@ -105,13 +124,17 @@ class EvaluationSection(Section):
 
 
 class SegmentationSection(Section):
-    """A bulk run of what is new in a folder or bucket."""
+    """A bulk run over what is new in a folder or bucket."""
 
-    checkpoint: str = Field(min_length=1, description="As model.checkpoint of `maskfleet segment`.")
-    images: str = Field(min_length=1, description="As input.uri of `maskfleet segment`.")
+    checkpoint: str = Field(min_length=1, description="Trained model, as model.checkpoint of `maskfleet segment`.")
+    images: str = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
     output_uri: str = Field(min_length=1, description="Template of the runs' output.uri; must hold {date}.")
-    new_only: bool = Field(True, description="Leave out what the task's earlier runs have segmented and is unchanged.")
-    segment: dict[str, Any] = Field(default_factory=dict, description="Further sections of `maskfleet segment`.")
+    new_only: bool = Field(
+        True, description="Leave out images that the task's earlier runs have segmented and that have not changed."
+    )
+    segment: dict[str, Any] = Field(
+        default_factory=dict, description="Further sections of the configuration of `maskfleet segment`."
+    )
 
     @field_validator("output_uri")
     @classmethod
@@ -127,22 +150,26 @@ class SegmentationSection(Section):
 
 
 class TaskSection(Section):
-    """Something that is due at times."""
+    """A task with a cron expression: an evaluation or a bulk segmentation."""
 
-    name: str = Field(pattern=NAME, description="Names the task in the state, the log and {task}.")
-    cron: str = Field(description="Minute, hour, day, month, weekday, as cron reads them.")
-    timezone: str | None = Field(None, description="Of this task; null takes schedule.timezone.")
+    name: str = Field(pattern=NAME, description="Name of the task in the state and the log; {task} in templates.")
+    cron: str = Field(description="Cron expression: minute, hour, day of the month, month, day of the week.")
+    timezone: str | None = Field(
+        None, description="Time zone of this task's cron expression; null takes schedule.timezone."
+    )
     overlap: Literal["skip", "queue"] = Field(
-        "skip", description="A tick while the task still runs: leave it out, or run it afterwards."
+        "skip", description="A tick while the task is still running: 'skip' leaves it out, 'queue' runs it afterwards."
     )
     missed: Literal["once", "all", "none"] = Field(
-        "once", description="Ticks while no scheduler was there: run the newest, run all, run none."
+        "once", description="Ticks that passed while no scheduler was running: run the newest ('once'), all, or none."
     )
-    timeout_s: float = Field(6 * 3600, gt=0, description="Longest time of one try.")
+    timeout_s: float = Field(6 * 3600, gt=0, description="Longest time of one try, in seconds.")
     retries: int = Field(1, ge=0, le=100, description="Further tries of a tick that failed.")
-    retry_wait_s: float = Field(60, ge=0, description="Wait before a further try.")
-    evaluate: EvaluationSection | None = Field(None, description="What is evaluated; this or segment.")
-    segment: SegmentationSection | None = Field(None, description="What is segmented; this or evaluate.")
+    retry_wait_s: float = Field(60, ge=0, description="Wait before each further try, in seconds.")
+    evaluate: EvaluationSection | None = Field(None, description="Evaluation to run; give either this or segment.")
+    segment: SegmentationSection | None = Field(
+        None, description="Bulk segmentation to run; give either this or evaluate."
+    )
 
     @field_validator("cron")
     @classmethod
@@ -155,7 +182,7 @@ class TaskSection(Section):
 
     @field_validator("timezone")
     @classmethod
-    def _known(cls, name: str | None) -> str | None:
+    def _zone_is_known(cls, name: str | None) -> str | None:
         return None if name is None else check_zone(name)
 
     @model_validator(mode="after")
@@ -166,7 +193,7 @@ class TaskSection(Section):
 
 
 class ScheduleConfig(Section):
-    """`maskfleet schedule`."""
+    """All settings of `maskfleet schedule`."""
 
     schedule: ScheduleSection
     tasks: tuple[TaskSection, ...] = Field(min_length=1, description="The tasks.")
@@ -187,7 +214,7 @@ class ScheduleConfig(Section):
 
 
 def segment_settings(sections: Mapping[str, Any], checkpoint: str, images: str, output: str) -> dict[str, Any]:
-    """The settings of one `maskfleet segment` over a task's sections."""
+    """The settings of one `maskfleet segment`: a task's further sections with model, input and output filled in."""
     settings = {name: dict(values) if isinstance(values, Mapping) else values for name, values in sections.items()}
     settings["model"] = {**settings.get("model", {}), "checkpoint": checkpoint}
     settings["input"] = {**settings.get("input", {}), "uri": images}
@@ -196,7 +223,11 @@ def segment_settings(sections: Mapping[str, Any], checkpoint: str, images: str, 
 
 
 def check_zone(name: str) -> str:
-    """The name of a time zone, as given. Raises ValueError for one that is not known."""
+    """Returns the name of a time zone unchanged.
+
+    Raises:
+        ValueError: no such time zone.
+    """
     try:
         ZoneInfo(name)
     except (KeyError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The settings of `maskfleet segment` and `maskfleet retry`."""
+"""Settings of `maskfleet segment` and `maskfleet retry`: model, input, shards, prediction, decoding."""
 
 from __future__ import annotations
 
@@ -17,33 +17,38 @@ class ModelSection(Section):
 
     checkpoint: str = Field(
         min_length=1,
-        description="A checkpoint folder, or a training output (then its newest complete checkpoint), here or in a "
-        "bucket.",
+        description="A checkpoint folder, or the output of a training (its newest complete checkpoint is taken); "
+        "local or in a bucket.",
     )
 
 
 class InputSection(Section):
-    """The images."""
+    """Which images are segmented, and how they are listed."""
 
     uri: str = Field(
         min_length=1,
-        description="Folder or s3:// prefix (searched with all its subfolders) of images; or a list of URIs (Parquet, "
-        "CSV, JSONL), a bucket inventory's manifest.json, a tar file or a folder of them (then say kind: tars).",
+        description="Folder or s3:// prefix of images, searched with all its subfolders; or a list of URIs (Parquet, "
+        "CSV, JSONL), the manifest.json of a bucket inventory, a tar file, or a folder of tar files (with kind: tars).",
     )
     kind: Literal[KINDS] | None = Field(  # type: ignore[valid-type]
-        None, description="What input.uri names; null tells it by its ending, a folder unless it looks otherwise."
+        None,
+        description="What input.uri names; null tells it by the ending of the URI: list, inventory, tar file, "
+        "otherwise a folder.",
     )
-    uri_column: str = Field("uri", min_length=1, description="Column of a list that holds the URIs.")
+    uri_column: str = Field("uri", min_length=1, description="Column of the URIs in a list (Parquet, CSV, JSONL).")
     extra_channels: str | None = Field(
         None,
-        description="File with the last channels of a photo, such as {folder}/../depth/{stem}.png, for a model of more "
-        "than three; null where files hold all channels themselves. It must not change while the run goes on.",
+        description="Pattern of a second file for each image with its further channels, such as "
+        "{folder}/../depth/{stem}.png, for a model of more than three; null where the images' own files hold all "
+        "channels. These files must not change during the run.",
     )
     since_run: str | None = Field(
-        None, description="An earlier, finished run of the same corpus: segment only what is new or changed since."
+        None,
+        description="output.uri of an earlier, finished run on the same input: segment only images that are new or "
+        "changed since.",
     )
     pattern: str = Field(
-        "*", min_length=1, description="Shell pattern that an image's key must match; '*' also crosses '/'."
+        "*", min_length=1, description="Shell pattern that an image's key must match; '*' also matches '/'."
     )
 
 
@@ -54,19 +59,23 @@ class CorpusSection(Section):
         None,
         ge=1,
         le=65_536,
-        description="Images a shard; null chooses by the size of the corpus. Fixed when the plan is sealed.",
+        description="Images per shard; null chooses by the number of images. It cannot change once the run has "
+        "started.",
     )
 
 
 class SliceSection(Section):
-    """How images that are larger than a slice are cut, predicted slice by slice and put together again."""
+    """Sliced prediction of large images: overlapping slices are predicted one by one and their instances merged."""
 
-    size: int = Field(ge=64, le=16_384, description="Side of a slice in pixels; an image with a longer side is cut.")
+    size: int = Field(ge=64, le=16_384, description="Side of a slice in pixels; images with a longer side are sliced.")
     overlap: int = Field(
-        128, ge=0, description="Pixels that neighbouring slices share, at least; at most half of size."
+        128, ge=0, description="Least overlap of neighbouring slices, in pixels; at most half of size."
     )
     merge_iou: float = Field(
-        0.5, gt=0, le=1, description="Mask IoU, within what two slices share, that makes two detections one instance."
+        0.5,
+        gt=0,
+        le=1,
+        description="Mask IoU within the overlap of two slices from which two detections are merged into one instance.",
     )
 
     @model_validator(mode="after")
@@ -77,31 +86,43 @@ class SliceSection(Section):
 
 
 class SegmentSection(Section):
-    """What is kept of the network's output, and how the work is spread."""
+    """What is kept of the network's output, in which precision it computes, and how work is spread over actors."""
 
     score_threshold: float = Field(0.05, ge=0, le=1, description="Instances below this score are dropped.")
-    max_detections: int = Field(100, ge=1, le=10_000, description="Instances an image, best first.")
+    max_detections: int = Field(
+        100, ge=1, le=10_000, description="Most instances per image; those with the highest scores are kept."
+    )
     mask_threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to a mask.")
     mode: Literal["exact", "fast"] = Field(
         "exact",
-        description="exact finds what torchvision's network finds; fast computes in bfloat16 and decodes JPEGs at the "
-        "size the network needs, at the cost in AP that docs/speed.md states.",
+        description="exact gives the results of torchvision's network; fast computes in bfloat16 and decodes JPEGs at "
+        "the size the network needs, which costs the AP that docs/speed.md states.",
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="What the network computes in; null: float32 in exact mode, what this machine has in fast."
+        None,
+        description="Arithmetic of the network; null is float32 in exact mode, and in fast mode bfloat16 where the "
+        "hardware computes in it.",
     )
     slice: SliceSection | None = Field(
-        None, description="How huge images are cut; null cuts none. max_detections then counts for each slice."
+        None,
+        description="Sliced prediction of large images; null slices none. With slices, max_detections applies to each "
+        "slice.",
     )
-    batch_size: int = Field(4, ge=1, le=1024, description="Images a network call, at most; no result depends on it.")
+    batch_size: int = Field(
+        4, ge=1, le=1024, description="Most images in one forward pass; results do not depend on it."
+    )
     num_workers: tuple[int, int] | None = Field(
-        None, description="Actors at least and at most; null: one for each GPU, or for every cpus_per_worker cores."
+        None,
+        description="[min, max] number of actors; null uses all GPUs where gpus_per_worker is above 0, else all CPU "
+        "cores.",
     )
-    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPU cores an actor reserves.")
-    gpus_per_worker: float = Field(0, ge=0, le=16, description="GPUs an actor reserves; a fraction shares one.")
-    decode_children: int = Field(2, ge=1, le=256, description="Decoding processes beside each actor.")
+    cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPU cores that each actor reserves.")
+    gpus_per_worker: float = Field(
+        0, ge=0, le=16, description="GPUs that each actor reserves; a fraction shares one GPU."
+    )
+    decode_children: int = Field(2, ge=1, le=256, description="Image decoding processes of each actor.")
     max_failed_fraction: float = Field(
-        1.0, ge=0, le=1, description="Share of images that may fail before the command ends with exit code 3."
+        1.0, ge=0, le=1, description="Fraction of failed images above which the command ends with exit code 3."
     )
 
     @model_validator(mode="after")
@@ -121,25 +142,31 @@ _LIMITS = DecodeLimits()
 
 
 class DecodeSection(Section):
-    """What a file may cost before it is given up."""
+    """Limits of image decoding; an image beyond one of them gets a status other than ok."""
 
     max_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="Largest file that is read, in bytes.")
     max_pixels: int = Field(_LIMITS.max_pixels, ge=1, description="Largest image that is decoded, in pixels.")
-    max_frames: int = Field(_LIMITS.max_frames, ge=1, description="Most frames of an animation (the first is used).")
-    timeout_s: float = Field(_LIMITS.timeout_s, gt=0, description="Longest time one image may take to decode.")
-    memory_bytes: int = Field(_LIMITS.memory_bytes, ge=2**26, description="Memory of one decoding process.")
+    max_frames: int = Field(
+        _LIMITS.max_frames, ge=1, description="Most frames of an animation; only the first is used."
+    )
+    timeout_s: float = Field(_LIMITS.timeout_s, gt=0, description="Longest time for decoding one image, in seconds.")
+    memory_bytes: int = Field(
+        _LIMITS.memory_bytes, ge=2**26, description="Memory limit of one decoding process, in bytes."
+    )
     formats: tuple[Literal[FORMATS], ...] = Field(  # type: ignore[valid-type]
-        _LIMITS.formats, min_length=1, description="Formats that are decoded, told by content and not by name."
+        _LIMITS.formats,
+        min_length=1,
+        description="Formats that are decoded; a file's format is recognised by content, not by name.",
     )
     scaled: bool | None = Field(
         None,
-        description="Decode a JPEG at a half, a quarter or an eighth where the network shrinks it further anyway; "
-        "null: in fast mode only.",
+        description="Decode JPEGs at 1/2, 1/4 or 1/8 of their size where the network would shrink them at least as "
+        "much; null does so in fast mode only.",
     )
 
 
 class SegmentConfig(Section):
-    """`maskfleet segment`."""
+    """All settings of `maskfleet segment`."""
 
     model: ModelSection
     input: InputSection
@@ -152,14 +179,14 @@ class SegmentConfig(Section):
 
 
 class RetrySection(Section):
-    """What is tried again."""
+    """Which images are tried again."""
 
     statuses: tuple[Literal[tuple(STATUSES)], ...] = Field(  # type: ignore[valid-type]
-        RETRYABLE, min_length=1, description="Images that ended with one of these are tried again."
+        RETRYABLE, min_length=1, description="Statuses of the images that are tried again."
     )
 
 
 class RetryConfig(SegmentConfig):
-    """`maskfleet retry`: the settings the run was segmented with, and what to try again."""
+    """All settings of `maskfleet retry`: those the run was segmented with, and which images to try again."""
 
     retry: RetrySection = Field(default_factory=RetrySection)

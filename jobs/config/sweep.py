@@ -1,4 +1,4 @@
-"""The settings of `maskfleet sweep`: what every trial shares, and what they differ in."""
+"""Settings of `maskfleet sweep`: the trials (cases, grid, seeds), published effects, and drawn data."""
 
 from __future__ import annotations
 
@@ -13,45 +13,59 @@ Figure = Literal["segm_AP", "segm_AP50", "segm_AP75", "bbox_AP", "bbox_AP50", "b
 
 
 class EffectSection(Section):
-    """A difference between two cases that was published."""
+    """A published difference between two cases, to compare the sweep's own with."""
 
-    of: str = Field(min_length=1, description="The case that is said to be better, or worse.")
+    of: str = Field(min_length=1, description="Case that is said to be better or worse.")
     over: str = Field(min_length=1, description="The case it is compared with.")
-    figure: Figure = Field("segm_AP", description="The figure that is compared.")
-    published: float = Field(description="The published difference, in points (0.01 of AP).")
+    figure: Figure = Field("segm_AP", description="Name of the figure.")
+    published: float = Field(description="Published figure of `of` minus that of `over`, in points (0.01 of AP).")
     source: str = Field(min_length=1, description="Where it was published.")
 
 
 class SweepSection(Section):
-    """The trials: every case with every combination of the grid and every seed."""
+    """The trials: every case, with every combination of the grid, with every seed."""
 
-    base: str | None = Field(None, description="Configuration of `maskfleet train` that every trial starts from.")
-    fixed: dict[str, Any] = Field(default_factory=dict, description="Overrides of the base, the same in every trial.")
+    base: str | None = Field(
+        None,
+        description="Configuration file of `maskfleet train` that every trial starts from; may name one that ships "
+        "with the program.",
+    )
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, description="Overrides of the base that all trials share, by dotted key."
+    )
     cases: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Overrides that go together, by name; an axis of its own."
+        default_factory=dict, description="Named groups of overrides; each case is one value of an axis of its own."
     )
-    grid: dict[str, list[Any]] = Field(default_factory=dict, description="Values to try, by key.")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Values of train.seed, for the spread.")
-    effects: tuple[EffectSection, ...] = Field((), description="Published differences to compare with.")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="Lists of values to try, by dotted key; every combination is a trial."
+    )
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="Values of train.seed; the results are means and standard deviations over them."
+    )
+    effects: tuple[EffectSection, ...] = Field(
+        (), description="Published differences between cases, shown beside those of the sweep."
+    )
     trials_at_once: int | None = Field(
-        None, ge=1, description="Trials that run at a time; null is as many as the cluster has room for."
+        None, ge=1, description="Trials that run at a time; null runs as many as the cluster has resources for."
     )
-    max_failures: int = Field(2, ge=0, description="Times that a trial whose own process was lost is started again.")
+    max_failures: int = Field(
+        2, ge=0, description="Times that a trial is started again after its own process was lost."
+    )
 
     @field_validator("fixed", "grid", mode="before")
     @classmethod
-    def _dotted(cls, values: Any) -> Any:
+    def _flatten(cls, values: Any) -> Any:
         return flatten(values) if values else values
 
     @field_validator("cases", mode="before")
     @classmethod
-    def _dotted_cases(cls, values: Any) -> Any:
+    def _flatten_cases(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
         return {name: flatten(case) if case else {} for name, case in values.items()}
 
     @model_validator(mode="after")
-    def _make_sense(self) -> Self:
+    def _check_keys(self) -> Self:
         for key, values in self.grid.items():
             if not values:
                 raise ValueError(f"grid: {key} has no values; allowed is a list of at least one")
@@ -62,8 +76,8 @@ class SweepSection(Section):
                     "and sweep.seeds for train.seed"
                 )
         for name, case in self.cases.items():
-            if both := sorted(case.keys() & self.grid.keys()):
-                raise ValueError(f"{both[0]} is in case {name!r} and in the grid; allowed is one of them")
+            if shared := sorted(case.keys() & self.grid.keys()):
+                raise ValueError(f"{shared[0]} is in case {name!r} and in the grid; allowed is one of them")
         for effect in self.effects:
             for side in (effect.of, effect.over):
                 if side not in self.cases:
@@ -74,20 +88,24 @@ class SweepSection(Section):
 
 
 class DrawSection(Section):
-    """Drawn shapes as training and validation set."""
+    """Drawn shapes, made by the sweep as its training and validation set."""
 
     num_train: int = Field(400, ge=1, description="Training images.")
     num_val: int = Field(60, ge=1, description="Validation images.")
-    image_size: tuple[int, int] = Field((128, 160), description="Height, width in pixels; they vary by an eighth.")
-    max_shapes: int = Field(4, ge=1, le=100, description="Shapes on an image, at most.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the drawings.")
+    image_size: tuple[int, int] = Field(
+        (128, 160), description="Mean height, width in pixels; each image differs by up to an eighth."
+    )
+    max_shapes: int = Field(4, ge=1, le=100, description="Most shapes in one image.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the drawn images.")
 
 
 class SweepConfig(Section):
-    """`maskfleet sweep`."""
+    """All settings of `maskfleet sweep`."""
 
     sweep: SweepSection
-    draw: DrawSection | None = Field(None, description="Draw the data rather than take data.train and data.val.")
+    draw: DrawSection | None = Field(
+        None, description="Draw the data instead of reading data.train and data.val; null reads them."
+    )
     output: OutputSection
     storage: StorageSection = Field(default_factory=StorageSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)

@@ -1,4 +1,4 @@
-"""The settings of `maskfleet train`: model, data, training."""
+"""Settings of `maskfleet train`: model, data, augmentation, optimisation, validation and workers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from model.spec import ModelSpec
 
 
 class TrainModelSection(Section):
-    """What network is trained, and from which weights."""
+    """Which network is trained, and from which weights."""
 
     preset: str | None = Field(
         None,
-        description="A published network whose settings are the spec's defaults: a name of torchvision's, such as "
+        description="Published network whose settings are the defaults of spec: a name of torchvision's, such as "
         "maskrcnn_resnet50_fpn_v2, or of detectron2's model zoo, such as mask_rcnn_R_50_FPN_3x.",
     )
     spec: ModelSpec = Field(
-        default_factory=ModelSpec, description="The network; num_classes 0 is as many as the training data has."
+        default_factory=ModelSpec,
+        description="Architecture of the network; num_classes 0 takes the number of classes in the training data.",
     )
     weights: str | None = Field(
         None,
-        description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights, here or in a "
-        "bucket; null starts from random ones.",
+        description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights, local or in a "
+        "bucket; null starts from random weights.",
     )
     checkpoint: str | None = Field(
-        None, description="Checkpoint folder or training output whose fitting weights are the start (fine-tuning)."
+        None,
+        description="Checkpoint folder or training output to fine-tune from; tensors that fit by name and shape are "
+        "taken.",
     )
 
     @model_validator(mode="before")
@@ -36,9 +39,9 @@ class TrainModelSection(Section):
     def _fill_in_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("preset") is None:
             return values
-        given = values.get("spec") or {}
-        given = given.to_dict() if isinstance(given, ModelSpec) else given
-        return {**values, "spec": {**preset(str(values["preset"])).to_dict(), "num_classes": 0, **given}}
+        spec = values.get("spec") or {}
+        overrides = spec.to_dict() if isinstance(spec, ModelSpec) else spec
+        return {**values, "spec": {**preset(str(values["preset"])).to_dict(), "num_classes": 0, **overrides}}
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -48,167 +51,232 @@ class TrainModelSection(Section):
 
 
 class AugmentSection(Section):
-    """Random changes of a training image, each drawn from (seed, epoch, image), so that a resumed run repeats them.
+    """Random augmentation of training images: colour, flips, rotation, resizing, in this order.
 
-    In this order: colour, flips, rotation, resizing.
+    Each is drawn from (seed, epoch, image), so a resumed training repeats them.
     """
 
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="Probability of a left-right flip.")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="Probability of a top-bottom flip.")
-    brightness: float = Field(0.0, ge=0, le=1, description="Brightness is multiplied by 1 - value to 1 + value.")
-    contrast: float = Field(0.0, ge=0, le=1, description="The same for contrast.")
-    saturation: float = Field(0.0, ge=0, le=1, description="The same for saturation.")
-    hue: float = Field(0.0, ge=0, le=0.5, description="Hue is turned by up to this part of the circle.")
-    rotation: float = Field(0.0, ge=0, le=1, description="Probability of a turn.")
-    rotation_degrees: float = Field(0.0, ge=0, le=180, description="Largest turn either way, in degrees.")
-    rotation_expand: bool = Field(False, description="Grow the canvas rather than cut the corners off.")
+    brightness: float = Field(
+        0.0, ge=0, le=1, description="Brightness is multiplied by a factor from 1 - value to 1 + value."
+    )
+    contrast: float = Field(
+        0.0, ge=0, le=1, description="Contrast is multiplied by a factor from 1 - value to 1 + value."
+    )
+    saturation: float = Field(
+        0.0, ge=0, le=1, description="Saturation is multiplied by a factor from 1 - value to 1 + value."
+    )
+    hue: float = Field(
+        0.0, ge=0, le=0.5, description="Largest shift of the hue either way, as a fraction of the colour circle."
+    )
+    rotation: float = Field(0.0, ge=0, le=1, description="Probability of a rotation.")
+    rotation_degrees: float = Field(0.0, ge=0, le=180, description="Largest rotation either way, in degrees.")
+    rotation_expand: bool = Field(
+        False, description="Grow the canvas to hold the rotated image; false cuts its corners off."
+    )
     resize: Literal["none", "fixed", "short_side", "large_scale_jitter"] = Field(
         "none", description="Resizing before the network's own (model.spec.image_min_size)."
     )
-    resize_size: tuple[int, int] = Field((512, 512), description="Height, width in pixels of 'fixed' and the jitter.")
-    resize_keep_aspect: bool = Field(False, description="Pad rather than stretch to 'fixed'.")
-    short_sides: tuple[int, ...] = Field(
-        (800,), min_length=1, description="Short sides in pixels that 'short_side' draws from."
+    resize_size: tuple[int, int] = Field(
+        (512, 512), description="Height, width in pixels of 'fixed' and 'large_scale_jitter'."
     )
-    max_size: int = Field(1333, ge=1, description="Longest side in pixels after 'short_side'.")
-    jitter_scales: tuple[float, float] = Field((0.1, 2.0), description="Range of 'large_scale_jitter'.")
+    resize_keep_aspect: bool = Field(
+        False, description="Keep the aspect ratio and pad to the size of 'fixed'; false stretches."
+    )
+    short_sides: tuple[int, ...] = Field(
+        (800,), min_length=1, description="Lengths of the short side in pixels that 'short_side' draws from."
+    )
+    max_size: int = Field(1333, ge=1, description="Longest side after 'short_side', in pixels.")
+    jitter_scales: tuple[float, float] = Field(
+        (0.1, 2.0), description="Smallest and largest scale of 'large_scale_jitter'."
+    )
 
 
 class TrainDataSection(Section):
-    """The annotated photos."""
+    """Which annotated images are trained and validated on, under which classes."""
 
-    train: str = Field(min_length=1, description="Training set: COCO JSON, or a folder with annotations (COCO or VIA).")
-    val: str | None = Field(None, description="Validation set, in the same forms; null validates nothing.")
-    format: Literal["auto", "coco", "via", "voc", "cityscapes", "labelme"] = Field(
-        "auto", description="Form of the annotations."
+    train: str = Field(
+        min_length=1, description="Training set: annotations in COCO JSON, or a folder with annotations; see format."
     )
-    default_category: str = Field("object", min_length=1, description="Name of the one class of VIA without classes.")
+    val: str | None = Field(None, description="Validation set, given like train; null is none.")
+    format: Literal["auto", "coco", "via", "voc", "cityscapes", "labelme"] = Field(
+        "auto", description="Format of the annotations; auto recognises it."
+    )
+    default_category: str = Field(
+        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
+    )
     classes: tuple[str, ...] | None = Field(
-        None, min_length=1, description="Names of the classes to train, in this order; null takes the training set's."
+        None,
+        min_length=1,
+        description="Names of the classes to train, in this order; null takes all of the training set.",
     )
     rename: dict[str, str] = Field(
-        default_factory=dict, description="Category of the data -> its name here; several may go to one."
+        default_factory=dict, description="New name for a category, by the name in the data; several may get the same."
     )
     unknown_categories: Literal["refuse", "ignore", "drop"] = Field(
         "refuse",
-        description="Objects of a category that is not declared, or not among the classes: refuse the set, make them "
-        "neither positive nor negative, or make them background.",
+        description="Objects of a category that is not declared, or not among the classes: 'refuse' the set, 'ignore' "
+        "them (neither positive nor negative), or 'drop' them (they become background).",
     )
-    image_root: str | None = Field(None, description="Folder of the training photos; null looks beside the JSON.")
-    val_image_root: str | None = Field(None, description="The same for the validation photos.")
+    image_root: str | None = Field(
+        None, description="Folder of the training images; null looks beside the annotations."
+    )
+    val_image_root: str | None = Field(
+        None, description="Folder of the validation images; null looks beside their annotations."
+    )
     num_images: int | None = Field(
-        None, ge=1, description="Train on this many images, drawn by train.seed (smaller draws lie within larger ones)."
+        None,
+        ge=1,
+        description="Train on a random subset of this many images, drawn by train.seed; smaller subsets lie within "
+        "larger ones. Null takes all.",
     )
     extra_channels: str | None = Field(
         None,
-        description="File with the further channels of a photo, such as {folder}/../depth/{stem}.png, for "
-        "model.spec.in_channels above 3; null where photos hold all channels themselves.",
+        description="Pattern of a second file for each image with its further channels, such as "
+        "{folder}/../depth/{stem}.png, for model.spec.in_channels above 3; null where the images' own files hold all "
+        "channels.",
     )
     augment: AugmentSection = Field(default_factory=AugmentSection)
     copy_paste: float = Field(
-        0.0, ge=0, le=1, description="Probability that objects of another photo are pasted onto one."
+        0.0, ge=0, le=1, description="Probability that objects of another training image are pasted onto an image."
     )
 
 
 class TrainSection(Section):
-    """How it is trained."""
+    """How long, with which optimisation, on which workers it is trained, and what is kept."""
 
     # -- how long
-    max_steps: int | None = Field(None, ge=1, description="Steps to train; the earlier of this and num_epochs ends it.")
-    num_epochs: float | None = Field(None, gt=0, description="Passes over the training set.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the weights, the order and every random choice.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Steps to train; training ends at the earlier of this and num_epochs."
+    )
+    num_epochs: float | None = Field(
+        None, gt=0, description="Passes over the training set after which training ends; may be a fraction."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of the weights, the order of images and every random choice."
+    )
 
     # -- the batch
-    batch_size: int = Field(2, ge=1, le=1024, description="Images of one worker in one forward pass.")
-    accumulate_steps: int = Field(1, ge=1, le=1024, description="Forward passes whose gradients make one step.")
+    batch_size: int = Field(2, ge=1, le=1024, description="Images of one forward pass on one worker.")
+    accumulate_steps: int = Field(
+        1, ge=1, le=1024, description="Forward passes whose gradients are accumulated into one step."
+    )
     data_workers: int = Field(
-        2, ge=0, le=256, description="Processes that read and augment samples, for each worker; 0 lets training wait."
+        2,
+        ge=0,
+        le=256,
+        description="Processes of each worker that read and augment images; 0 does it in the training loop, which "
+        "waits.",
     )
     group_aspect_ratios: bool = Field(
-        True, description="Put upright and lying images into different steps, where that saves padding."
+        True, description="Put upright and wide images into different steps where possible, which saves padding."
     )
-    prefetch_batches: int = Field(4, ge=1, le=256, description="Steps prepared ahead, for each worker.")
+    prefetch_batches: int = Field(4, ge=1, le=256, description="Steps whose images are prepared ahead, on each worker.")
 
     # -- the optimizer
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Update rule.")
-    learning_rate: float = Field(0.02, gt=0, le=100, description="Rate after the warm-up.")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Optimizer.")
+    learning_rate: float = Field(0.02, gt=0, le=100, description="Learning rate after the warm-up.")
     reference_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Images per step that learning_rate is meant for; it is scaled linearly to the actual number. "
-        "Null takes the rate as it is.",
+        description="Images per step that learning_rate is meant for; the rate is scaled linearly to the actual "
+        "number. Null does not scale.",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     weight_decay: float = Field(1e-4, ge=0, le=1, description="Weight decay.")
     norm_weight_decay: float | None = Field(
-        None, ge=0, le=1, description="Weight decay of normalisation layers; null is weight_decay."
+        None, ge=0, le=1, description="Weight decay of normalisation layers; null takes weight_decay."
     )
-    clip_norm: float | None = Field(None, gt=0, description="Largest L2 norm of the gradients; null does not clip.")
+    clip_norm: float | None = Field(
+        None, gt=0, description="L2 norm to which larger gradients are clipped; null does not clip."
+    )
 
     # -- the learning rate over time
-    schedule: Literal["constant", "cosine", "multistep"] = Field("multistep", description="Course of the rate.")
+    schedule: Literal["constant", "cosine", "multistep"] = Field("multistep", description="Learning rate schedule.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    warmup_factor: float = Field(0.001, ge=0, le=1, description="Share of the rate at which the warm-up starts.")
+    warmup_factor: float = Field(
+        0.001, ge=0, le=1, description="Fraction of the learning rate at which the warm-up starts."
+    )
     milestones: tuple[int, ...] = Field((), description="Steps at which 'multistep' multiplies the rate by gamma.")
-    gamma: float = Field(0.1, gt=0, le=1, description="Factor of each drop of 'multistep'.")
-    final_factor: float = Field(0.0, ge=0, le=1, description="Share of the rate at which 'cosine' ends.")
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor of the rate at each of the milestones.")
+    final_factor: float = Field(0.0, ge=0, le=1, description="Fraction of the learning rate at which 'cosine' ends.")
 
     # -- numbers
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Arithmetic of the forward pass; float16 scales its gradients."
+        "float32", description="Arithmetic of the forward pass; float16 uses gradient scaling."
     )
-    channels_last: bool = Field(False, description="Keep convolution weights and images channels-last.")
+    channels_last: bool = Field(
+        False, description="Keep convolution weights and images in channels-last memory format."
+    )
     compile: bool = Field(False, description="Compile the backbone with torch.compile.")
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="Decay of a moving average of the weights, saved as the model; null is off."
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, which is then saved as the model; null is "
+        "none.",
     )
     global_normalisers: bool = Field(
         True,
-        description="Divide each loss by its count over all workers, so that the split over workers does not change "
-        "the gradient; false keeps torchvision's average per worker.",
+        description="Divide each loss by its count over all workers, so that gradients do not depend on how images "
+        "are split over workers; false averages the workers' own losses, as torchvision does.",
     )
     max_non_finite_steps: int = Field(
-        5, ge=0, description="Steps with a loss or gradient that is not finite that are skipped before the run ends."
+        5,
+        ge=0,
+        description="Steps with a loss or gradient that is not finite that are skipped; one more ends the training.",
     )
 
     # -- what is kept
     checkpoint_every_steps: int = Field(1000, ge=1, description="Steps between checkpoints; the last step has one too.")
     num_to_keep: int | None = Field(
-        3, ge=1, description="Newest checkpoints that stay; null keeps all. The best one always stays."
+        3, ge=1, description="Number of newest checkpoints that are kept; null keeps all. The best one is always kept."
     )
     log_every_steps: int = Field(
-        20, ge=1, description="Steps that one row of metrics.parquet stands for, at most; checkpoints end a row too."
+        20, ge=1, description="Most steps in one row of metrics.parquet; a checkpoint ends a row too."
     )
     tensorboard: bool = Field(True, description="Write a TensorBoard log beside the metrics.")
 
     # -- validation
     validate_every_steps: int | None = Field(
-        None, ge=1, description="Steps between measurements of AP on data.val, with a checkpoint each; null is never."
+        None, ge=1, description="Steps between validations on data.val, each with a checkpoint; null is never."
     )
     validate_every_epochs: float | None = Field(
-        None, gt=0, description="The same in passes over the training set; at most one of the two is given."
+        None, gt=0, description="Passes over the training set between validations; give at most one of the two."
     )
     validate_train_images: int = Field(
-        0, ge=0, description="Training images that are measured at the same times, as train_segm_AP; 0 is none."
+        0, ge=0, description="Number of training images on which AP is measured too, as train_segm_AP; 0 is none."
     )
     early_stop_patience: int | None = Field(
         None, ge=1, description="Validations without a better segm AP after which training ends; null never ends early."
     )
 
     # -- the workers
-    num_workers: int = Field(1, ge=1, le=4096, description="Training processes, one GPU each where use_gpu is true.")
+    num_workers: int = Field(
+        1, ge=1, le=4096, description="Training processes; with use_gpu, each has a GPU of its own."
+    )
     min_workers: int | None = Field(
-        None, ge=1, description="Go on with as few as this when nodes are lost, up to num_workers; null waits for all."
+        None,
+        ge=1,
+        description="Least number of workers to go on with when nodes are lost; null always waits for num_workers.",
     )
     use_gpu: bool = Field(False, description="Train on GPUs.")
     cpus_per_worker: int | None = Field(
-        None, ge=1, description="CPU cores reserved for each worker; null reserves one and uses its node's fair share."
+        None,
+        ge=1,
+        description="CPU cores reserved for each worker; null reserves one and uses a fair share of the node's.",
     )
-    max_failures: int = Field(3, ge=0, description="Deaths of workers or nodes after which the run ends.")
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="Times that the workers are started again after one of them, or a node, was lost; one more ends "
+        "the training.",
+    )
 
     @property
     def validates(self) -> bool:
-        """Whether AP is measured while training."""
+        """Whether AP is measured during the training."""
         return self.validate_every_steps is not None or self.validate_every_epochs is not None
 
     @model_validator(mode="after")
@@ -225,7 +293,7 @@ class TrainSection(Section):
 
 
 class TrainConfig(Section):
-    """`maskfleet train`."""
+    """All settings of `maskfleet train`."""
 
     model: TrainModelSection = Field(default_factory=TrainModelSection)
     data: TrainDataSection
@@ -235,8 +303,8 @@ class TrainConfig(Section):
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
 
-# Settings that change how a run is carried out but not what is trained; a resumed run may differ in them. The number
-# of workers is among them: a smaller cluster may finish what a larger one began, though not bit for bit.
+# Settings that change how a training is carried out but not what is trained; a resumed training may differ in them. The
+# number of workers is among them: a smaller cluster may finish what a larger one began, though not bit for bit.
 NOT_IDENTITY = frozenset(
     {
         "output.uri",
