@@ -1,1 +1,1 @@
-"""The programs people run: configuration, command line, cluster, training and bulk jobs."""
+"""The commands: configuration, command line, Ray clusters, training, bulk segmentation, evaluation, schedules."""

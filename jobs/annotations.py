@@ -1,4 +1,4 @@
-"""`maskfleet check-data` and `convert`: annotated photos before they are trained on."""
+"""`maskfleet check-data` and `convert`: finds faults in annotations before training, and converts their format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.storage.stores import open_storage
 
 
 def run_check_data(config: CheckDataConfig) -> DataReport:
-    """Reads every annotation and photo; with output.uri, writes data_report.json and a picture of each offender."""
+    """Checks every annotation and image; with output.uri, also writes data_report.json and pictures of the faults."""
     data = config.data
     report = check_data(
         data.uri,
@@ -28,14 +28,14 @@ def run_check_data(config: CheckDataConfig) -> DataReport:
 
 
 def describe_report(report: DataReport) -> str:
-    """The report as text: totals, classes, then each kind of finding with its first examples."""
+    """The report as text: totals, classes, then each kind of fault with its count and first three examples."""
     classes = ", ".join(f"{name} {count:,}" for name, count in report.class_counts.items())
     lines = [
         f"{report.uri} ({report.format}): {report.num_images:,} images, {report.num_instances:,} instances, "
         f"{report.num_negatives:,} images without any",
         f"classes: {classes}",
     ]
-    lines += [f"note: {what}: {count:,}" for what, count in report.notes.items()]
+    lines += [f"note: {note}: {count:,}" for note, count in report.notes.items()]
     for finding in report.findings:
         lines.append(f"{finding.severity}: {finding.kind} {finding.count:,}: {finding.meaning}")
         lines += [f"    {example.file_name}: {example.detail}" for example in finding.examples[:3]]
@@ -44,7 +44,7 @@ def describe_report(report: DataReport) -> str:
 
 
 def run_convert(config: ConvertConfig) -> Conversion:
-    """Writes the annotations in another format."""
+    """Writes the annotations in the format `convert.to` to output.uri; returns counts, notes and losses."""
     data, settings = config.data, config.convert
     return convert_annotations(
         data.uri,
@@ -60,11 +60,11 @@ def run_convert(config: ConvertConfig) -> Conversion:
 
 
 def describe_conversion(conversion: Conversion, target: str) -> str:
-    """What was written, and what the target format could not hold."""
+    """The conversion as text: what was written, and what the target format cannot express."""
     lines = [
         f"{conversion.num_images:,} images, {conversion.num_instances:,} instances, {conversion.num_categories:,} "
         f"categories: {conversion.source_format} -> {conversion.target_format} at {target}"
     ]
-    lines += [f"note: {what}: {count:,}" for what, count in conversion.notes.items()]
-    lines += [f"lost: {what}: {count:,}" for what, count in conversion.losses.items()]
+    lines += [f"note: {note}: {count:,}" for note, count in conversion.notes.items()]
+    lines += [f"lost: {loss}: {count:,}" for loss, count in conversion.losses.items()]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Which checkpoint a URI means, and how checkpoints and weights in buckets become files of this machine."""
+"""Checkpoints and weights by URI: finds the newest complete checkpoint, and fetches what lies in a bucket."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def find_checkpoint(uri: str) -> str:
     """The URI of the checkpoint folder that a URI names.
 
     Args:
-        uri: a checkpoint folder, or a training output with `checkpoints/step-*` in it (then its newest complete one).
+        uri: a checkpoint folder; or a training output, which stands for its newest complete `checkpoints/step-*`.
 
     Raises:
-        CheckpointError: nothing there, or nothing complete; the message says what was looked for.
+        CheckpointError: the folder does not exist, cannot be read, or holds no complete checkpoint.
     """
     output = TrainingOutput(uri)
     try:
@@ -29,31 +29,34 @@ def find_checkpoint(uri: str) -> str:
         raise CheckpointError(f"{output.uri} cannot be read: {error}") from error
     if steps:
         return output.checkpoint_uri(steps[-1])
-    there = "does not exist" if output.is_absent() else "holds no checkpoint"
+    fault = "does not exist" if output.is_absent() else "holds no checkpoint"
     raise CheckpointError(
-        f"{output.uri} {there}; give a checkpoint folder (it has a {CHECKPOINT_MARKER}) or a training output"
+        f"{output.uri} {fault}; give a checkpoint folder (it has a {CHECKPOINT_MARKER}) or a training output"
     )
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
-    """The checkpoint that a URI names, see `find_checkpoint`; one in a bucket is fetched to this machine once.
+    """Loads the checkpoint that a URI names (see `find_checkpoint`); one in a bucket is first fetched into the cache.
 
     Raises:
-        CheckpointError: no readable checkpoint there.
+        CheckpointError: no complete checkpoint there, or a damaged one. The message names its URI, not the cached copy.
     """
-    found = find_checkpoint(uri)
-    folder = local_folder(found, CHECKPOINT_MARKER)
+    checkpoint_uri = find_checkpoint(uri)
+    folder = local_folder(checkpoint_uri, CHECKPOINT_MARKER)
     try:
         return load_checkpoint(folder)
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(folder), found)) from error
+        raise CheckpointError(str(error).replace(str(folder), checkpoint_uri)) from error
 
 
 def local_weights(weights: str | None) -> str | None:
-    """`weights` as `model.weights` takes them: what lies in a bucket, a file or a checkpoint folder, as a path here.
+    """Weights in the form that the model layer takes: a preset's name, a local path, or None.
+
+    A file or checkpoint folder in a bucket is fetched into the cache, and its local path is returned. Everything else
+    is returned as given.
 
     Raises:
-        StorageError: nothing of that name, or it cannot be read.
+        StorageError: the bucket holds nothing of that name, or it cannot be read.
     """
     if weights is None or weights in PUBLISHED or is_local(weights):
         return weights

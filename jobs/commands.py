@@ -1,4 +1,4 @@
-"""The commands by name: which configuration each takes, and which settings its words and options are short for."""
+"""Table of commands: the configuration of each, and the settings that its positional words and options set."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command that is configured.
+    """A command that takes a configuration.
 
     Attributes:
         module, class_name: where its configuration is declared; imported only when the command runs.
-        words: the keys that leading words without '=' stand for, in order.
-        options: its own options (as Python names them) and the key that each stands for.
+        words: keys of settings that leading words without 'key=' give the values of, in order.
+        options: its own options (as Python names them), each with the key of the setting that it sets.
     """
 
     module: str
@@ -29,7 +29,7 @@ class Command:
 
     @property
     def config(self) -> type[BaseModel]:
-        """The configuration that the command takes."""
+        """The class of the command's configuration."""
         return getattr(import_module(self.module), self.class_name)
 
 
@@ -54,13 +54,13 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def read_settings(name: str, file: Path | None, words: Sequence[str] | None, **options: str | None) -> Any:
-    """The validated configuration of a command's line.
+    """The validated configuration of one command line.
 
     Args:
-        name: of COMMANDS.
-        file: of `--config`.
-        words: `key=value`, and leading words that stand for a key.
-        options: the command's own options; None is one that was not given.
+        name: of the command, a key of COMMANDS.
+        file: value of `--config`.
+        words: `key=value`, after the leading words that the command takes. They win over the file.
+        options: values of the command's own options; None where one was not given. They win over the words.
 
     Raises:
         ConfigError: as `load_config`.
@@ -68,9 +68,9 @@ def read_settings(name: str, file: Path | None, words: Sequence[str] | None, **o
     from jobs.config.load import is_override, load_config  # pydantic, which `--help` does not need
 
     command = COMMANDS[name]
-    given = list(words or [])
-    for place, key in enumerate(command.words):
-        if place < len(given) and not is_override(given[place]):
-            given[place] = f"{key}={given[place]}"
-    given += [f"{command.options[option]}={value}" for option, value in options.items() if value is not None]
-    return load_config(command.config, file, given, folder=name)
+    overrides = list(words or [])
+    for i, key in enumerate(command.words):
+        if i < len(overrides) and not is_override(overrides[i]):
+            overrides[i] = f"{key}={overrides[i]}"
+    overrides += [f"{command.options[option]}={value}" for option, value in options.items() if value is not None]
+    return load_config(command.config, file, overrides, folder=name)

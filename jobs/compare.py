@@ -1,4 +1,4 @@
-"""`maskfleet compare`: two runs side by side, with labels by AP, without them by what their outputs look like."""
+"""`maskfleet compare`: compares two runs, by AP where ground truth is given, else by the drift of their outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DRIFT_COLUMNS = ["category", "score", "area_px", "image_height", "image_width"]
 
 @dataclass(frozen=True)
 class ComparePlan:
-    """A checked configuration: the two runs, and the truth where there is one."""
+    """A checked configuration: the two runs, reference first, and the ground truth; None where none is given."""
 
     config: CompareConfig
     runs: tuple[Run, Run]
@@ -35,7 +35,7 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
     Raises:
         RunError: no run there, or one that is not finished.
         ConfigError: a gate on AP without ground truth.
-        ValueError: no readable ground truth.
+        ValueError: the ground truth cannot be read.
     """
     runs = open_finished(config.run_a.uri, "run_a.uri"), open_finished(config.run_b.uri, "run_b.uri")
     if config.ground_truth.uri is None:
@@ -48,7 +48,12 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
 
 
 def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]]:
-    """The comparison by AP, or the drift of the second run from the first; and the gates that failed."""
+    """Compares the runs, and writes the tables to output.uri where it is set.
+
+    Returns:
+        The comparison by AP, or without ground truth the drift of the second run from the first; and a sentence for
+        each gate that failed.
+    """
     result: Comparison | pd.DataFrame
     reasons: list[str] = []
     if plan.truth is None:
@@ -56,9 +61,9 @@ def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]
     else:
         result = _compare(plan, plan.truth)
         reasons = check_gates(comparison=result, max_drop=plan.config.gate.max_drop)
-        least = plan.config.gate.min_ap
-        if least is not None and not result.ap[1] >= least:
-            reasons.append(f"{result.iou_type} AP is {result.ap[1]:.4f}; gate.min_ap asks for {least:.4f}")
+        min_ap = plan.config.gate.min_ap
+        if min_ap is not None and not result.ap[1] >= min_ap:
+            reasons.append(f"{result.iou_type} AP is {result.ap[1]:.4f}; gate.min_ap asks for {min_ap:.4f}")
     if plan.config.output.uri is not None:
         output = open_storage(plan.config.output.uri)
         if isinstance(result, Comparison):
@@ -72,12 +77,12 @@ def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]
 
 
 def describe(result: Comparison | pd.DataFrame) -> str:
-    """The result as text."""
+    """The result as text: the drift table's first rows, or AP with its interval, categories and the worst images."""
     with pd.option_context("display.width", 120, "display.max_columns", None, "display.precision", 4):
         if isinstance(result, pd.DataFrame):
-            return f"without labels, from what was found:\n{result.head(20).to_string(index=False)}"
+            return f"without ground truth, drift of the detections:\n{result.head(20).to_string(index=False)}"
         low, high = result.interval
-        verdict = "which images were drawn does not explain it" if result.is_significant else "within chance"
+        verdict = "more than resampling the images explains" if result.is_significant else "within chance"
         return (
             f"{result.iou_type} AP {result.ap[0]:.4f} -> {result.ap[1]:.4f}: {result.difference:+.4f}, "
             f"{result.confidence:.0%} interval [{low:+.4f}, {high:+.4f}], {verdict}\n\n"

@@ -1,11 +1,12 @@
-"""`maskfleet demo`: draw, train, segment, evaluate, look, on this machine, in minutes.
+"""`maskfleet demo`: draws images, trains, segments, evaluates and renders pictures, on this machine, in minutes.
 
-OUT/data        the drawn corpus: train, val and unlabelled images with exactly known masks
-OUT/training    the training's output: checkpoints, metrics
+OUT/data        drawn train, val and unlabelled images, with exact masks
+OUT/training    output of the training: checkpoints, metrics
 OUT/model       the trained checkpoint
 OUT/run         the 200 unlabelled images, segmented
-OUT/val_run     the validation images, segmented; OUT/evaluation is how good they are
-OUT/pictures    what it looks like
+OUT/val_run     the validation images, segmented
+OUT/evaluation  figures of OUT/val_run against its ground truth: metrics.json, metrics.parquet
+OUT/pictures    segmented images with their masks drawn over them
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ from pipeline.results.render import save_overlays
 from pipeline.storage.uri import local_path
 from pipeline.tables import load_images, load_instances
 
-TRAIN_CONFIG, SEGMENT_CONFIG = "train/tiny_cpu", "segment/tiny_cpu"  # as they ship with the program
+TRAIN_CONFIG, SEGMENT_CONFIG = "train/tiny_cpu", "segment/tiny_cpu"  # they ship with the program
 NUM_PICTURES = 12
 
 
 def run_demo(config: DemoConfig, *, say: Callable[[str], None], print_table: Callable[[Any], None]) -> None:
-    """Runs the whole project once; what an earlier call has finished is not done again."""
+    """Runs each command of the project once, in order; steps that an earlier call has finished are not repeated.
+
+    Args:
+        say: writes one line of text.
+        print_table: writes a rich table.
+    """
     out = local_path(config.output.uri)
     sizes = config.demo
     say(f"1/5 drawing {sizes.num_train} training, {sizes.num_val} validation, {sizes.num_unlabelled} unlabelled images")
@@ -73,19 +79,19 @@ def run_demo(config: DemoConfig, *, say: Callable[[str], None], print_table: Cal
     )
     print_table(to_rich_table(metrics))
 
-    say("5/5 looking at it")
+    say("5/5 drawing pictures of the result")
     instances = load_instances(str(out / "run"))
     say(_describe(instances, load_images(str(out / "run"))))
     pictures = save_overlays(str(out / "run"), out / "pictures", num_images=NUM_PICTURES)
     say("")
-    for name, what in (
+    for name, content in (
         ("model", "the trained checkpoint"),
         ("run/images", "one row for each of the unlabelled images"),
         ("run/instances", "one row for each instance: box, score, mask as RLE"),
         ("evaluation", "the figures above as JSON and Parquet"),
-        ("pictures", f"what it looks like; begin with {pictures[0].name}"),
+        ("pictures", f"segmented images with their masks; begin with {pictures[0].name}"),
     ):
-        say(f"  {config.output.uri}/{name:<14} {what}")
+        say(f"  {config.output.uri}/{name:<14} {content}")
     say("")
     say(f"bbox AP {metrics.overall('bbox', 'AP'):.3f}")
     say(f"segm AP {metrics.overall('segm', 'AP'):.3f}")
@@ -110,7 +116,7 @@ def _train(config: DemoConfig, data: Path, out: Path) -> None:
 
 
 def _copy_checkpoint(source: Path, target: Path) -> None:
-    """Copies a checkpoint, its marker last, so that a torn copy is none."""
+    """Copies a checkpoint, its marker last: a copy that is cut off does not count as a checkpoint."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(CHECKPOINT_MARKER), dirs_exist_ok=True)
     shutil.copy2(source / CHECKPOINT_MARKER, target / CHECKPOINT_MARKER)
 
@@ -124,7 +130,7 @@ def _segment(model: Path, images: Path, run: Path) -> None:
 
 
 def _describe(instances: pd.DataFrame, images: pd.DataFrame) -> str:
-    """The instances table's first rows and what a user would ask first, as pandas prints them."""
+    """The best rows of the instances table, and counts, mean score and mean area by category, as pandas prints them."""
     columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
     best = instances.sort_values("score", ascending=False)[columns].head(8)
     best = best.astype({name: "float64" for name in ("score", "x1", "y1", "x2", "y2")}).round(2)

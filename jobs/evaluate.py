@@ -1,4 +1,4 @@
-"""`maskfleet evaluate`: a run's Parquet against ground truth, as a table, JSON and Parquet, kept and gated."""
+"""`maskfleet evaluate`: measures a run against ground truth, writes the figures, keeps them, and checks gates."""
 
 from __future__ import annotations
 
@@ -34,13 +34,21 @@ METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
 SLICES_PARQUET = "slices.parquet"
 CONFUSION_PARQUET = "confusion.parquet"
-_MOST_CLASSES = 12  # of a confusion matrix that is printed
+_MAX_PRINTED_CLASSES = 12  # a larger confusion matrix is only written to its file
 EVALUATION_SUFFIX = ".evaluation"
 
 
 @dataclass(frozen=True)
 class EvaluatePlan:
-    """A checked configuration: the run and the truth it is measured against, also as it was read."""
+    """A checked configuration with its inputs open.
+
+    Attributes:
+        config: as given.
+        run: the finished run.
+        truth: the ground truth, with the category ids of the run's classes (see `fit_truth`).
+        as_read: the ground truth with its own category ids; its hash identifies it in the history.
+        output: where the figures are written.
+    """
 
     config: EvaluateConfig
     run: Run
@@ -54,8 +62,8 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 
     Raises:
         RunError: no run there, or one that is not finished.
-        ConfigError: a gate on what is not measured.
-        ValueError: no readable ground truth.
+        ConfigError: a gate on what is not measured, or figures that cannot be computed in shares.
+        ValueError: the ground truth cannot be read.
     """
     check_gate(config)
     run = open_finished(config.run.uri, "run.uri")
@@ -71,7 +79,13 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 
 
 def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
-    """Measures, writes metrics.json and metrics.parquet, keeps the figures; returns them and the gates that failed."""
+    """Computes the figures, writes them to the output folder, and adds them to the history where one is set.
+
+    Writes metrics.json and metrics.parquet, and where they were asked for slices.parquet and confusion.parquet.
+
+    Returns:
+        The figures, and a sentence for each gate that failed.
+    """
     # Arrow's own pool keeps what it is given back; the system's lets the measuring have it (30 MiB of 740, ran).
     pa.set_memory_pool(pa.system_memory_pool())
     settings = plan.config.evaluate
@@ -103,14 +117,14 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
             run_id=plan.run.run_id,
             model_sha256=plan.run.spec["model"]["sha256"],
             truth_sha256=sha256_of(to_json(plan.as_read.content)),
-            config_sha256=config_hash(settings.model_copy(update={"num_shares": 1})),  # which changes no figure
+            config_sha256=config_hash(settings.model_copy(update={"num_shares": 1})),  # num_shares changes no figure
             label=plan.config.history.label,
         )
     return metrics, check_gates(metrics, min_ap=plan.config.gate.min_ap)
 
 
 def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
-    """Each share of the run is measured by a Ray task; the figures are those of one process."""
+    """Measures each share of the run in a Ray task; the merged figures equal those of a single process."""
     import ray
 
     from jobs.cluster.start import cluster
@@ -121,24 +135,24 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
     shares = share_out(plan.run, plan.truth, settings.num_shares)
     with cluster(plan.config.cluster):
         task = ray.remote(_measure_share)
-        where = plan.run.storage.uri, plan.run.spec, plan.config.storage.to_settings()
-        measured = ray.get([task.remote(*where, share, options) for share in shares])
+        run = plan.run.storage.uri, plan.run.spec, plan.config.storage.to_settings()
+        measured = ray.get([task.remote(*run, share, options) for share in shares])
     return merge_shares(plan.run, plan.truth, shares, measured, **thresholds)
 
 
 def _measure_share(
     uri: str, spec: dict[str, Any], storage: StorageSettings, share: Share, options: dict[str, Any]
 ) -> MeasuredShare:
-    """What a Ray task does."""
+    """Measures one share of a run; runs as a Ray task."""
     use_settings(storage)
     return measure_share(Run(open_storage(uri), spec), share, **options)
 
 
 def check_gate(config: EvaluateConfig) -> None:
-    """Checks that the gates look at something that is measured.
+    """Checks that every gate looks at a figure that is measured.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: a gate looks at another one.
     """
     gate, kinds = config.gate, config.evaluate.iou_types
     if gate.max_drop is not None:
@@ -154,7 +168,7 @@ def check_gate(config: EvaluateConfig) -> None:
 
 
 def open_finished(uri: str, key: str) -> Run:
-    """The finished run at a URI; `key` is the setting that named it.
+    """Opens the finished run at a URI; `key` is the setting that holds the URI, for messages.
 
     Raises:
         RunError: no run there, or one that is not finished.
@@ -166,10 +180,10 @@ def open_finished(uri: str, key: str) -> Run:
 
 
 def load_truth(uri: str, format: str, image_root: str | None, default_category: str) -> Truth:
-    """Ground truth of any format; of COCO JSON the very values, without looking for its photos.
+    """Loads ground truth of any annotation format; a COCO JSON file is taken as it is, its images are not looked for.
 
     Raises:
-        ValueError: nothing readable there.
+        ValueError: there is no such file or folder, or it cannot be read as `format`.
     """
     if format == "auto":
         format = detect_format(uri)
@@ -180,8 +194,11 @@ def load_truth(uri: str, format: str, image_root: str | None, default_category: 
 
 
 def fit_truth(truth: Truth, run: Run, uri: str, format: str) -> Truth:
-    """The truth as a run can be measured by it: where the format gives a class no id of its own, all but COCO's, it
-    takes that of the run's class of the same name."""
+    """The ground truth with category ids that match the run's.
+
+    COCO has category ids of its own, which stay. The other formats name classes only: each class takes the id of the
+    run's class of the same name.
+    """
     if (detect_format(uri) if format == "auto" else format) == "coco":
         return truth
     class_map = run.spec.get("model", {}).get("categories", ())
@@ -189,25 +206,24 @@ def fit_truth(truth: Truth, run: Run, uri: str, format: str) -> Truth:
 
 
 def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:
-    """A data frame as a Parquet file."""
+    """Writes a data frame as a Parquet file, without its index."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink)
     storage.write_bytes(key, sink.getvalue().to_pybytes())
 
 
 def to_rich_tables(metrics: Metrics) -> list[Table]:
-    """The figures over all categories, each slicing, and the confusion matrix where it is small enough to read."""
+    """The figures as tables: over all categories, by each slice, and the confusion matrix of up to 12 classes."""
     tables = [to_rich_table(metrics)]
     for by, frame in metrics.slices.items():
         tables.append(_rich(f"by {by}", frame))
-    if metrics.confusion is not None and len(metrics.confusion) <= _MOST_CLASSES:
-        named = metrics.confusion.reset_index(names="truth \\ found")
-        tables.append(_rich("confusion", named))
+    if metrics.confusion is not None and len(metrics.confusion) <= _MAX_PRINTED_CLASSES:
+        tables.append(_rich("confusion", metrics.confusion.reset_index(names="truth \\ found")))
     return tables
 
 
 def to_rich_table(metrics: Metrics) -> Table:
-    """The figures over all categories, a row for each metric and a column for each kind of IoU."""
+    """The figures over all categories, a row for each metric and a column for each IoU type."""
     frame = metrics.to_frame()
     overall = frame[frame["category"].isna()]
     kinds = list(dict.fromkeys(overall["iou_type"]))
@@ -225,8 +241,8 @@ def to_rich_table(metrics: Metrics) -> Table:
 
 def _rich(title: str, frame: pd.DataFrame) -> Table:
     table = Table(title=title)
-    for place, name in enumerate(frame.columns):
-        table.add_column(str(name), justify="right" if place else "left")
+    for i, name in enumerate(frame.columns):
+        table.add_column(str(name), justify="right" if i else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*("-" if v != v else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
     return table

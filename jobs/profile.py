@@ -1,4 +1,4 @@
-"""Where a bulk run's time went, stage by stage, and what to change: `maskfleet segment --profile`."""
+"""`maskfleet segment --profile`: seconds that a bulk run spent in each stage, and advice on its settings."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ STAGES = {
     "write": "tables and commit",
     "fetch": "reading files, in threads",
     "decode": "decoding, in child processes",
-    "encode": "masks to run lengths, in a thread",
+    "encode": "masks to RLE, in a thread",
 }
-# A worker that waits for less than this share of its time is well fed.
-_WELL_FED = 0.05
-# Children that can just keep up do not keep up with images that are larger than most.
-_RESERVE = 1.2
+# A share of the workers' time: waiting for images or writing up to this much needs no advice.
+_SMALL_SHARE = 0.05
+# Decode children beyond those that keep up with an average image, for images that are larger.
+_DECODE_RESERVE = 1.2
 
 
 def describe_profile(progress: Progress, config: SegmentConfig) -> str:
-    """A table of the stages and sentences of advice.
+    """A table of the stages, and sentences of advice.
 
     Args:
-        progress: the last of a run; seconds of images that an earlier call has done are not in it.
-        config: what it ran with.
+        progress: the last state of a run. It counts the images and seconds of this call, not those of earlier calls.
+        config: the run's configuration.
     """
     stages_s, num_images = progress.stages_s, sum(progress.statuses.values())
     own_s = sum(seconds for stage, seconds in stages_s.items() if stage not in BACKGROUND)
@@ -49,9 +49,9 @@ def _advice(stages_s: dict[str, float], own_s: float, config: SegmentConfig) -> 
     if predict_s == 0:
         return ["no image reached the network"]
     children = config.segment.decode_children
-    needed = max(1, math.ceil(_RESERVE * stages_s.get("decode", 0.0) / predict_s))
+    needed = max(1, math.ceil(_DECODE_RESERVE * stages_s.get("decode", 0.0) / predict_s))
     sentences = []
-    if waiting_s / own_s <= _WELL_FED:
+    if waiting_s / own_s <= _SMALL_SHARE:
         busy = f"{predict_s / own_s:.0%}"
         sentences.append(f"the {predictor} is the bottleneck, as it should be; it works {busy} of the time")
     elif stages_s.get("fetch", 0.0) > stages_s.get("decode", 0.0):
@@ -66,7 +66,7 @@ def _advice(stages_s: dict[str, float], own_s: float, config: SegmentConfig) -> 
             f"segment.cpus_per_worker={needed + 1}"
         )
     elif needed < children:
-        sentences.append(f"{needed} of {children} decode children would do; the cores are the network's")
-    if stages_s.get("write", 0.0) / own_s > _WELL_FED:
+        sentences.append(f"{needed} of {children} decode children are enough; the network has the other cores")
+    if stages_s.get("write", 0.0) / own_s > _SMALL_SHARE:
         sentences.append("writing takes its time: a larger corpus.shard_size writes fewer files")
     return sentences

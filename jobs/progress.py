@@ -1,4 +1,4 @@
-"""Progress on the terminal: one line that renews itself, or a line every few seconds where there is no terminal."""
+"""Progress output: a line that is overwritten on a terminal, or a new line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class ProgressLine:
-    """Shows the newest state of something that takes time; use as a context manager."""
+    """Writes the newest state of a long operation; a context manager, which writes the last state at its end.
+
+    Args:
+        name: stands in front of each line.
+        stream: where lines are written; None is stderr.
+        every_s: least seconds between two lines of a log; a terminal's line is renewed every 0.2 s.
+    """
 
     def __init__(self, name: str, stream: TextIO | None = None, every_s: float = 5.0) -> None:
         self.name = name
@@ -32,7 +38,7 @@ class ProgressLine:
             self._write(self.last_text, end="\n")
 
     def show(self, text: str) -> None:
-        """Takes the newest state; writes it when the last was written long enough ago."""
+        """Takes the newest state, and writes it when the last one was written at least `every_s` seconds ago."""
         self.last_text = text
         if time.monotonic() - self.last_time >= self.every_s:
             self.last_time = time.monotonic()
@@ -41,11 +47,11 @@ class ProgressLine:
                 self.last_text = ""
 
     def take(self, event: TrainEvent) -> None:
-        """Takes what a training says: a step's line may be overwritten, everything else stays."""
+        """Takes an event of a training: notes stay on the screen, a step's line is overwritten by the next state."""
         (self.note if event.is_note else self.show)(event.describe())
 
     def note(self, text: str) -> None:
-        """Says something that stays."""
+        """Writes a line that is not overwritten."""
         self._write(text, end="\n")
 
     def _write(self, text: str, end: str) -> None:
@@ -54,7 +60,7 @@ class ProgressLine:
 
 
 def describe(progress: Progress) -> str:
-    """A bulk run's state in one line."""
+    """A bulk run's state in one line: images done, speed, instances, time left, failures by status, workers."""
     if not progress.num_done and not progress.statuses:
         return f"0/{progress.num_images:,} images  workers are starting, {format_seconds(progress.elapsed_s)}"
     failed = {status: count for status, count in progress.statuses.items() if status != OK}
@@ -74,9 +80,9 @@ def describe(progress: Progress) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """12.3 -> '0:12', None -> '?'."""
+    """Seconds as M:SS or H:MM:SS, rounded: 12.3 -> '0:12', 3725 -> '1:02:05', None -> '?'."""
     if seconds is None:
         return "?"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, whole_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{whole_s:02d}" if hours else f"{minutes}:{whole_s:02d}"

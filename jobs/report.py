@@ -1,4 +1,4 @@
-"""`maskfleet report`, `export` and `history`: what a run, or many evaluations, look like to people and other tools."""
+"""`maskfleet report`, `export` and `history`: HTML page and exported files of a run, trend of kept evaluations."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pipeline.storage.stores import open_storage
 
 
 def write_report(config: ReportConfig) -> str:
-    """Writes the report of a run, with its evaluation where there is one, or of a training; returns its URI.
+    """Writes the HTML report of a run, with its evaluation where there is one, or of a training; returns its URI.
 
     Raises:
-        RunError: neither a finished run nor a training there.
+        RunError: neither a finished run nor a training there, or `report.evaluation` holds no figures.
     """
     uri = config.run.uri.rstrip("/")
     storage = open_storage(uri)
@@ -44,19 +44,19 @@ def write_report(config: ReportConfig) -> str:
 
 
 def _evaluation_of(config: ReportConfig, run: Run) -> dict[str, Any] | None:
-    """The figures of the evaluation that was named, or of the one beside the run; None where there is none."""
-    named = config.report.evaluation
-    storage = open_storage(named or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
+    """The figures at `report.evaluation`, or of the evaluation beside the run; None where there is none beside it."""
+    evaluation_uri = config.report.evaluation
+    storage = open_storage(evaluation_uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
     try:
         return json.loads(storage.read_bytes(METRICS_JSON))
     except FileNotFoundError:
-        if named is None:
+        if evaluation_uri is None:
             return None
-        raise RunError(f"report.evaluation: {named} holds no {METRICS_JSON}") from None
+        raise RunError(f"report.evaluation: {evaluation_uri} holds no {METRICS_JSON}") from None
 
 
 def write_export(config: ExportConfig) -> tuple[str, int]:
-    """Writes a run in another tool's form; returns where, and how many files.
+    """Writes a run in another tool's format; returns the target's URI and the number of files.
 
     Raises:
         RunError: no finished run there.
@@ -70,18 +70,18 @@ def write_export(config: ExportConfig) -> tuple[str, int]:
 
 
 def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
-    """Every kept evaluation as one row, oldest first; and where the plot was written, if output.uri names a place.
+    """Every kept evaluation as one row, oldest first; and the URI of the plot, None where output.uri is not set.
 
     Raises:
-        ConfigError: a figure that no evaluation has.
-        ValueError: a plot of a history that holds nothing.
+        ConfigError: a figure that no kept evaluation has.
+        ValueError: output.uri is set and the history is empty, so there is nothing to plot.
     """
     kept, figures = load_history(config.history.uri), config.history.figures
-    there = trend(kept, sorted(set(kept["iou_type"] + " " + kept["metric"]))).columns if len(kept) else ()
-    if len(kept) and figures != FIGURES and (unknown := [name for name in figures if name not in there]):
-        listed = ", ".join(name for name in there if " " in name)
-        where = config.history.uri
-        raise ConfigError(f"history.figures: {unknown[0]!r} is in no evaluation of {where}; allowed are {listed}")
+    allowed = trend(kept, sorted(set(kept["iou_type"] + " " + kept["metric"]))).columns if len(kept) else ()
+    if len(kept) and figures != FIGURES and (unknown := [name for name in figures if name not in allowed]):
+        listed = ", ".join(name for name in allowed if " " in name)
+        uri = config.history.uri
+        raise ConfigError(f"history.figures: {unknown[0]!r} is in no evaluation of {uri}; allowed are {listed}")
     if config.output.uri is None:
         return trend(kept, figures), None
     storage = open_storage(config.output.uri)
@@ -90,17 +90,17 @@ def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
 
 
 def to_rich_history(table: pd.DataFrame) -> Table:
-    """The trend as it is printed, hashes cut short."""
-    shown = Table(title="history", box=SIMPLE_HEAD)
-    facts = {"when": "when", "label": "label", "run_id": "run", "model_sha256": "model", "truth_sha256": "truth"}
+    """The trend as a printable table; hashes are cut to 8 digits."""
+    printed = Table(title="history", box=SIMPLE_HEAD)
+    columns = {"when": "when", "label": "label", "run_id": "run", "model_sha256": "model", "truth_sha256": "truth"}
     figures = [name for name in table.columns if " " in name]
-    for name in facts.values():
-        shown.add_column(name, no_wrap=True)
+    for name in columns.values():
+        printed.add_column(name, no_wrap=True)
     for name in ("images", "failed", *figures):
-        shown.add_column(name, justify="right")
+        printed.add_column(name, justify="right")
     for row in table.to_dict("records"):
         hashes = [str(row[name] or "-")[:8] for name in ("run_id", "model_sha256", "truth_sha256")]
         counts = [f"{row['num_images']:,}", f"{row['num_failed']:,}"]
         values = ["-" if row[name] != row[name] else f"{row[name]:.4f}" for name in figures]
-        shown.add_row(f"{row['when']:%Y-%m-%d %H:%M}", str(row["label"] or "-"), *hashes, *counts, *values)
-    return shown
+        printed.add_row(f"{row['when']:%Y-%m-%d %H:%M}", str(row["label"] or "-"), *hashes, *counts, *values)
+    return printed

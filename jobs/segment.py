@@ -1,4 +1,4 @@
-"""`maskfleet segment`: from a configuration to a bulk run, and from its end to an exit code."""
+"""`maskfleet segment` and `retry`: check a configuration, make the bulk job of it, and run it on Ray."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from pipeline.storage.uri import aligned_uri, is_local, local_path
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """A checked configuration: what would run, and what the user should know first.
+    """A checked configuration, and the specification of its run.
 
     Attributes:
         config: as given.
         checkpoint: URI of the checkpoint folder.
-        spec: what makes the run this run.
-        notes: sentences for the user.
+        spec: the run's specification (see `run_spec`), which becomes run.json.
+        notes: sentences that the user should read before the run starts.
     """
 
     config: SegmentConfig
@@ -51,7 +51,7 @@ class SegmentPlan:
 
     @property
     def run_id(self) -> str:
-        """The hash of the specification."""
+        """The run's id: a hash of the specification."""
         return run_id_of(self.spec)
 
 
@@ -59,8 +59,8 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """Checks everything that can be checked before a cluster starts; writes nothing.
 
     Raises:
-        ConfigError: an input that is not there, an output inside the input.
-        CheckpointError: no readable checkpoint.
+        ConfigError: an input that does not exist, an output inside the input, or a `since_run` that is not finished.
+        CheckpointError: the checkpoint does not exist or is damaged.
         OtherRunError: the output belongs to another run.
     """
     input_uri, output_uri = _absolute(config.input.uri), _absolute(config.output.uri)
@@ -80,35 +80,35 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
 
 
 def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None:
-    """Raises ConfigError for an input that is not there, or one that the run's own files would become part of."""
-    given = config.input
-    kind = given.kind or tell_kind(input_uri)
+    """Raises ConfigError for an input that does not exist, or a folder that the run's own files would lie in."""
+    section = config.input
+    kind = section.kind or tell_kind(input_uri)
     if is_local(input_uri):
         path = Path(input_uri)
         if kind == "folder" and not path.is_dir():
-            raise ConfigError(f"input.uri: {given.uri!r} is not a folder; allowed is a folder of images")
+            raise ConfigError(f"input.uri: {section.uri!r} is not a folder; allowed is a folder of images")
         if kind != "folder" and not path.exists():
-            raise ConfigError(f"input.uri: {given.uri!r} does not exist; allowed is what input.kind={kind} means")
+            raise ConfigError(f"input.uri: {section.uri!r} does not exist; allowed is what input.kind={kind} means")
     if kind == "folder" and (output_uri + "/").startswith(input_uri.rstrip("/") + "/"):
         raise ConfigError(
-            f"output.uri: {config.output.uri!r} lies inside input.uri {given.uri!r}; "
+            f"output.uri: {config.output.uri!r} lies inside input.uri {section.uri!r}; "
             "the run would segment its own files, choose a place outside"
         )
-    if given.extra_channels is not None:
+    if section.extra_channels is not None:
         if kind == "tars":
             raise ConfigError("input.extra_channels: not allowed with tar files; allowed is null")
         try:
-            aligned_uri(given.extra_channels, "folder/name.png")
+            aligned_uri(section.extra_channels, "folder/name.png")
         except ValueError as error:
             raise ConfigError(f"input.extra_channels: {error}") from None
-    if given.since_run is not None:
-        earlier = open_run(_absolute(given.since_run))
+    if section.since_run is not None:
+        earlier = open_run(_absolute(section.since_run))
         if not earlier.sealed:
-            raise ConfigError(f"input.since_run: {given.since_run!r} is not finished; finish it first")
+            raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
 
 
 def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What makes this run this run: everything that can change a row, and nothing else."""
+    """The specification that identifies the run: every setting that can change a row of its tables, and no other."""
     segment = config.segment
     return {
         "schema_version": SCHEMA_VERSION,
@@ -144,9 +144,9 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> d
 
 
 def _precision(config: SegmentConfig) -> tuple[str, str | None]:
-    """What the network computes in, and a sentence where that is not what the mode promises.
+    """The network's dtype ('float32' or 'bfloat16'), and a note where it is not the one that the mode promises.
 
-    GPUs are taken to have bfloat16: the machine that is asked may not be the one that has them.
+    GPUs are assumed to have bfloat16: this may run on a machine without the GPUs of the cluster.
     """
     segment = config.segment
     if segment.precision is not None:
@@ -158,17 +158,17 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
 
 
 def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-    """Segments, or resumes, and returns the run's totals (final.json)."""
+    """Segments the corpus, or resumes the run; returns the run's totals (final.json)."""
     with start.cluster(plan.config.cluster):
         return segment_corpus(bulk_job(plan), on_progress)
 
 
 def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
-    """The plan of a second try at what failed in a run: the run's own settings, with `words` over them.
+    """The plan of `retry`: the settings of a finished run, with `words` over them.
 
     Raises:
-        RunError: no run there, or not a finished one.
-        ConfigError, CheckpointError, OtherRunError: as `prepare_segment`; nothing of a run's identity may change.
+        RunError: no run there, one that is not finished, or one without images.
+        ConfigError, CheckpointError, OtherRunError: as `prepare_segment`; `words` must not change the specification.
     """
     run = open_run(_absolute(uri))
     if not run.sealed:
@@ -183,14 +183,21 @@ def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
 
 
 def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, int]:
-    """Tries the failures again; returns the repaired shards' images by status, {} where nothing was to be repaired."""
+    """Segments the images with a status of `retry.statuses` again.
+
+    Returns:
+        The images of the repaired shards by status; {} where no image has such a status.
+    """
     assert isinstance(plan.config, RetryConfig)
     with start.cluster(plan.config.cluster):
         return repair_corpus(bulk_job(plan), plan.config.retry.statuses, on_progress)
 
 
 def bulk_job(plan: SegmentPlan) -> BulkJob:
-    """The plan as the pipeline takes it, sized for the cluster that is there."""
+    """The plan as the pipeline's job; Ray must be connected.
+
+    Where `segment.num_workers` is not set, the job scales from 1 worker to as many as the cluster has resources for.
+    """
     config = plan.config
     return BulkJob(
         output_uri=_absolute(config.output.uri),
@@ -209,8 +216,8 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
 
 
 def file_metadata(plan: SegmentPlan) -> dict[str, str]:
-    """What every Parquet file of the run says about itself."""
-    # How buckets are reached belongs to whoever runs it, credentials above all.
+    """The key-value metadata of every Parquet file of the run."""
+    # The storage section may hold credentials, and it belongs to the caller and not to the run.
     config = {name: values for name, values in to_plain(plan.config).items() if name not in ("storage", "retry")}
     return {
         "maskfleet.run_id": plan.run_id,
@@ -223,7 +230,7 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
 
 
 def failed_fraction(totals: dict[str, Any]) -> float:
-    """The share of a run's images whose status is not ok; 0 for an empty run."""
+    """The fraction (0..1) of a run's images whose status is not ok; 0 for a run without images."""
     failed = sum(count for status, count in totals["statuses"].items() if status != OK)
     return failed / totals["num_images"] if totals["num_images"] else 0.0
 
@@ -247,7 +254,7 @@ def _absolute_pattern(pattern: str | None) -> str | None:
 
 
 def _absolute(uri: str) -> str:
-    """A local path made absolute, so that it means the same in every process; other URIs as they are."""
+    """An absolute path for a local one, as workers run in other folders; other URIs without a trailing slash."""
     try:
         return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
     except ValueError as error:

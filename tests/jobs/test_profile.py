@@ -35,7 +35,7 @@ def test_each_stage_has_its_time_and_share() -> None:
         ({"predict": 10.0, "wait_for_images": 9.0, "decode": 36.0}, "segment.decode_children=5 would keep it busy"),
         ({"predict": 10.0, "wait_for_images": 9.0, "decode": 3.0, "fetch": 40.0}, "waits for files to be read"),
         ({"predict": 10.0, "wait_for_images": 2.0, "decode": 3.0}, "waits at the beginning of each shard"),
-        ({"predict": 10.0, "decode": 3.0}, "1 of 4 decode children would do"),
+        ({"predict": 10.0, "decode": 3.0}, "1 of 4 decode children are enough"),
         ({"predict": 10.0, "write": 3.0}, "a larger corpus.shard_size writes fewer files"),
         ({"wait_for_images": 2.0}, "no image reached the network"),
     ],
