@@ -6,6 +6,7 @@ configurations: the layers below take plain arguments.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ def load_config(
     Raises:
         ConfigError: an unreadable file, a wrong key or a value out of range; a line for each fault.
     """
-    values = read_yaml(find_config(file, folder)) if file is not None else dict(base or {})
+    values = read_yaml(find_config(file, folder)) if file is not None else copy.deepcopy(base or {})
     for word in overrides:
         _override(values, word)
     try:

@@ -73,6 +73,12 @@ def test_words_win_over_the_file_and_the_printed_form_reads_back(tmp_path: Path)
     assert yaml.safe_load(to_yaml(config))["input"]["pattern"] == "*.jpg"
 
 
+def test_overrides_do_not_reach_the_values_they_override() -> None:
+    base = {"model": {"checkpoint": "m"}, "input": {"uri": "in"}, "output": {"uri": "out"}}
+    config = load_config(SegmentConfig, None, ["input.uri=elsewhere"], base=base)
+    assert config.input.uri == "elsewhere" and base["input"] == {"uri": "in"}
+
+
 @pytest.mark.parametrize("text", ["*.jpg", "2026", "2026-11-20", "[a", "s3://b/x: y"])
 def test_text_stays_text(text: str) -> None:
     assert load_config(SegmentConfig, None, [*PLACES, f"input.pattern={text}"]).input.pattern == text
