@@ -14,6 +14,7 @@ import itertools
 import json
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,16 @@ KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time
 _SORT_ROWS = 10_000  # images that are Python objects at a time while a chunk is read
 _MERGE_BATCH = 250  # images of each sorted chunk that are in memory while the chunks are merged
+# What readers raise on files that are cut short, damaged or of another format.
+_UNREADABLE = (
+    pa.ArrowException,
+    UnicodeDecodeError,
+    csv.Error,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    json.JSONDecodeError,
+)
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -206,7 +217,7 @@ def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
                     row = json.loads(line)
                     _need_column(list_uri, column, row if isinstance(row, dict) else [])
                     yield row[column]
-        except (pa.ArrowException, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, json.JSONDecodeError) as error:
+        except _UNREADABLE as error:
             raise CorpusError(f"{list_uri}: not readable as a list of images: {error}") from error
 
 
@@ -236,13 +247,20 @@ def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
         raise CorpusError(f"{uri}: no inventory manifest (sourceBucket, fileFormat, files): {error!r}") from error
     root = _inventory_root(manifest, storage)
     for data_key in data_keys:
-        data = root.read_bytes(data_key)
-        for row in _inventory_rows(data, file_format, columns):
-            if row.get("islatest") in ("false", False) or row.get("isdeletemarker") in ("true", True):
-                continue
-            name, size, etag = row["key"], row.get("size"), row.get("etag") or row.get("e_tag")
-            size_bytes = None if size in (None, "") else int(size)
-            yield PlannedImage(name, f"s3://{bucket}/{name}", etag or None, size_bytes)
+        try:
+            data = root.read_bytes(data_key)
+            for row in _inventory_rows(data, file_format, columns):
+                if row.get("islatest") in ("false", False) or row.get("isdeletemarker") in ("true", True):
+                    continue
+                name, size, etag = row["key"], row.get("size"), row.get("etag") or row.get("e_tag")
+                size_bytes = None if size in (None, "") else int(size)
+                yield PlannedImage(name, f"s3://{bucket}/{name}", etag or None, size_bytes)
+        except FileNotFoundError as error:
+            raise CorpusError(f"{root.uri_of(data_key)}: the inventory names this file and it is not there") from error
+        except KeyError as error:
+            raise CorpusError(f"{root.uri_of(data_key)}: a row of the inventory has no column {error}") from error
+        except (*_UNREADABLE, ValueError) as error:
+            raise CorpusError(f"{root.uri_of(data_key)}: not readable as a file of an inventory: {error}") from error
 
 
 def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
@@ -284,11 +302,16 @@ def _iter_members(storage: Storage, tar: ObjectInfo) -> Iterator[PlannedImage]:
         with storage.open_input(tar.key) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if member.isfile():
-                    name = f"{tar.key}/{member.name.removeprefix('./')}"
+                    name = f"{tar.key}/{_as_utf8(member.name.removeprefix('./'))}"
                     yield PlannedImage(name, uri, tar.etag, member.size, member.offset_data)
                 archive.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
     except tarfile.TarError as error:
         raise CorpusError(f"{uri}: not readable as an uncompressed tar file: {error}") from error
+
+
+def _as_utf8(name: str) -> str:
+    """A tar member's name with the bytes that are no UTF-8 written as escapes, as in listings of local folders."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _parent(uri: str) -> tuple[Storage, str]:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -74,7 +75,13 @@ def test_relative_paths_of_a_list_are_relative_to_its_folder(photo_uris: list[st
     assert image.image_id == "p/a.jpg" and read_planned(image)[0] == b"aaa"
 
 
-@pytest.mark.parametrize(("name", "data"), [("l.parquet", b"PAR0"), ("l.csv.gz", b"plain"), ("l.jsonl", b"{")])
+CUT_SHORT = gzip.compress(b"uri\n" + b"".join(b"photos/%d.jpg\n" % number for number in range(2000)))[:-3000]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("l.parquet", b"PAR0"), ("l.csv.gz", b"plain"), ("l.csv.gz", CUT_SHORT), ("l.jsonl", b"{")],
+)
 def test_a_file_that_is_no_list_is_named(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(CorpusError, match=name):
@@ -98,6 +105,41 @@ def test_inventories_give_keys_sizes_and_etags(tmp_path: Path, file_format: str)
         PlannedImage("a.jpg", "s3://b/a.jpg", "e2", 7),
         PlannedImage("z z/ü.jpg", "s3://b/z z/ü.jpg", "e1", 5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("file_format", "schema", "data"),
+    [
+        ("CSV", "Bucket, Key", b"not gzip"),
+        ("CSV", "Bucket, Key", CUT_SHORT),
+        ("CSV", "Bucket, Name", gzip.compress(b"b,a.jpg\n")),
+        ("CSV", "Bucket, Key", gzip.compress(b"b\n")),
+        ("CSV", "Bucket, Key, Size", gzip.compress(b"b,a.jpg,large\n")),
+        ("Parquet", "", b"PAR0"),
+        ("ORC", "", b"ORC"),
+        ("CSV", "Bucket, Key", None),
+    ],
+)
+def test_an_unreadable_inventory_file_is_named(
+    tmp_path: Path, file_format: str, schema: str, data: bytes | None
+) -> None:
+    manifest = {"sourceBucket": "b", "fileFormat": file_format, "fileSchema": schema, "files": [{"key": "data-1"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    if data is not None:
+        (tmp_path / "data-1").write_bytes(data)
+    with pytest.raises(CorpusError, match="data-1"):
+        list(iter_corpus(str(tmp_path / "manifest.json"), kind="inventory"))
+
+
+def test_a_tar_member_whose_name_is_not_utf8_is_listed_as_a_file_of_that_name_is(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / name).write_bytes(b"x")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "folder" / name, name)
+    (file,) = iter_corpus(str(tmp_path / "folder"))
+    (member,) = iter_corpus(str(tmp_path / "a.tar"), kind="tars")
+    assert member.image_id == f"a.tar/{file.image_id}" and fetch_bytes(DecodeLimits(), member) == b"x"
 
 
 def test_tar_members_are_read_in_place(tmp_path: Path) -> None:
