@@ -18,6 +18,7 @@ from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import base_name, parent_uri
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,8 +185,7 @@ def _dataset(table: str, uri: str | Run, schema: pa.Schema) -> ds.Dataset:
 
 def _loose_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset:
     if uri.endswith(".parquet"):
-        folder, _, name = uri.rpartition("/")
-        storage = open_storage(folder or ".")
+        storage, name = open_storage(parent_uri(uri)), base_name(uri)
         if storage.exists(name):
             return _files_dataset(storage, [name], schema)
         raise RunError(f"there is no file {uri}") from error

@@ -148,6 +148,16 @@ def test_an_open_run_and_a_bare_table_are_taken_too(drawn_run):
     assert len(load_instances(f"{drawn_run.uri}/instances")) == len(want)
 
 
+def test_a_file_is_taken_by_a_file_uri(drawn_run, tmp_path: Path):
+    first = next(Path(drawn_run.uri, "instances").rglob("*.parquet"))
+    shutil.copy(first, tmp_path / "two words.parquet")
+    want = pd.read_parquet(first)
+    for uri in (f"{tmp_path}/two words.parquet", f"file://{tmp_path}/two%20words.parquet"):
+        pd.testing.assert_frame_equal(load_instances(uri), want, check_dtype=False)
+    with pytest.raises(RunError, match="there is no file"):
+        load_instances(f"{tmp_path}/none.parquet")
+
+
 def test_counts_are_those_of_value_counts(drawn_run):
     instances = load_instances(drawn_run.uri)
     got = counts(instances, min_score=0.3).set_index("category")["instances"]
