@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from model.categories import Category
-from pipeline.dataset.formats.photo_copy import copy_photo, reference_to
+from pipeline.dataset.formats.photo_copy import copy_photo, name_below, reference_to
 from pipeline.dataset.types import (
     AnnotatedImage,
     AnnotatedSet,
@@ -153,7 +153,7 @@ def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = T
     """Writes a COCO JSON file, and copies the photos to the folder beside it of the same name (`val.json` -> `val/`).
 
     Without copying, file names are relative to the JSON file's folder where photos and file are on the local disk,
-    else full URIs.
+    else full URIs. Copies of extra files have the photo's name, in the folders `extra_1/`, `extra_2/` ... beside it.
 
     Returns:
         What COCO cannot hold: description -> count. (An ignore region of every class becomes a crowd of each.)
@@ -163,11 +163,15 @@ def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = T
     images = []
     for image in annotated.images:
         if copy_photos:
-            names = [image.file_name, *(base_name(path) for path in image.extra_paths)]
-            for name, path in zip(names, [image.path, *image.extra_paths], strict=True):
-                target = join_uri(join_uri(folder, file_stem(json_path)), name)
+            name = name_below(image)
+            extra_names = []
+            for number, path in enumerate(image.extra_paths, start=1):
+                ending = base_name(path).removeprefix(file_stem(path))
+                extra_names.append(f"extra_{number}/{name.removesuffix(ending)}{ending}")
+            for copy_name, path in zip([name, *extra_names], [image.path, *image.extra_paths], strict=True):
+                target = join_uri(join_uri(folder, file_stem(json_path)), copy_name)
                 copy_photo(replace(image, path=path), target, losses)
-            images.append(replace(image, extra_paths=tuple(names[1:])))
+            images.append(replace(image, file_name=name, extra_paths=tuple(extra_names)))
         else:
             extras = tuple(reference_to(replace(image, path=path), folder) for path in image.extra_paths)
             images.append(replace(image, file_name=reference_to(image, folder), extra_paths=extras))

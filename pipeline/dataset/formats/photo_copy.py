@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
 
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
@@ -21,6 +22,16 @@ def flat_names(annotated: AnnotatedSet) -> dict[int, str]:
     if duplicates := [name for name, count in stems.items() if count > 1]:
         raise AnnotationError(f"two photos are named {duplicates[0]}, and the format has one folder for all photos")
     return names
+
+
+def name_below(image: AnnotatedImage) -> str:
+    """A file name for the photo's copy, with its folders where these stay below the folder of the copies.
+
+    Others become part of the name: `../rgb/a.png` is `..__rgb__a.png`, so that no copy is written elsewhere.
+    """
+    name = posixpath.normpath(image.file_name)
+    is_outside = name.startswith(("../", "/")) or "://" in image.file_name
+    return image.file_name.replace("/", "__") if is_outside else name
 
 
 def copy_photo(image: AnnotatedImage, target: str, losses: Counter[str]) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from pipeline.dataset.formats.coco import find_image_root, load_coco, to_coco, write_coco
 from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedSet, AnnotationError
 
 POLYGON = [[2.0, 1.0, 9.5, 1.0, 9.5, 7.0, 2.0, 7.0]]
@@ -98,6 +100,45 @@ def test_writing_gives_a_file_that_pycocotools_reads(awkward_set: AnnotatedSet, 
             assert np.array_equal(reference.annToMask(annotation), instance.mask(image.height, image.width))
             assert annotation["area"] == coco_mask.area(annotation["segmentation"])
     assert load_coco(str(tmp_path / "x.json")).images[0].instances == awkward_set.images[0].instances
+
+
+def test_extra_files_of_the_photos_name_are_copied_beside_it_not_over_it(tmp_path: Path) -> None:
+    for folder, value in (("rgb", (200, 100, 50)), ("depth", 7), ("infrared", 9)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB" if folder == "rgb" else "L", (9, 7), value).save(tmp_path / folder / "a.png")
+    (tmp_path / "infrared/a.png").rename(tmp_path / "infrared/a.tif")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 7, "width": 9,
+                    "extra_file_names": ["../depth/a.png", "../infrared/a.tif"]}],
+        "annotations": [],
+        "categories": [],
+    }  # fmt: skip
+    (tmp_path / "rgb/set.json").write_text(json.dumps(content))
+    write_coco(load_coco(str(tmp_path / "rgb/set.json")), str(tmp_path / "out/set.json"))
+    (image,) = load_coco(str(tmp_path / "out/set.json")).images
+    assert [Path(p).relative_to(tmp_path / "out/set").as_posix() for p in (image.path, *image.extra_paths)] == [
+        "a.png",
+        "extra_1/a.png",
+        "extra_2/a.png.tif",
+    ]
+    pixels, _ = load_photo(image, in_channels=5)
+    assert np.allclose(pixels[0, 0] * 255, [200, 100, 50, 7, 9])
+
+
+def test_copies_stay_in_the_folder_of_the_copies(tmp_path: Path) -> None:
+    for name in ("rgb/a.png", "labels/inner/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (9, 7)).save(tmp_path / name)
+    names = ["../rgb/a.png", "inner/b.png", str(tmp_path / "rgb/a.png")]
+    images = [{"id": number, "file_name": name, "height": 7, "width": 9} for number, name in enumerate(names)]
+    content = {"images": images, "annotations": [], "categories": []}
+    (tmp_path / "labels/set.json").write_text(json.dumps(content))
+    write_coco(load_coco(str(tmp_path / "labels/set.json")), str(tmp_path / "new/out/set.json"))
+    written = load_coco(str(tmp_path / "new/out/set.json"))
+    paths = [Path(image.path).resolve() for image in written.images]
+    assert len(set(paths)) == 3 and all(path.is_file() for path in paths)
+    assert all(path.is_relative_to(tmp_path / "new/out/set") for path in paths)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
 
 
 def test_unknown_categories_are_refused_ignored_or_dropped(tmp_path: Path) -> None:

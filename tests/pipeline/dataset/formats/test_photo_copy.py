@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, reference_to
+from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, name_below, reference_to
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 
@@ -25,6 +25,22 @@ def test_photos_that_would_differ_in_their_extension_only_are_refused() -> None:
     images = (photo("x", "a.png"), photo("y", "a.jpg"))
     with pytest.raises(AnnotationError, match="two photos are named a"):
         flat_names(AnnotatedSet(images, SHAPE_CATEGORIES))
+
+
+@pytest.mark.parametrize(
+    ("file_name", "expected"),
+    [
+        ("a.png", "a.png"),
+        ("val/a.png", "val/a.png"),
+        ("val/../a.png", "a.png"),
+        ("../rgb/a.png", "..__rgb__a.png"),
+        ("val/../../a.png", "val__..__..__a.png"),
+        ("/data/a.png", "__data__a.png"),
+        ("s3://bucket/a.png", "s3:____bucket__a.png"),
+    ],
+)
+def test_names_of_copies_stay_below_their_folder(file_name: str, expected: str) -> None:
+    assert name_below(photo("x", file_name)) == expected
 
 
 def test_a_copy_has_the_same_bytes_and_an_absent_photo_is_counted(tmp_path: Path) -> None:
