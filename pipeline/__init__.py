@@ -1,1 +1,1 @@
-"""Images in, tables out: storage, the run layout, masks, the bulk run, data sets and results."""
+"""Pipeline: storage, image decoding, masks, data sets, bulk segmentation into Parquet, evaluation and results."""

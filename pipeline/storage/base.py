@@ -1,7 +1,8 @@
-"""Objects under keys, on a disk or in a bucket: the one door through which every byte is read and written.
+"""Storage interface: objects under keys in a folder or a bucket, with the settings, credentials and errors of stores.
 
-A `Storage` is a root (`uri`) below which objects have keys with forward slashes. Writes are whole or not at all, and
-`put_if_absent` is the one primitive the commit protocol stands on: of any number of writers exactly one is told True.
+A `Storage` is a root (`uri`) below which objects have keys with forward slashes. Everything a run reads or writes goes
+through it. Writes are atomic: an object is there whole, or not at all. `put_if_absent` is the primitive that the commit
+protocol needs: of any number of writers exactly one gets True.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class StorageError(ValueError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One listed object: key below the root, size in bytes (-1 when unknown), etag (the store's version mark)."""
+    """One object: key below the root, size in bytes (-1 when unknown), etag (changes when the content does)."""
 
     key: str
     size_bytes: int
@@ -26,7 +27,7 @@ class ObjectInfo:
 
 
 class Secret:
-    """A credential. Only `reveal()` shows it: printed, logged, formatted or written as JSON it is `***` or an error."""
+    """A credential that only `reveal()` shows. Printed, logged or formatted it is `***`; as JSON it is an error."""
 
     __slots__ = ("_value",)
 
@@ -49,21 +50,25 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
-    """How buckets are reached. Local folders need none of it.
+    """Settings for reaching buckets: endpoint, credentials, retries, timeouts. Local folders use none of them.
 
     Attributes:
-        endpoint_url: address of an S3-compatible store, such as https://minio.lab:9000; None is Amazon's.
+        endpoint_url: address of an S3-compatible store, such as https://minio.lab:9000; None means Amazon S3.
         region: name of the region; None takes it from the environment.
         access_key, secret_key, session_token: credentials; a plain string becomes a `Secret`. None takes them from
             where the AWS tools look: AWS_* variables, ~/.aws, the machine's role.
-        anonymous: a public bucket, no credentials at all.
-        num_retries: further tries of a request that met 408, 409, 429, 500, 502, 503, 504, a timeout or a cut
-            connection; waits grow from 0.2 s to 20 s and are jittered.
-        connect_timeout_s, read_timeout_s: longest silence before a connection and on it.
-        request_timeout_s: longest time of one try, with its body.
-        max_parallel: requests of this process at one time, under these settings.
+        anonymous: sends no credentials at all, for public buckets.
+        num_retries: further tries of a request that got status 408, 409, 425, 429, 500, 502, 503 or 504, ran into a
+            timeout or lost its connection. The waits between tries grow from 0.2 s to 20 s and are jittered.
+        connect_timeout_s: longest wait for a connection.
+        read_timeout_s: longest silence on a connection.
+        request_timeout_s: longest time of one try, including the body of its answer.
+        max_parallel: requests that this process sends at one time under these settings.
         conditional_put: False accepts a store without `If-None-Match`. Two runs that write to one output at the
             same time may then both believe that they won.
+
+    Raises:
+        StorageError: settings that contradict each other or are out of range.
     """
 
     endpoint_url: str | None = None
@@ -95,31 +100,38 @@ class StorageSettings:
 
 
 class Storage(ABC):
-    """What every store offers. Instances are small, hold no open connection and can be pickled to other processes."""
+    """A store's objects below one root. Instances are small, hold no open connection and can be pickled."""
 
     uri: str
 
     @abstractmethod
     def read_bytes(self, key: str) -> bytes:
-        """The whole object. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
+        """The content of the object. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
 
     @abstractmethod
     def read_object(self, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
-        """`size` bytes from `start` (None: to the end), and the etag of the very object they are from, in one request.
+        """A range of the object and the etag of the version it was read from, in one request.
 
-        Raises FileNotFoundError when there is none, OSError when it cannot be read. Fewer bytes come back where the
-        object ends earlier.
+        Args:
+            key: the object.
+            start: first byte.
+            size: number of bytes; None reads to the end. Fewer come back where the object ends earlier.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            OSError: it cannot be read.
         """
 
     @abstractmethod
     def write_bytes(self, key: str, data: bytes) -> None:
-        """Writes the object, replacing one that is there. Atomic: readers see the old or the new, never a part."""
+        """Writes the object, replacing an existing one. Atomic: readers see the old or the new, never a part."""
 
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Writes the object only if none is there. Atomic among all writers.
+        """Writes the object only if there is none under this key. Atomic among all writers.
 
-        Returns True when this call wrote it, False when there was one already (which stays as it is).
+        Returns:
+            True when this call wrote it; False when there was one already, which stays as it is.
         """
 
     @abstractmethod
@@ -128,27 +140,29 @@ class Storage(ABC):
 
     @abstractmethod
     def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
-        """Every object below `prefix` (a folder, ending in '/', or empty), in order of key, streaming.
+        """Lists objects in order of key, without holding the list in memory.
 
-        With `after`, only those whose key is greater; what lies before is not listed at all.
+        Args:
+            prefix: a folder, ending in '/'; empty lists everything.
+            after: lists only objects whose key is greater. Earlier ones are not asked for.
         """
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Removes the object; one that is not there is no error."""
+        """Removes the object. A missing one is no error."""
 
     @abstractmethod
     def open_input(self, key: str) -> BinaryIO:
-        """The object for random reading (Parquet footers). Raises FileNotFoundError when there is none."""
+        """The object as a seekable file, for Parquet readers. Raises FileNotFoundError when there is none."""
 
     def read_many(self, keys: Iterable[str]) -> Iterator[bytes]:
-        """`read_bytes` of each key, in order; a store that answers from afar is asked for several at a time."""
+        """The contents of several objects, in the order of the keys. Buckets are asked for several at a time."""
         return map(self.read_bytes, keys)
 
     def remove_unfinished(self) -> list[str]:
-        """Removes what writers that were killed left half written, where the store keeps such things; returns names.
+        """Removes the partly written files of killed writers and returns their keys. Buckets keep none.
 
-        A writer that is alive writes again what is taken away from it.
+        A writer that is still alive notices that its file is gone and writes it again.
         """
         return []
 
@@ -161,13 +175,13 @@ class Storage(ABC):
         return True
 
     def check_put_if_absent(self, key: str, data: bytes) -> None:
-        """Puts an object unless it is there, and proves by a second try that `put_if_absent` has one winner here.
+        """Puts an object if it is absent, and proves by a second try that `put_if_absent` has one winner here.
 
-        The object is one that is meant to stay: what a separate probe leaves when it is killed is nobody's. A store
-        that ignores the condition writes the same bytes once more.
+        The object is one that the run keeps: a separate probe object would be left behind by a process killed here. A
+        store that ignores the condition writes the same bytes once more.
 
         Raises:
-            StorageError: the store ignores the condition, or refuses it.
+            StorageError: the store ignores the condition or refuses it, or the object cannot be written.
         """
         try:
             self.put_if_absent(key, data)

@@ -1,8 +1,9 @@
-"""What has to be a file on this machine, fetched from a bucket once: weights and checkpoints.
+"""Local cache of weights and checkpoints in buckets: each is fetched once to a machine, then used as a local file.
 
-    ~/.cache/maskfleet/<sha256>/   (or $XDG_CACHE_HOME/maskfleet), complete wherever it is there
+    ~/.cache/maskfleet/<sha256>/   (or $XDG_CACHE_HOME/maskfleet)
 
-The name stands for the content, so nothing in it ever changes; anything may be deleted that is not in use.
+A folder gets its name only when it is complete. The name stands for the content, so the files in it never change. Any
+folder that is not in use may be deleted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PART_BYTES = 64 << 20
 
 
 def local_file(uri: str) -> Path:
-    """The file of a URI on this machine: itself where it is local, else a copy of the object as it is now.
+    """The path of a file on this machine: its own path for a local URI, else that of a copy of the object as it is now.
 
     Raises:
         StorageError: there is no such object, it cannot be read, or it changed while it was read.
@@ -33,7 +34,7 @@ def local_file(uri: str) -> Path:
     storage, name = open_storage(parent_uri(uri)), base_name(uri)
     try:
         info = storage.stat(name)
-        # The store's version mark says when it is another content.
+        # The etag differs when the content does.
         folder = _cached(
             sha256_of(f"{uri}\n{info.etag}\n{info.size_bytes}".encode()),
             lambda temporary: _fetch(storage, name, info.etag, temporary / name),
@@ -44,11 +45,11 @@ def local_file(uri: str) -> Path:
 
 
 def local_folder(uri: str, marker: str) -> Path:
-    """The folder of a URI on this machine: itself where it is local, else a copy of every object directly in it.
+    """The path of a folder on this machine: its own path for a local URI, else that of a copy of its direct objects.
 
     Args:
-        uri: a folder or prefix.
-        marker: the file in it that is written last and says what the others hold (their hashes).
+        uri: a folder or prefix. Objects in its subfolders are not copied.
+        marker: the file in it that is written last and holds the hashes of the others. Its own hash names the copy.
 
     Raises:
         StorageError: there is no such folder with a marker, or it cannot be read.
@@ -69,7 +70,7 @@ def local_folder(uri: str, marker: str) -> Path:
 
 
 def _cached(name: str, fill: Callable[[Path], None]) -> Path:
-    """The folder of this name, filled by whoever comes first while others on this machine wait."""
+    """The cache folder `name`. The first process fills it; others on this machine wait for that."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet"
     folder = root / name
     if folder.is_dir():
@@ -90,14 +91,14 @@ def _cached(name: str, fill: Callable[[Path], None]) -> Path:
 def _fetch(storage: Storage, key: str, etag: str, path: Path) -> None:
     with open(path, "wb") as file:
         while True:
-            part, found = storage.read_object(key, file.tell(), _PART_BYTES)
-            if found != etag:
+            part, part_etag = storage.read_object(key, file.tell(), _PART_BYTES)
+            if part_etag != etag:
                 raise OSError(f"{key} changed while it was read")
             file.write(part)
             if len(part) < _PART_BYTES:
                 break
         file.flush()
-        os.fsync(file.fileno())  # the folder's name must not outlive what is in it
+        os.fsync(file.fileno())  # after a power cut, no folder may have its name without its content
 
 
 def _words(error: OSError) -> str:

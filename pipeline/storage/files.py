@@ -1,6 +1,6 @@
-"""Files by their URI, on a disk or in a bucket: names, reading, writing.
+"""Files by URI, on a disk or in a bucket: read, write, list; JSON included.
 
-A plain path is a URI. A data set names each of its files by its full one; it is cut into a root and a key here.
+A plain path is a URI. Data sets name each of their files by a full URI; this module opens the storage it lies in.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pipeline.storage.uri import base_name, is_local, local_path, parent_uri
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
-    storage, key = _place_of(uri)
+    """The content of the file. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
+    storage, key = _storage_and_key(uri)
     return storage.read_bytes(key)
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes the file, making its folders; readers see it whole or not at all.
+    """Writes the file and makes its folders. Atomic: readers see the whole file or none.
 
-    On a disk it is not synced, which thousands of small files would have to wait for: a data set that a crash of the
-    machine cut short is made again.
+    On a disk the file is not synced, because syncing thousands of small files takes long. A data set that is cut short
+    by a crash of the machine has to be written again.
     """
     if is_local(uri):
         path = local_path(uri)
@@ -43,7 +43,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    storage, key = _place_of(uri)
+    storage, key = _storage_and_key(uri)
     storage.write_bytes(key, data)
 
 
@@ -52,21 +52,23 @@ def read_json(uri: str) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no JSON.
+        ValueError: it is not JSON; the message has the line and column.
     """
     data = read_bytes(uri)
     with contextlib.suppress(orjson.JSONDecodeError), no_collection():
         return orjson.loads(data)
     try:
-        return json.loads(data)  # takes NaN and whole numbers of any length, too; its message names line and column
+        return json.loads(data)  # also takes NaN and integers of any length; its message has line and column
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{uri} is not valid JSON: {error}") from None
 
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Keeps the garbage collector from walking, again and again, many objects of which none is garbage: two thirds of
-    the time of reading a large annotation file."""
+    """Switches the garbage collector off for a block that makes many objects and no garbage.
+
+    The collector would walk all of them again and again: two thirds of the time of reading a large annotation file.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -77,28 +79,29 @@ def no_collection() -> Iterator[None]:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Writes JSON, whole or not at all; the same value gives the same bytes."""
+    """Writes JSON atomically. The same value gives the same bytes."""
     write_bytes(uri, json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def is_file(uri: str) -> bool:
-    """Whether there is a file of this name."""
+    """Whether there is a file at this URI."""
     if is_local(uri):
         return local_path(uri).is_file()
-    storage, key = _place_of(uri)
+    storage, key = _storage_and_key(uri)
     return storage.exists(key)
 
 
 def is_folder(uri: str) -> bool:
-    """Whether there is a folder of this name (in a bucket: any object below it)."""
+    """Whether there is a folder at this URI; in a bucket, whether there is any object below it."""
     if is_local(uri):
         return local_path(uri).is_dir()
     return next(open_storage(uri).iter_objects(), None) is not None
 
 
 def iter_names(folder: str, *, recursive: bool = False) -> Iterator[str]:
-    """Names of the files in a folder, in order; with `recursive`, keys of all files below it. Nothing if it
-    is absent.
+    """Names of the files directly in a folder, sorted; with `recursive`, keys of all files below it.
+
+    A folder that does not exist has no names.
     """
     if is_local(folder) and not recursive:
         path = local_path(folder)
@@ -110,7 +113,7 @@ def iter_names(folder: str, *, recursive: bool = False) -> Iterator[str]:
             yield info.key
 
 
-def _place_of(uri: str) -> tuple[Storage, str]:
+def _storage_and_key(uri: str) -> tuple[Storage, str]:
     if is_local(uri):
         path = local_path(uri)
         return LocalStorage(path.parent), path.name

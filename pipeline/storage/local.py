@@ -1,4 +1,4 @@
-"""Folders: local disks, and shared file systems whose link() is atomic (NFS, Lustre, EFS)."""
+"""Local storage: a folder on a disk or on a shared file system, with fsynced writes and put-if-absent by link()."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ SORTED_IN_MEMORY = 100_000  # names of one folder
 
 
 class LocalStorage(Storage):
-    """A folder. Also right on shared file systems that have atomic link() (NFS, Lustre, EFS)."""
+    """Objects are files below a folder. Safe on shared file systems whose link() is atomic (NFS, Lustre, EFS)."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(os.path.abspath(root))
         self.uri = str(self.root)
 
     def path(self, key: str) -> Path:
-        """The file of a key.
+        """The path of a key.
 
-        Names that are no UTF-8 are listed with their odd bytes as `\\xNN`; such a key finds its file again.
+        File names that are not UTF-8 are listed with their undecodable bytes as `\\xNN`; this resolves such a key to
+        its file.
 
         Raises:
-            StorageError: a key that would climb out of the root.
+            StorageError: the key is absolute or has '..' in it.
         """
         if key.startswith("/") or ".." in key.split("/"):
             raise StorageError(f"{key!r} is no key below {self.uri}: it must be relative, without '..'")
         path = self.root / key
         if "\\x" in key and not os.path.lexists(path):
-            odd = key.encode().decode("unicode_escape").encode("latin-1")
-            return Path(os.fsdecode(os.path.join(os.fsencode(self.root), odd)))
+            name = key.encode().decode("unicode_escape").encode("latin-1")
+            return Path(os.fsdecode(os.path.join(os.fsencode(self.root), name)))
         return path
 
     def read_bytes(self, key: str) -> bytes:
@@ -83,10 +84,11 @@ class LocalStorage(Storage):
                     yield ObjectInfo(key, -1, "")
 
     def remove_unfinished(self) -> list[str]:
-        left = [(key, path) for key, path in self._walk(self.root, "", "", frozenset()) if _is_temporary(path.name)]
-        for _, path in left:
+        walk = self._walk(self.root, "", "", frozenset())
+        unfinished = [(key, path) for key, path in walk if _is_temporary(path.name)]
+        for _, path in unfinished:
             path.unlink(missing_ok=True)
-        return [key for key, _ in left]
+        return [key for key, _ in unfinished]
 
     def delete(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
@@ -95,7 +97,10 @@ class LocalStorage(Storage):
         return open(self.path(key), "rb")
 
     def _write(self, path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
-        """Writes a file under a name of its own beside `path`, and gives it its real name once it is on the disk."""
+        """Writes and syncs a temporary file beside `path`, then calls `publish(temporary, path)`.
+
+        A temporary file that `remove_unfinished` takes away meanwhile is written again.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError:  # must not read as "the object exists"
@@ -108,8 +113,8 @@ class LocalStorage(Storage):
                     file.flush()
                     os.fsync(file.fileno())
                 publish(temporary, path)
-            except FileNotFoundError:  # taken for a dead writer's and removed
-                path.parent.stat()  # unless it is the folder that is gone
+            except FileNotFoundError:  # the temporary file was taken for a dead writer's and removed
+                path.parent.stat()  # raises when it is the folder that is gone
                 continue
             finally:
                 temporary.unlink(missing_ok=True)
@@ -118,7 +123,10 @@ class LocalStorage(Storage):
     def _walk(
         self, folder: Path, prefix: str, after: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[tuple[str, Path]]:
-        """Every file below a folder as (key, path), in order of key, those up to `after` left out."""
+        """Every file below a folder as (key, path), in order of key, without keys up to `after`.
+
+        `above` holds (device, inode) of the folders on the way here, to end cycles of symbolic links.
+        """
         try:
             info = os.stat(folder)
             if (info.st_dev, info.st_ino) in above:  # a symbolic link back up
@@ -138,7 +146,7 @@ class LocalStorage(Storage):
 def _sorted_entries(folder: Path) -> Iterator[tuple[str, str]]:
     """A folder's entries as (text of the key, name), in order of key: a subfolder sorts as its name plus '/'.
 
-    A folder of more than SORTED_IN_MEMORY entries is sorted in runs on the scratch disk, so that memory stays flat.
+    A folder of more than SORTED_IN_MEMORY entries is sorted in runs in temporary files, so that memory stays bounded.
     """
     with os.scandir(folder) as entries, contextlib.ExitStack() as scratch:
         texts = ((_key_text(entry.name) + "/" * entry.is_dir(), entry.name) for entry in entries)

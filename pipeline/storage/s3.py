@@ -1,8 +1,12 @@
-"""Buckets behind S3's protocol, through s3fs: Amazon's, Ceph's, MinIO's, Cloudflare's ...
+"""S3 storage through s3fs: buckets of Amazon S3, Ceph, MinIO, Cloudflare R2 and other stores with S3's protocol.
 
-s3fs carries the requests; what this file adds is what a bulk run stands on: put-if-absent that knows its own write
-again when the answer got lost, one policy of jittered retries, a cap on parallel requests for the whole process,
-whole reads or an error, and words without credentials.
+s3fs sends the requests. This module adds what a bulk run needs:
+
+* a put-if-absent that recognises its own write when the answer to it was lost,
+* one policy of retries with jitter,
+* a cap on parallel requests for the whole process,
+* reads that are complete or an error,
+* error messages without credentials.
 """
 
 from __future__ import annotations
@@ -37,20 +41,24 @@ _PAGE_KEYS = 1000
 
 
 class S3Storage(Storage):
-    """A bucket, or the part of it below a prefix. Objects are written whole with one request each (at most 5 GiB)."""
+    """A bucket, or the part of it below a prefix. Each object is written with one request (at most 5 GiB)."""
 
     def __init__(self, uri: str, settings: StorageSettings | None = None) -> None:
-        """Sends no request.
+        """Opens no connection and sends no request.
+
+        Args:
+            uri: s3://bucket or s3://bucket/prefix.
+            settings: endpoint, credentials, retries; None takes the defaults.
 
         Raises:
-            StorageError: the URI names no bucket, or carries credentials.
+            StorageError: the URI names no bucket, or has credentials in it.
         """
         parts = urlsplit(uri)
         if "@" in parts.netloc:
             raise StorageError(f"a URI of {parts.scheme}:// with credentials in it; give them in the storage settings")
         if parts.scheme != "s3" or not parts.netloc:
             raise StorageError(f"{uri!r} names no bucket; give s3://bucket or s3://bucket/prefix")
-        # Not urlsplit's path: in a key, '?' and '#' are letters like any other.
+        # Not urlsplit's path: in a key, '?' and '#' are ordinary characters.
         prefix = uri.partition("://")[2].partition("/")[2].strip("/")
         self.bucket = parts.netloc
         self.uri = f"s3://{self.bucket}/{prefix}" if prefix else f"s3://{self.bucket}"
@@ -83,8 +91,8 @@ class S3Storage(Storage):
                 return False
             self.write_bytes(key, data)
             return True
-        # An answer may be lost after the store has written: the next try then finds an object, its own one. The mark
-        # tells whose it is, whatever its bytes are and whoever sent the request twice (a proxy may have done so).
+        # The answer may be lost after the store has written; the next try then finds the first one's object. The mark
+        # in its metadata tells whose it is, whatever its bytes are, also where a proxy has sent the request twice.
         mark = uuid.uuid4().hex
         extra = {"IfNoneMatch": "*", "Metadata": {_MARK: mark}, "ContentMD5": _md5(data)}
         while True:
@@ -93,10 +101,10 @@ class S3Storage(Storage):
                 return True
             except _PreconditionFailed:
                 try:
-                    there = self._request("head_object", key).headers
-                except FileNotFoundError:  # removed since; nobody's now
+                    headers = self._request("head_object", key).headers
+                except FileNotFoundError:  # removed in the meantime
                     continue
-                return there.get("Metadata", {}).get(_MARK) == mark
+                return headers.get("Metadata", {}).get(_MARK) == mark
 
     def stat(self, key: str) -> ObjectInfo:
         headers = self._request("head_object", key).headers
@@ -107,11 +115,11 @@ class S3Storage(Storage):
             raise ValueError(f"prefix must be empty or end in '/', not {prefix!r}")
         token = {"StartAfter": self._prefix + after} if after else {}
         while True:
-            where = {"Prefix": self._prefix + prefix, "MaxKeys": _PAGE_KEYS}
-            page = self._request("list_objects_v2", None, **where, **token).headers
+            query = {"Prefix": self._prefix + prefix, "MaxKeys": _PAGE_KEYS}
+            page = self._request("list_objects_v2", None, **query, **token).headers
             for entry in page.get("Contents", ()):
                 key = entry["Key"][len(self._prefix) :]
-                is_folder = entry["Size"] == 0 and key.endswith("/")  # what consoles write to show one
+                is_folder = entry["Size"] == 0 and key.endswith("/")  # written by web consoles to show a folder
                 if key and not is_folder:
                     yield ObjectInfo(key, entry["Size"], entry["ETag"].strip('"'))
             if not page.get("IsTruncated"):
@@ -128,15 +136,15 @@ class S3Storage(Storage):
     def read_many(self, keys: Iterable[str]) -> Iterator[bytes]:
         parallel = self.settings.max_parallel
         with ThreadPoolExecutor(parallel) as threads:
-            waiting, left = deque[Future[bytes]](), iter(keys)
+            waiting, unread = deque[Future[bytes]](), iter(keys)
             while True:
-                waiting.extend(threads.submit(self.read_bytes, key) for key in islice(left, parallel - len(waiting)))
+                waiting.extend(threads.submit(self.read_bytes, key) for key in islice(unread, parallel - len(waiting)))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
 
     def _request(self, method: str, key: str | None, **arguments: Any) -> _Response:
-        """One request, again until it gets an answer or the settings' patience ends."""
+        """Sends one request, with retries while its failure may pass; `key` None asks for the bucket itself."""
         settings, started_s = self.settings, time.monotonic()
         if key is not None:
             arguments["Key"] = self._prefix + key
@@ -149,13 +157,13 @@ class S3Storage(Storage):
                 raise _PreconditionFailed
             if failure.status == 416:
                 raise _RangeNotSatisfiable
-            if not failure.passes:
+            if not failure.may_pass:
                 break
             if retry < settings.num_retries:
                 longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**retry)
                 time.sleep(max(failure.retry_after_s, random.uniform(0.0, longest_s)))
         tries = f" after {retry + 1} tries in {time.monotonic() - started_s:.0f} s" if retry else ""
-        # `from None`: the store's own error may show more than its words, in a traceback for instance.
+        # `from None`: the store's own error could show credentials, for instance in a traceback.
         raise self._error(failure, method.partition("_")[0], key, tries) from None
 
     def _error(self, failure: _Failure, verb: str, key: str | None, tries: str) -> Exception:
@@ -175,11 +183,11 @@ class S3Storage(Storage):
 
 
 class _PreconditionFailed(Exception):
-    """There is an object already."""
+    """Status 412: there is an object under this key already."""
 
 
 class _RangeNotSatisfiable(Exception):
-    """The object ends before the range starts."""
+    """Status 416: the object ends before the range starts."""
 
 
 @dataclass(frozen=True)
@@ -190,45 +198,55 @@ class _Response:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What went wrong with one request: HTTP status (0 when there was no answer), S3's code, words for people."""
+    """Why one try of a request failed.
+
+    Attributes:
+        status: HTTP status, 0 when there was no answer.
+        code: S3's error code, "" when there was none.
+        words: the reason, for the user.
+        may_pass: whether another try may succeed.
+        is_ours: whether the fault lies in the settings or the request, not in the store.
+        retry_after_s: wait that the store asks for.
+    """
 
     status: int
     code: str
     words: str
-    passes: bool
+    may_pass: bool
     is_ours: bool = False
     retry_after_s: float = 0.0
 
     @classmethod
     def of(cls, error: BaseException) -> _Failure:
-        """Reads s3fs's error, or botocore's below it. An error of another kind is a bug, and is raised again."""
+        """The failure behind an error of s3fs or botocore. An error of any other kind is a bug and is raised again."""
         import aiohttp
         from botocore import exceptions as boto
         from botocore.parsers import ResponseParserError
 
-        if isinstance(error.__cause__, boto.ClientError):  # s3fs gives a 412 and a 409 other names on each server
+        # s3fs turns a 412 and a 409 into other exceptions, which differ between servers.
+        if isinstance(error.__cause__, boto.ClientError):
             error = error.__cause__
         if isinstance(error, boto.ClientError):
-            answer, told = error.response.get("ResponseMetadata", {}), error.response.get("Error", {})
-            status, code = answer.get("HTTPStatusCode", 0), str(told.get("Code", ""))
-            words = " ".join(filter(None, (str(status), code if code != str(status) else "", told.get("Message"))))
-            retry_after = str(answer.get("HTTPHeaders", {}).get("retry-after", ""))
+            metadata, details = error.response.get("ResponseMetadata", {}), error.response.get("Error", {})
+            status, code = metadata.get("HTTPStatusCode", 0), str(details.get("Code", ""))
+            words = " ".join(filter(None, (str(status), code if code != str(status) else "", details.get("Message"))))
+            retry_after = str(metadata.get("HTTPHeaders", {}).get("retry-after", ""))
             wait_s = min(float(retry_after), _LONGEST_WAIT_S) if retry_after.isdigit() else 0.0
-            passes = status in _RETRIED_STATUSES or code in _RETRIED_CODES
-            return cls(status, code, words, passes, retry_after_s=wait_s)
+            may_pass = status in _RETRIED_STATUSES or code in _RETRIED_CODES
+            return cls(status, code, words, may_pass, retry_after_s=wait_s)
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
             words = "no credentials; set them in the storage settings, or anonymous for a public bucket"
             return cls(0, "", words, False, is_ours=True)
         if isinstance(error, boto.ParamValidationError | boto.UnknownRegionError | ValueError):
             return cls(0, "", str(error), False, is_ours=True)
-        lost = (boto.ConnectionError, boto.HTTPClientError, boto.ResponseStreamingError, boto.IncompleteReadError)
-        if isinstance(error, (*lost, ResponseParserError, aiohttp.ClientError, OSError)):
+        cut_off = (boto.ConnectionError, boto.HTTPClientError, boto.ResponseStreamingError, boto.IncompleteReadError)
+        if isinstance(error, (*cut_off, ResponseParserError, aiohttp.ClientError, OSError)):
             return cls(0, "", f"{type(error).__name__}: {error}".rstrip(": "), True)
         raise error
 
 
 class _Client:
-    """One process's connections under one set of settings, with the cap on parallel requests."""
+    """The connections of one process under one set of settings, with the cap on parallel requests."""
 
     def __init__(self, settings: StorageSettings) -> None:
         import s3fs
@@ -237,7 +255,7 @@ class _Client:
             "connect_timeout": settings.connect_timeout_s,
             "read_timeout": settings.read_timeout_s,
             "max_pool_connections": settings.max_parallel,
-            "retries": {"total_max_attempts": 1},  # one policy of retries, the one above
+            "retries": {"total_max_attempts": 1},  # S3Storage._request is the only place that retries
             "request_checksum_calculation": "when_required",  # older stores do not know the newer checksums
             "response_checksum_validation": "when_required",
         }
@@ -253,14 +271,14 @@ class _Client:
             client_kwargs={"region_name": region} if region else {},
             config_kwargs=options,
             use_listings_cache=False,
-            skip_instance_cache=True,  # the cache would keep the credentials where others find them
+            skip_instance_cache=True,  # fsspec's cache would hand these credentials to other users of it
         )
         self._fs.retries = 1
         self._free = threading.BoundedSemaphore(settings.max_parallel)
         self._longest_s = settings.request_timeout_s
 
     def call(self, method: str, **arguments: Any) -> _Response:
-        """One try of one request, with the whole body of its answer."""
+        """One try of one request; waits for the whole body of the answer."""
         from fsspec.asyn import sync
 
         with self._free:
@@ -278,14 +296,15 @@ class _Client:
             return _Response(headers, data)
 
 
-_one_at_a_time = threading.Lock()
+_client_lock = threading.Lock()
 
 
 def _shared_client(settings: StorageSettings) -> _Client:
-    """The one client of this process for these settings: the cap on requests holds for all its storages."""
-    # What the settings leave open is read from these; connections do not survive a fork.
+    """The client of this process for these settings, so that the cap on requests holds for all storages together."""
+    # The client is keyed by the AWS variables, from which it reads what the settings leave open, and by the process id,
+    # because connections do not survive a fork.
     environment = hash(frozenset((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    with _one_at_a_time:
+    with _client_lock:
         return _client(settings, environment, os.getpid())
 
 
@@ -295,7 +314,7 @@ def _client(settings: StorageSettings, environment: int, pid: int) -> _Client:
 
 
 class _RangeReader(io.RawIOBase):
-    """An object as a file for random reading; each read is one ranged request."""
+    """An object as a seekable file. Each read is one ranged request; a change of the object is an error."""
 
     def __init__(self, storage: S3Storage, info: ObjectInfo) -> None:
         self._storage, self._info, self._position = storage, info, 0
@@ -330,5 +349,5 @@ class _RangeReader(io.RawIOBase):
 
 
 def _md5(data: bytes) -> str:
-    """The checksum that every S3 store compares before it stores; not for security."""
+    """The Content-MD5 header, which every S3 store checks before it stores the object; not for security."""
     return b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

@@ -1,4 +1,4 @@
-"""Opens the store behind a URI: a local folder or an S3 bucket."""
+"""Opens the storage behind a URI: a local folder or an S3 bucket; keeps the storage settings of the process."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _settings: StorageSettings | None = None
 
 
 def use_settings(settings: StorageSettings | None) -> None:
-    """Makes these settings those of every `open_storage` of this process that names none itself.
+    """Sets the settings that `open_storage` takes in this process where a call gives none.
 
-    A program has one way to its buckets; its jobs and each of their workers say so once, at their start.
+    A program reaches all its buckets the same way: each job, and each of its workers, calls this once at its start.
     """
     global _settings
     _settings = settings
 
 
 def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
-    """The store behind a URI: a local path, file://, or s3://bucket/prefix. Sends no request.
+    """The storage whose root is a URI. Sends no request.
 
     Args:
-        uri: where.
+        uri: a local path, file:// or s3://bucket/prefix.
         settings: for buckets; None takes those of `use_settings`, else what the AWS tools take from the environment.
 
     Raises:
-        StorageError: an empty URI, or a scheme there is no store for.
+        StorageError: an empty URI, a scheme without a store, or an s3:// URI that names no bucket.
     """
     if not uri:
         raise StorageError("an empty URI names no place; give a folder or s3://bucket/prefix")
@@ -37,7 +37,7 @@ def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
 
         return LocalStorage(local_path(uri))
     if scheme == "s3":
-        from pipeline.storage.s3 import S3Storage  # local folders need neither s3fs nor its second of import
+        from pipeline.storage.s3 import S3Storage  # users of local folders need not import s3fs, which takes a second
 
         return S3Storage(uri, settings or _settings)
     raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")

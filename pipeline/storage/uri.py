@@ -1,4 +1,4 @@
-"""URIs of files and folders: what a URI means, taken apart and put together. A plain path is a URI."""
+"""URIs of files and folders: tells local ones, joins them, takes them apart. A plain path is a URI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 
 def is_local(uri: str) -> bool:
-    """Whether a URI names a place on this machine's file system."""
+    """Whether a URI is a path or file://, so on this machine's file system."""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -20,7 +20,7 @@ def local_path(uri: str) -> Path:
 
 
 def plain_uri(uri: str) -> str:
-    """A file:// URI as a path; in a bucket, `..` resolved, since a key may not hold it."""
+    """A file:// URI as a path; a bucket's URI with `..` resolved, since keys must not have it; others unchanged."""
     if uri.startswith("file://"):
         return str(local_path(uri))
     scheme, mark, path = uri.rpartition("://")
@@ -28,7 +28,7 @@ def plain_uri(uri: str) -> str:
 
 
 def join_uri(folder: str, name: str) -> str:
-    """`name` below `folder`; a name that is itself absolute or a URI stays as it is, and `..` goes up."""
+    """The URI of `name` in `folder`, with `..` resolved. A name that is absolute or a URI does not use the folder."""
     if "://" in name or name.startswith("/"):
         return plain_uri(name)
     scheme, mark, path = plain_uri(folder).rpartition("://")
@@ -37,7 +37,7 @@ def join_uri(folder: str, name: str) -> str:
 
 
 def parent_uri(uri: str) -> str:
-    """The folder a file lies in ('.' for a bare name)."""
+    """The URI of the folder that holds a file; '.' for a bare name."""
     uri = plain_uri(uri)
     return uri.rstrip("/").rpartition("/")[0] or ("/" if uri.startswith("/") else ".")
 
@@ -54,15 +54,15 @@ def file_stem(uri: str) -> str:
 
 
 def aligned_uri(pattern: str, uri: str) -> str:
-    """The file that belongs to a photo: depth, infrared.
+    """The URI of the file that holds more channels of a photo, such as depth or infrared.
 
     Args:
-        pattern: where it lies: a URI in which `{stem}` stands for the photo's name without its extension and `{folder}`
-            for the photo's folder, such as `{folder}/../depth/{stem}.png`.
+        pattern: a URI in which `{stem}` stands for the photo's name without its extension and `{folder}` for the
+            photo's folder, such as `{folder}/../depth/{stem}.png`.
         uri: the photo.
 
     Raises:
-        ValueError: a pattern without `{stem}`, or in which something else stands in braces.
+        ValueError: the pattern lacks `{stem}`, or has anything else in braces.
     """
     try:
         filled = pattern.format(stem=file_stem(uri), folder=parent_uri(uri))
