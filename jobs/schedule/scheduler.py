@@ -95,7 +95,7 @@ class Scheduler:
         if not wanted:
             return None
         first, *rest = wanted
-        number = len(known.get(first, TickState()).started) + 1
+        number = known.get(first, TickState()).last_number + 1
         until = now + (task.retries + 1) * timedelta(seconds=task.timeout_s + task.retry_wait_s) + GRACE
         mark = {"scheduler": self.name, "when": now.isoformat(), "until": until.isoformat()}
         if not self.state.start(task.name, first, number, mark):

@@ -26,11 +26,19 @@ STAMP = "%Y%m%dT%H%M%SZ"
 
 @dataclass
 class TickState:
-    """What is kept of one tick: the marks of those who started it, oldest first, whether it waits, its record."""
+    """State of one tick.
+
+    Attributes:
+        started: records of the starts that were not released, oldest first.
+        is_queued: whether the tick waits for an earlier one.
+        done: the tick's final record; None while it is not done.
+        last_number: number of the newest record in `started`; 0 without any. Earlier ones may have been released.
+    """
 
     started: list[dict[str, Any]] = field(default_factory=list)
     is_queued: bool = False
     done: dict[str, Any] | None = None
+    last_number: int = 0
 
 
 class ScheduleState:
@@ -68,6 +76,7 @@ class ScheduleState:
                 state.done = json.loads(self.storage.read_bytes(info.key))
             elif name.startswith("started-"):
                 state.started.append(json.loads(self.storage.read_bytes(info.key)))
+                state.last_number = int(name.removeprefix("started-").removesuffix(".json"))
         return found
 
     def start(self, task: str, tick: datetime, number: int, record: Mapping[str, Any]) -> bool:

@@ -100,6 +100,17 @@ def test_two_schedulers_never_take_on_the_same_tick(drawn: Path, metrics: Metric
     assert records_of(schedulers[0])[starts[0].tick]["reason"] == "0"
 
 
+def test_a_tick_whose_first_start_was_released_late_is_started_again(drawn: Path, tmp_path: Path) -> None:
+    slow, dies, last = (Scheduler(make_config(drawn, tmp_path, tmp_path)) for _ in range(3))
+    (first,) = slow.begin(at("2026-03-01T10:00:10"))
+    (second,) = dies.begin(first.until + timedelta(seconds=1))
+    slow.release(first)  # its time was up, and a second start of the tick stands beside it
+    assert last.begin(second.until - timedelta(seconds=1)) == []
+    (third,) = last.begin(second.until + timedelta(seconds=1))
+    assert (first.tick, first.number) == (second.tick, 1) and (second.number, third.number) == (2, 3)
+    assert third.tick == first.tick
+
+
 @pytest.mark.parametrize(
     ("policy", "run", "missed"),
     [

@@ -38,10 +38,10 @@ def test_each_start_belongs_to_one_scheduler_until_it_is_released(state: Schedul
     assert not state.start("eval", TICK, 1, {"scheduler": "b"})
     assert state.start("eval", TICK, 2, {"scheduler": "b"})
     before = TICK - timedelta(seconds=1)
-    assert state.ticks("eval", before) == {TICK: TickState([{"scheduler": "a"}, {"scheduler": "b"}])}
-    state.release("eval", TICK, 2)
-    assert state.ticks("eval", before) == {TICK: TickState([{"scheduler": "a"}])}
-    assert state.start("eval", TICK, 2, {"scheduler": "c"})
+    assert state.ticks("eval", before) == {TICK: TickState([{"scheduler": "a"}, {"scheduler": "b"}], last_number=2)}
+    state.release("eval", TICK, 1)
+    assert state.ticks("eval", before) == {TICK: TickState([{"scheduler": "b"}], last_number=2)}
+    assert state.start("eval", TICK, 1, {"scheduler": "c"})
 
 
 def test_the_first_record_of_a_tick_stays(state: ScheduleState) -> None:
