@@ -1,4 +1,4 @@
-"""Wrong settings get one sentence that names the key, the value and what is allowed."""
+"""Loading a configuration: which file a name means, overrides, and one sentence for each wrong key or value."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
         (["segmnt.batch_size=3"], "segmnt: there is no such key; did you mean segment?"),
         (["segment.score_threshold=1.5"], "segment.score_threshold: 1.5 is not allowed: input should be less than"),
         (["segment.batch_size=many"], "segment.batch_size: 'many' is not allowed: input should be a valid integer"),
-        (["segment.num_workers=[3, 2]"], "num_workers is [3, 2]; allowed is [min, max]"),
-        (["segment.precision=bfloat16"], "precision is bfloat16; allowed in mode exact is float32"),
-        (["segment.slice.size=1000", "segment.slice.overlap=501"], "overlap is 501; allowed is at most half of size"),
         (["segment.slice.overlap=100"], "segment.slice.size: missing; Side of a slice in pixels"),
         (["segment.mode=quick"], "segment.mode: 'quick' is not allowed: input should be 'exact' or 'fast'"),
         (["input=5"], "input: 5 is not allowed"),

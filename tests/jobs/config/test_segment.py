@@ -1,0 +1,58 @@
+"""The settings of segment and retry: what contradicts itself is refused, and defaults are those of the pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.config.load import ConfigError, load_config, to_plain
+from jobs.config.segment import DecodeSection, RetryConfig, SegmentConfig
+from pipeline.images.decode_pool import DecodeLimits
+from pipeline.schema import RETRYABLE
+
+PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["segment.num_workers=[3, 2]"], "num_workers is [3, 2]; allowed is [min, max]"),
+        (["segment.num_workers=[0, 2]"], "num_workers is [0, 2]; allowed is [min, max] with 1 <= min <= max"),
+        (["segment.precision=bfloat16"], "precision is bfloat16; allowed in mode exact is float32"),
+        (["segment.slice.size=1000", "segment.slice.overlap=501"], "overlap is 501; allowed is at most half of size"),
+        (["input.kind=zip"], "input.kind: 'zip' is not allowed"),
+        (["corpus.shard_size=0"], "corpus.shard_size: 0 is not allowed"),
+    ],
+)
+def test_contradictions_and_values_out_of_range_are_refused(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(SegmentConfig, None, [*PLACES, *words])
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "section"),
+    [
+        (["segment.num_workers=[2, 2]"], {"num_workers": [2, 2]}),
+        (["segment.mode=fast", "segment.precision=bfloat16"], {"mode": "fast", "precision": "bfloat16"}),
+        (["segment.slice.size=1000", "segment.slice.overlap=500"], {"slice": {"overlap": 500}}),
+        (["segment.slice.size=256"], {"slice": {"overlap": 128}}),
+    ],
+)
+def test_the_limits_themselves_are_allowed(words: list[str], section: dict[str, Any]) -> None:
+    segment = to_plain(load_config(SegmentConfig, None, [*PLACES, *words]))["segment"]
+    for key, value in section.items():
+        assert segment[key] | value == segment[key] if isinstance(value, dict) else segment[key] == value
+
+
+def test_decoding_is_limited_as_the_pipeline_limits_it() -> None:
+    assert DecodeLimits(**DecodeSection().model_dump(exclude={"scaled"})) == DecodeLimits()
+
+
+def test_retry_takes_the_settings_of_a_run_and_tries_what_may_succeed_later() -> None:
+    run = to_plain(load_config(SegmentConfig, None, [*PLACES, "segment.batch_size=7"]))
+    config = load_config(RetryConfig, None, [], base=run)
+    assert config.segment.batch_size == 7 and config.retry.statuses == RETRYABLE
+    with pytest.raises(ConfigError, match=r"retry\.statuses.*not allowed"):
+        load_config(RetryConfig, None, ["retry.statuses=[broken]"], base=run)
