@@ -1,1 +1,1 @@
-"""The commands: configuration, command line, Ray clusters, training, bulk segmentation, evaluation, schedules."""
+"""Commands: settings, command line, Ray clusters, training, sweeps, segmentation, evaluation, schedules."""

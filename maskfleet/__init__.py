@@ -1,7 +1,6 @@
-"""Maskfleet: train Mask R-CNN on a Ray cluster, segment a bucket of images into Parquet, query it with pandas.
+"""Public names, each imported when it is first asked for; `python -m maskfleet` is the program.
 
-The names below are the public ones. Each is imported from its module when it is first asked for, so that
-`import maskfleet` costs nothing. `python -m maskfleet` is the command line.
+`import maskfleet` therefore loads nothing else. `_MODULES` says which module each name comes from.
 """
 
 TYPE_CHECKING = False  # not from typing: a `typing.py` in the current folder would run before the path is put right

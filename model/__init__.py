@@ -1,1 +1,1 @@
-"""Mask R-CNN on torch and torchvision: spec, network, checkpoints, training step, weights and inference."""
+"""Mask R-CNN on torch and torchvision: spec, network, checkpoints, training, weights, prediction."""

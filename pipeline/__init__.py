@@ -1,1 +1,1 @@
-"""Pipeline: storage, image decoding, masks, data sets, bulk segmentation into Parquet, evaluation and results."""
+"""Pipeline: storage, image decoding, masks, data sets, segmentation into Parquet, evaluation, results."""

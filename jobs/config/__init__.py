@@ -1,1 +1,1 @@
-"""Configuration: every command's settings as pydantic models, loaded from YAML files and `key=value` words."""
+"""Configuration: every command's settings as pydantic models, from YAML files and `key=value` words."""

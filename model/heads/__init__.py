@@ -1,1 +1,1 @@
-"""Region proposals and RoI heads: anchors, RPN, RoI pooling, box, mask and keypoint branches, NMS."""
+"""Detection heads: anchors, RPN, RoI pooling, box, mask and keypoint heads, non-maximum suppression."""

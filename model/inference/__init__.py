@@ -1,1 +1,1 @@
-"""Inference: the predictor, batch-norm folding, upload to the GPU, mask run lengths on the device."""
+"""Inference: predictor, batch-norm folding, faster convolutions, upload to the GPU, mask run lengths."""

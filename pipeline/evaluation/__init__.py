@@ -1,1 +1,1 @@
-"""Evaluation: ground truth, matching, average precision, breakdowns, comparison of runs."""
+"""Evaluation against ground truth: matching, average precision, breakdowns, comparison of two runs."""

@@ -1,4 +1,4 @@
-"""Results of runs for people: tables, overlays, exports, reports, history and drift.
+"""Results for people: overlays, exports, the HTML report, the history of evaluations, drift.
 
 The functions analysts ask for first can be imported from here; `maskfleet` has them all.
 """

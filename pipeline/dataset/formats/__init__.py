@@ -1,1 +1,1 @@
-"""Annotation formats: one module for each reads it into, and writes it from, the types of `pipeline.dataset.types`."""
+"""Annotation formats: one module for each reads and writes it, by way of `pipeline.dataset.types`."""
