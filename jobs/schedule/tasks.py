@@ -104,6 +104,8 @@ class Programs:
             start_new_session=True,
         )
         self._running.add(program)
+        if self._stopped.is_set():  # `stop` may have looked at the running programs before this one was among them
+            _end(program)
         is_late = threading.Event()
         late = threading.Timer(timeout_s, _end, [program, is_late])
         late.start()

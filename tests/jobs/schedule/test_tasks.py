@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -121,3 +125,19 @@ def test_programs_give_their_code_and_last_word_and_are_ended_in_time() -> None:
     programs.stop()
     with pytest.raises(Stopped):
         programs.run(["verify", "/no/such/run"], 120)
+
+
+def test_a_program_that_starts_while_the_scheduler_stops_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = Programs({}, lambda line: None)
+    start = subprocess.Popen
+    started: list[subprocess.Popen[str]] = []
+
+    def stop_and_start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        programs.stop()
+        started.append(start([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", stop_and_start)
+    with pytest.raises(Stopped):
+        programs.run(["verify", "/no/such/run"], 300)
+    assert started[0].returncode == -signal.SIGTERM
