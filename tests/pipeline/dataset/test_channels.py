@@ -16,35 +16,31 @@ from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.photos import UnusablePhoto
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.transforms.augment import build_transforms
-from pipeline.dataset.types import (
-    AnnotatedImage,
-    AnnotatedSet,
-    AnnotationError,
-)
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from tests.pipeline.images.tiff_files import random_bands
 
 
-def one_image(path: Path, height: int = 11, width: int = 14, **extras: object) -> AnnotatedImage:
-    return AnnotatedImage(1, path.name, str(path), height, width, **extras)
+def annotated_image(path: Path, height: int = 11, width: int = 14) -> AnnotatedImage:
+    return AnnotatedImage(1, path.name, str(path), height, width)
 
 
-def test_depth_of_an_aligned_file_follows_the_photo(tmp_path: Path) -> None:
+def test_depth_of_an_aligned_file_follows_the_photos_channels(tmp_path: Path) -> None:
     rgb, depth = random_bands("u1", 3), random_bands("u2", 1)
     depth = (depth.astype(np.uint16) * 300).astype(np.uint16)
     (tmp_path / "depth").mkdir()
     (tmp_path / "rgb").mkdir()
     Image.fromarray(rgb).save(tmp_path / "rgb/a.png")
     Image.fromarray(depth[..., 0]).save(tmp_path / "depth/a.png")
-    annotated = AnnotatedSet((one_image(tmp_path / "rgb/a.png"),), SHAPE_CATEGORIES)
+    annotated = AnnotatedSet((annotated_image(tmp_path / "rgb/a.png"),), SHAPE_CATEGORIES)
     deep = with_extra_channels(annotated, "{folder}/../depth/{stem}.png")
     picture, _ = SampleSet(deep, in_channels=4)[0]
     assert picture.dtype == torch.float32 and picture.shape == (4, 11, 14)
     assert torch.allclose(picture[:3], torch.from_numpy(rgb).permute(2, 0, 1) / 255)
     assert torch.allclose(picture[3], torch.from_numpy(depth[..., 0].astype(np.float32)) / 65535)
-    # The set keeps its extra files when it is written.
+    # A written set has its extra files, too.
     write_coco(deep, str(tmp_path / "out/set.json"))
     again = load_annotations(str(tmp_path / "out/set.json"))
-    assert again.images[0].extra_paths
+    assert torch.equal(SampleSet(again, in_channels=4)[0][0], picture)
     with pytest.raises(UnusablePhoto, match="it has 3 bands; 4 are wanted"):
         SampleSet(deep, in_channels=5)[0]
     with pytest.raises(UnusablePhoto, match="extra files alone have 1 bands; 1 are wanted"):
@@ -54,11 +50,11 @@ def test_depth_of_an_aligned_file_follows_the_photo(tmp_path: Path) -> None:
         SampleSet(deep, in_channels=4)[0]
 
 
-def test_extra_channels_are_moved_with_the_photo(tmp_path: Path) -> None:
+def test_extra_channels_are_transformed_with_the_photo(tmp_path: Path) -> None:
     rgb = random_bands("u1", 3, 12, 16)
     Image.fromarray(rgb).save(tmp_path / "a.png")
     Image.fromarray(rgb[..., 0]).save(tmp_path / "a_depth.png")
-    annotated = AnnotatedSet((one_image(tmp_path / "a.png", 12, 16),), SHAPE_CATEGORIES)
+    annotated = AnnotatedSet((annotated_image(tmp_path / "a.png", 12, 16),), SHAPE_CATEGORIES)
     deep = with_extra_channels(annotated, "{folder}/{stem}_depth.png")
     transforms = build_transforms(
         horizontal_flip=0.5, rotation=0.5, rotation_degrees=40, resize="large_scale_jitter", resize_size=(20, 20)
@@ -71,6 +67,6 @@ def test_extra_channels_are_moved_with_the_photo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["depth.png", "{folder}/{name}.png", "{stem}{", "{}"])
 def test_patterns_that_do_not_name_a_file_are_refused(pattern: str) -> None:
-    annotated = AnnotatedSet((one_image(Path("a.png")),), SHAPE_CATEGORIES)
+    annotated = AnnotatedSet((annotated_image(Path("a.png")),), SHAPE_CATEGORIES)
     with pytest.raises(AnnotationError, match="the pattern"):
         with_extra_channels(annotated, pattern)

@@ -1,4 +1,4 @@
-"""Pictures of faults show the object at fault."""
+"""Pictures of faults show the object at fault in red."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def test_pictures_show_the_offender_in_red(faulty_file: Path, tmp_path: Path) ->
         red = np.argwhere((np.array(picture) == (255, 0, 0)).all(axis=2))
     # From the corner at (x 5, y 4) of the photo down to the point that lies outside it.
     assert red.min(axis=0).tolist() == [12, 13] and red[:, 0].max() > 8 + 20
-    assert len(draw_offenders(report, str(tmp_path / "few"), max_pictures=2)) == 2
+    assert len(draw_offenders(report, str(tmp_path / "first_two"), max_pictures=2)) == 2

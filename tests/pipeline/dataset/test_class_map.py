@@ -1,4 +1,4 @@
-"""Class maps: sets are aligned by category name."""
+"""Class maps: sets are relabelled by category name, and categories are chosen with their ids."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ import pytest
 
 from model.categories import Category
 from pipeline.dataset.class_map import align_categories, choose_categories
-from pipeline.dataset.types import (
-    AnnotatedImage,
-    AnnotatedSet,
-    AnnotationError,
-    Instance,
-)
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance
 
 
 def animals() -> AnnotatedSet:
@@ -29,7 +24,7 @@ def labels_of(annotated: AnnotatedSet) -> list[tuple[int, bool]]:
     return [(i.label, i.iscrowd) for i in annotated.images[0].instances]
 
 
-def test_a_set_is_brought_under_another_class_map_by_name() -> None:
+def test_a_set_is_relabelled_to_another_class_map_by_name() -> None:
     wanted = (Category(1, "dog"), Category(2, "emu"), Category(3, "cat"))
     aligned = align_categories(animals(), wanted)
     assert aligned.categories == wanted
@@ -46,7 +41,7 @@ def test_unknown_classes_are_refused_renamed_ignored_or_dropped() -> None:
     ignored = align_categories(animals(), wanted, unknown="ignore")
     assert labels_of(ignored) == [(1, False), (0, True), (0, True)]
     assert labels_of(align_categories(animals(), wanted, unknown="drop")) == [(1, False), (0, True)]
-    # Nobody looked for foxes here.
+    # The set has no class fox, so foxes were not looked for.
     assert ignored.images[0].labelled_classes == (1,)
     with pytest.raises(AnnotationError, match=r"renamed to \['wolf'\]"):
         align_categories(animals(), wanted, rename={"dog": "wolf"})

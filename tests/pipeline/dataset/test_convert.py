@@ -1,8 +1,9 @@
-"""Every format carries drawn masks, classes and crowds there and back unchanged."""
+"""Conversion to every format and back keeps masks, classes and crowds."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import pytest
 from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.convert import convert_annotations
 from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.labelme import write_labelme
 from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.formats.via import write_via
+from pipeline.dataset.formats.voc import write_voc
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.photos import load_photo
-from pipeline.dataset.types import AnnotatedSet, AnnotationError
+from pipeline.dataset.types import AnnotatedSet, AnnotationError, mask_to_instance
 
 
-def content(annotated: AnnotatedSet) -> dict[str, Counter]:
-    """What must survive: for each photo (by its pixels) the set of (category, crowd, exact mask)."""
+def content(annotated: AnnotatedSet) -> dict[bytes, Counter[tuple[str, bool, bytes]]]:
+    """What a conversion must keep: by the pixels of each photo, its objects as (category, crowd, exact mask)."""
     result = {}
     for image in annotated.images:
         pixels, _ = load_photo(image)
@@ -50,9 +54,9 @@ def test_round_trip_keeps_every_mask(awkward_set: AnnotatedSet, tmp_path: Path, 
         awkward_set.num_instances,
     )
     assert not {name for name in conversion.losses if "numbered" not in name}
-    found = load_annotations(there)  # the format is told from what is there
-    assert content(found) == content(awkward_set)
-    assert {c.name for c in found.categories} == {"circle", "square", "triangle"}
+    converted = load_annotations(there)  # the format is detected
+    assert content(converted) == content(awkward_set)
+    assert {c.name for c in converted.categories} == {"circle", "square", "triangle"}
     back = str(tmp_path / "back.json")
     convert_annotations(there, back, target_format="coco")
     assert content(load_annotations(back)) == content(awkward_set)
@@ -84,10 +88,12 @@ def test_ignore_regions_survive_by_name(awkward_set: AnnotatedSet, tmp_path: Pat
     ignored = replace(image.instances[0], label=0, iscrowd=True)
     changed = replace(image, instances=(ignored, *image.instances[1:]))
     annotated = replace(awkward_set, images=(changed, *awkward_set.images[1:]))
-    from pipeline.dataset.formats import labelme, via, voc
-
-    write = {"via": via.write_via, "labelme": labelme.write_labelme, "voc": voc.write_voc}[target_format]
-    write(annotated, str(tmp_path / "out"))
+    writers: dict[str, Callable[[AnnotatedSet, str], Counter[str]]] = {
+        "via": write_via,
+        "labelme": write_labelme,
+        "voc": write_voc,
+    }
+    writers[target_format](annotated, str(tmp_path / "out"))
     assert content(load_annotations(str(tmp_path / "out"))) == content(annotated)
 
 
@@ -100,8 +106,6 @@ def test_shared_pixels_are_refused_or_go_to_the_smaller(
     large[10:40, 10:40] = True
     small = np.zeros_like(large)
     small[20:25, 20:25] = True
-    from pipeline.dataset.types import mask_to_instance
-
     image = replace(image, instances=(mask_to_instance(1, small), mask_to_instance(2, large)))
     source = str(tmp_path / "source.json")
     write_coco(replace(awkward_set, images=(image,)), source)
@@ -122,7 +126,7 @@ def test_photos_can_stay_where_they_are(awkward_set: AnnotatedSet, tmp_path: Pat
         assert content(load_annotations(str(target))) == content(awkward_set)
 
 
-def test_refusals_name_the_thing(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
+def test_refusals_name_format_or_target(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
     source = str(tmp_path / "source.json")
     write_coco(awkward_set, source)
     with pytest.raises(AnnotationError, match="'yolo'; allowed are coco, via"):

@@ -1,4 +1,4 @@
-"""Samples are right, random in a way that repeats, and dealt out exactly."""
+"""Samples equal the annotations, repeat with their seed, and are dealt to workers without loss or repetition."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance, mask_to_instance
 
 
-def test_a_sample_is_what_is_annotated(awkward_set: AnnotatedSet) -> None:
+def test_a_sample_has_the_annotated_objects(awkward_set: AnnotatedSet) -> None:
     samples = SampleSet(awkward_set)
     image = awkward_set.images[0]
-    picture, target = samples[0]
-    assert picture.dtype == torch.float32 and picture.shape == (3, image.height, image.width)
-    assert 0 <= picture.min() and picture.max() <= 1
+    pixels, target = samples[0]
+    assert pixels.dtype == torch.float32 and pixels.shape == (3, image.height, image.width)
+    assert 0 <= pixels.min() and pixels.max() <= 1
     assert target["labels"].tolist() == [i.label for i in image.instances]
     for mask, box, area, instance in zip(target["masks"], target["boxes"], target["area"], image.instances):
         assert np.array_equal(mask.numpy(), instance.mask(image.height, image.width))
@@ -43,7 +43,7 @@ def test_a_sample_is_what_is_annotated(awkward_set: AnnotatedSet) -> None:
     }
 
 
-def test_negatives_crowds_and_objects_without_a_mask(awkward_set: AnnotatedSet) -> None:
+def test_negatives_have_no_objects_and_crowds_are_ignored(awkward_set: AnnotatedSet) -> None:
     samples = SampleSet(awkward_set)
     image = awkward_set.images[3]
     _, target = samples[3]
@@ -63,7 +63,7 @@ def test_negatives_crowds_and_objects_without_a_mask(awkward_set: AnnotatedSet) 
     assert target["labels"].tolist() == [] and target["ignore_boxes"].tolist() == [[3.0, 4.0, 20.0, 30.0]]
 
 
-def test_labelled_classes_go_along_and_objects_of_others_stay_objects(awkward_set: AnnotatedSet) -> None:
+def test_targets_have_labelled_classes_and_keep_objects_of_other_classes(awkward_set: AnnotatedSet) -> None:
     image = replace(awkward_set.images[1], labelled_classes=(1, 3))  # its objects are of the classes 2 and 3
     _, target = SampleSet(replace(awkward_set, images=(image,)))[0]
     assert target["labelled_classes"].tolist() == [1, 3]
@@ -76,17 +76,17 @@ def test_random_changes_depend_on_seed_epoch_and_index_alone(awkward_set: Annota
         horizontal_flip=0.5, brightness=0.5, resize="large_scale_jitter", resize_size=(40, 40)
     )
 
-    def picture(key: tuple[int, int], seed: int = 7) -> torch.Tensor:
+    def pixels_of(key: tuple[int, int], seed: int = 7) -> torch.Tensor:
         return SampleSet(awkward_set, transforms, seed=seed, copy_paste=0.5)[key][0]
 
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    first = picture((2, 1))
-    assert torch.equal(torch.get_rng_state(), before)  # the training's own dice are untouched
+    first = pixels_of((2, 1))
+    assert torch.equal(torch.get_rng_state(), before)  # the training's own random state is unchanged
     torch.manual_seed(5)
-    assert torch.equal(first, picture((2, 1)))
-    assert not torch.equal(first, picture((3, 1)))
-    assert not torch.equal(first, picture((2, 1), seed=8))
+    assert torch.equal(first, pixels_of((2, 1)))
+    assert not torch.equal(first, pixels_of((3, 1)))
+    assert not torch.equal(first, pixels_of((2, 1), seed=8))
     seeds = {sample_seed(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(50)}
     assert len(seeds) == 5 * 5 * 50
 
@@ -109,23 +109,23 @@ def test_worker_processes_give_the_same_samples(awkward_set: AnnotatedSet) -> No
 
 @pytest.fixture
 def broken_set(awkward_set: AnnotatedSet, tmp_path: Path) -> AnnotatedSet:
-    """Places 0, 1 and 3 of five can be used; 2 is cut off, 4 is not there."""
-    cut = tmp_path / "cut.png"
-    cut.write_bytes(Path(awkward_set.images[2].path).read_bytes()[:900])
+    """Photos 0, 1 and 3 of five can be used; the file of 2 is truncated, that of 4 is absent."""
+    truncated = tmp_path / "truncated.png"
+    truncated.write_bytes(Path(awkward_set.images[2].path).read_bytes()[:900])
     images = list(awkward_set.images)
-    images[2] = replace(images[2], path=str(cut))
+    images[2] = replace(images[2], path=str(truncated))
     images[4] = replace(images[4], path=str(tmp_path / "absent.png"))
     return replace(awkward_set, images=tuple(images))
 
 
-def test_an_unusable_photo_is_named_and_the_next_one_stands_in(broken_set: AnnotatedSet, caplog) -> None:
+def test_an_unusable_photo_is_logged_and_replaced_by_the_next_one(broken_set: AnnotatedSet, caplog) -> None:
     samples = SampleSet(broken_set)
     sample = samples.load_sample(0, 2)
     assert (sample.index, sample.image_id) == (3, 4)
     assert list(sample.skipped) == [3] and "unreadable" in sample.skipped[3]
     assert sample.target["skipped"].tolist() == [2]
-    around = samples.load_sample(0, 4)  # the last one: goes round to the first
-    assert around.index == 0 and "no such file" in around.skipped[5]
+    after_last = samples.load_sample(0, 4)  # the first follows the last
+    assert after_last.index == 0 and "no such file" in after_last.skipped[5]
     samples.load_sample(1, 4)
     assert sum("absent.png" in record.getMessage() for record in caplog.records) == 1
     assert samples.load_sample(0, 0).skipped == {} and samples[0][1]["skipped"].shape == (0,)
@@ -133,13 +133,13 @@ def test_an_unusable_photo_is_named_and_the_next_one_stands_in(broken_set: Annot
 
 def test_broken_annotations_do_not_stop_the_training(awkward_set: AnnotatedSet) -> None:
     image = awkward_set.images[0]
-    odd = replace(image.instances[0], segmentation={"size": [image.height, image.width], "counts": "~~~"})
-    images = (replace(image, instances=(odd,)), awkward_set.images[1])
+    malformed = replace(image.instances[0], segmentation={"size": [image.height, image.width], "counts": "~~~"})
+    images = (replace(image, instances=(malformed,)), awkward_set.images[1])
     sample = SampleSet(replace(awkward_set, images=images)).load_sample(0, 0)
     assert sample.index == 1 and "annotations cannot be used" in sample.skipped[image.image_id]
 
 
-def test_a_set_without_a_usable_photo_says_so(awkward_set: AnnotatedSet) -> None:
+def test_a_set_without_a_usable_photo_is_refused(awkward_set: AnnotatedSet) -> None:
     images = tuple(replace(image, path="/nowhere/x.png") for image in awkward_set.images)
     with pytest.raises(UnusablePhoto, match="none of the 5 photos"):
         SampleSet(replace(awkward_set, images=images))[0]
@@ -149,26 +149,26 @@ def test_a_set_without_a_usable_photo_says_so(awkward_set: AnnotatedSet) -> None
 
 def test_an_unusable_donor_leaves_the_sample_as_it_is(broken_set: AnnotatedSet) -> None:
     samples, plain = SampleSet(broken_set, copy_paste=1.0), SampleSet(broken_set)
-    more = fewer = 0
+    num_pasted = num_unchanged = 0
     for epoch in range(12):
         num_before, num_after = (len(s[(epoch, 0)][1]["labels"]) for s in (plain, samples))
-        more += num_after > num_before
-        fewer += num_after == num_before
-    assert more and fewer
+        num_pasted += num_after > num_before
+        num_unchanged += num_after == num_before
+    assert num_pasted and num_unchanged
 
 
 @pytest.mark.parametrize(
     ("stored", "orientation", "annotated", "exif"),
     [
-        ((30, 50), 6, (50, 30), 1),  # turned: annotated as seen
-        ((30, 50), 6, (30, 50), 2),  # annotations fit the unturned photo only
-        ((30, 50), 3, (30, 50), 1),  # upside down: both fit, the tag is followed
+        ((30, 50), 6, (50, 30), 1),  # applied: annotated as seen
+        ((30, 50), 6, (30, 50), 2),  # annotations fit only the photo as stored
+        ((30, 50), 3, (30, 50), 1),  # upside down: both fit, it is applied
         ((40, 40), 8, (40, 40), 1),
         ((30, 50), 1, (30, 50), 0),
         ((30, 50), None, (30, 50), 0),
     ],
 )
-def test_exif_turns_agree_with_the_annotations(
+def test_exif_orientation_is_applied_where_the_annotations_need_it(
     tmp_path: Path,
     write_photo: Callable[..., np.ndarray],
     stored: tuple[int, int],
@@ -221,7 +221,7 @@ def test_a_step_has_the_same_samples_for_any_number_of_workers(world_size: int) 
     assert all_steps == Counter({(epoch, index): 1 for epoch in range(4) for index in range(10)})
 
 
-def test_starting_at_a_step_goes_on_where_an_undisturbed_run_would_be() -> None:
+def test_a_sampler_started_at_a_step_gives_the_batches_of_one_without_a_break() -> None:
     whole = iter(ShardedSampler(10, batch_size=4, world_size=2, rank=1, seed=9))
     first = [next(whole) for _ in range(9)]
     resumed = iter(ShardedSampler(10, batch_size=4, world_size=2, rank=1, seed=9, start_step=5))
@@ -236,17 +236,17 @@ def test_starting_at_a_step_goes_on_where_an_undisturbed_run_would_be() -> None:
         ({"num_samples": 5, "batch_size": 2, "world_size": 2, "rank": 2}, "rank is 2"),
     ],
 )
-def test_orders_that_cannot_be_are_refused(settings: dict, words: str) -> None:
+def test_sampler_settings_out_of_range_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ShardedSampler(**settings)
 
 
 def test_copy_paste_adds_objects_with_right_masks(awkward_set: AnnotatedSet) -> None:
-    image, giver = awkward_set.images[3], awkward_set.images[0]  # the first one has no objects
-    square = np.zeros((giver.height, giver.width), dtype=bool)
+    image, donor = awkward_set.images[3], awkward_set.images[0]  # the first one has no objects
+    square = np.zeros((donor.height, donor.width), dtype=bool)
     square[10:20, 10:20] = True
-    giver = replace(giver, instances=(mask_to_instance(2, square),))
-    samples = SampleSet(replace(awkward_set, images=(image, giver)), copy_paste=1.0)
+    donor = replace(donor, instances=(mask_to_instance(2, square),))
+    samples = SampleSet(replace(awkward_set, images=(image, donor)), copy_paste=1.0)
     counts = Counter(len(samples[(epoch, 0)][1]["labels"]) for epoch in range(30))
     assert set(counts) == {0, 1}
     pasted = next(t for _, t in (samples[(e, 0)] for e in range(30)) if len(t["labels"]))

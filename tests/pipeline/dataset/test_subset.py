@@ -1,4 +1,4 @@
-"""Subsets repeat, nest, and can be had again from their record."""
+"""Subsets are drawn by seed, nested in one another, and taken again from their record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ids(annotated: AnnotatedSet) -> list[int | str]:
     return [image.image_id for image in annotated.images]
 
 
-def test_subsets_of_one_seed_lie_within_one_another_and_keep_the_order() -> None:
+def test_subsets_of_one_seed_are_nested_and_keep_the_order() -> None:
     whole = numbered(200)
     small, medium = take_subset(whole, 20, seed=4)[0], take_subset(whole, 80, seed=4)[0]
     assert len(small) == 20 and set(ids(small)) < set(ids(medium))
@@ -32,13 +32,13 @@ def test_subsets_of_one_seed_lie_within_one_another_and_keep_the_order() -> None
 
 def test_the_order_of_the_file_does_not_matter() -> None:
     whole = numbered(50)
-    turned = replace(whole, images=whole.images[::-1])
-    assert sorted(ids(take_subset(turned, 10, seed=1)[0])) == ids(take_subset(whole, 10, seed=1)[0])
+    backwards = replace(whole, images=whole.images[::-1])
+    assert sorted(ids(take_subset(backwards, 10, seed=1)[0])) == ids(take_subset(whole, 10, seed=1)[0])
 
 
 def test_a_subset_is_spread_over_the_whole_set() -> None:
-    chosen = [take_subset(numbered(100), 10, seed=seed)[0] for seed in range(200)]
-    counts = [sum(n in set(ids(part)) for part in chosen) for n in ids(numbered(100))]
+    subsets = [take_subset(numbered(100), 10, seed=seed)[0] for seed in range(200)]
+    counts = [sum(n in set(ids(subset)) for subset in subsets) for n in ids(numbered(100))]
     assert min(counts) > 5 and max(counts) < 40  # 20 expected, sd 4.2
 
 
@@ -58,6 +58,6 @@ def test_the_record_brings_the_same_images_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 31])
-def test_sizes_that_cannot_be_are_refused(count: int) -> None:
+def test_sizes_out_of_range_are_refused(count: int) -> None:
     with pytest.raises(AnnotationError, match="allowed are 1 to 30"):
         take_subset(numbered(30), count)

@@ -1,4 +1,4 @@
-"""The internal form: masks, boxes and areas of annotated objects."""
+"""Annotated sets in memory: masks, boxes and areas of segmentations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 
 from pipeline.dataset.types import (
     AnnotationError,
+    Polygons,
+    Rle,
     mask_to_box,
     mask_to_instance,
     polygon_area,
@@ -18,25 +20,26 @@ from pipeline.dataset.types import (
 def test_polygons_and_both_kinds_of_rle_give_the_same_mask() -> None:
     mask = np.zeros((7, 9), dtype=np.uint8)
     mask[2:5, 3:8] = 1
-    polygons = [[3, 2, 8, 2, 8, 5, 3, 5]]
+    polygons: Polygons = [[3, 2, 8, 2, 8, 5, 3, 5]]
     instance = mask_to_instance(1, mask)
     flat = mask.T.ravel()
     edges = np.concatenate(([0], np.flatnonzero(np.diff(flat)) + 1, [len(flat)]))
-    runs = {"size": [7, 9], "counts": np.diff(edges).tolist()}
-    for segmentation in (polygons, [*polygons, [1, 1, 2, 2]], instance.segmentation, runs):
+    runs: Rle = {"size": [7, 9], "counts": np.diff(edges).tolist()}
+    segmentations: list[Polygons | Rle] = [polygons, [*polygons, [1, 1, 2, 2]], instance.segmentation, runs]
+    for segmentation in segmentations:
         decoded = segmentation_to_mask(segmentation, 7, 9)
         assert np.array_equal(decoded, mask) and decoded.dtype == np.uint8
     assert instance.box == (3, 2, 8, 5) and instance.bbox == (3, 2, 5, 3) and instance.area == 15
     assert polygon_area(polygons) == 15
 
 
-def test_nothing_is_an_empty_mask() -> None:
+def test_no_polygon_is_an_empty_mask() -> None:
     assert segmentation_to_mask([], 4, 5).shape == (4, 5) and not segmentation_to_mask([], 4, 5).any()
     assert mask_to_box(np.zeros((4, 5))) == polygons_to_box([], 4, 5) == (0, 0, 0, 0)
     assert mask_to_instance(1, np.zeros((4, 5), dtype=np.uint8)).mask(4, 5).sum() == 0
 
 
-def test_wrong_masks_are_refused() -> None:
+def test_an_rle_of_another_size_or_too_few_pixels_is_refused() -> None:
     rle = mask_to_instance(1, np.ones((4, 5), dtype=np.uint8)).segmentation
     with pytest.raises(AnnotationError, match=r"RLE of size \[4, 5\] on an image of \[5, 4\]"):
         segmentation_to_mask(rle, 5, 4)

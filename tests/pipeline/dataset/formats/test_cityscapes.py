@@ -1,4 +1,4 @@
-"""Cityscapes instance maps as its own scripts write them."""
+"""Cityscapes folders, as the data set has them, are read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from PIL import Image
 
 from pipeline.dataset.formats.cityscapes import load_cityscapes
 from pipeline.dataset.formats.reading import load_annotations
-from pipeline.dataset.types import (
-    AnnotationError,
-)
+from pipeline.dataset.types import AnnotationError
 
 
 def make_cityscapes(root: Path) -> np.ndarray:
@@ -32,15 +30,15 @@ def make_cityscapes(root: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("part", ["", "gtFine", "gtFine/val", "gtFine/val/ulm"])
-def test_cityscapes_objects_groups_and_what_is_not_evaluated(tmp_path: Path, part: str) -> None:
+def test_cityscapes_objects_groups_and_ignored_classes_are_read(tmp_path: Path, part: str) -> None:
     ids = make_cityscapes(tmp_path)
     annotated = load_annotations(str(tmp_path / part), format="auto")
     assert [c.id for c in annotated.categories] == [24, 25, 26, 27, 28, 31, 32, 33]
     (image,) = annotated.images
     assert image.image_id == "ulm_000001_000019" and Path(image.path).is_file()
-    found = {(i.label, i.iscrowd, i.area): i for i in image.instances}
-    assert set(found) == {(3, False, 36.0), (3, False, 24.0), (1, True, 60.0), (0, True, 48.0)}
-    assert np.array_equal(found[3, False, 24.0].mask(20, 30), ids == 26001)
+    by_area = {(i.label, i.iscrowd, i.area): i for i in image.instances}
+    assert set(by_area) == {(3, False, 36.0), (3, False, 24.0), (1, True, 60.0), (0, True, 48.0)}
+    assert np.array_equal(by_area[3, False, 24.0].mask(20, 30), ids == 26001)
 
 
 def test_cityscapes_without_maps_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""COCO JSON: what is in the file comes out, with pycocotools as the oracle."""
+"""COCO JSON is read and written as pycocotools, the oracle, reads it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POLYGON = [[2.0, 1.0, 9.5, 1.0, 9.5, 7.0, 2.0, 7.0]]
 
 
 def coco_file(folder: Path, **changes: object) -> Path:
-    """A small file with an RLE crowd, a gap in its ids, two polygons, and a point too few."""
+    """A small file with an RLE crowd, a gap in its category ids, and a polygon with too few points."""
     runs = {"size": [20, 30], "counts": [40, 10, 30, 10, 510]}
     content = {
         "images": [{"id": 7, "file_name": "a.png", "height": 20, "width": 30}],
@@ -60,9 +60,9 @@ def test_masks_are_those_of_pycocotools(shared_data: Path) -> None:
     reference = COCO(str(path))
     annotated = load_coco(str(path))
     for image in annotated.images[:20]:
-        theirs = reference.loadAnns(reference.getAnnIds(imgIds=image.image_id))
-        assert len(theirs) == len(image.instances)
-        for annotation, instance in zip(theirs, image.instances):
+        annotations = reference.loadAnns(reference.getAnnIds(imgIds=image.image_id))
+        assert len(annotations) == len(image.instances)
+        for annotation, instance in zip(annotations, image.instances):
             assert np.array_equal(reference.annToMask(annotation), instance.mask(image.height, image.width))
             assert annotated.categories[instance.label - 1].id == annotation["category_id"]
             assert instance.bbox == pytest.approx(annotation["bbox"], abs=0.02)
@@ -83,12 +83,13 @@ def test_coco_mini_has_its_stated_counts(shared_data: Path, name: str, counts: t
 def test_keypoints_are_read_with_their_names(shared_data: Path) -> None:
     annotated = load_annotations(str(shared_data / "coco_mini/annotations/person_keypoints_val2017.json"))
     assert len(annotated.keypoint_names) == 17 and annotated.keypoint_names[5] == "left_shoulder"
-    assert all(len(i.keypoints) == 51 for image in annotated.images for i in image.instances)
+    keypoints = [i.keypoints for image in annotated.images for i in image.instances if i.keypoints is not None]
+    assert len(keypoints) == annotated.num_instances and all(len(triples) == 51 for triples in keypoints)
     again = to_coco(annotated)
     assert again["categories"][0]["keypoints"] == list(annotated.keypoint_names)
     assert [a["num_keypoints"] for a in again["annotations"][:3]] == [
-        sum(v > 0 for v in i.keypoints[2::3]) for image in annotated.images for i in image.instances
-    ][:3]
+        sum(visibility > 0 for visibility in triples[2::3]) for triples in keypoints[:3]
+    ]
 
 
 def test_writing_gives_a_file_that_pycocotools_reads(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
@@ -161,17 +162,17 @@ def test_an_ignore_region_of_every_class_becomes_a_crowd_of_each(tmp_path: Path)
     assert written == {(90, 0): 1, (90, 1): 2, (91, 1): 2}
 
 
-def test_labelled_classes_of_ours_and_of_lvis(tmp_path: Path) -> None:
+def test_labelled_classes_come_from_our_key_or_lvis_lists(tmp_path: Path) -> None:
     image = {"id": 7, "file_name": "a.png", "height": 20, "width": 30}
     assert load_coco(str(coco_file(tmp_path))).images[0].labelled_classes is None
-    ours = load_coco(str(coco_file(tmp_path, images=[{**image, "labelled_category_ids": [90]}])))
-    assert ours.images[0].labelled_classes == (2,)
-    assert to_coco(ours)["images"][0]["labelled_category_ids"] == [90]
+    with_our_key = load_coco(str(coco_file(tmp_path, images=[{**image, "labelled_category_ids": [90]}])))
+    assert with_our_key.images[0].labelled_classes == (2,)
+    assert to_coco(with_our_key)["images"][0]["labelled_category_ids"] == [90]
     lvis = {**image, "neg_category_ids": [5], "not_exhaustive_category_ids": [3]}
     three = [{"id": 3, "name": "car"}, {"id": 5, "name": "cup"}, {"id": 90, "name": "toothbrush"}]
-    found = load_coco(str(coco_file(tmp_path, images=[lvis], categories=three)))
-    # The cup was looked for and is absent, the toothbrush is there, not all cars are drawn.
-    assert found.images[0].labelled_classes == (2, 3)
+    with_lvis_lists = load_coco(str(coco_file(tmp_path, images=[lvis], categories=three)))
+    # The cup was looked for and is absent, the toothbrush is annotated, and not all cars are.
+    assert with_lvis_lists.images[0].labelled_classes == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path, changes: dict, wo
         load_coco(str(coco_file(tmp_path, **changes)))
 
 
-def test_not_json_and_not_there(tmp_path: Path) -> None:
+def test_invalid_json_and_absent_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"images": [')
     with pytest.raises(ValueError, match="not valid JSON"):
         load_coco(str(tmp_path / "x.json"))
@@ -197,14 +198,14 @@ def test_not_json_and_not_there(tmp_path: Path) -> None:
         load_coco(str(tmp_path / "y.json"))
 
 
-@pytest.mark.parametrize("where", [".", "a_split", "images", "../split", "../images", ".."])
-def test_photos_are_found_where_coco_keeps_them(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("photo_folder", [".", "a_split", "images", "../split", "../images", ".."])
+def test_photos_are_found_in_the_usual_folders(tmp_path: Path, photo_folder: str) -> None:
     folder = tmp_path / "annotations"
     folder.mkdir()
-    (folder / where).mkdir(exist_ok=True)
-    (folder / where / "p.jpg").write_bytes(b"")
+    (folder / photo_folder).mkdir(exist_ok=True)
+    (folder / photo_folder / "p.jpg").write_bytes(b"")
     root = find_image_root(str(folder / "a_split.json"), ["absent.jpg", "p.jpg"])
-    assert Path(root).resolve() == (folder / where).resolve()
+    assert Path(root).resolve() == (folder / photo_folder).resolve()
 
 
 def test_a_folder_with_one_coco_file_and_photos_works(awkward_set: AnnotatedSet, tmp_path: Path) -> None:

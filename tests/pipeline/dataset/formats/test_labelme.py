@@ -1,4 +1,4 @@
-"""LabelMe files as the program writes them."""
+"""LabelMe files, as the program writes them, are read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from PIL import Image
 
 from pipeline.dataset.formats.labelme import load_labelme
 from pipeline.dataset.formats.reading import load_annotations
-from pipeline.dataset.types import (
-    AnnotationError,
-)
+from pipeline.dataset.types import AnnotationError
 
 
 def labelme_file(folder: Path, shapes: list[dict], name: str = "a") -> None:

@@ -1,4 +1,4 @@
-"""The format of a file or folder is detected, and what is none is refused."""
+"""The format of a file or folder is detected, and others are refused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.formats.reading import detect_format, load_annotations
-from pipeline.dataset.types import (
-    AnnotationError,
-)
+from pipeline.dataset.types import AnnotationError
 
 
 @pytest.mark.parametrize(
@@ -21,12 +19,12 @@ from pipeline.dataset.types import (
         ('{"_via_img_metadata": {}}', "via"),
     ],
 )
-def test_the_format_of_a_file_is_told_from_its_content(tmp_path: Path, content: str, expected: str) -> None:
+def test_the_format_of_a_file_is_detected_from_its_content(tmp_path: Path, content: str, expected: str) -> None:
     (tmp_path / "x.json").write_text(content)
     assert detect_format(str(tmp_path / "x.json")) == expected
 
 
-def test_what_is_not_understood_is_said(tmp_path: Path) -> None:
+def test_other_files_and_folders_are_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"hello": 1}')
     with pytest.raises(AnnotationError, match="no annotation file that is understood"):
         load_annotations(str(tmp_path / "x.json"))

@@ -1,10 +1,11 @@
-"""VIA files of every version, and the balloon photos."""
+"""VIA files of every version and shape, and the balloon data set."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.formats.via import load_via
 from pipeline.dataset.loader import SampleSet
-from pipeline.dataset.types import AnnotationError
+from pipeline.dataset.types import AnnotatedImage, AnnotationError
 
 SQUARE = {"name": "polygon", "all_points_x": [5, 15, 15, 5, 5], "all_points_y": [4, 4, 14, 14, 4]}
 
@@ -23,8 +24,8 @@ def via_folder(tmp_path: Path, write_photo: Callable[..., np.ndarray]) -> Callab
 
     def write(regions: object, *, project: bool = False, **photo: int) -> Path:
         write_photo(tmp_path / "a.png", 20, 30, **photo)
-        content = {"a.png123": {"filename": "a.png", "size": 123, "regions": regions, "file_attributes": {}}}
-        content = {"_via_settings": {}, "_via_img_metadata": content} if project else content
+        images = {"a.png123": {"filename": "a.png", "size": 123, "regions": regions, "file_attributes": {}}}
+        content = {"_via_settings": {}, "_via_img_metadata": images} if project else images
         (tmp_path / "via_region_data.json").write_text(json.dumps(content))
         return tmp_path
 
@@ -48,8 +49,8 @@ def test_lists_dicts_and_projects_are_read(via_folder: Callable[..., Path], proj
     assert [(c.id, c.name) for c in annotated.categories] == [(1, "balloon")]
 
 
-def test_all_shapes(via_folder: Callable[..., Path]) -> None:
-    shapes = [
+def test_every_shape_with_an_area_becomes_a_polygon(via_folder: Callable[..., Path]) -> None:
+    shapes: list[dict[str, Any]] = [
         {"name": "rect", "x": 1, "y": 2, "width": 6, "height": 5},
         {"name": "circle", "cx": 15, "cy": 10, "r": 6},
         {"name": "ellipse", "cx": 15, "cy": 10, "rx": 8, "ry": 4, "theta": np.pi / 2},
@@ -82,18 +83,18 @@ def test_the_class_is_found_in_the_attributes(via_folder: Callable[..., Path]) -
         load_via(str(via_folder([region(SQUARE, label="dog"), region(SQUARE)])))
 
 
-def test_a_turned_photo_is_measured_as_its_regions_were_drawn(via_folder: Callable[..., Path]) -> None:
+def test_a_photo_with_exif_orientation_has_the_size_that_its_regions_fit(via_folder: Callable[..., Path]) -> None:
     far = {"name": "polygon", "all_points_x": [20, 28, 28], "all_points_y": [4, 4, 14]}
     unturned = load_via(str(via_folder([region(far)], orientation=6)))
     assert (unturned.images[0].height, unturned.images[0].width) == (20, 30)
     assert unturned.notes == {"photos annotated without their EXIF turn": 1}
     assert SampleSet(unturned).load_sample(0, 0).exif == 2
-    turned = load_via(str(via_folder([region(SQUARE)], orientation=6)))  # fits both ways: as seen
+    turned = load_via(str(via_folder([region(SQUARE)], orientation=6)))  # fits both ways: the turned size is taken
     assert (turned.images[0].height, turned.images[0].width) == (30, 20)
     assert SampleSet(turned).load_sample(0, 0).exif == 1
 
 
-def test_a_photo_that_is_not_there_is_left_to_the_loader(via_folder: Callable[..., Path]) -> None:
+def test_an_absent_photo_has_no_size_and_is_counted(via_folder: Callable[..., Path]) -> None:
     folder = via_folder([region(SQUARE)])
     (folder / "a.png").unlink()
     annotated = load_via(str(folder))
@@ -105,21 +106,21 @@ def test_balloon_has_its_stated_counts(shared_data: Path, split: str, num_images
     annotated = load_annotations(str(shared_data / "balloon" / split), default_category="balloon")
     assert (len(annotated), annotated.num_instances) == (num_images, num_regions)
     assert len(annotated.categories) == 1 and not annotated.notes
+    outlines: list[tuple[AnnotatedImage, list[float]]] = []
     for image in annotated.images:
         for instance in image.instances:
+            assert isinstance(instance.segmentation, list)
+            outlines.append((image, instance.segmentation[0]))
             x1, y1, x2, y2 = instance.box
             assert 0 <= x1 < x2 <= image.width and 0 <= y1 < y2 <= image.height
-            first, last = instance.segmentation[0][:2], instance.segmentation[0][-2:]
-            assert first != last
+    assert all(outline[:2] != outline[-2:] for _, outline in outlines)  # without a closing point
     at_border = sum(
-        max(i.segmentation[0][0::2]) == image.width or max(i.segmentation[0][1::2]) == image.height
-        for image in annotated.images
-        for i in image.instances
+        max(outline[0::2]) == image.width or max(outline[1::2]) == image.height for image, outline in outlines
     )
     assert at_border == {"train": 13, "val": 0}[split]
 
 
-def test_a_balloon_sample_is_whole(shared_data: Path) -> None:
+def test_a_balloon_sample_has_every_object(shared_data: Path) -> None:
     annotated = load_annotations(str(shared_data / "balloon/val"))
     _, target = SampleSet(annotated)[0]
     assert len(target["labels"]) == len(annotated.images[0].instances)

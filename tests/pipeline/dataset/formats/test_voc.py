@@ -1,4 +1,4 @@
-"""PASCAL VOC folders as other programs write them."""
+"""PASCAL VOC folders, as other programs write them, are read; what VOC cannot hold is refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from pipeline.dataset.formats.id_masks import voc_palette
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.formats.voc import load_voc, write_voc
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.dataset.types import (
-    AnnotatedImage,
-    AnnotatedSet,
-    AnnotationError,
-    mask_to_instance,
-)
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, mask_to_instance
 
 XML = "<annotation><filename>p.jpg</filename>{}</annotation>"
 
@@ -33,7 +28,7 @@ def save_palette(path: Path, ids: np.ndarray) -> None:
 
 
 def make_voc(folder: Path, *, class_map: bool, names: tuple[str, str] = ("dog", "person")) -> np.ndarray:
-    """Two objects with a seam of void around the first; the second is difficult."""
+    """Writes a VOC folder of one photo with two objects, void around the first one, and gives its object numbers."""
     ids = np.zeros((20, 30))
     ids[4:12, 4:12] = 255
     ids[5:11, 5:11] = 1
@@ -62,7 +57,7 @@ def test_voc_classes_come_from_the_class_map_or_the_xml(tmp_path: Path, class_ma
     assert annotated.images[0].path.endswith("JPEGImages/p.jpg")
 
 
-def test_voc_lists_choose_images_and_own_names_work(tmp_path: Path) -> None:
+def test_voc_lists_choose_images_and_other_class_names_are_taken_from_the_xml(tmp_path: Path) -> None:
     make_voc(tmp_path, class_map=False, names=("zebra", "ant"))
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("p\nabsent\n")

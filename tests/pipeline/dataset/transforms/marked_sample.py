@@ -1,4 +1,4 @@
-"""A sample whose photo shows where its masks and keypoints must be."""
+"""A test sample whose pixel values show where its masks and keypoints must be."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.dataset.sample import SampleDict, to_sample_dict
-from pipeline.dataset.types import (
-    AnnotatedImage,
-    mask_to_instance,
-)
+from pipeline.dataset.types import AnnotatedImage, mask_to_instance
 
 KEYPOINT_NAMES = ("nose", "left_hand", "right_hand")
 
 
 def marked_sample(height: int = 40, width: int = 60, *, in_channels: int = 3) -> SampleDict:
-    """Black, with a white object in two parts and a grey one at the right border; a keypoint on a pixel of each part.
+    """Black, with a white object in two parts, a grey object at the right border, and a crowd region over the grey one.
 
-    So the mask of the white object is where the photo is white, and a keypoint is on a pixel of known colour.
+    The mask of the white object is where the photo is white, and each of its keypoints is on a white pixel.
     """
     white = np.zeros((height, width), dtype=np.uint8)
     white[8:20, 6:16] = white[24:30, 6:30] = 1

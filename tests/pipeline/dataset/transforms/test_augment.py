@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.dataset.sample import to_sample_dict, to_target
 from pipeline.dataset.transforms.augment import Chain, HorizontalFlip, VerticalFlip, build_transforms, flip_order
-from pipeline.dataset.transforms.geometry import (
-    mask_boxes,
-)
-from pipeline.dataset.types import (
-    AnnotatedImage,
-)
+from pipeline.dataset.transforms.geometry import mask_boxes
+from pipeline.dataset.types import AnnotatedImage
+from tests.paths import DOCS
 from tests.pipeline.dataset.transforms.marked_sample import KEYPOINT_NAMES, marked_sample
 
 
@@ -25,7 +24,7 @@ def test_a_flip_mirrors_everything_exactly() -> None:
     assert torch.equal(flipped["boxes"].as_subclass(torch.Tensor), mask_boxes(flipped["masks"]))
     assert flipped["ignore_boxes"].tolist() == [[0.0, 10.0, 16.0, 34.0]]
     keypoints = to_target(flipped)["keypoints"][0]
-    # Pixel x becomes pixel W - 1 - x; left and right change places, with their visibility.
+    # Pixel x becomes pixel W - 1 - x; left and right are exchanged, with their visibility.
     assert keypoints.tolist() == [[53.0, 8.0, 2.0], [30.0, 27.0, 1.0], [52.0, 27.0, 2.0]]
     twice = HorizontalFlip(1.0, KEYPOINT_NAMES)(flipped)
     assert torch.equal(to_target(twice)["keypoints"], to_target(sample)["keypoints"])
@@ -40,7 +39,7 @@ def test_a_vertical_flip_mirrors_everything_exactly() -> None:
     assert to_target(flipped)["keypoints"][0].tolist() == [[6.0, 31.0, 2.0], [7.0, 12.0, 2.0], [29.0, 12.0, 1.0]]
 
 
-def test_left_and_right_are_found_by_name() -> None:
+def test_left_and_right_keypoints_are_matched_by_name() -> None:
     assert flip_order(["nose", "left_eye", "right_eye", "tail", "upright"]) == [0, 2, 1, 3, 4]
 
 
@@ -53,7 +52,7 @@ def test_colour_changes_the_first_three_channels_only() -> None:
     assert torch.equal(changed["masks"], sample["masks"])
 
 
-def test_everything_at_once_stays_in_agreement() -> None:
+def test_photo_masks_and_keypoints_agree_after_all_transforms_together() -> None:
     transform = build_transforms(
         horizontal_flip=0.5,
         vertical_flip=0.5,
@@ -71,7 +70,7 @@ def test_everything_at_once_stays_in_agreement() -> None:
         photo = sample["image"].as_subclass(torch.Tensor)[0]
         first = target["masks"][target["labels"] == 1]
         white = (photo > 200) if not len(first) else (photo > 200) & (first[0] == 0)
-        assert white.sum() <= 2  # nearest and bilinear may part on a corner of a turned edge
+        assert white.sum() <= 2  # nearest and bilinear may differ at a corner of a rotated edge
         assert len(target["labels"]) == len(target["masks"]) == len(target["boxes"]) == len(target["keypoints"])
 
 
@@ -109,12 +108,18 @@ def test_no_objects_pass_through_every_transform() -> None:
         ({"rotation": 0.5, "rotation_degrees": 200}, "rotation_degrees is 200"),
     ],
 )
-def test_values_out_of_range_are_named(settings: dict, words: str) -> None:
+def test_values_out_of_range_are_refused_by_name(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build_transforms(**settings)
 
 
-def test_nothing_by_default() -> None:
+def test_the_page_on_annotations_names_every_setting() -> None:
+    page = (DOCS / "annotations.md").read_text()
+    settings = set(inspect.signature(build_transforms).parameters) - {"keypoint_names"}
+    assert not {name for name in settings if f"`{name}`" not in page}
+
+
+def test_no_transform_by_default() -> None:
     transform = build_transforms()
     sample = marked_sample()
     assert isinstance(transform, Chain) and transform(sample) is sample

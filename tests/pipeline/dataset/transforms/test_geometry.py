@@ -28,7 +28,7 @@ def test_enlarging_by_a_whole_number_repeats_every_pixel(scale: int) -> None:
     assert torch.equal(large["masks"].as_subclass(torch.Tensor), repeated)
     assert torch.equal(large["boxes"].as_subclass(torch.Tensor), mask_boxes(repeated))
     assert torch.equal(large["ignore_boxes"], sample["ignore_boxes"] * scale)
-    # The keypoint stays in the middle of what its pixel became.
+    # The keypoint stays in the centre of its enlarged pixel.
     assert to_target(large)["keypoints"][0, 0].tolist() == [6.5 * scale - 0.5, 8.5 * scale - 0.5, 2.0]
 
 
@@ -36,16 +36,15 @@ def test_enlarging_by_a_whole_number_repeats_every_pixel(scale: int) -> None:
 def test_masks_stay_in_register_with_the_photo(size: tuple[int, int]) -> None:
     resized = resize_sample(marked_sample(), size)
     photo = resized["image"].as_subclass(torch.Tensor)[0].float()
-    # Where the photo is more than half white, the mask must be, give or take the pixels that lie on the very border.
+    # Where the photo is clearly white, the mask must be.
     mask = resized["masks"].as_subclass(torch.Tensor)[0].bool()
-    off = (photo > 192) & ~mask
-    assert not off.any()
+    assert not ((photo > 192) & ~mask).any()
     expected_x = torch.tensor([6 * size[1] / 60, 30 * size[1] / 60])
     assert torch.allclose(resized["boxes"].as_subclass(torch.Tensor)[0, [0, 2]], expected_x)
     assert (mask_boxes(mask[None]) - resized["boxes"].as_subclass(torch.Tensor)[:1]).abs().max() <= 1
 
 
-def test_a_crop_cuts_boxes_to_what_is_left_of_the_mask() -> None:
+def test_a_crop_fits_boxes_to_the_rest_of_the_mask() -> None:
     cropped = crop_sample(marked_sample(), 22, 4, (18, 30))
     target = to_target(cropped)
     assert target["boxes"].tolist() == [[2.0, 2.0, 26.0, 8.0]]  # the upper part and the grey object are gone
@@ -54,7 +53,7 @@ def test_a_crop_cuts_boxes_to_what_is_left_of_the_mask() -> None:
     assert target["keypoints"][0].tolist() == [[0.0, 0.0, 0.0], [3.0, 5.0, 2.0], [25.0, 5.0, 1.0]]
 
 
-def test_padding_leaves_boxes_alone() -> None:
+def test_padding_does_not_change_boxes() -> None:
     sample = marked_sample()
     sample["boxes"] = tv_tensors.wrap(sample["boxes"].as_subclass(torch.Tensor) + 0.25, like=sample["boxes"])
     padded = crop_sample(sample, 0, 0, (50, 80))
@@ -64,7 +63,7 @@ def test_padding_leaves_boxes_alone() -> None:
 
 
 @pytest.mark.parametrize("degrees", [90.0, -90.0, 180.0])
-def test_a_quarter_turn_moves_pixels_one_to_one(degrees: float) -> None:
+def test_rotation_by_quarter_turns_moves_pixels_one_to_one(degrees: float) -> None:
     sample = marked_sample(40, 40)
     turned = rotate_sample(sample, degrees)
     quarters = int(degrees // 90)
@@ -72,7 +71,7 @@ def test_a_quarter_turn_moves_pixels_one_to_one(degrees: float) -> None:
         expected = torch.rot90(sample[name].as_subclass(torch.Tensor), quarters, dims=(-2, -1))
         assert torch.equal(turned[name].as_subclass(torch.Tensor), expected)
     assert torch.equal(turned["boxes"].as_subclass(torch.Tensor), mask_boxes(turned["masks"]))
-    # A single marked pixel, turned as a picture, is where its keypoint is.
+    # A single marked pixel of a rotated image is where its keypoint is.
     marked = torch.zeros(40, 40)
     marked[27, 7] = 1
     row, column = torch.rot90(marked, quarters).nonzero()[0].tolist()
@@ -81,7 +80,7 @@ def test_a_quarter_turn_moves_pixels_one_to_one(degrees: float) -> None:
 
 @pytest.mark.parametrize("expand", [False, True])
 @pytest.mark.parametrize("degrees", [17.0, -33.0])
-def test_an_odd_turn_keeps_keypoints_on_their_object(degrees: float, expand: bool) -> None:
+def test_rotation_by_any_angle_keeps_keypoints_on_their_object(degrees: float, expand: bool) -> None:
     turned = rotate_sample(marked_sample(), degrees, expand=expand)
     target = to_target(turned)
     height, width = turned["image"].shape[-2:]
@@ -96,8 +95,8 @@ def test_an_odd_turn_keeps_keypoints_on_their_object(degrees: float, expand: boo
     photo = turned["image"].as_subclass(torch.Tensor)[0]
     assert not ((photo > 200) & (mask == 0)).any()
     x1, y1, x2, y2 = turned["ignore_boxes"][0].tolist()
-    gx1, gy1, gx2, gy2 = target["boxes"][1].tolist()  # the same object: its region must cover it
-    assert x1 <= gx1 + 1 and y1 <= gy1 + 1 and x2 >= gx2 - 1 and y2 >= gy2 - 1
+    grey_x1, grey_y1, grey_x2, grey_y2 = target["boxes"][1].tolist()  # the crowd region is over the grey object
+    assert x1 <= grey_x1 + 1 and y1 <= grey_y1 + 1 and x2 >= grey_x2 - 1 and y2 >= grey_y2 - 1
 
 
 def test_fixed_size_stretches_or_pads() -> None:
@@ -120,7 +119,7 @@ def test_short_side_draws_its_length_and_keeps_the_long_one_in_bounds() -> None:
 def test_large_scale_jitter_gives_one_size_and_keeps_register() -> None:
     torch.manual_seed(1)
     jitter = LargeScaleJitter((48, 48), (0.3, 3.0))
-    kept = 0
+    num_visible = 0
     for _ in range(30):
         sample = jitter(marked_sample())
         assert sample["image"].shape == (3, 48, 48) and sample["masks"].shape[1:] == (48, 48)
@@ -129,6 +128,6 @@ def test_large_scale_jitter_gives_one_size_and_keeps_register() -> None:
         first = target["masks"][target["labels"] == 1]
         white = (photo > 200) if not len(first) else (photo > 200) & (first[0] == 0)
         assert not white.any()
-        kept += len(first)
+        num_visible += len(first)
         assert (target["boxes"] >= 0).all() and (target["boxes"] <= 48).all()
-    assert 0 < kept < 31
+    assert 0 < num_visible < 31
