@@ -1,4 +1,4 @@
-"""Clusters of several nodes on one machine."""
+"""Ray clusters of several nodes on one machine, for the fault suites."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.chaos.runs import ROOT
+from tests.paths import ROOT
 
 
 @contextlib.contextmanager
 def one_core_nodes(count: int) -> Iterator[Cluster]:
-    """A cluster whose head has no cores for workers, and nodes of one core each; workers find the tests' modules."""
+    """A cluster with `count` nodes of one core each and a head without cores; workers can import the tests' modules."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

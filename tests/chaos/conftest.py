@@ -1,4 +1,4 @@
-"""What the fault suites hold their runs against."""
+"""The undisturbed run that the fault suites compare their runs with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.runs import finish, start
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny_checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run over the drawn photos that nobody disturbs."""
+    """A finished run over the drawn photos, made without faults."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     finish(start(tiny_checkpoint, photos, out))
     return out

@@ -1,4 +1,4 @@
-"""An HTTP proxy on loopback that stands in front of an S3 server and fails as real ones do.
+"""HTTP proxy on loopback that injects faults of real networks and stores between a client and an S3 server.
 
     with FaultProxy(server_url, random_faults(0.2, seed=1)) as proxy:
         ... use proxy.url as the endpoint ...
@@ -6,13 +6,13 @@
 
 Faults, by name:
 
-    503, 500, 409, 429   answered by the proxy, the server never sees the request
+    503, 500, 409, 429   the proxy answers so, the server never sees the request
     slow                 passed on after `slow_s`
     cut_before           the connection is cut, the server never sees the request
     cut_request          the server gets half of the request's body, then both connections are cut
-    cut_after            the server has carried the request out, its answer is lost
-    lost_answer          the server has carried the request out, the answer says 500
-    twice                passed on twice, as proxies do that lost an answer; the second answer is returned
+    cut_after            the server carries the request out, its answer is lost and the connection cut
+    lost_answer          the server carries the request out, the answer says 500
+    twice                passed on twice, as by a proxy that lost the first answer; the second answer is returned
     truncate             half of the answer's body, then the connection is cut
 """
 
@@ -34,11 +34,11 @@ FAULTS = (*_CODES, "slow", "cut_before", "cut_request", "cut_after", "lost_answe
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 Plan = Callable[[str, str], str | None]
-"""Given a request's method and path: the fault it meets, or None."""
+"""From a request's method and path to the name of its fault, or None."""
 
 
 def random_faults(rate: float, seed: int, faults: Iterable[str] = FAULTS, burst: int = 3) -> Plan:
-    """Every request meets a fault with this chance; a 503 brings up to `burst` - 1 more of its kind."""
+    """A plan in which every request meets a fault with chance `rate`; a 503 is followed by up to `burst` - 1 more."""
     chance, lock, kinds = random.Random(seed), threading.Lock(), tuple(faults)
     pending: list[str] = []
 
@@ -57,14 +57,19 @@ def random_faults(rate: float, seed: int, faults: Iterable[str] = FAULTS, burst:
 
 
 def scripted_faults(*script: tuple[str, str], method: str | None = None) -> Plan:
-    """The given (part of the path, fault) pairs, each once, in order for each part; with `method`, only for that."""
-    left, lock = list(script), threading.Lock()
+    """A plan of (part of the path, fault) pairs: each strikes once, in order, at the next matching request.
+
+    Args:
+        script: the pairs.
+        method: only requests with this method match; None: all.
+    """
+    remaining, lock = list(script), threading.Lock()
 
     def plan(request_method: str, path: str) -> str | None:
         with lock:
-            for entry in left:
+            for entry in remaining:
                 if entry[0] in path and method in (None, request_method):
-                    left.remove(entry)
+                    remaining.remove(entry)
                     return entry[1]
             return None
 
@@ -72,10 +77,11 @@ def scripted_faults(*script: tuple[str, str], method: str | None = None) -> Plan
 
 
 class FaultProxy:
-    """Runs in threads of this process. `counts` says how often each fault struck, and "ok" how often none did.
+    """The proxy, in threads of this process. Use as a context manager; clients use `url` as their endpoint.
 
-    With `one_at_a_time` the server sees one request after the other. Moto needs that where several writers meet: to it,
-    looking whether an object is there and writing it are two steps, and it lets two writers win (ran).
+    `counts` says how often each fault struck, and under "ok" how many requests met none. With `one_at_a_time` the
+    server sees one request after the other. Moto needs that where several writers meet: it checks whether an object is
+    there and writes it in two steps, and lets two writers win (ran).
     """
 
     def __init__(
@@ -118,7 +124,7 @@ class FaultProxy:
             self._parallel -= 1
 
     def wait_until_idle(self) -> None:
-        """Until no request is inside, those included whose client has given up."""
+        """Waits until no request is in progress, including those whose client has given up."""
         while self._parallel:
             time.sleep(0.01)
 
@@ -129,7 +135,7 @@ class _Server(ThreadingHTTPServer):
     proxy: FaultProxy
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Cut connections are this server's business; nothing is printed of them."""
+        """Prints nothing: connections are cut on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -145,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = self.server.proxy
         fault = proxy.plan(self.command, self.path)
         proxy.enter(fault)
-        self._inside = True
+        self._in_progress = True
         try:
             self._answer(fault, body)
         finally:
@@ -182,16 +188,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def _leave(self) -> None:
-        """To be called before the first byte goes back: the client may send its next request at once."""
-        if self._inside:
-            self._inside = False
+        """Counts the request as done; before the answer's first byte, since the client may send its next one then."""
+        if self._in_progress:
+            self._in_progress = False
             self.server.proxy.leave()
 
     def _connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(*self.server.proxy.server_address, timeout=60)
 
     def _pass_on(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The request as it came, its Host too, which the client has signed."""
+        """Sends the request to the server as it came, with its Host header, which the client has signed."""
         connection = self._connect()
         try:
             with self.server.proxy.gate:
@@ -199,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
                 connection.endheaders(body)
                 answer = connection.getresponse()
                 return answer.status, answer.getheaders(), answer.read()
-        except (OSError, http.client.HTTPException):  # the server itself is gone
+        except (OSError, http.client.HTTPException):  # the server is not running
             return 503, [], b""
         finally:
             connection.close()

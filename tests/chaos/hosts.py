@@ -1,7 +1,7 @@
-"""Several hosts on one machine: network namespaces, each with a cable to a switch in one of its own.
+"""Several hosts on one machine: network namespaces joined by veth pairs to a bridge in a namespace of its own.
 
-They share the disk and the processor and nothing of the network: none of them, nor the switch, is joined to the
-machine's own. A host is taken away by pulling its cable and killing what runs on it. Needs root and iproute2.
+They share the disk and the processors, but no network: neither the hosts nor the bridge are joined to the machine's own
+network. A host is taken away by setting its interface down and killing its processes. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pathlib import Path
 
 
 class NoHosts(Exception):
-    """Why there can be no namespaces here."""
+    """Network namespaces cannot be made here; the message says why."""
 
 
 class Hosts:
-    """Namespaces `names`, with the addresses `addresses` of one subnet. Use as a context manager."""
+    """`count` hosts: namespaces `names` with `addresses` in one subnet. Use as a context manager."""
 
     def __init__(self, count: int) -> None:
         self.id = f"mf{secrets.token_hex(2)}"
         self.names = [f"{self.id}h{number}" for number in range(count)]
         self.addresses = [f"10.77.0.{number + 1}" for number in range(count)]
         self.switch = f"{self.id}sw"
-        self._programs: list[subprocess.Popen] = []
+        self._programs: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Hosts:
-        """Makes them. Raises NoHosts with the reason where that is not allowed."""
+        """Makes the namespaces. Raises NoHosts where that is not possible."""
         if shutil.which("ip") is None:
             raise NoHosts("`ip` is not here; apt-get install iproute2")
         if os.getuid() != 0:
@@ -59,11 +59,11 @@ class Hosts:
                 _ip("-n", name, "link", "set", link, "up")
 
     def prefix(self, number: int) -> tuple[str, ...]:
-        """What a command is started through to run on a host."""
+        """The words before a command that run it on a host."""
         return ("ip", "netns", "exec", self.names[number])
 
-    def start(self, number: int, command: list[str], log: Path, **environment: str) -> subprocess.Popen:
-        """Starts a program on a host; it ends with this process at the latest."""
+    def start(self, number: int, command: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+        """Starts a program on a host; it is killed when this process ends."""
         with open(log, "ab") as file:
             program = subprocess.Popen(
                 [*self.prefix(number), *command],
@@ -75,8 +75,8 @@ class Hosts:
         self._programs.append(program)
         return program
 
-    def run(self, number: int, command: list[str], code: int | None = 0, **environment: str) -> str:
-        """Runs a program on a host to its end, which must be this one; what it said."""
+    def run(self, number: int, command: list[str], environment: dict[str, str], code: int | None = 0) -> str:
+        """Runs a program on a host to its end; returns its output. `code` is the exit code it must have, None any."""
         done = subprocess.run(
             [*self.prefix(number), *command],
             env=os.environ | environment,
@@ -89,12 +89,12 @@ class Hosts:
         return done.stdout
 
     def take_away(self, number: int) -> None:
-        """Pulls a host's cable, then its plug."""
+        """Cuts a host off the network, then kills everything that runs on it."""
         _ip("-n", self.names[number], "link", "set", "eth0", "down")
         self._kill(self.names[number])
 
     def close(self) -> None:
-        """Ends everything that runs on the hosts, and removes them."""
+        """Kills everything that runs on the hosts, and removes them."""
         for name in (*self.names, self.switch):
             self._kill(name)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)

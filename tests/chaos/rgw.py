@@ -1,7 +1,8 @@
 """A real S3 server on loopback for the tests: Ceph's RADOS Gateway with one monitor and one in-memory OSD.
 
-The daemons come from Debian's packages, fetched once into a cache folder and unpacked there without being installed.
-No docker, no systemd; about 13 s to start. By hand: `python tests/chaos/rgw.py` starts one and prints its endpoint.
+The daemons come from Debian's packages, which are fetched once into a cache folder and unpacked there without being
+installed. Needs no docker and no systemd; starts in about 13 s. `python tests/chaos/rgw.py` starts a server by hand and
+prints its endpoint.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ ACCESS_KEY, SECRET_KEY = "test", "testsecret"
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd")
 _UNPACKED = ".unpacked"
 _TRIPLET = f"{platform.machine()}-linux-gnu"
-_NUM_ATTEMPTS = 4  # a young monitor now and then refuses its own cluster ('wrong fsid'); a fresh one does not
+_NUM_ATTEMPTS = 4  # a new monitor sometimes refuses its own cluster ('wrong fsid'); the next one does not
 
 
 class NoCeph(Exception):
-    """Why there can be no gateway here."""
+    """The gateway cannot be started here; the message says why."""
 
 
 def ceph_root() -> Path:
     """The folder with the unpacked packages: $CEPH_ROOT, or a cache folder filled on first use.
 
     Raises:
-        NoCeph: neither there nor to be fetched.
+        NoCeph: the packages are neither there nor can they be fetched.
     """
-    if given := os.environ.get("CEPH_ROOT"):
-        return Path(given)
+    if root_set_by_user := os.environ.get("CEPH_ROOT"):
+        return Path(root_set_by_user)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet" / "ceph"
     root = cache / "root"
     if (root / _UNPACKED).exists():
@@ -83,18 +84,18 @@ class Rgw:
     """A running gateway. Use as a context manager; `endpoint` takes path-style requests of one user."""
 
     def __init__(self, folder: Path, address: str = "127.0.0.1", prefix: tuple[str, ...] = ()) -> None:
-        """`folder` must not exist yet; everything the daemons write lies there.
+        """Prepares a gateway; `start` starts it.
 
         Args:
-            folder: where.
-            address: that the gateway listens on; its own monitor and OSD stay on loopback.
-            prefix: what each daemon is started through, such as `ip netns exec NAME`.
+            folder: where the daemons write; must not exist yet.
+            address: address that the gateway listens on; its monitor and OSD stay on loopback.
+            prefix: words before each daemon's command, such as `ip netns exec NAME`.
         """
         self.folder = folder
         self.address, self.prefix = address, prefix
         self.root = ceph_root()
         self.endpoint = ""
-        self._daemons: dict[str, subprocess.Popen] = {}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Rgw:
         self.start()
@@ -104,7 +105,7 @@ class Rgw:
         self.stop()
 
     def start(self) -> None:
-        """Monitor, OSD, gateway, user. Raises NoCeph with the last words of what failed."""
+        """Starts monitor, OSD and gateway, makes the user. Raises NoCeph with the end of what a failed one wrote."""
         base = self.folder
         for attempt in range(_NUM_ATTEMPTS):
             self.folder = base / str(attempt)
@@ -153,32 +154,32 @@ class Rgw:
         self._run("radosgw-admin", *user, f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
 
     def start_gateway(self) -> None:
-        """The gateway alone, again after `kill_gateway`; what was stored is still there."""
+        """Starts the gateway alone, as after `kill_gateway`; stored objects are still there."""
         self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw.a", *_AS_ROOT)
         deadline_s = time.monotonic() + 120
         while not self._answers():
             for name, daemon in self._daemons.items():
                 if daemon.poll() is not None:
-                    raise NoCeph(f"the {name} daemon ended: {self._last_words(name)}")
+                    raise NoCeph(f"the {name} daemon ended: {self._end_of_output(name)}")
             if time.monotonic() > deadline_s:
-                raise NoCeph(f"the gateway does not answer: {self._last_words('rgw')}")
+                raise NoCeph(f"the gateway does not answer: {self._end_of_output('rgw')}")
             time.sleep(0.1)
 
     def kill_gateway(self) -> None:
-        """kill -9, in the middle of whatever it does."""
+        """`kill -9` of the gateway."""
         gateway = self._daemons.pop("rgw")
         gateway.kill()
         gateway.wait()
 
     def stop(self) -> None:
-        """Ends the daemons. The folder stays."""
+        """Kills the daemons. The folder stays."""
         for daemon in reversed(list(self._daemons.values())):
             daemon.kill()
             daemon.wait()
         self._daemons.clear()
 
     def _answers(self) -> bool:
-        if self.prefix:  # only reached from there
+        if self.prefix:  # the gateway is reached from that namespace only
             host, port = self.endpoint.removeprefix("http://").split(":")
             probe = f"import socket; socket.create_connection(('{host}', {port}), 2)"
             return subprocess.run([*self.prefix, sys.executable, "-c", probe], capture_output=True).returncode == 0
@@ -213,12 +214,12 @@ class Rgw:
                 preexec_fn=_die_with_parent,
             )
 
-    def _last_words(self, name: str) -> str:
+    def _end_of_output(self, name: str) -> str:
         return (self.folder / "log" / f"{name}.out").read_text(errors="replace")[-500:]
 
 
 def _die_with_parent() -> None:
-    """A test run that is killed leaves no daemon behind; and Ctrl-C is pytest's business."""
+    """In a daemon: it is killed with the test run, and Ctrl-C goes to pytest alone."""
     os.setsid()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

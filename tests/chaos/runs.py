@@ -1,4 +1,4 @@
-"""Bulk runs as programs of their own, to be killed, paused and compared; and what must hold of a run at its end."""
+"""Bulk runs as separate programs that can be killed, paused and compared, and the checks of a finished run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -26,12 +27,14 @@ SMALL = ("corpus.shard_size=3", "segment.cpus_per_worker=1", "segment.max_detect
 
 
 def words_of(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> list[str]:
-    """The words of a `maskfleet segment` over small shards, so that there is much to be cut off in between."""
+    """The words of a `maskfleet segment` with small shards, so that a fault can fall between many commits."""
     return [*SMALL, f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}", *words]
 
 
-def start(checkpoint: Path, photos: Path | str, out: Path | str, *words: str, **environment: str) -> subprocess.Popen:
-    """`maskfleet segment` as a program of its own, in a session of its own, on a Ray of its own."""
+def start(
+    checkpoint: Path, photos: Path | str, out: Path | str, *words: str, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts `maskfleet segment` as a program in its own process group, on its own Ray unless an address is given."""
     own_ray = [] if any(word.startswith("cluster.address=") for word in words) else ["cluster.num_cpus=2"]
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", "segment", *own_ray, *words_of(checkpoint, photos, out, *words)],
@@ -44,15 +47,15 @@ def start(checkpoint: Path, photos: Path | str, out: Path | str, *words: str, **
     )
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    """Waits for a program's end, which must be this one; returns what it said."""
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Waits for a program's end; returns its output. `code` is the exit code it must have."""
     output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
     return output
 
 
-def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> dict:
-    """The same within this process, on the Ray that it has."""
+def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> dict[str, Any]:
+    """Runs `maskfleet segment` in this process, on the Ray that it has; returns the run's totals."""
     config = load_config(SegmentConfig, None, words_of(checkpoint, photos, out, *words))
     use_settings(config.storage.to_settings())
     try:
@@ -62,16 +65,16 @@ def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: 
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process below one, by the kernel's own tables."""
+    """The ids of all processes below one, as /proc lists them."""
     try:
-        found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return found + [deeper for child in found for deeper in descendants(child)]
+    return children + [pid for child in children for pid in descendants(child)]
 
 
-def workers_of(process: subprocess.Popen) -> list[int]:
-    """The processes of a program's segmenting actors, which Ray names after what they run."""
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of a program's ShardWorker actors, which Ray names after what they run."""
     return [pid for pid in descendants(process.pid) if b"ShardWorker" in _command_of(pid)]
 
 
@@ -83,7 +86,7 @@ def _command_of(pid: int) -> bytes:
 
 
 def send(pids: list[int], number: signal.Signals) -> None:
-    """Sends a signal to processes, some of which may be gone."""
+    """Sends a signal to processes; those that are gone are passed over."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -91,25 +94,27 @@ def send(pids: list[int], number: signal.Signals) -> None:
             pass
 
 
-def kill_everything(process: subprocess.Popen) -> None:
-    """`kill -9` of the driver and of Ray's own processes and workers at the same moment, as a power cut would."""
+def kill_everything(process: subprocess.Popen[str]) -> None:
+    """`kill -9` of the driver, of Ray's own processes and of the workers at once, as in a power cut."""
     send([process.pid, *descendants(process.pid)], signal.SIGKILL)
     process.communicate()
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen | None = None, timeout_s: float = 300) -> bool:
-    """Waits until something holds; False when the program ended first."""
-    give_up = time.monotonic() + timeout_s
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, timeout_s: float = 300
+) -> bool:
+    """Waits until a condition holds; False when the program ended first."""
+    deadline_s = time.monotonic() + timeout_s
     while not condition():
         if process is not None and process.poll() is not None:
             return False
-        assert time.monotonic() < give_up, "nothing happened for too long"
+        assert time.monotonic() < deadline_s, "nothing happened for too long"
         time.sleep(0.01)
     return True
 
 
 def commits_of(out: Path) -> list[Path]:
-    """The commits of a run on this disk."""
+    """The paths of a local run's commits."""
     return list(out.glob("commits/*/*.json"))
 
 
@@ -123,17 +128,17 @@ def rows_of(uri: str) -> list[pd.DataFrame]:
 def check_exact(
     out: Path | str, expected: Path | str, settings: StorageSettings | None = None, *, ignore: tuple[str, ...] = ()
 ) -> None:
-    """Same images, same instances, every hash right, no file unaccounted for, nothing half written.
+    """Checks that a run has the rows of another, that `verify_run` finds no fault, and that nothing is half written.
 
     Args:
-        settings: how the buckets of both are reached.
-        ignore: columns that differ for a reason the test knows.
+        settings: access to the buckets of both runs.
+        ignore: columns that may differ.
     """
     use_settings(settings)
     try:
-        for ours, theirs in zip(rows_of(str(out)), rows_of(str(expected))):
-            columns = [column for column in ours.columns if column not in ignore]
-            pd.testing.assert_frame_equal(ours[columns], theirs[columns])
+        for table, expected_table in zip(rows_of(str(out)), rows_of(str(expected)), strict=True):
+            columns = [column for column in table.columns if column not in ignore]
+            pd.testing.assert_frame_equal(table[columns], expected_table[columns])
         run = open_run(str(out))
         faults = list(verify_run(run))
         assert faults == [], faults

@@ -1,4 +1,4 @@
-"""The S3 servers of the tests: moto in a process of its own, quick; buckets and settings for it and for the gateway."""
+"""S3 for the tests: a moto server in its own process, and settings and buckets for it and for Ceph's gateway."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.storage.base import StorageSettings
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
@@ -22,7 +23,7 @@ _MOTO = (
 
 @contextlib.contextmanager
 def moto_server() -> Iterator[str]:
-    """A running moto; its endpoint."""
+    """Runs a moto server; yields its endpoint."""
     server = subprocess.Popen(
         [sys.executable, "-c", _MOTO], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -49,14 +50,13 @@ def _answers(endpoint: str) -> bool:
     return True
 
 
-def settings_for(endpoint: str, **changes: object) -> StorageSettings:
-    """How the tests' user reaches a server."""
-    given = {"endpoint_url": endpoint, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "region": "us-east-1"}
-    return StorageSettings(**{**given, **changes})
+def settings_for(endpoint: str, **changes: Any) -> StorageSettings:
+    """Storage settings with the tests' user; `changes` are other fields of StorageSettings."""
+    return StorageSettings(**{**_credentials(endpoint), **changes})
 
 
 def environment_for(endpoint: str) -> dict[str, str]:
-    """The same as the AWS tools read it."""
+    """The same settings as the environment variables of the AWS tools."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -66,13 +66,16 @@ def environment_for(endpoint: str) -> dict[str, str]:
 
 
 def storage_words(endpoint: str) -> list[str]:
-    """The same as words of the command line."""
-    given = {"endpoint_url": endpoint, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "region": "us-east-1"}
-    return [f"storage.{name}={value}" for name, value in given.items()]
+    """The same settings as words of the command line."""
+    return [f"storage.{name}={value}" for name, value in _credentials(endpoint).items()]
+
+
+def _credentials(endpoint: str) -> dict[str, Any]:
+    return {"endpoint_url": endpoint, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "region": "us-east-1"}
 
 
 def make_bucket(endpoint: str) -> str:
-    """A new bucket's name."""
+    """Makes a bucket; returns its name."""
     import boto3
 
     client = boto3.client(

@@ -1,8 +1,8 @@
-"""The commit protocol under a scheduler that decides, call by call, which writer goes on, and which dies.
+"""Simulation of the commit protocol: a scheduler decides, store call by store call, which writer goes on or dies.
 
-The protocol's own functions run unchanged over a store in memory. Every call to the store is a point at which a writer
-may be stopped for any length of time, may die before or after the call took effect, or may be told a lie that a real
-store tells: that its put-if-absent failed although it was its own earlier try that succeeded.
+The protocol's own functions run unchanged over a store in memory. At every call to the store a writer may be stopped
+for any length of time, or die before or after the call took effect. Its put-if-absent may also be reported as failed
+although it succeeded, as a real store does when an acknowledgement is lost and the request is sent again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from unittest import mock
@@ -27,16 +27,26 @@ NUM_IMAGES, SHARD_SIZE = 5, 2
 
 
 class Died(BaseException):
-    """A writer was killed; nothing below may catch it."""
+    """A writer was killed; a BaseException, so that the protocol's code does not catch it."""
 
 
 class Broken(AssertionError):
-    """A promise of the protocol did not hold."""
+    """An invariant of the protocol did not hold."""
 
 
 @dataclass
 class World:
-    """The store's content, and who may act."""
+    """The content of the store, and the scheduler of its writers.
+
+    Attributes:
+        chance: source of all random decisions.
+        objects: content of the store by key.
+        check: called after every store call.
+        waiting: a semaphore for each writer, released when it is its turn.
+        dead: names of the writers that ended or died.
+        turn_over: released when the writer whose turn it is has made its call, or ended.
+        death_rate: chance of a death at each store call.
+    """
 
     chance: random.Random
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -46,8 +56,8 @@ class World:
     turn_over: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     death_rate: float = 0.0
 
-    def run(self, writers: dict[str, Callable[[], None]]) -> list[BaseException]:
-        """Runs writers to their ends or deaths, one store call of one writer at a time; returns their errors."""
+    def run(self, writers: Mapping[str, Callable[[], None]]) -> list[BaseException]:
+        """Runs writers until each ends or dies, one store call of one writer at a time; returns their errors."""
         errors: list[BaseException] = []
 
         def body(name: str, work: Callable[[], None]) -> None:
@@ -67,11 +77,11 @@ class World:
         for thread in threads:
             thread.start()
         # Some writers are favoured for a while, so that long pauses of the others are common.
-        favourite, left = None, 0
+        favourite, num_turns = "", 0
         while alive := [name for name in writers if name not in self.dead]:
-            if favourite not in alive or left == 0:
-                favourite, left = self.chance.choice(alive), self.chance.choice((1, 1, 2, 8, 40))
-            left -= 1
+            if favourite not in alive or num_turns == 0:
+                favourite, num_turns = self.chance.choice(alive), self.chance.choice((1, 1, 2, 8, 40))
+            num_turns -= 1
             self.waiting[favourite].release()
             self.turn_over.acquire()
             self.check(self)
@@ -80,12 +90,12 @@ class World:
         return errors
 
     def step(self, writer: str, effect: Callable[[], Any]) -> Any:
-        """One call of one writer: waits for its turn, perhaps dies before or after the effect."""
-        fate = self.chance.random()
-        if fate < self.death_rate / 2:
+        """One store call of one writer: it may die before or after the effect, else waits for its next turn."""
+        draw = self.chance.random()
+        if draw < self.death_rate / 2:
             raise Died
         result = effect()
-        if fate < self.death_rate:
+        if draw < self.death_rate:
             raise Died
         self.turn_over.release()
         self.waiting[writer].acquire()
@@ -93,7 +103,7 @@ class World:
 
 
 class SimulatedStorage(Storage):
-    """One writer's view of the world's store."""
+    """One writer's view of the world's store; with `atomic=False` its put-if-absent overwrites."""
 
     def __init__(self, world: World, writer: str, *, atomic: bool = True) -> None:
         self.uri = "memory://run"
@@ -122,12 +132,13 @@ class SimulatedStorage(Storage):
             if self.atomic and key in self.world.objects:
                 return False
             self.world.objects[key] = data
-            return self.world.chance.random() > 0.1  # its acknowledgement may get lost, the retry finds it taken
+            # An acknowledgement may get lost; the retry then finds the key taken.
+            return self.world.chance.random() > 0.1
 
         return self._step(put)
 
     def check_put_if_absent(self, key: str, data: bytes) -> None:
-        """A store whose put is broken is to be found out by what becomes of the run, not at its start."""
+        """No check: a store whose put-if-absent is broken has to show in the run itself."""
         self.put_if_absent(key, data)
 
     def stat(self, key: str) -> ObjectInfo:
@@ -146,7 +157,7 @@ class SimulatedStorage(Storage):
 
 
 class Writer:
-    """What `segment_corpus` and its workers do with the store, step by step; subclasses break one rule each."""
+    """Does with the store what `segment_corpus` and its workers do; subclasses break one rule of the protocol each."""
 
     atomic = True
 
@@ -167,8 +178,8 @@ class Writer:
         self.finish(plan, run_id)
 
     def list_images(self, after: str) -> list[PlannedImage]:
-        """What this writer finds in the corpus: photos come and go while several writers list it."""
-        names = [f"{place}.jpg" for place in range(NUM_IMAGES) if self.world.chance.random() > 0.1]
+        """This writer's listing of the corpus: each image is missing with chance 0.1, as photos come and go."""
+        names = [f"{number}.jpg" for number in range(NUM_IMAGES) if self.world.chance.random() > 0.1]
         return [PlannedImage(name, name) for name in names if name > after]
 
     def attempt_name(self, shard: int) -> str:
@@ -180,10 +191,13 @@ class Writer:
             self.storage.write_bytes(file.key, data)
         self.commit(run_id, plan, shard, attempt, files)
 
-    def commit(self, run_id: str, plan: Plan, shard: int, attempt: str, files: dict) -> None:
-        named = {table: file for table, (file, _) in files.items()}
+    def commit(
+        self, run_id: str, plan: Plan, shard: int, attempt: str, files: dict[str, tuple[DataFile, bytes]]
+    ) -> None:
+        data_files = {table: file for table, (file, _) in files.items()}
         statuses = {"ok": plan.num_images_of(shard)}
-        protocol.commit_shard(self.storage, Commit(run_id, shard, attempt, **named, statuses=statuses, timings_s={}))
+        commit = Commit(run_id, shard, attempt, **data_files, statuses=statuses, timings_s={})
+        protocol.commit_shard(self.storage, commit)
 
     def data_file(self, plan: Plan, table: str, shard: int, attempt: str) -> tuple[DataFile, bytes]:
         data = f"{table} of shard {shard} by {self.name}".encode()
@@ -195,21 +209,21 @@ class Writer:
         protocol.vacuum(self.storage, plan)
 
 
-class Promises:
-    """What must hold after every single call, and what must hold at the end."""
+class Invariants:
+    """The invariants of the protocol: those after every store call, and those at the end."""
 
     def __init__(self) -> None:
-        self.first: dict[str, bytes] = {}
+        self.first_content: dict[str, bytes] = {}
 
     def after_each_call(self, world: World) -> None:
-        """What was committed or sealed never changes, and its files are there, whole."""
+        """Commits and seals never change or vanish, and the files that a commit names are there with the right hash."""
         for key, data in world.objects.items():
             if key.startswith(("commits/", "run.json", "plan.json", "manifest.parquet", "final.json")):
-                if self.first.setdefault(key, data) != data:
+                if self.first_content.setdefault(key, data) != data:
                     raise Broken(f"{key} was written a second time")
                 if key.startswith("commits/"):
                     self.check_commit(world, Commit.from_json(data))
-        for key in self.first:
+        for key in self.first_content:
             if key not in world.objects:
                 raise Broken(f"{key} vanished")
 
@@ -222,8 +236,8 @@ class Promises:
                 raise Broken(f"{file.key} is not what was committed")
 
     def at_the_end(self, world: World, reader: Callable[[World], list[str]]) -> None:
-        """One plan names each image once, each shard has one commit, and readers see each shard once."""
-        plan = read_plan(_plain(world))
+        """The plan names each image once, each shard has a commit, and readers see each shard once."""
+        plan = read_plan(_unscheduled(world))
         if plan is None:
             raise Broken("there is no plan at the end")
         planned = [image.image_id for image in plan.iter_images()]
@@ -232,59 +246,63 @@ class Promises:
         for shard in range(plan.num_shards):
             if commit_key(shard) not in world.objects:
                 raise Broken(f"shard {shard} has no commit at the end")
-        seen = reader(world)
-        if len(seen) != len(set(seen)) or len(seen) != plan.num_shards:
-            raise Broken(f"readers see {seen}")
+        shards = reader(world)
+        if len(shards) != len(set(shards)) or len(shards) != plan.num_shards:
+            raise Broken(f"readers see {shards}")
 
 
 def read_by_manifest(world: World) -> list[str]:
-    """The shards whose instances a reader sees, as readers are meant to read."""
-    return [file.key.split("/")[-1].split("-")[0] for file in Run(_plain(world), SPEC).instances_files()]
+    """The shards whose instances a reader sees that goes through commits and manifest, as readers should."""
+    return [file.key.split("/")[-1].split("-")[0] for file in Run(_unscheduled(world), SPEC).instances_files()]
 
 
 def read_by_glob(world: World) -> list[str]:
-    """The same by looking at the folder, which is what the protocol says not to do."""
+    """The shards whose instances a reader sees that lists the folder, which the protocol forbids before the seal."""
     return [key.split("/")[-1].split("-")[0] for key in world.objects if key.startswith("instances/")]
 
 
-def _plain(world: World) -> SimulatedStorage:
+def _unscheduled(world: World) -> SimulatedStorage:
+    """The store without the scheduler: every call takes effect at once."""
     storage = SimulatedStorage(world, "reader")
-    storage._step = lambda effect: effect()  # type: ignore[method-assign]
+    storage._step = lambda effect: effect()  # type: ignore[method-assign]  # of this instance alone
     return storage
 
 
 def simulate(seed: int, writer: type[Writer] = Writer, reader: Callable[[World], list[str]] = read_by_manifest) -> None:
-    """One random schedule: up to five writers at once, deaths, then one more writer that nobody disturbs.
+    """Runs one random schedule: rounds of up to five writers with deaths, then one writer that nothing disturbs.
 
     Raises:
-        Broken: a promise did not hold.
+        Broken: an invariant did not hold.
     """
     with mock.patch.object(corpus, "PART_ROWS", 2):
         _simulate(random.Random(seed), writer, reader)
 
 
 def _simulate(chance: random.Random, writer: type[Writer], reader: Callable[[World], list[str]]) -> None:
-    promises = Promises()
-    world = World(chance, check=promises.after_each_call)
+    invariants = Invariants()
+    world = World(chance, check=invariants.after_each_call)
     for round_ in range(chance.randint(1, 3)):
         world.death_rate = chance.choice((0.0, 0.02, 0.1, 0.3))
-        writers = {f"w{round_}{place}": writer(world, f"w{round_}{place}") for place in range(chance.randint(1, 5))}
-        _raise(world.run(writers))
+        names = [f"w{round_}{number}" for number in range(chance.randint(1, 5))]
+        _raise_broken(world.run({name: writer(world, name) for name in names}))
         if commits := [key for key in world.objects if key.startswith("commits/")]:
             if len(read := reader(world)) > len(commits):
                 raise Broken(f"readers of an unfinished run see {read}")
     world.death_rate = 0.0
-    _raise(world.run({"last": writer(world, "last")}))
-    promises.at_the_end(world, reader)
-    named = {file.key for table in TABLES for file in Run(_plain(world), SPEC)._table_files(table)}
-    named |= {part.key for part in read_plan(_plain(world)).parts}
-    strangers = {key for key in world.objects if key.startswith((*TABLES, "plan/"))} - named
-    if strangers:
-        raise Broken(f"{strangers} are left behind")
+    _raise_broken(world.run({"last": writer(world, "last")}))
+    invariants.at_the_end(world, reader)
+    plan = read_plan(_unscheduled(world))
+    assert plan is not None  # checked by `at_the_end`
+    run = Run(_unscheduled(world), SPEC)
+    named = {file.key for file in [*run.images_files(), *run.instances_files(), *plan.parts]}
+    unnamed = {key for key in world.objects if key.startswith((*TABLES, "plan/"))} - named
+    if unnamed:
+        raise Broken(f"{unnamed} are left behind")
 
 
-def _raise(errors: list[BaseException]) -> None:
+def _raise_broken(errors: list[BaseException]) -> None:
+    """Raises Broken for the first error that no writer may end with."""
     for error in errors:
-        # A writer may find at the seal that another one's shard is not committed yet; that is no fault of the store.
+        # A writer may find at the seal that another writer's shard is not committed yet; that breaks no invariant.
         if not (isinstance(error, RunError) and "is not committed; run the same command again" in str(error)):
             raise Broken(f"a writer failed: {type(error).__name__}: {error}") from error

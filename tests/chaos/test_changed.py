@@ -1,4 +1,4 @@
-"""What a run stands on is changed behind its back: the weights under the same name, the plan, the photos."""
+"""Inputs that change between two calls of a run: the weights under the same name, the plan, the photos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def unfinished(run: Path, out: Path) -> Path:
-    """A copy of a run that was cut off before its last shards."""
+    """A copy of a run without its seal and the commits of two shards."""
     shutil.copytree(run, out)
     for name in ("manifest.parquet", "final.json", "commits/000000/000000014.json", "commits/000000/000000007.json"):
         (out / name).unlink()
@@ -33,14 +33,14 @@ def test_other_weights_under_the_same_name_are_refused(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out, checkpoint = unfinished(undisturbed, tmp_path / "run"), tmp_path / "tiny"
-    there = load_checkpoint(tiny_checkpoint)
-    network = there.build()
+    original = load_checkpoint(tiny_checkpoint)
+    network = original.build()
     with torch.no_grad():
         next(network.parameters()).add_(0.01)
-    save_checkpoint(checkpoint, model=network, spec=there.spec, categories=there.categories, progress={})
+    save_checkpoint(checkpoint, model=network, spec=original.spec, categories=original.categories, progress={})
     before = contents(out)
-    said = finish(start(checkpoint, photos, out), code=2)
-    assert f'model.sha256: "{there.sha256}" there' in said
+    output = finish(start(checkpoint, photos, out), code=2)
+    assert f'model.sha256: "{original.sha256}" there' in output
     (checkpoint / "model.safetensors").write_bytes(b"torn")
     assert "model.safetensors" in finish(start(checkpoint, photos, out), code=2)
     assert contents(out) == before, "nothing was written"
@@ -55,19 +55,19 @@ def test_photos_that_come_go_and_change_after_the_plan_was_sealed(
     for name in ("manifest.parquet", "final.json", "commits/000000/000000000.json"):
         (out / name).unlink()
     done = load_images(str(out))["image_id"]
-    gone, changed, left = sorted({path.name for path in folder.iterdir()} - set(done))
+    gone, changed, unchanged = sorted({path.name for path in folder.iterdir()} - set(done))
     shutil.copy(folder / changed, folder / "new.png")
     (folder / gone).unlink()
     with open(folder / changed, "ab") as file:
         file.write(b"more")
     totals = segment_here(tiny_checkpoint, folder, out)
     assert totals["statuses"] == {"ok": len(done) + 1, "not_found": 1, "changed": 1}
-    found = load_images(str(out)).set_index("image_id")["status"]
-    assert (found[gone], found[changed], found[left]) == ("not_found", "changed", "ok")
+    statuses = load_images(str(out)).set_index("image_id")["status"]
+    assert (statuses[gone], statuses[changed], statuses[unchanged]) == ("not_found", "changed", "ok")
     assert list(verify_run(open_run(str(out)))) == []
 
 
-def test_another_plan_is_seen_and_nothing_is_sealed(
+def test_a_plan_of_other_shards_is_detected_and_nothing_is_sealed(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     out = unfinished(undisturbed, tmp_path / "run")

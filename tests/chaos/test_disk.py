@@ -1,4 +1,4 @@
-"""Disks that are full, read-only, or hold what a killed writer left half written."""
+"""Runs on disks that are full or read-only, or that hold files which a killed writer left half written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_full_disk_ends_the_run_and_a_larger_one_finishes_it(
     check_exact(out, undisturbed)
 
 
-def test_a_disk_that_turns_read_only_is_told_before_anything_starts(
+def test_a_read_only_disk_is_refused_before_anything_starts(
     small_disk: Path, tiny_checkpoint: Path, photos: Path
 ) -> None:
     remount(small_disk, "ro")
@@ -56,7 +56,7 @@ def test_a_disk_that_turns_read_only_is_told_before_anything_starts(
 def test_torn_files_are_not_counted_and_not_kept(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """What is left of writers that were cut off at any line: halves under temporary names, tables without a commit."""
+    """Leftovers of writers that died at any line: half files under temporary names, tables without a commit."""
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
     for name in ("manifest.parquet", "final.json", "commits/000000/000000004.json"):

@@ -1,4 +1,4 @@
-"""`kill -9` at random moments, then the same command again: the driver, a worker, or everything at once."""
+"""`kill -9` of the driver, a worker or everything at random moments, then the same command again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage.base import Storage
 from pipeline.storage.stores import open_storage
 from tests.chaos.fault_proxy import FaultProxy, random_faults
 from tests.chaos.rgw import Rgw
@@ -28,26 +29,27 @@ def test_a_killed_run_resumes_to_the_same_rows(
     assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
     kill_everything(victim)
     survived = {path: path.read_bytes() for path in commits_of(out)}
-    assert survived and not (out / "final.json").exists(), "the kill came when there was nothing left to disturb"
+    assert survived and not (out / "final.json").exists(), "the kill came when no shard was left to segment"
     finish(start(tiny_checkpoint, photos, out))
     assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
     check_exact(out, undisturbed)
 
 
 class Trials:
-    """Runs that are killed until a number of kills is reached; each is resumed until it is whole, and then checked.
+    """Runs that are killed at random moments; each is resumed until it is sealed, and then checked.
 
     Args:
+        seed: of the random choices.
         begin: starts the program on the n-th output.
         num_commits: how many commits the n-th output has.
         is_sealed: whether the n-th output is sealed.
-        check: holds the n-th output against an undisturbed run.
+        check: compares the n-th output with an undisturbed run.
     """
 
     def __init__(
         self,
         seed: int,
-        begin: Callable[[int], subprocess.Popen],
+        begin: Callable[[int], subprocess.Popen[str]],
         num_commits: Callable[[int], int],
         is_sealed: Callable[[int], bool],
         check: Callable[[int], None],
@@ -57,24 +59,24 @@ class Trials:
         self.kills = {"everything": 0, "driver": 0, "worker": 0}
 
     def run(self, num_kills: int) -> None:
-        """As many kills as asked for, and every output whole at the end."""
+        """Makes at least this many kills, and checks every output once it is sealed."""
         number = 0
         while sum(self.kills.values()) < num_kills:
             while not self.is_sealed(number):
                 self.kill_one(number)
-            finish(self.begin(number))  # the seal may be there and the vacuum not done
+            finish(self.begin(number))  # the run may be sealed and not yet vacuumed
             self.check(number)
             print(f"run {number} is exact; kills so far {self.kills}", flush=True)
             number += 1
 
     def kill_one(self, number: int) -> None:
-        """Starts the program, kills some of it at a random moment, waits for what is left to end."""
+        """Starts the program, kills all or part of it at a random moment, and waits for the rest to end."""
         process = self.begin(number)
         before = self.num_commits(number)
-        if self.chance.random() < 0.2:  # anywhere, from the first import on
-            moment = time.monotonic() + self.chance.random() * 15
-            wait_until(lambda: time.monotonic() > moment, process)
-        else:  # in the middle of the work, or of what comes after it
+        if self.chance.random() < 0.2:  # at any time, from the first import on
+            kill_time = time.monotonic() + self.chance.random() * 15
+            wait_until(lambda: time.monotonic() > kill_time, process)
+        else:  # while shards are segmented, or shortly after
             commits = min(before + self.chance.randint(0, 5), NUM_SHARDS)
             wait_until(lambda: self.num_commits(number) >= commits, process)
             time.sleep(self.chance.random() * 0.3)
@@ -116,30 +118,30 @@ def test_thirty_kills_on_a_real_store_that_fails(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, gateway: Rgw
 ) -> None:
     """Input and output lie in buckets of the gateway, and every fifth request meets a fault."""
-    inside, outside = f"s3://{make_bucket(gateway.endpoint)}", f"s3://{make_bucket(gateway.endpoint)}"
+    photos_uri, outputs_uri = f"s3://{make_bucket(gateway.endpoint)}", f"s3://{make_bucket(gateway.endpoint)}"
     plain = settings_for(gateway.endpoint)
-    corpus = open_storage(inside, plain)
+    corpus = open_storage(photos_uri, plain)
     for path in photos.rglob("*"):
         if path.is_file():
             corpus.write_bytes(path.relative_to(photos).as_posix(), path.read_bytes())
 
-    def storage(number: int):
-        return open_storage(f"{outside}/{number}", plain)
+    def storage(number: int) -> Storage:
+        return open_storage(f"{outputs_uri}/{number}", plain)
 
     with FaultProxy(gateway.endpoint, random_faults(0.2, seed=2)) as proxy:
         trials = Trials(
             seed=3,
             begin=lambda number: start(
                 tiny_checkpoint,
-                inside,
-                f"{outside}/{number}",
+                photos_uri,
+                f"{outputs_uri}/{number}",
                 "storage.num_retries=30",
                 **environment_for(proxy.url),
             ),
             num_commits=lambda number: sum(1 for _ in storage(number).iter_objects("commits/")),
             is_sealed=lambda number: storage(number).exists("final.json"),
             check=lambda number: check_exact(
-                f"{outside}/{number}", undisturbed, plain, ignore=("uri", "etag", "run_id")
+                f"{outputs_uri}/{number}", undisturbed, plain, ignore=("uri", "etag", "run_id")
             ),
         )
         trials.run(30)

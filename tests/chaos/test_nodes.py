@@ -1,4 +1,4 @@
-"""Nodes that are lost in the middle of a run, on a real cluster of several nodes on this machine."""
+"""Nodes that are lost in the middle of a run, on a real Ray cluster of several nodes on this machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_lost_node_costs_only_its_uncommitted_shards(
         survived = {path: path.read_bytes() for path in commits_of(out)}
         for node in list(nodes.worker_nodes)[:lost]:
             nodes.remove_node(node, allow_graceful=False)
-        assert len(commits_of(out)) < 15, "the nodes went when there was nothing left to lose"
+        assert len(commits_of(out)) < 15, "the nodes were removed when no shard was left to segment"
         nodes.add_node(num_cpus=1)
         finish(program)
     finally:

@@ -1,4 +1,4 @@
-"""`kill -9` of a worker at each step of the commit order, on the real cluster."""
+"""`kill -9` of a worker at each step of the commit protocol, on a real Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.chaos.saboteurs import BUCKET_STEPS, STEPS, DiesAtSteps
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-SHARDS = ("corpus.shard_size=2", "segment.num_workers=[2, 2]")  # 22 of them, more than there are steps
+SHARDS = ("corpus.shard_size=2", "segment.num_workers=[2, 2]")  # 22 shards, more than there are steps
 SHORT = ("torn instances", "after instances", "unpublished commits", "after commits")
 
 
@@ -35,7 +35,7 @@ def marks(tmp_path: Path) -> Path:
 
 
 def die_at(steps: tuple[str, ...], marks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on the workers of this test's runs die at these steps."""
+    """Makes the workers of this test's runs die at these steps."""
 
     def segment_corpus(job, on_progress):
         return run.segment_corpus(
@@ -46,7 +46,7 @@ def die_at(steps: tuple[str, ...], marks: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("steps", [SHORT, pytest.param(STEPS, marks=pytest.mark.slow)], ids=["short", "every"])
-def test_a_worker_killed_at_a_step_of_the_commit_order(
+def test_a_worker_killed_at_a_step_of_the_commit_protocol_loses_nothing(
     steps: tuple[str, ...],
     tiny_checkpoint: Path,
     photos: Path,
@@ -63,7 +63,7 @@ def test_a_worker_killed_at_a_step_of_the_commit_order(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["moto", pytest.param("rgw", marks=pytest.mark.s3)])
-def test_a_worker_killed_before_and_after_each_write_to_a_bucket(
+def test_a_worker_killed_before_and_after_each_write_to_a_bucket_loses_nothing(
     server: str, request, tiny_checkpoint: Path, photos: Path, undisturbed: Path, marks: Path, monkeypatch
 ) -> None:
     endpoint = request.getfixturevalue(server)

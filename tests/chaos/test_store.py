@@ -1,4 +1,4 @@
-"""Whole runs in buckets of a store that fails: every kind of fault, and a gateway that is killed in the middle."""
+"""Runs in buckets of a store that fails: every kind of fault, and a gateway that is killed in the middle of a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.chaos.rgw import Rgw
 from tests.chaos.runs import check_exact, finish, kill_everything, segment_here, start, wait_until
 from tests.chaos.s3 import environment_for, make_bucket, settings_for, storage_words
 
-ELSEWHERE = ("uri", "etag", "run_id")  # the same photos in a bucket
+OF_THE_BUCKET = ("uri", "etag", "run_id")  # columns that differ from a run over the same photos on disk
 
 
 def copy_photos(photos: Path, endpoint: str) -> str:
-    """The photos in a new bucket; its URI."""
+    """Copies the photos into a new bucket; returns its URI."""
     uri = f"s3://{make_bucket(endpoint)}"
     bucket = open_storage(uri, settings_for(endpoint))
     for path in photos.rglob("*"):
@@ -36,7 +36,7 @@ def test_a_run_over_a_store_that_fails_in_every_way(
     with FaultProxy(endpoint, random_faults(0.2, seed=5)) as proxy:
         segment_here(tiny_checkpoint, inside, out, *storage_words(proxy.url), "storage.num_retries=30")
         assert {fault for fault in FAULTS if not proxy.counts[fault]} <= {"twice", "slow"}
-    check_exact(out, undisturbed, settings_for(endpoint), ignore=ELSEWHERE)
+    check_exact(out, undisturbed, settings_for(endpoint), ignore=OF_THE_BUCKET)
 
 
 @pytest.mark.s3
@@ -50,12 +50,16 @@ def test_a_gateway_killed_in_the_middle_of_a_run(
         tiny_checkpoint, copy_photos(photos, gateway.endpoint), out, "storage.num_retries=60", **environment
     )
     try:
-        for commits in (1, 5):
-            assert wait_until(lambda least=commits: sum(1 for _ in run.iter_objects("commits/")) >= least, program)
+        for num_commits in (1, 5):
+
+            def enough_commits(least: int = num_commits) -> bool:
+                return sum(1 for _ in run.iter_objects("commits/")) >= least
+
+            assert wait_until(enough_commits, program)
             gateway.kill_gateway()
             time.sleep(2)
             gateway.start_gateway()
         finish(program)
     finally:
         kill_everything(program)
-    check_exact(out, undisturbed, settings_for(gateway.endpoint), ignore=ELSEWHERE)
+    check_exact(out, undisturbed, settings_for(gateway.endpoint), ignore=OF_THE_BUCKET)

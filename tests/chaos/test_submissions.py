@@ -1,4 +1,4 @@
-"""The same command several times at once, and a writer that sleeps through the end of the run."""
+"""The same command several times at once, and workers that are stopped until after the run is sealed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.chaos.s3 import environment_for, make_bucket, settings_for
 def test_a_writer_that_sleeps_through_seal_and_vacuum(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The command is given again while the first is alive, whose workers stand still in the middle of a shard."""
+    """The command is given again while the workers of the first one are stopped in the middle of a shard."""
     out = tmp_path / "run"
     first = start(tiny_checkpoint, photos, out)
     try:
         assert wait_until(lambda: len(commits_of(out)) >= 2, first)
-        asleep = workers_of(first)
-        send(asleep, signal.SIGSTOP)
-        assert asleep and len(commits_of(out)) < 15
+        stopped_workers = workers_of(first)
+        send(stopped_workers, signal.SIGSTOP)
+        assert stopped_workers and len(commits_of(out)) < 15
         finish(start(tiny_checkpoint, photos, out))
         check_exact(out, undisturbed)
         sealed = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        send(asleep, signal.SIGCONT)
+        send(stopped_workers, signal.SIGCONT)
         finish(first)
     finally:
         kill_everything(first)
@@ -64,8 +64,8 @@ def test_several_submissions_at_once_into_a_bucket(
     check_exact(out, undisturbed, settings_for(rgw))
 
 
-def finish_all(programs: list[subprocess.Popen]) -> None:
-    """Waits for all of them; each must end well, whoever sealed the run."""
+def finish_all(programs: list[subprocess.Popen[str]]) -> None:
+    """Waits for all programs; each must end with exit code 0, whichever sealed the run."""
     try:
         for program in programs:
             finish(program)

@@ -1,4 +1,4 @@
-"""Trainings of two workers, killed at random steps on a cluster of nodes, end with an undisturbed one's weights."""
+"""Trainings of two workers that are killed at random steps end with the weights of an undisturbed training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def nodes() -> Iterator[Cluster]:
 
 
 def strike(kind: str, program: TrainingProgram, nodes: Cluster) -> None:
-    """Kills one of the four; a node that went is replaced."""
+    """Kills one of KINDS; a killed node is replaced."""
     if kind == "driver":
         program.kill_driver()
     elif kind == "node":
@@ -55,25 +55,30 @@ def strike(kind: str, program: TrainingProgram, nodes: Cluster) -> None:
 def test_twenty_kills_at_random_steps(nodes: Cluster, shapes: Path, undisturbed: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     for trial in range(NUM_TRIALS):
-        kind, at = KINDS[trial % len(KINDS)], chance.randint(1, LAST_KILL)
+        kind, kill_step = KINDS[trial % len(KINDS)], chance.randint(1, LAST_KILL)
         folder = tmp_path / str(trial)
         config = settings(shapes, folder / "out", address=nodes.address, max_steps=NUM_STEPS)
         program = TrainingProgram(config, folder)
-        assert program.wait_for_step(at), program.log.read_text()
+        assert program.wait_for_step(kill_step), program.log.read_text()
         strike(kind, program, nodes)
-        done = TrainingOutput(str(folder / "out")).steps()
-        assert not done or done[-1] < NUM_STEPS, "the kill came when there was nothing left to disturb"
+        checkpoints = TrainingOutput(str(folder / "out")).steps()
+        assert not checkpoints or checkpoints[-1] < NUM_STEPS, "the kill came when there was nothing left to disturb"
         if kind == "driver":
             program = TrainingProgram(config, folder)
         program.finish()
         if kind != "driver":
             assert program.num_starts > 1, "nothing was killed"
         check_same(folder / "out", undisturbed)
-        print(f"trial {trial}: {kind} killed at step {at}, newest checkpoint {done[-1:]}; identical", flush=True)
+        print(
+            f"trial {trial}: {kind} killed at step {kill_step}, newest checkpoint {checkpoints[-1:]}; identical",
+            flush=True,
+        )
 
 
 @pytest.mark.slow
-def test_a_lost_node_that_nobody_replaces_leaves_fewer_workers(nodes: Cluster, shapes: Path, tmp_path: Path) -> None:
+def test_training_goes_on_with_fewer_workers_after_a_node_is_lost_for_good(
+    nodes: Cluster, shapes: Path, tmp_path: Path
+) -> None:
     config = settings(
         shapes, tmp_path / "out", address=nodes.address, min_workers=1, max_steps=None, num_epochs=12, num_to_keep=None
     )
@@ -85,9 +90,11 @@ def test_a_lost_node_that_nobody_replaces_leaves_fewer_workers(nodes: Cluster, s
     finally:
         nodes.add_node(num_cpus=1)
     output = TrainingOutput(str(tmp_path / "out"))
-    step, checkpoint = output.load_newest()
+    newest = output.load_newest()
+    assert newest is not None
+    step, checkpoint = newest
     assert checkpoint.progress["world_size"] == 1 and checkpoint.progress["finished"]
-    assert checkpoint.progress["num_seen"] >= 12 * 11 and step > 66  # of 2 images each it would have been 66
+    assert checkpoint.progress["num_seen"] >= 12 * 11 and step > 66  # 66 steps would do if each had 2 images
     assert output.read_metrics()[-1]["epoch"] >= 12
 
 

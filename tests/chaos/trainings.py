@@ -1,6 +1,6 @@
-"""Trainings as programs of their own, to be killed and compared: `python -m tests.chaos.trainings CONFIG EVENTS`.
+"""Trainings as separate programs that can be killed and compared: `python -m tests.chaos.trainings CONFIG EVENTS`.
 
-Events go to a file of ours, one JSON object a line: what Ray prints on the program's stdout is no event.
+The program writes its events to the file EVENTS, one JSON object a line: its stdout also holds what Ray prints.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from jobs.config.load import load_config, to_plain, to_yaml
 from jobs.config.train import TrainConfig
 from jobs.training.loop import TrainingRun, Worker
 from jobs.training.output import TrainingOutput
 from jobs.training.train import TrainEvent, prepare_train, run_train
-from tests.chaos.runs import ROOT
+from tests.paths import ROOT
 from tests.specs import small_spec
 
 SPEC = small_spec(channels=16, sides=(64, 80))
@@ -31,8 +31,14 @@ SPEC = small_spec(channels=16, sides=(64, 80))
 
 def settings(data: Path, output: Path, *, address: str | None = None, **train: Any) -> TrainConfig:
     """A deterministic training of two workers with one image each, with a row of metrics for every step."""
-    values = {"max_steps": 60, "batch_size": 1, "num_workers": 2, "data_workers": 0, "cpus_per_worker": 1}
-    values |= {"learning_rate": 0.01, "schedule": "cosine", "checkpoint_every_steps": 4, "log_every_steps": 1}
+    values: dict[str, Any] = {"max_steps": 60, "batch_size": 1, "num_workers": 2, "data_workers": 0}
+    values |= {
+        "cpus_per_worker": 1,
+        "learning_rate": 0.01,
+        "schedule": "cosine",
+        "checkpoint_every_steps": 4,
+        "log_every_steps": 1,
+    }
     return TrainConfig.model_validate(
         {
             "model": {"spec": SPEC.to_dict()},
@@ -45,22 +51,22 @@ def settings(data: Path, output: Path, *, address: str | None = None, **train: A
 
 
 def train_undisturbed(config: TrainConfig) -> None:
-    """The same training without Ray and without harm, in processes of its own."""
+    """The same training without Ray and without faults, in processes of its own."""
     world_size = config.train.num_workers
-    mp.spawn(_one_worker, args=(to_plain(config), world_size), nprocs=world_size)
+    spawn(_train_rank, args=(to_plain(config), world_size), nprocs=world_size)
 
 
-def _one_worker(rank: int, values: dict[str, Any], world_size: int) -> None:
+def _train_rank(rank: int, values: dict[str, Any], world_size: int) -> None:
     torch.set_num_threads(1)  # as cpus_per_worker: the order of sums is part of the result
-    meet = f"file://{values['output']['uri']}.meet"
-    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+    rendezvous = f"file://{values['output']['uri']}.meet"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
     worker = Worker(rank=rank, world_size=world_size, local_world_size=world_size, device=torch.device("cpu"))
     TrainingRun(TrainConfig.model_validate(values), worker, lambda kind, sentence, **values: None).run()
     torch.distributed.destroy_process_group()
 
 
 class TrainingProgram:
-    """A running training, and what it says."""
+    """A running training and its events."""
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +88,7 @@ class TrainingProgram:
             )
 
     def new_events(self) -> Iterator[dict[str, Any]]:
-        """What was said since the last call; whole lines only."""
+        """The events written since the last call."""
         content = self._events.read_bytes()
         end = content.rfind(b"\n") + 1
         lines = content[self._num_read : end].splitlines()
@@ -95,14 +101,14 @@ class TrainingProgram:
             yield event
 
     def wait_for_step(self, step: int, timeout_s: float = 300) -> bool:
-        """Waits until that step is done; False when the program ended first."""
-        give_up = time.monotonic() + timeout_s
+        """Waits until a step is done; False when the program ended first."""
+        deadline_s = time.monotonic() + timeout_s
         while True:
             if any(event["kind"] == "step" and event["values"]["step"] >= step for event in self.new_events()):
                 return True
             if self.process.poll() is not None:
                 return False
-            assert time.monotonic() < give_up, f"no step {step}: {self.log.read_text()}"
+            assert time.monotonic() < deadline_s, f"no step {step}: {self.log.read_text()}"
             time.sleep(0.02)
 
     def kill_rank(self, rank: int) -> None:
@@ -110,30 +116,30 @@ class TrainingProgram:
         os.kill(self._pids[rank], signal.SIGKILL)
 
     def kill_driver(self) -> None:
-        """`kill -9` of the program itself, its workers left to Ray."""
+        """`kill -9` of the program itself; its workers are left to Ray."""
         self.process.kill()
         self.process.wait()
 
     def finish(self, timeout_s: float = 400) -> None:
-        """Waits for the end, which must be a good one."""
+        """Waits for the program's end; its exit code must be 0."""
         code = self.process.wait(timeout_s)
         assert code == 0, self.log.read_text()
         list(self.new_events())
 
 
 def check_same(output: Path, undisturbed: Path) -> None:
-    """Same weights to the bit, same optimizer's step, same row of losses for every step."""
-    found = [TrainingOutput(str(folder)).load_newest() for folder in (output, undisturbed)]
-    assert found[0] is not None and found[1] is not None
-    (step, ours), (last, theirs) = found
-    assert step == last and ours.progress == theirs.progress and ours.progress["finished"]
-    assert ours.sha256 == theirs.sha256
+    """Checks that both trainings finished with bit-equal weights, the same progress and the same loss at every step."""
+    newest = [TrainingOutput(str(folder)).load_newest() for folder in (output, undisturbed)]
+    assert newest[0] is not None and newest[1] is not None
+    (step, checkpoint), (expected_step, expected) = newest[0], newest[1]
+    assert step == expected_step and checkpoint.progress == expected.progress and checkpoint.progress["finished"]
+    assert checkpoint.sha256 == expected.sha256
     rows = [TrainingOutput(str(folder)).read_metrics() for folder in (output, undisturbed)]
     assert [(row["step"], row["loss"]) for row in rows[0]] == [(row["step"], row["loss"]) for row in rows[1]]
 
 
 def main() -> None:
-    """Trains, and writes each event as one line."""
+    """Trains by the configuration in argv[1] and writes each event as one line to the file argv[2]."""
     config = load_config(TrainConfig, sys.argv[1])
     with open(sys.argv[2], "a") as events:
 
