@@ -249,14 +249,15 @@ def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
     for data_key in data_keys:
         try:
             data = root.read_bytes(data_key)
+        except FileNotFoundError as error:
+            raise CorpusError(f"{root.uri_of(data_key)}: the inventory names this file and it is not there") from error
+        try:
             for row in _inventory_rows(data, file_format, columns):
                 if row.get("islatest") in ("false", False) or row.get("isdeletemarker") in ("true", True):
                     continue
                 name, size, etag = row["key"], row.get("size"), row.get("etag") or row.get("e_tag")
                 size_bytes = None if size in (None, "") else int(size)
                 yield PlannedImage(name, f"s3://{bucket}/{name}", etag or None, size_bytes)
-        except FileNotFoundError as error:
-            raise CorpusError(f"{root.uri_of(data_key)}: the inventory names this file and it is not there") from error
         except KeyError as error:
             raise CorpusError(f"{root.uri_of(data_key)}: a row of the inventory has no column {error}") from error
         except (*_UNREADABLE, ValueError) as error:
