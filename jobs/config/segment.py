@@ -96,7 +96,7 @@ class SegmentSection(Section):
     mode: Literal["exact", "fast"] = Field(
         "exact",
         description="exact gives the results of torchvision's network; fast computes in bfloat16 and decodes JPEGs at "
-        "the size the network needs, which costs the AP that docs/speed.md states.",
+        "the size the network needs, which costs the AP that docs/performance.md states.",
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
         None,

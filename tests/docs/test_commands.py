@@ -63,6 +63,8 @@ def check_line(line: str) -> None:
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert rest[0] in targets
+    elif program == "python" and rest[:2] == ["-m", "pytest"]:
+        assert all((ROOT / name).exists() for name in rest[2:])
     elif program == "python" and rest[0] == "-m":
         module = ROOT / rest[1].replace(".", "/")
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()

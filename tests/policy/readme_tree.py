@@ -1,66 +1,75 @@
-"""The README's annotated tree, from the modules' own first lines; `python tests/policy/readme_tree.py` renews it."""
+"""The trees of README.md (folders) and docs/architecture.md (files), made from the first line of each docstring.
+
+`python -m tests.policy.readme_tree` writes both pages anew; `test_tree.py` holds the pages to them.
+"""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-from tests.paths import ROOT
+from tests.paths import DOCS, ROOT
 
-MARK = "<!-- tree -->\n"
-FOLDERS = {
-    "model": "torch only: a spec becomes a network, its losses, its checkpoint, its predictions",
-    "pipeline": "images in, tables out; the ground floor: schema, storage, manifest, rle, boxes, pixels",
-    "jobs": "the programs: the only place with configuration files, Ray's start, prints and exit codes",
+README, ARCHITECTURE = ROOT / "README.md", DOCS / "architecture.md"
+START, END = "<!-- tree -->\n", "<!-- end of tree -->\n"
+PACKAGES = ("maskfleet", "jobs", "pipeline", "model")  # each imports only those after it
+OTHER_FOLDERS = {
+    "configs": "Configurations that ship with the program; each file says its purpose, hardware, result and command.",
+    "benchmarks": "Benchmarks: each measures a ratio against what a user would run instead.",
+    "docs": "The pages that this README links to.",
+    "tests": "Tests: x/y.py is tested by tests/x/test_y.py; tests/policy checks the rules, tests/chaos the promises.",
 }
-PLACES = {
-    "configs/": "plain YAML values; each file says its purpose, hardware, expectation and command",
-    "benchmarks/": "ratios against what a user would run instead",
-    "docs/": "schema, formats, decisions",
-    "tests/": "mirrors the source; tests/policy holds the rules of the house",
-}
-WIDTH = 30
+WIDTH = 17  # of the folders' names
 
 
-def make_tree() -> str:
-    """The tree as text: every module of the three layers with the first clause of its docstring."""
-    lines: list[str] = []
-    for layer, about in FOLDERS.items():
-        lines.append(_line(f"{layer}/", about))
-        _add_folder(ROOT / layer, 1, lines)
-    lines += [_line(name, about) for name, about in PLACES.items()]
+def folder_tree() -> str:
+    """The folders as a code block: a line for each, with the first line of its `__init__.py`."""
+    lines = [_folder_line(folder, depth) for package in PACKAGES for folder, depth in _walk(ROOT / package)]
+    lines += [f"{name + '/':<{WIDTH}} {about}" for name, about in OTHER_FOLDERS.items()]
+    return "\n".join(["```", *lines, "```"]) + "\n"
+
+
+def file_tree() -> str:
+    """The modules as a nested list of links: each with the first line of its docstring."""
+    lines = []
+    for package in PACKAGES:
+        for folder, depth in _walk(ROOT / package):
+            lines.append(f"{'  ' * depth}- **{folder.name}/**: {first_line(folder / '__init__.py')}")
+            for path in sorted(folder.glob("*.py")):
+                if path.name != "__init__.py":
+                    link = f"[`{path.name}`](../{path.relative_to(ROOT).as_posix()})"
+                    lines.append(f"{'  ' * (depth + 1)}- {link}: {first_line(path)}")
     return "\n".join(lines) + "\n"
 
 
-def readme_with(tree: str, readme: str) -> str:
-    """The README's text with its tree replaced."""
-    before, rest = readme.split(MARK, 1)
-    _, _, after = rest.split("```", 2)
-    return f"{before}{MARK}```\n{tree}```{after}"
+def renewed_pages() -> dict[Path, str]:
+    """The text that each page with a tree should have."""
+    trees = {README: folder_tree(), ARCHITECTURE: file_tree()}
+    return {page: with_tree(page.read_text(), tree) for page, tree in trees.items()}
 
 
-def _add_folder(folder: Path, depth: int, lines: list[str]) -> None:
-    for path in sorted(folder.glob("*.py")):
-        if path.name not in ("__init__.py", "__main__.py"):
-            lines.append(_line("  " * depth + path.name, _about(path)))
-    for path in sorted(folder.iterdir()):
-        if (path / "__init__.py").is_file():
-            lines.append(_line("  " * depth + path.name + "/", _about(path / "__init__.py")))
-            _add_folder(path, depth + 1, lines)
+def with_tree(text: str, tree: str) -> str:
+    """A page's text with the part between its marks replaced."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}{tree}{END}{after}"
 
 
-def _about(path: Path) -> str:
-    text = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0]
-    text = " ".join(text.split())
-    for end in (". ", ": ", "; "):
-        text = text.split(end)[0]
-    return text.rstrip(".:")
+def first_line(path: Path) -> str:
+    """The first line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
 
-def _line(name: str, about: str) -> str:
-    return f"{name:<{WIDTH}} {about}"
+def _walk(folder: Path, depth: int = 0) -> list[tuple[Path, int]]:
+    """A package and the packages below it, with their depth."""
+    inner = (path.parent for path in sorted(folder.glob("*/__init__.py")))
+    return [(folder, depth), *(pair for path in inner for pair in _walk(path, depth + 1))]
+
+
+def _folder_line(folder: Path, depth: int) -> str:
+    return f"{'  ' * depth + folder.name + '/':<{WIDTH}} {first_line(folder / '__init__.py')}"
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(readme_with(make_tree(), readme.read_text()))
+    for page, text in renewed_pages().items():
+        page.write_text(text)
