@@ -1,8 +1,8 @@
-"""Checkpoint folders: weights, spec, class map and progress, with a marker that is written last.
+"""Checkpoint format: writes and reads folders of weights, spec, class map and progress, verified by sha256.
 
-A folder holds model.safetensors, spec.json, categories.json, progress.json, in training also
-training_state.pt, and checkpoint.json: the format's version and each file's size and sha256. Without that
-marker it is no checkpoint, and once it has it, it never changes.
+A folder holds model.safetensors, spec.json, categories.json, progress.json, in training also training_state.pt, and
+checkpoint.json, the marker, with the format's version and each file's size and sha256. The marker is written last. A
+folder without it is no checkpoint; a folder with it never changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read; `sha256` is that of its model.safetensors, in hexadecimal."""
+    """A checkpoint as read from its folder; `sha256` is that of its model.safetensors, in hexadecimal."""
 
     spec: ModelSpec
     categories: tuple[Category, ...]
@@ -63,11 +63,11 @@ def save_checkpoint(
     progress: dict[str, Any],
     training_state: dict[str, Any] | None = None,
 ) -> str:
-    """Write a checkpoint and give back the sha256 of its model.safetensors.
+    """Write a checkpoint and return the sha256 of its model.safetensors, in hexadecimal.
 
-    Atomic: a reader sees no checkpoint or the whole one. What an earlier, cut-off attempt left in the folder
-    is overwritten. `training_state` may hold tensors and plain containers only (it is read without unpickling
-    objects).
+    Atomic: a reader sees no checkpoint or the whole one. Files of an earlier, interrupted attempt in the same folder
+    are overwritten. `training_state` may hold only tensors and plain containers, because it is read without
+    unpickling objects.
 
     Raises:
         CheckpointError: The folder is a checkpoint already.
@@ -108,23 +108,23 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     missing = sorted({"model.safetensors", "spec.json", "categories.json", "progress.json"} - set(files))
     if missing:
         raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} does not list {missing[0]}")
-    reading = ""
+    name = ""  # of the file that is being parsed
     try:
-        reading = "spec.json"
-        spec = ModelSpec.from_dict(json.loads(files[reading]))
-        reading = "categories.json"
-        categories = tuple(Category(**values) for values in json.loads(files[reading]))
+        name = "spec.json"
+        spec = ModelSpec.from_dict(json.loads(files[name]))
+        name = "categories.json"
+        categories = tuple(Category(**values) for values in json.loads(files[name]))
         check_categories(categories, spec.num_classes)
-        reading = "progress.json"
-        progress = json.loads(files[reading])
-        reading = "model.safetensors"
-        state_dict = safetensors.torch.load(files[reading])
-        reading = "training_state.pt"
+        name = "progress.json"
+        progress = json.loads(files[name])
+        name = "model.safetensors"
+        state_dict = safetensors.torch.load(files[name])
+        name = "training_state.pt"
         training_state = None
-        if reading in files:
-            training_state = torch.load(io.BytesIO(files[reading]), map_location="cpu", weights_only=True)
+        if name in files:
+            training_state = torch.load(io.BytesIO(files[name]), map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{folder}: cannot read {reading}: {error}") from error
+        raise CheckpointError(f"{folder}: cannot read {name}: {error}") from error
     sha256 = listing["model.safetensors"]["sha256"]
     return Checkpoint(spec, categories, progress, sha256, state_dict, training_state)
 
@@ -169,7 +169,7 @@ def _to_json(value: Any) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that is on the disk, whole and under its name, when this returns."""
+    """Write a file atomically (temporary name, rename) and durably (fsync of file and folder)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Checkpoint folders told from other folders, without reading weights and so without torch."""
+"""Checkpoint marker: tells checkpoint folders from other folders without reading weights, and so without torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ CHECKPOINT_MARKER = "checkpoint.json"
 
 
 class CheckpointError(ValueError):
-    """A folder that is no usable checkpoint; the sentence names the folder, the file and the reason."""
+    """A folder is no usable checkpoint; the message names the folder, the file and the reason."""
 
 
 def is_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder is a checkpoint that was written to its end."""
+    """Whether the folder is a completely written checkpoint, that is, holds the marker."""
     return (Path(folder) / CHECKPOINT_MARKER).is_file()

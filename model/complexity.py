@@ -1,8 +1,9 @@
-"""The table of the family: parameters and arithmetic of each member, as Markdown (``python -m model.complexity``)."""
+"""Table of parameters and GFLOPs of the supported networks, as Markdown (``python -m model.complexity``)."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,6 @@ from model.network import MaskRCNN, build_model, to_feature_maps
 from model.spec import ModelSpec
 
 IMAGE_SIDE_PX = 800
-# Widths as in the paper; 80 classes.
 _FPN_BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext50_32x8d", "resnext50_64x4d"),
@@ -24,9 +24,9 @@ _FPN_BACKBONES = (
 
 
 def members() -> dict[str, ModelSpec]:
-    """The specs of the table's rows by name."""
+    """The specs of the table's rows by name: widths as in the paper, 80 classes."""
     plain = ModelSpec(num_classes=80)
-    one_map = {"anchor_sizes": ((32, 64, 128, 256, 512),), "rpn_pre_nms_test": 6000}
+    one_map: dict[str, Any] = {"anchor_sizes": ((32, 64, 128, 256, 512),), "rpn_pre_nms_test": 6000}
     return {
         "tiny": ModelSpec.tiny(80),
         **{f"{name} FPN": plain.replace(backbone=name) for name in _FPN_BACKBONES},
@@ -47,7 +47,7 @@ def members() -> dict[str, ModelSpec]:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Weights of a network: its parameters, and the scales and shifts of frozen batch norm."""
+    """Number of weights of a network: its parameters, and the scales and shifts of frozen batch norm."""
     frozen = [
         tensor
         for name, tensor in model.named_buffers()
@@ -57,11 +57,11 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def num_flops(model: MaskRCNN, spec: ModelSpec) -> int:
-    """Floating-point operations of one prediction at 800 x 800 px, two for a multiply-add.
+    """Floating-point operations of one prediction at 800 x 800 px; a multiply-add counts as two.
 
-    Convolutions and matrix products of the backbone, the RPN, the box head on as many RoIs as there may be proposals,
-    and the mask and keypoint heads on as many as there may be detections. The network must be on the meta device: only
-    shapes are computed.
+    Counted are the convolutions and matrix products of the backbone, the RPN, the box head on the largest number of
+    proposals, and the mask and keypoint heads on the largest number of detections. The network must be on the meta
+    device: only shapes are computed.
     """
     heads = model.roi_heads
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -83,14 +83,14 @@ def num_flops(model: MaskRCNN, spec: ModelSpec) -> int:
 
 
 def row(name: str, spec: ModelSpec) -> str:
-    """One line of the table."""
+    """One line of the table: name, parameters in millions, GFLOPs."""
     with torch.device("meta"):
         model = build_model(spec).eval()
     return f"| {name} | {num_parameters(model) / 1e6:.1f} | {num_flops(model, spec) / 1e9:.0f} |"
 
 
 def table() -> str:
-    """The whole table."""
+    """The whole table as Markdown, a row for each of `members`."""
     head = [f"| network | parameters (M) | GFLOPs at {IMAGE_SIDE_PX} px |", "|---|---:|---:|"]
     return "\n".join([*head, *(row(name, spec) for name, spec in members().items())])
 

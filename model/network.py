@@ -1,4 +1,4 @@
-"""The network: transform, backbone, region proposals, heads."""
+"""Mask R-CNN network: image transform, backbone, RPN and RoI heads; torchvision's contract and state dict names."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ __all__ = ["MaskRCNN", "NonFiniteOutput", "build_model", "check_targets"]
 
 
 class MaskRCNN(nn.Module):
-    """Mask R-CNN (He et al., 2017) with torchvision's contract and names, so that state dicts fit both ways.
+    """Mask R-CNN (He et al., 2017) with torchvision's contract and names, so that state dicts load both ways.
 
-    In training, ``model(images, targets)`` gives the loss terms by name; their sum is the total. `images` is
-    a list of float [C, H, W] tensors in 0..1, of any sizes. Each target has
+    In training, ``model(images, targets)`` gives the loss terms by name; their sum is the total. `images` is a list of
+    float [C, H, W] tensors in 0..1, of any sizes. Each target has
 
     - `boxes` float32 [N, 4]: XYXY pixels of its image, ``0 <= x1 < x2 <= W``, ``0 <= y1 < y2 <= H``;
     - `labels` int64 [N] in 1..K;
     - `masks` uint8 [N, H, W], 0 or 1;
     - `keypoints` float32 [N, P, 3] (x, y, visible), where there is a keypoint head;
-    - optionally `iscrowd` [N] (instances that are regions not to learn from), `ignore_boxes` float32 [M, 4]
-      (more such regions), `labelled_classes` int64 [L] (the classes somebody looked for; absent: all). An instance
-      of another class is learnt as it is, and its class is not punished elsewhere on the image.
+    - optionally `iscrowd` [N]: not 0 for instances that are ignored regions;
+    - optionally `ignore_boxes` float32 [M, 4]: more ignored regions, in which nothing is a negative;
+    - optionally `labelled_classes` int64 [L]: the classes that were annotated on this image; absent: all. An instance
+      of another class is a positive all the same, and its class is no negative elsewhere on the image.
 
     N may be 0: such an image is all background.
 
-    In evaluation, ``model(images)`` gives a list of dicts, best score first: `boxes` float32 [N, 4], `labels`
-    int64 [N], `scores` float32 [N], `masks` float32 [N, 1, H, W] probabilities, and with a keypoint head
-    `keypoints` [N, P, 3] and `keypoints_scores` [N, P]; all in pixels of the image as it was given.
+    In evaluation, ``model(images)`` gives a list of dicts, best score first: `boxes` float32 [N, 4], `labels` int64
+    [N], `scores` float32 [N], `masks` float32 [N, 1, H, W] probabilities, and with a keypoint head `keypoints`
+    [N, P, 3] and `keypoints_scores` [N, P]; all in pixels of the original image.
     """
 
-    # nn.Module keeps its parts as plain modules; these say what they are.
+    # Types of the submodules, which nn.Module declares as plain modules.
     transform: ImageTransform
     backbone: Any
     rpn: ProposalNetwork
@@ -65,7 +66,7 @@ class MaskRCNN(nn.Module):
         self.proposals = proposals
         self.num_classes = num_classes
         self.weights_report: WeightsReport | None = None
-        # The type a prediction's maps are computed in; `model.inference.fuse` makes networks of another.
+        # The dtype in which a prediction's feature maps are computed; `model.inference.fuse` sets another.
         self.compute_dtype = torch.float32
 
     def forward(
@@ -91,7 +92,7 @@ class MaskRCNN(nn.Module):
         features = to_feature_maps(self.backbone(batch.tensors))
         proposals, rpn_losses = self.rpn(batch, features, targets)
         if self.proposals == "ground_truth":
-            # The heads add the true boxes to what they are given: where there are any, nothing else is left.
+            # The RoI heads add the true boxes to the proposals: where there are any, the RPN's are dropped.
             proposals = [p[:0] if len(t["boxes"]) else p for p, t in zip(proposals, targets)]
         _, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**roi_losses, **rpn_losses}
@@ -101,8 +102,8 @@ class MaskRCNN(nn.Module):
     ) -> tuple[list[dict[str, Tensor]], list[tuple[int, int]]]:
         """Detections in pixels of the resized images, and the (height, width) of those.
 
-        `sizes` are the (height, width) of the original images, of which `images` may be smaller versions.
-        `masks` are float32 [N, 1, M, M] probabilities over the box, not pasted into the image.
+        `sizes` are the (height, width) of the original images, of which `images` may be smaller versions. `masks` are
+        float32 [N, 1, M, M] probabilities over the box, not pasted into the image.
 
         Raises:
             NonFiniteOutput: The network gave NaN or infinity.
@@ -116,7 +117,7 @@ class MaskRCNN(nn.Module):
 
 
 def to_feature_maps(output: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """What a backbone gave (one map, a list, a dict; finest first) as a dict of maps."""
+    """A backbone's output (one map, a list or a dict of maps, finest first) as a dict of maps."""
     if isinstance(output, Tensor):
         output = [output]
     if not isinstance(output, Mapping):
@@ -130,7 +131,7 @@ def check_targets(
     """The targets, if there is one for each image and each fits.
 
     Raises:
-        ValueError: Naming the target's place in the batch, what is wrong and what is allowed.
+        ValueError: One does not; the message names its position in the batch, what is wrong and what is allowed.
     """
     if targets is None or len(targets) != len(images):
         raise ValueError(f"{len(images)} images need as many targets, not {len(targets or ())}")
@@ -144,10 +145,10 @@ def check_targets(
             )
         if has_masks and "masks" not in target:
             raise ValueError(f"target {index}: there are no masks, and the network has a mask head")
-        wanted = (len(boxes), *image.shape[-2:])
-        if "masks" in target and tuple(target["masks"].shape) != wanted:
+        mask_shape = (len(boxes), *image.shape[-2:])
+        if "masks" in target and tuple(target["masks"].shape) != mask_shape:
             raise ValueError(
-                f"target {index}: masks are {list(target['masks'].shape)}; the image and boxes need {list(wanted)}"
+                f"target {index}: masks are {list(target['masks'].shape)}; the image and boxes need {list(mask_shape)}"
             )
         if not len(boxes):
             continue
@@ -167,13 +168,13 @@ def build_model(spec: ModelSpec, *, weights: str | None = None, backbone: nn.Mod
 
     Args:
         spec: What to build.
-        weights: None for fresh random ones; else "coco", "imagenet" or a file, see `model.weights`. What was
-            loaded and what was left out is then in the network's `weights_report`.
-        backbone: Takes the place of the spec's: gives one map, a list or a dict of them, finest first, and
-            says so by `out_channels` and `strides` (one for each map).
+        weights: None for random ones; else "coco", "imagenet" or a file, see `model.weights.loading`. The network's
+            `weights_report` then lists which tensors were loaded and which were left out.
+        backbone: Used in place of the spec's. It gives one map, a list or a dict of maps, finest first, and has the
+            attributes `out_channels` (of every map) and `strides` (one for each map).
 
     Raises:
-        ValueError: ``spec.num_classes`` is 0, or the weights cannot be had or do not fit.
+        ValueError: ``spec.num_classes`` is 0, or the weights cannot be fetched or read or do not fit.
     """
     if spec.num_classes < 1:
         raise ValueError("num_classes=0: a network needs at least one class; take as many as the data has")

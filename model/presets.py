@@ -1,4 +1,4 @@
-"""Specs of published networks, so that their weights mean here what they mean there."""
+"""Presets: specs of torchvision's and detectron2's published networks, with the settings that their weights need."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ from typing import Any
 
 from model.spec import ModelSpec
 
-PUBLISHED = ("coco", "imagenet")  # weights that are asked for by a name; anything else is a file
+PUBLISHED = ("coco", "imagenet")  # names of published weights; any other value is a path
 
 
 def torchvision_v1(num_classes: int = 90, **changes: Any) -> ModelSpec:
-    """torchvision's ``maskrcnn_resnet50_fpn`` as its COCO weights (V1) want it."""
+    """torchvision's ``maskrcnn_resnet50_fpn`` with the settings that its COCO weights (V1) need."""
     return ModelSpec(**{"num_classes": num_classes, "norm_eps": 0.0, "frozen_stages": 2, **changes})
 
 
 def torchvision_v2(num_classes: int = 90, **changes: Any) -> ModelSpec:
     """torchvision's ``maskrcnn_resnet50_fpn_v2``: heavier heads, batch norm everywhere."""
-    values = {"norm": "batch", "head_norm": "batch", "rpn_convs": 2, "box_head_convs": 4, "box_head_fcs": 1}
+    values: dict[str, Any] = {
+        "norm": "batch",
+        "head_norm": "batch",
+        "rpn_convs": 2,
+        "box_head_convs": 4,
+        "box_head_fcs": 1,
+    }
     return ModelSpec(**{"num_classes": num_classes, "frozen_stages": 2, **values, **changes})
 
 
 def torchvision_keypoint(num_keypoints: int = 17, **changes: Any) -> ModelSpec:
     """torchvision's ``keypointrcnn_resnet50_fpn``: persons and their keypoints, no masks."""
-    values = {"num_classes": 1, "num_keypoints": num_keypoints, "mask_head": "none"}
+    values: dict[str, Any] = {"num_classes": 1, "num_keypoints": num_keypoints, "mask_head": "none"}
     return torchvision_v1(**{**values, **changes})
 
 
-_DETECTRON2 = {
+_DETECTRON2: dict[str, Any] = {
     "channel_order": "bgr",
     "image_mean": (103.53 / 255, 116.28 / 255, 123.675 / 255),
     "image_std": (1 / 255, 1 / 255, 1 / 255),
@@ -40,7 +46,7 @@ _DETECTRON2 = {
     "box_loss": "l1",
     "rpn_box_loss": "l1",
 }
-_ONE_MAP = {
+_ONE_MAP: dict[str, Any] = {
     "anchor_sizes": ((32, 64, 128, 256, 512),),
     "rpn_pre_nms_train": 12000,
     "rpn_pre_nms_test": 6000,
@@ -54,7 +60,7 @@ _X101 = {
     "image_std": (57.375 / 255, 57.12 / 255, 58.395 / 255),
 }
 _KEYPOINT = {"num_classes": 1, "num_keypoints": 17, "mask_head": "none"}
-# The zoo's names without the number of passes over the data (_1x, _3x).
+# Names of detectron2's model zoo without their training schedule (_1x, _3x).
 _ZOO: dict[str, dict[str, Any]] = {
     "mask_rcnn_R_50_FPN": {},
     "mask_rcnn_R_101_FPN": {"backbone": "resnet101"},
@@ -73,7 +79,7 @@ def detectron2(name: str, **changes: Any) -> ModelSpec:
     """The network of detectron2's model zoo with this name, such as ``mask_rcnn_R_50_FPN_3x``.
 
     Raises:
-        ValueError: No such network.
+        ValueError: There is no such network.
     """
     values = _ZOO.get(name.removesuffix("_1x").removesuffix("_3x"))
     if values is None:
@@ -82,10 +88,10 @@ def detectron2(name: str, **changes: Any) -> ModelSpec:
 
 
 def preset(name: str) -> ModelSpec:
-    """The network of a name of torchvision's (``maskrcnn_resnet50_fpn_v2``) or of detectron2's model zoo.
+    """The network that torchvision (``maskrcnn_resnet50_fpn_v2``) or detectron2's model zoo publishes by this name.
 
     Raises:
-        ValueError: No such network.
+        ValueError: There is no such network.
     """
     if name in _TORCHVISION:
         return _TORCHVISION[name]()

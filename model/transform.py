@@ -1,4 +1,4 @@
-"""What happens to an image before the network: normalised, resized, padded to a multiple of 32."""
+"""Image transform: normalises and resizes images and their targets, and pads the batch to a multiple of 32 px."""
 
 from __future__ import annotations
 
@@ -16,28 +16,25 @@ PADDING_MULTIPLE = 32
 
 
 def resized_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
-    """(height, width) after resizing: the short side is `min_size`, unless the long one would exceed
-    `max_size`.
+    """(height, width) after resizing: the short side is `min_size`, unless the long one would exceed `max_size`.
 
-    The same whole numbers as torchvision's, but at least one pixel each way: a strip of 1 x 5000 px stays an
-    image.
+    The same whole numbers as torchvision's, but at least one pixel each way: a strip of 1 x 5000 px stays an image.
     """
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(float(height) * scale)), max(1, math.floor(float(width) * scale))
 
 
 def padded_size(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:
-    """(height, width) of the tensor that an image of this size fills, alone in its batch."""
+    """(height, width) of the padded tensor of an image of this size that is alone in its batch."""
     resized = resized_size(height, width, min_size=min_size, max_size=max_size)
     height, width = (math.ceil(side / PADDING_MULTIPLE) * PADDING_MULTIPLE for side in resized)
     return height, width
 
 
 class ImageTransform(GeneralizedRCNNTransform):
-    """torchvision's transform (bilinear image, nearest masks), safe for extreme shapes and images without
-    objects.
+    """torchvision's transform (bilinear image, nearest masks), safe for extreme shapes and images without objects.
 
-    Targets move with their image: boxes, ignored regions, keypoints, masks.
+    Boxes, ignored regions, keypoints and masks of the targets are resized with their image.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -49,18 +46,18 @@ class ImageTransform(GeneralizedRCNNTransform):
             size_divisible=PADDING_MULTIPLE,
         )
         self.is_bgr = spec.channel_order == "bgr"
-        # False where the training samples come in the sizes they are to be trained at (multi-scale training).
+        # False where training samples have been resized already (multi-scale training).
         self.resizes_in_training = True
 
     def for_prediction(self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]]) -> ImageList:
-        """The batch that the network sees of images [C, H, W] in 0..1.
+        """The network's padded input batch of images [C, H, W] in 0..1, and the (height, width) of each resized image.
 
-        Normalised first and resized then, as torchvision does it; the other order is less work, but a rounding of a
-        pixel grows to more than 1e-4 px of a box.
+        Images are normalised first and then resized, as in torchvision. The other order is less work, but a rounding
+        error of a pixel grows to more than 1e-4 px of a box.
 
         Args:
-            images: Made and let go one by one, where they come from a generator.
-            sizes: (height, width) of the originals, which say what is resized to.
+            images: From a generator, so that one is in memory at a time, or a sequence.
+            sizes: (height, width) of the original images, from which the resized size follows.
         """
         resized = [_interpolate(self.normalize(image), self._resized_size(*size)) for image, size in zip(images, sizes)]
         tensors = self.batch_images(resized, size_divisible=self.size_divisible)
@@ -70,13 +67,13 @@ class ImageTransform(GeneralizedRCNNTransform):
         return resized_size(height, width, min_size=self.min_size[-1], max_size=self.max_size)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """An image [C, H, W] in 0..1 with mean and deviation taken out, its channels in the order of the weights."""
+        """An image [C, H, W] in 0..1 minus the mean, over the deviation, in the channel order of the weights."""
         if self.is_bgr:
             image = torch.cat([image[:3].flip(0), image[3:]])
         return super().normalize(image)
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """An image [C, H, W] and its target at the size that the network takes; boxes and masks along with it."""
+        """An image [C, H, W] and its target (boxes, ignored regions, keypoints, masks) at the network's input size."""
         if self.training and not self.resizes_in_training:
             return image, target
         old = tuple(image.shape[-2:])
@@ -96,7 +93,7 @@ class ImageTransform(GeneralizedRCNNTransform):
 
 
 def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """[C, H, W] in another size, bilinear."""
+    """Bilinear resize of [C, H, W] to (height, width)."""
     return torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
 

@@ -1,4 +1,4 @@
-"""The backbone: an image batch becomes feature maps that all have `out_channels` channels."""
+"""Backbone: a convolutional body and optionally a feature pyramid (FPN); images in, feature maps out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _PYRAMID_STRIDES = (4, 8, 16, 32, 64)
 
 
 class Backbone(nn.Module):
-    """A body, and with "fpn" a pyramid on it.
+    """A body, and with neck "fpn" a feature pyramid on top of it.
 
     Attributes:
-        out_channels: Channels of every map.
-        strides: Of each map, finest first; the RoIs are pooled from the first `num_roi_maps` of them.
+        out_channels: Channels of every feature map.
+        strides: Image pixels per map pixel of each map, finest first.
+        num_roi_maps: How many of the maps, from the finest on, RoIs are pooled from.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class Backbone(nn.Module):
             module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """[B, C, H, W] -> maps "0".. of the given strides; the pyramid's last is "pool"."""
+        """[B, C, H, W] -> maps "0", "1", ... of the backbone's strides; the pyramid's last is "pool"."""
         maps = self.body(images)
         if self.fpn is None:
             return OrderedDict([("0", maps.popitem()[1])])
         return self.fpn(maps)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Frozen stages stay in evaluation: their statistics do not move either."""
+        """Set the mode of all but the frozen stages, which stay in evaluation: their statistics do not move either."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
@@ -62,28 +63,29 @@ class Backbone(nn.Module):
 
 
 def build_backbone(spec: ModelSpec) -> tuple[Backbone, ResidualStage | None]:
-    """The backbone, and with "c4" the last stage, which is not part of it but the head of every RoI."""
+    """The backbone, and with neck "c4" the last stage, which is no part of it but runs on every RoI."""
     body = build_body(spec)
-    channels = stage_channels(body)
+    channels, frozen_stages = stage_channels(body), spec.frozen_stages
     if spec.neck == "fpn":
         fpn = FeaturePyramidNetwork(
             channels, spec.fpn_channels, LastLevelMaxPool(), norm_layer=norm_layer(spec.head_norm)
         )
-        parts = {"fpn": fpn, "out_channels": spec.fpn_channels, "strides": _PYRAMID_STRIDES}
-        return Backbone(body, frozen_stages=spec.frozen_stages, **parts), None
+        return Backbone(
+            body, fpn=fpn, out_channels=spec.fpn_channels, strides=_PYRAMID_STRIDES, frozen_stages=frozen_stages
+        ), None
     if spec.neck == "c4":
         res5 = ResidualStage(OrderedDict((name, body[name]) for name in body.stages[4]), channels[3])
         res5.requires_grad_(spec.frozen_stages < 5)
         body = Body(dict(body.items()), body.stages[:4])
-        parts = {"fpn": None, "out_channels": channels[2], "strides": (_STAGE_STRIDES[2],)}
-        return Backbone(body, frozen_stages=spec.frozen_stages, **parts), res5
-    stride = _STAGE_STRIDES[3] if spec.neck == "c5" else _STAGE_STRIDES[2]
-    parts = {"fpn": None, "out_channels": channels[3], "strides": (stride,)}
-    return Backbone(body, frozen_stages=spec.frozen_stages, **parts), None
+        strides = (_STAGE_STRIDES[2],)
+        return Backbone(body, fpn=None, out_channels=channels[2], strides=strides, frozen_stages=frozen_stages), res5
+    # "dc5" dilates the last stage, which so keeps the stride of the stage before it.
+    strides = (_STAGE_STRIDES[3] if spec.neck == "c5" else _STAGE_STRIDES[2],)
+    return Backbone(body, fpn=None, out_channels=channels[3], strides=strides, frozen_stages=frozen_stages), None
 
 
 class ResidualStage(nn.Sequential):
-    """The last stage of a ResNet as the head of a RoI: halves the side, gives `out_channels` channels."""
+    """The last stage of a ResNet, run on RoIs: halves the side and gives `out_channels` channels."""
 
     def __init__(self, layers: OrderedDict[str, nn.Module], out_channels: int) -> None:
         super().__init__(layers)

@@ -1,7 +1,6 @@
-"""The convolutional bodies: networks made for classification, cut into a stem and four stages.
+"""Convolutional bodies: torchvision's classification networks cut into a stem and four stages.
 
-Each is given as a `Body` whose children keep the names they have in torchvision, so that published weights
-fit.
+Each is a `Body` whose children have their names in torchvision, so that published weights load.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ _RESNET_LAYERS = {
     "152": (3, 8, 36, 3),
 }
 _RESNET_STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
-# The first layer of each of the five stages (and the end) among the numbered layers of torchvision's
-# `features`, such that the stages end at strides (2 or 4), 4, 8, 16 and 32.
+# The first layer of each of the five stages (and the end) among the numbered layers of torchvision's `features`, such
+# that the stages end at strides (2 or 4), 4, 8, 16 and 32.
 _FEATURE_STAGES = {
     "mobilenet_v3_large": (0, 2, 4, 7, 13, 17),
-    # The last layer of an EfficientNet only widens the map for its classifier.
+    # The last layer of an EfficientNet is left out: it only widens the map for the classifier.
     "efficientnet": (0, 2, 3, 4, 6, 8),
     "vgg16": (0, 10, 16, 23, 30, 31),
 }
-# Where torchvision's weights were trained with another epsilon than 1e-5.
+# Epsilon of the batch norm that torchvision's weights were trained with, where it is not 1e-5.
 _NORM_EPS = {"mobilenet_v3_large": 1e-3}
 
 
@@ -53,7 +52,7 @@ class Body(nn.ModuleDict):
         self.stages = stages
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """The map at the end of each stage after the stem, "0" first."""
+        """[B, C, H, W] -> the map at the end of each stage after the stem, named "0", "1", ..., finest first."""
         maps: OrderedDict[str, Tensor] = OrderedDict()
         x = images
         for index, stage in enumerate(self.stages):
@@ -69,7 +68,7 @@ class Body(nn.ModuleDict):
 
 
 def build_body(spec: ModelSpec) -> Body:
-    """All five stages of the spec's backbone, with fresh weights."""
+    """All five stages of the spec's backbone, with random weights."""
     body = _build_plain(spec)
     if spec.in_channels != 3:
         _replace_stem(body, spec.in_channels)
@@ -79,7 +78,7 @@ def build_body(spec: ModelSpec) -> Body:
 
 
 def stage_channels(body: Body) -> list[int]:
-    """Channels of each map of a body: those of the last convolution of its stage, or of the stage before."""
+    """Channels of each map of a body, stem excluded; a stage without convolutions keeps those of the stage before."""
     channels: list[int] = []
     for index in range(1, len(body.stages)):
         layers = [module for layer in body.stage_modules(index) for module in layer.modules()]
@@ -91,7 +90,7 @@ def stage_channels(body: Body) -> list[int]:
 def _build_plain(spec: ModelSpec) -> Body:
     eps = _NORM_EPS.get(spec.backbone, 1e-5) if spec.norm_eps is None else spec.norm_eps
     make_norm = norm_layer(spec.norm, eps=eps)
-    assert make_norm is not None, "a backbone is always normalised"
+    assert make_norm is not None, "spec.norm has no 'none'"
     if spec.backbone == "tiny":
         return Body(_tiny_layers(make_norm), _RESNET_STAGES)
     if spec.backbone in RESNETS:
@@ -119,8 +118,8 @@ def _build_resnet(spec: ModelSpec, make_norm: Callable[[int], nn.Module]) -> nn.
     )
     if spec.neck == "dc5":
         # torchvision leaves the first block undilated; the published DC5 networks dilate it too.
-        first = network.layer4[0].conv2
-        first.dilation = first.padding = (2, 2)
+        first_conv2 = network.layer4[0].conv2
+        first_conv2.dilation = first_conv2.padding = (2, 2)
     if spec.stride_in_1x1:
         for block in network.modules():
             if isinstance(block, resnet.Bottleneck):
@@ -131,22 +130,22 @@ def _build_resnet(spec: ModelSpec, make_norm: Callable[[int], nn.Module]) -> nn.
 def _tiny_layers(
     make_norm: Callable[[int], nn.Module], widths: tuple[int, ...] = (32, 64, 128, 256)
 ) -> dict[str, nn.Module]:
-    """A ResNet of one basic block a stage, 32 to 256 channels wide."""
+    """Layers of a ResNet with one basic block in each stage, 32 to 256 channels wide."""
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(3, widths[0], kernel_size=7, stride=2, padding=3, bias=False),
         "bn1": make_norm(widths[0]),
         "relu": nn.ReLU(inplace=True),
         "maxpool": nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
     }
-    narrow = widths[0]
+    in_width = widths[0]
     for index, width in enumerate(widths, start=1):
         stride = 1 if index == 1 else 2
         shortcut = None
-        if narrow != width:
-            shortcut = nn.Sequential(resnet.conv1x1(narrow, width, stride), make_norm(width))
-        block = resnet.BasicBlock(narrow, width, stride, shortcut, norm_layer=make_norm)
+        if in_width != width:
+            shortcut = nn.Sequential(resnet.conv1x1(in_width, width, stride), make_norm(width))
+        block = resnet.BasicBlock(in_width, width, stride, shortcut, norm_layer=make_norm)
         layers[f"layer{index}"] = nn.Sequential(block)
-        narrow = width
+        in_width = width
     for layer in layers.values():
         _initialise(layer)
     return layers
@@ -161,13 +160,13 @@ def _initialise(layer: nn.Module) -> None:
 
 
 def first_conv(body: Body) -> tuple[str, nn.Conv2d]:
-    """The convolution that sees the image, and its name inside the body."""
+    """The convolution that is applied to the image, and its name inside the body: (name, module)."""
     return next((name, module) for name, module in body.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def _replace_stem(body: Body, in_channels: int) -> None:
     name, conv = first_conv(body)
-    old: Any = conv  # torch declares its own pairs as tuples of any length
+    old: Any = conv  # torch declares kernel size, stride and padding as tuples of any length, but takes pairs
     new = nn.Conv2d(
         in_channels,
         old.out_channels,
@@ -182,7 +181,7 @@ def _replace_stem(body: Body, in_channels: int) -> None:
 
 
 class DoubledSigmoid(nn.Sigmoid):
-    """2 sigmoid(x): 1 at 0."""
+    """2 sigmoid(x), which is 1 at 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         """2 sigmoid(x), element by element, in (0, 2)."""
@@ -190,17 +189,17 @@ class DoubledSigmoid(nn.Sigmoid):
 
 
 def _add_squeeze_excite(body: Body) -> None:
-    """A squeeze-and-excitation block (Hu et al., 2018) at the end of each stage after the stem.
+    """Add a squeeze-and-excitation block (Hu et al., 2018) at the end of each stage after the stem.
 
-    Chosen before CBAM and non-local blocks: it costs next to nothing at any image size (a non-local block's
-    memory grows with the square of the number of pixels), and made to start as the identity it leaves
-    published weights what they are.
+    Preferred to CBAM and non-local blocks because it costs next to nothing at any image size (a non-local block's
+    memory grows with the square of the number of pixels). It starts as the identity, so that published weights keep
+    their output.
     """
     for index, channels in enumerate(stage_channels(body), start=1):
         block = SqueezeExcitation(channels, max(channels // 16, 8), scale_activation=DoubledSigmoid)
         nn.init.zeros_(block.fc2.weight)
         nn.init.zeros_(block.fc2.bias)
-        # A layer of its own at the stage's end, so that no other layer changes its name.
+        # A separate layer at the end of the stage: no other layer changes its name.
         name = f"attention{index}"
         body[name] = block
         body.stages = (*body.stages[:index], (*body.stages[index], name), *body.stages[index + 1 :])

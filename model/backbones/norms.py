@@ -1,4 +1,4 @@
-"""Normalisation layers by name."""
+"""Normalisation layers by name: frozen, plain and synchronised batch norm, group norm."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torchvision.ops import FrozenBatchNorm2d
 def norm_layer(name: str, *, eps: float = 1e-5) -> Callable[[int], nn.Module] | None:
     """The function that makes a normalisation layer for a number of channels; None for "none".
 
-    "frozen_batch" has no trainable parameters (statistics and scales of the loaded weights); "sync_batch"
-    takes its statistics over all workers and is plain batch norm where there is one; "group" has up to 32
-    groups.
+    "frozen_batch" has no trainable parameters: it uses the statistics and scales of the loaded weights. "sync_batch"
+    takes its statistics over all workers and is plain batch norm where there is only one. "group" has up to 32 groups.
     """
-    makers = {
+    makers: dict[str, Callable[[int], nn.Module] | None] = {
         "none": None,
         "frozen_batch": partial(FrozenBatchNorm2d, eps=eps),
         "batch": partial(nn.BatchNorm2d, eps=eps),

@@ -1,4 +1,4 @@
-"""Anchors as detectron2 places them."""
+"""Anchor generators: torchvision's, and detectron2's with unrounded sides and exact strides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.spec import ModelSpec
 
 
 def build_anchors(spec: ModelSpec, strides: tuple[int, ...]) -> AnchorGenerator:
-    """The anchors of a spec for maps of these strides."""
+    """The spec's anchor generator for feature maps of these strides, finest first."""
     ratios = (spec.anchor_ratios,) * len(spec.anchor_sizes)
     if spec.anchor_style == "torchvision":
         return AnchorGenerator(spec.anchor_sizes, ratios)
@@ -18,12 +18,15 @@ def build_anchors(spec: ModelSpec, strides: tuple[int, ...]) -> AnchorGenerator:
 
 
 class ExactAnchors(AnchorGenerator):
-    """Anchors with sides as they are (torchvision rounds) at multiples of the map's own stride.
+    """Anchors as in detectron2: sides are not rounded, and positions are multiples of the map's own stride.
 
-    torchvision divides the image's side by the map's, which is another number where the side is no multiple.
+    torchvision rounds the sides, and spaces anchors by image side // map side, which differs from the stride where the
+    image's side is no multiple of it.
     """
 
-    def __init__(self, sizes: tuple, ratios: tuple, strides: tuple[int, ...]) -> None:
+    def __init__(
+        self, sizes: tuple[tuple[float, ...], ...], ratios: tuple[tuple[float, ...], ...], strides: tuple[int, ...]
+    ) -> None:
         self.strides = strides
         super().__init__(sizes, ratios)
 
@@ -42,5 +45,5 @@ class ExactAnchors(AnchorGenerator):
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
         """The anchors of each map at each of its cells: [cells * anchors, 4] XYXY in pixels of the padded images."""
-        exact = [[torch.tensor(stride, device=old[0].device)] * 2 for stride, old in zip(self.strides, strides)]
+        exact = [[torch.tensor(stride, device=inexact[0].device)] * 2 for stride, inexact in zip(self.strides, strides)]
         return super().grid_anchors(grid_sizes, exact)

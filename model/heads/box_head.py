@@ -1,4 +1,4 @@
-"""The box head: what class a RoI has, and how its box is to be moved."""
+"""Box head: class logits and box offsets of each RoI."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from model.spec import ModelSpec
 
 
 def build_box_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[nn.Module, nn.Module]:
-    """The head, [N, C, P, P] -> [N, D], and the predictor, [N, D] -> logits [N, K + 1], offsets [N, 4 (K +
-    1)].
+    """The head, [N, C, P, P] -> [N, D], and the predictor, [N, D] -> logits [N, K + 1] and offsets [N, 4 (K + 1)].
 
-    With "c4" the last stage of the backbone has done the head's work: only the mean over its map is left.
+    With neck "c4" the backbone's last stage takes the place of the head's layers, and the head is the mean over its
+    map.
     """
     if spec.neck == "c4":
         head: nn.Module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         width = in_channels
     else:
         head, width = _fully_connected(spec, in_channels, roi_size), spec.box_head_channels
-        # He et al. (2015): torch's own default is six times smaller, and from scratch the head then learns late.
+        # He et al. (2015). torch's default is six times smaller, and a head trained from scratch then learns late.
         for layer in head.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
     predictor = FastRCNNPredictor(width, spec.num_classes + 1)
-    # Small first guesses: all classes alike, boxes left where they are.
+    # Small weights: at first all classes are equally likely and boxes are not moved.
     nn.init.normal_(predictor.cls_score.weight, std=0.01)
     nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
     for layer in (predictor.cls_score, predictor.bbox_pred):
@@ -36,7 +36,7 @@ def build_box_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[nn
 
 def _fully_connected(spec: ModelSpec, in_channels: int, roi_size: int) -> nn.Module:
     if spec.box_head_convs == 0 and spec.box_head_fcs == 2:
-        # torchvision's own names for the plain head, so that its weights fit.
+        # torchvision's plain head, so that its weights load.
         return TwoMLPHead(in_channels * roi_size**2, spec.box_head_channels)
     return FastRCNNConvFCHead(
         (in_channels, roi_size, roi_size),

@@ -1,4 +1,4 @@
-"""The mask head: a mask of M x M over each RoI, for each class or for all in one."""
+"""Mask head: an M x M mask over each RoI for each class, or one for all classes, and its training targets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from torchvision.ops import roi_align
 from model.backbones.norms import norm_layer
 from model.spec import ModelSpec
 
-# Masks that a CPU computes together: their maps are the largest of a prediction.
+# Masks that a CPU computes together. Their feature maps are the largest of a prediction, so this bounds its memory.
 _MASKS_AT_ONCE = 32
 
 
 def mask_roi_size(spec: ModelSpec) -> int:
-    """Side of the RoI's map that the mask head starts from."""
+    """Side of the pooled RoI, in bins, that is the mask head's input."""
     return spec.mask_output_size // 2 if spec.mask_head == "fcn" else 7
 
 
 def num_mask_channels(spec: ModelSpec) -> int:
-    """Maps that the head gives for a RoI; the first is the background's (unused by sigmoid masks)."""
+    """Output channels of the mask head.
+
+    K + 1, the first of them the background's (unused by sigmoid masks). Class-agnostic: 1, or with softmax 2
+    (background and mask).
+    """
     if spec.mask_class_agnostic:
         return 1 if spec.mask_activation == "sigmoid" else 2
     return spec.num_classes + 1
@@ -37,8 +41,8 @@ def build_mask_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[n
     if spec.mask_head == "mlp":
         widths = [in_channels * roi_size**2, *spec.mask_head_channels]
         layers: list[nn.Module] = [nn.Flatten()]
-        for narrow, wide in pairwise(widths):
-            layers += [nn.Linear(narrow, wide), nn.ReLU(inplace=True)]
+        for in_width, out_width in pairwise(widths):
+            layers += [nn.Linear(in_width, out_width), nn.ReLU(inplace=True)]
         return nn.Sequential(*layers), MlpPredictor(widths[-1], channels, spec.mask_output_size)
     head = MaskRCNNHeads(in_channels, spec.mask_head_channels, 1, norm_layer=norm_layer(spec.head_norm))
     width = spec.mask_head_channels[-1] if spec.mask_head_channels else in_channels
@@ -47,8 +51,7 @@ def build_mask_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[n
 
 
 class DeconvPredictor(nn.Sequential):
-    """Deconvolutions that double the side each, then a 1x1 convolution; torchvision's names where it is
-    one."""
+    """Deconvolutions that double the side each, then a 1x1 convolution; torchvision's names if there is one of them."""
 
     def __init__(self, in_channels: int, width: int, out_channels: int, doublings: int) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -69,7 +72,7 @@ class DeconvPredictor(nn.Sequential):
 
 
 class MlpPredictor(nn.Module):
-    """All pixels of all masks from one fully connected layer (He et al., 2017, table 2e)."""
+    """One fully connected layer that gives all pixels of all masks (He et al., 2017, table 2e)."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int) -> None:
         super().__init__()
@@ -78,11 +81,12 @@ class MlpPredictor(nn.Module):
         _start_at_one_half(self.mask_logits)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, D] -> logits [N, channels, M, M]."""
         return self.mask_logits(x).reshape(len(x), *self.shape)
 
 
 def _start_at_one_half(logits: nn.Conv2d | nn.Linear) -> None:
-    """A first guess of one half everywhere; torchvision's own starts with a loss of about 6."""
+    """Initialise so that masks are first one half everywhere; torchvision's values start with a loss of about 6."""
     nn.init.normal_(logits.weight, std=0.001)
     if logits.bias is not None:
         nn.init.zeros_(logits.bias)
@@ -94,51 +98,51 @@ def log_mask_probabilities(spec: ModelSpec, logits: Tensor, labels: Tensor) -> t
     Args:
         spec: Sigmoid or softmax, class-agnostic or not.
         logits: [N, channels, M, M].
-        labels: int64 [N], the class whose mask is meant, 1..K.
+        labels: int64 [N], 1..K, the class whose mask is read.
     """
     logits = logits.float()
     index = torch.arange(len(logits), device=logits.device)
     channel = torch.full_like(labels, num_mask_channels(spec) - 1) if spec.mask_class_agnostic else labels
     if spec.mask_activation == "sigmoid":
-        chosen = logits[index, channel]
-        return F.logsigmoid(chosen), F.logsigmoid(-chosen)
-    log_shares = F.log_softmax(logits, dim=1)
-    return log_shares[index, channel], log_shares[:, 0]
+        class_logits = logits[index, channel]
+        return F.logsigmoid(class_logits), F.logsigmoid(-class_logits)
+    log_probabilities = F.log_softmax(logits, dim=1)
+    return log_probabilities[index, channel], log_probabilities[:, 0]
 
 
 def mask_probabilities(spec: ModelSpec, predictor: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
-    """Probability that a pixel is inside the mask of the class that is meant, float32 [N, M, M].
+    """Probability that a pixel is inside the mask of the RoI's class, float32 [N, M, M].
 
-    Where the last layer of the predictor gives one map for each class by itself, only the chosen one is computed.
+    Where the last layer of the predictor computes each class independently, only the RoI's class is computed.
 
     Args:
         spec: Sigmoid or softmax, class-agnostic or not.
-        predictor: The second of what `build_mask_head` gives.
-        features: [N, C, P, P], what the head gave.
-        labels: int64 [N], 1..K.
+        predictor: The second module of `build_mask_head`.
+        features: [N, C, P, P], the output of the first, the head.
+        labels: int64 [N], 1..K, the class of each RoI.
     """
     if not isinstance(predictor, DeconvPredictor) or spec.mask_activation == "softmax" or spec.mask_class_agnostic:
         return log_mask_probabilities(spec, predictor(features), labels)[0].exp()
     layers: list[Any] = list(predictor)
     last = layers.pop()
     at_once = _MASKS_AT_ONCE if features.device.type == "cpu" else max(len(features), 1)
-    some: list[Tensor] = []
-    for maps, chosen in zip(features.split(at_once), labels.split(at_once)):
+    parts: list[Tensor] = []
+    for maps, part_labels in zip(features.split(at_once), labels.split(at_once)):
         for layer in layers:
             maps = layer(maps)
-        weights = last.weight[chosen].flatten(1)[:, None]
-        logits = torch.bmm(weights, maps.flatten(2))[:, 0] + last.bias[chosen, None]
-        some.append(logits.float().sigmoid().unflatten(1, maps.shape[2:]))
-    return torch.cat(some)
+        weights = last.weight[part_labels].flatten(1)[:, None]
+        logits = torch.bmm(weights, maps.flatten(2))[:, 0] + last.bias[part_labels, None]
+        parts.append(logits.float().sigmoid().unflatten(1, maps.shape[2:]))
+    return torch.cat(parts)
 
 
 def mask_targets(masks: list[Tensor], boxes: list[Tensor], matches: list[Tensor], size: int) -> Tensor:
-    """The true masks as seen through RoIs: float32 [N, M, M] in 0..1, image after image.
+    """The true masks cropped to RoIs and resampled (RoIAlign): float32 [N, M, M] in 0..1, image after image.
 
     Args:
         masks: uint8 [G, H, W] for each image, resized as the image was.
         boxes: XYXY [n, 4] RoIs for each image, resized pixels.
-        matches: int64 [n], which of the G masks a RoI is to show.
+        matches: int64 [n], index of the RoI's mask among the G of its image.
         size: M.
     """
     parts = []

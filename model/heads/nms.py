@@ -1,4 +1,4 @@
-"""Which of many overlapping boxes stay: non-maximum suppression, hard or soft, of all images and classes at once."""
+"""Non-maximum suppression, hard or soft, of all classes and images of a batch at once."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-# Candidates of an image that are looked at first; a prediction is of its best, so that these are nearly always enough.
+# Candidates of an image, best first, that a first attempt considers; they nearly always leave enough detections.
 _FIRST_CANDIDATES = 2_000
 
 
 def suppress_within(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that no better one of their group overlaps by more than the threshold, best first.
+    """Indices of the boxes that no better box of their group overlaps by more than the threshold, best first.
 
-    A group's result does not depend on the others: on a CPU each is looked at by itself, on a GPU all at once, moved
-    apart in float64, where the move costs no precision.
+    A group's result does not depend on the other groups. On a CPU each group is computed by itself. On a GPU all are
+    computed at once, shifted apart in float64, in which the shift costs no precision.
 
     Args:
         boxes: XYXY [N, 4]; N may be 0.
         scores: [N].
-        groups: int64 [N], 0 or more: a class, a map of a pyramid, an image, or all of these in one number.
+        groups: int64 [N], 0 or more: index of a class, a feature map, an image, or a number that combines them.
         iou_threshold: Of two boxes that overlap more, the one with the lower score goes.
     """
     if len(boxes) == 0:
         return groups[:0]
     if boxes.is_cuda:
-        moved = boxes.double() + (groups * (boxes.max().double() + 1))[:, None]
-        return nms(moved, scores.double(), iou_threshold)
+        shifted = boxes.double() + (groups * (boxes.max().double() + 1))[:, None]
+        return nms(shifted, scores.double(), iou_threshold)
     groups, order = groups.sort(stable=True)
     parts = order.split(groups.unique_consecutive(return_counts=True)[1].tolist())
     keep = torch.cat([part[nms(boxes[part], scores[part], iou_threshold)] for part in parts]).sort().values
@@ -36,38 +36,46 @@ def suppress_within(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold
 
 
 def best_of_each(images: Tensor, num_images: int, count: int) -> list[Tensor]:
-    """For each image, the places of its first `count` entries in `images`, int64 [N], in their order."""
+    """For each image, the indices of its first `count` entries in `images` (int64 [N]), in their order."""
     return [torch.where(images == image)[0][:count] for image in range(num_images)]
 
 
 def clip_to_sizes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes XYXY [..., 4] moved into images of these sizes (height, width), [..., 2]."""
+    """Boxes XYXY [..., 4] clipped to images of these sizes (height, width), [..., 2]."""
     return torch.minimum(boxes.clamp(min=0), sizes[..., [1, 0, 1, 0]])
 
 
 def suppress_images(
-    boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor, num_images: int, *, max_detections: int, **how: Any
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    num_images: int,
+    *,
+    max_detections: int,
+    **options: Any,
 ) -> list[tuple[Tensor, Tensor]]:
-    """`suppress` for each image of a batch: [(indices, scores)].
+    """`suppress` for each image of a batch: [(indices, scores)], best first.
 
     Args:
         boxes, scores, labels: As `suppress` takes them, of all images.
-        images: int64 [N], whose box it is, 0 to `num_images` - 1.
-        max_detections: Most boxes of an image that stay.
-        how: The other arguments of `suppress`.
+        images: int64 [N], index of the box's image, 0 to `num_images` - 1.
+        num_images: Images of the batch, also those without a box.
+        max_detections: Largest number of boxes kept for each image.
+        options: The other arguments of `suppress`.
     """
-    own = [torch.where(images == image)[0] for image in range(num_images)]
-    if how["kind"] != "hard":
-        found = [suppress(boxes[i], scores[i], labels[i], max_detections=max_detections, **how) for i in own]
-        return [(index[keep], kept_scores) for index, (keep, kept_scores) in zip(own, found)]
-    # A box is only ever suppressed by a better one: where the best candidates leave enough, the others do not matter.
-    first = [index[scores[index].argsort(descending=True, stable=True)[:_FIRST_CANDIDATES]] for index in own]
-    chosen = _suppress_hard(boxes, scores, labels, images, torch.cat(first).sort().values, how["iou_threshold"])
+    by_image = [torch.where(images == image)[0] for image in range(num_images)]
+    if options["kind"] != "hard":
+        kept = [suppress(boxes[i], scores[i], labels[i], max_detections=max_detections, **options) for i in by_image]
+        return [(index[keep], kept_scores) for index, (keep, kept_scores) in zip(by_image, kept)]
+    # A box is only suppressed by a better one: if the best candidates leave enough boxes, the rest change nothing.
+    first = [index[scores[index].argsort(descending=True, stable=True)[:_FIRST_CANDIDATES]] for index in by_image]
+    survivors = _suppress_hard(boxes, scores, labels, images, torch.cat(first).sort().values, options["iou_threshold"])
     results = []
-    for image, (index, some) in enumerate(zip(own, first)):
-        keep = chosen[images[chosen] == image][:max_detections]
-        if len(keep) < max_detections and len(some) < len(index):
-            keep = _suppress_hard(boxes, scores, labels, images, index, how["iou_threshold"])[:max_detections]
+    for image, (index, first_index) in enumerate(zip(by_image, first)):
+        keep = survivors[images[survivors] == image][:max_detections]
+        if len(keep) < max_detections and len(first_index) < len(index):
+            keep = _suppress_hard(boxes, scores, labels, images, index, options["iou_threshold"])[:max_detections]
         results.append((keep, scores[keep]))
     return results
 
@@ -75,7 +83,7 @@ def suppress_images(
 def _suppress_hard(
     boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor, index: Tensor, iou_threshold: float
 ) -> Tensor:
-    """Which of the boxes at these places stay, best first."""
+    """Those of the boxes with these indices that hard suppression within image and class keeps, best first."""
     if len(index) == 0:
         return index
     groups = images[index] * (labels[index].max() + 1) + labels[index]
@@ -93,19 +101,19 @@ def suppress(
     score_threshold: float,
     max_detections: int,
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the boxes that stay, and their scores, best first; each class for itself.
+    """Indices and scores of the boxes that are kept, best first; classes do not suppress each other.
 
     Args:
         boxes: XYXY [N, 4].
         scores: [N].
         labels: int64 [N].
         kind: "hard" drops a box that overlaps a better one by more than `iou_threshold`. "soft_linear"
-            multiplies its score by 1 - IoU instead, "soft_gaussian" every score by exp(-IoU^2 / sigma) (Bodla
-            et al., 2017, equations 2 and 3).
+            multiplies its score by 1 - IoU instead, "soft_gaussian" every score by exp(-IoU^2 / sigma) (Bodla et al.,
+            2017, equations 2 and 3).
         iou_threshold: For "hard" and "soft_linear".
         sigma: For "soft_gaussian".
-        score_threshold: A box whose score falls to it or below is dropped.
-        max_detections: Most boxes that stay.
+        score_threshold: Soft kinds drop a box whose score falls to this value or below.
+        max_detections: Largest number of boxes kept.
     """
     if kind == "hard":
         keep = suppress_within(boxes, scores, labels, iou_threshold)[:max_detections]

@@ -1,4 +1,4 @@
-"""The heads: each region of interest gets a class, a better box, a mask, keypoints."""
+"""RoI heads: box, mask and keypoint branches over pooled features; sampling, losses and detections."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from model.training.assignment import allowed_classes, drop_ignored
 _C4_ROI_SIZE = 14
 BOX_ROI_SIZE = 7
 _KEYPOINT_ROI_SIZE = 14
-# Boxes with a side below this, in resized pixels, are no detections (torchvision's value).
+# Boxes with a side below this, in resized pixels, are dropped (torchvision's value).
 _SMALLEST_BOX_PX = 1e-2
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The RoIs that a training step learns from, one entry for each image.
+    """The RoIs sampled for a training step, one entry for each image.
 
     Attributes:
         boxes: XYXY [n, 4], resized pixels.
         labels: int64 [n], 0 background.
-        matches: int64 [n], which true object a RoI of label > 0 shows (of a background RoI: meaningless).
+        matches: int64 [n], index of the true object of a RoI with label > 0; meaningless for background.
         true_boxes: XYXY [n, 4] of those objects.
     """
 
@@ -51,18 +51,18 @@ class Samples:
     true_boxes: list[Tensor]
 
     def positives(self) -> Samples:
-        """The samples of a class, without those of the background; none where there are none."""
-        chosen = [torch.where(labels > 0)[0] for labels in self.labels]
+        """The samples without those of the background; an image may have none."""
+        positive = [torch.where(labels > 0)[0] for labels in self.labels]
         return Samples(
             *(
-                [values[index] for values, index in zip(field, chosen)]
+                [values[index] for values, index in zip(field, positive)]
                 for field in (self.boxes, self.labels, self.matches, self.true_boxes)
             )
         )
 
 
 class RoIHeads(TorchvisionRoIHeads):
-    """Box, mask and keypoint head over shared features; with "c4" behind a shared last stage (`res5`)."""
+    """Box, mask and keypoint heads over shared features; with neck "c4" after a shared last stage (`res5`)."""
 
     def __init__(
         self,
@@ -112,45 +112,50 @@ class RoIHeads(TorchvisionRoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """In training (no detections, loss terms), in evaluation (detections, no losses).
+        """(no detections, loss terms by name) in training, (detections, no loss terms) in evaluation.
 
-        A detection's `masks` are [N, 1, M, M] probabilities over its box; boxes are XYXY resized pixels.
+        Boxes are XYXY, resized pixels; `masks` are [N, 1, M, M] probabilities over the box.
         """
         if not self.training:
             return self.detect(self.to_pool_from(features), proposals, image_shapes), {}
-        assert targets is not None, "MaskRCNN.losses has seen to that"
+        assert targets is not None, "MaskRCNN.losses has checked them"
         samples = self.sample(proposals, targets)
-        found = samples.positives()
+        positives = samples.positives()
         terms = self.box_losses(*self.box_outputs(features, samples.boxes), samples, targets)
         if self.has_mask():
-            terms |= self.mask_losses(self.mask_logits(features, found.boxes), found, targets)
+            terms |= self.mask_losses(self.mask_logits(features, positives.boxes), positives, targets)
         if self.has_keypoint():
-            terms |= self.keypoint_losses(self.keypoint_logits(features, found.boxes), found, targets)
+            terms |= self.keypoint_losses(self.keypoint_logits(features, positives.boxes), positives, targets)
         return [], terms
 
     def to_pool_from(self, features: dict[str, Tensor]) -> dict[str, Tensor] | MapTable:
-        """What the RoIs of a prediction are pooled from fastest: a table of the maps where there can be one."""
+        """The maps in the form that a prediction's RoIs are pooled from fastest: tables where possible."""
         return self.box_roi_pool.table(features) or features
 
     def detect(
         self, features: dict[str, Tensor] | MapTable, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Classify the proposals, suppress, then look at what is left for masks and keypoints."""
-        found = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
-        boxes = [one["boxes"] for one in found]
+        """Detections of each image: classified and suppressed proposals, then masks and keypoints of those kept.
+
+        Boxes are XYXY, resized pixels; `masks` are [N, 1, M, M] probabilities over the box.
+
+        Raises:
+            NonFiniteOutput: NaN or infinity among the class scores or boxes.
+        """
+        detections = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
+        boxes = [detection["boxes"] for detection in detections]
         if self.has_mask():
-            labels = torch.cat([one["labels"] for one in found])
+            labels = torch.cat([detection["labels"] for detection in detections])
             inside = mask_probabilities(self.spec, self.mask_predictor, self.mask_features(features, boxes), labels)
-            for one, masks in zip(found, inside[:, None].split([len(b) for b in boxes])):
-                one["masks"] = masks
+            for detection, masks in zip(detections, inside[:, None].split([len(b) for b in boxes])):
+                detection["masks"] = masks
         if self.has_keypoint():
             points = keypointrcnn_inference(self.keypoint_logits(features, boxes).float(), boxes)
-            for one, keypoints, scores in zip(found, *points):
-                one["keypoints"], one["keypoints_scores"] = keypoints, scores
-        return found
+            for detection, keypoints, scores in zip(detections, *points):
+                detection["keypoints"], detection["keypoints_scores"] = keypoints, scores
+        return detections
 
-    # --- what the heads say
-    # ----------------------------------------------------------------------------------
+    # --- outputs of the heads -----------------------------------------------------------------------------------------
 
     def box_outputs(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits [N, K + 1] and offsets [N, 4 (K + 1)] of all RoIs, image after image."""
@@ -158,22 +163,21 @@ class RoIHeads(TorchvisionRoIHeads):
         return self.box_predictor(values.to(self.box_predictor.cls_score.weight.dtype))
 
     def mask_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
-        """[N, channels, M, M] of all RoIs."""
+        """Mask logits [N, channels, M, M] of all RoIs, image after image."""
         return self.mask_predictor(self.mask_features(features, boxes))
 
     def mask_features(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
-        """[N, C, P, P] of all RoIs, from which the mask predictor makes logits."""
+        """Inputs [N, C, P, P] of the mask predictor, of all RoIs, image after image."""
         return self.mask_head(self.res5(self.mask_roi_pool(features, boxes)))
 
     def keypoint_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
-        """Heat maps [N, P, 56, 56] of all RoIs."""
+        """Keypoint heat maps (logits) [N, P, 56, 56] of all RoIs, image after image."""
         return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes)))
 
-    # --- training
-    # --------------------------------------------------------------------------------------------
+    # --- training -----------------------------------------------------------------------------------------------------
 
     def sample(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> Samples:
-        """RoIs to learn from: of the proposals and the true boxes, positives and negatives in proportion."""
+        """RoIs for the losses: proposals and true boxes, positives and negatives sampled in proportion."""
         true_boxes = [target["boxes"].to(boxes) for target, boxes in zip(targets, proposals)]
         boxes = self.add_gt_proposals(proposals, true_boxes)
         matches, labels = self.assign_targets_to_proposals(boxes, true_boxes, [target["labels"] for target in targets])
@@ -181,11 +185,11 @@ class RoIHeads(TorchvisionRoIHeads):
             drop_ignored(image_labels, image_boxes, target, overlap=self.spec.ignore_overlap)
             for image_labels, image_boxes, target in zip(labels, boxes, targets)
         ]
-        chosen = self.subsample(labels)
-        matches = [values[index] for values, index in zip(matches, chosen)]
+        sampled = self.subsample(labels)
+        matches = [values[index] for values, index in zip(matches, sampled)]
         return Samples(
-            boxes=[values[index] for values, index in zip(boxes, chosen)],
-            labels=[values[index] for values, index in zip(labels, chosen)],
+            boxes=[values[index] for values, index in zip(boxes, sampled)],
+            labels=[values[index] for values, index in zip(labels, sampled)],
             matches=matches,
             true_boxes=[
                 values[index] if len(values) else values.new_zeros(len(index), 4)
@@ -196,7 +200,7 @@ class RoIHeads(TorchvisionRoIHeads):
     def box_losses(
         self, logits: Tensor, deltas: Tensor, samples: Samples, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """`loss_classifier` and `loss_box_reg`, both over the number of RoIs."""
+        """`loss_classifier` and `loss_box_reg`, each a sum divided by the number of sampled RoIs; 0 without any."""
         spec = self.spec
         labels = torch.cat(samples.labels)
         classifier = losses.class_loss(
@@ -209,7 +213,7 @@ class RoIHeads(TorchvisionRoIHeads):
         )
         positive = torch.where(labels > 0)[0]
         boxes, true_boxes = torch.cat(samples.boxes)[positive], torch.cat(samples.true_boxes)[positive]
-        # Of each positive RoI, the offsets of its own class alone.
+        # Only the offsets of the positive RoI's own class enter the loss.
         deltas = split_by_class(deltas)[positive, labels[positive]]
         box = losses.box_loss(spec.box_loss, self.box_coder, deltas, boxes, true_boxes, beta=spec.box_loss_beta)
         return {
@@ -217,29 +221,30 @@ class RoIHeads(TorchvisionRoIHeads):
             "loss_box_reg": box / max(len(labels), 1) * spec.box_loss_weight,
         }
 
-    def mask_losses(self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """`loss_mask` (and `loss_mask_dice`) over the positive RoIs."""
-        wanted = mask_targets(
-            [target["masks"] for target in targets], found.boxes, found.matches, self.spec.mask_output_size
+    def mask_losses(self, logits: Tensor, positives: Samples, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`loss_mask` (and `loss_mask_dice`), means over the positive RoIs; 0 without any."""
+        true_masks = mask_targets(
+            [target["masks"] for target in targets], positives.boxes, positives.matches, self.spec.mask_output_size
         )
-        inside, outside = log_mask_probabilities(self.spec, logits, torch.cat(found.labels))
-        terms = losses.mask_losses(self.spec.mask_loss, inside, outside, wanted)
+        inside, outside = log_mask_probabilities(self.spec, logits, torch.cat(positives.labels))
+        terms = losses.mask_losses(self.spec.mask_loss, inside, outside, true_masks)
         return {name: term * self.spec.mask_loss_weight for name, term in terms.items()}
 
-    def keypoint_losses(self, logits: Tensor, found: Samples, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """`loss_keypoint` over the visible keypoints of the positive RoIs."""
+    def keypoint_losses(
+        self, logits: Tensor, positives: Samples, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """`loss_keypoint`, a mean over the visible keypoints of the positive RoIs; 0 without any."""
         term = keypointrcnn_loss(
-            logits.float(), found.boxes, [target["keypoints"] for target in targets], found.matches
+            logits.float(), positives.boxes, [target["keypoints"] for target in targets], positives.matches
         )
         return {"loss_keypoint": term * self.spec.keypoint_loss_weight}
 
-    # --- prediction
-    # ------------------------------------------------------------------------------------------
+    # --- prediction ---------------------------------------------------------------------------------------------------
 
     def postprocess(
         self, logits: Tensor, deltas: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Detections of each image: `boxes` [N, 4] inside it, `labels`, `scores`, best first.
+        """Detections of each image, best first: `boxes` XYXY [N, 4] inside it, resized pixels, `labels`, `scores`.
 
         Raises:
             NonFiniteOutput: NaN or infinity among the logits or offsets.
@@ -248,7 +253,7 @@ class RoIHeads(TorchvisionRoIHeads):
             raise NonFiniteOutput("the network gave class scores or boxes that are not finite")
         logits, deltas = logits.float(), split_by_class(deltas.float())
         scores = logits.sigmoid() if self.spec.class_loss == "focal" else logits.softmax(dim=-1)
-        # Every class's box of a proposal is a candidate of its own, if it is likely; background is none.
+        # Each foreground class of a proposal whose score is above the threshold is a candidate with its own box.
         roi, label = torch.where(scores[:, 1:] > self.score_thresh)
         label = label + 1
         counts = torch.tensor([len(image_proposals) for image_proposals in proposals], device=roi.device)
@@ -257,7 +262,7 @@ class RoIHeads(TorchvisionRoIHeads):
         boxes = clip_to_sizes(boxes, boxes.new_tensor(image_shapes)[image])
         is_box = ((boxes[:, 2:] - boxes[:, :2]) >= _SMALLEST_BOX_PX).all(dim=1)
         boxes, label, image, scores = boxes[is_box], label[is_box], image[is_box], scores[roi, label][is_box]
-        found = suppress_images(
+        kept = suppress_images(
             boxes,
             scores,
             label,
@@ -269,4 +274,4 @@ class RoIHeads(TorchvisionRoIHeads):
             score_threshold=self.score_thresh,
             max_detections=self.detections_per_img,
         )
-        return [{"boxes": boxes[keep], "labels": label[keep], "scores": kept_scores} for keep, kept_scores in found]
+        return [{"boxes": boxes[keep], "labels": label[keep], "scores": kept_scores} for keep, kept_scores in kept]

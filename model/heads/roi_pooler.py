@@ -1,4 +1,4 @@
-"""Each RoI from the map of the pyramid that suits its size."""
+"""RoI pooler: pools each RoI from the feature pyramid level that its size calls for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from model.heads.roi_align_cpu import MapTable
 from model.heads.roi_pooling import pool_rois
 from model.spec import ModelSpec
 
-# A RoI of this side belongs to the level of stride 2 ** 4 (Lin et al., Feature Pyramid Networks, equation 1).
+# A RoI of this side is pooled from the level of stride 2 ** 4 (Lin et al., Feature Pyramid Networks, equation 1).
 CANONICAL_SIZE_PX = 224.0
 CANONICAL_LEVEL = 4
 
 
 class RoIPooler(nn.Module):
-    """Pools RoIs of a batch from the maps of these strides, finest first; a single map serves RoIs of all
-    sizes."""
+    """Pools RoIs of a batch from maps of these strides, finest first; a single map serves RoIs of all sizes."""
 
     def __init__(self, spec: ModelSpec, *, output_size: int, strides: tuple[int, ...]) -> None:
         super().__init__()
@@ -32,7 +31,7 @@ class RoIPooler(nn.Module):
         }
 
     def table(self, features: dict[str, Tensor]) -> MapTable | None:
-        """The maps in the form in which a CPU pools them fastest; None where pooling them as they are is the way."""
+        """Tables of the maps, for faster RoIAlign on a CPU; None on a GPU, with gradients, or for another operation."""
         plain = self.options["op"] == "align" and self.options["reduce"] == "average"
         maps = list(features.values())[: len(self.strides)]
         if not plain or not self.options["sampling_ratio"] or maps[0].device.type != "cpu" or torch.is_grad_enabled():
@@ -55,16 +54,16 @@ class RoIPooler(nn.Module):
         shape = (len(rois), maps[0].shape[1], self.output_size, self.output_size)
         pooled = maps[0].new_zeros(shape)
         for level, (feature, stride) in enumerate(zip(maps, self.strides)):
-            chosen = torch.where(levels == level)[0]
-            part = pool_rois(feature, rois[chosen], output_size=self.output_size, scale=1 / stride, **self.options)
-            pooled = pooled.index_put((chosen,), part.to(pooled.dtype))
+            index = torch.where(levels == level)[0]
+            part = pool_rois(feature, rois[index], output_size=self.output_size, scale=1 / stride, **self.options)
+            pooled = pooled.index_put((index,), part.to(pooled.dtype))
         return pooled
 
 
 def assign_levels(boxes: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Index of the map each box (XYXY, [N, 4]) is pooled from, int64 [N]."""
+    """Index of the map that each box (XYXY [N, 4], resized pixels) is pooled from, int64 [N]."""
     sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     finest = strides[0].bit_length() - 1
-    # The small constant keeps a side of exactly 2 ** k * 224 from falling below its level by rounding.
+    # The small constant keeps rounding from putting a side of exactly 2 ** k * 224 on the level below.
     levels = torch.floor(CANONICAL_LEVEL + torch.log2(sides / CANONICAL_SIZE_PX) + 1e-6)
     return levels.clamp(finest, finest + len(strides) - 1).long() - finest

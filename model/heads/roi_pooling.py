@@ -1,9 +1,9 @@
-"""From a feature map and boxes to small maps of one size: RoIAlign, RoIPool, RoIWarp, each average or max.
+"""RoI pooling operations on one feature map: RoIAlign, RoIPool and RoIWarp, each with average or max.
 
-A RoI is (image, x1, y1, x2, y2) in pixels of the input image; `scale` takes it to the map. RoIAlign (He et
-al., 2017, section 3) samples the map bilinearly at exact places. RoIPool (Girshick, 2015, section 2.1) rounds
-the RoI and its bins to whole pixels of the map. RoIWarp (Dai et al., 2016; compared in table 2c of He et al.)
-samples bilinearly, but over the rounded RoI.
+A RoI is (image, x1, y1, x2, y2) in pixels of the input image; times `scale` it is in pixels of the map. RoIAlign (He et
+al., 2017, section 3) samples the map bilinearly at exact positions. RoIPool (Girshick, 2015, section 2.1) rounds the
+RoI and its bins to whole pixels of the map. RoIWarp (Dai et al., 2016; compared in table 2c of He et al.) samples
+bilinearly, but over the rounded RoI.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def pool_rois(
     sampling_ratio: int = 2,
     half_pixel: bool = False,
 ) -> Tensor:
-    """The map over each RoI.
+    """The feature map over each RoI, resampled to P x P bins.
 
     Args:
         features: [B, C, H, W].
         rois: [N, 5]: index of the image in the batch, then XYXY pixels of the input image.
         output_size: P, bins along each side.
-        scale: Pixels of the map in a pixel of the image, 1 / stride.
+        scale: Map pixels per image pixel, 1 / stride.
         op: "align", "pool" or "warp".
-        reduce: "average" or "max" over what falls into a bin.
-        sampling_ratio: Samples along each side of a bin ("align" and "warp"); 0 = as many as the bin has
-            pixels, 2 with "max".
+        reduce: "average" or "max" over the samples or pixels of a bin.
+        sampling_ratio: Samples along each side of a bin ("align" and "warp"); 0 = as many as the bin has pixels, 2
+            with "max".
         half_pixel: RoIAlign's shift by half a pixel. RoIWarp always has it: its RoIs are whole pixels.
 
     Returns:
-        [N, C, P, P] of the type of `features`; N = 0 gives [0, C, P, P].
+        [N, C, P, P] of the dtype of `features`; N = 0 gives [0, C, P, P].
     """
     if op == "pool":
         if reduce == "max":
@@ -51,7 +51,7 @@ def pool_rois(
         scale, half_pixel = 1.0, True
     if reduce == "average":
         return roi_align(features, rois, output_size, scale, sampling_ratio, half_pixel)
-    # One sample in each of r x r times as many bins is each sample of a bin by itself.
+    # The r x r samples of a bin one by one: r x r times as many bins with one sample each.
     ratio = sampling_ratio or 2
     samples = roi_align(features, rois, output_size * ratio, scale, 1, half_pixel)
     return F.max_pool2d(samples, ratio) if len(rois) else samples[..., ::ratio, ::ratio]
@@ -60,14 +60,14 @@ def pool_rois(
 def _round_rois(rois: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """First pixel (x, y) and size (width, height, at least 1) of each RoI on the map, int64 [N, 2] each.
 
-    Rounded as RoIPool does: the pixel that the last corner rounds to belongs to the RoI.
+    Rounded as in RoIPool: the pixel that the last corner rounds to belongs to the RoI.
     """
     corners = (rois[:, 1:].float() * scale + 0.5).floor().long()
     return corners[:, :2], (corners[:, 2:] - corners[:, :2] + 1).clamp(min=1)
 
 
 def _average_pool(features: Tensor, rois: Tensor, output_size: int, scale: float) -> Tensor:
-    """RoIPool with the mean of a bin's pixels, from an integral image; an empty bin is 0."""
+    """RoIPool with the mean of a bin's pixels, computed from an integral image; an empty bin is 0."""
     height, width = features.shape[-2:]
     # In float64: differences of sums over a whole map lose too much in float32.
     integral = F.pad(features.double().cumsum(-1).cumsum(-2), (1, 0, 1, 0))
@@ -85,9 +85,9 @@ def _average_pool(features: Tensor, rois: Tensor, output_size: int, scale: float
 
 
 def _bins(start: Tensor, size: Tensor, count: int, limit: int) -> tuple[Tensor, Tensor]:
-    """First pixel and end (exclusive) of each bin along one axis, int64 [N, count], inside 0..limit."""
+    """First pixel and end (exclusive) of each bin along one axis, int64 [N, count] each, inside 0..limit."""
     index = torch.arange(count, device=start.device)
-    # Whole-number arithmetic: floor(i * size / count) and ceil((i + 1) * size / count).
+    # In integers: floor(i * size / count) and ceil((i + 1) * size / count).
     first = start[:, None] + (index * size[:, None]) // count
     end = start[:, None] - (-(index + 1) * size[:, None]) // count
     return first.clamp(0, limit), end.clamp(0, limit)

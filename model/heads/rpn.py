@@ -1,4 +1,4 @@
-"""The region proposal network: where something might be, whatever it is."""
+"""Region proposal network (RPN): class-agnostic proposals from anchors, and its loss terms."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from model.training.assignment import NOT_USED, drop_ignored, has_rpn_negatives
 
 
 class NonFiniteOutput(ValueError):
-    """The network gave NaN or infinity for an image."""
+    """The network gave NaN or infinity."""
 
 
 def build_rpn(spec: ModelSpec, in_channels: int, strides: tuple[int, ...]) -> ProposalNetwork:
-    """The RPN for maps of `in_channels` channels and these strides."""
+    """The RPN for feature maps of `in_channels` channels and these strides, finest first."""
     anchors = build_anchors(spec, strides)
     head = ProposalHead(
         in_channels,
@@ -33,7 +33,7 @@ def build_rpn(spec: ModelSpec, in_channels: int, strides: tuple[int, ...]) -> Pr
 
 
 class ProposalHead(RPNHead):
-    """torchvision's RPN head, with convolutions of any width."""
+    """torchvision's RPN head, whose convolutions may have another width than the feature maps."""
 
     def __init__(self, in_channels: int, num_anchors: int, *, num_convs: int, width: int) -> None:
         super().__init__(width, num_anchors, conv_depth=num_convs)
@@ -44,7 +44,7 @@ class ProposalHead(RPNHead):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's RPN that knows of ignored regions, of losses and weights, and of a least number of proposals."""
+    """torchvision's RPN with ignored regions, configurable loss terms, and a least number of proposals."""
 
     def __init__(self, spec: ModelSpec, anchors: nn.Module, head: nn.Module) -> None:
         super().__init__(
@@ -66,18 +66,18 @@ class ProposalNetwork(RegionProposalNetwork):
         """The proposals of each image (XYXY [N, 4], resized pixels, best first), and in training the loss terms.
 
         Raises:
-            NonFiniteOutput: NaN or infinity among the scores; in training the loss says so.
+            NonFiniteOutput: NaN or infinity among the scores of a prediction; in training the loss is not finite then.
         """
         maps = list(features.values())
         objectness, deltas = self.head(maps)
         anchors = self.anchor_generator(images, maps)
-        # Proposals are constants to whoever looks at them: no gradient through them.
+        # Proposals are constants to the RoI heads: no gradient flows through them.
         proposals = self.select(
             [level.detach() for level in objectness], [level.detach() for level in deltas], anchors[0], images
         )
         if not self.training:
             return proposals, {}
-        assert targets is not None, "MaskRCNN.losses has seen to that"
+        assert targets is not None, "MaskRCNN.losses has checked them"
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         labels, true_boxes = self.assign_targets_to_anchors(anchors, targets)
         return proposals, self.losses(objectness, deltas, labels, torch.cat(anchors), torch.cat(true_boxes))
@@ -85,7 +85,7 @@ class ProposalNetwork(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Label (1 object, 0 background, -1 not used) and true box of each anchor, image by image."""
+        """For each image, the label (1 object, 0 background, -1 not used) and the true box of each of its anchors."""
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for index, (image_anchors, target) in enumerate(zip(anchors, targets)):
             labels[index] = drop_ignored(labels[index], image_anchors, target, overlap=self.spec.ignore_overlap)
@@ -101,16 +101,18 @@ class ProposalNetwork(RegionProposalNetwork):
         Args:
             objectness: Logits [A, 1] of all anchors, image after image.
             deltas: [A, 4] offsets.
-            labels: Of each image's anchors: 1 object, 0 background, -1 not used.
+            labels: For each image, of its anchors: 1 object, 0 background, -1 not used.
             anchors: XYXY [A, 4], resized pixels.
-            true_boxes: XYXY [A, 4] of what an anchor of label 1 is on.
+            true_boxes: XYXY [A, 4], the object's box where the label is 1.
         """
         spec = self.spec
-        positive, negative = (torch.where(torch.cat(chosen))[0] for chosen in self.fg_bg_sampler(labels))
+        positive, negative = (torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(labels))
         sampled = torch.cat([positive, negative])
         count = max(len(sampled), 1)
-        wanted = torch.cat(labels)[sampled]
-        class_term = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled].float(), wanted, reduction="sum")
+        class_targets = torch.cat(labels)[sampled]
+        class_term = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled].float(), class_targets, reduction="sum"
+        )
         box_term = losses.box_loss(
             spec.rpn_box_loss,
             self.box_coder,
@@ -129,13 +131,13 @@ class ProposalNetwork(RegionProposalNetwork):
     ) -> list[Tensor]:
         """The best proposals of each image (XYXY, resized pixels, inside it), best first.
 
-        Only the anchors with the best scores of each map are decoded, those of all images and maps at once.
+        Only the anchors with the best scores of each map are decoded, for all images and maps at once.
 
         Args:
             objectness: Logits of each map, [B, A, H, W].
             deltas: Offsets of each map, [B, 4 A, H, W].
-            anchors: XYXY [sum of H W A, 4]; images of one batch have the same.
-            images: The batch.
+            anchors: XYXY [sum of H W A, 4], the same for all images of a batch.
+            images: The batch, for the sizes of its images.
 
         Raises:
             NonFiniteOutput: NaN or infinity among the scores of a prediction.
@@ -144,10 +146,10 @@ class ProposalNetwork(RegionProposalNetwork):
         if not self.training and not all(bool(torch.isfinite(level).all()) for level in logits):
             raise NonFiniteOutput("the network gave region scores that are not finite")
         offsets = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for level in deltas]
-        anchors_of = anchors.split([level.shape[1] for level in logits])
+        level_anchors = anchors.split([level.shape[1] for level in logits])
         best = [level.topk(min(self.pre_nms_top_n(), level.shape[1]), dim=1) for level in logits]
         best_offsets = [level.gather(1, top.indices[..., None].expand(-1, -1, 4)) for level, top in zip(offsets, best)]
-        best_anchors = [level[top.indices] for level, top in zip(anchors_of, best)]
+        best_anchors = [level[top.indices] for level, top in zip(level_anchors, best)]
         boxes = self._decode(torch.cat(best_offsets, dim=1), torch.cat(best_anchors, dim=1), images)
         num_images, num_boxes = boxes.shape[:2]
         scores = torch.cat([top.values for top in best], dim=1).sigmoid()
@@ -156,26 +158,26 @@ class ProposalNetwork(RegionProposalNetwork):
         is_box = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(dim=2) & (scores >= self.score_thresh)
         boxes, scores, level, image = boxes[is_box], scores[is_box], level[is_box], image[is_box]
         keep = suppress_within(boxes, scores, image * len(best) + level, self.nms_thresh)
-        places = best_of_each(image[keep], num_images, self.post_nms_top_n())
-        proposals = [boxes[keep[place]] for place in places]
+        kept_of_each = best_of_each(image[keep], num_images, self.post_nms_top_n())
+        proposals = [boxes[keep[index]] for index in kept_of_each]
         if self.spec.rpn_min_proposals == 0:
             return proposals
         candidates = self._decode(torch.cat(offsets, dim=1), anchors.expand(num_images, -1, -1), images)
-        return [self._fill_up(*one) for one in zip(proposals, candidates, torch.cat(logits, dim=1))]
+        return [self._fill_up(*image_boxes) for image_boxes in zip(proposals, candidates, torch.cat(logits, dim=1))]
 
     def _decode(self, deltas: Tensor, anchors: Tensor, images: ImageList) -> Tensor:
-        """XYXY [B, N, 4], inside the images, of offsets and anchors of that shape."""
+        """Boxes XYXY [B, N, 4], clipped to the images, from offsets and anchors of the same shape."""
         boxes = self.box_coder.decode_single(deltas.reshape(-1, 4), anchors.reshape(-1, 4)).view_as(deltas)
         return clip_to_sizes(boxes, boxes.new_tensor(images.image_sizes)[:, None])
 
     def _fill_up(self, kept: Tensor, candidates: Tensor, objectness: Tensor) -> Tensor:
-        """`kept` and, after them, the best of the others (also those that overlap)."""
+        """One image's kept boxes, then the best of the suppressed candidates up to the least number of proposals."""
         if len(kept) >= self.spec.rpn_min_proposals:
             return kept
         usable = box_ops.remove_small_boxes(candidates, self.min_size)
         order = usable[objectness[usable].argsort(descending=True)]
-        # A kept proposal comes again as its own copy: equal to the last bit.
-        enough = order[: self.spec.rpn_min_proposals]
-        is_new = ~(candidates[enough][:, None] == kept[None]).all(dim=2).any(dim=1)
-        extra = enough[is_new][: self.spec.rpn_min_proposals - len(kept)]
+        # A kept proposal is among the candidates too, equal bit for bit.
+        best = order[: self.spec.rpn_min_proposals]
+        is_new = ~(candidates[best][:, None] == kept[None]).all(dim=2).any(dim=1)
+        extra = best[is_new][: self.spec.rpn_min_proposals - len(kept)]
         return torch.cat([kept, candidates[extra]])

@@ -1,9 +1,9 @@
-"""Run lengths of pasted masks, computed on whatever device the masks are: the GPU twin of `pipeline.masks.rle_kernel`.
+"""Run-length encoding (RLE) of pasted masks on the device, bit for bit that of `pipeline.masks.rle_kernel` on a CPU.
 
-On a GPU what is scarce is not arithmetic but the way to the host: full-size masks would be gigabytes, run lengths are
-kilobytes. So every pixel of every box is decided, in the reference's own arithmetic and some million at a time, and
-only the places where a mask begins or ends are kept. The reference is torchvision's paste on a CPU, whose fused
-multiply-adds are imitated in float64.
+On a GPU the bottleneck is the transfer to the host: full-size masks would be gigabytes, run lengths are kilobytes.
+Every pixel of every box is computed in the reference's own arithmetic, some millions at a time, and only the positions
+where a mask begins or ends are kept. The reference is torchvision's paste on a CPU, whose fused multiply-adds are
+emulated in float64.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Paste:
-    """How masks are pasted where their run lengths are wanted.
+    """Settings of mask pasting for run-length encoding.
 
     Attributes:
-        threshold: a pixel is inside where its interpolated probability is >= this.
-        fused: whether the reference's CPU uses fused multiply-add, see `pipeline.masks.rle_kernel.torch_resize_is_fused`.
+        threshold: A pixel is inside where its interpolated probability is >= this.
+        fused: Whether the reference's CPU uses fused multiply-add, see
+            `pipeline.masks.rle_kernel.torch_resize_is_fused`.
     """
 
     threshold: float
@@ -29,21 +30,21 @@ class Paste:
 
 
 _PIXELS_AT_A_TIME = 1 << 23
-_SMALL_OUTPUT = 128  # height + width up to which torch's CPU resize takes its small kernel
+_SMALL_OUTPUT = 128  # height + width up to which torch's CPU resize uses its small kernel
 
 
 def mask_runs(mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], paste: Paste) -> tuple[Tensor, Tensor]:
-    """The masks of one image as run lengths, those of `pipeline.masks.rle.encode_roi_masks` before they become strings.
+    """The masks of one image as run lengths, those that `pipeline.masks.rle.encode_roi_masks` makes strings of.
 
     Args:
         mask_probs: float32 [N, M, M], 0..1.
         boxes: float32 [N, 4], XYXY, half-open, pixels of the image, on the same device.
         image_size: (height, width) of the image.
-        paste: threshold and arithmetic.
+        paste: Threshold and arithmetic.
 
     Returns:
         (lengths int64 [R], counts int64 [N]), on the device: run lengths in pixels, column-major, outside first, mask
-        after mask, and how many of them each mask has. N = 0 gives two empty tensors.
+        after mask, and the number of runs of each mask. N = 0 gives two empty tensors.
     """
     height, width = image_size
     device, num_masks = boxes.device, len(boxes)
@@ -57,29 +58,29 @@ def mask_runs(mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], pa
     num_columns = ((right + 1).clamp(max=width) - left - first_column).clamp(min=0)
     num_columns = torch.where(num_rows > 0, num_columns, 0)
 
-    # One entry for each shown column of each box, then one for each of its shown pixels, in the order of the runs.
+    # One entry for each column of each box that lies in the image, then one for each pixel of it, in the order of runs.
     mask_of = torch.arange(num_masks, device=device).repeat_interleave(num_columns)
     column_of = first_column[mask_of] + _count_up(num_columns)
     level = torch.tensor(paste.threshold, dtype=torch.float32)
     outside = bool(torch.tensor(0.0) >= level)
-    walk = _Walk(height * width, outside)
+    tracer = _RunTracer(height * width, outside)
     ends = num_rows[mask_of].cumsum(0)
     start = 0
     while start < len(mask_of):
-        done = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(torch.searchsorted(ends, done + _PIXELS_AT_A_TIME, right=True)))
+        num_done = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(torch.searchsorted(ends, num_done + _PIXELS_AT_A_TIME, right=True)))
         pixels_of = num_rows[mask_of[start:stop]]
         mask = mask_of[start:stop].repeat_interleave(pixels_of)
         column = column_of[start:stop].repeat_interleave(pixels_of)
         row = first_row[mask] + _count_up(pixels_of)
         inside = _values(padded, mask, row, column, sides, paste.fused) >= level.to(device)
-        walk.take(mask, (left[mask] + column) * height + top[mask] + row, inside)
+        tracer.add(mask, (left[mask] + column) * height + top[mask] + row, inside)
         start = stop
-    return walk.finish(num_masks, device)
+    return tracer.finish(num_masks, device)
 
 
 def _expand(boxes: Tensor, side: int) -> Tensor:
-    """torchvision's `expand_boxes` for a padding of 1, cut to whole pixels: int64 [N, 4], edges inclusive."""
+    """torchvision's `expand_boxes` for a padding of 1, truncated to whole pixels: int64 [N, 4], edges inclusive."""
     scale = torch.tensor((side + 2) / side, dtype=boxes.dtype, device=boxes.device)
     half_size = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * scale
     centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
@@ -93,7 +94,7 @@ def _count_up(counts: Tensor) -> Tensor:
 
 
 def _values(padded: Tensor, mask: Tensor, row: Tensor, column: Tensor, sides: Tensor, fused: bool) -> Tensor:
-    """torch's CPU resize of the padded masks at these pixels of their boxes, float32, to the last bit."""
+    """Values of torch's CPU resize of the padded masks at these pixels of their boxes: float32 [n], bit for bit."""
     last = padded.shape[1] - 1
     small = sides.sum(dim=1) <= _SMALL_OUTPUT
     scales = torch.tensor(last + 1, dtype=torch.float32, device=padded.device) / sides.float()
@@ -115,13 +116,13 @@ def _values(padded: Tensor, mask: Tensor, row: Tensor, column: Tensor, sides: Te
 
 
 def _source(scale: Tensor, index: Tensor, contracted: Tensor, last: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two places of the padded mask's axis that a pixel lies between, and their weights."""
+    """Along one axis, the two pixels of the padded mask that a pixel of the box lies between, and their weights."""
     centre = index.float() + 0.5
     plain = scale * centre - 0.5
-    at = torch.where(contracted, (scale.double() * centre.double() - 0.5).float(), plain).clamp(min=0)
-    low = at.long().clamp(max=last)
-    upper = (at - low.float()).clamp(max=1)
-    return low, (low + 1).clamp(max=last), 1 - upper, upper
+    position = torch.where(contracted, (scale.double() * centre.double() - 0.5).float(), plain).clamp(min=0)
+    low = position.long().clamp(max=last)
+    high_weight = (position - low.float()).clamp(max=1)
+    return low, (low + 1).clamp(max=last), 1 - high_weight, high_weight
 
 
 def _add(a: Tensor, weight: Tensor, total: Tensor, fused: bool) -> Tensor:
@@ -129,45 +130,51 @@ def _add(a: Tensor, weight: Tensor, total: Tensor, fused: bool) -> Tensor:
     return (a.double() * weight.double() + total.double()).float() if fused else a * weight + total
 
 
-class _Walk:
-    """Follows the pixels of boxes in the order of the runs and keeps where the mask changes."""
+class _RunTracer:
+    """Takes the pixels of boxes in the order of the runs, chunk by chunk, and keeps the positions where a mask changes.
+
+    A position is column * height + row in the image.
+    """
 
     def __init__(self, num_pixels: int, outside: bool) -> None:
         self.num_pixels, self.outside = num_pixels, outside
         self.masks: list[Tensor] = []
-        self.places: list[Tensor] = []
-        self.carried: tuple[Tensor, Tensor, Tensor] | None = None
+        self.positions: list[Tensor] = []
+        self.previous: tuple[Tensor, Tensor, Tensor] | None = None  # the last pixel of the chunk before
 
-    def take(self, mask: Tensor, place: Tensor, inside: Tensor) -> None:
-        """The next pixels: whose they are, where they lie in the image column by column, whether they are inside."""
-        if self.carried is not None:
-            mask, place, inside = (torch.cat(pair) for pair in zip(self.carried, (mask, place, inside)))
-        follows = (mask[1:] == mask[:-1]) & (place[1:] == place[:-1] + 1)
+    def add(self, mask: Tensor, position: Tensor, inside: Tensor) -> None:
+        """Add the next pixels: index of the mask, position in the image, whether the pixel is inside the mask."""
+        if self.previous is not None:
+            mask, position, inside = (torch.cat(pair) for pair in zip(self.previous, (mask, position, inside)))
+        follows = (mask[1:] == mask[:-1]) & (position[1:] == position[:-1] + 1)
         before = torch.where(follows, inside[:-1], self.outside)
         opens = inside[1:] != before
         closes = (inside[:-1] != self.outside) & ~follows
-        if self.carried is None:
-            self._keep(mask[:1], place[:1], inside[:1] != self.outside)
-        self._keep(mask[:-1], place[:-1] + 1, closes)
-        self._keep(mask[1:], place[1:], opens)
-        self.carried = mask[-1:], place[-1:], inside[-1:]
+        if self.previous is None:
+            self._keep(mask[:1], position[:1], inside[:1] != self.outside)
+        self._keep(mask[:-1], position[:-1] + 1, closes)
+        self._keep(mask[1:], position[1:], opens)
+        self.previous = mask[-1:], position[-1:], inside[-1:]
 
-    def _keep(self, mask: Tensor, place: Tensor, changes: Tensor) -> None:
+    def _keep(self, mask: Tensor, position: Tensor, changes: Tensor) -> None:
         self.masks.append(mask[changes])
-        self.places.append(place[changes])
+        self.positions.append(position[changes])
 
     def finish(self, num_masks: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Run lengths and how many each mask has."""
-        every = torch.arange(num_masks, device=device)
-        if self.carried is not None:
-            mask, place, inside = self.carried
-            self._keep(mask, place + 1, inside != self.outside)
+        """(lengths, counts): run lengths of all masks, and the number of runs of each."""
+        mask_indices = torch.arange(num_masks, device=device)
+        if self.previous is not None:
+            mask, position, inside = self.previous
+            self._keep(mask, position + 1, inside != self.outside)
         if self.outside:
-            self._keep(every, torch.zeros_like(every), torch.ones_like(every, dtype=torch.bool))
-        mask, place = torch.cat([*self.masks, every[:0]]), torch.cat([*self.places, every[:0]])
-        is_end = place == self.num_pixels  # the last run reaches it anyway
-        mask, place = torch.cat([mask[~is_end], every]), torch.cat([place[~is_end], every * 0 + self.num_pixels])
-        order = (mask * (self.num_pixels + 1) + place).argsort()
-        mask, place = mask[order], place[order]
-        starts = torch.cat([place[:1] * 0, torch.where(mask[1:] == mask[:-1], place[:-1], 0)])
-        return place - starts, torch.bincount(mask, minlength=num_masks)
+            zeros = torch.zeros_like(mask_indices)
+            self._keep(mask_indices, zeros, torch.ones_like(mask_indices, dtype=torch.bool))
+        mask = torch.cat([*self.masks, mask_indices[:0]])
+        position = torch.cat([*self.positions, mask_indices[:0]])
+        is_end = position == self.num_pixels  # each mask's last run ends there in any case
+        mask = torch.cat([mask[~is_end], mask_indices])
+        position = torch.cat([position[~is_end], torch.full_like(mask_indices, self.num_pixels)])
+        order = (mask * (self.num_pixels + 1) + position).argsort()
+        mask, position = mask[order], position[order]
+        starts = torch.cat([position[:1] * 0, torch.where(mask[1:] == mask[:-1], position[:-1], 0)])
+        return position - starts, torch.bincount(mask, minlength=num_masks)

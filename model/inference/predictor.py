@@ -1,4 +1,4 @@
-"""Prediction: images in, detections out, masks never pasted."""
+"""Predictor: a network prepared for inference; images in, detections as NumPy arrays out, masks not pasted."""
 
 from __future__ import annotations
 
@@ -22,19 +22,17 @@ from model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, by falling score. With N = 0 every array has a first axis of 0.
+    """Detections of one image, best score first. With N = 0 every array has a first axis of 0.
 
     Attributes:
         boxes: float32 [N, 4], XYXY, half-open, pixels of the original image, inside it.
         labels: int64 [N], 1..K.
         scores: float32 [N], 0..1.
-        mask_probs: float32 [N, M, M], 0..1: the mask of the chosen class over the box, not pasted into the
-            image.
+        mask_probs: float32 [N, M, M], 0..1: the mask of the detection's class over its box, not pasted into the image.
             M = 0 without a mask head.
-        keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint
-            head.
-        runs: the pasted masks as `model.inference.mask_rle` gives them, both arrays, where they were asked for; `mask_probs` is
-            then empty, [N, 0, 0].
+        keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint head.
+        runs: (lengths, counts) of the pasted masks as `model.inference.mask_rle.mask_runs` gives them, where they were
+            asked for; `mask_probs` is then empty, [N, 0, 0].
     """
 
     boxes: np.ndarray
@@ -48,11 +46,11 @@ class Detections:
 _IMAGE_TYPES = (np.uint8, np.float32, torch.uint8, torch.float32)
 
 MODES = ("exact", "fast")
-"""What `Predictor` can be asked for."""
+"""Names of the precisions of `Predictor`, see `native_dtype`."""
 
 
 def native_dtype(mode: str, device: str | torch.device) -> tuple[torch.dtype, str | None]:
-    """The type a network is computed in, and in "fast" mode the reason where that is not bfloat16.
+    """The dtype that a mode computes in on a device, and for "fast" the reason where that is not bfloat16 (else None).
 
     Raises:
         ValueError: `mode` is none of `MODES`.
@@ -72,17 +70,17 @@ def native_dtype(mode: str, device: str | torch.device) -> tuple[torch.dtype, st
 
 
 class Predictor:
-    """A network ready to predict.
+    """A copy of a network prepared for prediction on a device.
 
-    "exact" finds what the network's own evaluation forward finds, which is torchvision's: the same detections, their
-    boxes within 0.05 px and scores within 1e-3; batch norms are folded, and convolutions may be computed in another
-    way, which moves boxes by some 0.001 px. "fast" computes in bfloat16. Which pixels a batch's other images have
-    makes no difference: only images of one padded size share a network call.
+    "exact" finds the detections of the network's own evaluation forward, which is torchvision's: boxes within 0.05 px
+    and scores within 1e-3. Batch norms are folded, and convolutions may use other algorithms, which moves boxes by some
+    0.001 px. "fast" computes in bfloat16. An image's detections do not depend on the other images of its batch: only
+    images of one padded size share a network call.
 
     Args:
-        model: Left as it is, but for its mode: a copy of it predicts, made for that.
+        model: Not changed; a copy of it predicts.
         spec: The spec it was built from.
-        device: Where it runs.
+        device: Device of the copy.
         score_threshold: Lowest score of a detection; None = that of the spec.
         max_detections: Most detections of an image; None = that of the spec.
         dtype: float32 is "exact", bfloat16 "fast", see `native_dtype`.
@@ -109,17 +107,15 @@ class Predictor:
         self.model.roi_heads.detections_per_img = self.spec.max_detections
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the tensor the network sees for an image of this size; a function of the image
-        alone."""
+        """(height, width) of the network's input tensor for an image of this size, whatever else is in its batch."""
         return transform.padded_size(
             height, width, min_size=self.spec.image_min_size, max_size=self.spec.image_max_size
         )
 
     def batches(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-        """The places of the images, cut into batches of at most `batch_size` that share one padded size.
+        """Indices of the images, in batches of at most `batch_size` that share one padded size.
 
-        A pure function of its arguments: padded sizes in the order in which they first come, images in their
-        order.
+        A pure function of its arguments: padded sizes in order of first appearance, images in their order.
 
         Raises:
             ValueError: `batch_size` is below 1.
@@ -129,7 +125,9 @@ class Predictor:
         groups: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             groups.setdefault(self.padded_size(*size), []).append(index)
-        return [group[at : at + batch_size] for group in groups.values() for at in range(0, len(group), batch_size)]
+        return [
+            group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+        ]
 
     def predict(
         self,
@@ -137,15 +135,15 @@ class Predictor:
         sizes: Sequence[tuple[int, int]] | None = None,
         paste: Paste | None = None,
     ) -> list[Detections]:
-        """The detections in each image, by one call of the network.
+        """The detections of each image, by one call of the network; no images give no detections.
 
         Args:
-            images: [H, W, C] arrays, or tensors on the device as `model.inference.prefetch` brings them there (RGB first where C is
-                3 or more); uint8, or float32 that is taken as it is, without a division by 255.
-            sizes: (height, width) of the original images, all of one padded size. Where they are not those of `images`,
-                these are smaller versions, and are resized to what the network would see of the originals. None: the
-                images are the originals.
-            paste: Asks for the run lengths of the pasted masks, computed on the device, instead of `mask_probs`.
+            images: [H, W, C] arrays, or tensors from `model.inference.prefetch`, RGB first where C is 3 or more; uint8,
+                or float32 in 0..1 (not divided by 255).
+            sizes: (height, width) of the original images, all of one padded size. Where they differ from those of
+                `images`, these are smaller versions, and are resized to the size that the originals would be resized
+                to. None: the images are the originals.
+            paste: If given, the detections have `runs`, the run lengths of the pasted masks, instead of `mask_probs`.
 
         Raises:
             ValueError: An array of another type or shape, or of another padded size than the first.
@@ -156,11 +154,14 @@ class Predictor:
         sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
         self._check(images, sizes)
         with torch.inference_mode(), self._no_tf32():
-            found, resized_sizes = self.model.detect(map(self._to_planes, images), sizes)
-            return [_to_detections(*one, paste) for one in zip(found, resized_sizes, sizes, strict=True)]
+            outputs, resized_sizes = self.model.detect(map(self._to_planes, images), sizes)
+            return [
+                _to_detections(output, resized, original, paste)
+                for output, resized, original in zip(outputs, resized_sizes, sizes, strict=True)
+            ]
 
     def _no_tf32(self) -> AbstractContextManager[None]:
-        """On a GPU, keeps cuDNN from rounding what is to be float32."""
+        """A context in which cuDNN does not round float32 to TF32."""
         if self.device.type != "cuda" or self.model.compute_dtype != torch.float32:
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
@@ -178,31 +179,31 @@ class Predictor:
             raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
 
     def _to_planes(self, image: Image) -> Tensor:
-        # The bytes travel to the device, not the floats: a quarter of the traffic.
+        # Transferred as bytes and made float32 on the device: a quarter of the traffic.
         planes = to_tensor(image).to(self.device).permute(2, 0, 1)
         return planes.float().div_(255) if planes.dtype == torch.uint8 else planes
 
 
 def _to_detections(
-    found: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int], paste: Paste | None
+    output: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int], paste: Paste | None
 ) -> Detections:
-    order = torch.argsort(found["scores"], descending=True, stable=True)
-    boxes = clip_boxes_to_image(resize_boxes(found["boxes"][order], resized, original), original)
+    order = torch.argsort(output["scores"], descending=True, stable=True)
+    boxes = clip_boxes_to_image(resize_boxes(output["boxes"][order], resized, original), original)
     arrays = {
         "boxes": boxes.float(),
-        "labels": found["labels"][order],
-        "scores": found["scores"][order].float(),
-        "mask_probs": found["masks"][order, 0].float() if "masks" in found else boxes.new_zeros(len(boxes), 0, 0),
+        "labels": output["labels"][order],
+        "scores": output["scores"][order].float(),
+        "mask_probs": output["masks"][order, 0].float() if "masks" in output else boxes.new_zeros(len(boxes), 0, 0),
     }
     keypoints = None
-    if "keypoints" in found:
-        keypoints = resize_keypoints(found["keypoints"][order], resized, original).float()
+    if "keypoints" in output:
+        keypoints = resize_keypoints(output["keypoints"][order], resized, original).float()
     for name, tensor in [*arrays.items(), ("keypoints", keypoints)]:
         if tensor is not None and not torch.isfinite(tensor).all():
             raise NonFiniteOutput(f"the network gave {name} that are not finite")
     runs = None
     if paste is not None and arrays["mask_probs"].shape[1]:
-        runs = tuple(one.cpu().numpy() for one in mask_runs(arrays["mask_probs"], arrays["boxes"], original, paste))
+        runs = tuple(part.cpu().numpy() for part in mask_runs(arrays["mask_probs"], arrays["boxes"], original, paste))
         arrays["mask_probs"] = boxes.new_zeros(len(boxes), 0, 0)
     return Detections(
         **{name: tensor.cpu().numpy() for name, tensor in arrays.items()},

@@ -1,4 +1,4 @@
-"""Images on their way to the device, the next batch while the network is at work on the one before it."""
+"""Prefetch of image batches to the GPU: uploads the next batch while the network computes the current one."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ Image = np.ndarray | Tensor  # [H, W, C]
 
 
 def to_tensor(image: Image) -> Tensor:
-    """An image as a tensor that shares its memory, unless that is read-only or not in order of rows."""
+    """An image as a tensor that shares its memory; copied if that is read-only or not C-contiguous."""
     return image if isinstance(image, Tensor) else torch.from_numpy(np.require(image, requirements=["C", "W"]))
 
 
 def upload_ahead(batches: Iterable[Sequence[np.ndarray]], device: torch.device) -> Iterator[Sequence[Image]]:
-    """Each batch's images on the device, in their types and shapes.
+    """The batches on the device, one after another; dtypes and shapes are kept.
 
-    To a GPU they are copied from pinned memory by a stream of its own, one batch ahead: while the network is at work on
-    a batch, the next one travels. Two batches are on the device at most.
+    To a GPU, images are copied from pinned memory on a separate stream, one batch ahead: while the network computes a
+    batch, the next one is uploaded. At most two batches are on the device.
 
     Args:
-        batches: Arrays of any shapes, none empty; taken one batch ahead of what is yielded.
-        device: Where the network is. On a CPU batches stay what they are; so does one that finds no room on a GPU.
+        batches: Arrays of any shapes, none empty; read one batch ahead of the one yielded.
+        device: The network's device. On a CPU batches are yielded unchanged, and so is one that does not fit in the
+            memory of a GPU.
     """
     if device.type != "cuda":
         yield from batches
@@ -36,19 +37,19 @@ def upload_ahead(batches: Iterable[Sequence[np.ndarray]], device: torch.device) 
         images = [to_tensor(image) for image in batch]
         with torch.cuda.stream(stream), suppress(torch.OutOfMemoryError):
             images = [image.pin_memory().to(device, non_blocking=True) for image in images]
-        sending = images, stream.record_event()
+        current = images, stream.record_event()
         if ahead is not None:
-            yield _arrived(*ahead)
-        ahead = sending
+            yield _wait_for_upload(*ahead)
+        ahead = current
     if ahead is not None:
-        yield _arrived(*ahead)
+        yield _wait_for_upload(*ahead)
 
 
-def _arrived(images: list[Tensor], sent: torch.cuda.Event) -> list[Tensor]:
-    """The images, once whoever computes with them waits for the copy; their memory is theirs until it has computed."""
+def _wait_for_upload(images: list[Tensor], uploaded: torch.cuda.Event) -> list[Tensor]:
+    """The images, after telling the current stream to wait for the copy, and the allocator that it reads them."""
     for image in images:
         if image.is_cuda:
-            reader = torch.cuda.current_stream(image.device)
-            reader.wait_event(sent)
-            image.record_stream(reader)
+            stream = torch.cuda.current_stream(image.device)
+            stream.wait_event(uploaded)
+            image.record_stream(stream)
     return images

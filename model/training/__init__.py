@@ -1,1 +1,1 @@
-"""Training: losses, assignment of anchors and proposals to objects, and the training step."""
+"""Training: loss terms, assignment with missing labels, and the distributed training step."""

@@ -1,7 +1,7 @@
-"""What an anchor or a proposal is to learn: an object, background, or nothing.
+"""Assignment with missing labels: which anchors and RoIs are no negatives, and for which classes.
 
-Labels have no truth to offer in three places: crowd and other ignored regions, classes that nobody looked for
-in an image, and (for background) images that nobody labelled at all. Nothing is learnt there.
+Annotations are missing in three cases: crowd and other ignored regions, classes that were not annotated in an image,
+and images in which nothing was annotated. Anchors and RoIs there are no negatives.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torchvision.ops.boxes import box_area
 
-# What a label of -1 says to torchvision's sampler.
+# A label that torchvision's sampler never draws.
 NOT_USED = -1
 
 
 def separate_ignored(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The target with its crowd instances (`iscrowd` not 0) turned into `ignore_boxes`.
+    """The target with its crowd instances (`iscrowd` not 0) turned into `ignore_boxes`, after those it has already.
 
-    `ignore_boxes` that are there already stay. Without crowd, the target itself.
+    A target without `iscrowd` is returned itself; one without crowd instances only loses `iscrowd`.
     """
     if "iscrowd" not in target:
         return target
@@ -35,13 +35,13 @@ def separate_ignored(target: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def drop_ignored(labels: Tensor, boxes: Tensor, target: dict[str, Tensor], *, overlap: float) -> Tensor:
-    """`labels` with the negatives (0) that lie in an ignored region taken out (-1).
+    """`labels` in which negatives (0) that lie in an ignored region are marked as not used (-1).
 
     Args:
         labels: [N], 0 background, above 0 an object.
         boxes: XYXY [N, 4] of the anchors or proposals.
         target: May have `ignore_boxes` [M, 4], in the same pixels.
-        overlap: A box lies in a region with at least this part of its own area.
+        overlap: A box lies in a region if at least this fraction of its own area does.
     """
     regions = target.get("ignore_boxes")
     if regions is None or len(regions) == 0 or len(boxes) == 0:
@@ -51,18 +51,17 @@ def drop_ignored(labels: Tensor, boxes: Tensor, target: dict[str, Tensor], *, ov
 
 
 def intersection_over_box(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Part of each box that each region covers, [N, M] in 0..1; XYXY. A box without area is covered by
-    nothing."""
+    """Fraction of each box's area that each region covers, [N, M] in 0..1; XYXY; 0 for a box without area."""
     corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
     sides = (torch.minimum(boxes[:, None, 2:], regions[None, :, 2:]) - corner).clamp(min=0)
     return sides.prod(dim=2) / box_area(boxes)[:, None].clamp(min=1e-6)
 
 
 def allowed_classes(targets: list[dict[str, Tensor]], labels: list[Tensor], num_classes: int) -> Tensor | None:
-    """Which classes each sampled RoI may learn from, bool [N, K + 1], or None where every image says all.
+    """Which classes take part in each sampled RoI's loss, bool [N, K + 1], or None if all do in every image.
 
-    A background RoI of an image with `labelled_classes` learns nothing of the others: it may be one of them.
-    An object is known not to be any other class.
+    A background RoI of an image with `labelled_classes` may be an object of a class that was not annotated: those
+    classes take no part. An object is known to be of no other class: all take part.
     """
     if not any("labelled_classes" in target for target in targets):
         return None
@@ -81,9 +80,8 @@ def allowed_classes(targets: list[dict[str, Tensor]], labels: list[Tensor], num_
 def has_rpn_negatives(target: dict[str, Tensor], num_classes: int, *, partial: bool) -> bool:
     """Whether the class-agnostic RPN may take negatives from an image.
 
-    Not where nothing was labelled; where some classes were, it is for `partial` to say: without it no
-    unlabelled object can be punished, but a corpus of such images alone would leave the RPN without
-    negatives.
+    Not where no class was annotated. Where only some classes were, `partial` decides: False never makes an object
+    without annotation a negative, but leaves the RPN without negatives if all images are like this.
     """
     if "labelled_classes" not in target:
         return True

@@ -1,7 +1,7 @@
-"""The loss terms by name. Each gives a scalar; over nothing at all it gives a zero that still has a gradient.
+"""Loss terms by name: classification, box, mask; scalars that are 0, with a gradient of 0, over no samples.
 
-Averages are over what the paper averages over: the classification and the box term over the RoIs sampled
-(also the box term, though only positives add to it), the mask term over the positives.
+Averages are those of the paper: the classification term and the box term (to which only positives contribute) over the
+sampled RoIs, the mask term over the positives.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torchvision.ops import (
 def class_loss(
     kind: str, logits: Tensor, labels: Tensor, *, allowed: Tensor | None = None, alpha: float, gamma: float
 ) -> Tensor:
-    """Mean over the RoIs of the classification loss.
+    """Mean classification loss over the RoIs; 0 for N = 0.
 
     Args:
-        kind: "cross_entropy" (softmax over K + 1), or "focal": sigmoid focal loss (Lin et al., 2017, equation
-            5) summed over the K foreground classes.
+        kind: "cross_entropy" (softmax over K + 1), or "focal": sigmoid focal loss (Lin et al., 2017, equation 5) summed
+            over the K foreground classes.
         logits: [N, K + 1], background first.
         labels: int64 [N], 0..K.
         allowed: bool [N, K + 1]; a class where it is False takes no part in that RoI's loss. None = all do.
-        alpha: Focal loss: weight of a class that is there; 1 - alpha is that of one that is not.
-        gamma: Focal loss: how much easy cases are played down.
+        alpha: Focal loss: weight of the RoI's own class; 1 - alpha is the weight of the others.
+        gamma: Focal loss: exponent that lowers the weight of easy cases.
     """
     logits = logits.float()
     if kind == "cross_entropy":
@@ -38,8 +38,8 @@ def class_loss(
             logits = logits.masked_fill(~allowed, -torch.inf)
         total = F.cross_entropy(logits, labels, reduction="sum")
     else:
-        truth = F.one_hot(labels, logits.shape[1])[:, 1:].to(logits)
-        terms = sigmoid_focal_loss(logits[:, 1:], truth, alpha=alpha, gamma=gamma)
+        class_targets = F.one_hot(labels, logits.shape[1])[:, 1:].to(logits)
+        terms = sigmoid_focal_loss(logits[:, 1:], class_targets, alpha=alpha, gamma=gamma)
         if allowed is not None:
             terms = terms * allowed[:, 1:]
         # The background logit is unused; times 0 keeps its parameters in the graph.
@@ -48,15 +48,15 @@ def class_loss(
 
 
 def box_loss(kind: str, coder: BoxCoder, deltas: Tensor, boxes: Tensor, true_boxes: Tensor, *, beta: float) -> Tensor:
-    """Sum over N boxes that are to be moved onto their true ones of one of `model.spec.BOX_LOSSES`.
+    """Box regression loss of one of the kinds `model.spec.BOX_LOSSES`, summed over N boxes; 0 for N = 0.
 
     Args:
-        kind: "smooth_l1" and "l1" compare offsets, "iou", "giou", "diou" and "ciou" the moved boxes.
-        coder: What an offset means.
+        kind: "smooth_l1" and "l1" compare offsets; "iou", "giou", "diou" and "ciou" compare the decoded boxes.
+        coder: Encodes boxes as offsets and decodes them.
         deltas: [N, 4] offsets.
         boxes: XYXY [N, 4] of positive size: anchors or RoIs.
         true_boxes: XYXY [N, 4] of positive size.
-        beta: Where smooth L1 turns from a parabola into a line.
+        beta: Absolute error at which smooth L1 turns from quadratic to linear.
     """
     if kind in ("smooth_l1", "l1"):
         return box_delta_loss(kind, deltas, coder.encode_single(true_boxes, boxes), beta=beta)
@@ -64,16 +64,16 @@ def box_loss(kind: str, coder: BoxCoder, deltas: Tensor, boxes: Tensor, true_box
 
 
 def box_delta_loss(kind: str, deltas: Tensor, targets: Tensor, *, beta: float) -> Tensor:
-    """Sum over [N, 4] regression offsets of "l1", or of "smooth_l1" that is a parabola below `beta`."""
+    """Sum of "l1", or of "smooth_l1" (quadratic below `beta`), over regression offsets [N, 4]."""
     if kind == "l1":
         return F.l1_loss(deltas.float(), targets.float(), reduction="sum")
     return F.smooth_l1_loss(deltas.float(), targets.float(), beta=beta, reduction="sum")
 
 
 def box_iou_loss(kind: str, boxes: Tensor, targets: Tensor) -> Tensor:
-    """Sum over N pairs of XYXY boxes [N, 4] of "iou" (1 - IoU), "giou", "diou" or "ciou".
+    """Sum of "iou" (1 - IoU), "giou", "diou" or "ciou" over N pairs of XYXY boxes [N, 4].
 
-    Plain IoU has no gradient where the boxes do not meet; the others do.
+    Plain IoU has no gradient where two boxes are disjoint; the others have one.
     """
     if kind == "iou":
         return (1 - paired_iou(boxes, targets)).sum()
@@ -90,9 +90,9 @@ def paired_iou(boxes: Tensor, targets: Tensor) -> Tensor:
     boxes, targets = boxes.float(), targets.float()
     corner = torch.maximum(boxes[:, :2], targets[:, :2])
     sides = (torch.minimum(boxes[:, 2:], targets[:, 2:]) - corner).clamp(min=0)
-    both = sides.prod(dim=1)
+    intersection = sides.prod(dim=1)
     areas = [(box[:, 2:] - box[:, :2]).prod(dim=1) for box in (boxes, targets)]
-    return both / (areas[0] + areas[1] - both)
+    return intersection / (areas[0] + areas[1] - intersection)
 
 
 def mask_losses(kind: str, log_inside: Tensor, log_outside: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def mask_losses(kind: str, log_inside: Tensor, log_outside: Tensor, targets: Ten
         targets: [N, M, M], 0..1.
 
     Returns:
-        `loss_mask` (the cross-entropy if there is one), and with "bce_dice" also `loss_mask_dice`.
+        `loss_mask` (the cross-entropy, or "dice" alone), and with "bce_dice" also `loss_mask_dice`. N = 0 gives 0.
     """
     count = max(targets.numel(), 1)
     cross_entropy = -(targets * log_inside + (1 - targets) * log_outside).sum() / count
@@ -116,10 +116,10 @@ def mask_losses(kind: str, log_inside: Tensor, log_outside: Tensor, targets: Ten
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Mean over [N, M, M] masks of 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1).
+    """Mean over masks [N, M, M] of 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1); 0 for N = 0.
 
-    The ones make two empty masks agree (Milletari et al., 2016, without the squares).
+    The ones give two empty masks a loss of 0 (Milletari et al., 2016, without the squares).
     """
-    both = (probabilities * targets).sum(dim=(1, 2))
-    either = probabilities.sum(dim=(1, 2)) + targets.sum(dim=(1, 2))
-    return (1 - (2 * both + 1) / (either + 1)).sum() / max(len(targets), 1)
+    intersection = (probabilities * targets).sum(dim=(1, 2))
+    total = probabilities.sum(dim=(1, 2)) + targets.sum(dim=(1, 2))
+    return (1 - (2 * intersection + 1) / (total + 1)).sum() / max(len(targets), 1)

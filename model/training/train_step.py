@@ -1,8 +1,8 @@
-"""One training step and what it is made of: optimizer, learning rate, seeds, loss normalisers, weight average.
+"""Training step: optimizer, learning rate schedule, seeded sampling, loss normalisation over workers, weight average.
 
-Plain functions and classes with explicit arguments; nothing here reads a configuration or knows of Ray. A step is
-a pure function of (weights, optimizer state, samples, seed, step): every random choice is drawn from seeds derived
-from the seed and the step, so that a resumed run repeats exactly what an undisturbed one would have done.
+Nothing here reads a configuration or depends on Ray. A step is a pure function of (weights, optimizer state, samples,
+seed, step): every random choice is drawn from seeds derived from the seed and the step, so that a resumed run repeats
+exactly what an uninterrupted one would have done.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from model.network import MaskRCNN
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "multistep")
 PRECISIONS = ("float32", "bfloat16", "float16")
-# What each of torchvision's loss terms is an average over: anchors sampled for the RPN, proposals sampled for the
-# box head, positive proposals for the mask head. Terms not named here keep their local average.
+# What each loss term is an average over: anchors sampled for the RPN, proposals sampled for the box head, positive
+# proposals for the mask head. Terms that are not listed keep each worker's own average.
 NORMALISER_OF_LOSS = {
     "loss_objectness": "anchors",
     "loss_rpn_box_reg": "anchors",
@@ -60,19 +60,19 @@ def learning_rate_at(
     gamma: float = 0.1,
     final_factor: float = 0.0,
 ) -> float:
-    """Learning rate of one step, a pure function of it: nothing to save, nothing to restore.
+    """Learning rate of one step, a pure function of its arguments, so that a checkpoint needs no scheduler state.
 
     Args:
         step: Steps done so far, 0 .. max_steps - 1.
         learning_rate: Rate after the warm-up.
-        schedule: "constant"; "multistep" (times gamma at each milestone); "cosine" (falls to
-            learning_rate * final_factor at max_steps; Loshchilov and Hutter, 2017).
+        schedule: "constant"; "multistep" (times gamma at each milestone); "cosine" (falls to learning_rate *
+            final_factor at max_steps; Loshchilov and Hutter, 2017).
         max_steps: Length of the training in steps.
         warmup_steps: Steps of linear warm-up from learning_rate * warmup_factor (Goyal et al., 2017).
-        warmup_factor: Where the warm-up starts, as a share of the rate, 0..1.
+        warmup_factor: Fraction of the rate at which the warm-up starts, 0..1.
         milestones: Steps at which "multistep" drops.
         gamma: Factor of each drop.
-        final_factor: Share of the rate at which "cosine" ends.
+        final_factor: Fraction of the rate at which "cosine" ends.
 
     Raises:
         ValueError: The schedule is unknown.
@@ -82,8 +82,8 @@ def learning_rate_at(
     elif schedule == "multistep":
         rate = learning_rate * gamma ** sum(step >= milestone for milestone in milestones)
     elif schedule == "cosine":
-        done = min(1.0, max(0, step - warmup_steps) / max(1, max_steps - warmup_steps))
-        rate = learning_rate * (final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * done)))
+        progress = min(1.0, max(0, step - warmup_steps) / max(1, max_steps - warmup_steps))
+        rate = learning_rate * (final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress)))
     else:
         raise ValueError(f"schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)}")
     if step < warmup_steps:
@@ -100,32 +100,32 @@ def build_optimizer(
     weight_decay: float = 1e-4,
     norm_weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Optimizer over the parameters that train (requires_grad), in the network's own order.
+    """Optimizer over the trainable parameters (requires_grad), in the network's own order.
 
     Args:
         model: The network.
         name: "sgd" (with momentum), "adam" or "adamw".
-        learning_rate: First rate; the loop sets each step's.
-        momentum: SGD's momentum; the Adams keep their betas of 0.9 and 0.999.
+        learning_rate: Initial rate; `Trainer.step` sets each step's.
+        momentum: SGD's momentum; Adam and AdamW keep their betas of 0.9 and 0.999.
         weight_decay: L2 penalty (sgd, adam) or decoupled decay (adamw).
         norm_weight_decay: The same for normalisation layers; None is weight_decay.
 
     Raises:
-        ValueError: Unknown name, or nothing to train.
+        ValueError: Unknown name, or no trainable parameter.
     """
     norm_parameters: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    other_parameters: list[nn.Parameter] = []
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad:
-                (norm_parameters if isinstance(module, _NORM_LAYERS) else others).append(parameter)
-    if not norm_parameters and not others:
+                (norm_parameters if isinstance(module, _NORM_LAYERS) else other_parameters).append(parameter)
+    if not norm_parameters and not other_parameters:
         raise ValueError("the network has no parameter to train: every one is frozen")
-    groups: list[dict] = [{"params": others}] if others else []
+    groups: list[dict[str, Any]] = [{"params": other_parameters}] if other_parameters else []
     if norm_parameters:
         decay = weight_decay if norm_weight_decay is None else norm_weight_decay
         groups.append({"params": norm_parameters, "weight_decay": decay})
-    # fused: one call for all parameters, on CPU and GPU; the tiny network's AdamW takes a fifth of the time.
+    # fused: one call for all parameters, on CPU and GPU; AdamW on the tiny network then takes a fifth of the time.
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=True)
     if name == "adam":
@@ -136,10 +136,10 @@ def build_optimizer(
 
 
 class SeededSampler:
-    """torchvision's BalancedPositiveNegativeSampler, with a random stream of its own for each image.
+    """torchvision's BalancedPositiveNegativeSampler with a separate random stream for each image.
 
-    The choice for an image depends on its seed and its labels only, not on its batchmates or its worker. Counts of
-    what was chosen are kept for the loss normalisers.
+    The sample of an image depends only on its seed and its labels, not on the rest of its batch or its worker. The
+    numbers of samples of the last call are kept for the loss normalisers.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float, salt: int) -> None:
@@ -151,7 +151,11 @@ class SeededSampler:
         self.num_sampled = 0
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Masks uint8 [A] of the chosen positives (label >= 1) and negatives (label 0) of each image."""
+        """Masks uint8 [A] of the sampled positives (label >= 1) and of the sampled negatives (label 0) of each image.
+
+        Raises:
+            ValueError: There is not one seed for each image.
+        """
         if len(labels) != len(self.image_seeds):
             raise ValueError(f"{len(self.image_seeds)} image seeds for a batch of {len(labels)} images")
         self.num_positive = self.num_sampled = 0
@@ -180,10 +184,9 @@ def _random_mask(labels: Tensor, candidates: Tensor, count: int, generator: torc
 
 
 class WeightAverage:
-    """Exponential moving average of the weights; what is saved as the model when it is on.
+    """Exponential moving average (EMA) of the weights; if it is on, checkpoints hold the average.
 
-    The first steps average over fewer (decay rises as (1 + n) / (10 + n)), so that short runs are not held back by
-    the random start.
+    The decay rises as (1 + n) / (10 + n) up to its value, so that random initial weights do not dominate short runs.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -193,28 +196,28 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the present weights; whole-number buffers are copied."""
+        """Move the average towards the current weights; integer buffers are copied."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averaged, present = [], []
-        for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if theirs.is_floating_point():
-                averaged.append(mine)
-                present.append(theirs)
+        averages, currents = [], []
+        for average, current in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if current.is_floating_point():
+                averages.append(average)
+                currents.append(current)
             else:
-                mine.copy_(theirs)
-        torch._foreach_lerp_(averaged, present, 1 - decay)
+                average.copy_(current)
+        torch._foreach_lerp_(averages, currents, 1 - decay)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass trains on.
+    """The images of one forward pass, with their targets.
 
     Attributes:
         images: float32 [C, H, W] each, 0..1.
-        targets: torchvision's, one for each image.
+        targets: One for each image, see `model.network.MaskRCNN`.
         image_ids: The data set's own ids, for messages.
-        sample_seeds: One integer for each image, the same wherever it is trained (its place in the data set).
+        sample_seeds: One integer for each image, the same on every worker (its index in the data set).
     """
 
     images: list[Tensor]
@@ -225,12 +228,12 @@ class MicroBatch:
 
 @dataclass
 class StepResult:
-    """What became of a step.
+    """Result of a training step on one worker.
 
     Attributes:
-        losses: This worker's share of each loss term, detached, on the device; the mean over all workers is the
-            loss of the whole batch.
-        applied: False when something was not finite and the weights were left as they were (on every worker).
+        losses: This worker's share of each loss term, detached, on the device; the mean over all workers is the loss of
+            the whole batch.
+        applied: False if a loss or gradient was not finite and the weights were not changed (on every worker).
         grad_norm: L2 norm of all gradients before clipping; None when not computed.
         suspects: Ids of this worker's images whose loss was not finite, or all of them for a bad gradient.
     """
@@ -242,18 +245,19 @@ class StepResult:
 
 
 class Trainer:
-    """A network with its optimizer, and the one operation on them: a training step.
+    """A network with its optimizer; `step` trains it for one step.
 
     Args:
         model: The network, on its device, in training mode.
         optimizer: From build_optimizer.
         seed: The run's seed.
-        rank, world_size: This worker's place; with more than one worker the default process group must exist.
+        rank, world_size: This worker's rank and the number of workers; with more than one worker the default process
+            group must exist.
         precision: "float32", or autocast to "bfloat16" or "float16" (the latter with gradient scaling).
         clip_norm: Largest L2 norm of the gradients; None does not clip.
         ema_decay: Decay of the weight average; None keeps none.
-        global_normalisers: Divide each loss term by its count over all workers, so that W workers with one image
-            each compute the gradient of one worker with W images; False keeps torchvision's average per worker.
+        global_normalisers: Divide each loss term by its count over all workers, so that W workers with one image each
+            compute the gradient of one worker with W images; False keeps torchvision's average per worker.
     """
 
     def __init__(
@@ -287,12 +291,12 @@ class Trainer:
         self.parallel: Any = model
         if world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
-            # gradient_as_bucket_view: gradients live in the buckets that are reduced, one copy less.
+            # gradient_as_bucket_view: gradients are stored in the buckets that are reduced, which saves a copy.
             self.parallel = nn.parallel.DistributedDataParallel(
                 model, device_ids=device_ids, gradient_as_bucket_view=True
             )
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Optimizer, gradient scaler, weight average and, when it is on, the unaveraged weights."""
         state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         if self.weight_average is not None:
@@ -300,8 +304,8 @@ class Trainer:
             state["model"] = self.model.state_dict()
         return state
 
-    def load_state_dict(self, state: dict, saved_model: dict[str, Tensor]) -> None:
-        """Takes over a saved state; saved_model is the checkpoint's weights (the average, when there is one).
+    def load_state_dict(self, state: dict[str, Any], saved_model: dict[str, Tensor]) -> None:
+        """Restore a saved state; saved_model is the checkpoint's weights (the average, if there is one).
 
         Raises:
             ValueError: The state belongs to another optimizer or network.
@@ -317,18 +321,18 @@ class Trainer:
             raise ValueError(f"the saved training state does not fit this network and optimizer: {error}") from error
 
     def saved_model(self) -> MaskRCNN:
-        """The network a checkpoint is made of: the average when there is one, else the trained one."""
+        """The network whose weights a checkpoint holds: the average if there is one, else the trained network."""
         return self.weight_average.model if self.weight_average is not None else self.model
 
     def step(self, batches: Sequence[MicroBatch], *, step: int, learning_rate: float) -> StepResult:
-        """Forward, backward and update on the batches (more than one: their gradients are averaged).
+        """Forward, backward and update on the batches; gradients of several batches are averaged.
 
-        Every worker must call this for the same step with the same number of batches. A loss or gradient that is
-        not finite on any worker leaves the weights of all of them untouched.
+        Every worker must call this for the same step with the same number of batches. If a loss or gradient is not
+        finite on any worker, the weights are not changed on any.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        # Whatever else draws random numbers (a multi-scale resize, dropout) repeats with the step, resumed or not.
+        # Other random draws (a multi-scale resize, dropout) are then a function of the step too.
         torch.manual_seed(mix_seed(self.seed, step, self.rank))
         self.optimizer.zero_grad(set_to_none=True)
         result = StepResult()
@@ -336,14 +340,14 @@ class Trainer:
             is_last = index == len(batches) - 1
             with contextlib.nullcontext() if is_last or self.world_size == 1 else self.parallel.no_sync():
                 losses = self._forward(batch, step)
-                factors, is_finite = self._agree(losses)
+                factors, is_finite = self._reduce_counts(losses)
                 if not is_finite:
                     self.optimizer.zero_grad(set_to_none=True)
-                    local = all(bool(torch.isfinite(value)) for value in losses.values())
+                    is_local_finite = all(bool(torch.isfinite(value)) for value in losses.values())
                     return StepResult(
                         losses={name: value.detach() for name, value in losses.items()},
                         applied=False,
-                        suspects=() if local else batch.image_ids,
+                        suspects=() if is_local_finite else batch.image_ids,
                     )
                 scaled = {name: value * (factors[name] / len(batches)) for name, value in losses.items()}
                 self.scaler.scale(torch.stack(list(scaled.values())).sum()).backward()
@@ -363,8 +367,8 @@ class Trainer:
         with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return self.parallel(images, targets)
 
-    def _agree(self, losses: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
-        """Factor of each loss term and whether all workers' losses are finite, in one small reduction."""
+    def _reduce_counts(self, losses: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
+        """Normalising factor of each loss term, and whether all workers' losses are finite, by one small all-reduce."""
         counts = (self.rpn_sampler.num_sampled, self.roi_sampler.num_sampled, self.roi_sampler.num_positive)
         total = torch.stack([value.detach().float() for value in losses.values()]).sum()
         if self.world_size == 1:
@@ -377,18 +381,18 @@ class Trainer:
         factors = dict.fromkeys(losses, 1.0)
         if self.global_normalisers:
             # DDP averages over workers: mean_w(loss_w * n_w * W / sum n) is the loss over the whole batch.
-            share = {
+            shares = {
                 name: count * self.world_size / max(total_count, 1.0)
                 for name, count, total_count in zip(_NORMALISERS, counts, totals)
             }
-            factors = {name: share[NORMALISER_OF_LOSS[name]] if name in NORMALISER_OF_LOSS else 1.0 for name in losses}
+            factors = {name: shares[NORMALISER_OF_LOSS[name]] if name in NORMALISER_OF_LOSS else 1.0 for name in losses}
         return factors, num_bad == 0
 
     def _update(self, result: StepResult, image_ids: Iterable[str]) -> None:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
-        # The gradients are the same on every worker here, so all of them decide alike without asking each other.
+        # Gradients have been reduced and are equal on every worker, so that all decide alike without communication.
         if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             result.applied = False
@@ -403,8 +407,8 @@ class Trainer:
             self.weight_average.update(self.model)
 
 
-def _seed_sampler(part: Any, *, salt: int) -> SeededSampler:
-    """Gives the RPN or the heads a seeded sampler in the place of torchvision's."""
-    previous = part.fg_bg_sampler
-    part.fg_bg_sampler = SeededSampler(previous.batch_size_per_image, previous.positive_fraction, salt)
-    return part.fg_bg_sampler
+def _seed_sampler(module: Any, *, salt: int) -> SeededSampler:
+    """Replace the sampler of the RPN or the RoI heads, torchvision's, by a seeded one."""
+    previous = module.fg_bg_sampler
+    module.fg_bg_sampler = SeededSampler(previous.batch_size_per_image, previous.positive_fraction, salt)
+    return module.fg_bg_sampler

@@ -1,1 +1,1 @@
-"""Published weights: from torchvision, from detectron2, from files of either."""
+"""Published weights: loads torchvision's, detectron2's or any state dict file into a network."""

@@ -1,20 +1,20 @@
-"""detectron2's state dicts: its names and its order of classes and anchors, turned into ours."""
+"""detectron2 state dicts: converts tensor names and the order of classes and anchors to those of this network."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from model.spec import ModelSpec
 
-# Constants that detectron2 keeps among its weights; here they are in the spec.
-_NO_WEIGHTS = re.compile(r"^pixel_(mean|std)$|anchor_generator\.")
+# Constants that detectron2 stores with its weights; here they are in the spec.
+_CONSTANTS = re.compile(r"^pixel_(mean|std)$|anchor_generator\.")
 
 _STAGE = r"(?:backbone(?:\.bottom_up)?|(roi_heads))\.res(\d)\.(\d+)\."
-_RENAMES = (
+_RENAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^backbone(?:\.bottom_up)?\.stem\.conv1\.norm\.", "backbone.body.bn1."),
     (r"^backbone(?:\.bottom_up)?\.stem\.conv1\.", "backbone.body.conv1."),
     (r"^backbone\.fpn_lateral(\d)\.", lambda m: f"backbone.fpn.inner_blocks.{int(m[1]) - 2}.0."),
@@ -36,19 +36,19 @@ _RENAMES = (
 
 
 def is_detectron2(names: Mapping[str, object]) -> bool:
-    """Whether these are the names of a detectron2 R-CNN."""
+    """Whether the names of a state dict are those of a detectron2 R-CNN."""
     return any(name.startswith("proposal_generator.") for name in names)
 
 
 def from_detectron2(state_dict: Mapping[str, Tensor], spec: ModelSpec) -> dict[str, Tensor]:
-    """A detectron2 R-CNN's weights under our names and in our order.
+    """A detectron2 R-CNN's weights with the names and the order of classes and anchors of `model.network.MaskRCNN`.
 
-    Background moves from last to first, and gets rows of zeros where detectron2 has none; anchors at one
-    place go from size after size to ratio after ratio. A name that is not known stays as it is.
+    Background moves from last to first, and gets rows of zeros where detectron2 has none. Anchors at one position are
+    reordered from size by size to ratio by ratio. Unknown names are kept.
     """
     converted = {}
     for name, tensor in state_dict.items():
-        if _NO_WEIGHTS.search(name):
+        if _CONSTANTS.search(name):
             continue
         ours = rename(name)
         converted[ours] = _reorder(ours, tensor, spec)
@@ -56,7 +56,7 @@ def from_detectron2(state_dict: Mapping[str, Tensor], spec: ModelSpec) -> dict[s
 
 
 def rename(name: str) -> str:
-    """Our name for detectron2's."""
+    """Our name of the tensor that detectron2 calls `name`; an unknown name is returned as it is."""
     for pattern, replacement in _RENAMES:
         changed, count = re.subn(pattern, replacement, name)
         if count:
@@ -65,8 +65,7 @@ def rename(name: str) -> str:
 
 
 def _stage(match: re.Match[str]) -> str:
-    """Our name for the block that a match of `_STAGE` names: res2 is layer1; C4's res5 belongs to the
-    heads."""
+    """Our name of the block that a match of `_STAGE` names: res2 is layer1; C4's res5 belongs to the RoI heads."""
     owner = "roi_heads.res5" if match[1] else "backbone.body"
     return f"{owner}.layer{int(match[2]) - 1}.{match[3]}."
 

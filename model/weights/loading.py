@@ -1,10 +1,10 @@
-"""Published weights into a network: from torchvision, from detectron2's zoo, from a file of either."""
+"""Weight loading: torchvision's published weights, detectron2's zoo, or any state dict file, into a network."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from model.spec import ModelSpec
 from model.weights.detectron2 import from_detectron2, is_detectron2
 from model.weights.unpickler import load_plain_pickle
 
-# Names in torchvision's files that its modules have renamed since.
-_OLD_NAMES = (
+# Names in torchvision's files that its modules have changed since.
+_OLD_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0."),
@@ -34,14 +34,14 @@ _BOX_PREDICTOR, _MASK_PREDICTOR = "roi_heads.box_predictor.", "roi_heads.mask_pr
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What became of a set of weights.
+    """Which tensors a network got from some weights, and which not.
 
     Attributes:
-        source: The weights as they were asked for.
+        source: The weights as requested: "coco", "imagenet" or a path.
         loaded: Names of the network's tensors that were set.
         left_out: Name in the file -> why it was not used.
-        fresh: Names of the network's tensors that the file had nothing for (counters aside).
-        notes: Sentences on what was changed on the way.
+        fresh: Names of the network's tensors that the file does not have, except counters of batch norm.
+        notes: Sentences on conversions.
     """
 
     source: str
@@ -59,17 +59,17 @@ class WeightsReport:
 
 
 def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsReport:
-    """Load into a network of `spec` what fits of some weights.
+    """Load into a network of `spec` those tensors of some weights that fit by name and shape.
 
     Args:
         model: Changed in place.
         spec: The spec it was built from.
-        weights: "coco" (torchvision's Mask or Keypoint R-CNN of this spec), "imagenet" (torchvision's
-            classifier with this backbone), or the path of a file: a torchvision state dict (.pth),
-            safetensors, a detectron2 zoo pickle (.pkl), a classifier's state dict; or a checkpoint folder.
+        weights: "coco" (torchvision's Mask or Keypoint R-CNN of this spec), "imagenet" (torchvision's classifier with
+            this backbone), or the path of a file: a torchvision state dict (.pth), safetensors, a detectron2 zoo pickle
+            (.pkl), a classifier's state dict; or a checkpoint folder.
 
     Raises:
-        ValueError: There are no such weights, they cannot be fetched or read, or nothing of them fits.
+        ValueError: There are no such weights, they cannot be fetched or read, or no tensor of them fits.
     """
     state_dict = find_state_dict(spec, weights)
     notes: list[str] = []
@@ -81,7 +81,7 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsRepo
 
 
 def find_state_dict(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
-    """The tensors of some weights, see `load_weights`, under the names that they have there.
+    """The tensors of some weights (see `load_weights`) by their names in the file.
 
     Raises:
         ValueError: There are no such weights, or they cannot be fetched or read.
@@ -92,28 +92,28 @@ def find_state_dict(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
 def load_matching(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, notes: list[str] | None = None
 ) -> WeightsReport:
-    """Set each tensor of the network that the state dict has under its name in its shape."""
-    own = model.state_dict()
+    """Set each tensor of the network that the state dict has by the same name and of the same shape."""
+    model_tensors = model.state_dict()
     fitting, left_out = {}, {}
     for name, tensor in state_dict.items():
-        if name not in own:
-            # Frozen batch norm has no counter, and needs none.
+        if name not in model_tensors:
+            # Frozen batch norm has no counter and needs none.
             if not name.endswith("num_batches_tracked"):
                 left_out[name] = "no such part in this network"
-        elif own[name].shape != tensor.shape:
-            left_out[name] = f"{list(tensor.shape)} in the file, {list(own[name].shape)} in this network"
+        elif model_tensors[name].shape != tensor.shape:
+            left_out[name] = f"{list(tensor.shape)} in the file, {list(model_tensors[name].shape)} in this network"
         else:
             fitting[name] = tensor
     model.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
+    fresh = [name for name in model_tensors if name not in fitting and not name.endswith("num_batches_tracked")]
     return WeightsReport(source, tuple(fitting), left_out, tuple(fresh), tuple(notes or ()))
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a file by name; nothing in it is run.
+    """The tensors of a file by name; no code in it is run.
 
     Raises:
-        ValueError: No such file, or no state dict in it.
+        ValueError: There is no such file, or it holds no state dict.
     """
     path = Path(str(path).removeprefix("file://"))
     if path.is_dir():
@@ -122,21 +122,21 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ValueError(f"weights={str(path)!r}: no such file; allowed are 'coco', 'imagenet' or a file of weights")
     try:
         if path.suffix == ".safetensors":
-            found: Any = safetensors.torch.load_file(path)
+            content: Any = safetensors.torch.load_file(path)
         elif path.suffix == ".pkl":
-            found = load_plain_pickle(path)
+            content = load_plain_pickle(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"weights={str(path)!r} cannot be read: {error}") from error
     for wrapper in ("model", "state_dict"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"weights={str(path)!r}: holds {type(found).__name__}, not a state dict")
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise ValueError(f"weights={str(path)!r}: holds {type(content).__name__}, not a state dict")
     tensors = {
         str(name).removeprefix("module."): torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        for name, value in found.items()
+        for name, value in content.items()
     }
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
@@ -157,8 +157,8 @@ def _published(spec: ModelSpec, weights: str) -> dict[str, Tensor]:
 
 
 def _coco_entry(spec: ModelSpec) -> Any:
-    plain = spec.backbone == "resnet50" and spec.neck == "fpn" and not spec.stride_in_1x1
-    if not plain:
+    is_published = spec.backbone == "resnet50" and spec.neck == "fpn" and not spec.stride_in_1x1
+    if not is_published:
         raise ValueError(
             f"weights='coco': torchvision has them for backbone='resnet50' with neck='fpn' alone, "
             f"not for backbone={spec.backbone!r}, neck={spec.neck!r}; "
@@ -207,15 +207,17 @@ def _renamed(name: str) -> str:
 
 
 def _body_name(model: nn.Module, name: str) -> str:
-    """Where a classifier's tensor belongs in the network."""
+    """The network's name of a classifier's tensor."""
     name = name.removeprefix("features.")
     res5 = f"roi_heads.res5.{name}"
     return res5 if res5 in model.state_dict() else f"backbone.body.{name}"
 
 
 def _keep_used_coco_classes(state_dict: dict[str, Tensor], spec: ModelSpec, notes: list[str]) -> None:
-    """torchvision gives each COCO id up to 90 a row, also the ten that no class has; 80 classes are the
-    others."""
+    """Drop the rows of unused ids from COCO weights in a network of 80 classes.
+
+    torchvision has a row for background and one for each COCO id from 1 to 90, of which ten belong to no class.
+    """
     scores = state_dict.get(f"{_BOX_PREDICTOR}cls_score.weight")
     if scores is None or len(scores) != 91 or spec.num_classes != 80:
         return
@@ -233,24 +235,23 @@ def _fit_stem(model: nn.Module, state_dict: dict[str, Tensor], spec: ModelSpec, 
     body = getattr(model.backbone, "body", None)
     if not isinstance(body, Body):
         return
-    inside, conv = first_conv(body)
-    name = f"backbone.body.{inside}.weight"
-    theirs = state_dict.get(name)
-    if theirs is None or theirs.shape[1] == conv.in_channels:
+    conv_name, conv = first_conv(body)
+    name = f"backbone.body.{conv_name}.weight"
+    loaded = state_dict.get(name)
+    if loaded is None or loaded.shape[1] == conv.in_channels:
         return
     if spec.stem_init == "fresh":
         del state_dict[name]
         notes.append(f"{name} stays random: stem_init='fresh'")
         return
-    state_dict[name] = inflate(theirs, conv.in_channels)
-    notes.append(f"{name} was inflated from {theirs.shape[1]} to {conv.in_channels} channels")
+    state_dict[name] = inflate(loaded, conv.in_channels)
+    notes.append(f"{name} was inflated from {loaded.shape[1]} to {conv.in_channels} channels")
 
 
 def inflate(weight: Tensor, in_channels: int) -> Tensor:
-    """A convolution's weight [O, I, h, w] for `in_channels` channels: its own in turn, scaled by I /
-    `in_channels`.
+    """A convolution's weight [O, I, h, w] for `in_channels` channels: repeated cyclically, scaled by I / `in_channels`.
 
-    An image whose channels are all alike gives the same as before where I divides `in_channels`.
+    Where I divides `in_channels`, an image whose channels are all equal gives the same output as before.
     """
     channels = torch.arange(in_channels) % weight.shape[1]
     return weight[:, channels] * (weight.shape[1] / in_channels)

@@ -1,7 +1,7 @@
-"""Pickled weights, read without running anything that is in them.
+"""Restricted unpickler: reads pickled weights (detectron2's model zoo) without running code that is in them.
 
-detectron2's model zoo is a set of pickles. A pickle is a program; the one here may call nothing but the few
-functions that numpy's own arrays need, each replaced by one that does just that.
+A pickle is a program that calls functions by name. This one may call only the functions that NumPy's arrays need, each
+replaced by one that makes just an array, a dtype, a number or a plain container.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 
 
 class UnsafePickle(ValueError):
-    """A pickle that wants more than arrays and plain containers."""
+    """A pickle holds, or calls, something other than arrays and plain containers."""
 
 
 def load_plain_pickle(path: str | Path) -> Any:
-    """What is in a pickle of dicts, lists, tuples, sets, numbers, texts and numeric numpy arrays.
+    """The content of a pickle of dicts, lists, tuples, sets, numbers, strings and numeric NumPy arrays.
 
     Raises:
-        UnsafePickle: It asks for any other class or function, or is no pickle.
+        UnsafePickle: It names any other class or function, or is no pickle.
         OSError: It cannot be read.
     """
     with open(path, "rb") as file:
         try:
-            # Python 2's texts, in the oldest files of the zoo, are bytes to Python 3.
+            # Strings of Python 2, in the oldest files of the zoo, are bytes in Python 3.
             return _PlainUnpickler(file, encoding="latin1").load()
         except UnsafePickle:
             raise
@@ -39,9 +39,9 @@ def load_plain_pickle(path: str | Path) -> Any:
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # numpy moved its core from numpy.core to numpy._core; Python 2 had its built-ins elsewhere.
-        today = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        allowed = _ALLOWED.get((today, name))
+        # NumPy moved its core from numpy.core to numpy._core; Python 2 called builtins __builtin__.
+        current_name = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        allowed = _ALLOWED.get((current_name, name))
         if allowed is None:
             raise UnsafePickle(f"the pickle asks for {module}.{name}; allowed are plain arrays")
         return allowed
@@ -50,11 +50,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise UnsafePickle("the pickle asks for an object from outside; allowed are plain arrays")
 
 
-# Stands for numpy.ndarray, which the pickle must be able to name but not to call.
+# Stands for numpy.ndarray, which the pickle has to name but may not call.
 _ARRAY_TYPE = object()
 
 
-def _new_array(kind: object, shape: tuple, _type_code: object) -> np.ndarray:
+def _new_array(kind: object, shape: tuple[int, ...], _type_code: object) -> np.ndarray:
     if kind is not _ARRAY_TYPE or tuple(shape) != (0,):
         raise UnsafePickle("the pickle asks for an array that is none of numpy's own")
     return np.ndarray.__new__(np.ndarray, (0,), np.int8)
@@ -94,7 +94,7 @@ _ALLOWED = {
     ("numpy", "dtype"): _new_dtype,
     ("numpy.core.numeric", "_frombuffer"): _array_of_bytes,
     ("builtins", "set"): set,
-    # How old protocols write empty bytes.
+    # Old protocols write empty bytes as a call of bytes().
     ("builtins", "bytes"): lambda: b"",
     ("_codecs", "encode"): _latin1_bytes,
     ("collections", "OrderedDict"): OrderedDict,
