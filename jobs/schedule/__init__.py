@@ -1,1 +1,1 @@
-"""`maskfleet schedule`: cron ticks, their shared state, and the tasks they run."""
+"""`maskfleet schedule`: cron scheduler, its state in a bucket, and the evaluations and segmentations it runs."""

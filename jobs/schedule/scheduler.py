@@ -1,7 +1,7 @@
-"""`maskfleet schedule`: which ticks are due, who runs them, and what becomes of them.
+"""Cron scheduler of `maskfleet schedule`: finds due ticks, starts each in one scheduler only, records its outcome.
 
-`Scheduler.begin` looks at the clock and at the state and says what is to be run now; `Scheduler.end` records what
-became of it. Neither waits or works, so that a test drives both through a week in a second.
+`Scheduler.begin` compares the clock with the state and returns the ticks to run now. `Scheduler.end` records the
+outcome of one. Neither waits nor runs anything, so that a test drives both through a week in a second.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from pipeline.storage.stores import open_storage
 
 Outcome = Literal["done", "gate_failed", "failed", "skipped", "missed"]
 FAILURES = ("gate_failed", "failed")
-GRACE = timedelta(seconds=60)  # between the end of somebody's time and another's start
+GRACE = timedelta(seconds=60)  # a start is over this long after its last try must have ended
 
 
 @dataclass(frozen=True)
 class Start:
-    """A tick that this scheduler has taken on.
+    """A tick that this scheduler has started.
 
     Attributes:
-        task: whose tick.
+        task: the task of the tick.
         tick: when it was due, in UTC.
-        number: how often it has been started, this start included.
-        until: when others may take it over.
+        number: of this start among the starts of the tick, from 1.
+        until: when other schedulers may start the tick again, in UTC.
     """
 
     task: TaskSection
@@ -52,7 +52,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a tick: the outcome, why, and what was done."""
+    """The end of a tick: its outcome, the reason where it is not 'done', and a line for each step that was finished."""
 
     outcome: Outcome
     reason: str = ""
@@ -60,7 +60,12 @@ class Ended:
 
 
 class Scheduler:
-    """One of any number of schedulers over the same state."""
+    """A scheduler; any number of them may share one state.
+
+    Args:
+        config: the tasks, and where the state is.
+        say: writes one line of text.
+    """
 
     def __init__(self, config: ScheduleConfig, say: Callable[[str], None] = lambda text: None) -> None:
         self.config = config
@@ -69,7 +74,7 @@ class Scheduler:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def begin(self, now: datetime) -> list[Start]:
-        """Takes on what is due now, at most one tick of each task, and records what is skipped or was missed.
+        """Starts the ticks that are due, at most one of each task, and records the skipped and the missed ones.
 
         Args:
             now: the time, with a zone.
@@ -99,7 +104,7 @@ class Scheduler:
         until = now + (task.retries + 1) * timedelta(seconds=task.timeout_s + task.retry_wait_s) + GRACE
         mark = {"scheduler": self.name, "when": now.isoformat(), "until": until.isoformat()}
         if not self.state.start(task.name, first, number, mark):
-            return None  # somebody else has it
+            return None  # another scheduler has started it
         for tick in rest:
             if task.overlap == "queue" or not self._is_on_time(tick, now) or known.get(tick, TickState()).is_queued:
                 self.state.queue(task.name, tick)
@@ -110,7 +115,7 @@ class Scheduler:
     def _wait(
         self, task: TaskSection, waiting: list[datetime], known: dict[datetime, TickState], now: datetime
     ) -> None:
-        """What becomes of ticks that come while one runs; late ones are seen to when it is over."""
+        """Queues or skips the ticks that come due while one runs; late ones are left until it has ended."""
         for tick in waiting:
             if task.overlap == "queue":
                 self.state.queue(task.name, tick)
@@ -120,7 +125,7 @@ class Scheduler:
     def _wanted(
         self, task: TaskSection, ticks: list[datetime], known: dict[datetime, TickState], now: datetime
     ) -> list[datetime]:
-        """The ticks to be run, oldest first; of missed ones those that the policy wants, the others recorded."""
+        """The ticks to run, oldest first. Missed ones that `task.missed` does not want are recorded as missed."""
         late = [
             tick
             for tick in ticks
@@ -133,18 +138,18 @@ class Scheduler:
         keep = late[-1:] if task.missed == "once" and late[-1:] == ticks[-1:] else []
         for tick in late:
             if tick not in keep:
-                self._record(task, tick, Ended("missed", f"no scheduler was there; missed: {task.missed}"), now)
+                self._record(task, tick, Ended("missed", f"no scheduler was running; missed: {task.missed}"), now)
         return [tick for tick in ticks if tick not in late or tick in keep]
 
     def end(self, start: Start, ended: Ended, now: datetime) -> bool:
-        """Records what became of a start; False where another scheduler had recorded the tick before."""
+        """Records the end of a start, and notifies of a failure; returns False where the tick had a record already."""
         recorded = self._record(start.task, start.tick, ended, now)
         if recorded and ended.outcome in FAILURES:
-            tell(self.config.on_failure, start, ended, self.say)
+            notify(self.config.on_failure, start, ended, self.say)
         return recorded
 
     def release(self, start: Start) -> None:
-        """Gives a tick back that was not run to its end."""
+        """Gives up a start that was not run to its end, so that another scheduler may start the tick at once."""
         self.state.release(start.task.name, start.tick, start.number)
 
     def _record(self, task: TaskSection, tick: datetime, ended: Ended, now: datetime) -> bool:
@@ -165,14 +170,14 @@ class Scheduler:
 
 
 def run_start(scheduler: Scheduler, start: Start, runner: Runner, clock: Callable[[], datetime]) -> Ended:
-    """Works off one start, with its retries, and records what became of it.
+    """Runs one start, with its retries, and records its end.
 
     Raises:
-        Stopped: the scheduler ends; the tick is given back.
+        Stopped: the scheduler is being stopped; the start is released.
     """
     task, config = start.task, scheduler.config
     scheduler.say(f"{task.name} {start.tick:%Y-%m-%d %H:%M}Z: starts")
-    ended = Ended("failed", "it was not tried")
+    ended = Ended("failed", "it was not run")
     for number in range(task.retries + 1):
         try:
             if number:
@@ -193,7 +198,7 @@ def run_start(scheduler: Scheduler, start: Start, runner: Runner, clock: Callabl
 
 
 def run_once(scheduler: Scheduler, runner: Runner) -> list[Ended]:
-    """One pass: works off, one after another, everything that is due; again at once, it finds nothing to do."""
+    """Runs everything that is due, one tick after another, until nothing is; returns the ends of the ticks."""
     ended = []
     while starts := scheduler.begin(utc_now()):
         ended += [run_start(scheduler, start, runner, utc_now) for start in starts]
@@ -201,13 +206,13 @@ def run_once(scheduler: Scheduler, runner: Runner) -> list[Ended]:
 
 
 def run_forever(scheduler: Scheduler, runner: Runner) -> None:
-    """Runs ticks as they come, each task in a thread of its own, until it is interrupted."""
+    """Runs ticks as they come due, each in a thread of its own, until it is interrupted."""
     busy: dict[str, threading.Thread] = {}
     try:
         while True:
             try:
                 starts = scheduler.begin(utc_now())
-            except OSError as error:  # the bucket does not answer; it may in a while
+            except OSError as error:  # the bucket does not answer now, but may later
                 scheduler.say(f"the state cannot be read: {error}")
                 starts = []
             for start in starts:
@@ -230,8 +235,8 @@ def _run_quietly(scheduler: Scheduler, start: Start, runner: Runner) -> None:
         scheduler.say(f"{start.task.name}: its end cannot be recorded: {error}")
 
 
-def tell(to: FailureSection, start: Start, ended: Ended, say: Callable[[str], None]) -> None:
-    """Hands a failure on; that this fails in turn is said and nothing more."""
+def notify(to: FailureSection, start: Start, ended: Ended, say: Callable[[str], None]) -> None:
+    """Sends a failure as JSON to the command and the webhook of `on_failure`; an error of these is only logged."""
     message = {
         "task": start.task.name,
         "tick": start.tick.isoformat(),
@@ -256,7 +261,7 @@ def tell(to: FailureSection, start: Start, ended: Ended, say: Callable[[str], No
 
 
 def iter_ticks(cron: str, zone: ZoneInfo, after: datetime, until: datetime) -> Iterator[datetime]:
-    """The ticks of a cron expression in (after, until], in UTC."""
+    """The ticks of a cron expression in (after, until], in UTC, oldest first."""
     for tick in CronSim(cron, after.astimezone(zone)):
         tick = tick.astimezone(UTC)
         if tick > until:
@@ -276,7 +281,7 @@ def next_tick(cron: str, zone: ZoneInfo, now: datetime) -> datetime:
 
 
 def describe_schedule(config: ScheduleConfig) -> str:
-    """One line for each task: when it is due next."""
+    """A line for each task: its next tick, in its time zone."""
     now = utc_now()
     lines = []
     for task in config.tasks:
@@ -287,7 +292,7 @@ def describe_schedule(config: ScheduleConfig) -> str:
 
 
 def utc_now() -> datetime:
-    """The time."""
+    """The current time, in UTC."""
     return datetime.now(UTC)
 
 

@@ -1,13 +1,15 @@
-"""What a schedule has done, kept in the bucket: any number of schedulers share it, and none of them is needed.
+"""State of a schedule in a folder or bucket: starts and final records of ticks, shared by any number of schedulers.
 
-    STATE/<task>/since.json                        the first moment that counts, written once
-    STATE/<task>/ticks/<time>/started-0001.json    somebody works on the tick, until when at the latest
-    STATE/<task>/ticks/<time>/queued.json          the tick waits for an earlier one
-    STATE/<task>/ticks/<time>/done.json            what became of it: THE record, put-if-absent
-    STATE/<task>/cursor.json                       every tick up to here is done; spares a listing and may be lost
+    STATE/<task>/since.json                        time from which ticks count; put if absent
+    STATE/<task>/ticks/<time>/started-0001.json    who runs the tick, until when at the latest; put if absent
+    STATE/<task>/ticks/<time>/queued.json          the tick waits for an earlier one; put if absent
+    STATE/<task>/ticks/<time>/done.json            final record of the tick: outcome, reason, steps; put if absent
+    STATE/<task>/cursor.json                       time up to which every tick is done; saves listing, may be lost
+    STATE/<task>/last_run.json                     URI of the newest finished run of a segmentation task
 
-A tick without done.json is not done. Who starts one says so, so that others leave it to them; who finds only marks of
-people whose time is up starts it again. Two may then do the same work; one of them records it.
+A tick is done when it has a done.json. A scheduler puts a start before it runs a tick, and the others then leave the
+tick alone until the time that the start names. After that time another scheduler may start the tick again. Two may then
+do the same work; only the first to finish records it.
 """
 
 from __future__ import annotations
@@ -48,28 +50,28 @@ class ScheduleState:
         self.storage = storage
 
     def since(self, task: str, first: datetime) -> datetime:
-        """From when on ticks count; `first` where the task is seen for the first time."""
+        """The time from which the task's ticks count; it is set to `first` where it is not set yet."""
         key = f"{task}/since.json"
         self.storage.put_if_absent(key, to_json({"since": first.astimezone(UTC).isoformat()}))
         return datetime.fromisoformat(json.loads(self.storage.read_bytes(key))["since"])
 
     def cursor(self, task: str) -> datetime | None:
-        """Every tick up to here is done; None where nobody has said so yet."""
+        """The time up to which every tick is done; None where it is not set yet."""
         try:
             return datetime.fromisoformat(json.loads(self.storage.read_bytes(f"{task}/cursor.json"))["done"])
         except FileNotFoundError:
             return None
 
     def move_cursor(self, task: str, tick: datetime) -> None:
-        """Says that every tick up to this one is done."""
+        """Sets the time up to which every tick is done, `tick` included."""
         self.storage.write_bytes(f"{task}/cursor.json", to_json({"done": tick.astimezone(UTC).isoformat()}))
 
     def ticks(self, task: str, after: datetime) -> dict[datetime, TickState]:
-        """What is kept of the ticks later than `after`."""
-        prefix, found = f"{task}/ticks/", dict[datetime, TickState]()
+        """The state of each tick later than `after` that has any, oldest first."""
+        prefix, states = f"{task}/ticks/", dict[datetime, TickState]()
         for info in self.storage.iter_objects(prefix, after=f"{prefix}{after.astimezone(UTC):{STAMP}}/~"):
             stamp, _, name = info.key.removeprefix(prefix).partition("/")
-            state = found.setdefault(datetime.strptime(stamp, STAMP).replace(tzinfo=UTC), TickState())
+            state = states.setdefault(datetime.strptime(stamp, STAMP).replace(tzinfo=UTC), TickState())
             if name == "queued.json":
                 state.is_queued = True
             elif name == "done.json":
@@ -77,22 +79,22 @@ class ScheduleState:
             elif name.startswith("started-"):
                 state.started.append(json.loads(self.storage.read_bytes(info.key)))
                 state.last_number = int(name.removeprefix("started-").removesuffix(".json"))
-        return found
+        return states
 
     def start(self, task: str, tick: datetime, number: int, record: Mapping[str, Any]) -> bool:
-        """Puts the mark of the `number`-th start (from 1); False where somebody else was first."""
+        """Puts the record of start `number` (from 1); returns False where another scheduler has put it before."""
         return self.storage.put_if_absent(_start_key(task, tick, number), to_json(dict(record)))
 
     def release(self, task: str, tick: datetime, number: int) -> None:
-        """Takes one's own mark away, for others to start the tick at once."""
+        """Deletes the record of a start, so that other schedulers may start the tick at once."""
         self.storage.delete(_start_key(task, tick, number))
 
     def queue(self, task: str, tick: datetime) -> None:
-        """Notes that a tick waits; it is run however late that will be."""
+        """Marks a tick as waiting for an earlier one; it is then run even if it is late."""
         self.storage.put_if_absent(f"{_tick_key(task, tick)}/queued.json", to_json({}))
 
     def finish(self, task: str, tick: datetime, record: Mapping[str, Any]) -> bool:
-        """Records what became of a tick; False where that is recorded already, which then stays."""
+        """Puts the final record of a tick; returns False, and keeps the earlier record, where there is one."""
         return self.storage.put_if_absent(f"{_tick_key(task, tick)}/done.json", to_json(dict(record)))
 
 

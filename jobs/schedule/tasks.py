@@ -1,4 +1,4 @@
-"""What a tick of a schedule does: finds what is due, and runs it as `maskfleet segment` and `maskfleet evaluate`."""
+"""Steps of a scheduled tick: finds evaluations and runs that are due, runs them as `maskfleet` commands."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from pipeline.manifest import sha256_of, to_json
 from pipeline.results.history import load_history
 from pipeline.storage.stores import open_storage
 
-GATE = 4  # the exit code of a gate that failed
-STOP_S = 20  # what a command that is told to end may take
+GATE = 4  # exit code of `maskfleet evaluate` where a gate failed
+STOP_S = 20  # between SIGTERM and SIGKILL
 
 
 class TickFailed(RuntimeError):
-    """A step of a tick failed; `steps` says what was done before it."""
+    """A step of a tick failed; `steps` has a line for each step that was finished before it."""
 
     def __init__(self, reason: str, steps: list[str]) -> None:
         super().__init__(reason)
@@ -51,36 +51,36 @@ class TickFailed(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """The scheduler ends, and with it what it runs."""
+    """The scheduler is being stopped, and so are the commands that it runs."""
 
 
 @dataclass
 class Result:
-    """What a tick did: a line for each step, and for each gate that failed."""
+    """The result of a tick: a line for each finished step, and one for each gate that failed."""
 
     steps: list[str] = field(default_factory=list)
     gates: list[str] = field(default_factory=list)
 
 
 class Runner(Protocol):
-    """What runs a command line of this program."""
+    """Runs command lines of this program."""
 
     def run(self, args: list[str], timeout_s: float) -> tuple[int, str]:
-        """Runs `maskfleet ARGS`; its exit code and its last word. Raises TimeoutError, Stopped."""
+        """Runs `maskfleet ARGS`; returns its exit code and its last line. Raises TimeoutError, Stopped."""
 
     def wait(self, seconds: float) -> None:
-        """Waits. Raises Stopped when it is to end meanwhile."""
+        """Waits. Raises Stopped where `stop` is called meanwhile."""
 
     def stop(self) -> None:
-        """Ends what runs and refuses what comes."""
+        """Ends the running commands and refuses new ones; may be called from any thread."""
 
 
 class Programs:
-    """Runs each command as a program of its own on this machine.
+    """Runner that runs each command as a process on this machine.
 
     Args:
-        environment: what it finds in its environment beside ours.
-        say: takes each line that it writes.
+        environment: variables of the process, over those of this process.
+        say: writes one line; called with each line that the process writes.
     """
 
     def __init__(self, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
@@ -90,7 +90,7 @@ class Programs:
         self._stopped = threading.Event()
 
     def run(self, args: list[str], timeout_s: float) -> tuple[int, str]:
-        """As `Runner.run`; whoever is late, or is stopped, gets SIGTERM and after STOP_S SIGKILL."""
+        """As `Runner.run`; a process that takes too long or is stopped gets SIGTERM, and SIGKILL after STOP_S."""
         if self._stopped.is_set():
             raise Stopped
         program = subprocess.Popen(
@@ -106,24 +106,24 @@ class Programs:
         self._running.add(program)
         if self._stopped.is_set():  # `stop` may have looked at the running programs before this one was among them
             _end(program)
-        is_late = threading.Event()
-        late = threading.Timer(timeout_s, _end, [program, is_late])
-        late.start()
-        last = ""
+        has_timed_out = threading.Event()
+        timer = threading.Timer(timeout_s, _end, [program, has_timed_out])
+        timer.start()
+        last_line = ""
         try:
             assert program.stdout is not None
             for line in program.stdout:
                 self.say(f"  {args[0]}: {line.rstrip()}")
-                last = line.strip() or last
+                last_line = line.strip() or last_line
             code = program.wait()
         finally:
-            late.cancel()
+            timer.cancel()
             self._running.discard(program)
         if self._stopped.is_set():
             raise Stopped
-        if is_late.is_set() and code != 0:
+        if has_timed_out.is_set() and code != 0:
             raise TimeoutError(f"{args[0]} took longer than {timeout_s:.0f} s")
-        return code, last.removeprefix("maskfleet: ")
+        return code, last_line.removeprefix("maskfleet: ")
 
     def wait(self, seconds: float) -> None:
         """As `Runner.wait`."""
@@ -131,16 +131,16 @@ class Programs:
             raise Stopped
 
     def stop(self) -> None:
-        """As `Runner.stop`; from any thread."""
+        """As `Runner.stop`."""
         self._stopped.set()
         for program in list(self._running):
             _end(program)
 
 
-def _end(program: subprocess.Popen[str], is_late: threading.Event | None = None) -> None:
-    """Ends a program and what it has started: kindly first. Says so where it ends for being late."""
-    if is_late is not None:
-        is_late.set()
+def _end(program: subprocess.Popen[str], has_timed_out: threading.Event | None = None) -> None:
+    """Ends a process and its children: SIGTERM, and SIGKILL after STOP_S. Sets `has_timed_out` first, if given."""
+    if has_timed_out is not None:
+        has_timed_out.set()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGTERM)
         try:
@@ -150,17 +150,17 @@ def _end(program: subprocess.Popen[str], is_late: threading.Event | None = None)
 
 
 def credentials_of(config: ScheduleConfig) -> dict[str, str]:
-    """The storage section's credentials as the AWS tools read them: no secret is written into a file."""
+    """The storage section's credentials as AWS_* environment variables, so that none is written into a file."""
     secrets = {variable: getattr(config.storage, name) for name, variable in CREDENTIALS.items()}
     return {variable: secret.get_secret_value() for variable, secret in secrets.items() if secret is not None}
 
 
 def run_tick(config: ScheduleConfig, task: TaskSection, tick: datetime, state: ScheduleState, runner: Runner) -> Result:
-    """Does what is due at a tick; what has been done before is found done.
+    """Runs what is due at a tick. Evaluations in the history are not repeated, and unfinished runs are resumed.
 
     Raises:
         TickFailed: a step failed or took too long.
-        ValueError, OSError: a model, data set or history that cannot be read.
+        ValueError, OSError: a checkpoint, ground truth or history cannot be read.
     """
     deadline = time.monotonic() + task.timeout_s
     if task.evaluate is not None:
@@ -170,39 +170,43 @@ def run_tick(config: ScheduleConfig, task: TaskSection, tick: datetime, state: S
 
 
 def due_evaluations(section: EvaluationSection) -> Iterator[tuple[str, DataSetSection]]:
-    """Each (checkpoint folder, data set) whose figures are not in the history.
+    """Each (URI of the checkpoint folder, data set) whose figures are not in the history.
 
-    A checkpoint is told by the hash of its weights and a data set by that of its truth, so neither another name nor
-    another place makes it new.
+    A checkpoint is identified by the hash of its weights, a data set by the hash of its ground truth: a copy under
+    another URI is not due again.
     """
-    kept = load_history(open_storage(section.history))
-    have = set(zip(kept["model_sha256"], kept["truth_sha256"]))
+    history = load_history(open_storage(section.history))
+    evaluated = set(zip(history["model_sha256"], history["truth_sha256"]))
     for uri in section.models:
         checkpoint = find_checkpoint(uri)
         model = weights_hash(checkpoint)
         for data in section.data:
             truth = load_truth(data.ground_truth, data.format, None, "object")
             identity = (model, sha256_of(to_json(truth.content)))
-            if identity not in have:
-                have.add(identity)
+            if identity not in evaluated:
+                evaluated.add(identity)
                 yield checkpoint, data
 
 
 def weights_hash(checkpoint: str) -> str:
-    """The SHA-256 of a checkpoint's weights, as its marker states it. Raises OSError where it cannot be read."""
+    """The SHA-256 of a checkpoint's weights, from its marker file. Raises OSError where that cannot be read."""
     marker = json.loads(open_storage(checkpoint).read_bytes(CHECKPOINT_MARKER))
     return marker["files"]["model.safetensors"]["sha256"]
 
 
 def model_name(checkpoint: str) -> str:
-    """What {model} stands for: the training's name and the step, and the first digits of the weights' hash."""
+    """The value of {model} in templates: training and step, or the folder's name, and 8 digits of the weights' hash."""
     parts = [part for part in checkpoint.split("/") if part and part != "checkpoints"]
     name = "-".join(parts[-2:] if "/checkpoints/" in checkpoint else parts[-1:])
     return f"{name}-{weights_hash(checkpoint)[:8]}"
 
 
 def fill_template(template: str, config: ScheduleConfig, task: TaskSection, tick: datetime, **names: str) -> str:
-    """The URI of a template; date and time are the tick's own, in the task's zone."""
+    """The URI of a template; {date} and {time} are when the tick was due, in the task's time zone.
+
+    Args:
+        names: values of {model} and {data}; {data} is 'all' where it is not given.
+    """
     local = tick.astimezone(config.zone_of(task))
     return template.format(date=f"{local:%Y-%m-%d}", time=f"{local:%H%M}", task=task.name, **{"data": "all", **names})
 
@@ -227,9 +231,9 @@ def _evaluate(
         evaluate["cluster"] = {**to_plain(config.cluster), **evaluate.get("cluster", {})}
         evaluate["ground_truth"] = {"uri": data.ground_truth, "format": data.format}
         evaluate["history"] = {"label": f"{model} {data.name}", **evaluate.get("history", {}), "uri": section.history}
-        code, word = _step(config, "evaluate", evaluate, runner, deadline, result, allowed=(0, GATE))
+        code, last_line = _step(config, "evaluate", evaluate, runner, deadline, result, allowed=(0, GATE))
         if code == GATE:
-            result.gates.append(f"{model} on {data.name}: {word.removeprefix('gate failed: ')}")
+            result.gates.append(f"{model} on {data.name}: {last_line.removeprefix('gate failed: ')}")
         result.steps.append(f"evaluated {model} on {data.name}: {run}")
     return result
 
@@ -258,7 +262,7 @@ def _segment(
 
 
 def last_run(state: ScheduleState, task: str) -> str | None:
-    """The newest finished run of a segmentation task; None before the first."""
+    """The URI of the newest finished run of a segmentation task; None before the first."""
     try:
         return json.loads(state.storage.read_bytes(f"{task}/last_run.json"))["run"]
     except FileNotFoundError:
@@ -274,7 +278,7 @@ def _step(
     result: Result,
     allowed: tuple[int, ...] = (0,),
 ) -> tuple[int, str]:
-    """Runs one command with these settings; its exit code and last word."""
+    """Runs one command with these settings; returns its exit code and last line. Raises TickFailed."""
     storage = {name: value for name, value in to_plain(config.storage).items() if name not in CREDENTIALS}
     settings = {**settings, "storage": {**storage, **settings.get("storage", {})}}
     with tempfile.TemporaryDirectory(prefix="maskfleet-schedule-") as scratch:
@@ -284,9 +288,9 @@ def _step(
         if config.schedule.submit_to is not None:
             args = ["submit", *args, "--address", config.schedule.submit_to]
         try:
-            code, word = runner.run(args, max(1.0, deadline - time.monotonic()))
+            code, last_line = runner.run(args, max(1.0, deadline - time.monotonic()))
         except TimeoutError as error:
             raise TickFailed(str(error), result.steps) from None
     if code not in allowed:
-        raise TickFailed(f"{command} ended with exit code {code}: {word}", result.steps)
-    return code, word
+        raise TickFailed(f"{command} ended with exit code {code}: {last_line}", result.steps)
+    return code, last_line
