@@ -1,5 +1,6 @@
-"""COCO's average precision by two evaluators that agree to the last digit: compiled kernels over flat arrays (fast),
-and pycocotools (the reference, and what decides wherever an input is odd).
+"""COCO's average precision and recall: a fast compiled evaluator, and pycocotools for input that it does not take.
+
+Both give the same figures to the last digit; pycocotools is the reference. The compiled evaluator works on flat arrays.
 
 Source: Lin et al., Microsoft COCO (2014), section 5, as `pycocotools.cocoeval` computes it.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,18 +35,18 @@ KEYPOINT_STAT_NAMES = (
 
 @dataclass(frozen=True)
 class CocoResult:
-    """What COCO's evaluation gives for one kind of IoU.
+    """The figures of COCO's evaluation for one kind of IoU.
 
     Attributes:
         iou_type: bbox, segm or keypoints.
-        stats: COCO's 12 figures (10 for keypoints) in its order, float64; -1 where there is no truth to measure by.
-        precision: float64 [T, R, K, A, M] over IoU thresholds, recall thresholds, categories, areas, detections an
-            image; -1 as above.
-        recall: float64 [T, K, A, M].
+        stats: float64 [12] (10 for keypoints), COCO's figures in its order (`names`); -1 where no object counts.
+        precision: float64 [T, R, K, A, M] by IoU threshold, recall threshold, category, range of area, and number of
+            detections of an image; -1 where no object counts.
+        recall: float64 [T, K, A, M], likewise.
         category_ids: the K categories.
-        iou_thresholds: the T thresholds.
-        recall_thresholds: the R thresholds.
-        backend: which evaluator computed it.
+        iou_thresholds: float64 [T].
+        recall_thresholds: float64 [R].
+        backend: the evaluator that computed them, compiled or pycocotools.
     """
 
     iou_type: str
@@ -63,11 +64,12 @@ class CocoResult:
         return KEYPOINT_STAT_NAMES if self.iou_type == "keypoints" else STAT_NAMES
 
     def by_category(self) -> dict[int, dict[str, float]]:
-        """AP, AP50, AP75 and AR (at most detections an image, all areas) of each category; -1 without truth."""
+        """AP, AP50, AP75 and AR100 (AR for keypoints) by category id: over all areas, with as many detections of an
+        image as are evaluated; -1 for a category without objects."""
         figures = {}
-        for place, number in enumerate(self.category_ids):
-            precision, recall = self.precision[:, :, place, 0, -1], self.recall[:, place, 0, -1]
-            figures[number] = {
+        for index, category_id in enumerate(self.category_ids):
+            precision, recall = self.precision[:, :, index, 0, -1], self.recall[:, index, 0, -1]
+            figures[category_id] = {
                 "AP": _mean(precision),
                 **{
                     name: _mean(precision[np.isclose(self.iou_thresholds, threshold)])
@@ -78,16 +80,21 @@ class CocoResult:
         return figures
 
     def pr_curve(self, category_id: int | None = None, iou_threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-        """Recall and interpolated precision (float64 [R] each) at one IoU threshold, of one category or, with None,
-        averaged over those with truth. Precision is NaN where there is none.
+        """The precision-recall curve at one IoU threshold.
+
+        Args:
+            category_id: the category; None: the mean over categories with objects.
+
+        Returns:
+            Recall and interpolated precision, float64 [R] each. Precision is NaN where there are no objects.
 
         Raises:
             ValueError: a threshold that was not evaluated, or an unknown category.
         """
-        at = np.flatnonzero(np.isclose(self.iou_thresholds, iou_threshold))
-        if not len(at):
+        matching = np.flatnonzero(np.isclose(self.iou_thresholds, iou_threshold))
+        if not len(matching):
             raise ValueError(f"iou_threshold {iou_threshold} was not evaluated; {self.iou_thresholds.tolist()} were")
-        curves = self.precision[at[0], :, :, 0, -1]
+        curves = self.precision[matching[0], :, :, 0, -1]
         if category_id is not None:
             if category_id not in self.category_ids:
                 raise ValueError(f"there is no category {category_id}; there are {list(self.category_ids)}")
@@ -100,9 +107,12 @@ class CocoResult:
 def overlaps_for(
     truth: Truth, detections: DetectionTable, iou_type: str, *, backend: str = "auto", areas: np.ndarray | None = None
 ) -> Overlaps | None:
-    """What the compiled evaluator works on, or None where pycocotools is asked for or has to decide.
+    """The IoU that the compiled evaluator needs, or None where pycocotools is to evaluate.
+
+    That is so where it is asked for, and with `auto` where the input is odd.
 
     Args:
+        iou_type: bbox, segm or keypoints.
         backend: see `evaluate_table`.
         areas: see `find_overlaps`.
 
@@ -133,12 +143,13 @@ def evaluate_table(
 
     Args:
         iou_type: bbox, segm or keypoints.
-        backend: compiled, pycocotools, or auto: compiled where the input is plain.
-        overlaps: those of the same detections and truth, where they are known; then `backend` is not asked.
+        backend: compiled, pycocotools, or auto: compiled where the input is plain, else pycocotools.
+        overlaps: those of the same detections and truth, where they are known. Then the compiled evaluator is used,
+            whatever `backend` is.
 
     Raises:
-        ValueError: an unknown iou_type or backend, detections without what the kind of IoU needs, or input that is odd
-            where `compiled` is asked for.
+        ValueError: an unknown iou_type or backend, detections without what the kind of IoU needs, or odd input with
+            `compiled`.
     """
     if overlaps is None:
         overlaps = overlaps_for(truth, detections, iou_type, backend=backend)
@@ -154,25 +165,24 @@ def evaluate_results(
 
     Args:
         truth: the ground truth, or a COCO JSON object.
-        results: COCO result entries. Empty gives zeros where there is truth, -1 elsewhere.
+        results: COCO result entries. None give figures of 0, or -1 where there are no objects.
         iou_type: bbox, segm or keypoints.
         backend: see `evaluate_table`.
 
     Raises:
         KeyError, AssertionError, ...: what pycocotools raises for entries without a needed field, results of unknown
-            images, and the like; with `auto` both evaluators give the same answer or the same error, because odd
-            input goes to pycocotools.
+            images, and the like. `auto` raises the same, because odd input goes to pycocotools.
         ValueError: see `evaluate_table`.
     """
     _check_choice("iou_type", iou_type, IOU_TYPES)
     _check_choice("backend", backend, BACKENDS)
     content = truth.content if isinstance(truth, Truth) else truth
     if backend != "pycocotools" and is_plain_truth(content, iou_type) and are_plain_results(content, results, iou_type):
-        known = Truth(content["images"], content["annotations"], content["categories"])
-        table, areas = _to_table(known, results, iou_type)
-        overlaps = overlaps_for(known, table, iou_type, backend=backend, areas=areas)
+        plain_truth = Truth(content["images"], content["annotations"], content["categories"])
+        table, areas = _to_table(plain_truth, results, iou_type)
+        overlaps = overlaps_for(plain_truth, table, iou_type, backend=backend, areas=areas)
         if overlaps is not None:
-            return _accumulate(_match(known, table, overlaps, iou_type), iou_type)
+            return _accumulate(_match(plain_truth, table, overlaps, iou_type), iou_type)
     elif backend == "compiled":
         raise OddInput("the input is not plain; backend auto or pycocotools takes it")
     return _by_pycocotools(content, results, iou_type)
@@ -181,12 +191,16 @@ def evaluate_results(
 def evaluate_part(
     truth: Truth, detections: DetectionTable, iou_type: str, *, overlaps: Overlaps | None = None
 ) -> bytes:
-    """What a share of the images contributes, to be sent home by a worker and merged there.
+    """The matches of a share of the images as bytes, which `merge_parts` puts together.
 
     Args:
         truth: the share's images and annotations (`Truth.only`), with all categories.
-        detections: those on these images.
+        detections: the detections on these images.
+        iou_type: bbox, segm or keypoints.
         overlaps: see `evaluate_table`.
+
+    Returns:
+        A NumPy archive (npz), to be sent by a worker.
 
     Raises:
         ValueError: an unknown iou_type, or odd input, see `evaluate_table`.
@@ -199,10 +213,13 @@ def evaluate_part(
 
 
 def merge_parts(parts: Iterable[bytes], iou_type: str) -> CocoResult:
-    """The figures of all shares together, exactly those of one evaluation over all images, whatever the order.
+    """The figures of all shares together: exactly those of one evaluation over all images, in any order of the parts.
+
+    Args:
+        parts: what `evaluate_part` returned for each share.
 
     Raises:
-        ValueError: no part, or parts of other categories or of another kind of IoU.
+        ValueError: no part, or parts of different categories or of another kind of IoU.
     """
     loaded = [dict(np.load(io.BytesIO(part), allow_pickle=False)) for part in parts]
     if not loaded:
@@ -226,7 +243,7 @@ _AREAS_PX = np.array([[0, 1e10], [0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e1
 
 
 def _rules(iou_type: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranges of area, float64 [A, 2], and most detections of an image and class, int64 [M]."""
+    """Ranges of area in square pixels, float64 [A, 2], and limits of detections of an image and class, int64 [M]."""
     if iou_type == "keypoints":
         return _AREAS_PX[[0, 2, 3]], np.array([MOST_OF_A_CLASS[iou_type]])
     return _AREAS_PX, np.array([1, 10, MOST_OF_A_CLASS[iou_type]])
@@ -234,13 +251,17 @@ def _rules(iou_type: str) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Matched:
-    """What matching leaves of the detections, by category, image and rank; nothing in it depends on other images.
+    """The outcome of matching for each detection, sorted by category, image and rank.
+
+    No row depends on other images, so outcomes of shares of the images can be concatenated.
 
     Attributes:
-        image_ids, categories, rank: int64 [N]; categories are places in `category_ids`, ranks within image and class.
+        image_ids: int64 [N].
+        categories: int64 [N], indices into `category_ids`.
+        rank: int64 [N], within image and class, 0 for the best.
         scores: float64 [N].
-        outcome: uint32 [N, A], see `eval_kernel.match_groups`.
-        num_objects: int64 [K, A], annotations that count.
+        outcome: uint32 [N, A], see `kernel.match_groups`.
+        num_objects: int64 [K, A], the number of annotations that count, by category and range of area.
         category_ids: int64 [K], sorted.
     """
 
@@ -265,17 +286,18 @@ def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, iou_type: st
     outcome = np.zeros((len(overlaps.rows), len(ranges)), np.uint32)
 
     def fill(begin: int, stop: int) -> None:
-        mine, more = slice(begin, stop), slice(begin, stop + 1)
+        groups, bounds = slice(begin, stop), slice(begin, stop + 1)
         kernel.match_groups(
-            outcome, overlaps.ious, overlaps.pairs[more], overlaps.areas, overlaps.starts[more], overlaps.first[mine],
-            overlaps.end[mine], overlaps.truths, truth.is_crowd, left_out, ranges, IOU_THRESHOLDS,
+            outcome, overlaps.ious, overlaps.pairs[bounds], overlaps.areas, overlaps.starts[bounds],
+            overlaps.first[groups], overlaps.end[groups], overlaps.truths, truth.is_crowd, left_out, ranges,
+            IOU_THRESHOLDS,
         )  # fmt: skip
 
     in_threads(fill, overlaps.starts)
-    of_truth = np.searchsorted(overlaps.category_ids, truth.category_ids)
+    truth_categories = np.searchsorted(overlaps.category_ids, truth.category_ids)
     num_objects = np.zeros((len(overlaps.category_ids), len(ranges)), np.int64)
-    for place, out in enumerate(left_out):
-        num_objects[:, place] = np.bincount(of_truth[~out], minlength=len(num_objects))
+    for index, is_left_out in enumerate(left_out):
+        num_objects[:, index] = np.bincount(truth_categories[~is_left_out], minlength=len(num_objects))
     return _Matched(
         image_ids=overlaps.of_rows(overlaps.image_ids[overlaps.images]),
         categories=overlaps.of_rows(overlaps.categories),
@@ -288,6 +310,7 @@ def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, iou_type: st
 
 
 def _accumulate(matched: _Matched, iou_type: str) -> CocoResult:
+    """COCO's precision-recall curves and figures from the outcome of matching."""
     from pipeline.evaluation import kernel
 
     bounds = np.searchsorted(matched.categories, np.arange(len(matched.category_ids) + 1))
@@ -315,14 +338,15 @@ def _accumulate(matched: _Matched, iou_type: str) -> CocoResult:
 
 
 def _summarize(precision: np.ndarray, recall: np.ndarray, iou_type: str) -> np.ndarray:
+    """COCO's figures in its order: means over IoU thresholds and ranges of area."""
     at_50, at_75 = slice(0, 1), slice(5, 6)
     every = slice(None)
     if iou_type == "keypoints":
-        where = [(every, 0), (at_50, 0), (at_75, 0), (every, 1), (every, 2)]
-        figures = [array[at][..., area, -1] for array in (precision, recall) for at, area in where]
+        selections = [(every, 0), (at_50, 0), (at_75, 0), (every, 1), (every, 2)]
+        figures = [array[at][..., area, -1] for array in (precision, recall) for at, area in selections]
     else:
-        where = [(every, 0), (at_50, 0), (at_75, 0), (every, 1), (every, 2), (every, 3)]
-        figures = [precision[at][..., area, -1] for at, area in where]
+        selections = [(every, 0), (at_50, 0), (at_75, 0), (every, 1), (every, 2), (every, 3)]
+        figures = [precision[at][..., area, -1] for at, area in selections]
         figures += [recall[..., 0, limit] for limit in range(3)] + [recall[..., area, -1] for area in (1, 2, 3)]
     return np.array([_mean(values) for values in figures])
 
@@ -330,9 +354,9 @@ def _summarize(precision: np.ndarray, recall: np.ndarray, iou_type: str) -> np.n
 def _to_table(
     truth: Truth, results: Sequence[Mapping[str, Any]], iou_type: str
 ) -> tuple[DetectionTable, np.ndarray | None]:
-    """Plain result entries as columns; and their areas where a box beside the mask decides them."""
+    """Plain result entries as a table; and their areas where they have boxes, from which pycocotools takes the area."""
     first: Mapping[str, Any] = results[0] if results else {}
-    boxed = np.array([entry["bbox"] for entry in results], np.float64).reshape(-1, 4) if "bbox" in first else None
+    bboxes = np.array([entry["bbox"] for entry in results], np.float64).reshape(-1, 4) if "bbox" in first else None
     masks = None
     if iou_type == "segm":
         sizes: dict[Any, tuple[Any, Any]] = {i["id"]: (i.get("height"), i.get("width")) for i in truth.images}
@@ -341,12 +365,12 @@ def _to_table(
         image_ids=np.array([entry["image_id"] for entry in results], np.int64),
         category_ids=np.array([entry["category_id"] for entry in results], np.int64),
         scores=np.array([entry["score"] for entry in results], np.float64),
-        bboxes=np.zeros((len(results), 4)) if boxed is None else boxed,
+        bboxes=np.zeros((len(results), 4)) if bboxes is None else bboxes,
         counts=None if masks is None else [mask["counts"] for mask in masks],
         sizes=None if masks is None else np.array([mask["size"] for mask in masks], np.int64).reshape(-1, 2),
         keypoints=[entry["keypoints"] for entry in results] if iou_type == "keypoints" else None,
     )
-    return table, None if boxed is None else boxed[:, 2] * boxed[:, 3]
+    return table, None if bboxes is None else bboxes[:, 2] * bboxes[:, 3]
 
 
 def _by_pycocotools(content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoResult:
@@ -355,16 +379,16 @@ def _by_pycocotools(content: Mapping[str, Any], results: Sequence[Mapping[str, A
 
     with _silence():
         truth = COCO()
-        # The evaluation writes into its entries; the caller's stay as they are.
+        # pycocotools writes into the entries it evaluates, so it gets copies.
         truth.dataset = {**content, "annotations": [dict(entry) for entry in content.get("annotations", [])]}
         truth.createIndex()
         if results:
-            found = truth.loadRes([dict(entry) for entry in results])
+            detections = truth.loadRes([dict(entry) for entry in results])
         else:
-            found = COCO()
-            found.dataset = {**content, "annotations": []}
-            found.createIndex()
-        evaluator = COCOeval(truth, found, iou_type)
+            detections = COCO()
+            detections.dataset = {**content, "annotations": []}
+            detections.createIndex()
+        evaluator = COCOeval(truth, detections, iou_type)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -382,8 +406,8 @@ def _by_pycocotools(content: Mapping[str, Any], results: Sequence[Mapping[str, A
 
 
 @contextlib.contextmanager
-def _silence() -> Any:
-    """pycocotools prints its progress; a library does not."""
+def _silence() -> Iterator[None]:
+    """Discards what pycocotools prints about its progress."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
@@ -394,5 +418,6 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _mean(values: np.ndarray) -> float:
+    """The mean without -1, or -1 where there is nothing else."""
     kept = values[values > -1]
     return float(kept.mean()) if kept.size else -1.0

@@ -1,4 +1,4 @@
-"""Is one run better than another, by how much, and could it be chance; and whether a figure may pass."""
+"""Comparison of two runs on one ground truth: difference of AP with a bootstrap interval; gates on AP and its loss."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ _EPSILON = np.spacing(1)
 
 @dataclass(frozen=True)
 class _ClassMatches:
-    """One category's detections over all images, best first: image (its place) int64 [D], hits and ignored bool
-    [T, D]; and its objects for each image, int64 [I]."""
+    """One category's detections over all images, best score first, and its objects.
+
+    Attributes:
+        images: int64 [D], the index of each detection's image.
+        hits, ignored: bool [T, D], whether it is a true positive or counts neither way, by IoU threshold.
+        objects: int64 [I], the number of objects on each image.
+    """
 
     images: np.ndarray
     hits: np.ndarray
@@ -36,7 +41,12 @@ class _ClassMatches:
 
 @dataclass(frozen=True)
 class MatchedRun:
-    """A run matched with the truth at COCO's ten thresholds, from which AP follows for any choice of images."""
+    """A run matched with the truth at COCO's ten IoU thresholds, from which AP follows for any sample of the images.
+
+    Attributes:
+        image_ids: of the truth, sorted.
+        classes: by category id.
+    """
 
     image_ids: tuple[Any, ...]
     classes: dict[int, _ClassMatches]
@@ -45,28 +55,30 @@ class MatchedRun:
         """COCO's AP (all areas, 100 detections) by category id, and the mean under None; NaN without objects.
 
         Args:
-            weights: int64 [I], how often each image is in the sample; None: once each, which gives the very AP of
-                COCO's evaluation. A weight of 2 equals the image lying there twice.
+            weights: int64 [I], how often each image is in the sample; None: once each, which gives exactly the AP of
+                COCO's evaluation. A weight of 2 is equal to two copies of the image.
         """
         weights = np.ones(len(self.image_ids), np.int64) if weights is None else weights
-        figures: dict[int | None, float] = {number: _ap(one, weights) for number, one in self.classes.items()}
-        kept = [value for value in figures.values() if value == value]
-        return {None: float(np.mean(kept)) if kept else float("nan"), **figures}
+        figures: dict[int | None, float] = {number: _ap(matches, weights) for number, matches in self.classes.items()}
+        measured = [value for value in figures.values() if value == value]
+        return {None: float(np.mean(measured)) if measured else float("nan"), **figures}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs against one truth; differences are the second's figure less the first's.
+    """Two runs, a and b, against one truth. Differences are figures of b minus figures of a.
 
     Attributes:
-        ap: AP of both runs.
+        iou_type: bbox or segm.
+        ap: AP of a and of b.
         difference: of the two APs.
         interval: bootstrap interval of the difference over images, at `confidence`.
-        by_category: one row a category, most changed for the worse first: `category_id`, `category`, `objects`,
-            `ap_a`, `ap_b`, `difference`, `low`, `high`.
-        images: one row an image, the second run's largest losses first: `image` (the truth's file name), `errors_a`,
-            `errors_b` (false and missed objects at the thresholds), `iou_a`, `iou_b` (summed over the objects found),
-            `change` (errors_b - errors_a).
+        confidence: of the interval, between 0 and 1.
+        by_category: one row for each category, largest loss first: `category_id`, `category`, `objects`, `ap_a`,
+            `ap_b`, `difference`, `low`, `high` (the interval).
+        images: one row for each image, largest loss of b first: `image` (the truth's file name), `errors_a`,
+            `errors_b` (false positives and missed objects at the thresholds), `iou_a`, `iou_b` (summed over the objects
+            found), `change` (errors_b - errors_a).
     """
 
     iou_type: str
@@ -79,44 +91,45 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether 0 lies outside of the interval."""
         return not self.interval[0] <= 0 <= self.interval[1]
 
 
 def match_run(truth: Truth, detections: DetectionTable, iou_type: str) -> MatchedRun:
-    """Matches a run's detections at COCO's ten thresholds, for `MatchedRun.average_precision`.
+    """Matches a run's detections at COCO's ten IoU thresholds, for `MatchedRun.average_precision`.
 
     Raises:
         ValueError: an iou_type other than bbox and segm.
     """
-    # COCO goes through images by id, and equal scores of two images keep that order.
+    # COCO goes through images by id, and equal scores on two images keep that order.
     image_ids = tuple(sorted(image["id"] for image in truth.images))
-    place_of = {image_id: place for place, image_id in enumerate(image_ids)}
+    index_of = {image_id: index for index, image_id in enumerate(image_ids)}
     category_of, crowd = truth.category_ids, truth.is_crowd
-    found: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {number: [] for number in truth.names}
+    # By category id: for each image its index, and scores, hits, ignored of its detections.
+    parts_of: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {number: [] for number in truth.names}
     objects = {number: np.zeros(len(image_ids), np.int64) for number in truth.names}
     for pairs in iter_pairs(truth, detections, iou_type):
-        place = place_of[pairs.image_id]
-        for number in category_of[pairs.places][~crowd[pairs.places]]:
-            objects[int(number)][place] += 1
+        index = index_of[pairs.image_id]
+        for number in category_of[pairs.truths][~crowd[pairs.truths]]:
+            objects[int(number)][index] += 1
         labels = detections.category_ids[pairs.rows]
         for number in np.unique(labels).tolist():
-            if number not in found:
+            if number not in parts_of:
                 continue
-            mine = np.flatnonzero(labels == number)[:_MAX_DETECTIONS]
-            theirs = np.flatnonzero(category_of[pairs.places] == number)
-            regions = crowd[pairs.places[theirs]]
-            ious = pairs.ious[np.ix_(mine, theirs)]
-            hits = np.zeros((len(IOU_THRESHOLDS), len(mine)), bool)
+            of_class = np.flatnonzero(labels == number)[:_MAX_DETECTIONS]
+            columns = np.flatnonzero(category_of[pairs.truths] == number)
+            is_crowd = crowd[pairs.truths[columns]]
+            ious = pairs.ious[np.ix_(of_class, columns)]
+            hits = np.zeros((len(IOU_THRESHOLDS), len(of_class)), bool)
             ignored = np.zeros_like(hits)
             if ious.size and ious.max() >= IOU_THRESHOLDS[0]:
-                for at, threshold in enumerate(IOU_THRESHOLDS):
-                    took = greedy_match(ious, regions, threshold)
-                    ignored[at] = (took >= 0) & regions[took]
-                    hits[at] = (took >= 0) & ~ignored[at]
-            found[number].append((place, detections.scores[pairs.rows[mine]], hits, ignored))
+                for t, threshold in enumerate(IOU_THRESHOLDS):
+                    taken = greedy_match(ious, is_crowd, threshold)
+                    ignored[t] = (taken >= 0) & is_crowd[taken]
+                    hits[t] = (taken >= 0) & ~ignored[t]
+            parts_of[number].append((index, detections.scores[pairs.rows[of_class]], hits, ignored))
     classes = {}
-    for number, parts in found.items():
+    for number, parts in parts_of.items():
         parts.sort(key=lambda part: part[0])
         empty = np.zeros((len(IOU_THRESHOLDS), 0), bool)
         scores = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0)
@@ -145,14 +158,20 @@ def compare(
     score_threshold: float = 0.5,
     iou_threshold: float = 0.5,
 ) -> Comparison:
-    """The second run's AP less the first's, with a paired bootstrap interval over images.
+    """The AP of run b minus the AP of run a, with a paired bootstrap interval over images.
 
     Each resample draws as many images as there are, with replacement, the same ones for both runs, and computes COCO's
-    AP anew; the interval is that of the percentiles (Efron 1979). It says how much of the difference may be due to
-    which images were annotated, nothing about training anew.
+    AP from them. The interval is that of the percentiles (Efron 1979). It shows how much of the difference may be due
+    to the choice of annotated images. It does not show how much training anew would change.
 
     Args:
-        num_resamples: 0 gives a NaN interval.
+        instances_a, instances_b: the instances tables of the two runs.
+        ground_truth, images_a, images_b: as `evaluate` takes them.
+        iou_type: bbox or segm.
+        num_resamples: number of bootstrap samples; 0 gives a NaN interval.
+        confidence: of the interval, between 0 and 1.
+        seed: of the resampling.
+        score_threshold, iou_threshold: of the errors in `Comparison.images`.
 
     Raises:
         EvaluationError: a run that does not fit the truth.
@@ -200,14 +219,17 @@ def check_gates(
     max_drop: float | None = None,
     iou_type: str = "segm",
 ) -> list[str]:
-    """Why a run may not pass; empty when it may.
+    """The reasons why a run fails its gates; an empty list means that it passes.
 
     Args:
-        min_ap: least AP of `metrics`. An AP that could not be measured does not pass.
-        max_drop: most that AP of the second run of `comparison` may lie below the first's.
+        metrics: an evaluation, for `min_ap`.
+        comparison: with another run, for `max_drop`.
+        min_ap: the least AP of `metrics`. An AP that could not be measured (NaN) fails.
+        max_drop: how far the AP of run b of `comparison` may lie below that of run a.
+        iou_type: of `min_ap`.
 
     Raises:
-        ValueError: a gate without the figures it looks at.
+        ValueError: a gate without the figures that it needs.
     """
     reasons = []
     if min_ap is not None:
@@ -228,28 +250,30 @@ def check_gates(
 
 
 def _resample(first: MatchedRun, second: MatchedRun, num: int, seed: int) -> list[Mapping[int | None, float]]:
+    """Differences of AP by category id (None: the mean) in each of `num` bootstrap samples of the images."""
     rng = np.random.default_rng(seed)
     num_images = len(first.image_ids)
     samples: list[Mapping[int | None, float]] = []
     for _ in range(num if num_images else 0):
         weights = np.bincount(rng.integers(0, num_images, num_images), minlength=num_images)
         a, b = first.average_precision(weights), second.average_precision(weights)
-        # The mean is over the classes that the sample has objects of, the same for both runs.
+        # The mean is over the classes that have objects in the sample, the same for both runs.
         samples.append({key: b[key] - a[key] for key in a})
     return samples
 
 
-def _ap(one: _ClassMatches, weights: np.ndarray) -> float:
-    num_objects = int((one.objects * weights).sum())
+def _ap(matches: _ClassMatches, weights: np.ndarray) -> float:
+    """COCO's AP of one category; `weights` (int64 [I]) are how often each image is in the sample."""
+    num_objects = int((matches.objects * weights).sum())
     if not num_objects:
         return float("nan")
-    of_detection = weights[one.images]
-    drawn = of_detection > 0
-    of_detection = of_detection[drawn]
+    row_weights = weights[matches.images]
+    drawn = row_weights > 0
+    row_weights = row_weights[drawn]
     total = 0.0
-    for hits, ignored in zip(one.hits[:, drawn], one.ignored[:, drawn]):
-        true = np.cumsum(np.where(hits, of_detection, 0))
-        false = np.cumsum(np.where(~hits & ~ignored, of_detection, 0))
+    for hits, ignored in zip(matches.hits[:, drawn], matches.ignored[:, drawn]):
+        true = np.cumsum(np.where(hits, row_weights, 0))
+        false = np.cumsum(np.where(~hits & ~ignored, row_weights, 0))
         precision = true / (false + true + _EPSILON)
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
         at = np.searchsorted(true / num_objects, _RECALL_THRESHOLDS, side="left")
@@ -258,30 +282,32 @@ def _ap(one: _ClassMatches, weights: np.ndarray) -> float:
 
 
 def _interval(values: Sequence[float], tail: float) -> tuple[float, float]:
-    kept = [value for value in values if value == value]
-    if not kept:
+    """The quantiles `tail` and 1 - `tail` of the values without NaN."""
+    numbers = [value for value in values if value == value]
+    if not numbers:
         return float("nan"), float("nan")
-    low, high = np.quantile(kept, [tail, 1 - tail])
+    low, high = np.quantile(numbers, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def _per_image(
     truth: Truth, tables: Sequence[DetectionTable], iou_type: str, score_threshold: float, iou_threshold: float
 ) -> pd.DataFrame:
+    """`Comparison.images`: errors of both runs on each image."""
     import pandas as pd
 
-    place_of = {image["id"]: place for place, image in enumerate(truth.images)}
-    of_truth = np.array([place_of[entry["image_id"]] for entry in truth.annotations], np.int64)
+    index_of = {image["id"]: index for index, image in enumerate(truth.images)}
+    truth_images = np.array([index_of[entry["image_id"]] for entry in truth.annotations], np.int64)
     columns: dict[str, Any] = {"image": [image["file_name"] for image in truth.images]}
     for name, table in zip("ab", tables, strict=True):
         matches = match(truth, table, iou_type, score_threshold=score_threshold, iou_threshold=iou_threshold)
-        of_row = np.array([place_of[i] for i in table.image_ids[matches.rows].tolist()], np.int64)
-        size = len(truth.images)
-        false = np.bincount(of_row[matches.is_false], minlength=size)
-        missed = np.bincount(of_truth[matches.counted & ~matches.found], minlength=size)
+        row_images = np.array([index_of[image_id] for image_id in table.image_ids[matches.rows].tolist()], np.int64)
+        num_images = len(truth.images)
+        false = np.bincount(row_images[matches.is_false], minlength=num_images)
+        missed = np.bincount(truth_images[matches.counted & ~matches.found], minlength=num_images)
         columns[f"errors_{name}"] = false + missed
         hits = matches.is_true
-        columns[f"iou_{name}"] = np.bincount(of_row[hits], weights=matches.ious[hits], minlength=size)
+        columns[f"iou_{name}"] = np.bincount(row_images[hits], weights=matches.ious[hits], minlength=num_images)
     frame = pd.DataFrame(columns)
     frame["change"] = frame["errors_b"] - frame["errors_a"]
     lost = frame["iou_a"] - frame["iou_b"]

@@ -1,4 +1,4 @@
-"""Detections as columns of arrays, the form in which all measuring takes them."""
+"""Detections as a table of columns (`DetectionTable`), the input of both COCO evaluators and of every other figure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class DetectionTable:
-    """Detections as columns, ready for either evaluator. The order of rows decides between equal scores.
+    """Detections as columns. The order of rows decides between equal scores.
 
     Attributes:
-        image_ids, category_ids: int64 [N], ids of the truth.
+        image_ids, category_ids: int64 [N], as the ground truth numbers them.
         scores: float64 [N].
         bboxes: float64 [N, 4], XYWH in pixels of the image.
-        counts: N compressed RLE strings, or None; a list becomes an Arrow array.
-        sizes: int64 [N, 2], height and width of the masks.
+        counts: N compressed RLE strings, or None without masks; a list becomes an Arrow array.
+        sizes: int64 [N, 2], height and width of the masks, or None without masks.
         keypoints: N flat lists of x, y, v triples, or None.
     """
 
@@ -39,17 +39,21 @@ class DetectionTable:
         return len(self.scores)
 
     def take(self, rows: np.ndarray) -> DetectionTable:
-        """The table of these rows (a mask or places), in their order."""
-        places = np.flatnonzero(rows) if rows.dtype == bool else rows
-        listed: list[int] = places.tolist()
+        """The table of the given rows, in the given order.
+
+        Args:
+            rows: bool [N] or row indices.
+        """
+        indices = np.flatnonzero(rows) if rows.dtype == bool else rows
+        index_list: list[int] = indices.tolist()
         return DetectionTable(
-            self.image_ids[places],
-            self.category_ids[places],
-            self.scores[places],
-            self.bboxes[places],
-            None if self.counts is None else self.counts.take(pa.array(places)),  # type: ignore[union-attr]
-            None if self.sizes is None else self.sizes[places],
-            None if self.keypoints is None else [self.keypoints[i] for i in listed],
+            self.image_ids[indices],
+            self.category_ids[indices],
+            self.scores[indices],
+            self.bboxes[indices],
+            None if self.counts is None else to_text(self.counts).take(pa.array(indices)),
+            None if self.sizes is None else self.sizes[indices],
+            None if self.keypoints is None else [self.keypoints[index] for index in index_list],
         )
 
     def to_rles(self) -> list[dict[str, Any]]:
@@ -60,13 +64,19 @@ class DetectionTable:
         """
         if self.counts is None or self.sizes is None:
             raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
-        unique, places = np.unique(self.sizes[:, 0] << 32 | self.sizes[:, 1], return_inverse=True)
+        unique, size_of_row = np.unique(self.sizes[:, 0] << 32 | self.sizes[:, 1], return_inverse=True)
         sizes = [[int(size >> 32), int(size & 0xFFFFFFFF)] for size in unique]  # one list for each size, shared
-        texts = self.counts.to_pylist()  # type: ignore[union-attr]
-        return [{"size": sizes[at], "counts": counts} for at, counts in zip(places.tolist(), texts, strict=True)]
+        texts = to_text(self.counts).to_pylist()
+        return [{"size": sizes[at], "counts": counts} for at, counts in zip(size_of_row.tolist(), texts, strict=True)]
 
     def to_results(self, iou_type: str) -> list[dict[str, Any]]:
-        """COCO's result entries. A segm entry has no `bbox`, so that its area is its mask's."""
+        """COCO result entries, as pycocotools' `loadRes` takes them.
+
+        A segm entry has no `bbox`: pycocotools would take the entry's area from it instead of from the mask.
+
+        Raises:
+            ValueError: no masks for segm, or no keypoints for keypoints.
+        """
         columns = zip(self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True)
         entries = [{"image_id": i, "category_id": c, "score": s} for i, c, s in columns]
         if iou_type == "bbox":
@@ -84,12 +94,16 @@ class DetectionTable:
 
 
 def to_text(counts: Any) -> pa.Array:
-    """RLE strings (text or bytes; a sequence, a pandas column or Arrow) as one Arrow array of large strings."""
+    """RLE strings as one Arrow array of large strings.
+
+    Args:
+        counts: a sequence of str or bytes, a pandas column, or an Arrow array, chunked or not.
+    """
     if isinstance(counts, pa.ChunkedArray):
         chunks = counts.cast(pa.large_string()).chunks or [pa.array([], pa.large_string())]
         counts = pa.concat_arrays(chunks, memory_pool=pa.system_memory_pool())
     if not isinstance(counts, pa.Array):
         if not hasattr(counts, "dtype"):
-            counts = [one.decode("latin-1") if isinstance(one, bytes) else one for one in counts]
+            counts = [text.decode("latin-1") if isinstance(text, bytes) else text for text in counts]
         counts = pa.array(counts, pa.large_string())
     return counts if counts.type == pa.large_string() else counts.cast(pa.large_string())

@@ -1,4 +1,4 @@
-"""Ground truth in the form evaluation wants it, and which image of a run is which image of the truth."""
+"""Ground truth as COCO annotations (`Truth`), and the matching of a run's images and categories with it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from pipeline.storage import files
 
 
 class EvaluationError(ValueError):
-    """A run and a ground truth that cannot be compared. The message names what clashes."""
+    """A run and a ground truth that cannot be compared. The message says why."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Annotated images, as COCO's own evaluation reads them: nothing rounded, clipped or reordered.
+    """Annotated images as COCO's own evaluation reads them: nothing is rounded, clipped or reordered.
 
     Attributes:
         images: COCO image entries (`id`, `file_name`, `height`, `width`).
         annotations: COCO annotations (`bbox` is XYWH in pixels of the image).
         categories: COCO categories.
-        num_not_labelled: annotations that were left out, because nobody looked for their class on their image.
+        num_not_labelled: annotations that were left out, because their class was not annotated on their image.
     """
 
     images: list[dict[str, Any]]
@@ -41,11 +41,14 @@ class Truth:
     def from_coco(cls, content: Mapping[str, Any], where: str = "the ground truth") -> Truth:
         """The truth of a COCO JSON object.
 
-        Where an image says which classes were looked for on it (see `labelled`), annotations of the others are left
-        out: some of those objects are drawn and some are not, so they can be neither found nor missed.
+        Where an image says which classes were annotated on it (see `labelled`), annotations of other classes are left
+        out. Some of those objects are annotated and some are not, so they count neither as found nor as missed.
+
+        Args:
+            where: what error messages call the object.
 
         Raises:
-            EvaluationError: it is none, or names an image or category twice.
+            EvaluationError: it is no COCO JSON object, or two images or two categories have the same id.
         """
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
@@ -53,15 +56,15 @@ class Truth:
         for key in ("images", "categories"):
             ids = [entry["id"] for entry in content[key]]
             if len(set(ids)) < len(ids):
-                twice = next(i for n, i in enumerate(ids) if i in ids[:n])
-                raise EvaluationError(f"{where} names {key} id {twice!r} twice")
+                repeated = next(i for n, i in enumerate(ids) if i in ids[:n])
+                raise EvaluationError(f"{where} names {key} id {repeated!r} twice")
         whole = cls(content["images"], content["annotations"], content["categories"])
         if not (labelled := whole.labelled):
             return whole
         kept = [
             entry
             for entry in whole.annotations
-            if (looked_for := labelled.get(entry["image_id"])) is None or entry["category_id"] in looked_for
+            if (category_ids := labelled.get(entry["image_id"])) is None or entry["category_id"] in category_ids
         ]
         return cls(whole.images, kept, whole.categories, len(whole.annotations) - len(kept))
 
@@ -69,12 +72,12 @@ class Truth:
     def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str) -> Truth:
         """The truth of a COCO JSON file (its URI) or object, or of any set that `pipeline.dataset` reads.
 
-        A COCO file gives the very values it holds; an `AnnotatedSet` has had its boxes clipped to the image, which
-        can move a bbox AP in its last digits.
+        A COCO file gives exactly the values it holds. An `AnnotatedSet` has its boxes clipped to the image, which can
+        change a bbox AP in its last digits.
 
         Raises:
-            EvaluationError: no COCO file.
-            FileNotFoundError: no file.
+            EvaluationError: it is no COCO file.
+            FileNotFoundError: there is no such file.
         """
         if isinstance(source, Truth):
             return source
@@ -90,17 +93,22 @@ class Truth:
         return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
 
     def only(self, image_ids: Iterable[Any]) -> Truth:
-        """The truth of these images alone."""
-        wanted = set(image_ids)
+        """The truth of these images alone, with all categories."""
+        kept_ids = set(image_ids)
         return Truth(
-            [image for image in self.images if image["id"] in wanted],
-            [entry for entry in self.annotations if entry["image_id"] in wanted],
+            [image for image in self.images if image["id"] in kept_ids],
+            [entry for entry in self.annotations if entry["image_id"] in kept_ids],
             self.categories,
         )
 
     def with_ids_of(self, names: Mapping[int, str]) -> Truth:
-        """The same truth with the category ids of a run's classes (names by id), matched by name; other categories get
-        ids that the run does not use. For formats in which a class has a name and no id of its own."""
+        """The same truth with the category ids of a run's classes, matched by name.
+
+        For formats in which a class has a name and no id of its own.
+
+        Args:
+            names: the run's class names by id. Categories that it lacks get ids that neither side uses.
+        """
         ids = {name: number for number, name in names.items()}
         free = itertools.count(max([*names, *self.names, 0]) + 1)
         new = {number: ids[name] if name in ids else next(free) for number, name in self.names.items()}
@@ -123,33 +131,33 @@ class Truth:
 
     @cached_property
     def labelled(self) -> dict[Any, frozenset[int]]:
-        """Category ids that were looked for, by image id; an image without an entry was searched for all classes.
+        """Ids of the categories that were annotated on an image, by image id. On an image without an entry all were.
 
-        From `labelled_category_ids`; or of LVIS, the classes that are there and `neg_category_ids`, without
-        `not_exhaustive_category_ids`.
+        They are `labelled_category_ids` of the image. For LVIS they are the categories of its annotations and its
+        `neg_category_ids`, without its `not_exhaustive_category_ids`.
         """
-        lvis = {image["id"] for image in self.images if image.get("neg_category_ids") is not None}
-        there: dict[Any, set[int]] = defaultdict(set)
-        for entry in self.annotations if lvis else ():
-            if entry["image_id"] in lvis:
-                there[entry["image_id"]].add(entry["category_id"])
-        found: dict[Any, frozenset[int]] = {}
+        lvis_images = {image["id"] for image in self.images if image.get("neg_category_ids") is not None}
+        annotated: dict[Any, set[int]] = defaultdict(set)
+        for entry in self.annotations if lvis_images else ():
+            if entry["image_id"] in lvis_images:
+                annotated[entry["image_id"]].add(entry["category_id"])
+        labelled: dict[Any, frozenset[int]] = {}
         for image in self.images:
             if (ids := image.get("labelled_category_ids")) is not None:
-                found[image["id"]] = frozenset(ids)
-            elif image["id"] in lvis:
-                checked = there[image["id"]] | set(image["neg_category_ids"])
-                found[image["id"]] = frozenset(checked - set(image.get("not_exhaustive_category_ids", ())))
-        return found
+                labelled[image["id"]] = frozenset(ids)
+            elif image["id"] in lvis_images:
+                checked = annotated[image["id"]] | set(image["neg_category_ids"])
+                labelled[image["id"]] = frozenset(checked - set(image.get("not_exhaustive_category_ids", ())))
+        return labelled
 
     @cached_property
     def category_ids(self) -> np.ndarray:
-        """int64 [G], the annotations' categories."""
+        """int64 [G], the category id of each annotation."""
         return np.array([entry["category_id"] for entry in self.annotations], np.int64)
 
     @cached_property
     def is_crowd(self) -> np.ndarray:
-        """bool [G], which annotations are crowd regions: neither found nor missed."""
+        """bool [G], whether each annotation is a crowd region, which counts neither as found nor as missed."""
         return np.array([bool(entry.get("iscrowd", 0)) for entry in self.annotations], bool)
 
     @cached_property
@@ -159,58 +167,63 @@ class Truth:
         data = filled.text.tobytes()
         texts = iter([data[start:end] for start, end in itertools.pairwise(filled.offsets.tolist())])
         return [
-            {"size": size, "counts": next(texts)} if alone else to_rle(entry.get("segmentation"), *size)
-            for entry, alone, size in zip(
-                self.annotations, filled.is_alone.tolist(), filled.sizes.tolist(), strict=True
+            {"size": size, "counts": next(texts)} if is_filled else to_rle(entry.get("segmentation"), *size)
+            for entry, is_filled, size in zip(
+                self.annotations, filled.is_filled.tolist(), filled.sizes.tolist(), strict=True
             )
         ]
 
     @cached_property
     def rle_text(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The strings of `rles` in one piece (uint8), where each begins in it (int64 [G + 1]), and the masks' heights
-        and widths (int64 [G, 2])."""
+        """The RLE strings of all annotations, concatenated, for the compiled kernels.
+
+        Returns:
+            text: uint8, the characters of `rles`, one string after the other.
+            offsets: int64 [G + 1], where each string begins in `text`.
+            sizes: int64 [G, 2], heights and widths of the masks.
+        """
         filled, sizes = self._filled, self._filled.sizes.copy()
         lengths = np.zeros(len(sizes), np.int64)
-        lengths[filled.is_alone] = np.diff(filled.offsets)
-        others = {}
-        for place in np.flatnonzero(~filled.is_alone).tolist():
-            rle = to_rle(self.annotations[place].get("segmentation"), *sizes[place].tolist())
+        lengths[filled.is_filled] = np.diff(filled.offsets)
+        own_text = {}  # of annotations that are not in `filled`, by index
+        for index in np.flatnonzero(~filled.is_filled).tolist():
+            rle = to_rle(self.annotations[index].get("segmentation"), *sizes[index].tolist())
             counts = rle["counts"]
-            others[place] = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
-            lengths[place], sizes[place] = len(others[place]), rle["size"]
+            own_text[index] = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
+            lengths[index], sizes[index] = len(own_text[index]), rle["size"]
         offsets = np.append(0, np.cumsum(lengths))
         text = np.empty(offsets[-1], np.uint8)
-        of_filled, done = 0, 0
-        for place in [*others, len(sizes)]:  # the stretch of filled polygons before it, then its own
-            stretch = int(offsets[place]) - done
-            text[done : done + stretch] = filled.text[of_filled : of_filled + stretch]
-            of_filled, done = of_filled + stretch, done + stretch
-            if place in others:
-                text[done : done + len(others[place])] = others[place]
-                done += len(others[place])
+        read, written = 0, 0
+        for index in [*own_text, len(sizes)]:  # the filled polygons before it in one copy, then its own string
+            stretch = int(offsets[index]) - written
+            text[written : written + stretch] = filled.text[read : read + stretch]
+            read, written = read + stretch, written + stretch
+            if index in own_text:
+                text[written : written + len(own_text[index])] = own_text[index]
+                written += len(own_text[index])
         return text, offsets, sizes
 
     @cached_property
-    def _filled(self) -> _Filled:
+    def _filled(self) -> _FilledPolygons:
         size_of = {image["id"]: (image["height"], image["width"]) for image in self.images}
         sizes = np.array([size_of[entry["image_id"]] for entry in self.annotations], np.int64).reshape(-1, 2)
-        return _fill([entry.get("segmentation") for entry in self.annotations], sizes)
+        return _fill_polygons([entry.get("segmentation") for entry in self.annotations], sizes)
 
     @cached_property
     def by_image(self) -> dict[Any, list[int]]:
-        """Places in `annotations`, by image id; every image has an entry."""
-        places: dict[Any, list[int]] = {image["id"]: [] for image in self.images}
-        for place, annotation in enumerate(self.annotations):
-            if annotation["image_id"] in places:
-                places[annotation["image_id"]].append(place)
-        return places
+        """Indices into `annotations`, by image id; every image has an entry."""
+        indices: dict[Any, list[int]] = {image["id"]: [] for image in self.images}
+        for index, annotation in enumerate(self.annotations):
+            if annotation["image_id"] in indices:
+                indices[annotation["image_id"]].append(index)
+        return indices
 
 
 def _numbered(content: dict[str, Any]) -> dict[str, Any]:
-    """The same with images numbered from 1, where a format (VOC, Cityscapes) names them instead."""
+    """The same content with images numbered from 1, where a format (VOC, Cityscapes) has names instead of numbers."""
     if all(isinstance(image["id"], int) for image in content["images"]):
         return content
-    number = {image["id"]: place + 1 for place, image in enumerate(content["images"])}
+    number = {image["id"]: index + 1 for index, image in enumerate(content["images"])}
     return {
         **content,
         "images": [{**image, "id": number[image["id"]]} for image in content["images"]],
@@ -219,37 +232,43 @@ def _numbered(content: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Filled:
-    """Which annotations are one polygon of a sensible size (bool [G]), the RLE strings of those in one piece (uint8)
-    and where each begins (int64), and the sizes of all annotations' images (int64 [G, 2])."""
+class _FilledPolygons:
+    """Masks of the annotations that are one polygon each.
 
-    is_alone: np.ndarray
+    Attributes:
+        is_filled: bool [G], whether the annotation is one polygon within `FARTHEST_POLYGON_PX`.
+        text: uint8, the RLE strings of those, concatenated.
+        offsets: int64, where each begins in `text`, and where the last one ends.
+        sizes: int64 [G, 2], heights and widths of all annotations' images.
+    """
+
+    is_filled: np.ndarray
     text: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
 
 
-def _fill(segmentations: list[Any], sizes: np.ndarray) -> _Filled:
-    """The masks of all segmentations that are one polygon, at once; the rest is `to_rle`'s."""
-    is_alone = np.array([_is_one_polygon(one) for one in segmentations], bool)
-    places = np.flatnonzero(is_alone)
-    polygons = [segmentations[place][0] for place in places.tolist()]
+def _fill_polygons(segmentations: list[Any], sizes: np.ndarray) -> _FilledPolygons:
+    """Fills all segmentations that are one polygon, in one call; the others are left to `to_rle`."""
+    is_filled = np.array([_is_one_polygon(segmentation) for segmentation in segmentations], bool)
+    indices = np.flatnonzero(is_filled)
+    polygons = [segmentations[index][0] for index in indices.tolist()]
     lengths = np.array([len(corners) for corners in polygons], np.int64)
     values = np.fromiter(itertools.chain.from_iterable(polygons), np.float64, int(lengths.sum()))
     is_far = ~(np.abs(values) <= FARTHEST_POLYGON_PX)
     if is_far.any():
         of_polygon = np.repeat(np.arange(len(lengths)), lengths)
         far = np.unique(of_polygon[is_far])
-        is_alone[places[far]] = False
+        is_filled[indices[far]] = False
         values, lengths = values[~np.isin(of_polygon, far)], np.delete(lengths, far)
     if not len(lengths):
-        return _Filled(is_alone, np.zeros(0, np.uint8), np.zeros(1, np.int64), sizes)
+        return _FilledPolygons(is_filled, np.zeros(0, np.uint8), np.zeros(1, np.int64), sizes)
     from pipeline.masks import polygon_kernel
 
     starts = np.append(0, np.cumsum(lengths // 2))
-    heights, widths = (sizes[is_alone, axis] for axis in (0, 1))
+    heights, widths = (sizes[is_filled, axis] for axis in (0, 1))
     text, ends = polygon_kernel.fill(values.reshape(-1, 2), starts, heights, widths)
-    return _Filled(is_alone, text, np.append(0, ends), sizes)
+    return _FilledPolygons(is_filled, text, np.append(0, ends), sizes)
 
 
 def _is_one_polygon(segmentation: Any) -> bool:
@@ -260,10 +279,16 @@ def _is_one_polygon(segmentation: Any) -> bool:
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A COCO segmentation (polygons, compressed or plain RLE) as compressed RLE of its image.
+    """A COCO segmentation (polygons, compressed or uncompressed RLE) as compressed RLE of its image.
+
+    Args:
+        height, width: of the image, in pixels.
+
+    Returns:
+        `size` and `counts`; an empty list of polygons gives an empty mask.
 
     Raises:
-        KeyError: there is no segmentation (as pycocotools raises).
+        KeyError: the segmentation is None (pycocotools raises the same).
     """
     from pycocotools import mask as coco_mask
 
@@ -280,10 +305,10 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ImageMatch:
-    """Which image of a run shows which image of the truth.
+    """Images of a run matched with images of the truth.
 
     Attributes:
-        truth_id: image id of the truth for each matched `image_id` of the run.
+        truth_id: the truth's image id by the run's `image_id`, for each matched image.
         missing: file names of the truth that the run does not have.
         extra: number of images of the run that the truth does not have.
     """
@@ -294,35 +319,32 @@ class ImageMatch:
 
 
 def match_images(image_ids: Iterable[str], images: Sequence[Mapping[str, Any]]) -> ImageMatch:
-    """Matches a run's `image_id` with the truth's `file_name`: the whole name first, then the base name.
+    """Matches a run's `image_id` with the truth's `file_name`: by the whole name, or else by the base name.
 
     Args:
-        image_ids: the run's, each once.
+        image_ids: of the run; repetitions are ignored.
         images: COCO image entries.
 
     Raises:
-        EvaluationError: a base name that several images share on either side, where the whole name decides nothing;
-            the message lists the clash. Or not one image in common.
+        EvaluationError: several images of one side share a base name and have no whole name in common with the other
+            side (the message lists them), or the two sides have no image in common.
     """
     keys = list(dict.fromkeys(image_ids))
-    known = set(keys)
+    run_keys = set(keys)
     truth_id: dict[str, Any] = {}
-    rest = []
+    unmatched: dict[str, list[Mapping[str, Any]]] = defaultdict(list)  # of the truth, by base name
     for image in images:
-        if image["file_name"] in known:
+        if image["file_name"] in run_keys:
             truth_id[image["file_name"]] = image["id"]
         else:
-            rest.append(image)
-    free: dict[str, list[str]] = defaultdict(list)
+            unmatched[_base_name(image["file_name"])].append(image)
+    keys_of: dict[str, list[str]] = defaultdict(list)  # unmatched ones of the run, by base name
     for key in keys:
         if key not in truth_id:
-            free[_base(key)].append(key)
-    wanted: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for image in rest:
-        wanted[_base(image["file_name"])].append(image)
+            keys_of[_base_name(key)].append(key)
     missing = []
-    for base, entries in wanted.items():
-        candidates = free.get(base, [])
+    for base, entries in unmatched.items():
+        candidates = keys_of.get(base, [])
         if not candidates:
             missing += [entry["file_name"] for entry in entries]
         elif len(candidates) > 1 or len(entries) > 1:
@@ -343,14 +365,17 @@ def match_images(image_ids: Iterable[str], images: Sequence[Mapping[str, Any]]) 
 def check_categories(run: Mapping[int, str], truth: Mapping[int, str]) -> None:
     """Checks that a category id means the same class in the run and in the truth.
 
+    Args:
+        run, truth: category names by id. Categories that only one side has are no clash.
+
     Raises:
-        EvaluationError: it does not, or the same name has another id.
+        EvaluationError: an id has two names, or a name has two ids.
     """
     ids = {name: number for number, name in truth.items()}
     clashes = [
-        f"{n} is {run[n]!r} in the run and {truth[n]!r} in the ground truth"
-        for n in run
-        if n in truth and run[n] != truth[n]
+        f"{number} is {name!r} in the run and {truth[number]!r} in the ground truth"
+        for number, name in run.items()
+        if number in truth and name != truth[number]
     ]
     clashes += [
         f"{name!r} is {number} in the run and {ids[name]} in the ground truth"
@@ -361,7 +386,7 @@ def check_categories(run: Mapping[int, str], truth: Mapping[int, str]) -> None:
         raise EvaluationError("category ids do not agree: " + "; ".join(clashes[:10]))
 
 
-def _base(name: str) -> str:
+def _base_name(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 

@@ -1,4 +1,4 @@
-"""Which input the compiled kernels may judge: that in which nothing is odd. pycocotools decides about the rest."""
+"""Input checks: whether COCO truth and results are plain, so that the compiled evaluator may take them (`OddInput`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ _RESULT_FIELDS = {"bbox": ("bbox",), "segm": ("segmentation",), "keypoints": ("k
 
 
 class OddInput(ValueError):
-    """Input that pycocotools has to decide about."""
+    """Input that the compiled evaluator does not take. What it means is left to pycocotools, the reference."""
 
 
 def is_plain_truth(content: Mapping[str, Any], iou_type: str) -> bool:
-    """Whether a COCO object has nothing odd about it: every needed field of the usual type, whole and unique ids."""
+    """Whether a COCO JSON object is plain: it has every needed field in its usual type, and unique integer ids.
+
+    Args:
+        iou_type: bbox, segm or keypoints; decides which fields are needed.
+    """
     images, annotations, categories = (content.get(key) for key in ("images", "annotations", "categories"))
     if not (isinstance(images, list) and isinstance(annotations, list) and isinstance(categories, list)):
         return False
@@ -38,15 +42,20 @@ def is_plain_truth(content: Mapping[str, Any], iou_type: str) -> bool:
 
 
 def are_plain_results(content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str) -> bool:
-    """Whether result entries have nothing odd about them beside a plain truth: all with the same fields of the usual
-    type, of known images and categories, with finite scores."""
+    """Whether COCO result entries are plain: all have the same fields in their usual type, known images and categories,
+    and finite scores.
+
+    Args:
+        content: the COCO JSON object of the truth, itself plain.
+        iou_type: bbox, segm or keypoints.
+    """
     sizes, category_ids = _sizes(content["images"]), {category["id"] for category in content["categories"]}
-    kinds = {frozenset(entry) for entry in results}
-    if len(kinds) > 1:  # pycocotools looks at the first entry alone to tell what all are
+    field_sets = {frozenset(entry) for entry in results}
+    if len(field_sets) > 1:  # pycocotools tells from the first entry alone of which kind all are
         return False
     needed = (*_RESULT_FIELDS[iou_type], "image_id", "category_id", "score")
-    fields = next(iter(kinds), frozenset())
-    if kinds and not set(needed) <= fields:
+    fields = next(iter(field_sets), frozenset())
+    if field_sets and not set(needed) <= fields:
         return False
     if "caption" in fields or (iou_type == "keypoints" and "segmentation" in fields and "bbox" not in fields):
         return False
@@ -68,10 +77,12 @@ def are_plain_results(content: Mapping[str, Any], results: Sequence[Mapping[str,
 
 
 def _sizes(images: Sequence[Mapping[str, Any]]) -> dict[Any, list[Any]]:
+    """[height, width] by image id."""
     return {image["id"]: [image.get("height"), image.get("width")] for image in images}
 
 
 def _plain_geometry(entry: Mapping[str, Any], names: Sequence[str], size: list[Any]) -> bool:
+    """Whether these fields of an entry have their usual form; `size` is [height, width] of its image."""
     for name in names:
         value = entry[name]
         if name == "bbox":
@@ -84,7 +95,7 @@ def _plain_geometry(entry: Mapping[str, Any], names: Sequence[str], size: list[A
             elif not isinstance(value, list) or not value or any(len(p) < 6 or len(p) % 2 for p in value):
                 return False
         elif name == "keypoints" and (not isinstance(value, list) or len(value) != 51):
-            return False  # COCO's 17 sigmas are built into both
+            return False  # COCO's 17 sigmas are built into both evaluators
     return True
 
 
@@ -97,7 +108,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _unique_ids(entries: Sequence[Mapping[str, Any]]) -> set[int] | None:
-    ids = {entry.get("id") for entry in entries}
-    if len(ids) < len(entries) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        return None
-    return ids  # type: ignore[return-value]
+    """The entries' ids, or None where one is no integer from 0 up, or occurs twice."""
+    ids = [entry.get("id") for entry in entries]
+    integers = {number for number in ids if isinstance(number, int) and not isinstance(number, bool) and number >= 0}
+    return integers if len(integers) == len(entries) else None

@@ -1,8 +1,11 @@
 """Compiled kernels of COCO's evaluation over flat arrays: masks from run-length strings, IoU, matching, accumulation.
 
-A mask is its *edges*: the positions, column by column, at which it begins and ends in turn. They equal pycocotools'
-arithmetic to the last digit, because a mask's IoU is a division of two whole numbers. The first call compiles (some
-seconds) or loads numba's cache, as `pipeline.masks.rle_kernel` says.
+A mask is represented by its *edges*: the positions, counted column by column, at which it begins and ends in turn. The
+IoU of masks equal those of pycocotools to the last digit, because each is a division of two whole numbers. The first
+call compiles (some seconds) or loads numba's cache, as `pipeline.masks.rle_kernel` says.
+
+Groups (one class on one image) are described by the arrays of `pipeline.evaluation.iou.Overlaps`: `groups` is its
+`starts`, `first_truth` and `end_truth` are its `first` and `end`.
 """
 
 from __future__ import annotations
@@ -14,11 +17,15 @@ from pipeline.masks.rle_kernel import compiled
 
 @compiled
 def _fill_edges(edges: np.ndarray, text: np.ndarray, start: int, end: int, num_pixels: int) -> int:
-    """Decodes one string into `edges`; returns their number, or -1 for a string that is not plain: malformed, of
-    another size, or with an empty run behind the first."""
+    """Decodes one RLE string into `edges`.
+
+    Returns:
+        The number of edges, or -1 for a string that is not plain: malformed, of another number of pixels, or with an
+        empty run after the first.
+    """
     num = 0
     position = 0
-    before = 0  # the run before the last
+    previous = 0  # the run before the last
     last = 0
     at = start
     while at < end:
@@ -38,10 +45,10 @@ def _fill_edges(edges: np.ndarray, text: np.ndarray, start: int, end: int, num_p
             if not more and (character & 16) != 0:
                 value |= -1 << shift
         if num > 2:
-            value += before
+            value += previous
         if value < 0 or (value == 0 and num > 0):
             return -1
-        before = last
+        previous = last
         last = value
         position += value
         edges[num] = position
@@ -51,7 +58,7 @@ def _fill_edges(edges: np.ndarray, text: np.ndarray, start: int, end: int, num_p
 
 @compiled
 def _fill_box(box: np.ndarray, edges: np.ndarray, start: int, num: int, height: int) -> int:
-    """The mask's first and last column and row (inclusive) into `box`; returns its area."""
+    """Writes the mask's first and last column and row (inclusive) into `box`; returns its area in pixels."""
     box[0], box[1], box[2], box[3] = 1 << 40, -1, 1 << 40, -1
     area = 0
     column = 0
@@ -76,7 +83,7 @@ def _fill_box(box: np.ndarray, edges: np.ndarray, start: int, num: int, height: 
 
 @compiled
 def _intersection(a: np.ndarray, num_a: int, b: np.ndarray, start_b: int, num_b: int) -> int:
-    """Pixels that two masks share."""
+    """The number of pixels that two masks share."""
     shared = 0
     i, j = 0, start_b
     end_a, end_b = num_a - num_a % 2, start_b + num_b - num_b % 2
@@ -95,19 +102,30 @@ def _intersection(a: np.ndarray, num_a: int, b: np.ndarray, start_b: int, num_b:
 def fill_truth_edges(
     text: np.ndarray, offsets: np.ndarray, heights: np.ndarray, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """All annotations' masks: edges (int64), where each begins (int64 [G + 1]), boxes (int64 [G, 4]), areas (int64
-    [G]), and the first annotation that is not plain, or -1."""
+    """Decodes the masks of all annotations.
+
+    Args:
+        text, offsets: RLE strings, see `Truth.rle_text`.
+        heights, widths: int64 [G], of the masks.
+
+    Returns:
+        edges: int64, of all masks, one mask after the other.
+        starts: int64 [G + 1], where each mask begins in `edges`.
+        boxes: int64 [G, 4], first and last column, first and last row, inclusive.
+        areas: int64 [G], in pixels.
+        bad: the first annotation whose mask is not plain, or -1.
+    """
     num = len(offsets) - 1
     edges = np.empty(offsets[num] - offsets[0], np.int64)
     starts = np.zeros(num + 1, np.int64)
     boxes = np.empty((num, 4), np.int64)
     areas = np.zeros(num, np.int64)
     for g in range(num):
-        found = _fill_edges(edges[starts[g] :], text, offsets[g], offsets[g + 1], heights[g] * widths[g])
-        if found < 0:
+        num_edges = _fill_edges(edges[starts[g] :], text, offsets[g], offsets[g + 1], heights[g] * widths[g])
+        if num_edges < 0:
             return edges, starts, boxes, areas, g
-        areas[g] = _fill_box(boxes[g], edges, starts[g], found, heights[g])
-        starts[g + 1] = starts[g] + found
+        areas[g] = _fill_box(boxes[g], edges, starts[g], num_edges, heights[g])
+        starts[g + 1] = starts[g] + num_edges
     return edges, starts, boxes, areas, -1
 
 
@@ -131,30 +149,37 @@ def fill_mask_ious(
     truth_areas: np.ndarray,
     crowd: np.ndarray,
 ) -> int:
-    """IoU of each detection (`rows`, group after group) with its group's annotations into `ious`, its area into
-    `areas`. Returns the first detection that is not plain, or -1."""
+    """Writes the IoU of each detection's mask with its group's annotations into `ious`, and its area into `areas`.
+
+    Args:
+        text, offsets, heights, widths: the detections' masks, as `fill_truth_edges` takes those of annotations.
+        edges, starts, boxes, truth_areas: the annotations' masks, see `fill_truth_edges`.
+
+    Returns:
+        The row of the first detection whose mask is not plain, or -1.
+    """
     longest = 0
     for row in rows:
         longest = max(longest, offsets[row + 1] - offsets[row])
-    mine = np.empty(longest + 1, np.int64)
+    row_edges = np.empty(longest + 1, np.int64)
     box = np.empty(4, np.int64)
     for group in range(len(groups) - 1):
         num_truths = end_truth[group] - first_truth[group]
-        for place in range(groups[group], groups[group + 1]):
-            row = rows[place]
-            num = _fill_edges(mine, text, offsets[row], offsets[row + 1], heights[row] * widths[row])
+        for d in range(groups[group], groups[group + 1]):
+            row = rows[d]
+            num = _fill_edges(row_edges, text, offsets[row], offsets[row + 1], heights[row] * widths[row])
             if num < 0:
                 return row
-            area = _fill_box(box, mine, 0, num, heights[row])
-            areas[place] = area
-            at = pairs[group] + (place - groups[group]) * num_truths
+            area = _fill_box(box, row_edges, 0, num, heights[row])
+            areas[d] = area
+            at = pairs[group] + (d - groups[group]) * num_truths
             for k in range(num_truths):
                 g = truths[first_truth[group] + k]
                 ious[at + k] = 0.0
-                other = boxes[g]
-                if box[0] > other[1] or other[0] > box[1] or box[2] > other[3] or other[2] > box[3]:
+                truth_box = boxes[g]
+                if box[0] > truth_box[1] or truth_box[0] > box[1] or box[2] > truth_box[3] or truth_box[2] > box[3]:
                     continue
-                shared = _intersection(mine, num, edges, starts[g], starts[g + 1] - starts[g])
+                shared = _intersection(row_edges, num, edges, starts[g], starts[g + 1] - starts[g])
                 if shared > 0:
                     ious[at + k] = shared / (area if crowd[g] else area + truth_areas[g] - shared)
     return -1
@@ -164,7 +189,7 @@ def fill_mask_ious(
 def fill_box_ious(
     ious: np.ndarray,
     pairs: np.ndarray,
-    found: np.ndarray,
+    row_boxes: np.ndarray,
     rows: np.ndarray,
     groups: np.ndarray,
     first_truth: np.ndarray,
@@ -173,24 +198,28 @@ def fill_box_ious(
     boxes: np.ndarray,
     crowd: np.ndarray,
 ) -> None:
-    """As `fill_mask_ious` for boxes, float64 XYWH."""
+    """Writes the IoU of each detection's box with its group's annotations into `ious`.
+
+    Args:
+        row_boxes, boxes: float64 [N, 4] and [G, 4], XYWH of the detections' rows and of the annotations.
+    """
     for group in range(len(groups) - 1):
         num_truths = end_truth[group] - first_truth[group]
-        for place in range(groups[group], groups[group + 1]):
-            d = found[rows[place]]
-            at = pairs[group] + (place - groups[group]) * num_truths
+        for d in range(groups[group], groups[group + 1]):
+            a = row_boxes[rows[d]]
+            at = pairs[group] + (d - groups[group]) * num_truths
             for k in range(num_truths):
-                index = truths[first_truth[group] + k]
-                g = boxes[index]
+                g = truths[first_truth[group] + k]
+                b = boxes[g]
                 ious[at + k] = 0.0
-                width = min(d[2] + d[0], g[2] + g[0]) - max(d[0], g[0])
+                width = min(a[2] + a[0], b[2] + b[0]) - max(a[0], b[0])
                 if width <= 0:
                     continue
-                height = min(d[3] + d[1], g[3] + g[1]) - max(d[1], g[1])
+                height = min(a[3] + a[1], b[3] + b[1]) - max(a[1], b[1])
                 if height <= 0:
                     continue
                 shared = width * height
-                union = d[2] * d[3] if crowd[index] else d[2] * d[3] + g[2] * g[3] - shared
+                union = a[2] * a[3] if crowd[g] else a[2] * a[3] + b[2] * b[3] - shared
                 ious[at + k] = shared / union
 
 
@@ -198,14 +227,14 @@ def fill_box_ious(
 def _order_truths(
     order: np.ndarray, leave: np.ndarray, truths: np.ndarray, first: int, num: int, left_out: np.ndarray
 ) -> None:
-    """A group's annotations into `order`: those that count first, then those that are `left_out`, each in the file's
-    order; `leave` says which they are."""
+    """Writes a group's annotations into `order`: first those that count, then those that are `left_out`, both in the
+    order of the file. `leave` (bool) is set to whether they are left out."""
     count = 0
-    for wanted in (False, True):
+    for is_left_out in (False, True):
         for k in range(num):
-            if left_out[truths[first + k]] == wanted:
+            if left_out[truths[first + k]] == is_left_out:
                 order[count] = k
-                leave[count] = wanted
+                leave[count] = is_left_out
                 count += 1
 
 
@@ -222,9 +251,11 @@ def _best_truth(
     taken: np.ndarray,
     least: float,
 ) -> int:
-    """The annotation a detection goes to (its place in `order`), or -1: the one it overlaps most, by `least` or more,
-    of those that are not `taken`, the last of equals, and one that counts neither way (`leave`) only where it found
-    none that counts."""
+    """The annotation that a detection takes (an index into `order`), or -1.
+
+    It is the one that the detection overlaps most, with an IoU of at least `least`, of those that are not `taken`; of
+    equal ones the last. An annotation that is left out (`leave`) is taken only where there is none that counts.
+    """
     best = least
     hit = -1
     for k in range(num):
@@ -254,22 +285,28 @@ def match_groups(
     ranges: np.ndarray,
     thresholds: np.ndarray,
 ) -> None:
-    """COCO's matching of every group into `outcome` (uint32 [N, A], zeros): bit t for a true positive at threshold t,
-    bit 16 + t for a detection that counts neither way. `left_out` (bool [A, G]) are annotations that count neither way
-    in a range of area."""
-    most = 0
-    longest = 0
+    """COCO's matching of every group, at all IoU thresholds and in all ranges of area.
+
+    Args:
+        outcome: uint32 [N, A], zeros; written: bit t is set for a true positive at threshold t, bit 16 + t for a
+            detection that counts neither as a true nor as a false positive.
+        left_out: bool [A, G], annotations that count neither as found nor as missed in a range of area.
+        ranges: float64 [A, 2], least and largest area.
+        thresholds: float64 [T], of the IoU.
+    """
+    most_truths = 0
+    most_detections = 0
     for group in range(len(groups) - 1):
-        most = max(most, end_truth[group] - first_truth[group])
-        longest = max(longest, groups[group + 1] - groups[group])
-    top = np.empty(longest)
-    order = np.empty(most, np.int64)
-    leave = np.empty(most, np.bool_)
-    taken = np.empty(most, np.bool_)
+        most_truths = max(most_truths, end_truth[group] - first_truth[group])
+        most_detections = max(most_detections, groups[group + 1] - groups[group])
+    top = np.empty(most_detections)
+    order = np.empty(most_truths, np.int64)
+    leave = np.empty(most_truths, np.bool_)
+    taken = np.empty(most_truths, np.bool_)
     for group in range(len(groups) - 1):
         first, num = first_truth[group], end_truth[group] - first_truth[group]
         size = groups[group + 1] - groups[group]
-        for d in range(size):  # most detections reach few thresholds or none
+        for d in range(size):  # the largest IoU of each: most detections reach few thresholds or none
             at = pairs[group] + d * num
             top[d] = -1.0
             for k in range(num):
@@ -281,16 +318,16 @@ def match_groups(
                 taken[:num] = False
                 least = min(thresholds[t], 1 - 1e-10)
                 for d in range(size):
-                    place = groups[group] + d
+                    n = groups[group] + d
                     hit = -1
                     if top[d] >= least:
                         at = pairs[group] + d * num
                         hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, least)
                     if hit > -1:
                         taken[hit] = True
-                        outcome[place, a] |= np.uint32(1) << np.uint32(t + 16 if leave[hit] else t)
-                    elif areas[place] < low or areas[place] > high:
-                        outcome[place, a] |= np.uint32(1) << np.uint32(t + 16)
+                        outcome[n, a] |= np.uint32(1) << np.uint32(t + 16 if leave[hit] else t)
+                    elif areas[n] < low or areas[n] > high:
+                        outcome[n, a] |= np.uint32(1) << np.uint32(t + 16)
 
 
 @compiled
@@ -305,31 +342,37 @@ def match_once(
     crowd: np.ndarray,
     threshold: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same matching at one threshold, of the detections that are `kept` (bool [N]): the annotation each one found
-    (int64 [N], -1 for none), and their IoU (float64 [N], 0 for none)."""
+    """The same matching at one IoU threshold and over all areas.
+
+    Args:
+        kept: bool [N], the detections that take part.
+
+    Returns:
+        The annotation that each detection took (int64 [N], -1 for none), and the pair's IoU (float64 [N], 0 for none).
+    """
     least = min(threshold, 1 - 1e-10)
-    found = np.full(len(kept), -1, np.int64)
-    overlap = np.zeros(len(kept))
-    most = 0
+    matched = np.full(len(kept), -1, np.int64)
+    matched_ious = np.zeros(len(kept))
+    most_truths = 0
     for group in range(len(groups) - 1):
-        most = max(most, end_truth[group] - first_truth[group])
-    order = np.empty(most, np.int64)
-    leave = np.empty(most, np.bool_)
-    taken = np.empty(most, np.bool_)
+        most_truths = max(most_truths, end_truth[group] - first_truth[group])
+    order = np.empty(most_truths, np.int64)
+    leave = np.empty(most_truths, np.bool_)
+    taken = np.empty(most_truths, np.bool_)
     for group in range(len(groups) - 1):
         first, num = first_truth[group], end_truth[group] - first_truth[group]
         _order_truths(order, leave, truths, first, num, crowd)
         taken[:num] = False
-        for place in range(groups[group], groups[group + 1]):
-            if not kept[place]:
+        for d in range(groups[group], groups[group + 1]):
+            if not kept[d]:
                 continue
-            at = pairs[group] + (place - groups[group]) * num
+            at = pairs[group] + (d - groups[group]) * num
             hit = _best_truth(ious, at, num, truths, first, crowd, order, leave, taken, least)
             if hit > -1:
                 taken[hit] = True
-                found[place] = truths[first + order[hit]]
-                overlap[place] = ious[at + order[hit]]
-    return found, overlap
+                matched[d] = truths[first + order[hit]]
+                matched_ious[d] = ious[at + order[hit]]
+    return matched, matched_ious
 
 
 @compiled
@@ -342,15 +385,27 @@ def accumulate(
     recalls: np.ndarray,
     limits: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [T, R, K, A, M] and recall [T, K, A, M] of detections sorted by category (`bounds`), then best first.
-    Only a true positive can raise the curve, so one number is kept for each."""
+    """COCO's precision-recall curves from the outcome of matching.
+
+    Args:
+        outcome: uint32 [N, A], see `match_groups`; detections sorted by category, then best score first.
+        rank: int64 [N], of each detection within its image and class.
+        bounds: int64 [K + 1], where each category begins.
+        num_objects: int64 [K, A], annotations that count.
+        num_thresholds: T, number of IoU thresholds.
+        recalls: float64 [R], recall thresholds.
+        limits: int64 [M], how many detections of an image and class count.
+
+    Returns:
+        Interpolated precision [T, R, K, A, M] and recall [T, K, A, M], float64; -1 where no object counts.
+    """
     num_categories, num_areas = num_objects.shape
     precision = -np.ones((num_thresholds, len(recalls), num_categories, num_areas, len(limits)))
     recall = -np.ones((num_thresholds, num_categories, num_areas, len(limits)))
-    longest = 0
+    most_detections = 0
     for k in range(num_categories):
-        longest = max(longest, bounds[k + 1] - bounds[k])
-    curve = np.empty(longest + 1)
+        most_detections = max(most_detections, bounds[k + 1] - bounds[k])
+    curve = np.empty(most_detections + 1)  # precision at each true positive: only those can raise it
     epsilon = np.spacing(1.0)
     for k in range(num_categories):
         for a in range(num_areas):
@@ -361,10 +416,10 @@ def accumulate(
                 for t in range(num_thresholds):
                     true = 0
                     false = 0
-                    for place in range(bounds[k], bounds[k + 1]):
-                        if rank[place] >= limits[m]:
+                    for n in range(bounds[k], bounds[k + 1]):
+                        if rank[n] >= limits[m]:
                             continue
-                        bits = outcome[place, a] >> np.uint32(t)
+                        bits = outcome[n, a] >> np.uint32(t)
                         if bits & np.uint32(1):
                             curve[true] = (true + 1) / (np.float64(false) + np.float64(true + 1) + epsilon)
                             true += 1

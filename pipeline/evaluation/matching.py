@@ -1,6 +1,4 @@
-"""Which detection found which annotated object, at one IoU threshold: the ground floor of precision, recall, mean
-IoU, the confusion matrix and the comparison of two runs.
-"""
+"""Greedy matching of detections with annotations at one IoU threshold, for precision, recall and confusion matrix."""
 
 from __future__ import annotations
 
@@ -20,13 +18,13 @@ class Matches:
     """The pairs that greedy matching makes, as in COCO's evaluation.
 
     Attributes:
-        rows: int64 [D], the detections that were matched against, as rows of the table given: those that reach the
-            score, best first within an image.
-        truths: int64 [D], the annotation (its place in the truth) each of them found, -1 for none.
+        rows: int64 [D], the detections that took part, as rows of their table: those that reach the score threshold,
+            best first within an image and class.
+        truths: int64 [D], the annotation that each of them took (an index into `Truth.annotations`), -1 for none.
         ious: float64 [D], IoU of the pair, 0 for none.
-        ignored: bool [D], it lies on a crowd region, so it counts neither way.
-        found: bool [G], for each annotation whether it was found.
-        counted: bool [G], for each annotation whether it counts (is no crowd region).
+        ignored: bool [D], whether it took a crowd region; then it is neither a true nor a false positive.
+        found: bool [G], for each annotation whether a detection took it; False for crowd regions.
+        counted: bool [G], for each annotation whether it counts, that is, is no crowd region.
     """
 
     rows: np.ndarray
@@ -49,12 +47,18 @@ class Matches:
 
 @dataclass(frozen=True)
 class ImagePairs:
-    """One image: its detections (rows, best first), its annotations (places) and their IoU, float64 [d, g]. Where an
-    annotation is a crowd region, the intersection is divided by the detection's area alone."""
+    """All detections and annotations of one image, whatever their classes, and their IoU.
+
+    Attributes:
+        image_id: as the truth numbers it.
+        rows: int64 [d], the detections as rows of their table, best score first.
+        truths: int64 [g], the annotations as indices into `Truth.annotations`.
+        ious: float64 [d, g]; with a crowd region it is the intersection over the detection's area.
+    """
 
     image_id: Any
     rows: np.ndarray
-    places: np.ndarray
+    truths: np.ndarray
     ious: np.ndarray
 
 
@@ -65,7 +69,7 @@ def iter_pairs(
     *,
     score_threshold: float = 0.0,
 ) -> Iterator[ImagePairs]:
-    """Every image of the truth with the IoU of all its detections and annotations, whatever their classes.
+    """The pairs of every image of the truth, in its order; pycocotools computes the IoU.
 
     Args:
         iou_type: bbox or segm.
@@ -83,25 +87,20 @@ def iter_pairs(
     order = np.lexsort((-detections.scores[rows], detections.image_ids[rows]))  # stable: equal scores keep their order
     rows = rows[order]
     ids, starts = np.unique(detections.image_ids[rows], return_index=True)
-    of_image = dict(zip(ids.tolist(), np.split(rows, starts[1:]), strict=True)) if len(ids) else {}
-    for image_id, listed in truth.by_image.items():
-        found = of_image.get(image_id, np.empty(0, np.int64))
-        places = np.asarray(listed, np.int64)
-        if not len(found) or not len(places):
-            yield ImagePairs(image_id, found, places, np.zeros((len(found), len(places))))
+    rows_of = dict(zip(ids.tolist(), np.split(rows, starts[1:]), strict=True)) if len(ids) else {}
+    for image_id, indices in truth.by_image.items():
+        image_rows = rows_of.get(image_id, np.empty(0, np.int64))
+        truths = np.asarray(indices, np.int64)
+        if not len(image_rows) or not len(truths):
+            yield ImagePairs(image_id, image_rows, truths, np.zeros((len(image_rows), len(truths))))
             continue
-        crowd = [int(truth.annotations[i].get("iscrowd", 0)) for i in listed]
+        crowd = [int(truth.annotations[i].get("iscrowd", 0)) for i in indices]
         if iou_type == "bbox":
-            ious = coco_mask.iou(
-                detections.bboxes[found], np.array([truth.annotations[i]["bbox"] for i in listed], np.float64), crowd
-            )
+            boxes = np.array([truth.annotations[i]["bbox"] for i in indices], np.float64)
+            ious = coco_mask.iou(detections.bboxes[image_rows], boxes, crowd)
         else:
-            ious = coco_mask.iou(
-                [rles[i] for i in found.tolist()],
-                [truth.rles[i] for i in listed],
-                crowd,
-            )
-        yield ImagePairs(image_id, found, places, np.maximum(ious, 0))  # -1: masks of different sizes
+            ious = coco_mask.iou([rles[i] for i in image_rows.tolist()], [truth.rles[i] for i in indices], crowd)
+        yield ImagePairs(image_id, image_rows, truths, np.maximum(ious, 0))  # -1: masks of different sizes
 
 
 def match(
@@ -114,12 +113,18 @@ def match(
     max_detections: int | None = 100,
     overlaps: Overlaps | None = None,
 ) -> Matches:
-    """Matches detections with annotations of the same class, best score first, each with the annotation it overlaps
-    most of those not yet taken, as COCO's evaluation does; `max_detections` counts for each image and class.
+    """Matches detections with annotations of their class as COCO's evaluation does.
+
+    Detections choose in the order of their scores. Each takes, of the annotations that are not yet taken, the one it
+    overlaps most.
 
     Args:
-        overlaps: those of the same detections and truth, where they are known; they hold no more detections of an image
-            and class than COCO looks at. Without them pycocotools computes the IoU.
+        iou_type: bbox or segm.
+        iou_threshold: the least IoU of a pair.
+        score_threshold: detections below it are left out.
+        max_detections: at most so many of an image and class take part, best first; None: all.
+        overlaps: those of the same detections and truth, where they are known. They hold at most `MOST_OF_A_CLASS`
+            detections of an image and class. Without them pycocotools computes the IoU.
 
     Raises:
         ValueError: see `iter_pairs`.
@@ -132,16 +137,21 @@ def match(
     for pairs in iter_pairs(truth, detections, iou_type, score_threshold=score_threshold):
         labels = detections.category_ids[pairs.rows]
         for category in np.unique(labels):
-            mine = np.flatnonzero(labels == category)[:max_detections]
-            theirs = np.flatnonzero(category_of[pairs.places] == category)
-            places = pairs.places[theirs]
-            took = greedy_match(pairs.ious[np.ix_(mine, theirs)], crowd[places], iou_threshold)
-            hit = took >= 0
-            rows.append(pairs.rows[mine])
-            truths.append(np.where(hit, places[took], -1) if len(places) else took)
-            ious.append(np.where(hit, pairs.ious[mine, theirs[took]], 0.0) if len(places) else np.zeros(len(mine)))
-            ignored.append(hit & crowd[places[took]] if len(places) else np.zeros(len(mine), bool))
-            found[places[took[hit]]] = True
+            of_class = np.flatnonzero(labels == category)[:max_detections]  # rows of `pairs.ious`
+            columns = np.flatnonzero(category_of[pairs.truths] == category)
+            class_truths = pairs.truths[columns]
+            taken = greedy_match(pairs.ious[np.ix_(of_class, columns)], crowd[class_truths], iou_threshold)
+            hit = taken >= 0
+            rows.append(pairs.rows[of_class])
+            if len(columns):
+                truths.append(np.where(hit, class_truths[taken], -1))
+                ious.append(np.where(hit, pairs.ious[of_class, columns[taken]], 0.0))
+                ignored.append(hit & crowd[class_truths[taken]])
+            else:
+                truths.append(taken)
+                ious.append(np.zeros(len(of_class)))
+                ignored.append(np.zeros(len(of_class), bool))
+            found[class_truths[taken[hit]]] = True
     return Matches(
         rows=_join(rows, np.int64),
         truths=_join(truths, np.int64),
@@ -160,6 +170,7 @@ def _match_overlaps(
     score_threshold: float,
     max_detections: int | None,
 ) -> Matches:
+    """The same matching from known IoU, by the compiled kernel."""
     from pipeline.evaluation import kernel
 
     crowd = truth.is_crowd
@@ -170,7 +181,7 @@ def _match_overlaps(
         overlaps.ious, overlaps.pairs, kept, overlaps.starts, overlaps.first, overlaps.end, overlaps.truths, crowd,
         iou_threshold,
     )  # fmt: skip
-    # Images in the truth's order, as `iter_pairs` gives them, so that sums over the matches round alike.
+    # In the order of the truth's images, as `iter_pairs` gives them: sums over the matches are then rounded alike.
     by_id = np.argsort([image["id"] for image in truth.images])
     order = np.flatnonzero(kept)
     order = order[np.argsort(overlaps.of_rows(by_id[overlaps.images])[order], kind="stable")]
@@ -193,10 +204,10 @@ def greedy_match(ious: np.ndarray, ignore: np.ndarray, iou_threshold: float) -> 
 
     Args:
         ious: [d, g], detections best first.
-        ignore: bool [g], crowd regions: several detections may lie on one, and only if they found nothing else.
+        ignore: bool [g], crowd regions. One may be taken by several detections, and only by those that match no object.
 
     Returns:
-        int64 [d]: the column each row took, -1 for none.
+        int64 [d]: the column that each row took, -1 for none.
     """
     taken = np.full(len(ious), -1, np.int64)
     least = min(iou_threshold, 1 - 1e-10)

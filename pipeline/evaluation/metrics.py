@@ -1,6 +1,4 @@
-"""A run's Parquet against ground truth: average precision as COCO defines it, and precision, recall, F1 and mean IoU
-at a score threshold.
-"""
+"""Evaluation of a run against ground truth: COCO's AP and AR, precision, recall, F1 and mean IoU, and breakdowns."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALSO = ("voc", "cityscapes", "confusion")
-_HIGHEST_SCORE_THRESHOLD = 0.05  # above it AP loses the tail of its precision-recall curves
+_HIGHEST_SCORE_THRESHOLD = 0.05  # a run that keeps only higher scores loses the tail of its precision-recall curves
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,14 @@ class Metrics:
         at_threshold: precision, recall, F1, mean_iou, true_positives, false_positives and false_negatives at
             `score_threshold` and `iou_threshold`; by kind of IoU, then category id (None: all).
         names: category names by id.
-        coverage: what was measured.
-        run_score_threshold: the lowest score the run kept, or None where it is not known.
-        notes: what a reader should know, in words.
-        other: AP as others define it (`VOC_AP`, `VOC_AP_11point`, `Cityscapes_AP`, `Cityscapes_AP50`), where asked
-            for; by kind of IoU, then category id (None: all).
+        coverage: counts of what was measured and what was left out.
+        score_threshold, iou_threshold: of `at_threshold`.
+        run_score_threshold: the lowest score that the run kept, or None where it is not known.
+        notes: sentences for a reader about what was left out or is understated.
+        other: AP as VOC and Cityscapes define it (`VOC_AP`, `VOC_AP_11point`, `Cityscapes_AP`, `Cityscapes_AP50`), as
+            far as asked for; by kind of IoU, then category id (None: all).
         confusion: see `breakdown.confusion_matrix`; None where it was not asked for.
-        slices: a table for each slicing asked for, see `breakdown.size_figures` and `breakdown.slice_figures`.
+        slices: a table for each `by` of `slices` asked for, see `breakdown.size_figures` and `breakdown.slice_figures`.
     """
 
     coco: dict[str, CocoResult]
@@ -64,10 +63,10 @@ class Metrics:
     slices: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def overall(self, iou_type: str, metric: str) -> float:
-        """One figure over all categories, e.g. ("segm", "AP"); NaN where there is no truth to measure by.
+        """One figure over all categories, e.g. ("segm", "AP"); NaN where there are no objects to measure with.
 
         Raises:
-            ValueError: it was not measured.
+            ValueError: the figure was not measured.
         """
         figures = {
             **self._coco_figures(iou_type),
@@ -80,19 +79,22 @@ class Metrics:
         return figures[metric]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a figure: `iou_type`, `metric`, `category` (None over all), `category_id`, `value` (float64, NaN
-        where there is no truth to measure by)."""
+        """The figures as a table, one row each.
+
+        Columns: `iou_type`, `metric`, `category` and `category_id` (both missing for figures over all categories),
+        `value` (float64, NaN where there are no objects to measure with).
+        """
         import pandas as pd
 
         rows: list[tuple[str, str, str | None, int | None, float]] = []
         for iou_type, result in self.coco.items():
             rows += [(iou_type, name, None, None, value) for name, value in self._coco_figures(iou_type).items()]
-            at, other = self.at_threshold.get(iou_type, {}), self.other.get(iou_type, {})
-            more = at.get(None, {}) | other.get(None, {})
-            rows += [(iou_type, name, None, None, value) for name, value in more.items()]
+            at_threshold, other = self.at_threshold.get(iou_type, {}), self.other.get(iou_type, {})
+            overall = at_threshold.get(None, {}) | other.get(None, {})
+            rows += [(iou_type, name, None, None, value) for name, value in overall.items()]
             for number, figures in result.by_category().items():
                 merged = {name: _or_nan(value) for name, value in figures.items()}
-                merged |= at.get(number, {}) | other.get(number, {})
+                merged |= at_threshold.get(number, {}) | other.get(number, {})
                 rows += [(iou_type, name, self.names[number], number, value) for name, value in merged.items()]
         frame = pd.DataFrame(rows, columns=["iou_type", "metric", "category", "category_id", "value"])
         return frame.astype(
@@ -100,7 +102,7 @@ class Metrics:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON: plain values, null where there is no truth to measure by."""
+        """All of it as plain values for JSON; None where there are no objects to measure with."""
         overall: dict[str, Any] = {}
         by_category: dict[str, Any] = {}
         for row in self.to_frame().to_dict("records"):
@@ -133,7 +135,11 @@ class Metrics:
 
 
 def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> Metrics:
-    """`evaluate` on the tables of a run; its score threshold is taken from its specification.
+    """`evaluate` on the tables of a run. The lowest score that the run kept is taken from its specification.
+
+    Args:
+        run: the run, or its URI.
+        settings: of `evaluate`.
 
     Raises:
         RunError: there is no run.
@@ -143,8 +149,8 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
 
     run = open_run(run) if isinstance(run, str) else run
     settings.setdefault("run_score_threshold", score_threshold_of(run))
-    of_images = dict.fromkeys(["image_id", "status", *settings.get("slices", ())])
-    images = load_images(run, [name for name in of_images if name in IMAGES_SCHEMA.names])
+    columns = dict.fromkeys(["image_id", "status", *settings.get("slices", ())])
+    images = load_images(run, [name for name in columns if name in IMAGES_SCHEMA.names])
     return evaluate(run, images, ground_truth, **settings)
 
 
@@ -164,21 +170,22 @@ def evaluate(
     """Measures a run's instances against ground truth.
 
     Args:
-        instances: the instances table (see `columns_for` for what is needed), or the run to read it from; boxes are
-            half-open, in original pixels.
+        instances: the instances table (see `columns_for` for the columns needed), or the run to read it from; boxes are
+            half-open, in pixels of the original image.
         images: the images table (`image_id`, `status`); None: every image of the truth counts as segmented.
-        ground_truth: COCO JSON (URI or object; its very values are used) or an `AnnotatedSet`.
+        ground_truth: COCO JSON (URI or object; its values are used as they are) or an `AnnotatedSet`.
         iou_types: of bbox, segm, keypoints.
-        score_threshold: from which precision, recall, F1 and mean IoU count an instance; AP uses all.
-        iou_threshold: from which an instance counts as found there.
-        backend: see `coco_eval.evaluate_table`.
-        run_score_threshold: the lowest score the run kept, where known.
+        score_threshold: the least score of an instance that counts for precision, recall, F1 and mean IoU. AP uses all
+            instances.
+        iou_threshold: the least IoU of a true positive for precision, recall, F1 and mean IoU.
+        backend: see `coco.evaluate_table`.
+        run_score_threshold: the lowest score that the run kept, where known.
         also: of voc (VOC's AP, by area and by 11 points, at an IoU of 0.5), cityscapes (its AP, of masks), confusion.
         slices: of "size", "crowding", "overlap" and the columns of `images`. These, and the confusion matrix, are of
             masks where `iou_types` has segm, else of boxes.
 
     Raises:
-        EvaluationError: images or categories that cannot be matched; the message lists the clash.
+        EvaluationError: images or categories that cannot be matched; the message lists them.
         ValueError: a setting out of range, or a missing column.
     """
     for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
@@ -195,28 +202,29 @@ def evaluate(
         malloc.give_back_holes()  # of the tables as they were read
         overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
         coco = {
-            kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=known)
-            for kind, known in overlaps.items()
+            kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=of_kind)
+            for kind, of_kind in overlaps.items()
         }
-        at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+        thresholds: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
         at_threshold = {
             kind: threshold_figures(
                 truth,
                 detections.category_ids,
-                match(truth, detections, kind, **at, overlaps=known),
+                match(truth, detections, kind, **thresholds, overlaps=of_kind),
             )
-            for kind, known in overlaps.items()
+            for kind, of_kind in overlaps.items()
             if kind != "keypoints"
         }
         kind = "segm" if "segm" in iou_types else "bbox"
-        tables = {
-            by: size_figures(truth, detections, iou_type=kind, **at, overlaps=overlaps[kind])
-            if by == "size"
-            else slice_figures(truth, detections, slice_images(truth, by, images), iou_type=kind, backend=backend, **at)
-            for by in slices
-        }
+        tables = {}
+        for by in slices:
+            if by == "size":
+                tables[by] = size_figures(truth, detections, iou_type=kind, **thresholds, overlaps=overlaps[kind])
+            else:
+                image_ids = slice_images(truth, by, images)
+                tables[by] = slice_figures(truth, detections, image_ids, iou_type=kind, backend=backend, **thresholds)
         other = _other_ap(truth, detections, iou_types, also)
-        confusion = confusion_matrix(truth, detections, iou_type=kind, **at) if "confusion" in also else None
+        confusion = confusion_matrix(truth, detections, iou_type=kind, **thresholds) if "confusion" in also else None
     return Metrics(
         coco,
         at_threshold,
@@ -233,7 +241,7 @@ def evaluate(
 
 
 def _load(run: Run, ground_truth: TruthSource, columns: Sequence[str]) -> tuple[Truth, pa.Table]:
-    """The truth and the run's instances, read side by side."""
+    """The truth and the run's instances, read at the same time in two threads."""
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(load_table, "instances", run, columns)
         truth = Truth.load(ground_truth)
@@ -242,7 +250,7 @@ def _load(run: Run, ground_truth: TruthSource, columns: Sequence[str]) -> tuple[
 
 
 def check_class_map(run: Run, truth: Truth) -> None:
-    """Checks all classes of the run's model, also those of which nothing was found.
+    """Checks the categories of the run's model against the truth, also those without instances.
 
     Raises:
         EvaluationError: see `check_categories`.
@@ -252,7 +260,7 @@ def check_class_map(run: Run, truth: Truth) -> None:
 
 
 def columns_for(iou_types: Sequence[str]) -> list[str]:
-    """Columns of the instances that these kinds of IoU are measured from."""
+    """Columns of the instances table that these kinds of IoU need."""
     return [
         *COLUMNS,
         *(MASK_COLUMNS if "segm" in iou_types else ()),
@@ -261,15 +269,15 @@ def columns_for(iou_types: Sequence[str]) -> list[str]:
 
 
 def score_threshold_of(run: Run) -> float | None:
-    """The lowest score that the run kept, None where it is not known."""
+    """The lowest score that the run kept, from its specification; None where it is not known."""
     return run.spec.get("segment", {}).get("score_threshold")
 
 
 def check_also(iou_types: Sequence[str], also: Sequence[str], slices: Sequence[str]) -> None:
-    """Checks that what is asked for can be had from these kinds of IoU.
+    """Checks `also` and `slices` of `evaluate` against the kinds of IoU that are evaluated.
 
     Raises:
-        ValueError: an unknown word, or one that needs boxes or masks where they are not evaluated.
+        ValueError: an unknown name in `also`, or one that needs boxes or masks where they are not evaluated.
     """
     if unknown := [name for name in also if name not in ALSO]:
         raise ValueError(f"also is {unknown[0]!r}; allowed are {', '.join(ALSO)}")
@@ -283,6 +291,7 @@ def check_also(iou_types: Sequence[str], also: Sequence[str], slices: Sequence[s
 def _other_ap(
     truth: Truth, detections: DetectionTable, iou_types: Sequence[str], also: Sequence[str]
 ) -> dict[str, dict[int | None, dict[str, float]]]:
+    """`Metrics.other`."""
     other: dict[str, dict[int | None, dict[str, float]]] = {}
     for kind in iou_types:
         if "voc" in also and kind != "keypoints":
@@ -296,7 +305,10 @@ def _other_ap(
 
 
 def notes_on(coverage: Coverage, run_score_threshold: float | None) -> tuple[str, ...]:
-    """What a reader should know, in words; an understated AP is warned of as well."""
+    """`Metrics.notes`: sentences about what was left out or is understated.
+
+    An understated AP (the run kept only high scores) is also given as a warning.
+    """
     notes = []
     if coverage.failed or coverage.num_missing:
         reasons = [f"{count} {status}" for status, count in sorted(coverage.failed.items())]
@@ -328,7 +340,7 @@ def notes_on(coverage: Coverage, run_score_threshold: float | None) -> tuple[str
 
 
 def _curves(result: CocoResult) -> dict[str, list[float | None]]:
-    """Mean precision over the categories at 101 recalls, for two IoU thresholds."""
+    """Mean precision over the categories at 101 recalls, for the IoU thresholds 0.5 and 0.75."""
     recall, at_50 = result.pr_curve(iou_threshold=0.5)
     _, at_75 = result.pr_curve(iou_threshold=0.75)
     curves = {"recall": recall, "IoU 0.50": at_50, "IoU 0.75": at_75}
@@ -336,9 +348,11 @@ def _curves(result: CocoResult) -> dict[str, list[float | None]]:
 
 
 def _plain_table(table: pd.DataFrame) -> dict[str, Any]:
+    """A table for JSON: column names, and rows with None for missing values."""
     rows = [[None if value != value else value for value in row] for row in table.astype(object).to_numpy().tolist()]
     return {"columns": list(table.columns), "rows": rows}
 
 
 def _or_nan(value: float) -> float:
+    """NaN for -1, which is COCO's mark for no objects."""
     return float("nan") if value == -1 else float(value)

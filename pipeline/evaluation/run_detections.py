@@ -1,4 +1,4 @@
-"""A run's instances as detections on the images of a ground truth, and what was left out on the way."""
+"""A run's instances as detections on the images of a ground truth, and `Coverage`: what was measured, what left out."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ MASK_COLUMNS = ("rle_counts", "image_height", "image_width")
 
 @dataclass(frozen=True)
 class Coverage:
-    """What was measured, and what was not there to be measured. Objects of images with errors, and of images that
-    the run does not have, count as missed.
+    """Counts of what was measured and of what was left out.
+
+    Objects on images that the run could not segment or does not have count as missed.
 
     Attributes:
         num_images: images of the ground truth.
-        num_ok: those that the run segmented.
-        failed: those that the run has but could not segment, by status.
-        num_missing: those that the run does not have.
+        num_ok: images of the ground truth that the run segmented.
+        failed: images of the ground truth that the run has but could not segment, by status.
+        num_missing: images of the ground truth that the run does not have.
         num_extra_images: images of the run that the ground truth does not have; left out.
-        num_truths: annotated objects, crowd regions not counted.
-        num_truths_lost: those of them on images that failed or are missing.
+        num_truths: annotated objects, without crowd regions.
+        num_truths_lost: annotated objects on images that failed or are missing.
         num_instances: detections that were measured.
         num_other_category: detections of categories that the ground truth does not have; left out.
-        num_not_labelled: detections of classes that nobody looked for on their image; left out.
-        num_truths_not_labelled: annotated objects of such classes; left out as well.
+        num_not_labelled: detections of classes that were not annotated on their image; left out.
+        num_truths_not_labelled: annotated objects of such classes; left out.
         num_other_size: detections whose image has another size in the ground truth; their masks match nothing.
     """
 
@@ -65,34 +66,41 @@ def align(
     masks: bool = True,
     keypoints: bool = False,
 ) -> tuple[DetectionTable, Coverage]:
-    """A run's instances as detections on the truth's images, and what was left out.
+    """A run's instances as detections on the truth's images, and the counts of what was left out.
 
-    Boxes become XYWH in float64 (x2 - x1 of the float32 values, exactly); the rows keep their order.
+    Args:
+        instances: the instances table (`COLUMNS`, with `masks` also `MASK_COLUMNS`); boxes are half-open, in pixels.
+        images: the images table (`image_id`, `status`); None: every image of the truth counts as segmented.
+        masks: also take masks along.
+        keypoints: also take keypoints along.
+
+    Returns:
+        Detections in the order of the rows. Boxes become XYWH in float64 (x2 - x1 of the float32 values, exactly).
 
     Raises:
         EvaluationError: see `match_images` and `check_categories`.
         ValueError: a column is missing.
     """
     needed = [*COLUMNS, *(MASK_COLUMNS if masks else ()), *(["keypoints"] if keypoints else [])]
-    there = instances.column_names if isinstance(instances, pa.Table) else instances.columns
-    if missing := [name for name in needed if name not in there]:
+    columns = instances.column_names if isinstance(instances, pa.Table) else instances.columns
+    if missing := [name for name in needed if name not in columns]:
         raise ValueError(f"the instances lack the column {missing[0]!r}; load them with it")
     rows = (
         instances if isinstance(instances, pa.Table) else pa.Table.from_pandas(instances[needed], preserve_index=False)
     )
-    # Each image id once, then by place: Python strings are the slow part of large runs.
+    # Each image id is matched once, and rows refer to it by number: Python strings are the slow part of large runs.
     encoded = rows["image_id"].dictionary_encode().combine_chunks()
-    codes, unique = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    matched = match_images(unique if images is None else images["image_id"], truth.images)
+    codes, image_ids = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    matched = match_images(image_ids if images is None else images["image_id"], truth.images)
     _check_classes(rows, truth)
 
     def column(name: str, dtype: type) -> np.ndarray:
         return rows[name].to_numpy().astype(dtype, copy=False)
 
-    on_truth = np.array([image_id in matched.truth_id for image_id in unique], bool)[codes]
-    truth_ids = np.array([matched.truth_id.get(image_id, 0) for image_id in unique], np.int64)[codes]
+    on_truth = np.array([image_id in matched.truth_id for image_id in image_ids], bool)[codes]
+    truth_ids = np.array([matched.truth_id.get(image_id, 0) for image_id in image_ids], np.int64)[codes]
     category_ids = column("category_id", np.int64)
-    known = np.isin(category_ids, list(truth.names))
+    in_truth = np.isin(category_ids, list(truth.names))
     labelled = _is_labelled(truth, truth_ids, category_ids)
     x1, y1, x2, y2 = (column(name, np.float64) for name in ("x1", "y1", "x2", "y2"))
     table = DetectionTable(
@@ -104,24 +112,23 @@ def align(
         sizes=np.stack([column(name, np.int64) for name in ("image_height", "image_width")], axis=1) if masks else None,
         keypoints=rows["keypoints"].to_pylist() if keypoints else None,
     )
-    keep = on_truth & known & labelled
+    keep = on_truth & in_truth & labelled
     if not keep.all():
         table = table.take(keep)
     num_other_size = 0
     if masks:
         table, num_other_size = _with_truth_sizes(table, truth)
-    coverage = cover(images, truth, matched)
     return table, Coverage(
-        **coverage,
+        **cover(images, truth, matched),
         num_instances=len(table),
-        num_other_category=int((on_truth & ~known).sum()),
-        num_not_labelled=int((on_truth & known & ~labelled).sum()),
+        num_other_category=int((on_truth & ~in_truth).sum()),
+        num_not_labelled=int((on_truth & in_truth & ~labelled).sum()),
         num_other_size=num_other_size,
     )
 
 
 def _check_classes(rows: pa.Table, truth: Truth) -> None:
-    """Checks that each category id stands for one class, and the same in the run and in the truth.
+    """Checks that each category id stands for one class, and for the same class in the run and in the truth.
 
     Raises:
         EvaluationError: it does not.
@@ -137,41 +144,43 @@ def _check_classes(rows: pa.Table, truth: Truth) -> None:
 
 
 def _with_truth_sizes(table: DetectionTable, truth: Truth) -> tuple[DetectionTable, int]:
-    """Masks of another size than the truth's image become empty masks of its size: they are detections that found
-    nothing, not an error that stops the evaluation of thousands of others."""
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth.images}
-    numbers = np.array(sorted(sizes), np.int64)
-    of_image = np.array([sizes[number] for number in numbers.tolist()], np.int64).reshape(-1, 2)
-    wanted = of_image[np.searchsorted(numbers, table.image_ids)]
-    wrong = np.flatnonzero((wanted != table.sizes).any(axis=1))
-    if not len(wrong):
+    """The table with an empty mask in place of each mask of another size than the truth's image, and their number.
+
+    Such masks count as detections that match nothing. They are no error, which would stop the evaluation of all others.
+    """
+    size_of = {image["id"]: (image["height"], image["width"]) for image in truth.images}
+    image_ids = np.array(sorted(size_of), np.int64)
+    image_sizes = np.array([size_of[image_id] for image_id in image_ids.tolist()], np.int64).reshape(-1, 2)
+    sizes = image_sizes[np.searchsorted(image_ids, table.image_ids)]
+    other_size = np.flatnonzero((sizes != table.sizes).any(axis=1))
+    if not len(other_size):
         return table, 0
     from pipeline.masks.rle import runs_to_rle
 
     counts = [rle["counts"] for rle in table.to_rles()]
-    for row in wrong:
-        height, width = wanted[row].tolist()
+    for row in other_size:
+        height, width = sizes[row].tolist()
         counts[row] = runs_to_rle([height * width], height, width)
     return DetectionTable(
-        table.image_ids, table.category_ids, table.scores, table.bboxes, counts, wanted, table.keypoints
-    ), len(wrong)
+        table.image_ids, table.category_ids, table.scores, table.bboxes, counts, sizes, table.keypoints
+    ), len(other_size)
 
 
 def _is_labelled(truth: Truth, image_ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
-    """bool [N]: the detection's class was looked for on its image (always, unless the truth says otherwise)."""
+    """bool [N]: whether the detection's class was annotated on its image (always, unless `truth.labelled` says no)."""
     labelled = np.ones(len(image_ids), bool)
     if not truth.labelled:
         return labelled
     order = np.argsort(image_ids, kind="stable")
-    numbers, starts = np.unique(image_ids[order], return_index=True)
-    for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-        if (ids := truth.labelled.get(number)) is not None:
+    unique_ids, starts = np.unique(image_ids[order], return_index=True)
+    for image_id, rows in zip(unique_ids.tolist(), np.split(order, starts[1:]), strict=True):
+        if (ids := truth.labelled.get(image_id)) is not None:
             labelled[rows] = np.isin(category_ids[rows], list(ids))
     return labelled
 
 
 def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dict[str, Any]:
-    """What `Coverage` counts of images and of the truth, by name."""
+    """The fields of `Coverage` that count images and annotated objects, by name."""
     failed: Counter[str] = Counter()
     if images is None:
         ok = {image["id"] for image in truth.images}
@@ -183,14 +192,14 @@ def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dic
                     ok.add(truth_id)
                 else:
                     failed[status] += 1
-    counted = [entry["image_id"] for entry in truth.annotations if not entry.get("iscrowd", 0)]
+    object_images = [entry["image_id"] for entry in truth.annotations if not entry.get("iscrowd", 0)]
     return {
         "num_images": len(truth.images),
         "num_ok": len(ok),
         "failed": dict(failed),
         "num_missing": 0 if images is None else len(matched.missing),
         "num_extra_images": matched.extra,
-        "num_truths": len(counted),
-        "num_truths_lost": sum(image_id not in ok for image_id in counted),
+        "num_truths": len(object_images),
+        "num_truths_lost": sum(image_id not in ok for image_id in object_images),
         "num_truths_not_labelled": truth.num_not_labelled,
     }

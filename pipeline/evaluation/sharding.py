@@ -1,4 +1,4 @@
-"""An evaluation in shares of the images, each measured by itself, and merged to the very figures of the whole."""
+"""Evaluation in shares of the images, for several workers: merged, they give exactly the figures of the whole."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _SUMMED = ("num_instances", "num_other_category", "num_not_labelled", "num_other
 
 @dataclass(frozen=True)
 class Share:
-    """Some shards of a run.
+    """Some shards of a run, and the ground truth of their images.
 
     Attributes:
-        files: their rows of the manifest; none for images that the run does not have.
-        images: their rows of the images table (`image_id`, `status`) that the truth has.
-        truth: of these images.
+        files: the shards' rows of the manifest; empty for the share of images that the run does not have.
+        images: the shards' rows of the images table (`image_id`, `status`), without images that the truth lacks.
+        truth: of these images, with all categories.
     """
 
     files: tuple[dict[str, Any], ...]
@@ -42,13 +42,13 @@ class Share:
 
 @dataclass(frozen=True)
 class MeasuredShare:
-    """What a share contributes.
+    """What a worker returns for a share.
 
     Attributes:
         coco: see `evaluate_part`, by kind of IoU.
-        matches: by kind of IoU; places are those of the share.
+        matches: by kind of IoU; indices of annotations are those of the share's truth.
         image_ids, category_ids: int64 [D], of the rows of `matches`, by kind of IoU.
-        coverage: of the share.
+        coverage: counts over the share.
         confusion: see `confusion_matrix`; None where it was not asked for.
     """
 
@@ -61,7 +61,7 @@ class MeasuredShare:
 
 
 def share_out(run: Run, truth: Truth, num_shares: int) -> list[Share]:
-    """Shares of about equally many rows, at most `num_shares` and one for images that the run does not have.
+    """Shares of about equally many instances: at most `num_shares`, and one for images that the run does not have.
 
     Raises:
         EvaluationError: a run that does not fit the truth.
@@ -80,12 +80,12 @@ def share_out(run: Run, truth: Truth, num_shares: int) -> list[Share]:
         sizes[least] += files[shard]["instances_rows"] + 1
     shares = []
     for group in groups:
-        mine = images[images["shard"].isin(group)]
-        if len(mine):
-            part = truth.only(truth_id[image_id] for image_id in mine["image_id"])
-            shares.append(Share(tuple(files[n] for n in sorted(group)), mine[["image_id", "status"]], part))
-    there = set(truth_id.values())
-    if missing := [image["id"] for image in truth.images if image["id"] not in there]:
+        group_images = images[images["shard"].isin(group)]
+        if len(group_images):
+            part = truth.only(truth_id[image_id] for image_id in group_images["image_id"])
+            shares.append(Share(tuple(files[n] for n in sorted(group)), group_images[["image_id", "status"]], part))
+    in_run = set(truth_id.values())
+    if missing := [image["id"] for image in truth.images if image["id"] not in in_run]:
         shares.append(Share((), images.iloc[:0][["image_id", "status"]], truth.only(missing)))
     return shares
 
@@ -99,30 +99,35 @@ def measure_share(
     iou_threshold: float,
     also: Sequence[str] = (),
 ) -> MeasuredShare:
-    """Measures one share; reads the instances of its files and nothing else of the run.
+    """Measures one share. Of the run it reads the instances of the share's files and nothing else.
 
     Args:
-        also: "confusion", or nothing.
+        iou_types: of bbox, segm, keypoints.
+        score_threshold, iou_threshold: see `evaluate`.
+        also: empty, or "confusion".
+
+    Raises:
+        OddInput: masks, scores or a truth that the compiled evaluator does not take.
     """
     instances = load_table("instances", run.only(share.files), columns_for(iou_types))
     table, coverage = align(
         instances, share.images, share.truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types
     )
-    at: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
-    kind = "segm" if "segm" in iou_types else "bbox"
+    thresholds: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    confusion_type = "segm" if "segm" in iou_types else "bbox"
     overlaps = {kind: find_overlaps(share.truth, table, kind) for kind in iou_types}
     matches = {
-        kind: match(share.truth, table, kind, **at, overlaps=known)
-        for kind, known in overlaps.items()
+        kind: match(share.truth, table, kind, **thresholds, overlaps=of_kind)
+        for kind, of_kind in overlaps.items()
         if kind != "keypoints"
     }
     return MeasuredShare(
-        {kind: evaluate_part(share.truth, table, kind, overlaps=known) for kind, known in overlaps.items()},
+        {kind: evaluate_part(share.truth, table, kind, overlaps=of_kind) for kind, of_kind in overlaps.items()},
         matches,
-        {kind: table.image_ids[found.rows] for kind, found in matches.items()},
-        {kind: table.category_ids[found.rows] for kind, found in matches.items()},
+        {kind: table.image_ids[matched.rows] for kind, matched in matches.items()},
+        {kind: table.category_ids[matched.rows] for kind, matched in matches.items()},
         coverage,
-        confusion_matrix(share.truth, table, iou_type=kind, **at) if "confusion" in also else None,
+        confusion_matrix(share.truth, table, iou_type=confusion_type, **thresholds) if "confusion" in also else None,
     )
 
 
@@ -135,7 +140,10 @@ def merge_shares(
     score_threshold: float,
     iou_threshold: float,
 ) -> Metrics:
-    """The figures of all shares together: bit for bit those of `evaluate_run`.
+    """The figures of all shares together, bit for bit those of `evaluate_run`.
+
+    Args:
+        shares, measured: in the same order, which may be any.
 
     Raises:
         ValueError: no share.
@@ -168,10 +176,10 @@ def merge_shares(
 
 
 def check_can_be_shared(truth: Truth, iou_types: Sequence[str]) -> None:
-    """Checks that the truth has nothing odd, which only the reference evaluator may judge, on all images at once.
+    """Checks that the truth is plain. An odd truth is evaluated by pycocotools, on all images at once.
 
     Raises:
-        EvaluationError: it has.
+        EvaluationError: the truth is odd.
     """
     for kind in iou_types:
         if not is_plain_truth(truth.content, kind):
@@ -184,18 +192,21 @@ def check_can_be_shared(truth: Truth, iou_types: Sequence[str]) -> None:
 def _merge_matches(
     truth: Truth, shares: Sequence[Share], measured: Sequence[MeasuredShare], kind: str
 ) -> tuple[Matches, np.ndarray]:
-    """The matches in the order in which the whole would have made them, so that sums round alike; and the category
-    ids that their rows point to."""
-    place_of = {image["id"]: place for place, image in enumerate(truth.images)}
-    of_truth = np.array([place_of.get(entry["image_id"], -1) for entry in truth.annotations], np.int64)
+    """The matches of all shares, and the category ids that their `rows` refer to.
+
+    They come in the order of an evaluation of the whole, so that sums over them are rounded alike.
+    """
+    index_of = {image["id"]: index for index, image in enumerate(truth.images)}
+    truth_images = np.array([index_of.get(entry["image_id"], -1) for entry in truth.annotations], np.int64)
     found = np.zeros(len(truth.annotations), bool)
     images, truths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for share, part in zip(shares, measured, strict=True):
-        places = np.flatnonzero(np.isin(of_truth, [place_of[image["id"]] for image in share.truth.images]))
+        # The share's annotations as indices into those of the whole truth.
+        indices = np.flatnonzero(np.isin(truth_images, [index_of[image["id"]] for image in share.truth.images]))
         matches = part.matches[kind]
-        found[places] = matches.found
-        images.append(np.array([place_of[number] for number in part.image_ids[kind].tolist()], np.int64))
-        truths.append(np.where(matches.truths >= 0, places[matches.truths], -1) if len(places) else matches.truths)
+        found[indices] = matches.found
+        images.append(np.array([index_of[image_id] for image_id in part.image_ids[kind].tolist()], np.int64))
+        truths.append(np.where(matches.truths >= 0, indices[matches.truths], -1) if len(indices) else matches.truths)
     order = np.argsort(np.concatenate(images), kind="stable")
 
     def joined(name: str, dtype: type) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Average precision as Pascal VOC and as Cityscapes define it, for comparing with figures published in those terms."""
+"""Average precision as Pascal VOC and as Cityscapes define it, for comparison with figures published in those terms."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,15 +26,18 @@ def voc_ap(
 ) -> dict[int | None, float]:
     """Pascal VOC's AP of each category, and their mean under None.
 
-    A detection goes to the object of its class it overlaps most, taken or not; the second on an object is false. Crowd
-    regions count as VOC's "difficult" objects: neither found nor missed. Boxes are half-open here (VOC's devkit counts
-    the last pixel in, which moves an IoU by about one pixel's worth).
+    A detection is assigned to the object of its class that it overlaps most, whether that is taken or not; a second
+    detection of an object is a false positive. Crowd regions count as VOC's "difficult" objects: neither as found nor
+    as missed. Boxes are half-open here. VOC's devkit includes the last pixel, which changes an IoU by about one pixel's
+    worth.
 
     Args:
+        iou_type: bbox or segm.
+        iou_threshold: the least IoU of a true positive.
         method: "area" under the interpolated curve (VOC 2010 on), or "11point" (VOC 2007).
 
     Returns:
-        AP 0..1 by category id; NaN for a category without objects.
+        AP 0..1 by category id; NaN for a category without objects, 0 where nothing was detected.
 
     Raises:
         ValueError: another method or iou_type.
@@ -49,8 +52,10 @@ def voc_ap(
 def voc_figures(
     truth: Truth, detections: DetectionTable, *, iou_type: str = "bbox", iou_threshold: float = 0.5
 ) -> dict[int | None, dict[str, float]]:
-    """`voc_ap` of both methods from one matching: `VOC_AP` (area) and `VOC_AP_11point`, by category id, means under
-    None.
+    """`voc_ap` by both methods from one matching.
+
+    Returns:
+        `VOC_AP` (area) and `VOC_AP_11point` by category id, and their means under None.
 
     Raises:
         ValueError: another iou_type.
@@ -61,21 +66,21 @@ def voc_figures(
 
 
 def _voc_states(truth: Truth, detections: DetectionTable, iou_type: str, iou_threshold: float) -> np.ndarray:
-    """int8 [N]: 1 for a true detection, 0 for a false one, -1 for one on a crowd region."""
+    """int8 [N]: 1 for a true positive, 0 for a false positive, -1 for a detection on a crowd region."""
     category_of, crowd = truth.category_ids, truth.is_crowd
     state = np.full(len(detections), -1, np.int8)
     for pairs in iter_pairs(truth, detections, iou_type):
         taken: set[int] = set()
         labels = detections.category_ids[pairs.rows]
         for at, row in enumerate(pairs.rows):  # best first
-            theirs = np.flatnonzero(category_of[pairs.places] == labels[at])
+            columns = np.flatnonzero(category_of[pairs.truths] == labels[at])
             state[row] = 0
-            if len(theirs):
-                best = theirs[int(np.argmax(pairs.ious[at, theirs]))]
+            if len(columns):
+                best = columns[int(np.argmax(pairs.ious[at, columns]))]
                 if pairs.ious[at, best] >= iou_threshold:
-                    place = int(pairs.places[best])
-                    state[row] = -1 if crowd[place] else int(place not in taken)
-                    taken.add(place)
+                    index = int(pairs.truths[best])
+                    state[row] = -1 if crowd[index] else int(index not in taken)
+                    taken.add(index)
     return state
 
 
@@ -110,11 +115,22 @@ def cityscapes_ap(
     thresholds: Sequence[float] = CITYSCAPES_THRESHOLDS,
     min_region_px: int = 100,
 ) -> dict[int | None, dict[str, float]]:
-    """Cityscapes' instance-level AP on masks: `AP` over the thresholds and `AP50`, by category id, means under None.
+    """Cityscapes' instance-level AP on masks.
 
-    An object counts as found when a mask overlaps it by more than the threshold; of several, the best-scored is the
-    hit and the others are false. A mask that found nothing is left out where more of it than the threshold lies on
-    crowd regions ("groups") or on objects smaller than `min_region_px`. NaN for a category without objects.
+    An object is found when the IoU of a detection with it is above the threshold. Of several such detections the one
+    with the best score is the true positive, and the others are false positives. A detection that finds no object is
+    left out where a larger share of its pixels than the threshold lies on crowd regions ("groups") or on objects
+    smaller than `min_region_px`.
+
+    Args:
+        thresholds: of the IoU; `AP` is the mean over them, and `AP50` is there if 0.5 is one of them.
+        min_region_px: least area of an object that counts, in pixels.
+
+    Returns:
+        `AP` and `AP50` by category id, and their means under None; NaN for a category without objects.
+
+    Raises:
+        ValueError: detections without masks.
 
     Source: Cordts et al., The Cityscapes Dataset (2016), section 4.3; cityscapesScripts,
     evalInstanceLevelSemanticLabeling.py.
@@ -132,8 +148,15 @@ def cityscapes_ap(
 
 @dataclass(frozen=True)
 class _Cell:
-    """One class on one image: scores float64 [d] and mask areas float64 [d] of what was found, shared pixels and IoU
-    with each object, float64 [d, g], and whether the object counts, bool [g]."""
+    """The detections and annotations of one class on one image.
+
+    Attributes:
+        scores: float64 [d].
+        areas: float64 [d], of the detections' masks, in pixels.
+        shared: float64 [d, g], pixels that detection and annotation share.
+        ious: float64 [d, g].
+        counts: bool [g], whether the annotation is an object that counts.
+    """
 
     scores: np.ndarray
     areas: np.ndarray
@@ -144,49 +167,50 @@ class _Cell:
 
 def _cityscapes_cells(truth: Truth, detections: DetectionTable, min_region_px: int) -> dict[int, list[_Cell]]:
     category_of, crowd = truth.category_ids, truth.is_crowd
-    of_detection, of_truth = _mask_areas(truth, detections)
+    detection_areas, truth_areas = _mask_areas(truth, detections)
     cells: dict[int, list[_Cell]] = {number: [] for number in truth.names}
     for pairs in iter_pairs(truth, detections, "segm"):
-        found, real = detections.category_ids[pairs.rows], category_of[pairs.places]
-        for number in np.union1d(found, real).tolist():
+        row_classes, truth_classes = detections.category_ids[pairs.rows], category_of[pairs.truths]
+        for number in np.union1d(row_classes, truth_classes).tolist():
             if number not in cells:
                 continue
-            mine, theirs = np.flatnonzero(found == number), np.flatnonzero(real == number)
-            rows, places = pairs.rows[mine], pairs.places[theirs]
-            areas, regions = of_detection[rows], of_truth[places]
-            shared = _intersections(pairs.ious[np.ix_(mine, theirs)], areas, regions, crowd[places])
-            # A group's overlap counts as any object's does when it is asked whether a mask found something.
+            of_class, columns = np.flatnonzero(row_classes == number), np.flatnonzero(truth_classes == number)
+            rows, truths = pairs.rows[of_class], pairs.truths[columns]
+            areas, regions = detection_areas[rows], truth_areas[truths]
+            shared = _intersections(pairs.ious[np.ix_(of_class, columns)], areas, regions, crowd[truths])
+            # The true IoU with crowd regions too: a detection that matches one is no false positive.
             union = areas[:, None] + regions[None] - shared
             ious = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-            counts = ~crowd[places] & (regions >= min_region_px)
+            counts = ~crowd[truths] & (regions >= min_region_px)
             cells[number].append(_Cell(detections.scores[rows], areas, shared, ious, counts))
     return cells
 
 
 def _cityscapes_class(cells: Sequence[_Cell], threshold: float) -> float:
+    """The AP of one class at one IoU threshold."""
     is_true: list[float] = []
     scores: list[float] = []
-    missed = num_objects = num_found = 0
+    missed = num_objects = num_detections = 0
     for cell in cells:
         hits = cell.ious > threshold
         num_objects += int(cell.counts.sum())
-        num_found += len(cell.scores)
+        num_detections += len(cell.scores)
         for column in np.flatnonzero(cell.counts):
-            found = sorted(cell.scores[hits[:, column]].tolist(), reverse=True)
-            if not found:
+            hit_scores = sorted(cell.scores[hits[:, column]].tolist(), reverse=True)
+            if not hit_scores:
                 missed += 1
-            scores += found
-            is_true += [1.0] * bool(found) + [0.0] * (len(found) - 1)
-        free = ~hits.any(axis=1) & (cell.shared[:, ~cell.counts].sum(axis=1) <= threshold * cell.areas)
-        is_true += [0.0] * int(free.sum())
-        scores += cell.scores[free].tolist()
+            scores += hit_scores
+            is_true += [1.0] * bool(hit_scores) + [0.0] * (len(hit_scores) - 1)
+        is_false = ~hits.any(axis=1) & (cell.shared[:, ~cell.counts].sum(axis=1) <= threshold * cell.areas)
+        is_true += [0.0] * int(is_false.sum())
+        scores += cell.scores[is_false].tolist()
     if not num_objects:
         return float("nan")
-    return _cityscapes_curve_ap(np.array(is_true), np.array(scores), missed) if num_found and is_true else 0.0
+    return _cityscapes_curve_ap(np.array(is_true), np.array(scores), missed) if num_detections and is_true else 0.0
 
 
 def _cityscapes_curve_ap(is_true: np.ndarray, scores: np.ndarray, missed: int) -> float:
-    """The area under the curve by steps centred on its points, as cityscapesScripts integrates it."""
+    """The area under the precision-recall curve by steps centred on its points, as cityscapesScripts integrates it."""
     order = np.argsort(scores, kind="stable")
     scores, below = scores[order], np.concatenate([[0.0], np.cumsum(is_true[order])])
     starts = np.unique(scores, return_index=True)[1]
@@ -199,20 +223,28 @@ def _cityscapes_curve_ap(is_true: np.ndarray, scores: np.ndarray, missed: int) -
     return float(np.dot(precision, np.convolve(around, [-0.5, 0, 0.5], "valid")))
 
 
-def _intersections(ious: np.ndarray, mine: np.ndarray, theirs: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Shared pixels of each pair, from IoU (for crowd regions: from the share of the detection)."""
-    shared = np.where(crowd[None], ious * mine[:, None], ious * (mine[:, None] + theirs[None]) / (1 + ious))
+def _intersections(ious: np.ndarray, areas: np.ndarray, regions: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Shared pixels of each pair, from the IoU that pycocotools gives (for crowd regions: share of the detection).
+
+    Args:
+        ious: float64 [d, g].
+        areas, regions: float64 [d] and [g], pixels of the detections and of the annotations.
+        crowd: bool [g].
+    """
+    shared = np.where(crowd[None], ious * areas[:, None], ious * (areas[:, None] + regions[None]) / (1 + ious))
     return np.round(shared)
 
 
 def _mask_areas(truth: Truth, detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of the detections' and of the annotations' masks, float64 [N] and [G]."""
     if detections.counts is None:
         raise ValueError("Cityscapes' AP needs masks; load the instances with rle_counts")
-    of_truth = rle_areas([rle["counts"] for rle in truth.rles])
-    of_detection = rle_areas([rle["counts"] for rle in detections.to_rles()])
-    return of_detection.astype(np.float64), of_truth.astype(np.float64)
+    truth_areas = rle_areas([rle["counts"] for rle in truth.rles])
+    detection_areas = rle_areas([rle["counts"] for rle in detections.to_rles()])
+    return detection_areas.astype(np.float64), truth_areas.astype(np.float64)
 
 
-def _mean(values: object) -> float:
-    kept = [value for value in values if value == value]  # type: ignore[attr-defined]
-    return float(np.mean(kept)) if kept else float("nan")
+def _mean(values: Iterable[float]) -> float:
+    """The mean without NaN, or NaN where there is nothing else."""
+    numbers = [value for value in values if value == value]
+    return float(np.mean(numbers)) if numbers else float("nan")
