@@ -37,7 +37,7 @@ def start(
     """Starts `maskfleet segment` as a program in its own process group, on its own Ray unless an address is given."""
     own_ray = [] if any(word.startswith("cluster.address=") for word in words) else ["cluster.num_cpus=2"]
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs", "segment", *own_ray, *words_of(checkpoint, photos, out, *words)],
+        [sys.executable, "-m", "maskfleet", "segment", *own_ray, *words_of(checkpoint, photos, out, *words)],
         cwd=ROOT,
         env=os.environ | environment,
         start_new_session=True,

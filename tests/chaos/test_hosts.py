@@ -51,7 +51,7 @@ class Lab:
     bucket: str = ""
 
     def submit(self, *words: str, code: int | None = 0) -> str:
-        line = [sys.executable, "-m", "jobs", "submit", *words, "--address", self.address]
+        line = [sys.executable, "-m", "maskfleet", "submit", *words, "--address", self.address]
         return self.hosts.run(HEAD, line, self.environment, code)
 
     def log(self, job_id: str) -> str:
