@@ -1,4 +1,7 @@
-"""LabelMe: reads and writes its JSON, one file for each photo. https://github.com/wkentaro/labelme"""
+"""LabelMe: reads and writes its JSON, one file for each photo.
+
+https://github.com/wkentaro/labelme
+"""
 
 from __future__ import annotations
 

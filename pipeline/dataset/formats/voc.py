@@ -1,4 +1,6 @@
-"""PASCAL VOC: reads and writes folders with instance masks. http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
+"""PASCAL VOC: reads and writes folders with instance masks.
+
+http://host.robots.ox.ac.uk/pascal/VOC/voc2012/
 
 Masks come from SegmentationObject (pixel value = number of the object). Classes come from SegmentationClass (pixel
 value = index of the class), or else from the objects of the XML file, which are in the order of their numbers. Pixels
