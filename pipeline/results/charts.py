@@ -1,4 +1,4 @@
-"""Small charts as inline SVG that takes its colours from the page, so that they follow its dark mode."""
+"""Histograms and line charts as inline SVG for the report; colours come from the page, so they follow its dark mode."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 420, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
 
 
 def bar_chart(edges: Sequence[float], counts: Sequence[int], *, label: str, ticks: Sequence[tuple[float, str]]) -> str:
-    """A histogram.
+    """A histogram as an `<svg>` element.
 
     Args:
-        edges: N + 1 borders of the bins, on the scale drawn.
+        edges: N + 1 borders of the bins, on the scale that is drawn.
         counts: N counts.
         label: what the bins measure, for the axis and for screen readers.
-        ticks: (place on the scale, text).
+        ticks: (value on the scale, text) of each tick on the x axis.
     """
     most = max(max(counts, default=0), 1)
     low, high = edges[0], edges[-1]
@@ -35,22 +36,25 @@ def bar_chart(edges: Sequence[float], counts: Sequence[int], *, label: str, tick
 
 
 def line_chart(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
     *,
     label: str,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """Several lines: name -> (x, y); places where either is not a finite number are left out.
+    """Several lines as an `<svg>` element with a legend; "" where there is no point to draw.
 
     Args:
-        y_range: of the axis; None fits it to the values.
+        lines: x and y of each line by its name. Points that are not finite are left out; of a line with more than 1000
+            points 1000 are drawn.
+        label: of the x axis, and for screen readers.
+        y_range: of the y axis; values outside are drawn on its ends. None fits it to the values.
     """
     kept = {}
     for name, (xs, ys) in lines.items():
         x, y = np.asarray(xs, np.float64), np.asarray(ys, np.float64)
-        good = np.isfinite(x) & np.isfinite(y)
-        if good.any():
-            kept[name] = (x[good], y[good])
+        is_finite = np.isfinite(x) & np.isfinite(y)
+        if is_finite.any():
+            kept[name] = (x[is_finite], y[is_finite])
     if not kept:
         return ""
     all_x = np.concatenate([x for x, _ in kept.values()])
@@ -61,29 +65,30 @@ def line_chart(
     ticks = [(low + (high - low) * i / 4, _number(low + (high - low) * i / 4)) for i in range(5)]
     y_ticks = [(i / 4, _number(bottom + (top - bottom) * i / 4)) for i in range(5)]
     parts = _frame(label, ticks, y_ticks, low, high)
-    for place, (_name, (x, y)) in enumerate(kept.items()):
+    for number, (x, y) in enumerate(kept.values()):
         if len(x) > 1000:  # no screen shows more
-            chosen = np.linspace(0, len(x) - 1, 1000).astype(int)
-            x, y = x[chosen], y[chosen]
+            drawn = np.linspace(0, len(x) - 1, 1000).astype(int)
+            x, y = x[drawn], y[drawn]
         points = " ".join(
             f"{_x(a, low, high):.1f},{_y(min(max((b - bottom) / (top - bottom), 0), 1)):.1f}"
             for a, b in zip(x.tolist(), y.tolist(), strict=True)
         )
-        parts.append(f'<polyline class="line c{place % 6}" points="{points}"/>')
-    legend = "".join(f'<span class="key c{place % 6}">{escape(name)}</span>' for place, name in enumerate(kept))
+        parts.append(f'<polyline class="line c{number % 6}" points="{points}"/>')
+    legend = "".join(f'<span class="key c{number % 6}">{escape(name)}</span>' for number, name in enumerate(kept))
     return _svg(parts, f"{label}: {', '.join(kept)}") + f'<div class="legend">{legend}</div>'
 
 
 def _frame(
     label: str, ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]], low: float, high: float
 ) -> list[str]:
+    """Grid, ticks and labels; `ticks` are at values from `low` to `high`, `y_ticks` at shares 0..1 of the height."""
     parts = []
     for share, text in y_ticks:
         y = _y(share)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
-    for place, text in ticks:
-        x = _x(place, low, high)
+    for value, text in ticks:
+        x = _x(value, low, high)
         anchor = "end" if x > WIDTH - 30 else "middle"
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">{escape(text)}</text>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
@@ -91,8 +96,8 @@ def _frame(
     return parts
 
 
-def _svg(parts: Sequence[str], about: str) -> str:
-    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(about)}">'
+def _svg(parts: Sequence[str], description: str) -> str:
+    start = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">'
     return start + "".join(parts) + "</svg>"
 
 

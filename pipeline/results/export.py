@@ -1,7 +1,7 @@
-"""A run in other tools' formats: COCO, YOLO-seg, LabelMe, one PNG of instance numbers per image, crops.
+"""Exports of a run in other tools' formats: COCO, YOLO-seg, LabelMe, PNG of instance numbers, crops of the photos.
 
-What is written goes through `Storage`, so the target may be a folder or a bucket, and never leaves it: image ids are
-keys of somebody's bucket and may hold anything.
+Files are written through `Storage`, so the target may be a folder or a bucket. Image ids are keys of somebody's bucket
+and may hold anything, so names are made safe (`file_names`): nothing is written outside of the target.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNSAFE = set('<>:"|?*\\') | {chr(code) for code in range(32)}
 
 
 class ExportError(ValueError):
-    """A run that cannot be put in the format asked for. The message names what and why."""
+    """A run that cannot be exported in a format. The message says why."""
 
 
 def export_run(
@@ -43,14 +43,19 @@ def export_run(
     image_ids: Mapping[str, int] | None = None,
     tolerance_px: float = 0.0,
 ) -> int:
-    """Writes a run in one of FORMATS: `coco.json`, `results.json`, or a file an image below `labels/` (YOLO, with
-    `data.yaml`), `labelme/` or `png/`. Each file whole or not at all; an existing one is replaced.
+    """Writes a run in one of FORMATS.
+
+    COCO gives `coco.json`, COCO results `results.json`. The other formats give a file for each image, below `labels/`
+    (YOLO, with `data.yaml`), `labelme/` or `png/`. Each file is written whole or not at all; an existing one is
+    replaced.
 
     Args:
+        run: the run, or its URI.
         target: folder or bucket prefix.
-        min_score: instances below are left out.
-        image_ids: for "coco-results" the ground truth's number of each image; without it they count from 1 in the
-            order of the images table, as in "coco".
+        to: the format.
+        min_score: instances below it are left out.
+        image_ids: for "coco-results" the ground truth's number of each image, by `image_id`; None: they count from 1
+            in the order of the images table, as in "coco".
         tolerance_px: for YOLO and LabelMe, see `mask_to_part_polygons`.
 
     Returns:
@@ -71,14 +76,14 @@ def export_run(
         if to == "coco":
             name, content = "coco.json", to_coco(instances, images, categories_of(run))
         else:
-            numbers = image_ids or {image_id: place + 1 for place, image_id in enumerate(images["image_id"])}
+            numbers = image_ids or {image_id: index + 1 for index, image_id in enumerate(images["image_id"])}
             name, content = "results.json", to_coco_results(instances, numbers)
         storage.write_bytes(name, json.dumps(content, ensure_ascii=False).encode())
         return 1
     categories = categories_of(run)
     write: Callable[[str, pd.DataFrame], bytes]
     if to == "yolo":
-        label_of = {number: place for place, number in enumerate(categories)}
+        label_of = {category_id: label for label, category_id in enumerate(categories)}
         folder, ending = "labels", ".txt"
 
         def write(image_id: str, rows: pd.DataFrame) -> bytes:
@@ -110,17 +115,22 @@ def export_run(
 
 
 def to_coco(instances: pd.DataFrame, images: pd.DataFrame, categories: Mapping[int, str]) -> dict[str, Any]:
-    """A COCO data set of what was found: image ids count from 1 in the table's order, masks stay RLE, `bbox` is XYWH,
-    `area` the mask's, and each annotation keeps its `score`. Images that failed have no size and are left out.
+    """The instances as a COCO data set.
+
+    Image ids count from 1 in the order of the table. Masks stay RLE, `bbox` is XYWH, `area` is that of the mask, and
+    each annotation has its `score`. Images that failed have no size and are left out.
+
+    Args:
+        categories: names by id, see `categories_of`.
 
     Raises:
         ExportError: an instance of an image that `images` lacks.
     """
     images = images[images["height"].notna()]
-    numbers = {image_id: place + 1 for place, image_id in enumerate(images["image_id"])}
+    numbers = {image_id: index + 1 for index, image_id in enumerate(images["image_id"])}
     annotations = to_coco_results(instances, numbers)
-    for place, (annotation, area) in enumerate(zip(annotations, instances["area_px"].tolist(), strict=True)):
-        annotation.update(id=place + 1, area=area, iscrowd=0)
+    for index, (annotation, area) in enumerate(zip(annotations, instances["area_px"].tolist(), strict=True)):
+        annotation.update(id=index + 1, area=area, iscrowd=0)
     return {
         "images": [
             {"id": numbers[row.image_id], "file_name": row.image_id, "height": int(row.height), "width": int(row.width)}
@@ -132,8 +142,13 @@ def to_coco(instances: pd.DataFrame, images: pd.DataFrame, categories: Mapping[i
 
 
 def to_coco_results(instances: pd.DataFrame, image_ids: Mapping[str, int]) -> list[dict[str, Any]]:
-    """COCO's list of results, as its evaluation server and pycocotools' loadRes take it: `bbox` XYWH and
-    `segmentation` RLE; `keypoints` where there are any. Scores are the table's float32 values, exactly.
+    """The instances as a list of COCO results, as COCO's evaluation server and pycocotools' `loadRes` take it.
+
+    `bbox` is XYWH, `segmentation` RLE; `keypoints` are there if the table has them. Scores are exactly the table's
+    float32 values.
+
+    Args:
+        image_ids: the ground truth's number of each image, by `image_id`.
 
     Raises:
         ExportError: an instance of an image without a number.
@@ -158,14 +173,21 @@ def to_coco_results(instances: pd.DataFrame, image_ids: Mapping[str, int]) -> li
 
 
 def to_polygons(instances: pd.DataFrame, *, tolerance_px: float = 0.0) -> list[list[Polygon]]:
-    """The outlines of each row's mask, see `mask_to_part_polygons`; one list a row, empty for an empty mask."""
+    """The outlines of each row's mask, see `mask_to_part_polygons`: a list for each row, empty for an empty mask."""
     return [mask_to_part_polygons(mask, tolerance_px=tolerance_px) for mask in decode_masks(instances)]
 
 
 def to_yolo(rows: pd.DataFrame, label_of: Mapping[int, int], *, tolerance_px: float = 0.0) -> str:
-    """One image's label file for YOLO segmentation: a line an instance, class number from 0 (`label_of` category id),
-    then x y of its outline as shares of width and height. Parts of one object are joined by seams. Instances with an
-    empty mask have no line."""
+    """One image's label file for YOLO segmentation.
+
+    It has a line for each instance: its class number, then x and y of its outline as shares of the image's width and
+    height. Parts of one object are joined by seams. Instances with an empty mask have no line.
+
+    Args:
+        rows: the image's rows of the instances table.
+        label_of: class numbers from 0, by category id.
+        tolerance_px: see `mask_to_part_polygons`.
+    """
     lines = []
     for row, polygons in zip(rows.itertuples(), to_polygons(rows, tolerance_px=tolerance_px), strict=True):
         if polygons:
@@ -178,11 +200,15 @@ def to_yolo(rows: pd.DataFrame, label_of: Mapping[int, int], *, tolerance_px: fl
 def to_labelme(
     rows: pd.DataFrame, image_id: str, image_size: tuple[int, int], *, tolerance_px: float = 0.0
 ) -> dict[str, Any]:
-    """One image as a LabelMe file: a polygon a part, parts of one instance share a `group_id`; the photo itself is
-    named and not held.
+    """One image's LabelMe file, as a JSON object.
+
+    It has a polygon for each part of a mask; parts of one instance share a `group_id`. The photo is named and not
+    embedded.
 
     Args:
+        rows: the image's rows of the instances table.
         image_size: (height, width) in pixels.
+        tolerance_px: see `mask_to_part_polygons`.
     """
     shapes = []
     for row, polygons in zip(rows.itertuples(), to_polygons(rows, tolerance_px=tolerance_px), strict=True):
@@ -209,8 +235,14 @@ def to_labelme(
 
 
 def to_index_image(rows: pd.DataFrame, image_size: tuple[int, int]) -> np.ndarray:
-    """Which instance each pixel belongs to: uint16 [H, W], `instance` + 1, 0 for none; where masks overlap, the best
-    score wins.
+    """Which instance each pixel belongs to.
+
+    Args:
+        rows: the image's rows of the instances table.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        uint16 [H, W]: `instance` + 1, or 0 for none. Where masks overlap it is the one with the best score.
 
     Raises:
         ExportError: more than 65,534 instances.
@@ -231,14 +263,18 @@ def crops(
     margin: float = 0.0,
     cut_out: bool = False,
 ) -> Iterator[tuple[Any, Image.Image]]:
-    """Each instance's piece of its photo: (row, RGB image), or RGBA with the rest transparent.
+    """Crops: the part of its photo that each instance's box covers.
+
+    Instances come grouped by image, so that each photo is opened once. Empty boxes are left out.
 
     Args:
-        photo_of: URI of each image (the images table's), or a function that opens one at the size it was segmented.
-        margin: share of the box added on each side, within the photo.
-        cut_out: make what is outside the mask transparent.
+        photo_of: URI by `image_id` (from the images table), or a function that opens a photo at the size that was
+            segmented.
+        margin: share of the box that is added on each side, within the photo.
+        cut_out: make the pixels outside of the mask transparent.
 
-    Rows come grouped by image, so that each photo is opened once; empty boxes are left out.
+    Returns:
+        Pairs of the row and its image: RGB, or RGBA with `cut_out`.
     """
     for image_id, rows in instances.groupby("image_id", sort=False):
         photo = photo_of(image_id) if callable(photo_of) else open_photo(photo_of[image_id])
@@ -261,13 +297,13 @@ def crops(
 
 
 def file_names(image_ids: Iterable[str], ending: str) -> dict[str, str]:
-    """A safe relative name for each image's file: the key's folders kept, its extension replaced.
+    """A safe relative file name for each image: the key with its folders, and `ending` instead of its extension.
 
-    Parts that would climb (`..`), vanish (empty, `.`) or that a file system refuses become underscores. Keys that
-    would then share a name, upper and lower case taken as the same, keep their extension.
+    Parts of a key that lead upwards (`..`), are empty or `.`, and characters that a file system refuses become
+    underscores. Keys that would then share a name keep their extension; upper and lower case are taken as the same.
 
     Raises:
-        ExportError: two keys share a name even so.
+        ExportError: two keys share a name even with their extensions.
     """
     keys = list(image_ids)
     safe = {key: _safe(key) for key in keys}
@@ -279,30 +315,31 @@ def file_names(image_ids: Iterable[str], ending: str) -> dict[str, str]:
     for key in keys:
         alone = len(stems[_stem(safe[key]).lower()]) == 1
         name = (_stem(safe[key]) if alone else safe[key]) + ending
-        if (other := taken.setdefault(name.lower(), key)) != key:
-            raise ExportError(f"images {other!r} and {key!r} would both be written to {name!r}")
+        if (first_key := taken.setdefault(name.lower(), key)) != key:
+            raise ExportError(f"images {first_key!r} and {key!r} would both be written to {name!r}")
         names[key] = name
     return names
 
 
 def categories_of(run: Run) -> dict[int, str]:
-    """Category names by id, from the run's class map; from its instances where it has none."""
-    listed = run.spec.get("model", {}).get("categories")
-    if listed:
-        return {int(category["id"]): str(category["name"]) for category in listed}
+    """Category names by id, from the run's class map, or from its instances where it has none."""
+    class_map = run.spec.get("model", {}).get("categories")
+    if class_map:
+        return {int(category["id"]): str(category["name"]) for category in class_map}
     pairs = load_instances(run, ["category_id", "category"]).drop_duplicates().sort_values("category_id")
     return dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True))
 
 
 def _by_image(run: Run, min_score: float) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each segmented image's rows, best score first, one shard in memory at a time; images without one included."""
+    """Each segmented image with its rows, best score first (none for an image without instances); shard by shard."""
     for images, instances in iter_shards(run, [("score", ">=", min_score)]):
-        found = dict(tuple(instances.sort_values("instance").groupby("image_id")))
+        rows_of = dict(tuple(instances.sort_values("instance").groupby("image_id")))
         for key in images.loc[images["status"] == OK, "image_id"]:
-            yield key, found.get(key, instances.iloc[:0])
+            yield key, rows_of.get(key, instances.iloc[:0])
 
 
 def _safe(key: str) -> str:
+    """A key as a relative path that any file system takes."""
     parts = []
     for part in key.split("/"):
         text = "".join("_" if char in _UNSAFE else char for char in part).rstrip(" .")
@@ -311,12 +348,14 @@ def _safe(key: str) -> str:
 
 
 def _stem(name: str) -> str:
+    """A path without its extension."""
     folder, slash, last = name.rpartition("/")
     stem = last.rpartition(".")[0] or last
     return folder + slash + stem
 
 
 def _data_yaml(names: Sequence[str]) -> str:
+    """YOLO's description of a data set with these class names."""
     lines = [
         "# For YOLO segmentation; class numbers are those of the label files.",
         "path: .",

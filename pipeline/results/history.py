@@ -1,4 +1,4 @@
-"""Every evaluation, kept: one small Parquet file each, put once, read together."""
+"""History of evaluations: one small Parquet file for each, written once; tables and plots of figures over time."""
 
 from __future__ import annotations
 
@@ -39,20 +39,21 @@ CONTEXT = ("run_id", "model_sha256", "truth_sha256", "config_sha256", "label")
 
 
 def append_history(history: str | Storage, metrics: Metrics, *, when: Any, **context: str | None) -> bool:
-    """Keeps an evaluation's figures below `history`.
+    """Writes an evaluation's figures below `history`.
 
-    The file's name follows from what was measured (run, model, truth, settings) and not from the time, and it is put
-    only if absent: the same evaluation again, or two at once, add nothing.
+    The file's name is a hash of what was measured (run, model, truth, settings), without the time, and the file is put
+    only if absent. So the same evaluation is kept once, however often or by however many processes it is added.
 
     Args:
-        when: a timezone-aware datetime; the caller's clock.
-        context: of CONTEXT; `run_id` is needed, the others may be left out.
+        history: folder or bucket prefix.
+        when: the time of the evaluation, with a time zone.
+        context: values for CONTEXT; `run_id` is needed, the others may be left out.
 
     Returns:
-        Whether a row set was added.
+        Whether the evaluation was added.
 
     Raises:
-        ValueError: unknown context, no run_id, or a time without a zone.
+        ValueError: unknown names in `context`, no run_id, or a time without a zone.
     """
     if unknown := sorted(set(context) - set(CONTEXT)):
         raise ValueError(f"history keeps no {unknown[0]!r}; allowed are {', '.join(CONTEXT)}")
@@ -86,7 +87,15 @@ def append_history(history: str | Storage, metrics: Metrics, *, when: Any, **con
 
 
 def load_history(history: str | Storage, *, iou_type: str | None = None, metric: str | None = None) -> pd.DataFrame:
-    """All figures kept, oldest first, columns of HISTORY_SCHEMA; the same columns and no row where nothing is kept."""
+    """All figures of the history, oldest first.
+
+    Args:
+        history: folder or bucket prefix.
+        iou_type, metric: only figures of this kind of IoU, or with this name.
+
+    Returns:
+        A row for each figure, with the columns of HISTORY_SCHEMA; no row where nothing is kept.
+    """
     storage = open_storage(history) if isinstance(history, str) else history
     tables = [
         pq.read_table(io.BytesIO(storage.read_bytes(info.key)), schema=HISTORY_SCHEMA)
@@ -94,19 +103,19 @@ def load_history(history: str | Storage, *, iou_type: str | None = None, metric:
         if info.key.endswith(".parquet") and "/" not in info.key
     ]
     frame = (pa.concat_tables(tables) if tables else HISTORY_SCHEMA.empty_table()).to_pandas()
-    for column, wanted in (("iou_type", iou_type), ("metric", metric)):
-        if wanted is not None:
-            frame = frame[frame[column] == wanted]
+    for column, value in (("iou_type", iou_type), ("metric", metric)):
+        if value is not None:
+            frame = frame[frame[column] == value]
     return frame.sort_values(["when", "evaluation_id"], kind="stable", ignore_index=True)
 
 
 def trend(frame: pd.DataFrame, figures: Sequence[str] = FIGURES) -> pd.DataFrame:
-    """One row an evaluation, oldest first, and a column a figure over all categories, e.g. `segm AP`.
+    """One row for each evaluation, oldest first, with a column for each figure over all categories, e.g. `segm AP`.
 
     Args:
-        frame: of `load_history`.
-        figures: the columns wanted, each "iou_type metric"; NaN where an evaluation does not have one, and no column
-            where none has.
+        frame: from `load_history`.
+        figures: the columns, each "iou_type metric". An evaluation without the figure has NaN; a figure that no
+            evaluation has gets no column.
     """
     overall = frame[frame["category"].isna()].copy()
     overall["figure"] = overall["iou_type"] + " " + overall["metric"]
@@ -118,25 +127,29 @@ def trend(frame: pd.DataFrame, figures: Sequence[str] = FIGURES) -> pd.DataFrame
 
 
 def plot_trend(frame: pd.DataFrame, figures: Sequence[str] = FIGURES) -> bytes:
-    """The trend as a PNG: one line a figure over time.
+    """The trend as a PNG, with one line for each figure over time.
+
+    Args:
+        frame, figures: see `trend`.
 
     Raises:
-        ValueError: no evaluation to plot, or none with such a figure.
+        ValueError: no evaluation to plot, or none with one of the figures.
     """
     table = trend(frame, figures)
     if not len(table):
         raise ValueError("there is no evaluation in the history yet")
-    there = [figure for figure in figures if figure in table]
-    if not there:
+    drawn = [figure for figure in figures if figure in table]
+    if not drawn:
         raise ValueError(f"no evaluation in the history has {', '.join(figures)}")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for name in there:
+    for name in drawn:
         axes.plot(table["when"], table[name], marker="o", label=name)
     axes.set_ylim(0, 1)
-    axes.set_ylabel(there[0].split(" ", 1)[1] if len({name.split(" ", 1)[1] for name in there}) == 1 else "figure")
+    metrics = {name.split(" ", 1)[1] for name in drawn}
+    axes.set_ylabel(metrics.pop() if len(metrics) == 1 else "figure")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.autofmt_xdate()

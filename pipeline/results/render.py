@@ -1,4 +1,4 @@
-"""What a run found, drawn on its photos: masks, boxes, class and score; one photo or a contact sheet of several."""
+"""Overlays: a run's masks, boxes, classes and scores drawn on its photos; contact sheets of several photos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_PIXELS = 200_000_000  # of a photo opened for drawing
 
 
 def color_of(category: str) -> tuple[int, int, int]:
-    """RGB 0..255 of a class: the same for the same name in every picture, bright enough on a photo."""
+    """RGB 0..255 of a class, computed from its name alone, so that it is the same in every picture."""
     digest = zlib.crc32(category.encode())
     hue = digest % 1024 / 1024
     lightness = (0.50, 0.58, 0.66)[digest // 1024 % 3]
@@ -33,12 +33,14 @@ def color_of(category: str) -> tuple[int, int, int]:
 
 
 def palette(categories: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """A colour for each class of a set, as far from one another as their number allows: hues go round by the golden
-    angle in the order of the names. The same set gives the same colours."""
+    """Colours (RGB 0..255) by class name, as different from one another as their number allows.
+
+    In the order of the names each hue is a golden angle further. The same set of names gives the same colours.
+    """
     colors = {}
-    for place, name in enumerate(sorted(set(categories))):
-        hue = (0.58 + place * 0.61803398875) % 1
-        red, green, blue = colorsys.hls_to_rgb(hue, (0.55, 0.66, 0.45)[place // 8 % 3], 0.92)
+    for number, name in enumerate(sorted(set(categories))):
+        hue = (0.58 + number * 0.61803398875) % 1
+        red, green, blue = colorsys.hls_to_rgb(hue, (0.55, 0.66, 0.45)[number // 8 % 3], 0.92)
         colors[name] = (round(red * 255), round(green * 255), round(blue * 255))
     return colors
 
@@ -56,11 +58,12 @@ def overlay(
     """A photo with its instances drawn on it, best score on top.
 
     Args:
-        photo: uint8 [H, W, 3] RGB, or a PIL image, at the size the run segmented it (after the EXIF turn).
+        photo: uint8 [H, W, 3] RGB, or a PIL image, of the size that the run segmented (turned by its EXIF orientation).
         instances: this photo's rows of the instances table (`category`, `score`, `x1` .. `y2`, `rle_counts`,
-            `image_height`, `image_width`); no row draws nothing.
-        colors: of the classes, e.g. `palette` of all a run knows; None, or a class that is not in it: `color_of`.
-        min_score: rows below are left out.
+            `image_height`, `image_width`); without rows nothing is drawn.
+        colors: by class, e.g. `palette` of all classes of a run; a class that is not in it gets `color_of`.
+        min_score: rows below it are left out.
+        masks, boxes, labels: whether to draw them.
 
     Returns:
         An RGB image of the photo's size.
@@ -78,22 +81,22 @@ def overlay(
         raise ValueError(
             f"the photo is {image.height} x {image.width}, but its instances were found on {height} x {width} pixels"
         )
-    known = colors or {}
-    of_row = [known.get(category) or color_of(category) for category in rows["category"]]
+    class_colors = colors or {}
+    row_colors = [class_colors.get(category) or color_of(category) for category in rows["category"]]
     pixels = np.array(image)
     if masks:
-        for mask, color in zip(decode_masks(rows), of_row, strict=True):
+        for mask, color in zip(decode_masks(rows), row_colors, strict=True):
             _blend(pixels, mask.astype(bool), color)
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     line_px = max(1, round(min(image.size) / 250))
     if boxes:
-        for row, color in zip(rows.itertuples(), of_row, strict=True):
+        for row, color in zip(rows.itertuples(), row_colors, strict=True):
             corners = (row.x1, row.y1, max(row.x2 - 1, row.x1), max(row.y2 - 1, row.y1))  # PIL's edges are inclusive
             draw.rectangle(corners, outline=color, width=line_px)
     if labels:
         font = _font(max(11, round(min(image.size) / 32)))
-        for row, color in zip(rows.itertuples(), of_row, strict=True):
+        for row, color in zip(rows.itertuples(), row_colors, strict=True):
             _label(draw, f"{row.category} {row.score:.2f}", (row.x1, row.y1), color, font, image.size)
     return image
 
@@ -105,7 +108,15 @@ def contact_sheet(
     columns: int = 4,
     tile_px: int = 320,
 ) -> Image.Image:
-    """Several pictures on one sheet, each scaled to fit a square tile, with a title below.
+    """Several pictures on one sheet, each scaled to fit a square tile, with a title below it.
+
+    Args:
+        titles: of the pictures; None: no titles.
+        columns: tiles in a row, at most.
+        tile_px: side of a tile.
+
+    Returns:
+        An RGB image.
 
     Raises:
         ValueError: no picture, or another number of titles than of pictures.
@@ -124,9 +135,9 @@ def contact_sheet(
         "RGB", (gap + columns * (tile_px + gap), gap + num_rows * (tile_px + title_px + gap)), (24, 26, 30)
     )
     draw = ImageDraw.Draw(sheet)
-    for place, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
-        left = gap + place % columns * (tile_px + gap)
-        top = gap + place // columns * (tile_px + title_px + gap)
+    for number, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left = gap + number % columns * (tile_px + gap)
+        top = gap + number // columns * (tile_px + title_px + gap)
         tile = ImageOps.contain(picture.convert("RGB"), (tile_px, tile_px), Image.Resampling.LANCZOS)
         sheet.paste(tile, (left + (tile_px - tile.width) // 2, top + (tile_px - tile.height) // 2))
         draw.text((left, top + tile_px + gap // 2), _shorten(title, font, tile_px), (225, 228, 232), font)
@@ -134,11 +145,11 @@ def contact_sheet(
 
 
 def open_photo(uri: str) -> Image.Image:
-    """A photo as the run saw it: first frame, turned by its EXIF orientation, RGB.
+    """A photo as the run segmented it: its first frame, turned by its EXIF orientation, as RGB.
 
     Raises:
-        FileNotFoundError: it is gone.
-        OSError: it cannot be decoded.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be decoded, or has more than 200 million pixels.
     """
     folder, _, name = uri.rpartition("/")
     data = open_storage(folder or ".").read_bytes(name)
@@ -149,7 +160,7 @@ def open_photo(uri: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB; 16-bit grey is scaled to its own range, transparency laid on white."""
+    """Any PIL image as 8-bit RGB. 16-bit grey is scaled from its own range; transparency is shown on white."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, np.float64)
         low, high = (values.min(), values.max()) if values.size else (0, 1)
@@ -163,10 +174,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def save_overlays(
     run: str | Run, folder: str | Path, *, num_images: int = 12, min_score: float = 0.5, seed: int = 0
 ) -> list[Path]:
-    """Draws a sample of a run's photos into a folder, `contact_sheet.png` of all of them first.
+    """Draws a sample of a run's photos into a folder, and `contact_sheet.png` of all of them.
 
-    Photos with something found come first; which ones is a pure function of the run and `seed`. A photo that is gone
-    or cannot be opened any more is left out.
+    Photos with instances are preferred. The choice depends on the run and `seed` alone. A photo that is gone or cannot
+    be opened any more is left out.
+
+    Args:
+        num_images: size of the sample, at most.
+        min_score: instances below it are not drawn.
 
     Returns:
         The files written, the contact sheet first; empty when there is no photo to draw.
@@ -175,8 +190,8 @@ def save_overlays(
     images = load_images(run, ["image_id", "uri", "status"], [("status", "==", OK)])
     confident = load_instances(run, ["image_id"], [("score", ">=", min_score)])["image_id"].unique()
     images = images.sample(frac=1, random_state=seed)
-    found = images["image_id"].isin(set(confident))
-    chosen = pd.concat([images[found], images[~found]]).head(num_images)
+    has_instances = images["image_id"].isin(set(confident))
+    chosen = pd.concat([images[has_instances], images[~has_instances]]).head(num_images)
     rows = load_instances(run, filters=[("image_id", "in", chosen["image_id"].tolist()), ("score", ">=", min_score)])
     by_image = dict(tuple(rows.groupby("image_id")))
     colors = palette(load_instances(run, ["category"])["category"].unique())
@@ -203,7 +218,7 @@ def save_overlays(
 
 
 def _blend(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Tints the mask's pixels, and draws its outline opaque."""
+    """Tints the mask's pixels and draws its outline opaque, in place."""
     inside = mask.copy()
     inside[1:] &= mask[:-1]
     inside[:-1] &= mask[1:]
@@ -221,7 +236,7 @@ def _label(
     font: Any,
     size: tuple[int, int],
 ) -> None:
-    """Text on a patch of the class's colour, above the box's corner where there is room, always inside the picture."""
+    """Text on a patch of the class's colour: above the box's corner where there is room, and inside the picture."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = right - left + 6, bottom - top + 4
     x = min(max(0, corner[0]), max(0, size[0] - width))
@@ -238,10 +253,11 @@ def _font(size_px: int) -> Any:
 
 
 def _shorten(text: str, font: Any, width_px: int) -> str:
+    """The text, cut at its beginning where it is wider than `width_px`."""
     if not text or font.getlength(text) <= width_px:
         return text
     while text and font.getlength("…" + text) > width_px:
-        text = text[1:]  # the end of a key says more than its beginning
+        text = text[1:]  # the end of a key tells more than its beginning
     return "…" + text
 
 

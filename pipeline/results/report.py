@@ -1,7 +1,7 @@
-"""One HTML file that shows a run: totals, failures, distributions, a gallery to filter, figures and curves.
+"""The HTML report of a run, in one file: totals, failures, distributions, a gallery with filters, figures and curves.
 
-Everything is in the file; a content policy in it forbids the browser to ask for anything else. The gallery holds the
-photos as they are and the masks as outlines, which the page draws, so that filters act on single instances.
+The file holds everything it shows, and a content security policy that forbids the browser to load anything else. The
+gallery holds photos and masks separately; the page draws the masks' outlines, so filters act on single instances.
 """
 
 from __future__ import annotations
@@ -32,37 +32,45 @@ MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole
 _PHOTO_PX = 720
 _PHOTO_QUALITY = 74
 _MAX_INSTANCES = 40  # drawn on one photo
-_EXAMPLES = 6  # of each failure, and photos wanted of each class
+_EXAMPLES = 6  # images listed for each failure, and photos of each class for the gallery to choose from
 _SCORE_EDGES = np.linspace(0, 1, 21)
 _SIDE_EDGES = np.linspace(0, 12, 25)  # log2 of the square root of the area
-_SURE = 0.5
+_CONFIDENT = 0.5  # the score from which an instance is counted as confident
 _AT_THRESHOLD = ("precision", "recall", "F1", "mean_iou", "true_positives", "false_positives", "false_negatives")
 _MOST_CLASSES = 16  # of a confusion matrix that is shown whole
-_MOST_PAIRS = 20  # of a larger one
+_MOST_PAIRS = 20  # of classes, shown of a larger confusion matrix
 
 
 @dataclass
 class _Totals:
-    """What one pass over the instances counts, whatever their number."""
+    """Counts over all instances, gathered batch by batch in constant memory.
+
+    Attributes:
+        by_class: instances of each class.
+        confident_by_class: those with a score of at least `_CONFIDENT`.
+        scores, sides: int64, histograms over `_SCORE_EDGES` and `_SIDE_EDGES`.
+        examples: `category`, `image_id`, `draw`: up to `_EXAMPLES` photos for each class.
+    """
 
     by_class: Counter[str] = field(default_factory=Counter)
-    sure_by_class: Counter[str] = field(default_factory=Counter)
+    confident_by_class: Counter[str] = field(default_factory=Counter)
     scores: np.ndarray = field(default_factory=lambda: np.zeros(len(_SCORE_EDGES) - 1, np.int64))
     sides: np.ndarray = field(default_factory=lambda: np.zeros(len(_SIDE_EDGES) - 1, np.int64))
-    examples: pd.DataFrame | None = None  # category, image_id, draw: the photos a class is shown by
+    examples: pd.DataFrame | None = None
 
     def add(self, frame: pd.DataFrame, draw: pd.Series) -> None:
-        sure = frame[frame["score"] >= _SURE]
+        """Adds a batch of instances; `draw` is each image's random number, by `image_id`."""
+        confident = frame[frame["score"] >= _CONFIDENT]
         self.by_class.update(frame["category"].value_counts().to_dict())
-        self.sure_by_class.update(sure["category"].value_counts().to_dict())
+        self.confident_by_class.update(confident["category"].value_counts().to_dict())
         self.scores += np.histogram(frame["score"], _SCORE_EDGES)[0]
         side = np.log2(np.sqrt(np.maximum(frame["area_px"].to_numpy(np.float64), 1)))
         self.sides += np.histogram(np.clip(side, 0, _SIDE_EDGES[-1]), _SIDE_EDGES)[0]
-        best = sure[["category", "image_id"]].drop_duplicates()
-        best = best.assign(draw=best["image_id"].map(draw))
-        together = best if self.examples is None else pd.concat([self.examples, best])
-        together = together.drop_duplicates(["category", "image_id"]).sort_values("draw")
-        self.examples = together.groupby("category", sort=False).head(_EXAMPLES)
+        pairs = confident[["category", "image_id"]].drop_duplicates()
+        pairs = pairs.assign(draw=pairs["image_id"].map(draw))
+        candidates = pairs if self.examples is None else pd.concat([self.examples, pairs])
+        candidates = candidates.drop_duplicates(["category", "image_id"]).sort_values("draw")
+        self.examples = candidates.groupby("category", sort=False).head(_EXAMPLES)
 
     @cached_property
     def num_instances(self) -> int:
@@ -81,16 +89,17 @@ def build_report(
     """The report's HTML.
 
     Args:
-        run: a bulk run; None for a report of a training alone.
+        run: a bulk run or its URI; None for a report of a training alone.
         evaluation: `Metrics.to_dict()`, for AP tables and precision-recall curves.
-        training: metrics of a training, a row a step: `step` and any numbers; a column whose name holds "loss" is
-            drawn among the losses, one with "AP" among the figures, `lr` alone.
-        num_images: photos in the gallery at most; fewer where the file would grow too large. Half are chosen so that
-            each class is seen, the rest by chance; which ones is a pure function of the run and `seed`.
+        training: metrics of a training, one row for each step: `step` and other numbers. Columns whose name holds
+            "loss" share a chart, those with "AP" share another, and `lr` has its own.
+        title: of the page; None: made of the run's id.
+        num_images: photos in the gallery, at most; fewer where the file would grow too large. Half are chosen so that
+            each class is seen, the rest at random. The choice depends on the run and `seed` alone.
 
     Raises:
-        RunError: no run there.
-        ValueError: nothing to report.
+        RunError: there is no such run.
+        ValueError: neither a run nor a training.
     """
     if run is None and training is None:
         raise ValueError("a report needs a run or a training")
@@ -109,22 +118,23 @@ def build_report(
     run_has = content["run"] or {}
     content["sections"] = [
         (key, name)
-        for key, name, there in (
+        for key, name, is_shown in (
             ("evaluation", "Evaluation", content["evaluation"]),
             ("training", "Training", content["training"]),
             ("failures", "Failures", run_has.get("failures")),
-            ("found", "What was found", run_has),
+            ("instances", "Instances", run_has),
             ("pictures", "Pictures", run_has),
         )
-        if there
+        if is_shown
     ]
     text = resources.files("pipeline.results").joinpath("report.html.j2").read_text("utf-8")
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text).render(**content)
 
 
 def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
+    """The template's `run` and `data`."""
     images = load_images(run, ["image_id", "uri", "status", "error", "height", "width", "num_instances"])
-    # A random number for each image that depends on its name alone, so that samples are stable as runs grow.
+    # A random number for each image, computed from its id and the seed: samples stay the same as a run grows.
     key = f"{seed:016d}"[-16:]
     images["draw"] = pd.util.hash_pandas_object(images["image_id"], index=False, hash_key=key).to_numpy()
     draw = images.set_index("image_id")["draw"]
@@ -150,7 +160,13 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
     ok = int(statuses.get(OK, 0))
     most = max(totals.by_class.values(), default=1)
     classes = [
-        {"name": name, "count": count, "sure": totals.sure_by_class[name], "share": count / most, "color": colors[name]}
+        {
+            "name": name,
+            "count": count,
+            "confident": totals.confident_by_class[name],
+            "share": count / most,
+            "color": colors[name],
+        }
         for name, count in totals.by_class.most_common()
     ]
     model = run.spec.get("model", {})
@@ -184,37 +200,48 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
                 ticks=[(i, f"{2**i:,}") for i in range(0, 13, 3)],
             ),
             "num_shown": len(gallery),
-            "sure": _SURE,
+            "confident": _CONFIDENT,
         },
         "data": _script_json(gallery),
     }
 
 
 def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int) -> pd.DataFrame:
-    """Up to `num` rows of `images` (with `draw`): half of them so that each class is seen as evenly as there are photos
-    of it, the others in order of `draw`. The two take turns, so that any number from the top is such a choice too."""
-    wanted: list[str] = []
+    """Chooses images for the gallery.
+
+    Half of them are chosen so that each class is seen as evenly as its photos allow, the others in order of `draw`. The
+    two halves alternate, so that the first rows, however many, are such a choice too.
+
+    Args:
+        images: rows with `image_id` and `draw`, a random number.
+        examples: photos of each class: `category`, `image_id`, `draw`; None for a run without instances.
+        num: number of rows to choose, at most.
+
+    Returns:
+        The chosen rows of `images`.
+    """
+    chosen: list[str] = []
     if examples is not None and len(examples):
-        rounds = examples.assign(place=examples.groupby("category").cumcount()).sort_values(["place", "draw"])
-        wanted = list(dict.fromkeys(rounds["image_id"]))[: num // 2]
-    for_classes = images.set_index("image_id", drop=False).loc[wanted].reset_index(drop=True)
-    rest = images[~images["image_id"].isin(wanted)].nsmallest(max(num - len(wanted), 0), "draw")
+        rounds = examples.assign(round=examples.groupby("category").cumcount()).sort_values(["round", "draw"])
+        chosen = list(dict.fromkeys(rounds["image_id"]))[: num // 2]
+    for_classes = images.set_index("image_id", drop=False).loc[chosen].reset_index(drop=True)
+    rest = images[~images["image_id"].isin(chosen)].nsmallest(max(num - len(chosen), 0), "draw")
     turns = [part.assign(turn=range(len(part))) for part in (for_classes, rest)]
     return pd.concat(turns).sort_values("turn", kind="stable", ignore_index=True).drop(columns="turn")
 
 
 def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The entries of the chosen images in order of `draw`, as many as MAX_BYTES allows."""
     columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
     columns += ["image_height", "image_width"]
     rows = load_instances(run, columns, [("image_id", "in", chosen["image_id"].tolist())]) if len(chosen) else None
-    found = {} if rows is None else dict(tuple(rows.groupby("image_id")))
+    rows_of = {} if rows is None else dict(tuple(rows.groupby("image_id")))
     gallery: list[tuple[int, dict[str, Any]]] = []
     size = 0
     for row in chosen.itertuples():
-        instances = found.get(row.image_id)
         try:
-            entry = _gallery_entry(row, instances, colors)
-        except (OSError, ValueError):  # the photo is gone or cannot be opened any more: the run is what is reported
+            entry = _gallery_entry(row, rows_of.get(row.image_id), colors)
+        except (OSError, ValueError):  # the photo is gone or has changed: the report shows the run without it
             continue
         size += len(json.dumps(entry))
         if size > MAX_BYTES:
@@ -224,6 +251,12 @@ def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[
 
 
 def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str, str]) -> dict[str, Any]:
+    """One photo as the page's script takes it: a JPEG, and outlines in its pixels.
+
+    Raises:
+        OSError: the photo cannot be opened.
+        ValueError: it has another size than the one that was segmented.
+    """
     photo = open_photo(row.uri)
     height, width = photo.height, photo.width
     if (height, width) != (row.height, row.width):
@@ -257,11 +290,12 @@ def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str
 
 
 def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The template's `evaluation`."""
     overall = evaluation.get("overall", {})
     kinds = list(overall)
-    known = [*STAT_NAMES, *KEYPOINT_STAT_NAMES, *_AT_THRESHOLD]  # JSON does not keep their order
+    order = [*STAT_NAMES, *KEYPOINT_STAT_NAMES, *_AT_THRESHOLD]  # metrics.json is sorted by name
     names = list(dict.fromkeys(name for kind in kinds for name in overall[kind]))
-    metrics = sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+    metrics = sorted(names, key=lambda name: order.index(name) if name in order else len(order))
     by_category = evaluation.get("by_category", {})
     columns = ("AP", "AP50", "AP75", "precision", "recall", "mean_iou")
     tables = [
@@ -300,7 +334,7 @@ def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The matrix, shaded by each row's shares, where it is small; else the pairs of classes most often confused."""
+    """A small matrix whole, with each cell's share of its row for shading; of a large one the most confused pairs."""
     if confusion is None:
         return None
     names, counts = confusion["names"], np.array(confusion["counts"], np.int64)
@@ -308,18 +342,19 @@ def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         cells = [list(zip(*row, strict=True)) for row in zip(counts.tolist(), shares.tolist(), strict=True)]
         return {"names": names, "rows": list(zip(names, cells, strict=True)), "pairs": None}
-    between = counts[:-1, :-1].copy()
-    np.fill_diagonal(between, 0)
-    real, found = np.unravel_index(np.argsort(-between, axis=None, kind="stable")[:_MOST_PAIRS], between.shape)
+    confused = counts[:-1, :-1].copy()
+    np.fill_diagonal(confused, 0)
+    rows, columns = np.unravel_index(np.argsort(-confused, axis=None, kind="stable")[:_MOST_PAIRS], confused.shape)
     pairs = [
-        (names[r], names[f], f"{between[r, f]:,}", f"{counts[r].sum():,}")
-        for r, f in zip(real.tolist(), found.tolist(), strict=True)
-        if between[r, f]
+        (names[row], names[column], f"{confused[row, column]:,}", f"{counts[row].sum():,}")
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        if confused[row, column]
     ]
     return {"names": names, "rows": None, "pairs": pairs}
 
 
 def _training_charts(training: pd.DataFrame) -> list[str]:
+    """Charts of losses, average precision and learning rate, without empty ones."""
     numbers = training.select_dtypes("number")
     steps = numbers["step"] if "step" in numbers else pd.Series(range(len(numbers)))
     groups: dict[str, dict[str, Any]] = {"loss": {}, "average precision": {}, "learning rate": {}}
@@ -331,7 +366,7 @@ def _training_charts(training: pd.DataFrame) -> list[str]:
             groups["learning rate"][name] = (steps, numbers[name])
         elif "AP" in str(name) or lower.endswith("_ap") or lower.startswith("ap"):
             groups["average precision"][name] = (steps, numbers[name])
-    charts = [line_chart(lines, label=f"step; up: {what}") for what, lines in groups.items() if lines]
+    charts = [line_chart(lines, label=f"step; up: {quantity}") for quantity, lines in groups.items() if lines]
     return [chart for chart in charts if chart]
 
 
@@ -348,6 +383,6 @@ def _cell(value: Any) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that no text in it can break out of a script element with."""
+    """JSON in which no text can end the script element that holds it."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
