@@ -1,1 +1,1 @@
-"""`maskfleet sweep`: a grid of trainings on Ray Tune and the table of their results."""
+"""`maskfleet sweep`: a grid of trainings on Ray Tune, and the table of their results."""

@@ -1,4 +1,4 @@
-"""A sweep's table: one row for each trial, means over the seeds, published differences beside ours, and a plot."""
+"""Results table of a sweep: a row for each trial, means over seeds, published differences beside ours, a plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.training.output import TrainingOutput
 from pipeline.storage.base import Storage
 
 RESULTS = "results"
-# Figures of a row, in the order of the table; accuracy never stands without the AP before it.
+# Figures of a row, in the order of the table; accuracy is never shown without AP before it.
 FIGURES = ("segm_AP", "segm_AP50", "segm_AP75", "bbox_AP", "bbox_AP50", "bbox_AP75", "mean_iou", "accuracy")
 _SHOWN = {
     "segm_AP": "segm AP",
@@ -36,10 +36,11 @@ _DEFINITION = (
 def make_row(
     name: str, values: Mapping[str, Any], seed: int, output: TrainingOutput, error: str | None
 ) -> dict[str, Any]:
-    """A trial's row: trial, status ("done" or "failed"), error, its values, seed, FIGURES and what else was measured.
+    """A trial's row: trial, status ("done" or "failed"), error, its values, seed, FIGURES and other measurements.
 
-    The figures are those of the last validation; without one, and for what could not be measured, None. `best_segm_AP`
-    is the highest of all validations, which is chosen by the set it is measured on.
+    The figures are those of the last validation; one that was not measured is None, and so are all of a failed trial.
+    `best_segm_AP` is the highest of all validations, so it is selected on the very set it is measured on. `step` and
+    `epoch` are 0 where no step was logged.
     """
     rows = output.read_metrics()
     validations = [row for row in rows if "validation_s" in row] if error is None else []
@@ -63,7 +64,7 @@ def make_row(
 
 
 def write_results(output: Storage, rows: Sequence[Mapping[str, Any]], config: SweepConfig) -> None:
-    """Writes results.parquet, results.md and results.png, replacing earlier ones; nothing without rows."""
+    """Writes results.parquet, results.md and results.png, replacing earlier ones; without rows it writes nothing."""
     if not rows:
         return
     axes = [*(["case"] if config.sweep.cases else []), *config.sweep.grid]
@@ -79,23 +80,25 @@ def _to_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> pa.Tabl
     for name in rows[0]:
         values = [row[name] for row in rows]
         if name in FIGURES or name in ("epoch", "loss", "images_per_s", "best_segm_AP"):
-            kind = pa.float64()
+            dtype = pa.float64()
         elif name in ("seed", "step"):
-            kind = pa.int64()
+            dtype = pa.int64()
         elif name in axes and all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            kind = pa.int64()
-        elif name in axes and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            kind = pa.float64()
+            dtype = pa.int64()
+        elif name in axes and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            dtype = pa.float64()
         else:
-            kind = pa.string()
+            dtype = pa.string()
             values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        columns[name] = pa.array(values, kind)
+        columns[name] = pa.array(values, dtype)
     return pa.table(columns)
 
 
-def _settings_of(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> dict[tuple[str, ...], list[Mapping]]:
-    """The rows by what they were set to, less the seed, in order."""
-    groups: dict[tuple[str, ...], list[Mapping]] = {}
+def _group_by_axes(
+    rows: Sequence[Mapping[str, Any]], axes: Sequence[str]
+) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    """The rows by their values of all axes, as text; seeds of the same values are one group. In order of the rows."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(_text(row[axis]) for axis in axes), []).append(row)
     return groups
@@ -106,11 +109,11 @@ def _text(value: Any) -> str:
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effects: Sequence[EffectSection] = ()) -> str:
-    """The table for people: means and standard deviations over the seeds, published effects, every trial."""
+    """A Markdown page: means and standard deviations over the seeds, published effects, every trial."""
     lines = ["# Results", "", _DEFINITION, ""]
     head = [*axes, "seeds", *_SHOWN.values()]
     lines += _table_head(head, num_text=len(axes))
-    for setting, group in _settings_of(rows, axes).items():
+    for setting, group in _group_by_axes(rows, axes).items():
         done = [row for row in group if row["status"] == "done"]
         cells = [_mean([row[figure] for row in done]) for figure in _SHOWN]
         failed = f" (+ {len(group) - len(done)} failed)" if len(done) < len(group) else ""
@@ -131,63 +134,68 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effects:
 
 def _effect_cells(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effect: EffectSection) -> list[str]:
     differences = paired_differences(rows, axes, effect)
-    here, verdict = "", "not measured"
+    measured, same_sign = "", "not measured"
     if differences:
         points = [100 * difference for difference in differences]
         spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
-        here = f"{statistics.fmean(points):+.1f}{spread}"
+        measured = f"{statistics.fmean(points):+.1f}{spread}"
         agreeing = sum(point * effect.published > 0 for point in points)
-        verdict = f"{agreeing} of {len(points)}"
+        same_sign = f"{agreeing} of {len(points)}"
     return [
         f"{effect.of} over {effect.over}",
         effect.figure.replace("_", " "),
         f"{effect.published:+.1f}",
-        here,
+        measured,
         str(len(differences)),
-        verdict,
+        same_sign,
         effect.source,
     ]
 
 
 def paired_differences(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effect: EffectSection) -> list[float]:
-    """How much higher the effect's figure is in the one case than in the other, for each pair of done trials that
-    differ in nothing else."""
-    others = [axis for axis in axes if axis != "case"] + ["seed"]
+    """The effect's figure in case `effect.of` minus that in `effect.over`, as fractions (0.01 is a point).
+
+    One difference for each pair of done trials that differ in nothing but the case; empty without such a pair.
+    """
+    shared_axes = [axis for axis in axes if axis != "case"] + ["seed"]
     by_case: dict[str, dict[tuple[str, ...], float]] = {effect.of: {}, effect.over: {}}
     for row in rows:
         if row["status"] == "done" and row.get("case") in by_case and row[effect.figure] is not None:
-            by_case[row["case"]][tuple(_text(row[name]) for name in others)] = row[effect.figure]
+            by_case[row["case"]][tuple(_text(row[name]) for name in shared_axes)] = row[effect.figure]
     over = by_case[effect.over]
     return [value - over[point] for point, value in by_case[effect.of].items() if point in over]
 
 
 def plot(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], figure: str = "segm_AP") -> bytes:
-    """A PNG: one line for each setting with the figure of every seed as a dot and their mean as a bar."""
+    """A PNG: for each combination of values a bar of the mean figure over the seeds, and a dot for every seed.
+
+    Where no trial has the figure, that of boxes (bbox_AP) is shown.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if not any(row[figure] is not None for row in rows):
         figure = "bbox_AP"
-    groups = _settings_of(rows, axes)
-    canvas = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained")
-    FigureCanvasAgg(canvas)
-    plane = canvas.subplots()
-    for place, group in enumerate(groups.values()):
+    groups = _group_by_axes(rows, axes)
+    image = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained")
+    FigureCanvasAgg(image)
+    plot_axes = image.subplots()
+    for y, group in enumerate(groups.values()):
         values = [row[figure] for row in group if row[figure] is not None]
         if values:
-            plane.barh(place, statistics.fmean(values), color="#9db8d9", height=0.62)
-            plane.plot(values, [place] * len(values), "o", color="#1f4e8c", markersize=4)
+            plot_axes.barh(y, statistics.fmean(values), color="#9db8d9", height=0.62)
+            plot_axes.plot(values, [y] * len(values), "o", color="#1f4e8c", markersize=4)
         else:
-            plane.text(0, place, " failed", va="center", fontsize=8, color="#a33")
-    plane.set_yticks(range(len(groups)), [", ".join(_short(part) for part in name) or "all" for name in groups])
-    plane.tick_params(labelsize=8)
-    plane.invert_yaxis()
-    plane.set_xlim(left=0)
-    plane.grid(axis="x", alpha=0.3)
-    about = f" by {', '.join(axes)}" if axes else ""
-    plane.set_title(f"{figure.replace('_', ' ')}{about}; dots are seeds", loc="left", fontsize=10)
+            plot_axes.text(0, y, " failed", va="center", fontsize=8, color="#a33")
+    plot_axes.set_yticks(range(len(groups)), [", ".join(_short(part) for part in name) or "all" for name in groups])
+    plot_axes.tick_params(labelsize=8)
+    plot_axes.invert_yaxis()
+    plot_axes.set_xlim(left=0)
+    plot_axes.grid(axis="x", alpha=0.3)
+    by_axes = f" by {', '.join(axes)}" if axes else ""
+    plot_axes.set_title(f"{figure.replace('_', ' ')}{by_axes}; dots are seeds", loc="left", fontsize=10)
     buffer = io.BytesIO()
-    canvas.savefig(buffer, format="png", dpi=110)
+    image.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
@@ -196,11 +204,11 @@ def _short(text: str) -> str:
 
 
 def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known:
+    measured = [value for value in values if value is not None and math.isfinite(value)]
+    if not measured:
         return ""
-    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.3f}{spread}"
+    spread = f" ± {statistics.stdev(measured):.3f}" if len(measured) > 1 else ""
+    return f"{statistics.fmean(measured):.3f}{spread}"
 
 
 def _figure(value: float | None) -> str:

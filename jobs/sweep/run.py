@@ -1,13 +1,13 @@
-"""`maskfleet sweep`: one training for each point of a grid, several at a time, by Ray Tune; one table at the end.
+"""`maskfleet sweep`: one training for each point of a grid, several at a time on Ray Tune, and a table of results.
 
     OUT/sweep.yaml                       the settings
     OUT/trials/<name>/                   the output of each training, as `maskfleet train` leaves it
-    OUT/data-<hash>/                     drawn data, where there is any
+    OUT/data-<hash>/                     drawn data, with a draw section
     OUT/results.parquet, .md, .png       one row for each trial, means over the seeds, a plot
 
-A trial is named by what it trains. The same command again trains only what is not finished, and a grown grid only
-what is new. Ray Tune places the trials and starts those again whose process was lost; progress lives in their outputs
-alone.
+A trial is named after what it trains. The same command again trains only what is not finished; with a larger grid,
+only what is new. Ray Tune places the trials and restarts those whose process was lost; progress is kept in their
+outputs only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -44,6 +44,9 @@ from pipeline.manifest import sha256_of, to_json
 from pipeline.storage.base import Storage
 from pipeline.storage.stores import open_storage, use_settings
 
+if TYPE_CHECKING:
+    from ray import tune
+
 CONFIG = "sweep.yaml"
 TRIALS = "trials"
 
@@ -53,10 +56,10 @@ class Trial:
     """One training of a sweep.
 
     Attributes:
-        name: Readable, and unique by what is trained.
-        values: What is special about it: its case, and its value of each key of the grid.
+        name: Folder name: readable, and different for trials that train something different.
+        values: Its case, and its value of each key of the grid.
         seed: Its train.seed.
-        config: Its whole configuration, with absolute places.
+        config: Its whole configuration, with absolute URIs.
     """
 
     name: str
@@ -67,13 +70,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that has been found possible.
+    """A sweep that has passed all checks.
 
     Attributes:
         config: The settings.
-        output: Where its results go.
-        trials: All of them, in the order of the table.
-        finished: Names of those that are trained already.
+        output: Where its results are written.
+        trials: All trials, in the order of the table.
+        finished: Names of the trials that are trained already.
     """
 
     config: SweepConfig
@@ -82,7 +85,7 @@ class SweepPlan:
     finished: frozenset[str]
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line that says how many trainings there are and what they differ in."""
         axes = [f"{len(values)} x {key}" for key, values in self.config.sweep.grid.items()]
         axes = [f"{len(self.config.sweep.cases)} cases"] * bool(self.config.sweep.cases) + axes
         done = f", of which {len(self.finished)} are trained" if self.finished else ""
@@ -94,18 +97,18 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep left: its rows (see `jobs.sweep.results.make_row`) and where the table is."""
+    """Results of a sweep: the rows of its table (see `jobs.sweep.results.make_row`) and its output's URI."""
 
     rows: tuple[dict[str, Any], ...]
     output_uri: str
 
     @property
     def num_failed(self) -> int:
-        """Trials that did not end well."""
+        """Number of trials that failed."""
         return sum(row["status"] != "done" for row in self.rows)
 
     def describe(self) -> str:
-        """What there is to say at the end."""
+        """A line for each failed trial, and one that says where the table is."""
         lines = [f"{row['trial']} failed: {row['error']}" for row in self.rows if row["status"] != "done"]
         num_done = len(self.rows) - self.num_failed
         lines.append(f"{num_done} of {len(self.rows)} trainings -> {self.output_uri}/results.md")
@@ -126,25 +129,25 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
         )
     trials = tuple(iter_trials(config, output))
     names = [trial.name for trial in trials]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"sweep: two trials are the same training ({twice[0]}); allowed is each value once")
-    finished = frozenset(trial.name for trial in trials if _output_of(trial).read_finished() is not None)
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"sweep: two trials are the same training ({duplicates[0]}); allowed is each value once")
+    finished = frozenset(trial.name for trial in trials if _output_of(trial.config).read_finished() is not None)
     if config.draw is None:
         _check_data([trial for trial in trials if trial.name not in finished])
     return SweepPlan(config, output, trials, finished)
 
 
 def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = None) -> SweepResult:
-    """Trains what is not trained yet, and writes the table anew after each trial.
+    """Trains the trials that are not finished, and rewrites the table after each of them.
 
-    A trial that fails is a row with its error; the others go on. The same command tries it again.
+    A trial that fails has a row with its error; the others go on. The same command again tries it again.
 
     Args:
         plan: From prepare_sweep.
-        on_progress: Called with one line about the state of the sweep.
+        on_progress: Called with one line about the state of the sweep whenever it changes.
 
     Raises:
-        ConfigError: Drawn data that does not suit a trial, or a cluster without room for one.
+        ConfigError: Drawn data that does not fit a trial, or a cluster too small for one.
     """
     waiting = [trial for trial in plan.trials if trial.name not in plan.finished]
     table = _Table(plan)
@@ -161,6 +164,7 @@ def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = No
 
 
 def _to_saved(config: SweepConfig) -> bytes:
+    """sweep.yaml: the settings without the storage section and its credentials."""
     values = {name: section for name, section in to_plain(config).items() if name != "storage"}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
 
@@ -169,7 +173,7 @@ def _to_saved(config: SweepConfig) -> bytes:
 
 
 def iter_trials(config: SweepConfig, output: Storage) -> Iterator[Trial]:
-    """Every trial, in the order of the table: cases, then the grid, then the seeds.
+    """Yields every trial, in the order of the table: by case, then by the grid's values, then by seed.
 
     Raises:
         ConfigError: A key or value that no training takes; the message names it and the trial.
@@ -186,53 +190,51 @@ def iter_trials(config: SweepConfig, output: Storage) -> Iterator[Trial]:
             plain = copy.deepcopy(base)
             for key, value in {**sweep.fixed, **overrides, **dict(points), "train.seed": seed}.items():
                 set_value(plain, key, value)
-            if config.draw is not None:  # its place is no part of what is trained
+            if config.draw is not None:  # a name by contents: the folder is no part of what is trained
                 for key in ("train", "val"):
                     set_value(plain, f"data.{key}", f"drawn:{sha256_of(to_json(to_plain(config.draw)))}")
             set_value(plain, "output.uri", "trial")
-            about = ", ".join([f"{key}={value}" for key, value in values.items()] + [f"seed {seed}"])
-            yield _trial(plain, values, seed, about, config, output)
+            label = ", ".join([f"{key}={value}" for key, value in values.items()] + [f"seed {seed}"])
+            yield _trial(plain, values, seed, label, config, output)
 
 
 def _trial(
-    plain: dict[str, Any], values: dict[str, Any], seed: int, about: str, config: SweepConfig, output: Storage
+    plain: dict[str, Any], values: dict[str, Any], seed: int, label: str, config: SweepConfig, output: Storage
 ) -> Trial:
+    """The trial of the plain settings; `label` names it in errors."""
     try:
         train = load_config(TrainConfig, None, (), base=plain)
     except ConfigError as error:
-        raise ConfigError(f"{error} (in the trial {about})") from None
+        raise ConfigError(f"{error} (in the trial {label})") from None
     if not train.train.validates or train.data.val is None:
         raise ConfigError(
             "train.validate_every_steps: null is not allowed in a sweep, nor is data.val: nothing would be measured; "
             "give both in sweep.base or sweep.fixed"
         )
-    identity = {key: value for key, value in flatten(to_plain(train)).items() if not _is_outside(key)}
+    identity = {key: value for key, value in flatten(to_plain(train)).items() if _is_identity(key)}
     name = f"{_slug([*values.values(), f's{seed}'])}-{sha256_of(to_json(identity))[:8]}"
-    places: dict[str, Any] = {"storage": config.storage, "cluster": config.cluster}
+    sections: dict[str, Any] = {"storage": config.storage, "cluster": config.cluster}
     if config.draw is not None:
         folder = output.uri_of(_data_folder(config.draw))
-        places["data"] = train.data.model_copy(update={"train": f"{folder}/train.json", "val": f"{folder}/val.json"})
-    places["output"] = train.output.model_copy(update={"uri": output.uri_of(f"{TRIALS}/{name}")})
-    train = train.model_copy(update=places)
-    return Trial(name, values, seed, with_absolute_places(train, TrainingOutput(train.output.uri, _settings(train))))
+        sections["data"] = train.data.model_copy(update={"train": f"{folder}/train.json", "val": f"{folder}/val.json"})
+    sections["output"] = train.output.model_copy(update={"uri": output.uri_of(f"{TRIALS}/{name}")})
+    train = train.model_copy(update=sections)
+    return Trial(name, values, seed, with_absolute_places(train, _output_of(train)))
 
 
-def _is_outside(key: str) -> bool:
-    """A setting that does not change what is trained."""
-    return key in NOT_IDENTITY or key.split(".")[0] in ("storage", "cluster", "output")
+def _is_identity(key: str) -> bool:
+    """Whether a setting changes what is trained."""
+    return key not in NOT_IDENTITY and key.split(".")[0] not in ("storage", "cluster", "output")
 
 
 def _slug(values: list[Any]) -> str:
+    """The values as a readable part of a folder name: lower case, at most 60 characters."""
     words = [re.sub(r"[^a-z0-9.]+", "-", str(value).lower()).strip("-.")[:24] for value in values]
     return "-".join(word for word in words if word)[:60]
 
 
-def _settings(config: TrainConfig) -> Any:
-    return config.storage.to_settings()
-
-
-def _output_of(trial: Trial) -> TrainingOutput:
-    return TrainingOutput(trial.config.output.uri, _settings(trial.config))
+def _output_of(config: TrainConfig) -> TrainingOutput:
+    return TrainingOutput(config.output.uri, config.storage.to_settings())
 
 
 def _data_folder(draw: DrawSection) -> str:
@@ -240,14 +242,18 @@ def _data_folder(draw: DrawSection) -> str:
 
 
 def _draw(draw: DrawSection, output: Storage) -> None:
-    """Draws the data where it is not drawn yet; its last file says that it is whole."""
+    """Draws the data unless it is complete, which its last file shows."""
     folder = _data_folder(draw)
     if not output.exists(f"{folder}/unlabelled_truth.json"):
         draw_shapes(output.uri_of(folder), num_unlabelled=0, **draw.model_dump())
 
 
 def _check_data(trials: list[Trial]) -> None:
-    """Reads each data set, and what each network starts from, once, with the largest part of the set."""
+    """Checks each combination of data set and network once, with the largest subset that a trial takes.
+
+    Raises:
+        ConfigError: Data or starting weights that cannot be used; the message names the trial.
+    """
     largest: dict[str, Trial] = {}
     for trial in trials:
         plain = to_plain(trial.config)
@@ -267,20 +273,21 @@ def _check_data(trials: list[Trial]) -> None:
 
 
 def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[str], None]) -> None:
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other output prints its tables even when silent
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's newer output prints its tables even with verbose=0
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep ends as any other command
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep must end like any other command
     import ray
     from ray import tune
 
     by_name = {trial.name: trial for trial in waiting}
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+    configs = {trial.name: trial.config for trial in waiting}
+    driver_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # type: ignore[call-overload]
+    board = ray.remote(num_cpus=0, scheduling_strategy=driver_node)(Board).remote()  # type: ignore[call-overload]
     watcher = _make_watcher(board, table, by_name, len(plan.finished), say)
     trainable = tune.with_resources(
-        tune.with_parameters(_train_trial, configs={name: one.config for name, one in by_name.items()}, board=board),
+        tune.with_parameters(_train_trial, configs=configs, board=board),
         lambda point: _resources(by_name[point["trial"]].config),  # type: ignore[arg-type, return-value]
     )
     with tempfile.TemporaryDirectory(prefix="maskfleet-sweep-") as scratch:
@@ -288,7 +295,7 @@ def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[s
             trainable,
             param_space={"trial": tune.grid_search(list(by_name))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=plan.config.sweep.trials_at_once or _room(waiting),
+                max_concurrent_trials=plan.config.sweep.trials_at_once or _max_concurrent(waiting),
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.config["trial"],
                 trial_dirname_creator=lambda trial: trial.config["trial"],
@@ -307,27 +314,27 @@ def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[s
             ray.kill(board)
 
 
-def _room(trials: list[Trial]) -> int:
-    """How many of the trials, at their largest, the cluster can train at a time; at least 1."""
+def _max_concurrent(trials: list[Trial]) -> int:
+    """How many trials as large as the largest the cluster can train at a time; at least 1."""
     sections = [trial.config.train for trial in trials]
     cpus = max(train.num_workers * (train.cpus_per_worker or 1) for train in sections)
     gpus = max(train.num_workers * train.use_gpu for train in sections)
-    rooms = [total("CPU") // cpus] + ([total("GPU") // gpus] if gpus else [])
-    return max(1, min(rooms))
+    limits = [total("CPU") // cpus] + ([total("GPU") // gpus] if gpus else [])
+    return max(1, min(limits))
 
 
 def _resources(config: TrainConfig) -> dict[str, float]:
-    """What a trial's own process reserves: what its one worker needs; next to nothing where it waits for several."""
+    """What a trial's own process reserves: the CPUs and GPU of its only worker; almost nothing with several workers."""
     train = config.train
     if train.num_workers > 1:
-        return {"CPU": 0, "memory": 1}  # Tune wants something to be reserved
+        return {"CPU": 0, "memory": 1}  # Tune requires that something is reserved
     return {"CPU": train.cpus_per_worker or 1, "GPU": int(train.use_gpu)}
 
 
 def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig], board: Any) -> dict[str, Any]:
-    """What Ray Tune runs for a trial: a whole `maskfleet train`, whose errors are a part of the answer.
+    """Ray Tune's function for a trial: a whole `maskfleet train`; returns its error, if any, as {"error": sentence}.
 
-    One worker is this process itself, which Tune uses for one trial after another; several are Ray Train's.
+    A single worker is this process itself, which Tune uses for one trial after another; several are Ray Train's.
     """
     name = point["trial"]
     config = configs[name]
@@ -345,17 +352,17 @@ def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig]
 
 
 class _Table:
-    """The rows of the trials that have ended, and why some failed."""
+    """The results table of the trials that have ended, and the errors of those that failed."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self.plan = plan
         self.errors: dict[str, str] = {}
 
     def write(self, *, is_last: bool = False) -> list[dict[str, Any]]:
-        """Writes the table of all that has ended (at last: of all) and returns its rows."""
+        """Writes the table of the ended trials (with is_last, of all) and returns its rows."""
         rows = []
         for trial in self.plan.trials:
-            output = _output_of(trial)
+            output = _output_of(trial.config)
             finished = output.read_finished()
             error = self.errors.get(trial.name)
             if finished is None and error is None:
@@ -368,14 +375,22 @@ class _Table:
 
 
 def _make_watcher(
-    board: Any, table: _Table, trials: Mapping[str, Trial], num_before: int, say: Callable[[str], None]
-) -> Any:
-    """A callback of Tune's that keeps the table and the line of progress."""
+    board: Any, table: _Table, by_name: Mapping[str, Trial], num_before: int, say: Callable[[str], None]
+) -> tune.Callback:
+    """A callback of Ray Tune that updates the table and the progress line.
+
+    Args:
+        board: Actor with the trials' events, a `Board`.
+        table: The table.
+        by_name: The trials that are trained.
+        num_before: Number of trials that were finished before.
+        say: Called with the progress line whenever it changes.
+    """
     import ray
     from ray import tune
 
     class Watcher(tune.Callback):
-        """Runs in the driver, between the steps of Tune's own loop."""
+        """Called in the driver, between the iterations of Tune's loop."""
 
         num_ended = num_before
         num_failed = 0
@@ -391,7 +406,7 @@ def _make_watcher(
             self.end(trial.config["trial"], (trial.last_result or {}).get("error"))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            if trial.status == "ERROR":  # the last of its tries
+            if trial.status == "ERROR":  # after its last try
                 self.end(trial.config["trial"], _last_line(trial.get_error()))
 
         def end(self, name: str, error: str | None) -> None:
@@ -404,7 +419,7 @@ def _make_watcher(
             self.tell()
 
         def tell(self) -> None:
-            """The line of progress."""
+            """Reports the progress line if it has changed."""
             failed = f", {self.num_failed} failed" if self.num_failed else ""
             num_all = num_before + len(by_name)
             line = f"{self.num_ended}/{num_all} trials{failed}  {self.message}"
@@ -412,10 +427,10 @@ def _make_watcher(
                 self.line = line
                 say(line)
 
-    by_name = trials
     return Watcher()
 
 
 def _last_line(error: Any) -> str:
+    """The last line of an error's text that is not blank."""
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
     return lines[-1] if lines else "its process was lost"

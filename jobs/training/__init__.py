@@ -1,1 +1,1 @@
-"""`maskfleet train`: checks, the loop every worker runs, data, validation, output and summary."""
+"""`maskfleet train`: checks, the loop that every worker runs, data, validation, output and summary."""

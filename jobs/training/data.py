@@ -1,4 +1,4 @@
-"""The stream of samples that one training worker consumes, prepared ahead in processes of its own."""
+"""Batches of one training worker: its samples of each step, in a seeded order, prepared ahead in child processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.training.train_step import MicroBatch
 from pipeline.dataset.loader import Sample, SampleSet, sample_at
 from pipeline.dataset.photos import EXIF_KEPT
 
-# What the network is given of a target; the rest is for us.
+# Keys of a target that the network takes.
 _NETWORK_TARGETS = ("boxes", "labels", "masks", "keypoints", "ignore_boxes", "labelled_classes")
 
 
@@ -23,10 +23,10 @@ class StepBatches:
     """What one worker trains on in one step.
 
     Attributes:
-        micro_batches: One for each forward pass.
-        broken: Photos that could not be used and had another take their place: image id -> reason.
-        unturned: Ids of photos whose EXIF turn was not applied, since their annotations fit the unturned photo only.
-        wait_s: How long the loop stood waiting for them.
+        micro_batches: The images and targets of each forward pass.
+        broken: Images that could not be used and were replaced by others: image id -> reason.
+        unturned: Ids of images whose EXIF turn was not applied, since their annotations fit the unturned image only.
+        wait_s: Seconds that the loop waited for the batches.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -36,19 +36,20 @@ class StepBatches:
 
 
 class BatchStream:
-    """Iterates over the steps of one worker, from any place in the stream of samples. A context manager.
+    """Iterates over the steps of one worker, from any position in the stream of samples. A context manager.
 
     A step takes the next batch_size * accumulate_steps * world_size samples of the stream and deals them to the workers
-    in turn, so that a step's samples do not depend on how many workers there are.
+    in turn, so the samples of a step depend on their number only, not on how many workers share them.
 
     Args:
-        samples: The training set with its random changes.
-        batch_size: Images of a forward pass on this worker.
+        samples: The training set with its augmentation.
+        batch_size: Images of one forward pass on this worker.
         accumulate_steps: Forward passes of a step.
-        seed: Of the order.
-        num_seen: Samples of the stream that are behind us, over all workers.
-        num_steps: Steps to give.
-        group_size: Make runs of this many images of one orientation; 0 does not.
+        rank, world_size: This worker and the number of workers.
+        seed: Seed of the order.
+        num_seen: Samples of the stream that all workers together have consumed before.
+        num_steps: Number of steps to iterate over.
+        group_size: Length of the groups of images of one orientation, see `SampleOrder`; 0 does not group.
         num_processes: Processes that prepare samples; 0 prepares them in the loop, while training waits.
         prefetch_batches: Steps that are prepared ahead.
         pin_memory: Put batches into page-locked memory, for faster copies to a GPU.
@@ -87,10 +88,10 @@ class BatchStream:
             collate_fn=_Prepared,
             pin_memory=pin_memory,
             prefetch_factor=max(1, -(-prefetch_batches // num_processes)) if num_processes else None,
-            # The annotations of a large set are shared with the children, not sent to each of them.
+            # fork shares the annotations of a large set with the children; other methods would send each a copy.
             multiprocessing_context="fork" if num_processes else None,
         )
-        self._batches: Iterator | None = None
+        self._batches: Iterator[_Prepared] | None = None
 
     def __enter__(self) -> BatchStream:
         self._batches = iter(self._loader)
@@ -111,8 +112,8 @@ class BatchStream:
             yield prepared.to_step(self.batch_size, time.perf_counter() - started)
 
 
-class _Samples(Dataset):
-    """The set's samples with their names and faults, less what the network has no use for."""
+class _Samples(Dataset[Sample]):
+    """The samples of a set by (epoch, index), with only those keys of their targets that the network takes."""
 
     def __init__(self, samples: SampleSet) -> None:
         self.samples = samples
@@ -122,19 +123,19 @@ class _Samples(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         sample = self.samples.load_sample(*key)
-        # Each tensor costs a file descriptor on its way from the process that made it.
+        # Each tensor that a child process sends costs a file descriptor.
         target = {name: sample.target[name] for name in _NETWORK_TARGETS if name in sample.target}
         return dataclasses.replace(sample, target=target)
 
 
 class _Prepared:
-    """The samples of one step, as they come from the loader."""
+    """The samples of one step, as the DataLoader collates them."""
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
 
     def pin_memory(self) -> _Prepared:
-        """Called by the loader, in a thread of its own."""
+        """A copy in page-locked memory; the DataLoader calls it in a thread of its own."""
         pinned = [
             dataclasses.replace(
                 sample,
@@ -146,64 +147,65 @@ class _Prepared:
         return _Prepared(pinned)
 
     def to_step(self, batch_size: int, wait_s: float) -> StepBatches:
-        """Cut into forward passes."""
+        """Cuts the samples into micro-batches of `batch_size`."""
         micro_batches = []
         for first in range(0, len(self.samples), batch_size):
-            part = self.samples[first : first + batch_size]
+            samples = self.samples[first : first + batch_size]
             micro_batches.append(
                 MicroBatch(
-                    images=[sample.image for sample in part],
-                    targets=[sample.target for sample in part],
-                    image_ids=tuple(str(sample.image_id) for sample in part),
-                    sample_seeds=tuple(sample.index for sample in part),
+                    images=[sample.image for sample in samples],
+                    targets=[sample.target for sample in samples],
+                    image_ids=tuple(str(sample.image_id) for sample in samples),
+                    sample_seeds=tuple(sample.index for sample in samples),
                 )
             )
-        broken = {str(name): why for sample in self.samples for name, why in sample.skipped.items()}
+        broken = {str(image_id): reason for sample in self.samples for image_id, reason in sample.skipped.items()}
         unturned = frozenset(str(sample.image_id) for sample in self.samples if sample.exif == EXIF_KEPT)
         return StepBatches(tuple(micro_batches), broken, unturned, wait_s)
 
 
 class SampleOrder:
-    """The endless stream of samples: each epoch a new permutation of all, a pure function of its arguments.
+    """The endless order of samples: each epoch is a new permutation of all images, a pure function of the arguments.
 
-    With a group_size of G, places 0 .. G - 1 of the stream, G .. 2 G - 1 and so on hold images of one orientation each
-    (upright, or lying and square), as long as an epoch has G of them left; what is left over at its end is mixed.
+    With a group_size of G, positions 0 .. G - 1, G .. 2 G - 1 and so on hold images of one orientation each: all of
+    them upright (higher than wide), or none. At the end of an epoch, images that fill no group of G are mixed.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, int]], *, seed: int, group_size: int = 0) -> None:
-        """Sizes are the (height, width) of all images, in order."""
+        """`sizes` are the (height, width) of all images, in the order of the set."""
         self.is_upright = np.array([height > width for height, width in sizes])
         self.seed = seed
         self.group_size = 0 if len(set(self.is_upright.tolist())) < 2 else group_size
         self._epoch = (-1, np.zeros(0, np.int64))
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        """(epoch, index) at a place of the stream."""
-        epoch, place = divmod(position, len(self.is_upright))
+        """(epoch, index of the image) at a position of the stream."""
+        epoch, offset = divmod(position, len(self.is_upright))
         if not self.group_size:
             return sample_at(position, num_samples=len(self.is_upright), seed=self.seed)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._grouped(epoch))
-        return epoch, int(self._epoch[1][place])
+        return epoch, int(self._epoch[1][offset])
 
     def _grouped(self, epoch: int) -> np.ndarray:
+        """Indices of the images in the grouped order of an epoch, int64 [number of images]."""
         num = len(self.is_upright)
-        mixed = [sample_at(epoch * num + place, num_samples=num, seed=self.seed)[1] for place in range(num)]
-        # The first places finish the group that the epoch before began.
+        shuffled = [sample_at(epoch * num + offset, num_samples=num, seed=self.seed)[1] for offset in range(num)]
+        # The first positions complete the group that the epoch before began.
         head = min(-(epoch * num) % self.group_size, num)
-        order = mixed[:head]
-        waiting: dict[bool, list[int]] = {False: [], True: []}
-        for index in mixed[head:]:
-            group = waiting[bool(self.is_upright[index])]
+        order = shuffled[:head]
+        groups: dict[bool, list[int]] = {False: [], True: []}
+        for index in shuffled[head:]:
+            group = groups[bool(self.is_upright[index])]
             group.append(index)
             if len(group) == self.group_size:
                 order += group
                 group.clear()
-        return np.array(order + waiting[False] + waiting[True])
+        return np.array(order + groups[False] + groups[True])
 
 
-class _Order(Sampler):
-    """The samples of each step of one worker, as lists of (epoch, index); may be iterated any number of times."""
+class _Order(Sampler[list[tuple[int, int]]]):
+    """The samples of each step of one worker, as lists of (epoch, index); can be iterated repeatedly."""
 
     def __init__(
         self, order: SampleOrder, *, batch_size: int, rank: int, world_size: int, num_seen: int, num_steps: int

@@ -1,4 +1,4 @@
-"""What a training has measured so far: rows of losses and rates, and the AP of each validation."""
+"""Metrics of a training so far: rows of losses, rates and validation figures, the best of them, a TensorBoard log."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from typing import Any
 from jobs.training.output import TrainingOutput
 
 _SCORE = "segm_AP"
-# Where segm AP cannot be told (no masks), the boxes decide.
+# Used where segm AP cannot be measured (no masks).
 _SECOND_SCORE = "bbox_AP"
 
 
 class History:
-    """The rows of metrics.parquet; kept by rank 0 (with an output), a row-less stand-in elsewhere (without one)."""
+    """The rows of metrics.parquet. Rank 0 has one with an output; the other workers' have none, and write nothing.
+
+    Attributes:
+        output: Where rows are written; None writes nothing.
+        rows: Values by name, in the order they were measured. Each has `step`, a validation's also `validation_s`.
+        prediction_s: Seconds that the last validation's predictions took.
+    """
 
     def __init__(self, output: TrainingOutput | None) -> None:
         self.output = output
@@ -28,22 +34,22 @@ class History:
         self._resumed_at = 0
 
     def resume(self, step: int) -> None:
-        """Goes on from the rows up to a step; later ones belong to steps that will be done again."""
+        """Takes over the output's rows up to `step`; later rows belong to steps that will be done again."""
         if self.output is not None:
             self.rows = [row for row in self.output.read_metrics() if row["step"] <= step]
             self._num_logged = len(self.rows)
             self._resumed_at = step
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Takes a row; values by name, one of them `step`."""
+        """Appends a row: values by name, one of them `step`."""
         self.rows.append(dict(row))
 
     def expect(self, step: int, epoch: float, prefix: str, figures: Future[dict[str, float]]) -> None:
-        """Takes a validation whose figures are still being computed; their names get the prefix."""
+        """Registers a validation whose figures are still being computed; `prefix` is put before their names."""
         self._expected.append((step, epoch, prefix, figures))
 
     def collect(self) -> dict[str, Any] | None:
-        """Waits for the figures of the last validation and adds them as a row; None when none is expected."""
+        """Waits for the figures of the last validation; appends and returns their row, None without a validation."""
         if not self._expected:
             return None
         row: dict[str, Any] = {"step": self._expected[0][0], "epoch": self._expected[0][1]}
@@ -89,7 +95,7 @@ class History:
             folder = (
                 local / "tensorboard" if local is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             )
-            # Steps after the resumed one that an earlier start logged are taken back.
+            # What an earlier start logged after the resumed step is removed from the log.
             writer = SummaryWriter(str(folder), purge_step=self._resumed_at + 1)
             for row in rows:
                 for name, value in row.items():

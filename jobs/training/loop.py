@@ -1,8 +1,8 @@
-"""What every training worker runs, from the first sample to the last checkpoint.
+"""Training loop of one worker: resumes from the newest checkpoint, trains, logs, validates and writes checkpoints.
 
-The workers are Ray Train's; the loop itself asks Ray only for its rank. The newest complete checkpoint in the output is
-the one place where progress is kept: a worker group that Ray starts again after a death, and a command that is run
-again, both go on from there. Ray's own checkpoint bookkeeping is not used, so that there is nothing else to be torn.
+The workers are Ray Train's; the loop itself asks Ray only for its rank. Progress is kept in one place, the newest
+complete checkpoint in the output: a worker group that Ray starts again after a lost worker, and a command that is run
+again, both go on from there. Ray's own checkpoints are not used, so there is no second record that could disagree.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from pipeline.dataset.subset import take_subset
 from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.storage.stores import use_settings
 
-# Told of everything people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
+# Called for each event people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
 
 
 class TrainingStopped(ValueError):
-    """The training cannot go on, and trying again would end the same way; the sentence says why."""
+    """The training cannot go on, and would end the same way if it were tried again; the message says why."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker's place among all workers."""
+    """The rank and device of a worker, and the number of all workers and of those on its node."""
 
     rank: int
     world_size: int
@@ -55,7 +55,7 @@ class Worker:
 
 
 def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
-    """The spec with num_classes filled in from the data.
+    """The spec with num_classes 0 replaced by the number of the data's categories.
 
     Raises:
         ValueError: The spec states another number of classes than the data has.
@@ -78,7 +78,7 @@ def images_per_step(train: TrainSection, world_size: int) -> int:
 
 
 def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: int = 0, num_seen: int = 0) -> int:
-    """Steps still to do after `step` steps that took num_seen samples: to the earlier of max_steps and num_epochs."""
+    """Steps that remain after `step` steps on `num_seen` samples, up to the earlier of max_steps and num_epochs."""
     limits = [] if train.max_steps is None else [train.max_steps - step]
     if train.num_epochs is not None:
         limits.append(math.ceil((train.num_epochs * num_images - num_seen) / images_per_step(train, world_size)))
@@ -86,7 +86,7 @@ def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: i
 
 
 def rate_of_step(train: TrainSection, step: int, *, max_steps: int, world_size: int) -> float:
-    """Learning rate of a step, scaled linearly to the batch where a reference is given (Goyal et al., 2017)."""
+    """Learning rate of a step; with train.reference_batch_size, scaled linearly to the batch (Goyal et al., 2017)."""
     scale = (
         1.0 if train.reference_batch_size is None else images_per_step(train, world_size) / train.reference_batch_size
     )
@@ -105,7 +105,7 @@ def rate_of_step(train: TrainSection, step: int, *, max_steps: int, world_size: 
 
 @dataclass
 class Window:
-    """Sums over the steps since the last row of metrics."""
+    """Sums of losses, images and times over the steps since the last row of metrics."""
 
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     num_steps: int = 0
@@ -115,7 +115,7 @@ class Window:
     started_at: float = field(default_factory=time.perf_counter)
 
     def add(self, result: StepResult, *, num_images: int, wait_s: float) -> None:
-        """Counts one applied step."""
+        """Adds one applied step."""
         for name, value in result.losses.items():
             self.losses[name] = self.losses.get(name, 0) + value
         self.num_steps += 1
@@ -124,15 +124,18 @@ class Window:
         self.grad_norm += result.grad_norm or 0.0
 
     def means(self, worker: Worker) -> dict[str, float]:
-        """Means over the window and all workers: each loss term, loss (their sum), rates. Every worker must call it."""
+        """Means over the steps and all workers: each loss term, loss (their sum), speed. Every worker must call it.
+
+        `images_per_s` is of all workers together; `grad_norm` is this worker's; `data_wait_share` is 0..1.
+        """
         seconds = time.perf_counter() - self.started_at
         names = sorted(self.losses)
         steps = max(1, self.num_steps)
         values = torch.stack(
             [self.losses[name].double() / steps for name in names]
             + [
-                torch.tensor(v, dtype=torch.float64, device=worker.device)
-                for v in (self.num_images, self.wait_s, seconds)
+                torch.tensor(value, dtype=torch.float64, device=worker.device)
+                for value in (self.num_images, self.wait_s, seconds)
             ]
         )
         if worker.world_size > 1:
@@ -150,13 +153,16 @@ class Window:
 
 
 class TrainingRun:
-    """One worker's part of a training."""
+    """One worker's part of a training: network, optimizer, metrics and progress.
+
+    `report` is called for what people should see: on rank 0 for everything, elsewhere for broken and unturned images.
+    """
 
     def __init__(self, config: TrainConfig, worker: Worker, report: Report) -> None:
         self.config = config
         self.train = config.train
         self.worker = worker
-        self.report = report if worker.rank == 0 else _say_nothing
+        self.report = report if worker.rank == 0 else _ignore_event
         self.report_always = report
         self.output = TrainingOutput(config.output.uri, config.storage.to_settings())
         self.annotated, _ = load_training_set(config)
@@ -172,7 +178,7 @@ class TrainingRun:
 
     @property
     def max_steps(self) -> int:
-        """Steps of the whole training, those done included, if the number of workers stays what it is."""
+        """Steps of the whole training, including those done, if the number of workers does not change."""
         return self.step + steps_left(
             self.train, len(self.annotated), self.worker.world_size, step=self.step, num_seen=self.num_seen
         )
@@ -180,14 +186,14 @@ class TrainingRun:
     def _build_trainer(self) -> Trainer:
         train = self.train
         torch.manual_seed(mix_seed(train.seed, 0))
-        # A run that goes on does not need what it started from, which may be gone by now.
+        # A resumed training does not need what it started from, which may not exist any more.
         is_new = self._start is None
         model = build_model(self.spec, weights=local_weights(self.config.model.weights) if is_new else None)
         if model.weights_report is not None:
             self.report("start", str(model.weights_report))
         if is_new and self.config.model.checkpoint is not None:
             self.report("start", load_fitting(model, self.config.model.checkpoint))
-        # Samples of several sizes are trained at these; prediction always resizes.
+        # With a resizing augmentation the network trains at the sizes that gives; prediction always resizes.
         model.transform.resizes_in_training = self.config.data.augment.resize == "none"
         model.to(self.worker.device).train()
         if train.channels_last:
@@ -212,25 +218,28 @@ class TrainingRun:
             global_normalisers=train.global_normalisers,
         )
         if train.compile:
-            model.backbone.compile()  # in place: the names in the state dict stay
+            model.backbone.compile()  # in place, so that the names in the state dict stay
         return trainer
 
     def _find_start(self) -> tuple[int, Checkpoint] | None:
-        """The newest checkpoint that can be read, the same one on every worker; None when there is none."""
-        found = None
+        """The newest checkpoint that can be read, as (step, checkpoint), the same on every worker; None without one.
+
+        Rank 0 looks for it and tells the others its step.
+        """
+        newest = None
         if self.worker.rank == 0:
-            found = self.output.load_newest(on_bad=lambda sentence: self.report("set_aside", sentence))
-        step = _broadcast(None if found is None else found[0], self.worker)
-        if step is None or found is not None:
-            return found
+            newest = self.output.load_newest(on_bad=lambda sentence: self.report("set_aside", sentence))
+        step = _broadcast(None if newest is None else newest[0], self.worker)
+        if step is None or newest is not None:
+            return newest
         return step, self.output.load(step)
 
     def resume(self) -> None:
-        """Takes over the checkpoint that was found, if there is one."""
+        """Restores weights, optimizer, progress and metrics from the newest checkpoint, if there is one."""
         if self._start is None:
             return
         step, checkpoint = self._start
-        self._start = None  # its memory is not needed any more
+        self._start = None  # frees its memory
         if checkpoint.training_state is None:
             raise TrainingStopped(f"{self.output.checkpoint_uri(step)} holds no training state to go on from")
         self.trainer.load_state_dict(checkpoint.training_state, checkpoint.state_dict)
@@ -241,20 +250,24 @@ class TrainingRun:
         self.report("resume", f"going on after step {step} of {self.max_steps}", step=step)
 
     def run(self) -> dict[str, Any]:
-        """Trains to the end; what became of it, in plain values."""
+        """Trains to the end; returns `step`, `num_non_finite` and `stopped_early`.
+
+        Raises:
+            TrainingStopped: The checkpoint has no training state, or too many steps were not finite.
+        """
         self.resume()
         with contextlib.ExitStack() as stack:
             self._open_validations(stack)
             max_steps = self.max_steps
             if self._is_validation_step(self.step == max_steps) and not self._has_validation():
-                self._validate()  # it was cut off after the checkpoint of this very step
+                self._validate()  # the training was cut off between this step's checkpoint and its validation
             stream = stack.enter_context(self._open_stream(max_steps - self.step))
             self._train(stream, max_steps)
             self._finish_validation()
         self._save_metrics()
         if self.worker.rank == 0:
-            done = {"step": self.step, "stopped_early": self.is_stopped_early}
-            self.output.write_finished(done | {"config_hash": config_hash(self.config)})
+            result = {"step": self.step, "stopped_early": self.is_stopped_early}
+            self.output.write_finished(result | {"config_hash": config_hash(self.config)})
         return {
             "step": self.step,
             "num_non_finite": self.num_non_finite,
@@ -264,11 +277,11 @@ class TrainingRun:
     def _train(self, stream: BatchStream, max_steps: int) -> None:
         window = Window()
         for batches in stream:
-            self._one_step(batches, window, max_steps)
+            self._train_step(batches, window, max_steps)
             is_last = self.step == max_steps
             is_validation = self._is_validation_step(is_last)
             is_checkpoint = self.step % self.train.checkpoint_every_steps == 0 or is_last or is_validation
-            # A row ends at each checkpoint too, so that a resumed run has the same rows as an undisturbed one.
+            # A row ends at each checkpoint too, so that a resumed training has the same rows as an undisturbed one.
             if self.step % self.train.log_every_steps == 0 or is_checkpoint:
                 self._log(window, max_steps)
                 window = Window()
@@ -300,14 +313,14 @@ class TrainingRun:
             seed=train.seed,
             num_seen=self.num_seen,
             num_steps=num_steps,
-            # As configured, not as it is: the order must not change when a worker is lost.
+            # The configured number of workers, not the present one: the order must not change when a worker is lost.
             group_size=images_per_step(train, train.num_workers) if train.group_aspect_ratios else 0,
             num_processes=train.data_workers,
             prefetch_batches=train.prefetch_batches,
             pin_memory=self.worker.device.type == "cuda",
         )
 
-    def _one_step(self, batches: StepBatches, window: Window, max_steps: int) -> None:
+    def _train_step(self, batches: StepBatches, window: Window, max_steps: int) -> None:
         for image_id, reason in batches.broken.items():
             self.report_always("broken", f"image {image_id} is skipped: {reason}", image_id=image_id, reason=reason)
         for image_id in batches.unturned:
@@ -364,7 +377,7 @@ class TrainingRun:
         self.history.save(tensorboard=self.train.tensorboard)
 
     def _save(self, is_last: bool) -> None:
-        """Rank 0 writes the metrics, then the checkpoint: a checkpoint never knows more than the metrics beside it."""
+        """Rank 0 writes the metrics, then the checkpoint, so that metrics are never behind the newest checkpoint."""
         if self.worker.rank != 0:
             return
         self._save_metrics()
@@ -413,17 +426,17 @@ class TrainingRun:
             self.validations.append((prefix, stack.enter_context(validation)))
 
     def _is_validation_step(self, is_last: bool = False) -> bool:
-        every, every_epochs = self.train.validate_every_steps, self.train.validate_every_epochs
+        every_steps, every_epochs = self.train.validate_every_steps, self.train.validate_every_epochs
         if self.step == 0:
             return False
-        if every is not None:
-            return is_last or self.step % every == 0
+        if every_steps is not None:
+            return is_last or self.step % every_steps == 0
         if every_epochs is None:
             return False
-        # The step in which the end of such a part of the stream was seen.
-        part = every_epochs * len(self.annotated)
-        before = self.num_seen - images_per_step(self.train, self.worker.world_size)
-        return is_last or self.num_seen // part > before // part
+        # The step that passes a multiple of this many samples.
+        interval = every_epochs * len(self.annotated)
+        seen_before = self.num_seen - images_per_step(self.train, self.worker.world_size)
+        return is_last or self.num_seen // interval > seen_before // interval
 
     def _has_validation(self) -> bool:
         return bool(_broadcast(self.history.has_validation(self.step), self.worker))
@@ -439,7 +452,7 @@ class TrainingRun:
         self.history.prediction_s = time.perf_counter() - started
 
     def _finish_validation(self) -> None:
-        """Takes in the figures of the last validation, and decides alike on every worker whether to go on."""
+        """Waits for the figures of the last validation; all workers then decide alike whether to stop early."""
         row = self.history.collect()
         if row is not None:
             is_best = self.history.best() == row
@@ -453,15 +466,15 @@ class TrainingRun:
                 is_best=is_best,
             )
         if self.train.early_stop_patience is not None:
-            stop = self.history.num_validations_since_best() >= self.train.early_stop_patience
-            self.is_stopped_early = _broadcast(stop, self.worker)
+            is_over = self.history.num_validations_since_best() >= self.train.early_stop_patience
+            self.is_stopped_early = _broadcast(is_over, self.worker)
 
 
 def load_fitting(model: torch.nn.Module, source: str) -> str:
-    """Starts a network from another one's checkpoint: every tensor of the same name and shape; a sentence about it.
+    """Copies every tensor of the same name and shape from a checkpoint into a network; returns a sentence about it.
 
     Raises:
-        ValueError: No readable checkpoint there, or nothing of it fits.
+        ValueError: No readable checkpoint at `source`, or no tensor fits.
     """
     checkpoint = open_checkpoint(source)
     present = model.state_dict()
@@ -477,10 +490,10 @@ def load_fitting(model: torch.nn.Module, source: str) -> str:
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Ray Train's per-worker function; what became of the training, in plain values.
+    """Ray Train's per-worker function; returns what `TrainingRun.run` does, or {"stopped": sentence}.
 
-    An error that trying again cannot mend comes back as {"stopped": sentence}, since Ray starts the workers again after
-    any exception, as often as max_failures allows.
+    The latter is returned, not raised, for errors that would come again: after any exception Ray starts the workers
+    again, as often as max_failures allows.
     """
     import ray.train
     import ray.train.torch
@@ -493,7 +506,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         device=ray.train.torch.get_device(),
     )
     config: TrainConfig = settings["config"]
-    use_settings(config.storage.to_settings())  # data and weights may lie in buckets too
+    use_settings(config.storage.to_settings())  # data and weights may be in buckets too
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
     board = settings["board"]
@@ -510,25 +523,26 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     except TrainingStopped as error:  # decided by all workers together
         return {"stopped": str(error)}
     except ValueError as error:
-        # Perhaps this worker's alone, while the others wait for it: leave word why, and let Ray end them all.
+        # It may be this worker's alone, while the others wait for it: leave the reason, and let Ray end them all.
         ray.get(board.stop.remote(str(error)))
         raise
 
 
-def _say_nothing(kind: str, sentence: str, **values: Any) -> None:
+def _ignore_event(kind: str, sentence: str, **values: Any) -> None:
     pass
 
 
 def _broadcast(value: Any, worker: Worker) -> Any:
+    """Rank 0's value, on every worker."""
     if worker.world_size == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=worker.device if worker.device.type == "cuda" else None)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=worker.device if worker.device.type == "cuda" else None)
+    return values[0]
 
 
 def _gather_to_rank_0(value: Any, worker: Worker) -> list[Any]:
-    """All workers' values on rank 0; elsewhere nothing."""
+    """All workers' values by rank, on rank 0; elsewhere an empty list."""
     if worker.world_size == 1:
         return [value]
     gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
@@ -537,6 +551,7 @@ def _gather_to_rank_0(value: Any, worker: Worker) -> list[Any]:
 
 
 def _gather(value: Any, worker: Worker) -> list[Any]:
+    """All workers' values by rank, on every worker."""
     if worker.world_size == 1:
         return [value]
     gathered: list[Any] = [None] * worker.world_size
@@ -545,7 +560,7 @@ def _gather(value: Any, worker: Worker) -> list[Any]:
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: of the GPU by tensors, or of this process (resident)."""
+    """Largest memory used so far, in bytes: by tensors on the GPU, or resident of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource

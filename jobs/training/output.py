@@ -1,12 +1,12 @@
-"""A training's output: its checkpoints, metrics and configuration, on a disk or in a bucket.
+"""Output of a training: checkpoints, metrics and configuration, on a local disk or in a bucket.
 
-OUT/config.yaml                       what is trained, written once
+OUT/config.yaml                       the settings, written at each start
 OUT/metrics.parquet                   one row for each log_every_steps steps or checkpoint, and each validation
 OUT/checkpoints/step-00000400/        immutable; its marker is written last
 OUT/best.json                         step and figures of the best checkpoint, where there is validation
-OUT/finished.json                     written last
+OUT/finished.json                     written when the training has ended
 OUT/tensorboard/                      the same figures for TensorBoard
-OUT/curves.png, OUT/summary.html      the training at a glance
+OUT/curves.png, OUT/summary.html      the report
 OUT/set_aside/step-00000400-1/        a checkpoint that could not be read (local disks only)
 """
 
@@ -41,12 +41,12 @@ METRICS = "metrics.parquet"
 BEST = "best.json"
 FINISHED = "finished.json"
 _STEP = re.compile(r"^step-(\d{8,})$")
-# Columns every row has; loss terms and AP columns are added as they come.
+# Columns that every row has; those of loss terms and AP are added where rows have them.
 _METRIC_TYPES = {"step": pa.int64(), "epoch": pa.float64()}
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of a step's checkpoint; sorts as the steps do."""
+    """Folder name of a step's checkpoint; names sort like steps up to 99,999,999."""
     return f"step-{step:08d}"
 
 
@@ -63,7 +63,7 @@ class TrainingOutput:
         return self.storage.uri
 
     def is_absent(self) -> bool:
-        """Whether there is nothing at all."""
+        """Whether the folder does not exist, or the bucket has no object under the prefix."""
         if self.local_root is not None:
             return not self.local_root.exists()
         return next(self.storage.iter_objects(), None) is None
@@ -71,7 +71,7 @@ class TrainingOutput:
     # -- configuration
 
     def read_config(self) -> dict[str, Any] | None:
-        """The settings the run was started with; None when there is no run here.
+        """The settings of the training as plain values; None when no training was started here.
 
         Raises:
             ValueError: config.yaml is no YAML mapping.
@@ -96,50 +96,50 @@ class TrainingOutput:
     # -- small JSON files
 
     def write_best(self, values: Mapping[str, Any]) -> None:
-        """Notes which checkpoint is the best so far, in best.json."""
+        """Writes best.json: step and figures of the best checkpoint so far."""
         self.storage.write_bytes(BEST, _to_json(values))
 
     def read_finished(self) -> dict[str, Any] | None:
-        """What the finished training noted at its end; None while it is not finished."""
+        """The contents of finished.json; None while the training is not finished."""
         try:
             return json.loads(self.storage.read_bytes(FINISHED))
         except FileNotFoundError:
             return None
 
     def write_finished(self, values: Mapping[str, Any]) -> None:
-        """Notes that the training is finished, in finished.json."""
+        """Writes finished.json, which marks the training as finished."""
         self.storage.write_bytes(FINISHED, _to_json(values))
 
     def write_file(self, name: str, data: bytes) -> str:
-        """Writes another file of the output, replacing it; its URI."""
+        """Writes any other file of the output, replacing an earlier one, and returns its URI."""
         self.storage.write_bytes(name, data)
         return self.storage.uri_of(name)
 
     # -- checkpoints
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint with a marker, rising; whether it can be read is not looked at."""
-        found = []
+        """Steps that have a checkpoint with a marker, ascending; the checkpoints are not read."""
+        steps = []
         for name in self._folder_names():
             match = _STEP.match(name)
             if match and self.storage.exists(f"{CHECKPOINTS}/{name}/{CHECKPOINT_MARKER}"):
-                found.append(int(match.group(1)))
-        return sorted(found)
+                steps.append(int(match.group(1)))
+        return sorted(steps)
 
     def torn_names(self) -> list[str]:
-        """Names of checkpoint folders without a marker: a writer was cut off."""
+        """Names of checkpoint folders without a marker: their writer was cut off."""
         complete = {checkpoint_name(step) for step in self.steps()}
         return sorted(name for name in self._folder_names() if name not in complete)
 
     def checkpoint_uri(self, step: int) -> str:
-        """Where a step's checkpoint is."""
+        """URI of a step's checkpoint folder."""
         return self.storage.uri_of(f"{CHECKPOINTS}/{checkpoint_name(step)}")
 
     def load(self, step: int) -> Checkpoint:
-        """A step's checkpoint.
+        """Reads a step's checkpoint.
 
         Raises:
-            CheckpointError: It is torn or altered.
+            CheckpointError: It is incomplete or altered.
         """
         from model.checkpoint import load_checkpoint  # torch, which reports of metrics do not need
 
@@ -156,11 +156,11 @@ class TrainingOutput:
                 raise CheckpointError(str(error).replace(folder, self.checkpoint_uri(step))) from error
 
     def load_newest(self, *, on_bad: Callable[[str], None] | None = None) -> tuple[int, Checkpoint] | None:
-        """The newest checkpoint that can be read, with its step; None when there is none.
+        """The newest checkpoint that can be read, as (step, checkpoint); None when there is none.
 
         Args:
-            on_bad: Told, in one sentence each, which checkpoints could not be used; with it they are also moved out
-                of the way (on a local disk). None only looks.
+            on_bad: Called with one sentence for each checkpoint that cannot be used, which is also moved to set_aside/
+                (on a local disk only). None changes nothing.
         """
         if on_bad is not None:
             for name in self.torn_names():
@@ -174,10 +174,10 @@ class TrainingOutput:
         return None
 
     def save(self, step: int, write: Callable[[Path], object]) -> str:
-        """Has `write` fill a folder and keeps it as the step's checkpoint; its URI.
+        """Lets `write` fill a folder and keeps that as the step's checkpoint; returns its URI.
 
-        A complete checkpoint of that step stays as it is. Locally `write` itself writes the marker last; in a bucket
-        the marker is uploaded last.
+        A complete checkpoint of that step is kept, and `write` not called. On a local disk `write` itself writes the
+        marker last; to a bucket the marker is uploaded last.
         """
         name = checkpoint_name(step)
         if self.storage.exists(f"{CHECKPOINTS}/{name}/{CHECKPOINT_MARKER}"):
@@ -198,14 +198,14 @@ class TrainingOutput:
         return self.checkpoint_uri(step)
 
     def prune(self, num_to_keep: int | None, *, keep: Iterable[int] = ()) -> list[int]:
-        """Removes all but the newest num_to_keep checkpoints and those in `keep`; the steps removed."""
+        """Removes all checkpoints but the newest `num_to_keep` (None: all) and `keep`; returns the removed steps."""
         if num_to_keep is None:
             return []
         kept = set(keep)
         removed = [step for step in self.steps()[:-num_to_keep] if step not in kept]
         for step in removed:
             prefix = f"{CHECKPOINTS}/{checkpoint_name(step)}/"
-            # The marker goes first: what is left of a removal that was cut off is torn, never half-readable.
+            # The marker goes first: a removal that is cut off leaves a folder without a marker, which is never read.
             self.storage.delete(prefix + CHECKPOINT_MARKER)
             for info in list(self.storage.iter_objects(prefix)):
                 self.storage.delete(info.key)
@@ -214,6 +214,7 @@ class TrainingOutput:
         return removed
 
     def _folder_names(self) -> set[str]:
+        """Names of all folders of checkpoints, with or without a marker."""
         if self.local_root is not None:
             folder = self.local_root / CHECKPOINTS
             return {entry.name for entry in os.scandir(folder) if entry.is_dir()} if folder.is_dir() else set()
@@ -221,6 +222,7 @@ class TrainingOutput:
         return {info.key.removeprefix(prefix).split("/")[0] for info in self.storage.iter_objects(prefix)}
 
     def _set_aside(self, name: str) -> str:
+        """Moves a checkpoint folder to set_aside/, on a local disk; returns words that say so."""
         if self.local_root is None:
             return "left where it is and not used"
         target_root = self.local_root / SET_ASIDE
@@ -243,7 +245,7 @@ class TrainingOutput:
         return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replaces metrics.parquet. Atomic. Whole numbers become int64, others float64; missing values null."""
+        """Replaces metrics.parquet, atomically. Whole numbers become int64, others float64; missing values are null."""
         names = list(dict.fromkeys([*_METRIC_TYPES, *(name for row in rows for name in row)]))
         columns = {}
         for name in names:

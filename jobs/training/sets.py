@@ -1,4 +1,4 @@
-"""The sets of a training: which images are trained and validated on, under which class map."""
+"""Training and validation set of a configuration: which annotated images, under which class map."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.dataset.types import AnnotatedSet
 
 
 def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord | None]:
-    """The images that are trained on, and which ones they are where only a part of the set is taken.
+    """The images to train on, and the record of the subset where data.num_images takes one, else None.
 
     Raises:
-        ValueError: There is no set there, it holds no image, or fewer than the subset wanted; its categories are not
-            those that were chosen.
+        ValueError: There is no set at data.train, it holds no image or fewer than data.num_images, or its categories
+            do not fit data.classes and data.rename.
     """
     data = config.data
     annotated = _load(data, data.train, data.image_root)
@@ -36,7 +36,7 @@ def load_validation_set(data: TrainDataSection, categories: Sequence[Category]) 
     """The images of data.val under the training set's class map.
 
     Raises:
-        ValueError: data.val is null, there is no set there, or it uses a category that is refused.
+        ValueError: data.val is null, there is no set there, or it has a category that data.unknown_categories refuses.
     """
     if data.val is None:
         raise ValueError("data.val is null; give a validation set")

@@ -1,4 +1,4 @@
-"""A training at a glance: curves as PNG and one HTML page that needs nothing else."""
+"""Report of a training: loss, rate, validation and speed curves as PNG, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -64,8 +64,10 @@ def write_summary(output: TrainingOutput, config: TrainConfig, *, broken: Mappin
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG of four panels over the steps: loss terms, learning rate, validation, speed; empty panels where there is
-    nothing to show."""
+    """A PNG of four panels over the steps: loss terms, learning rate, validation, speed.
+
+    A panel without values is empty.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""`maskfleet train`: checks everything first, then hands the loop to Ray Train and shows what the workers report.
+"""`maskfleet train`: checks everything first, then runs the training loop on Ray Train and passes its events on.
 
-One output URI is one training. The same command again goes on from the newest complete checkpoint; a finished training
-says so; settings that would train something else are refused with the difference.
+One output URI is one training. The same command again resumes from the newest complete checkpoint; a finished training
+is left as it is; settings that would train something else are refused, naming the difference.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ SUBSET = "subset.json"
 
 @dataclass(frozen=True)
 class TrainEvent:
-    """Something people should see while a training runs.
+    """An event of a running training that people should see.
 
     Attributes:
-        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "broken", "unturned", "non_finite",
-            "set_aside", "restart" or "done".
-        message: One sentence or line, ready to be shown.
-        rank: The worker that says it; -1 is the driver.
-        values: Numbers by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
+        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "validation", "broken", "unturned",
+            "non_finite", "set_aside", "restart" or "done".
+        message: One line, ready to be shown.
+        rank: The worker that reports it; -1 is the driver.
+        values: Values by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
             data_wait_share, eta_s and more.
     """
 
@@ -62,25 +62,25 @@ class TrainEvent:
 
     @property
     def is_note(self) -> bool:
-        """It is said once and must not be overwritten by the next line, as a step's line may be."""
+        """Whether its line must stay on the terminal; the next line may overwrite that of a step."""
         return self.kind not in ("step", "started", "checkpoint")
 
     def describe(self) -> str:
-        """One line for people."""
+        """The message."""
         return self.message
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A training that has been found possible.
+    """A training that has passed all checks.
 
     Attributes:
-        config: The settings, with absolute places.
+        config: The settings, with absolute URIs.
         num_images, num_instances, num_categories: Size of the training set.
         max_steps: Steps of the whole training.
-        num_done: Steps that the newest complete checkpoint of the output stands for.
-        is_finished: Nothing is left to do.
-        subset: Which images are trained on, where data.num_images takes a part of the set.
+        num_done: Step of the newest complete checkpoint of the output; 0 without one.
+        is_finished: Whether nothing is left to do.
+        subset: Record of the images trained on, where data.num_images takes a subset; else None.
     """
 
     config: TrainConfig
@@ -93,7 +93,7 @@ class TrainPlan:
     subset: SubsetRecord | None = None
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line that says what will be trained."""
         train, uri = self.config.train, self.config.output.uri
         if self.is_finished:
             return f"{uri} is finished: {self.num_done} of {self.max_steps} steps are done, nothing is left to do"
@@ -108,18 +108,18 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training left.
+    """Result of a call of `run_train`.
 
     Attributes:
-        output_uri: The training's output.
-        checkpoint_uri: Its newest checkpoint.
+        output_uri: URI of the training's output.
+        checkpoint_uri: URI of its newest checkpoint.
         step: Steps done.
-        was_finished: It was finished before this call, which did nothing.
-        broken_images: Images that could not be used in this call, with the reason.
-        unturned_images: Images whose EXIF turn was not applied in this call, since their annotations fit the unturned
-            photo only.
-        num_restarts: How often the workers were started again in this call.
-        last_metrics: The last row of metrics.
+        was_finished: Whether it was finished before this call, which then did nothing.
+        broken_images: Images that could not be used in this call: image id -> reason.
+        unturned_images: Ids of images whose EXIF turn was not applied in this call, since their annotations fit the
+            unturned image only.
+        num_restarts: Times that the workers were started again in this call.
+        last_metrics: Last row of metrics.parquet; {} without one.
     """
 
     output_uri: str
@@ -132,15 +132,15 @@ class TrainResult:
     last_metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """What there is to say at the end, in a few lines."""
-        done = "was finished before, nothing was done" if self.was_finished else "trained"
-        lines = [f"{done}: {self.step} steps -> {self.checkpoint_uri}"]
+        """A few lines that say what was done."""
+        status = "was finished before, nothing was done" if self.was_finished else "trained"
+        lines = [f"{status}: {self.step} steps -> {self.checkpoint_uri}"]
         if "loss" in self.last_metrics:
             lines.append(f"loss {self.last_metrics['loss']:.4f} at step {self.last_metrics['step']}")
         if self.num_restarts:
             lines.append(f"the workers were started again {self.num_restarts} times")
         if self.broken_images:
-            names = ", ".join(f"{image_id} ({why})" for image_id, why in sorted(self.broken_images.items())[:10])
+            names = ", ".join(f"{image_id} ({reason})" for image_id, reason in sorted(self.broken_images.items())[:10])
             lines.append(f"{len(self.broken_images)} images could not be used: {names}")
         if self.unturned_images:
             lines.append(f"{len(self.unturned_images)} photos were used unturned, as they were annotated")
@@ -152,10 +152,10 @@ class TrainingFailed(RuntimeError):
 
 
 def prepare_train(config: TrainConfig) -> TrainPlan:
-    """Everything that can be checked before anything is started or written.
+    """Checks settings, data, starting weights and output, before anything is started or written.
 
     Raises:
-        ValueError: Data that cannot be used, a start that does not fit, or an output that holds another training.
+        ValueError: Data that cannot be used, weights that do not fit, or an output that holds another training.
     """
     output = TrainingOutput(config.output.uri, config.storage.to_settings())
     config = with_absolute_places(config, output)
@@ -171,11 +171,11 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
             )
         load_validation_set(config.data, annotated.categories)
     newest = output.load_newest()
-    if newest is None:  # a training that goes on does not need what it started from
+    if newest is None:  # a resumed training does not need what it started from
         _check_start(config, spec)
     num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
     check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
-    left = steps_left(
+    num_left = steps_left(
         train, len(annotated), train.num_workers, step=num_done, num_seen=int(progress.get("num_seen", 0))
     )
     finished = output.read_finished()
@@ -184,15 +184,19 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         num_images=len(annotated),
         num_instances=annotated.num_instances,
         num_categories=len(annotated.categories),
-        max_steps=num_done + left,
+        max_steps=num_done + num_left,
         num_done=num_done,
-        is_finished=finished is not None and (left == 0 or bool(finished.get("stopped_early"))),
+        is_finished=finished is not None and (num_left == 0 or bool(finished.get("stopped_early"))),
         subset=subset,
     )
 
 
 def _check_norms(config: TrainConfig) -> None:
-    """Refuses normalisation that cannot work with the start or the workers there are."""
+    """Refuses norms that cannot work with the starting weights or the workers.
+
+    Raises:
+        ConfigError: frozen_batch from random weights, or sync_batch on several CPU workers.
+    """
     model, train = config.model, config.train
     if model.spec.norm == "frozen_batch" and model.weights is None and model.checkpoint is None:
         raise ConfigError(
@@ -208,10 +212,10 @@ def _check_norms(config: TrainConfig) -> None:
 
 
 def _check_start(config: TrainConfig, spec: ModelSpec) -> None:
-    """Reads what the network is to start from.
+    """Reads the checkpoint or weights that the network is to start from.
 
     Raises:
-        ValueError: It is not there, or cannot be read.
+        ValueError: They are not there, or cannot be read.
     """
     if config.model.checkpoint is not None:
         open_checkpoint(config.model.checkpoint)
@@ -220,15 +224,15 @@ def _check_start(config: TrainConfig, spec: ModelSpec) -> None:
 
 
 def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
-    """Trains, or goes on training, or finds that there is nothing left to do.
+    """Starts or resumes the training on a Ray cluster; does nothing if it is finished.
 
     Args:
         plan: From prepare_train.
-        on_progress: Called for each event, from one other thread.
+        on_progress: Called for each event, from another thread, one call at a time.
 
     Raises:
         ConfigError: The cluster is too small; nothing was written.
-        TrainingFailed: The training stopped; what it had checkpointed is kept, and the same command goes on from there.
+        TrainingFailed: The training stopped; its checkpoints are kept, and the same command resumes from them.
     """
     say = on_progress or (lambda event: None)
     output = TrainingOutput(plan.config.output.uri, plan.config.storage.to_settings())
@@ -242,10 +246,10 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
 
 
 def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
-    """The same on one worker that is this very process, on the GPU or the cores it has; Ray is not asked.
+    """As `run_train`, without Ray: this process is the only worker.
 
     Raises:
-        ValueError: The training cannot go on; what it had checkpointed is kept.
+        ValueError: The training cannot go on; its checkpoints are kept.
     """
     say = on_progress or (lambda event: None)
     train = plan.config.train
@@ -253,17 +257,20 @@ def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None]
     if plan.is_finished:
         return _result(output, plan.num_done, was_finished=True)
     _begin(plan, output, say)
-    seen = _Seen(say)
+    collector = _Collector(say)
     torch.set_num_threads(train.cpus_per_worker or 1)
     worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cuda" if train.use_gpu else "cpu"))
     TrainingRun(
-        plan.config, worker, lambda kind, sentence, **values: seen.take(TrainEvent(kind, sentence, 0, values))
+        plan.config, worker, lambda kind, sentence, **values: collector.take(TrainEvent(kind, sentence, 0, values))
     ).run()
-    write_summary(output, plan.config, broken=seen.broken)
-    return _result(output, output.steps()[-1], broken_images=seen.broken, unturned_images=frozenset(seen.unturned))
+    write_summary(output, plan.config, broken=collector.broken)
+    return _result(
+        output, output.steps()[-1], broken_images=collector.broken, unturned_images=frozenset(collector.unturned)
+    )
 
 
 def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> None:
+    """Writes the settings and the record of the subset."""
     output.write_config(to_saved(plan.config))
     if plan.subset is not None:
         output.storage.write_bytes(SUBSET, to_json(plan.subset.to_dict()))
@@ -271,17 +278,23 @@ def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], 
 
 
 def to_saved(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, as they are kept with the output: without how buckets are reached."""
+    """The settings as plain values, as config.yaml keeps them: without the storage section and its credentials."""
     return {name: values for name, values in to_plain(config).items() if name != "storage"}
 
 
 def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, num_done: int, num_images: int) -> None:
-    """Refuses settings that train something else than the output was started with.
+    """Checks that settings train the same as those that the output was started with; NOT_IDENTITY may differ.
 
-    The length (max_steps, num_epochs) may change where the learning rate of every step done stays what it was.
+    The length (max_steps, num_epochs) may change if the learning rate of every step done stays the same.
+
+    Args:
+        output: The training's output; one without settings passes.
+        settings: As from `to_saved`.
+        num_done: Steps done.
+        num_images: Images of the training set.
 
     Raises:
-        ValueError: Naming each differing setting with both values.
+        ValueError: Settings differ; the message names each with both values.
     """
     started = output.read_config()
     if started is None:
@@ -304,6 +317,7 @@ def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, 
 
 
 def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_done: int, num_images: int) -> bool:
+    """Whether both settings give each of the first num_done steps the same learning rate."""
     rates = []
     for values in (started, settings):
         train = TrainConfig.model_validate(values).train
@@ -315,7 +329,7 @@ def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_don
 
 
 def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainConfig:
-    """The same settings with full URIs: workers run in folders, and on machines, of their own."""
+    """The settings with absolute paths and URIs, as workers run in other folders and on other machines."""
 
     def absolute(uri: str | None) -> str | None:
         if uri is None or "://" in uri or uri.startswith("{folder}"):
@@ -344,15 +358,19 @@ def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainCo
 
 
 def check_cluster(config: TrainConfig) -> None:
-    """Ray would wait for ever for workers that cannot be placed; say so at once."""
+    """Checks that the cluster has the CPUs and GPUs for the least number of workers; Ray would wait for ever.
+
+    Raises:
+        ConfigError: It has too few of them.
+    """
     train = config.train
-    for name, each in (("CPU", train.cpus_per_worker or 1), ("GPU", int(train.use_gpu))):
-        needed, present = each * (train.min_workers or train.num_workers), total(name)
+    num_workers = train.min_workers or train.num_workers
+    for name, per_worker in (("CPU", train.cpus_per_worker or 1), ("GPU", int(train.use_gpu))):
+        needed, present = per_worker * num_workers, total(name)
         if needed > present:
             raise ConfigError(
-                f"train.num_workers: {train.min_workers or train.num_workers} needs {needed} {name}s, "
-                f"the cluster has {present}; allowed are "
-                f"at most {present // each} workers"
+                f"train.num_workers: {num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
+                f"at most {present // per_worker} workers"
             )
 
 
@@ -363,12 +381,12 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     from ray.train.v2.api.config import LoggingConfig
 
     train = config.train
-    # The board lives with the driver: it must outlast every worker.
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+    # The board runs on the driver's node, so that it outlives every worker.
+    driver_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    # Ray's type hints are those of its older API in five places here.
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # type: ignore[call-overload]
+    # Ray's type hints here are those of its older API, hence the ignores of this function.
+    board = ray.remote(num_cpus=0, scheduling_strategy=driver_node)(Board).remote()  # type: ignore[call-overload]
     listener = _Listener(board, say)
     size: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
     resources = {"CPU": train.cpus_per_worker or 1} | ({"GPU": 1} if train.use_gpu else {})
@@ -381,7 +399,7 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
                 use_gpu=train.use_gpu,
                 resources_per_worker=resources,
             ),
-            # Ray's own snapshots go to a folder that is thrown away: progress lives in our checkpoints only.
+            # Ray's own state goes to a folder that is removed: progress is kept in our checkpoints only.
             run_config=ray.train.RunConfig(
                 name="train",
                 storage_path=scratch,
@@ -399,7 +417,7 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
             ray.kill(board)
     steps = output.steps()
     if output.read_metrics():
-        write_summary(output, config, broken=listener.seen.broken)
+        write_summary(output, config, broken=listener.collector.broken)
     if "stopped" in outcome:
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
         raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
@@ -408,8 +426,8 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     return _result(
         output,
         steps[-1],
-        broken_images=listener.seen.broken,
-        unturned_images=frozenset(listener.seen.unturned),
+        broken_images=listener.collector.broken,
+        unturned_images=frozenset(listener.collector.unturned),
         num_restarts=listener.num_restarts,
     )
 
@@ -431,32 +449,32 @@ def _last_line(error: Exception) -> str:
 
 
 class Board:
-    """Where workers put what they have to say, and the driver picks it up."""
+    """Actor that holds the workers' events until the driver fetches them, and the request to stop."""
 
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._stopped: str | None = None
 
     def push(self, event: dict[str, Any]) -> None:
-        """Takes an event of a worker, as plain values."""
+        """Appends an event of a worker, as plain values."""
         self._events.append(event)
 
     def stop(self, sentence: str) -> None:
-        """Asks the workers to end; the sentence says why."""
+        """Asks the workers to end, for the reason that the sentence gives."""
         self._stopped = sentence
 
     def stopped(self) -> str | None:
-        """Why the workers are asked to end; None while they are not."""
+        """The reason why the workers are asked to end; None while they are not."""
         return self._stopped
 
     def drain(self) -> list[dict[str, Any]]:
-        """The events since the last call, oldest first, and forgets them."""
+        """Removes and returns all events, oldest first."""
         events, self._events = self._events, []
         return events
 
 
-class _Seen:
-    """Passes events on, and keeps what is counted at the end: images that were broken or not turned."""
+class _Collector:
+    """Passes events on, each broken image once, and collects the images that were broken or not turned."""
 
     def __init__(self, say: Callable[[TrainEvent], None]) -> None:
         self._say = say
@@ -464,7 +482,7 @@ class _Seen:
         self.unturned: set[str] = set()
 
     def take(self, event: TrainEvent) -> None:
-        if event.kind == "unturned":  # counted, not said: nothing is wrong with them
+        if event.kind == "unturned":  # counted only: nothing is wrong with such images
             self.unturned.add(event.values["image_id"])
             return
         if event.kind == "broken":
@@ -476,7 +494,7 @@ class _Seen:
 
 
 class _Listener:
-    """Takes the workers' events off the board and passes them on, in a thread of its own."""
+    """Fetches the workers' events from the board and passes them on, in a thread of its own."""
 
     def __init__(self, board: Any, say: Callable[[TrainEvent], None], *, every_s: float = 0.3) -> None:
         self._board = board
@@ -484,8 +502,8 @@ class _Listener:
         self._every_s = every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-events", daemon=True)
-        self.seen = _Seen(say)
-        self.num_restarts = -1  # the first start is none
+        self.collector = _Collector(say)
+        self.num_restarts = -1  # the first start is no restart
 
     def start(self) -> None:
         self._thread.start()
@@ -509,4 +527,4 @@ class _Listener:
                 self.num_restarts += 1
                 if self.num_restarts:
                     self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
-            self.seen.take(TrainEvent(event["kind"], event["message"], event["rank"], event["values"]))
+            self.collector.take(TrainEvent(event["kind"], event["message"], event["rank"], event["values"]))

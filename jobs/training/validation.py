@@ -1,4 +1,4 @@
-"""Validation while training: every worker predicts its share, rank 0 computes the AP beside the next steps."""
+"""Validation during a training: every worker predicts a share of the set, rank 0 computes AP while training goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.bulk.encode import encode_instances
 from pipeline.dataset.photos import UnusablePhoto, load_photo
 from pipeline.dataset.types import AnnotatedSet
 
-# Figures that one validation adds to metrics.parquet: column -> (kind of IoU, name in pipeline.evaluation.metrics).
+# Columns that a validation adds to metrics.parquet: column -> (kind of IoU, figure of pipeline.evaluation.metrics).
 FIGURES = {
     "segm_AP": ("segm", "AP"),
     "segm_AP50": ("segm", "AP50"),
@@ -29,19 +29,23 @@ FIGURES = {
     "mean_iou": ("segm", "mean_iou"),
 }
 _MASK_THRESHOLD = 0.5
+Columns = dict[str, list[Any]]
+"""Instances of one image by column; each list has one value per instance."""
+_Photo = tuple[str, np.ndarray]
+"""File name and pixels, as `pipeline.dataset.photos.load_photo` gives them."""
 
 
 class Validation:
-    """A validation set and the measuring of a network on it. A context manager (it holds a thread).
+    """Measures a network on a validation set. A context manager, since it holds a thread.
 
     Args:
         annotated: The validation set, under the model's class map.
         categories: The model's class map.
         spec: The network's spec.
-        device: Where it predicts.
-        rank, world_size: This worker's share is every world_size-th image from rank.
-        batch_size: Images of one network call, at most.
-        num_processes: Processes that read photos; 0 reads them between the predictions.
+        device: Where the network predicts.
+        rank, world_size: This worker's share is every world_size-th image, starting with image number `rank`.
+        batch_size: Most images of one forward pass.
+        num_processes: Processes that read images; 0 reads them in this process, between predictions.
     """
 
     def __init__(
@@ -72,91 +76,91 @@ class Validation:
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def predict(self, model: MaskRCNN) -> list[dict[str, list]]:
-        """This worker's share: for each of its images that has any, the columns of its instances.
+    def predict(self, model: MaskRCNN) -> list[Columns]:
+        """Predicts this worker's share: a dict of instance columns for each image in which any instance was detected.
 
-        The network is left as it is. Photos that cannot be read are left out, and so count as missed.
+        The columns are those of `pipeline.bulk.encode.encode_instances` and `image_id`. The network is not changed.
+        Images that cannot be read are left out, so their objects count as missed.
         """
         predictor = Predictor(model, self.spec, device=self.device)
         return [columns for batch in self._batches(predictor) for columns in self._predict(predictor, batch)]
 
-    def evaluate_later(self, shares: Sequence[list[dict[str, list]]]) -> Future[dict[str, float]]:
-        """Starts computing the figures of all workers' shares in another thread."""
+    def evaluate_later(self, shares: Sequence[list[Columns]]) -> Future[dict[str, float]]:
+        """Computes the figures of all workers' shares in another thread; see `evaluate_shares`."""
         return self._thread.submit(evaluate_shares, shares, self.annotated)
 
-    def _batches(self, predictor: Predictor) -> Iterator[list[tuple[str, np.ndarray]]]:
-        """Photos of equal padded size together; a size's last batch may be smaller."""
-        places = range(self.rank, len(self.annotated), self.world_size)
-        photos = _Photos(self.annotated, places, self.spec.in_channels)
+    def _batches(self, predictor: Predictor) -> Iterator[list[_Photo]]:
+        """Batches of (file name, pixels) that share one padded size; the last batch of a size may be smaller."""
+        indices = range(self.rank, len(self.annotated), self.world_size)
+        photos = _Photos(self.annotated, indices, self.spec.in_channels)
         loader = DataLoader(
             photos,
             batch_size=None,
             num_workers=self.num_processes,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             multiprocessing_context="fork" if self.num_processes else None,
         )
-        waiting: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
+        batches: dict[tuple[int, int], list[_Photo]] = {}
         for photo in loader:
             if photo is None:
                 continue
-            same_size = waiting.setdefault(predictor.padded_size(*photo[1].shape[:2]), [])
-            same_size.append(photo)
-            if len(same_size) == self.batch_size:
-                yield same_size.copy()
-                same_size.clear()
-        yield from (rest for rest in waiting.values() if rest)
+            batch = batches.setdefault(predictor.padded_size(*photo[1].shape[:2]), [])
+            batch.append(photo)
+            if len(batch) == self.batch_size:
+                yield batch.copy()
+                batch.clear()
+        yield from (batch for batch in batches.values() if batch)
 
-    def _predict(self, predictor: Predictor, batch: list[tuple[str, np.ndarray]]) -> Iterator[dict[str, list]]:
+    def _predict(self, predictor: Predictor, batch: list[_Photo]) -> Iterator[Columns]:
         for (name, pixels), detections in zip(batch, predictor.predict([pixels for _, pixels in batch])):
             columns = encode_instances(detections, self.categories, pixels.shape[:2], _MASK_THRESHOLD)
             if columns["score"]:
                 yield {**columns, "image_id": [name] * len(columns["score"])}
 
 
-def evaluate_shares(shares: Sequence[list[dict[str, list]]], truth: AnnotatedSet) -> dict[str, float]:
-    """The FIGURES over all workers' predictions, and accuracy; those that cannot be measured are left out.
+def evaluate_shares(shares: Sequence[list[Columns]], truth: AnnotatedSet) -> dict[str, float]:
+    """The FIGURES over all workers' predictions, and accuracy; figures that cannot be measured are left out.
 
-    Accuracy is the share of the objects found (mask IoU and score of at least 0.5) in all that were found, missed or
-    made up: TP / (TP + FP + FN). It says less than AP and is only for comparing with studies that give one.
-    A figure is the same however the images were dealt to workers: rows are ordered by image first.
+    Accuracy is TP / (TP + FP + FN), where a true positive has a mask IoU and a score of at least 0.5. It says less than
+    AP, and only serves to compare with studies that report it. Without any prediction every figure is 0.
+
+    Figures do not depend on how images are split over workers: rows are ordered by image first.
     """
     import pandas as pd
 
     from pipeline.evaluation.metrics import evaluate
 
-    columns = sorted((one for share in shares for one in share), key=lambda one: one["image_id"][0])
-    if not columns:
+    images = sorted((columns for share in shares for columns in share), key=lambda columns: columns["image_id"][0])
+    if not images:
         return dict.fromkeys((*FIGURES, "accuracy"), 0.0)
-    frame = pd.DataFrame({name: [value for one in columns for value in one[name]] for name in columns[0]})
+    frame = pd.DataFrame({name: [value for columns in images for value in columns[name]] for name in images[0]})
     metrics = evaluate(frame, None, truth)
     figures = {column: float(metrics.overall(*figure)) for column, figure in FIGURES.items()}
-    found, wrong, missed = (
-        metrics.overall("segm", name) for name in ("true_positives", "false_positives", "false_negatives")
-    )
-    figures["accuracy"] = found / (found + wrong + missed) if found + wrong + missed else float("nan")
+    counts = [metrics.overall("segm", name) for name in ("true_positives", "false_positives", "false_negatives")]
+    figures["accuracy"] = counts[0] / sum(counts) if sum(counts) else float("nan")
     return {column: value for column, value in figures.items() if np.isfinite(value)}
 
 
-class _Photos(Dataset):
-    """Photos by name, as the annotations see them; None for one that cannot be read."""
+class _Photos(Dataset[_Photo | None]):
+    """Images with their file names, turned as their annotations are; None for one that cannot be read."""
 
-    def __init__(self, annotated: AnnotatedSet, places: Sequence[int], in_channels: int) -> None:
+    def __init__(self, annotated: AnnotatedSet, indices: Sequence[int], in_channels: int) -> None:
         self.annotated = annotated
-        self.places = places
+        self.indices = indices
         self.in_channels = in_channels
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[str, np.ndarray] | None:
-        if index >= len(self.places):
+    def __getitem__(self, index: int) -> _Photo | None:
+        if index >= len(self.indices):
             raise IndexError(index)
-        image = self.annotated.images[self.places[index]]
+        image = self.annotated.images[self.indices[index]]
         try:
             return image.file_name, load_photo(image, in_channels=self.in_channels)[0]
         except UnusablePhoto:
             return None
 
 
-def _as_it_is(photo: Any) -> Any:
+def _unchanged(photo: Any) -> Any:
     return photo
