@@ -229,15 +229,24 @@ class Jobs:
         Raises:
             JobError: no such job, or the cluster does not answer any more.
         """
-        num_written, lost = 0, 0
+        from aiohttp import ClientError
+
+        num_written = num_failures = 0
+
+        def write_new(text: str) -> None:
+            nonlocal num_written, num_failures
+            write(text)
+            num_written += len(text)
+            num_failures = 0
+
         while True:
             try:
-                num_written = asyncio.run(self._tail(job_id, write, num_written))
+                asyncio.run(self._tail(job_id, write_new, num_written))
                 state = self.state(job_id)
-                lost = 0
-            except (JobError, OSError, RuntimeError) as error:
-                lost += 1
-                if lost > LOST_TRIES or "does not exist" in str(error):
+                num_failures = 0
+            except (JobError, OSError, RuntimeError, ClientError) as error:
+                num_failures += 1
+                if num_failures > LOST_TRIES or "does not exist" in str(error):
                     raise JobError(f"job {job_id}: {error}") from None
                 time.sleep(POLL_S)
                 continue
@@ -245,15 +254,14 @@ class Jobs:
                 return state
             time.sleep(POLL_S)
 
-    async def _tail(self, job_id: str, write: Callable[[str], None], num_written: int) -> int:
-        place = 0
+    async def _tail(self, job_id: str, write: Callable[[str], None], num_written: int) -> None:
+        """Writes a job's log from its character `num_written` on, until the connection ends."""
+        num_received = 0
         async for text in self._client.tail_job_logs(job_id):
-            new = text[max(0, num_written - place) :]
-            place += len(text)
+            new = text[max(0, num_written - num_received) :]
+            num_received += len(text)
             if new:
                 write(new)
-                num_written = place
-        return num_written
 
     def _ask(self, question: Callable[[], Any], job_id: str = "") -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -12,12 +13,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
+from aiohttp import web
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -315,3 +319,78 @@ def test_the_token_is_looked_for_where_ray_itself_does(monkeypatch: pytest.Monke
     assert submit.find_token("http://head:8265") == "of the named file"
     monkeypatch.setenv("RAY_AUTH_TOKEN", " of the environment ")
     assert submit.find_token("http://head:8265") == "of the environment"
+
+
+LOG = ["step 1\n", "step 2\n", "step 3\n"]
+
+
+class FlakyDashboard:
+    """A dashboard with one job, whose first connections for the log break: before, at and within it."""
+
+    def __init__(self) -> None:
+        self.num_tails = 0
+        self.port = free_port()
+
+    async def tail(self, request: web.Request) -> web.StreamResponse:
+        self.num_tails += 1
+        if self.num_tails == 1:
+            raise web.HTTPBadGateway
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        for text in ["step 1\nst", "ep 2\n"] if self.num_tails == 2 else LOG:
+            await socket.send_str(text)
+        if self.num_tails == 2:
+            await asyncio.sleep(0.2)
+            assert request.transport is not None
+            request.transport.close()
+        return socket
+
+    async def job(self, request: web.Request) -> web.Response:
+        status = "SUCCEEDED" if self.num_tails > 2 else "RUNNING"
+        job = {
+            "type": "SUBMISSION",
+            "submission_id": "train-x-1",
+            "status": status,
+            "entrypoint": "",
+            "driver_exit_code": 0,
+        }
+        return web.json_response(job)
+
+    async def version(self, request: web.Request) -> web.Response:
+        return web.json_response({"ray_version": ray.__version__})
+
+    async def jobs(self, request: web.Request) -> web.Response:
+        return web.json_response([])
+
+    def serve(self, stop: threading.Event, is_up: threading.Event) -> None:
+        async def run() -> None:
+            app = web.Application()
+            app.router.add_get("/api/version", self.version)
+            app.router.add_get("/api/jobs/", self.jobs)
+            app.router.add_get("/api/jobs/train-x-1", self.job)
+            app.router.add_get("/api/jobs/train-x-1/logs/tail", self.tail)
+            runner = web.AppRunner(app)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", self.port).start()
+            is_up.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.05)
+            await runner.cleanup()
+
+        asyncio.run(run())
+
+
+def test_a_log_whose_connection_breaks_is_shown_whole_and_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "LOST_TRIES", 1)  # in a row; the second failure comes after new text
+    dashboard, stop, is_up = FlakyDashboard(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=dashboard.serve, args=(stop, is_up))
+    thread.start()
+    try:
+        assert is_up.wait(30)
+        written: list[str] = []
+        state = submit.Jobs(f"http://127.0.0.1:{dashboard.port}").follow("train-x-1", written.append)
+    finally:
+        stop.set()
+        thread.join()
+    assert state.status == "SUCCEEDED" and dashboard.num_tails == 3
+    assert "".join(written) == "".join(LOG)
