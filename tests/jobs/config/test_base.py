@@ -8,14 +8,14 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from jobs.config.base import ClusterSection, OutputSection, StorageSection, flatten
-from pipeline.storage.base import StorageSettings
+from pipeline.storage.base import Secret, StorageSettings
 
 
 def test_sections_refuse_unknown_keys_and_later_changes() -> None:
     with pytest.raises(ValidationError, match="num_cpu"):
         ClusterSection.model_validate({"num_cpu": 3})
     with pytest.raises(ValidationError, match="frozen"):
-        ClusterSection().num_cpus = 3
+        ClusterSection().num_cpus = 3  # type: ignore[misc]  # what the type forbids is refused at run time too
 
 
 def test_a_number_may_stand_where_text_is_wanted() -> None:
@@ -30,7 +30,7 @@ def test_storage_settings_are_the_sections_values_with_credentials_in_plain_text
     )
     settings = section.to_settings()
     assert settings == StorageSettings(
-        endpoint_url="http://store:9000", access_key="key", secret_key="planted", num_retries=3
+        endpoint_url="http://store:9000", access_key=Secret("key"), secret_key=Secret("planted"), num_retries=3
     )
     assert "planted" not in repr(section) + section.model_dump_json()
 

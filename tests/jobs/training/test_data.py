@@ -1,7 +1,10 @@
+"""The stream of samples: every epoch whole, groups of one orientation, and shares of workers that make up a step."""
+
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,9 @@ def test_every_epoch_has_every_sample_once(group_size: int):
     stream = [order[position] for position in range(4 * len(SIZES))]
     for epoch in range(4):
         part = stream[epoch * len(SIZES) : (epoch + 1) * len(SIZES)]
-        assert {e for e, _ in part} == {epoch} and sorted(index for _, index in part) == list(range(len(SIZES)))
+        assert {sample_epoch for sample_epoch, _ in part} == {epoch} and sorted(index for _, index in part) == list(
+            range(len(SIZES))
+        )
     assert [order[position] for position in (70, 3, 25)] == [stream[position] for position in (70, 3, 25)]
     assert [index for _, index in stream[:23]] != [index for _, index in stream[23:46]]
 
@@ -33,7 +38,13 @@ def test_groups_are_of_one_orientation_across_epochs():
         mixed += len(upright) > 1
     ungrouped = SampleOrder(SIZES, seed=0)
     by_chance = sum(
-        len({SIZES[ungrouped[p][1]][0] > SIZES[ungrouped[p][1]][1] for p in range(first, first + 4)}) > 1
+        len(
+            {
+                SIZES[ungrouped[position][1]][0] > SIZES[ungrouped[position][1]][1]
+                for position in range(first, first + 4)
+            }
+        )
+        > 1
         for first in range(0, 40 * len(SIZES), 4)
     )
     # Only the one or two groups that an epoch's end leaves over may be mixed; by chance nearly all are.
@@ -41,43 +52,47 @@ def test_groups_are_of_one_orientation_across_epochs():
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
     draw_shapes(str(folder), num_train=9, num_val=1, num_unlabelled=0, image_size=(40, 48), max_shapes=2)
     return folder
 
 
-def read(shapes: Path, **options) -> list[StepBatches]:
-    samples = SampleSet(load_annotations(str(shapes / "train.json")), build_transforms(horizontal_flip=0.5), seed=1)
+def read(small_shapes: Path, **options: Any) -> list[StepBatches]:
+    """All steps of a stream over the training set; `options` override the arguments of BatchStream."""
+    samples = SampleSet(
+        load_annotations(str(small_shapes / "train.json")), build_transforms(horizontal_flip=0.5), seed=1
+    )
     with BatchStream(samples, **{"batch_size": 2, "num_steps": 6, "num_processes": 0, "seed": 1, **options}) as stream:
         return list(stream)
 
 
 def ids_of(steps: list[StepBatches]) -> list[list[str]]:
+    """The ids of each step's images, in order."""
     return [[name for batch in step.micro_batches for name in batch.image_ids] for step in steps]
 
 
-def test_workers_share_a_step_and_its_samples_do_not_depend_on_how_many_they_are(shapes: Path):
-    alone = read(shapes, batch_size=4, num_steps=5)
-    first, second = (read(shapes, rank=rank, world_size=2, num_steps=5) for rank in (0, 1))
-    for whole, one, two in zip(ids_of(alone), ids_of(first), ids_of(second)):
-        assert Counter(whole) == Counter(one + two)
+def test_the_samples_of_a_step_do_not_depend_on_how_many_workers_share_them(small_shapes: Path):
+    alone = read(small_shapes, batch_size=4, num_steps=5)
+    first, second = (read(small_shapes, rank=rank, world_size=2, num_steps=5) for rank in (0, 1))
+    for whole, first_share, second_share in zip(ids_of(alone), ids_of(first), ids_of(second)):
+        assert Counter(whole) == Counter(first_share + second_share)
     seen = Counter(name for step in ids_of(alone)[:2] for name in step)
     assert max(seen.values()) == 1  # 8 of the first epoch's 9 samples
 
 
-def test_processes_and_a_later_start_give_the_very_same_pixels(shapes: Path):
-    here = read(shapes)
-    elsewhere = read(shapes, num_processes=2, num_seen=4, num_steps=4)  # 2 steps of 2 are behind us
-    assert ids_of(here)[2:] == ids_of(elsewhere)
-    for one, two in zip(here[2:], elsewhere):
-        for image, other in zip(one.micro_batches[0].images, two.micro_batches[0].images):
-            assert image.equal(other)
-        assert one.micro_batches[0].sample_seeds == two.micro_batches[0].sample_seeds
+def test_a_resumed_stream_in_child_processes_gives_the_same_pixels(small_shapes: Path):
+    whole = read(small_shapes)
+    resumed = read(small_shapes, num_processes=2, num_seen=4, num_steps=4)  # after 2 steps of 2 images
+    assert ids_of(whole)[2:] == ids_of(resumed)
+    for expected, step in zip(whole[2:], resumed):
+        for expected_image, image in zip(expected.micro_batches[0].images, step.micro_batches[0].images):
+            assert image.equal(expected_image)
+        assert step.micro_batches[0].sample_seeds == expected.micro_batches[0].sample_seeds
 
 
-def test_accumulation_cuts_a_step_into_forward_passes(shapes: Path):
-    (step,) = read(shapes, accumulate_steps=3, num_steps=1)
+def test_accumulation_cuts_a_step_into_forward_passes(small_shapes: Path):
+    (step,) = read(small_shapes, accumulate_steps=3, num_steps=1)
     assert [len(batch.images) for batch in step.micro_batches] == [2, 2, 2]
     target = step.micro_batches[0].targets[0]
     assert {"boxes", "labels", "masks"} <= target.keys() and "image_id" not in target

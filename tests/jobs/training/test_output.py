@@ -1,3 +1,5 @@
+"""The output of a training: incomplete and altered checkpoints, pruning, and the types of metrics.parquet."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,9 +13,9 @@ from model.categories import Category
 from model.checkpoint import save_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER
 from model.network import build_model
-from model.spec import ModelSpec
+from tests.specs import small_spec
 
-SPEC = ModelSpec.tiny(1, fpn_channels=8, box_head_channels=8, mask_head_channels=(8,), mask_deconv_channels=8)
+SPEC = small_spec(1)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,7 @@ def model() -> torch.nn.Module:
 
 
 def write(output: TrainingOutput, step: int, model: torch.nn.Module) -> None:
+    """Saves a checkpoint of `model` as that of a step."""
     output.save(
         step,
         lambda folder: save_checkpoint(
@@ -31,7 +34,7 @@ def write(output: TrainingOutput, step: int, model: torch.nn.Module) -> None:
     )
 
 
-def test_the_newest_checkpoint_is_found_and_bad_ones_are_set_aside(tmp_path: Path, model: torch.nn.Module):
+def test_the_newest_readable_checkpoint_is_loaded_and_bad_ones_are_set_aside(tmp_path: Path, model: torch.nn.Module):
     output = TrainingOutput(str(tmp_path))
     assert output.load_newest() is None and output.steps() == []
     for step in (5, 100, 20):
@@ -41,19 +44,19 @@ def test_the_newest_checkpoint_is_found_and_bad_ones_are_set_aside(tmp_path: Pat
     (tmp_path / "checkpoints/step-00000300/spec.json").write_text("{}")
 
     assert output.steps() == [5, 20, 100]
-    found = output.load_newest()  # only looking moves nothing
-    assert found is not None and found[0] == 20 and (tmp_path / "checkpoints/step-00000300").exists()
+    newest = output.load_newest()  # without on_bad nothing is moved
+    assert newest is not None and newest[0] == 20 and (tmp_path / "checkpoints/step-00000300").exists()
 
-    said: list[str] = []
-    step, checkpoint = output.load_newest(on_bad=said.append)
-    assert step == 20 and checkpoint.progress == {"step": 20}
-    assert len(said) == 2
-    assert "step-00000300 is incomplete" in said[0] and "model.safetensors has 4 bytes" in said[1]
-    assert sorted(p.name for p in (tmp_path / "set_aside").iterdir()) == ["step-00000100-1", "step-00000300-1"]
+    sentences: list[str] = []
+    newest = output.load_newest(on_bad=sentences.append)
+    assert newest is not None and newest[0] == 20 and newest[1].progress == {"step": 20}
+    assert len(sentences) == 2
+    assert "step-00000300 is incomplete" in sentences[0] and "model.safetensors has 4 bytes" in sentences[1]
+    assert sorted(path.name for path in (tmp_path / "set_aside").iterdir()) == ["step-00000100-1", "step-00000300-1"]
     assert output.steps() == [5, 20] and output.torn_names() == []
 
 
-def test_a_complete_checkpoint_is_never_written_again_and_a_torn_one_is(tmp_path: Path, model: torch.nn.Module):
+def test_a_complete_checkpoint_is_never_written_again_and_an_incomplete_one_is(tmp_path: Path, model: torch.nn.Module):
     output = TrainingOutput(str(tmp_path))
     write(output, 1, model)
     output.save(1, lambda folder: pytest.fail("a complete checkpoint is there"))
@@ -70,14 +73,14 @@ def test_pruning_keeps_the_newest_and_the_chosen(tmp_path: Path, model: torch.nn
     assert output.prune(None) == []
     assert output.prune(2, keep=[1]) == [2, 3]
     assert output.steps() == [1, 4, 5]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         "step-00000001",
         "step-00000004",
         "step-00000005",
     ]
 
 
-def test_metrics_keep_their_rows_their_types_and_their_gaps(tmp_path: Path):
+def test_metrics_keep_their_rows_types_and_missing_values(tmp_path: Path):
     output = TrainingOutput(str(tmp_path))
     assert output.read_metrics() == []
     rows = [{"step": 1, "epoch": 0, "loss": 1.5, "n": 2}, {"step": 2, "epoch": 0.5, "segm_AP": 0.25}]
@@ -94,7 +97,7 @@ def test_metrics_keep_their_rows_their_types_and_their_gaps(tmp_path: Path):
     assert table["loss"].to_pylist() == [1.5, None]
 
 
-def test_settings_are_read_back_and_nonsense_is_named(tmp_path: Path):
+def test_settings_are_read_back_and_a_file_that_holds_none_is_named(tmp_path: Path):
     output = TrainingOutput(str(tmp_path))
     assert output.read_config() is None
     output.write_config({"train": {"max_steps": 3, "clip_norm": None}})

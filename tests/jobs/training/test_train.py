@@ -118,7 +118,7 @@ class TestRefusals:
             prepare_train(TrainConfig.model_validate(values))
         assert not (tmp_path / "out").exists()
 
-    def test_norms_that_cannot_work_are_refused(self, shapes: Path, tmp_path: Path):
+    def test_norms_that_cannot_work_here_are_refused(self, shapes: Path, tmp_path: Path):
         values = to_plain(train_config(shapes, tmp_path / "out"))
         values["model"]["spec"]["norm"] = "frozen_batch"
         with pytest.raises(ConfigError, match=r"model\.spec\.norm: 'frozen_batch' is not allowed without"):
@@ -148,7 +148,7 @@ class TestRefusals:
             prepare_train(config)
 
 
-def test_a_killed_worker_costs_no_exactness(ray_cluster: None, shapes: Path, tmp_path: Path):
+def test_a_killed_worker_does_not_change_the_weights(ray_cluster: None, shapes: Path, tmp_path: Path):
     """Two workers; rank 1 is killed at step 5, after the checkpoint of step 4."""
     pids: dict[int, int] = {}
     events: list[TrainEvent] = []
