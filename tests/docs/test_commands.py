@@ -18,7 +18,8 @@ from jobs.cluster.job_package import SUBMITTED
 from jobs.commands import COMMANDS, read_settings
 from jobs.config.load import is_override
 from maskfleet import __all__ as public_names
-from tests.docs.pages import PAGES, ROOT, Block, blocks_of
+from tests.docs.pages import PAGES, Block, blocks_of
+from tests.paths import ROOT
 
 # Settings that a line with '...' in it leaves to the reader.
 LEFT_OUT = {

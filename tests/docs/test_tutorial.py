@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.shapes import draw_shapes
-from tests.docs.pages import ROOT, blocks_of
+from tests.docs.pages import blocks_of
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.docs
 
