@@ -35,9 +35,9 @@ class Attempt:
     careful: bool
     deadly: frozenset[int]
 
-    def note(self, place: int | None = None) -> None:
+    def note(self, index: int | None = None) -> None:
         """Writes that the attempt has begun, or that it is about to touch the image at this index of the shard."""
-        note = {"driver": self.driver, "careful": self.careful, "image": place}
+        note = {"driver": self.driver, "careful": self.careful, "image": index}
         self.storage.write_bytes(attempt_key(self.shard, self.name), to_json(note))
 
 

@@ -157,8 +157,8 @@ class ShardWorker:
     def attempt_shard(self, shard: int) -> tuple[Attempt, ShardCounter, list[ImageResult]]:
         """Notes an attempt at a shard and segments it; an actor segments one shard at a time.
 
-        A careful attempt also waits until the shard before it is written, so that the actor's death cannot be that
-        shard's fault.
+        A careful attempt also waits until the shard before it is committed, so that its death counts against no other
+        shard.
         """
         attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
         images, clock = self.images_of(shard), StageClock()
@@ -230,11 +230,11 @@ class ShardWorker:
         self, images: list[PlannedImage], clock: StageClock, attempt: Attempt
     ) -> Iterator[ImageResult]:
         """As `segment`, one image at a time, each noted first; images that earlier actors died on get an error."""
-        for place, image in enumerate(images):
-            if place in attempt.deadly:
+        for index, image in enumerate(images):
+            if index in attempt.deadly:
                 yield ImageResult(image, "predict_failed", "the worker that touched it died, more than once")
                 continue
-            attempt.note(place)
+            attempt.note(index)
             yield from self.segment([image], clock)
         attempt.note()
 

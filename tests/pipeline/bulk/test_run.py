@@ -114,7 +114,7 @@ def test_a_lost_shard_is_segmented_again_and_nothing_else(
     assert list(verify_run(open_run(str(out)))) == []
 
 
-def test_an_empty_folder_is_a_run_without_sorted_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_a_run_without_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     totals = segment(tiny_checkpoint, tmp_path / "none", tmp_path / "run")
     assert (totals["num_images"], totals["num_instances"], failed_fraction(totals)) == (0, 0, 0.0)
