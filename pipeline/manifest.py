@@ -1,16 +1,16 @@
-"""A run's layout: what its files are called, what a commit says, and what readers see.
+"""Layout of a run: the keys of its files, commits, the manifest, and `open_run`, through which readers find its files.
 
     run.json                                     the specification; its hash is the run id
     plan/part-<n>-<attempt>.parquet, plan.json   the images, sealed
-    attempts/<shard>/<attempt>.json              what was tried
-    images/<block>/<shard>-<attempt>.parquet     one row an image
-    instances/<block>/<shard>-<attempt>.parquet  one row an instance
-    commits/<block>/<shard>.json                 THE commit of a shard
-    manifest.parquet, final.json                 written when every shard is committed
-    repairs/<n>/                                 the shards that `maskfleet retry` went over again, laid out likewise
+    attempts/<shard>/<attempt>.json              a note that this attempt was begun
+    images/<block>/<shard>-<attempt>.parquet     one row for each image
+    instances/<block>/<shard>-<attempt>.parquet  one row for each instance
+    commits/<block>/<shard>.json                 the one commit of a shard: which attempt's files count
+    manifest.parquet, final.json                 written when every shard is committed: the run is sealed
+    repairs/<n>/                                 the shards that `maskfleet retry` processed again, in the same layout
 
-A file counts only when a commit names it. Readers ask `open_run`, which knows the manifest of a sealed run with its
-repairs, and the commits of one that is still going.
+A file counts only when a commit names it. `open_run` reads the manifests of a sealed run and of its repairs, and the
+commits of a run that is still going.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MANIFEST_KEY = "manifest.parquet"
 FINAL_KEY = "final.json"
 TABLES = ("images", "instances")
 FILE_FIELDS = ("key", "rows", "bytes", "sha256")
-SHARDS_PER_BLOCK = 1000  # a folder never holds more than this many shards' files
+SHARDS_PER_BLOCK = 1000  # so no folder has the files of more shards than this
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -51,11 +51,11 @@ MANIFEST_SCHEMA = pa.schema(
 
 
 class RunError(ValueError):
-    """A URI that holds no run, or a run whose own files contradict each other. The message is for the user."""
+    """There is no run at a URI, or a run's files are broken or contradict each other. The message is for the user."""
 
 
 def block_of(shard: int) -> str:
-    """The folder a shard's files lie in."""
+    """The name of the folder that holds a shard's files."""
     return f"{shard // SHARDS_PER_BLOCK:06d}"
 
 
@@ -65,12 +65,12 @@ def table_key(table: str, shard: int, attempt: str) -> str:
 
 
 def commit_key(shard: int) -> str:
-    """The key of a shard's commit: there is one, whoever writes it."""
+    """The key of a shard's commit, the same for all attempts: only one of them can write it."""
     return f"commits/{block_of(shard)}/{shard:09d}.json"
 
 
 def attempt_key(shard: int, attempt: str) -> str:
-    """The key of the note that an attempt at a shard was begun."""
+    """The key of the note that an attempt at a shard writes before it begins."""
     return f"attempts/{shard:09d}/{attempt}.json"
 
 
@@ -85,20 +85,20 @@ def repair_prefix(number: int) -> str:
 
 
 def to_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, so that equal values give equal bytes; readable, so that people can look."""
+    """Canonical JSON, indented for people. Keys are sorted, so equal values give equal bytes."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def to_sealed_json(value: dict[str, Any]) -> bytes:
-    """Canonical JSON that carries its own hash (under 'sha256'), so that one flipped bit shows."""
+    """Canonical JSON with its own hash under 'sha256', so that a changed bit is detected."""
     return to_json({**value, "sha256": sha256_of(to_json(value))})
 
 
 def from_sealed_json(data: bytes) -> dict[str, Any]:
-    """What `to_sealed_json` wrote, without the hash.
+    """The value that `to_sealed_json` wrote, without its hash.
 
     Raises:
-        RunError: no JSON, or not what was written.
+        RunError: the data is no sealed JSON, or its hash does not match.
     """
     try:
         value = json.loads(data)
@@ -111,18 +111,18 @@ def from_sealed_json(data: bytes) -> dict[str, Any]:
 
 
 def sha256_of(data: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
+    """The SHA-256 of `data`, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def run_id_of(spec: dict[str, Any]) -> str:
-    """A run's name: the hash of its specification (16 hexadecimal digits)."""
+    """The id of a run: the first 16 hexadecimal digits of its specification's SHA-256."""
     return sha256_of(to_json(spec))[:16]
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that a commit vouches for: key, number of rows, size in bytes, SHA-256."""
+    """A file that a commit names: key, number of rows, size in bytes, SHA-256."""
 
     key: str
     rows: int
@@ -132,7 +132,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Commit:
-    """What was decided about a shard: which attempt's files count, what is in them, seconds each stage took."""
+    """The commit of a shard: the attempt whose files count, those files, images by status, seconds of each stage."""
 
     run_id: str
     shard: int
@@ -143,12 +143,12 @@ class Commit:
     timings_s: dict[str, float]
 
     def to_json(self) -> bytes:
-        """The commit as bytes that carry their own hash."""
+        """The commit as sealed JSON."""
         return to_sealed_json(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
-        """Raises RunError when the bytes are no commit."""
+        """The commit that `to_json` wrote. Raises RunError when the bytes are no commit."""
         fields: dict[str, Any] = from_sealed_json(data)
         try:
             files: dict[str, Any] = {table: DataFile(**fields.pop(table)) for table in TABLES}
@@ -158,7 +158,7 @@ class Commit:
 
 
 class Run:
-    """A run as readers see it: its specification and the files its commits name."""
+    """A run for readers: its specification and the files that its commits name."""
 
     def __init__(self, storage: Storage, spec: dict[str, Any]) -> None:
         self.storage = storage
@@ -179,7 +179,7 @@ class Run:
             return None
 
     def iter_commits(self) -> Iterator[Commit]:
-        """Every commit there is, in order of shard."""
+        """Every commit, in order of shard. Raises RunError at one that is broken."""
         keys = [info.key for info in self.storage.iter_objects("commits/")]
         for key, data in zip(keys, self.storage.read_many(keys)):
             try:
@@ -189,7 +189,7 @@ class Run:
 
     @cached_property
     def files(self) -> list[dict[str, Any]]:
-        """The manifest's rows (MANIFEST_SCHEMA), from the commits themselves while the run is not sealed."""
+        """One row for each committed shard (MANIFEST_SCHEMA): from the manifests, or the commits of an unsealed run."""
         if not self.sealed:
             return [manifest_row(commit) for commit in self.iter_commits()]
         rows = {row["shard"]: row for row in self.read_manifest(MANIFEST_KEY)}
@@ -200,21 +200,21 @@ class Run:
         return list(rows.values())
 
     def only(self, files: Sequence[dict[str, Any]]) -> Run:
-        """The same run as if it had these files (rows of `files`) alone; nothing is read for it."""
+        """The same run, restricted to some rows of `files`. Reads nothing."""
         part = Run(self.storage, self.spec)
-        part.files = list(files)  # in the place of what would be read
+        part.files = list(files)  # takes the place of the cached property's value
         return part
 
     @cached_property
     def num_repairs(self) -> int:
-        """How many repairs are finished; each one's files take the place of the earlier ones' of the same shards."""
+        """The number of finished repairs. The files of a repair replace earlier files of the same shards."""
         number = 0
         while self.storage.exists(repair_prefix(number + 1) + MANIFEST_KEY):
             number += 1
         return number
 
     def read_manifest(self, key: str) -> list[dict[str, Any]]:
-        """The rows of one manifest as it stands in the store (MANIFEST_SCHEMA)."""
+        """The rows of one manifest file (MANIFEST_SCHEMA)."""
         return pq.read_table(io.BytesIO(self.storage.read_bytes(key))).to_pylist()
 
     def images_files(self) -> list[DataFile]:
@@ -238,10 +238,10 @@ def manifest_row(commit: Commit) -> dict[str, Any]:
 
 
 def open_run(uri: str | Storage) -> Run:
-    """The run at a URI.
+    """The run at a URI or in a storage. Reads its specification only.
 
     Raises:
-        RunError: there is no run there.
+        RunError: there is no run there, or its specification is unreadable.
         StorageError: the URI itself cannot be used.
     """
     storage = open_storage(uri) if isinstance(uri, str) else uri

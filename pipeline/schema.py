@@ -1,6 +1,6 @@
-"""The two tables a run writes, declared column by column, and the words their `status` column uses.
+"""Arrow schemas of a run's two tables, images and instances, and the values of their `status` column.
 
-docs/schema.md is the same for people; a test holds the two together.
+docs/schema.md describes the same for readers; a test compares the two.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ INSTANCES_SCHEMA = pa.schema(
 
 OK = "ok"
 
-# Every status an image can end with, and what it means. Nothing outside this table is ever written.
+# Every status that an image can end with, and its meaning. No other value is ever written.
 STATUSES: dict[str, str] = {
     OK: "segmented; the image's instances (possibly none) are in the instances table",
     "not_found": "the file was gone when it was read",
@@ -66,5 +66,5 @@ STATUSES: dict[str, str] = {
     "predict_failed": "the network failed on it or gave numbers that are not finite",
 }
 
-# Failures that may pass when tried again: `maskfleet retry` takes these by default.
+# Failures that may pass when the image is tried again; the default of `maskfleet retry`.
 RETRYABLE = ("unreadable", "not_found", "timeout", "decoder_crashed", "predict_failed")

@@ -1,4 +1,7 @@
-"""A run's tables as pandas data frames: only the rows and columns asked for, and only what the run's commits name."""
+"""Tables of a run as pandas data frames: load, stream, filter and count rows, and decode their masks.
+
+Only the rows and columns asked for are read, and only files that the run's commits name.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.manifest import Run, RunError, open_run
 from pipeline.masks.rle import decode_rle
@@ -24,45 +28,46 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Filters: TypeAlias = Sequence[Any] | ds.Expression | None
-"""As `pandas.read_parquet` takes them: [("category", "==", "person"), ("score", ">", 0.8)] means both; a list of such
-lists means any of them; or a `pyarrow.dataset` expression."""
+"""Filters as `pandas.read_parquet` takes them, or a `pyarrow.dataset` expression. A list of conditions, such as
+[("category", "==", "person"), ("score", ">", 0.8)], takes rows that meet all of them; a list of such lists takes rows
+that meet any of the lists."""
 
 _SCHEMAS = {"instances": INSTANCES_SCHEMA, "images": IMAGES_SCHEMA}
 
 
 def load_instances(uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pd.DataFrame:
-    """One row for each instance of a run.
+    """The instances of a run, one row each.
 
-    Filters are pushed down: row groups whose statistics exclude a match are never read.
+    Row groups whose statistics exclude a match with the filters are not read.
 
     Args:
-        uri: a run (then only files that its commits name are read, sealed or not), or a folder or file of Parquet
-            with the same columns. A `Run` that is open already saves opening it.
+        uri: a run, sealed or not, of which only files that its commits name are read; or a folder or file of Parquet
+            with the same columns. An open `Run` is taken, too.
         columns: names of INSTANCES_SCHEMA, in the order wanted; None means all.
         filters: see `Filters`; may use columns that are not loaded.
 
     Returns:
-        Columns as in INSTANCES_SCHEMA, in order of shard, within a shard by category, then best score first. With no
+        The columns asked for, rows in order of shard, within a shard by category, then best score first. Without a
         match: the same columns and no row.
 
     Raises:
-        RunError: there is neither a run nor Parquet.
+        RunError: there is neither a run nor Parquet at the URI.
         ValueError: a column that the table does not have.
     """
     return _load("instances", uri, columns, filters)
 
 
 def load_images(uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pd.DataFrame:
-    """One row for each planned image of a run, whatever became of it; otherwise as `load_instances`."""
+    """The images of a run, one row for each planned image, with any status; otherwise as `load_instances`."""
     return _load("images", uri, columns, filters)
 
 
 def iter_instances(
     uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None, *, batch_rows: int = 65_536
 ) -> Iterator[pd.DataFrame]:
-    """The rows of `load_instances` in frames of at most `batch_rows` rows: memory does not grow with the run.
+    """The rows of `load_instances` in frames of at most `batch_rows` rows, so that memory does not grow with the run.
 
-    Frames without rows are left out, so a run without a match yields nothing.
+    No frame is empty: a run without a match yields nothing.
     """
     dataset, expression, names = _scan("instances", uri, columns, filters)
     for batch in dataset.to_batches(columns=names, filter=expression, batch_size=batch_rows):
@@ -71,7 +76,7 @@ def iter_instances(
 
 
 def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """The images and the instances of one committed shard after the other; `filters` are those of the instances."""
+    """For each committed shard in turn, its images and its instances; `filters` apply to the instances only."""
     run = open_run(run) if isinstance(run, str) else run
     expression = to_expression(filters, INSTANCES_SCHEMA)
     for images, instances in zip(run.images_files(), run.instances_files(), strict=True):
@@ -85,16 +90,16 @@ def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.Da
 def load_table(table: str, uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
     """The Arrow table behind `load_instances` ("instances") and `load_images` ("images")."""
     dataset, expression, names = _scan(table, uri, columns, filters)
-    # Arrow's own allocator takes twice the system's time for tables of some hundred MB, and keeps their memory.
+    # For tables of some hundred MB, Arrow's own allocator takes twice as long as the system's, and keeps their memory.
     return dataset.to_table(columns=names, filter=expression, memory_pool=pa.system_memory_pool())
 
 
 def instances_dataset(uri: str | Run) -> ds.Dataset:
-    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars query in place."""
+    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query."""
     return _scan("instances", uri, None, None)[0]
 
 
-def decode_mask(row: Any) -> np.ndarray:
+def decode_mask(row: Any) -> NDArray[np.uint8]:
     """The mask of one instance: uint8 [image_height, image_width] of 0 and 1, in original pixels.
 
     Args:
@@ -107,26 +112,34 @@ def decode_mask(row: Any) -> np.ndarray:
     return decode_rle(*(_field(row, name) for name in ("rle_counts", "image_height", "image_width")))
 
 
-def decode_masks(instances: pd.DataFrame) -> list[np.ndarray]:
-    """The masks of all rows, in order: a list of uint8 [H, W], as images differ in size; empty for no rows.
+def decode_masks(instances: pd.DataFrame) -> list[NDArray[np.uint8]]:
+    """The masks of all rows, in order: a list, since images differ in size, of uint8 [H, W]; empty for no rows.
 
     Raises:
         ValueError: a needed column is missing, or run lengths do not fit a size.
     """
-    _need(instances, "rle_counts", "image_height", "image_width")
+    _check_columns(instances, "rle_counts", "image_height", "image_width")
     rows = zip(instances["rle_counts"], instances["image_height"], instances["image_width"], strict=True)
     return [decode_rle(counts, int(height), int(width)) for counts, height, width in rows]
 
 
 def counts(instances: pd.DataFrame, by: str | Sequence[str] = "category", *, min_score: float = 0.0) -> pd.DataFrame:
-    """How many instances and images, and which scores and areas, for each value of a column or several.
+    """Counts instances and images for each value of one or several columns.
+
+    Args:
+        instances: as `load_instances` gives them, with the columns of `by`, image_id, score and area_px.
+        by: the columns to group by.
+        min_score: leaves out instances with a lower score.
 
     Returns:
-        One row a group, most instances first: the columns of `by`, `instances`, `images`, `mean_score`,
-        `median_area_px`. No row for no instance.
+        One row for each group, most instances first: the columns of `by`, `instances`, `images`, `mean_score`,
+        `median_area_px`. No row without an instance.
+
+    Raises:
+        ValueError: a needed column is missing.
     """
     keys = [by] if isinstance(by, str) else list(by)
-    _need(instances, *keys, "image_id", "score", "area_px")
+    _check_columns(instances, *keys, "image_id", "score", "area_px")
     kept = instances[instances["score"] >= min_score]
     grouped = kept.groupby(keys, sort=True, observed=True).agg(
         instances=("score", "size"),
@@ -157,7 +170,7 @@ def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
     """Filters as one Arrow expression; None for no filter.
 
     Raises:
-        ValueError: filters that are not understood, or on a column that the table does not have.
+        ValueError: malformed filters, or a column that the table does not have.
     """
     if filters is None or isinstance(filters, ds.Expression):
         return filters
@@ -177,13 +190,14 @@ def _dataset(table: str, uri: str | Run, schema: pa.Schema) -> ds.Dataset:
         try:
             run = open_run(str(uri))
         except RunError as error:
-            return _loose_dataset(str(uri), schema, error)
+            return _parquet_dataset(str(uri), schema, error)
     data_files = run.instances_files() if table == "instances" else run.images_files()
-    # A file without rows has nothing to read, and a run of many small shards has many of them.
+    # Files without rows are left out, because a run of many small shards may have many of them.
     return _files_dataset(run.storage, [file.key for file in data_files if file.rows], schema)
 
 
-def _loose_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset:
+def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset:
+    """A Parquet file, or all Parquet files below a folder; raises `error` where a folder has none."""
     if uri.endswith(".parquet"):
         storage, name = open_storage(parent_uri(uri)), base_name(uri)
         if storage.exists(name):
@@ -208,7 +222,7 @@ def _files_dataset(storage: Storage, keys: list[str], schema: pa.Schema) -> ds.D
 
 
 class _StorageFiles(pafs.FileSystemHandler):
-    """Any `Storage`, read-only, as Arrow's scanner wants it."""
+    """A `Storage` as a read-only Arrow file system."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -246,16 +260,13 @@ class _StorageFiles(pafs.FileSystemHandler):
 
 
 def _field(row: Any, name: str) -> Any:
+    is_series = hasattr(row, "index") and hasattr(row, "dtype")
     try:
-        return (
-            row[name]
-            if isinstance(row, Mapping) or (hasattr(row, "index") and hasattr(row, "dtype"))
-            else getattr(row, name)
-        )
+        return row[name] if isinstance(row, Mapping) or is_series else getattr(row, name)
     except (KeyError, AttributeError):
         raise ValueError(f"the row has no {name!r}; load the instances with that column") from None
 
 
-def _need(frame: pd.DataFrame, *columns: str) -> None:
+def _check_columns(frame: pd.DataFrame, *columns: str) -> None:
     if missing := [name for name in columns if name not in frame.columns]:
         raise ValueError(f"the instances lack the column {missing[0]!r}; load them with it")

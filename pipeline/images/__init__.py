@@ -1,1 +1,1 @@
-"""Image decoding: bytes of a file to pixels, in process or in crash-isolated child processes."""
+"""Image decoding: a file's bytes to upright pixels, in this process or in crash-isolated child processes."""

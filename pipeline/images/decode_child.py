@@ -1,8 +1,8 @@
-"""The program of a decode child: files come by a socket, pixels go to a shared block, answers are JSON.
+"""Decode child: the program of one decoding process, which takes files from a socket and puts pixels in shared memory.
 
-Started by `pipeline.images.decode_pool.DecodePool` as `python -P -c PROGRAM HOME SETTINGS`; imports
-Pillow and nothing heavier. It is expected to die: whoever decodes hostile files in C sooner or later does,
-and the parent counts on no last word. All that the parent reads of it is JSON and pixels, never a pickle.
+`pipeline.images.decode_pool.DecodePool` starts it as `python -P -c PROGRAM HOME SETTINGS`. It imports Pillow and
+nothing heavier. Its decoders are written in C, so a hostile file may kill it at any time, and the parent does not rely
+on a last answer. The parent reads only JSON and pixels from it, never a pickle.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from pipeline.images.decode_image import DecodeLimits, Outcome, out_of_memory_er
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 REQUEST = struct.Struct("!QIII")
-"""Bytes of the file that follows; the two sides of `resize_to`, 0 for none; bands wanted, 0 for all there are."""
+"""Header of a request: size in bytes of the file that follows; the two sides of `resize_to`, 0 for none; `num_bands`,
+0 for all bands of the file."""
 
 ANSWER_BYTES = 4096
-"""An answer is JSON, padded with spaces to this many bytes."""
+"""Size of an answer: JSON, padded with spaces."""
 
 Request = tuple[bytes, tuple[int, int] | None, int | None]
-"""A file, its `resize_to` and its `num_bands`."""
+"""The content of a file, its `resize_to` and its `num_bands`, as `decode_image` takes them."""
 
 _MAX_ERROR_CHARS = 500
 _PR_SET_PDEATHSIG = 1
@@ -41,13 +43,13 @@ _PPM_HEADER = b"P6\n%d %d\n255\n"
 
 
 def main() -> None:
-    """Serves until the parent closes the socket or dies."""
+    """Answers requests until the parent closes the socket or dies, or memory runs out."""
     settings = json.loads(sys.argv[1])
     _die_with_parent(settings["parent_pid"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its children
     connection = socket.socket(fileno=settings["socket_fd"])
     limits = DecodeLimits(**settings["limits"])
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # as many children decode as there are cores for it
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the cores are used by several children, not by threads of one
     try:
         module, _, function = settings["decode"].partition(":")
         decode = getattr(importlib.import_module(module), function)
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def _receive(requests: BinaryIO) -> Request | None:
-    """The next file and what is wanted of it; None when the parent has gone."""
+    """The next request; None when the parent has closed the socket."""
     header = requests.read(REQUEST.size)
     if len(header) < REQUEST.size:
         return None
@@ -82,15 +84,15 @@ def _answer(
     limits: DecodeLimits,
     block_fd: int,
 ) -> dict[str, object]:
-    """Decodes one file; its pixels are in the block when the answer says ok."""
+    """Decodes one file. When the answer's status is ok, the pixels are in the shared block."""
     data, resize_to, num_bands = request
     try:
         outcome = decode(data, limits, resize_to, num_bands)
         answer = {name: value for name, value in vars(outcome).items() if name not in ("picture", "bands")}
         if outcome.picture is not None:
-            answer |= _leave_picture(outcome.picture, block_fd)
+            answer |= _write_picture(outcome.picture, block_fd)
         elif outcome.bands is not None:
-            answer |= _leave_bands(outcome.bands, block_fd)
+            answer |= _write_bands(outcome.bands, block_fd)
         return answer
     except MemoryError:
         return {"status": "too_large", "error": out_of_memory_error(limits), "out_of_memory": True}
@@ -99,8 +101,8 @@ def _answer(
         return {"status": "decoder_crashed", "error": words, "out_of_memory": False}
 
 
-def _leave_picture(picture: Image.Image, block_fd: int) -> dict[str, object]:
-    """Writes the RGB bytes to the shared block without a copy in between; says where they start and what they are."""
+def _write_picture(picture: Image.Image, block_fd: int) -> dict[str, object]:
+    """Writes an RGB picture to the shared block, without a copy in between; returns its offset, shape and dtype."""
     os.lseek(block_fd, 0, os.SEEK_SET)
     with open(block_fd, "wb", buffering=0, closefd=False) as block:
         picture.save(block, "PPM")
@@ -108,8 +110,8 @@ def _leave_picture(picture: Image.Image, block_fd: int) -> dict[str, object]:
     return {"offset": len(_PPM_HEADER % picture.size), "shape": shape, "dtype": "uint8"}
 
 
-def _leave_bands(bands: np.ndarray, block_fd: int) -> dict[str, object]:
-    """The same for an array."""
+def _write_bands(bands: NDArray[np.float32], block_fd: int) -> dict[str, object]:
+    """Writes an array [H, W, C] to the shared block; returns its offset, shape and dtype."""
     unwritten, offset = (bands if bands.flags.c_contiguous else bands.copy()).data.cast("B"), 0
     while unwritten:
         num_written = os.pwrite(block_fd, unwritten[: 1 << 30], offset)
@@ -124,7 +126,7 @@ def _send(connection: socket.socket, answer: dict[str, object]) -> None:
 
 
 def _die_with_parent(parent_pid: int) -> None:
-    """SIGKILL when the parent goes, even in the middle of a hang; where not Linux, only between images."""
+    """Ends this process with its parent: by SIGKILL at once on Linux; elsewhere only when it next reads the socket."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -132,7 +134,7 @@ def _die_with_parent(parent_pid: int) -> None:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """Allows `memory_bytes` of address space from here on; short of memory, the kernel ends it first."""
+    """Limits further address space to `memory_bytes`, and makes this process the kernel's first choice to kill."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         with open("/proc/self/status") as status:
@@ -143,6 +145,5 @@ def _limit_memory(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
-    except OSError:  # no /proc: not Linux, where address space cannot be limited either
+    except OSError:  # no /proc: not Linux, and address space cannot be limited there either
         pass
-

@@ -1,7 +1,8 @@
-"""One file's bytes to one upright picture or its bands, or the reason why not, with Pillow; see docs/formats.md.
+"""Image decoder: one file's bytes to an upright RGB picture or float bands, or to a status with its reason.
 
-Runs inside a decode child (`decode_child.py`), where a crash or a hang costs one image; everyone else goes
-through `pipeline.images.decode_pool.DecodePool`.
+Decodes with Pillow; docs/formats.md says what comes out of each format. It runs inside a decode child
+(`decode_child.py`), where a crash or a hang costs one image; other code decodes through
+`pipeline.images.decode_pool.DecodePool`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-# Naming the plugins keeps Pillow from importing all of its forty.
+# Pillow would import all of its forty plugins if these were not imported here.
 from PIL import (  # noqa: F401
     AvifImagePlugin,
     BmpImagePlugin,
@@ -25,6 +26,7 @@ from PIL import (  # noqa: F401
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -32,25 +34,30 @@ from pipeline.images.pixels import SIDEWAYS, TURNS, WrongBands, find_damage, ori
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 """Every format that `sniff_format` can name; the default allow-list."""
 
 STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed", "timeout")
+"""Every status that decoding can end with; `pipeline.schema.STATUSES` says what they mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """What one image may cost. An image over a limit gets the status named with it and harms no other.
+    """Limits for one image. An image over a limit gets the status named with it and affects no other image.
 
     Attributes:
-        max_bytes: size of the file; over it `too_large`.
-        max_pixels: height * width as the header states them; over it `too_large`, before anything is decoded.
-        max_frames: frames or pages of the file (only the first is decoded); over it `too_large`.
-        timeout_s: seconds of processor time; over it, or after four times as long by the clock, `timeout`.
-        memory_bytes: address space an image may add to its decode child; over it `too_large`. Some
-            formats take 32 bytes a pixel.
+        max_bytes: size of the file; `too_large` above it.
+        max_pixels: height * width as the header states them; `too_large` above it, before anything is decoded.
+        max_frames: frames or pages of the file, of which only the first is decoded; `too_large` above it.
+        timeout_s: seconds of processor time; `timeout` above it, or after four times as long by the clock.
+        memory_bytes: address space that an image may add to its decode child; `too_large` above it. Some formats take
+            32 bytes a pixel.
         formats: names out of `FORMATS` that are decoded; any other content is `unsupported_format`.
+
+    Raises:
+        ValueError: a limit that is not greater than 0, no format, or an unknown one.
     """
 
     max_bytes: int = 256 << 20
@@ -73,17 +80,17 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file.
+    """The result of decoding one file: pixels, or a status and a reason.
 
     Attributes:
         status: one of `STATUSES`; "ok" exactly when there is a picture or bands.
         error: the reason in words, None when ok. The same bytes give the same words.
-        picture: mode RGB, upright, or None.
-        bands: float32 [H, W, C], upright, where other than three channels were asked for, or None.
-        height, width: of the upright original in pixels (also when what was decoded is a smaller version of it);
+        picture: the upright picture, mode RGB, where three channels were asked for; else None.
+        height, width: of the upright original in pixels, also when the decoded picture is a smaller version of it;
             None where the file does not tell.
         exif_orientation: 1..8 as the file states it, None where it states none.
-        out_of_memory: the process ran into its limit, which one that has seen fewer files might not.
+        out_of_memory: whether the process ran into its memory limit. A process that has decoded fewer files may not.
+        bands: float32 [H, W, C], upright, where another number of channels was asked for; else None.
     """
 
     status: str
@@ -93,11 +100,11 @@ class Outcome:
     width: int | None = None
     exif_orientation: int | None = None
     out_of_memory: bool = False
-    bands: np.ndarray | None = None
+    bands: NDArray[np.float32] | None = None
 
 
 def sniff_format(data: bytes) -> str | None:
-    """The format that the first bytes announce, one of `FORMATS`; None for anything else."""
+    """The format that a file's first bytes announce, one of `FORMATS`; None for anything else."""
     if data[:2] == b"\xff\xd8":
         return "JPEG"
     if data[:4] == b"\x89PNG":
@@ -124,18 +131,16 @@ def sniff_format(data: bytes) -> str | None:
 def decode_image(
     data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
 ) -> Outcome:
-    """The picture in `data` (first frame, upright), or the status and reason of its failure.
-
-    Never raises.
+    """Decodes the first frame of a file and turns it upright. Bad data is a status, never an exception.
 
     Args:
         data: the whole file.
-        limits: pixels, frames and formats are checked here; bytes, time and memory by whoever runs the child.
-        resize_to: the caller will resize the picture until its short side has the first of these pixels, or its long
-            side the second, whichever comes first. A JPEG may then come back at a half, a quarter or an eighth of its
-            size, never smaller than that.
-        num_bands: 3 makes RGB of whatever there is. Any other number takes the file's own bands, which must be as
-            many (1: grey is made of colours); None takes all there are.
+        limits: pixels, frames and formats are checked here; `DecodePool` enforces bytes, time and memory.
+        resize_to: short and long side in pixels that the caller will scale the picture to, keeping its proportions:
+            until one of its sides reaches the given one. A JPEG may then come back at a half, a quarter or an eighth of
+            its size, but never smaller than the caller needs.
+        num_bands: 3 converts any picture to RGB. Any other number takes the file's own bands, of which there must be as
+            many, except that 1 converts colours to grey. None takes all bands of the file.
     """
     if not data:
         return Outcome("corrupt", "the file is empty")
@@ -152,8 +157,8 @@ def decode_image(
 
 
 def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Outcome:
-    """The bands of a TIFF, by a reader that knows any number of them; what it does not know is left to Pillow."""
-    from pipeline.images.raster import (  # most children never need NumPy
+    """The bands of a TIFF, by `raster`'s reader, which takes any number of them, else by Pillow."""
+    from pipeline.images.raster import (  # late: most decode children never need NumPy
         UnsupportedTiff,
         read_tiff_bands,
         read_tiff_header,
@@ -172,7 +177,8 @@ def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Ou
         outcome = _decode_with_pillow(data, "TIFF", limits, None, num_bands)
         if outcome.error is None:
             return outcome
-        status = "unsupported_format" if outcome.height is None else outcome.status  # nobody can open it
+        # Without a size, Pillow cannot open it either.
+        status = "unsupported_format" if outcome.height is None else outcome.status
         return replace(outcome, status=status, error=f"{outcome.error} ({error})")
     except Exception as error:
         return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
@@ -185,13 +191,13 @@ def _decode_with_pillow(
     with warnings.catch_warnings(record=True) as reasons:
         warnings.simplefilter("always")
         Image.WARN_POSSIBLE_FORMATS = True  # makes Pillow give the plugin's own reason
-        # The size is compared below, where it can be reported; but WebP's plugin makes a canvas right here.
+        # `_decode_opened` checks the size, and can report it; but WebP's plugin allocates a canvas here already.
         Image.MAX_IMAGE_PIXELS = (limits.max_pixels + 1) // 2 if name == "WEBP" else None
         try:
             image = Image.open(io.BytesIO(data), formats=[name])
-        except Image.UnidentifiedImageError:
-            said = [str(warning.message).partition(" opening failed. ")[2] for warning in reasons]
-            return Outcome("corrupt", f"not readable as {name}: {next(filter(None, said), 'broken header')}")
+        except UnidentifiedImageError:
+            texts = [str(warning.message).partition(" opening failed. ")[2] for warning in reasons]
+            return Outcome("corrupt", f"not readable as {name}: {next(filter(None, texts), 'broken header')}")
         except Exception as error:
             return _failure(error, limits, f"not readable as {name}: ")
         return _decode_opened(image, name, data, limits, resize_to, num_bands)
@@ -210,7 +216,7 @@ def _decode_opened(
         return Outcome("corrupt", f"the {name} is {height} x {width} pixels", None, height, width)
     if width * height > limits.max_pixels:
         return _too_many_pixels(height, width, limits)
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # for parts that claim more than the header does
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # for parts of the file that claim more pixels than its header
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     orientation = None
     try:
@@ -227,20 +233,20 @@ def _decode_opened(
             scale = min(resize_to[0] / min(image.size), resize_to[1] / max(image.size))
             image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image.load()
-        left_to_do = None if name == "TIFF" else orientation
+        pending_turn = None if name == "TIFF" else orientation
         if num_bands != 3:
-            bands = turn(to_bands(image, num_bands), left_to_do)
+            bands = turn(to_bands(image, num_bands), pending_turn)
             return Outcome("ok", None, None, height, width, orientation, bands=bands)
         picture = to_rgb(image)
-        if left_to_do in TURNS:
-            picture = picture.transpose(TURNS[left_to_do])
+        if pending_turn in TURNS:
+            picture = picture.transpose(TURNS[pending_turn])
     except Exception as error:
         return replace(_failure(error, limits), height=height, width=width, exif_orientation=orientation)
     return Outcome("ok", None, picture, height, width, orientation)
 
 
 def out_of_memory_error(limits: DecodeLimits) -> str:
-    """The words for a file that ran into `memory_bytes`."""
+    """The error text of a file that ran into `memory_bytes`."""
     return f"decoding needs more than {limits.memory_bytes} bytes of memory"
 
 
@@ -260,18 +266,18 @@ def _failure(error: Exception, limits: DecodeLimits, prefix: str = "") -> Outcom
 
 
 def _count_frames(image: Image.Image) -> int:
-    """Frames or pages; a file that breaks off after its first frame counts as far as it can be read: 1."""
+    """The number of frames or pages; 1 where the index of frames is broken."""
     try:
         num_frames = getattr(image, "n_frames", 1)
     except MemoryError:
         raise
-    except Exception:  # Pillow's format readers raise anything on a torn index; the first frame is judged by itself
+    except Exception:  # Pillow's readers raise anything on a broken index; the first frame may still be whole
         num_frames = 1
     image.seek(0)
     return num_frames
 
 
 def _words(error: BaseException) -> str:
-    """The error's own words, without the addresses and object names that change from run to run."""
+    """The text of an error, without the addresses and object names that change from run to run."""
     text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", str(error)).strip()
     return text or type(error).__name__

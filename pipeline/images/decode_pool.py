@@ -1,16 +1,16 @@
-"""Decoding that cannot be harmed: files to pixels in child processes with limits of memory and time.
+"""Crash-isolated image decoding in child processes with memory, time and pixel limits.
 
     with DecodePool(num_children=4, limits=DecodeLimits()) as pool:
         decoded = pool.submit(data).result()   # pixels, or a status and a reason; bad data never raises
 
-A decoder written in C may crash, hang or eat memory on a hostile file; that ends a child and costs one image.
-The children are started as fresh programs (never forked from a process that holds torch, Ray or CUDA), import
-only Pillow, and go with their parent. Pixels come back through one nameless block of shared memory for each
-child: no file in /dev/shm, nothing left over whoever is killed.
+A decoder written in C may crash, hang or use up memory on a hostile file. That ends a child process and costs one
+image. The children are started as new programs (never forked from a process that holds torch, Ray or CUDA), import only
+Pillow, and end with their parent. Pixels come back through one anonymous block of shared memory for each child. So
+there is no file in /dev/shm, and nothing is left behind when a process is killed.
 
-A verdict that blames an image (`decoder_crashed`, `timeout`, out of memory) is given only by a child that has
-decoded nothing else: a file that quietly damages a decoder cannot spoil the next one, and the same bytes get
-the same answer every time.
+A status that blames an image (`decoder_crashed`, `timeout`, out of memory) is given only by a child that has decoded
+nothing before. So a file that silently damages a decoder cannot spoil the next file, and the same bytes always get the
+same answer.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import malloc
 from pipeline.images.decode_child import ANSWER_BYTES, REQUEST, Request
@@ -41,53 +43,52 @@ from pipeline.images.decode_image import FORMATS, STATUSES, DecodeLimits, Outcom
 
 __all__ = ["FORMATS", "STATUSES", "DecodeLimits", "DecodePool", "Decoded"]
 
-_START_S = 180.0
-_PATIENCE = 4
-"""How many times `timeout_s` may pass by the clock, on a machine too busy to give a child its share."""
-_KEPT_BLOCK_BYTES = 64 << 20
+_START_S = 180.0  # longest time for a child to start
+_WALL_TIMEOUTS = 4  # times `timeout_s` by the clock, since a busy machine may give a child little processor time
+_KEPT_BLOCK_BYTES = 64 << 20  # a child's block of shared memory, and its heap, keep about this much between images
 _HOME = str(Path(__file__).resolve().parents[2])  # the folder that holds pipeline/
 # With -P the current folder is not on the child's import path; the folder of this very package is.
 _PROGRAM = (
     "import sys; home = sys.argv.pop(1); home in sys.path or sys.path.insert(0, home); "
     "from pipeline.images.decode_child import main; main()"
 )
-"""A child's block of shared memory, and its heap, keep about this much between images."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of one file.
+    """The result of decoding one file: pixels, or a status and a reason.
 
     Attributes:
         status: "ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed" or "timeout".
         error: the reason in words, None when ok.
-        image: upright (after the EXIF turn), the caller's own; uint8 [H, W, 3], RGB, 0..255, where three bands were
-            asked for, else float32 [H, W, C] as `pipeline.images.pixels.to_unit` gives them. None unless ok.
-        height, width: of the upright original in pixels; None where a failed file does not tell. They differ
-            from the shape of `image` only when `resize_to` was given.
+        image: the upright pixels (after the EXIF turn), which belong to the caller and may be written to; uint8
+            [H, W, 3], RGB, 0..255, where three bands were asked for, else float32 [H, W, C] as
+            `pipeline.images.pixels.to_unit` gives them. None unless ok.
+        height, width: of the upright original in pixels; None where a failed file does not tell. They differ from the
+            shape of `image` only when `resize_to` was given.
         exif_orientation: 1..8 as the file states it, None where it states none.
     """
 
     status: str
     error: str | None
-    image: np.ndarray | None
+    image: NDArray[Any] | None
     height: int | None
     width: int | None
     exif_orientation: int | None
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the original of what is ok."""
+        """(height, width) of the original; only for status ok."""
         assert self.height is not None and self.width is not None, self.status
         return self.height, self.width
 
 
 class DecodeChildError(RuntimeError):
-    """Children cannot be started at all: a broken installation, not a broken image."""
+    """No child can be started: the installation is broken, not the image."""
 
 
 class DecodePool:
-    """`num_children` processes that decode. Thread-safe. The caller bounds what it has in flight."""
+    """Child processes that decode files. Thread-safe. The caller limits how many files it submits at a time."""
 
     def __init__(
         self,
@@ -96,21 +97,24 @@ class DecodePool:
         *,
         decode: Callable[[bytes, DecodeLimits, tuple[int, int] | None, int | None], Outcome] = decode_image,
     ) -> None:
-        """Returns at once; the children start beside it.
+        """Returns at once; the children start in the background.
 
         Args:
-            num_children: at least 1.
+            num_children: number of processes, at least 1.
             limits: see `DecodeLimits`.
-            decode: a function at the top of an importable module; the children import it by name.
+            decode: the function that the children call: at the top level of a module, which they import by name.
+
+        Raises:
+            ValueError: `num_children` is less than 1.
         """
         if num_children < 1:
             raise ValueError(f"num_children is {num_children}; it must be at least 1")
         self._limits = limits
         self._decode = f"{decode.__module__}:{decode.__qualname__}"
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Future[Decoded], Request] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        self.busy_s = 0.0  # seconds that the children have spent on files, added up
+        self.busy_s = 0.0  # seconds that the children have spent on files, summed over children
         self._children: set[_Child] = set()
         self._threads = [
             threading.Thread(target=self._serve, name=f"decode-{i}", daemon=True) for i in range(num_children)
@@ -121,17 +125,19 @@ class DecodePool:
     def submit(
         self, data: bytes, *, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
     ) -> Future[Decoded]:
-        """The decoded image, some time later. Bad data is a status, never an exception.
+        """A future of the decoded image. Bad data is a status, never an exception.
 
         Args:
             data: the whole file; must stay unchanged until the result is there.
-            resize_to: short and long side in pixels that the caller will resize the picture to, see `decode_image`: a
-                JPEG may then come back at a half, a quarter or an eighth of its size, never smaller than that.
-            num_bands: 3 is RGB of whatever there is; any other number are the file's own bands, which must be as
-                many; None takes those there are.
+            resize_to: short and long side in pixels that the caller will scale the picture to; a JPEG may then come
+                back smaller than it is stored. See `decode_image`.
+            num_bands: 3 converts any picture to RGB; any other number takes the file's own bands, of which there must
+                be as many; None takes all bands of the file. See `decode_image`.
 
         Raises:
             RuntimeError: the pool is closed.
+
+        The future raises `DecodeChildError` where no child can be started, CancelledError after `close`.
         """
         future: Future[Decoded] = Future()
         with self._lock:
@@ -141,7 +147,7 @@ class DecodePool:
         return future
 
     def close(self) -> None:
-        """Ends the children now. Futures that are not done raise CancelledError. Closing twice is nothing."""
+        """Kills the children now. Futures that are not done raise CancelledError. A second call does nothing."""
         with self._lock:
             if self._closed:
                 return
@@ -160,10 +166,13 @@ class DecodePool:
         self.close()
 
     def _serve(self) -> None:
-        """One thread for each child (on Linux it dies with this thread): start it, feed it, replace it."""
+        """Runs in one thread for each child: starts it, gives it files, replaces it.
+
+        On Linux a child ends with the thread that started it.
+        """
         child: _Child | None = None
         try:
-            with contextlib.suppress(DecodeChildError, OSError):  # told to the first image instead
+            with contextlib.suppress(DecodeChildError, OSError):  # the first file's future will raise it
                 child = self._start()
             while (job := self._jobs.get()) is not None:
                 future, request = job
@@ -187,12 +196,12 @@ class DecodePool:
                 self._end(child)
 
     def _decode_one(self, child: _Child | None, request: Request) -> tuple[Decoded, _Child | None]:
-        """The verdict on one file, and the child to go on with (None when it has to be replaced)."""
+        """The result for one file, and the child to use for the next one (None when it has to be replaced)."""
         if len(request[0]) > self._limits.max_bytes:
             error = f"the file has {len(request[0])} bytes; at most {self._limits.max_bytes} are allowed"
             return Decoded("too_large", error, None, None, None, None), child
         while True:
-            if child is not None and child.process.poll() is not None:  # ended while it had nothing to do
+            if child is not None and child.process.poll() is not None:  # it ended while it was idle
                 self._end(child)
                 child = None
             if child is None:
@@ -231,7 +240,7 @@ class DecodePool:
 
 
 class _ChildFailed(Exception):
-    """The child died or had to be killed over this image."""
+    """The child died or has to be killed because of a file: the file's status, and the reason."""
 
     def __init__(self, status: str, error: str) -> None:
         super().__init__(error)
@@ -245,19 +254,19 @@ class _Child:
         self.num_decoded = 0
         self._timeout_s, self._max_pixels = limits.timeout_s, limits.max_pixels
         self._block_fd = _anonymous_block()
-        self._socket, theirs = socket.socketpair()
+        self._socket, child_socket = socket.socketpair()
         settings = {
             "parent_pid": os.getpid(),
-            "socket_fd": theirs.fileno(),
+            "socket_fd": child_socket.fileno(),
             "block_fd": self._block_fd,
             "limits": dataclasses.asdict(limits),
             "decode": decode,
         }
         environment = {
             **os.environ,
-            # Each thread and each arena of malloc would take address space, more of it on machines with more cores.
+            # Each thread and each malloc arena takes address space, and machines with more cores have more of them.
             "OPENBLAS_NUM_THREADS": "1",
-            # Memory is kept from image to image: to fault it in anew took as long as to decode a small JPEG (ran).
+            # Memory is kept between images: page faults for fresh memory took as long as decoding a small JPEG (ran).
             **malloc.environment(arena_max=1, mmap_threshold=_KEPT_BLOCK_BYTES // 2, trim_threshold=_KEPT_BLOCK_BYTES),
         }
         try:
@@ -265,8 +274,8 @@ class _Child:
                 [sys.executable, "-P", "-c", _PROGRAM, _HOME, json.dumps(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # C libraries print their warnings; the reasons come back as words
-                pass_fds=(theirs.fileno(), self._block_fd),
+                stderr=subprocess.DEVNULL,  # C libraries print warnings; the answers have the reasons
+                pass_fds=(child_socket.fileno(), self._block_fd),
                 env=environment,
             )
         except BaseException:
@@ -274,9 +283,10 @@ class _Child:
             os.close(self._block_fd)
             raise
         finally:
-            theirs.close()
+            child_socket.close()
 
     def wait_until_ready(self) -> None:
+        """Waits for the child to start. Raises DecodeChildError when it does not."""
         try:
             answer = self._receive(lambda: _START_S)
         except (_ChildFailed, TimeoutError) as failure:
@@ -285,17 +295,17 @@ class _Child:
             raise DecodeChildError(f"a decode child did not start: {answer.get('error')}")
 
     def decode(self, request: Request) -> tuple[Decoded, bool]:
-        """The verdict and whether the child can go on. Raises _ChildFailed when it cannot even give one."""
+        """The result for one file, and whether the child may be used again. Raises _ChildFailed when none comes."""
         data, resize_to, num_bands = request
         cpu_before_s, started_s = self._cpu_s(), time.monotonic()
 
         def seconds_left() -> float:
             wall_s = time.monotonic() - started_s
             cpu_s = min(self._cpu_s() - cpu_before_s, wall_s)
-            return min(self._timeout_s - cpu_s, _PATIENCE * self._timeout_s - wall_s)
+            return min(self._timeout_s - cpu_s, _WALL_TIMEOUTS * self._timeout_s - wall_s)
 
         try:
-            self._socket.settimeout(_PATIENCE * self._timeout_s)
+            self._socket.settimeout(_WALL_TIMEOUTS * self._timeout_s)
             self._socket.sendall(REQUEST.pack(len(data), *(resize_to or (0, 0)), num_bands or 0))
             self._socket.sendall(data)
             answer = self._receive(seconds_left)
@@ -303,13 +313,13 @@ class _Child:
             return self._decoded(answer, num_bands), not answer.get("out_of_memory")
         except TimeoutError:
             raise _ChildFailed("timeout", f"not decoded in {self._timeout_s:g} s") from None
-        except OSError:  # a broken pipe
+        except OSError:  # the socket is broken
             raise _ChildFailed("decoder_crashed", f"the decoder {self._cause_of_death()}") from None
         except (ValueError, KeyError, TypeError):
             raise _ChildFailed("decoder_crashed", "the decoder gave an answer without sense") from None
 
-    def _receive(self, seconds_left: Callable[[], float]) -> dict:
-        """The next answer. Raises TimeoutError, or _ChildFailed when the child is gone."""
+    def _receive(self, seconds_left: Callable[[], float]) -> dict[str, Any]:
+        """The next answer. Raises TimeoutError, _ChildFailed when the child is gone, ValueError for no JSON object."""
         received = b""
         while len(received) < ANSWER_BYTES:
             wait_s = seconds_left()
@@ -330,14 +340,15 @@ class _Child:
             raise ValueError("the answer is no object")
         return answer
 
-    def _decoded(self, answer: dict, num_bands: int | None) -> Decoded:
+    def _decoded(self, answer: dict[str, Any], num_bands: int | None) -> Decoded:
+        """An answer with its pixels. Raises ValueError, KeyError or TypeError when it makes no sense."""
         image = None
         if answer["status"] == "ok":
             height, width, count = map(int, answer["shape"])
-            wanted = "uint8" if num_bands == 3 else "float32"
-            if not 0 < height * width <= self._max_pixels or count != (num_bands or count) or answer["dtype"] != wanted:
+            dtype = "uint8" if num_bands == 3 else "float32"
+            if not 0 < height * width <= self._max_pixels or count != (num_bands or count) or answer["dtype"] != dtype:
                 raise ValueError("no such picture")
-            image = self._pixels((height, width, count), wanted, int(answer["offset"]))
+            image = self._pixels((height, width, count), dtype, int(answer["offset"]))
         elif answer["status"] not in STATUSES:
             raise ValueError("no such status")
         return Decoded(
@@ -349,8 +360,8 @@ class _Child:
             answer.get("exif_orientation"),
         )
 
-    def _pixels(self, shape: tuple[int, int, int], dtype: str, offset: int) -> np.ndarray:
-        """A copy of the block's pixels, made by the kernel without holding Python's lock."""
+    def _pixels(self, shape: tuple[int, int, int], dtype: str, offset: int) -> NDArray[Any]:
+        """A copy of the pixels in the shared block, read without holding the GIL."""
         if math.prod(shape) * np.dtype(dtype).itemsize + offset > os.fstat(self._block_fd).st_size:
             raise ValueError("fewer pixels than announced")
         image = np.empty(shape, dtype)
@@ -365,9 +376,9 @@ class _Child:
         return image
 
     def _cpu_s(self) -> float:
-        """Processor seconds the child has used; 0 where the system does not tell (ended, or not Linux)."""
+        """Processor seconds that the child has used; 0 where the system does not tell (ended, or not Linux)."""
         try:
-            return time.clock_gettime((~self.process.pid << 3) | 2)  # the kernel's id of that clock
+            return time.clock_gettime((~self.process.pid << 3) | 2)  # Linux's id of the process's CPU clock
         except OSError:
             return 0.0
 
@@ -378,7 +389,7 @@ class _Child:
         return "closed its connection"
 
     def end(self) -> None:
-        """Kills the child, takes away its zombie, frees its block. Twice is nothing."""
+        """Kills the child, waits for its end and frees its shared block. A second call does nothing."""
         self.process.kill()
         self.process.wait()
         self._socket.close()
@@ -388,7 +399,7 @@ class _Child:
 
 
 def _anonymous_block() -> int:
-    """A descriptor of memory without a name: the kernel frees it with its last holder, however that ends."""
+    """A descriptor of anonymous memory, which the kernel frees when the last process that holds it ends."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("maskfleet-decode")
     with tempfile.TemporaryFile() as unnamed:

@@ -1,22 +1,28 @@
-"""From an opened picture to the pixels a network sees, the same in training and in segmentation; see docs/formats.md.
+"""Conversion of opened pictures to the pixels a network sees: EXIF turn, RGB or float bands, damage checks.
 
-Three channels are RGB, by the rules that make any picture RGB. Any other number are the picture's own bands. NumPy is
-imported only where it is needed: most decode children never do.
+Training and segmentation both use it, so they see the same pixels; docs/formats.md states the rules. Three channels are
+RGB, to which any picture is converted. Any other number of channels are the picture's own bands. NumPy is imported only
+where it is needed, because most decode children never need it.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 if TYPE_CHECKING:
+    from typing import TypeVar
+
     import numpy as np
+    from numpy.typing import NDArray
+
+    _Sample = TypeVar("_Sample", bound=np.generic)
 
 SIDEWAYS = (5, 6, 7, 8)
-"""Orientations that exchange height and width."""
+"""EXIF orientations that exchange height and width."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,39 +33,42 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of an EXIF orientation upright."""
+"""The transposition that makes a picture of an EXIF orientation upright; 1 is upright already."""
 
 TURNED_BACK_BY = {6: 8, 8: 6}
-"""The orientation whose turn undoes that of another; all others undo themselves."""
+"""The orientation whose turn undoes the turn of another. Turns that are not named here undo themselves."""
 
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 
 
 class WrongBands(ValueError):
-    """A file of other bands than the network takes."""
+    """A file has another number of bands than the network takes."""
 
 
 def orientation_of(picture: Image.Image) -> int | None:
-    """1..8 from EXIF, else XMP, else ImageMagick's text; None when there is none or it cannot be read.
+    """The orientation, 1..8, from EXIF, else XMP, else ImageMagick's text; None when there is none or it is unreadable.
 
     Raises:
-        OSError, MemoryError: of a PNG, which reads its pixels on the way to EXIF.
+        OSError, MemoryError: the pixels of a PNG cannot be read, which Pillow does on the way to its EXIF.
     """
     try:
         value = picture.getexif().get(_ORIENTATION_TAG)
     except (MemoryError, OSError):
         raise
-    except Exception:  # damaged metadata raises anything from struct.error to SyntaxError; the picture may be whole
+    except Exception:  # broken metadata raises anything from struct.error to SyntaxError; the pixels may be whole
         return None
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB: high byte of 16-bit samples, own range of 32-bit and float samples, alpha over white.
+    """A picture of any mode as 8-bit RGB.
+
+    16-bit samples keep their high byte. 32-bit and float samples are scaled from their own range to 0..255. Transparent
+    pixels are blended over white.
 
     Raises:
-        ValueError: float samples of which none is a finite number.
+        ValueError: none of the float samples is a finite number.
     """
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PPM", "PNG")):
         return _from_16_bit(picture)
@@ -71,15 +80,15 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def to_bands(picture: Image.Image, num_bands: int | None) -> np.ndarray:
-    """The picture's own bands as `to_unit` gives them; palettes and CMYK become the RGB they mean.
+def to_bands(picture: Image.Image, num_bands: int | None) -> NDArray[np.float32]:
+    """The picture's own bands, float32 [H, W, C], scaled by `to_unit`; palettes, CMYK, YCbCr, Lab and HSV become RGB.
 
     Args:
         picture: of any mode.
-        num_bands: how many there must be; 1 makes grey of a coloured picture; None takes those there are.
+        num_bands: how many bands there must be; 1 converts a coloured picture to grey; None takes all bands.
 
     Raises:
-        WrongBands: it has others.
+        WrongBands: the picture has another number of bands.
     """
     import numpy as np
 
@@ -88,12 +97,16 @@ def to_bands(picture: Image.Image, num_bands: int | None) -> np.ndarray:
     elif picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
         picture = picture.convert("RGB")
     samples = np.atleast_3d(np.array(picture))
-    # 16-bit grey is held as 32-bit numbers by some of Pillow's plugins.
+    # Some of Pillow's plugins hold 16-bit grey as 32-bit integers.
     return to_unit(np.clip(samples, 0, 65535).astype(np.uint16) if picture.mode == "I" else samples, num_bands)
 
 
-def to_unit(samples: np.ndarray, num_bands: int | None = None) -> np.ndarray:
-    """Bands [H, W, C] as float32: whole numbers divided by the largest of their type, floats as they are.
+def to_unit(samples: NDArray[Any], num_bands: int | None = None) -> NDArray[np.float32]:
+    """Bands [H, W, C] as float32: integers divided by the largest value of their type, floats unchanged.
+
+    Args:
+        samples: [H, W, C] of any integer, bool or float type.
+        num_bands: the C there must be; None allows any.
 
     Raises:
         WrongBands: C is not `num_bands`.
@@ -106,33 +119,33 @@ def to_unit(samples: np.ndarray, num_bands: int | None = None) -> np.ndarray:
     return values if samples.dtype.kind in "fb" else np.divide(values, np.iinfo(samples.dtype).max, out=values)
 
 
-def turn(samples: np.ndarray, orientation: int | None) -> np.ndarray:
-    """An array [H, W, C] of an EXIF orientation, made upright (a view)."""
-    if orientation in (5, 6, 7, 8):
+def turn(samples: NDArray[_Sample], orientation: int | None) -> NDArray[_Sample]:
+    """An array [H, W, C] turned upright from an EXIF orientation (a view); unchanged for 1, None and unknown ones."""
+    if orientation in SIDEWAYS:
         samples = samples.swapaxes(0, 1)
     flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     return samples[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
 def find_damage(data: bytes, name: str | None) -> str | None:
-    """What is wrong with a file that Pillow would take for whole; `name` is its format. None for nothing."""
+    """The damage of a file that Pillow would take for whole, as text; None for none. `name` is its format."""
     return _DAMAGE[name](data) if name in _DAMAGE else None
 
 
 def _jpeg_damage(data: bytes) -> str | None:
-    """Whether the end is missing; a file filled up with zeros is half grey to Pillow, not an error."""
+    """Finds a missing end-of-image marker: Pillow decodes a cut file that is filled up with zeros as half grey."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] == 0xDA:  # start of the pixels, in which FF D9 can only be the end
-            found = data.find(b"\xff\xd9", position)
-            return None if found >= 0 else "the file has no end-of-image marker"
+        if data[position + 1] == 0xDA:  # the pixels start here, and in them FF D9 can only be the end marker
+            has_end = data.find(b"\xff\xd9", position) >= 0
+            return None if has_end else "the file has no end-of-image marker"
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         position += 1 if data[position + 1] == 0xFF else 2 + length
     return None
 
 
 def _png_damage(data: bytes) -> str | None:
-    """Whether the pixels fail their checksum, which Pillow does not compare; None when they do not."""
+    """Finds pixel chunks whose checksum is wrong, which Pillow does not compare."""
     position, kind = 8, b""
     while position + 12 <= len(data) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -148,7 +161,7 @@ _DAMAGE = {"JPEG": _jpeg_damage, "MPO": _jpeg_damage, "PNG": _png_damage}
 
 
 def _from_16_bit(picture: Image.Image) -> Image.Image:
-    """The high byte of each sample (of 12-bit TIFF the high 8 of its 12 bits), in all three channels."""
+    """RGB of 16-bit grey: the high byte of each sample; of a 12-bit TIFF, the high 8 of its 12 bits."""
     import numpy as np
 
     bits = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
@@ -161,10 +174,13 @@ def _from_16_bit(picture: Image.Image) -> Image.Image:
 
 
 def _from_own_range(picture: Image.Image) -> Image.Image:
-    """Smallest..largest finite sample to 0..255 (their type's range says nothing); a flat picture is black."""
+    """RGB of 32-bit or float grey: the smallest..largest finite sample to 0..255; a constant picture is black.
+
+    The range of such a type says nothing about the range of the picture.
+    """
     import numpy as np
 
-    samples = np.array(picture, np.float64)  # worked on in place: it may be large
+    samples = np.array(picture, np.float64)  # changed in place below, because it may be large
     finite = np.isfinite(samples)
     if not finite.any():
         raise ValueError("no sample is a finite number")
@@ -176,6 +192,7 @@ def _from_own_range(picture: Image.Image) -> Image.Image:
 
 
 def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    """The picture blended over white by its alpha."""
     white = Image.new("RGB", picture.size, (255, 255, 255))
     white.paste(picture, mask=alpha)
     return white

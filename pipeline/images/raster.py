@@ -1,4 +1,4 @@
-"""TIFFs of any number of bands, which Pillow does not open: TIFF 6.0 and BigTIFF, with any lossless compression."""
+"""TIFF reader for any number of bands, which Pillow does not open: TIFF 6.0 and BigTIFF, losslessly compressed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
@@ -22,25 +23,25 @@ _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 322, 323
 _TILE_OFFSETS, _TILE_BYTES, _SAMPLE_FORMAT = 324, 325, 339
 _PHOTOMETRIC, _ORIENTATION = 262, 274
 _NONE, _DEFLATE = (1,), (8, 32946)
-# LZW, PackBits, LZMA, Zstandard: streams of bytes that libtiff, inside Pillow, undoes.
+# LZW, PackBits, LZMA, Zstandard: byte streams that libtiff, inside Pillow, decompresses.
 _BY_LIBTIFF = (5, 32773, 34925, 50000)
 _MOST_BANDS = 1024
-# White is zero, palette, YCbCr, CIE Lab: the numbers in the file are not yet what they mean.
+# WhiteIsZero, palette, YCbCr, CIE Lab: the stored numbers have to be converted to brightness or colour first.
 _CODED = (0, 3, 6, 8)
 
 
 class UnsupportedTiff(ValueError):
-    """A TIFF in a form that is not read here; the message names the form."""
+    """A TIFF of a kind that this reader does not take; the message names the kind."""
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether these bytes begin as a TIFF does."""
+    """Whether a file's first bytes are those of a TIFF or BigTIFF."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """Size as stored in pixels (before any turn), and the orientation 1..8 as EXIF counts it, None without one."""
+    """The size in pixels as stored (before any turn), and the EXIF orientation 1..8, None where there is none."""
 
     height: int
     width: int
@@ -48,7 +49,7 @@ class TiffHeader:
 
 
 def read_tiff_header(data: bytes) -> TiffHeader:
-    """What the first page says of itself; no pixels are read.
+    """Size and orientation of the first page; no pixels are read.
 
     Raises:
         ValueError: a broken file.
@@ -57,26 +58,25 @@ def read_tiff_header(data: bytes) -> TiffHeader:
         tags = next(_iter_directories(data))
         orientation = int(tags.get(_ORIENTATION, 0))
         header = TiffHeader(int(tags[_HEIGHT]), int(tags[_WIDTH]), orientation if 1 <= orientation <= 8 else None)
-    except Exception as error:  # a broken file shows in many ways
+    except Exception as error:  # broken files raise many kinds of errors
         raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
     if header.height < 1 or header.width < 1:
         raise ValueError(f"a TIFF of {header.height} x {header.width} pixels")
     return header
 
 
-def read_tiff(data: bytes, *, max_pages: int = 10_000) -> np.ndarray:
-    """The bands of a TIFF as stored: [H, W, C] of the file's own number type, native byte order.
+def read_tiff(data: bytes, *, max_pages: int = 10_000) -> NDArray[Any]:
+    """The bands of a TIFF as stored: [H, W, C] of the file's own number type, in native byte order.
 
-    Pages of the same size as the first one count as further bands, since some programs write one page for
-    each band.
+    Pages of the same size as the first one, directly after it, count as further bands, since some programs write one
+    page for each band.
 
     Raises:
-        UnsupportedTiff: a lossy compression, a number type other than whole or floating-point numbers of 8, 16, 32
-            or 64 bits, coded colours (a palette, YCbCr), or more pages than
-            `max_pages`.
+        UnsupportedTiff: a lossy compression, a number type other than integers of 8, 16 or 32 bits and floats of 16, 32
+            or 64 bits, coded colours (such as a palette or YCbCr), or more pages than `max_pages`.
         ValueError: a broken file.
     """
-    pages: list[np.ndarray] = []
+    pages: list[NDArray[Any]] = []
     try:
         for tags in _iter_directories(data):
             if pages and (tags[_HEIGHT], tags[_WIDTH]) != pages[0].shape[:2]:
@@ -86,7 +86,7 @@ def read_tiff(data: bytes, *, max_pages: int = 10_000) -> np.ndarray:
             pages.append(_read_page(data, tags))
     except (UnsupportedTiff, MemoryError):
         raise
-    except Exception as error:  # a broken file shows in many ways: missing tags, short strips, bad zlib streams
+    except Exception as error:  # broken files raise many kinds of errors: missing tags, short strips, bad zlib streams
         raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
     if not pages:
         raise ValueError("a TIFF without a page")
@@ -95,12 +95,18 @@ def read_tiff(data: bytes, *, max_pages: int = 10_000) -> np.ndarray:
     return pages[0] if len(pages) == 1 else np.concatenate(pages, axis=2)
 
 
-def read_tiff_bands(data: bytes, num_bands: int | None, *, max_pages: int = 10_000) -> np.ndarray:
-    """The bands of `read_tiff` as `pipeline.images.pixels.to_unit` gives them: float32 [H, W, num_bands]; None for any number.
+def read_tiff_bands(data: bytes, num_bands: int | None, *, max_pages: int = 10_000) -> NDArray[np.float32]:
+    """The bands of a TIFF as float32 [H, W, C], scaled by `pipeline.images.pixels.to_unit`.
+
+    Args:
+        data: the whole file.
+        num_bands: the C there must be; None allows any.
+        max_pages: see `read_tiff`.
 
     Raises:
-        UnsupportedTiff, ValueError: as `read_tiff`; also where grey is wanted of a colour, which Pillow makes.
-        WrongBands: it has others.
+        UnsupportedTiff: as `read_tiff`; also where one band is wanted of several, which Pillow can convert to grey.
+        WrongBands: the file has another number of bands.
+        ValueError: a broken file.
     """
     samples = read_tiff(data, max_pages=max_pages)
     if num_bands == 1 and samples.shape[2] > 1:
@@ -109,7 +115,7 @@ def read_tiff_bands(data: bytes, num_bands: int | None, *, max_pages: int = 10_0
 
 
 def _iter_directories(data: bytes) -> Iterator[Any]:
-    """The tags of one page after another; the same object each time."""
+    """The tags of each page in turn, all in the same object, which the next page overwrites."""
     stream = io.BytesIO(data)
     directory = ImageFileDirectory_v2(stream.read(16 if data[2:3] in b"+" or data[3:4] == b"+" else 8))
     seen: set[int] = set()
@@ -122,7 +128,8 @@ def _iter_directories(data: bytes) -> Iterator[Any]:
         yield directory
 
 
-def _read_page(data: bytes, tags: Any) -> np.ndarray:
+def _read_page(data: bytes, tags: Any) -> NDArray[Any]:
+    """The bands of one page: [H, W, C] in native byte order."""
     height, width, bands = int(tags[_HEIGHT]), int(tags[_WIDTH]), int(tags.get(_BANDS, 1))
     if bands > _MOST_BANDS:
         raise UnsupportedTiff(f"{bands} bands are more than {_MOST_BANDS}")
@@ -143,18 +150,18 @@ def _read_page(data: bytes, tags: Any) -> np.ndarray:
         offsets, lengths = tags[_STRIP_OFFSETS], tags[_STRIP_BYTES]
     down, across = math.ceil(height / part[0]), math.ceil(width / part[1])
     planes = bands if is_planar else 1
-    in_part = 1 if is_planar else bands
-    canvas = np.zeros((planes, down * part[0], across * part[1], in_part), dtype)
-    for place in range(planes * down * across):
-        plane, rest = divmod(place, down * across)
-        top, left = rest // across * part[0], rest % across * part[1]
+    bands_in_part = 1 if is_planar else bands
+    canvas = np.zeros((planes, down * part[0], across * part[1], bands_in_part), dtype)
+    for index in range(planes * down * across):
+        plane, index_in_plane = divmod(index, down * across)
+        top, left = index_in_plane // across * part[0], index_in_plane % across * part[1]
         # The last strip may be shorter than the others; a tile never is.
         num_rows = part[0] if _TILE_OFFSETS in tags else min(part[0], height - top)
-        row_bytes = part[1] * in_part * dtype.itemsize
-        raw = _decompressed(data[offsets[place] : offsets[place] + lengths[place]], compression, num_rows, row_bytes)
+        row_bytes = part[1] * bands_in_part * dtype.itemsize
+        raw = _decompressed(data[offsets[index] : offsets[index] + lengths[index]], compression, num_rows, row_bytes)
         if len(raw) < num_rows * row_bytes:
-            raise ValueError(f"part {place} is too short")
-        values = _predicted(raw[: num_rows * row_bytes], (num_rows, part[1], in_part), dtype, predictor)
+            raise ValueError(f"part {index} is too short")
+        values = _undo_predictor(raw[: num_rows * row_bytes], (num_rows, part[1], bands_in_part), dtype, predictor)
         canvas[plane, top : top + len(values), left : left + part[1]] = values
     page = canvas[:, :height, :width]
     page = page.transpose(1, 2, 0, 3).reshape(height, width, bands)
@@ -162,12 +169,12 @@ def _read_page(data: bytes, tags: Any) -> np.ndarray:
 
 
 def _decompressed(raw: bytes, compression: int, num_rows: int, row_bytes: int) -> bytes:
-    """The bytes of one strip or tile."""
+    """The bytes of one strip or tile, decompressed."""
     if compression in _NONE:
         return raw
     if compression in _DEFLATE:
         return zlib.decompressobj().decompress(raw, num_rows * row_bytes)
-    # Whatever they mean, libtiff takes them for one grey picture.
+    # libtiff is given the part as an 8-bit grey TIFF, whatever its bytes mean.
     directory = ImageFileDirectory_v2(b"II*\0\0\0\0\0")
     tags = {_WIDTH: row_bytes, _HEIGHT: num_rows, _BITS: 8, _COMPRESSION: compression, _PHOTOMETRIC: 1, _BANDS: 1}
     for tag, value in (tags | {_STRIP_OFFSETS: 0, _ROWS_PER_STRIP: num_rows, _STRIP_BYTES: len(raw)}).items():
@@ -177,9 +184,9 @@ def _decompressed(raw: bytes, compression: int, num_rows: int, row_bytes: int) -
         return grey.tobytes()
 
 
-def _predicted(raw: bytes, shape: tuple[int, int, int], dtype: np.dtype, predictor: int) -> np.ndarray:
-    """The values of one strip or tile, of which a predictor has left the differences along each row."""
-    if predictor == 3:  # of each row the highest bytes of all numbers first, then the next ones, and so on
+def _undo_predictor(raw: bytes, shape: tuple[int, int, int], dtype: np.dtype[Any], predictor: int) -> NDArray[Any]:
+    """The values of one strip or tile, for which predictors 2 and 3 store the differences along each row."""
+    if predictor == 3:  # each row has the highest bytes of all its numbers first, then the next lower ones, and so on
         steps = np.frombuffer(raw, np.uint8).reshape(shape[0], -1, shape[2])
         planes = np.cumsum(steps, axis=1, dtype=np.uint8).reshape(shape[0], dtype.itemsize, -1)
         numbers = np.ascontiguousarray(planes.swapaxes(1, 2)).view(dtype.newbyteorder(">"))
@@ -188,7 +195,8 @@ def _predicted(raw: bytes, shape: tuple[int, int, int], dtype: np.dtype, predict
     return np.cumsum(values, axis=1, dtype=dtype) if predictor == 2 else values
 
 
-def _dtype(tags: Any, endian: str) -> np.dtype:
+def _dtype(tags: Any, endian: str) -> np.dtype[Any]:
+    """The number type of a page's samples."""
     bits = tags.get(_BITS, (1,))
     formats = tags.get(_SAMPLE_FORMAT, (1,))
     bits, formats = (set(value) if isinstance(value, tuple) else {value} for value in (bits, formats))

@@ -1,19 +1,20 @@
-"""The two ways to write a box: XYXY `boxes` on the model's side, XYWH `bbox` on COCO's."""
+"""Box conversions between the model's XYXY `boxes` and COCO's XYWH `bbox`."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """COCO's form of half-open corner boxes.
+def xyxy_to_xywh(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """COCO's XYWH boxes of half-open XYXY boxes.
 
     Args:
-        boxes: float32 [N, 4], XYXY in pixels, right and bottom edges outside the box. N = 0 is allowed.
+        boxes: float32 [N, 4], XYXY in pixels, half-open (the pixel at x2, y2 is outside). N = 0 is allowed.
 
     Returns:
-        A new float32 [N, 4], XYWH in the same pixels: `width = x2 - x1`, `height = y2 - y1`, negative where a
-        box's corners are the wrong way round.
+        A new float32 [N, 4], XYWH in the same pixels: `width = x2 - x1`, `height = y2 - y1`; negative where x2 < x1 or
+        y2 < y1.
 
     Raises:
         ValueError: `boxes` is not a float32 array of shape [N, 4].
@@ -24,15 +25,15 @@ def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
     return converted
 
 
-def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """The half-open corners of COCO's boxes.
+def xywh_to_xyxy(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Half-open XYXY boxes of COCO's XYWH boxes.
 
     Args:
         boxes: float32 [N, 4], XYWH in pixels. N = 0 is allowed.
 
     Returns:
-        A new float32 [N, 4], XYXY in the same pixels, half-open: `x2 = x1 + width`, `y2 = y1 + height`.
-        Undoes `xyxy_to_xywh` up to float32 rounding, and exactly for whole and half pixels below 2**22.
+        A new float32 [N, 4], XYXY in the same pixels, half-open: `x2 = x1 + width`, `y2 = y1 + height`. The inverse of
+        `xyxy_to_xywh` up to float32 rounding, and exactly so for whole and half pixels below 2**22.
 
     Raises:
         ValueError: `boxes` is not a float32 array of shape [N, 4].
@@ -43,7 +44,7 @@ def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
     return converted
 
 
-def _check_boxes(boxes: np.ndarray) -> None:
+def _check_boxes(boxes: NDArray[np.float32]) -> None:
     if not isinstance(boxes, np.ndarray):
         raise ValueError(f"boxes must be a float32 array of shape [N, 4], not a {type(boxes).__name__}")
     if boxes.ndim != 2 or boxes.shape[1] != 4:

@@ -1,34 +1,35 @@
-"""Compiled kernel that fills polygons as pycocotools does: the mask of each as a string, in one pass over all of them.
+"""Compiled kernel that fills polygons as pycocotools does: many polygons to COCO run-length strings in one call.
 
-pycocotools walks each edge on a grid five times as fine and notes the row at every step from one column of pixels to
-the next; in column-major order these boundaries are the ends of runs. Here only those steps are computed, with the
-same arithmetic, not the whole walk.
+pycocotools walks along each edge on a grid five times as fine as the pixels, and notes the row at every step from one
+column of pixels to the next. In column-major order these boundaries are the ends of runs. Here only those steps are
+computed, with the same arithmetic, not the whole walk.
 
-Source: `rleFrPoly` in pycocotools' maskApi, whose results these are, number for number.
+Source: `rleFrPoly` in pycocotools' maskApi; the results are equal to its results, number for number.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.masks.rle_kernel import append_counts, compiled
 
-_FINE = 5.0
+_FINE = 5.0  # steps of the fine grid to a pixel
 
 
 @compiled
 def fill(
-    points: np.ndarray, starts: np.ndarray, heights: np.ndarray, widths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of polygons in COCO's compressed form.
+    points: NDArray[np.float64], starts: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Fills polygons, each in its own image, and encodes the masks in COCO's compressed form.
 
     Args:
-        points: float64 [P, 2], the corners of all polygons, one after the other, x and y in pixels.
-        starts: int64 [N + 1], where each polygon begins.
-        heights, widths: int64 [N], of each polygon's image.
+        points: float64 [P, 2], the corners of all polygons, one polygon after the other: x and y in pixels.
+        starts: int64 [N + 1]; polygon n has the corners points[starts[n]:starts[n + 1]].
+        heights, widths: int64 [N], the size of each polygon's image.
 
     Returns:
-        All strings as one text, uint8 [L], and where each ends in it, int64 [N].
+        (text uint8 [L], ends int64 [N]): string n is text[ends[n - 1]:ends[n]].
     """
     num = len(heights)
     ends, in_order = np.empty(4096, np.int64), np.empty(4096, np.int64)
@@ -58,7 +59,7 @@ def fill(
                 if dx >= dy:
                     t = border - x0
                     y = min(np.int64(y0 + slope * t + 0.5), np.int64(y0 + slope * (t + 1) + 0.5))
-                else:  # the last step on the side of the border where the edge begins
+                else:  # find the last step on the side of the border where the edge begins
                     t = min(max(np.int64((border + 0.5 - x0) / slope), np.int64(0)), dy - 1)
                     side = x0 > border
                     while t > 0 and (np.int64(x0 + slope * t + 0.5) > border) != side:
@@ -72,7 +73,7 @@ def fill(
         if k > len(in_order):
             in_order, runs = np.empty(2 * k, np.int64), np.empty(2 * k + 1, np.int64)
         _sort_by_column(ends[:k], in_order, height)
-        # Two boundaries at one place are none: the runs on both sides are one.
+        # Two boundaries at the same position cancel: the runs on both sides of them are one.
         total = 0
         last = np.int64(0)
         joins = False
@@ -94,18 +95,19 @@ def fill(
 
 @compiled
 def _fine(pixels: float) -> int:
+    """A coordinate on the fine grid."""
     return int(_FINE * pixels + 0.5)
 
 
 @compiled
 def _columns(x0: int, x1: int, width: int) -> tuple[int, int]:
-    """First and last column c of pixels whose border, between the fine columns 5c + 2 and 5c + 3, an edge crosses."""
+    """The first and last pixel column c whose border, between fine columns 5c + 2 and 5c + 3, an edge crosses."""
     return max(0, -((2 - min(x0, x1)) // 5)), min(width - 1, (max(x0, x1) - 3) // 5)
 
 
 @compiled
-def _sort_by_column(ends: np.ndarray, in_order: np.ndarray, height: int) -> None:
-    """Sorts boundaries: a column has few, so they are put column by column and exchanged there."""
+def _sort_by_column(ends: NDArray[np.int64], in_order: NDArray[np.int64], height: int) -> None:
+    """Sorts boundaries into `in_order`: counting sort by column, then insertion sort in each column, which has few."""
     if len(ends) == 0:
         return
     low = ends.min() // height

@@ -1,9 +1,9 @@
-"""COCO run-length encoding: the only form in which a mask leaves the model's side.
+"""COCO run-length encoding (RLE) of masks: encode, decode, merge, areas, boxes and IoU of compressed strings.
 
-Everywhere in this module `counts` is COCO's compressed string for one mask: the lengths of alternating runs
-of outside and inside pixels, outside first, column by column (column-major), each run from the fourth on
-written as the difference to the run two before it, five bits to a character. Sizes are `height, width` of the
-original image.
+Masks leave the model's side as RLE only. Everywhere in this module `counts` is COCO's compressed string for one mask:
+the lengths of alternating runs of outside and inside pixels, outside first, column by column (column-major). Each run
+from the fourth on is written as the difference to the run two before it, five bits to a character. Sizes are
+`height, width` of the original image.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-# A character is 48 + six bits; the sixth says that the number goes on, so the last character must be without
-# it.
+# A character is 48 + six bits. The sixth says that the number goes on, so the last character must not have it.
 _WELL_FORMED = re.compile(r"[0-o]*[0-O]")
 _MOST_PIXELS = 2**32 - 1  # pycocotools counts pixels in 32 bits
 _LONGEST_NUMBER = 7  # characters of a signed 33-bit difference
-_FARTHEST_BOX_PX = 2.0**30  # box corners beyond this mean a broken predictor, and overflow the arithmetic
-FARTHEST_POLYGON_PX = 1e6  # pycocotools walks polygon edges pixel by pixel, outside the image too
+_FARTHEST_BOX_PX = 2.0**30  # box corners beyond this come from a broken predictor, and overflow the arithmetic
+FARTHEST_POLYGON_PX = 1e6  # pycocotools walks along polygon edges pixel by pixel, outside the image too
 
 
 def encode_roi_masks(mask_probs: Any, boxes: Any, image_size: tuple[int, int], threshold: float = 0.5) -> list[str]:
-    """The masks of one image as run lengths, straight from the mask head's output.
+    """The masks of one image as `counts`, straight from the mask head's output.
 
-    Byte for byte what torchvision's `paste_masks_in_image` on the CPU, `>= threshold` and
-    `pycocotools.mask.encode` give, without building a mask of the image's or even the box's size: time
-    follows the number of image columns that the boxes cover, memory the length of the strings.
+    The result is byte for byte that of torchvision's `paste_masks_in_image` on the CPU, `>= threshold` and
+    `pycocotools.mask.encode`. No mask of the image's or the box's size is built: time grows with the number of image
+    columns that the boxes cover, memory with the length of the strings.
 
     Args:
-        mask_probs: float32 [N, M, M], numpy array or CPU torch tensor: probabilities 0..1 of the chosen
-            class, rows first, as they leave the mask head's sigmoid.
-        boxes: float32 [N, 4] (float64 is expanded in float64, as torchvision does), same kinds of container:
-            XYXY, half-open, in pixels of the original image. They may lie over the image's borders or be
+        mask_probs: float32 [N, M, M], numpy array or CPU torch tensor: probabilities 0..1 of the chosen class, rows
+            first, as the mask head's sigmoid gives them.
+        boxes: [N, 4], numpy array or CPU torch tensor: XYXY, half-open, in pixels of the original image; float32, or
+            float64, which is expanded in float64, as torchvision does. They may cross the image's borders or be
             degenerate. A box wholly outside the image has an empty mask (torchvision raises there).
         image_size: (height, width) of the original image.
-        threshold: a pixel is inside where its interpolated probability is >= this (compared in float32). At 0
-            or below the pixels outside the box are inside, too, as in the reference.
+        threshold: a pixel is inside where its interpolated probability is >= this (compared in float32). At 0 or below,
+            the pixels outside the box are inside, too, as in the reference.
 
     Returns:
         N strings of `counts`. N = 0 gives an empty list.
 
     Raises:
-        ValueError: a wrong shape or dtype, a non-finite probability or box, a box corner beyond 2**30 px, a
-            non-finite threshold, or an image without pixels or with 2**32 of them; the message names it.
+        ValueError: a wrong shape or dtype, a non-finite probability or box, a box corner beyond 2**30 px, a non-finite
+            threshold, or an image without pixels or with 2**32 of them or more; the message names it.
 
-    Runs on one thread and releases the GIL. The first call in a process loads or compiles the kernel, see
+    Runs on one thread and releases the GIL. The first call in a process loads or compiles the kernel; see
     `pipeline.masks.rle_kernel`.
     """
     return encode_roi_masks_and_areas(mask_probs, boxes, image_size, threshold)[0]
@@ -56,8 +56,8 @@ def encode_roi_masks(mask_probs: Any, boxes: Any, image_size: tuple[int, int], t
 
 def encode_roi_masks_and_areas(
     mask_probs: Any, boxes: Any, image_size: tuple[int, int], threshold: float = 0.5
-) -> tuple[list[str], np.ndarray]:
-    """`encode_roi_masks` and each mask's area (int64 [N], pixels), which costs nothing more there."""
+) -> tuple[list[str], NDArray[np.int64]]:
+    """The strings of `encode_roi_masks` and the area of each mask (int64 [N], pixels), at no further cost."""
     masks = _as_array(mask_probs, "mask_probs")
     corners = _as_array(boxes, "boxes")
     height, width = _check_size(*image_size)
@@ -76,7 +76,7 @@ def encode_roi_masks_and_areas(
     if len(masks) == 0:
         return [], np.zeros(0, np.int64)
 
-    from pipeline.masks import rle_kernel  # numba costs half a second, which readers of tables need not pay
+    from pipeline.masks import rle_kernel  # late: importing numba takes half a second, and readers do not need it
 
     text, ends, areas, bad = rle_kernel.encode_boxes(
         np.require(masks, requirements=["C", "W", "A"]),
@@ -91,12 +91,15 @@ def encode_roi_masks_and_areas(
     return _split(text, ends), areas
 
 
-def runs_to_counts(lengths: np.ndarray, numbers: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """`counts` and areas (int64 [N], pixels) of masks whose run lengths are there, as `model.inference.mask_rle` leaves them.
+def runs_to_counts(lengths: NDArray[np.int64], numbers: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """`counts` and areas of masks given as run lengths, as `model.inference.mask_rle` gives them.
 
     Args:
-        lengths: int64 [R], column-major, outside first, mask after mask.
-        numbers: int64 [N], run lengths of each mask.
+        lengths: int64 [R], the run lengths of all masks, one mask after the other: column-major, outside first.
+        numbers: int64 [N], how many run lengths each mask has.
+
+    Returns:
+        N strings of `counts`, and int64 [N] areas in pixels.
     """
     from pipeline.masks import rle_kernel
 
@@ -104,19 +107,19 @@ def runs_to_counts(lengths: np.ndarray, numbers: np.ndarray) -> tuple[list[str],
     return _split(text, ends), areas
 
 
-def _split(text: np.ndarray, ends: np.ndarray) -> list[str]:
+def _split(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[str]:
     joined = text.tobytes().decode("ascii")
     return [joined[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
 
 
-def encode_mask(mask: np.ndarray) -> str:
+def encode_mask(mask: NDArray[Any]) -> str:
     """`counts` of one full-size mask.
 
     Args:
         mask: uint8 or bool [H, W], any memory order; non-zero is inside.
 
     Raises:
-        ValueError: wrong shape or dtype, or no pixels.
+        ValueError: a wrong shape or dtype, no pixels, or 2**32 pixels or more.
     """
     if not isinstance(mask, np.ndarray) or mask.ndim != 2:
         raise ValueError(f"mask must be an array of shape [H, W], not {_shape_or_type(mask)}")
@@ -128,8 +131,8 @@ def encode_mask(mask: np.ndarray) -> str:
     return coco.encode(np.asfortranarray(mask != 0, dtype=np.uint8))["counts"].decode("ascii")
 
 
-def decode_rle(counts: str | bytes, height: int, width: int) -> np.ndarray:
-    """The mask that `counts` describes: uint8 [height, width], 1 inside and 0 outside, Fortran order.
+def decode_rle(counts: str | bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """The mask of `counts`: uint8 [height, width], 1 inside and 0 outside, in Fortran order.
 
     Raises:
         ValueError: `counts` is malformed or does not describe height x width pixels.
@@ -145,8 +148,8 @@ def decode_rle(counts: str | bytes, height: int, width: int) -> np.ndarray:
     return np.repeat(values, runs).reshape(width, height).T
 
 
-def counts_to_runs(counts: str | bytes) -> np.ndarray:
-    """Run lengths in pixels that `counts` stands for: int64 [R], all >= 0, outside runs at even places.
+def counts_to_runs(counts: str | bytes) -> NDArray[np.int64]:
+    """The run lengths of `counts` in pixels: int64 [R], all >= 0; outside runs have even indices.
 
     Raises:
         ValueError: `counts` is malformed.
@@ -171,7 +174,7 @@ def runs_to_rle(runs: Sequence[int], height: int, width: int) -> str:
     """`counts` of COCO's uncompressed form, a list of run lengths in column-major order, outside first.
 
     Raises:
-        ValueError: a run length is negative or not whole, or they do not sum to height x width.
+        ValueError: a run length is negative or no integer, or they do not sum to height x width.
     """
     height, width = _check_size(height, width)
     lengths = np.asarray(runs)
@@ -186,29 +189,27 @@ def runs_to_rle(runs: Sequence[int], height: int, width: int) -> str:
 
 
 def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int) -> str:
-    """`counts` of the union of COCO polygons, as `pycocotools` fills them (a pixel with its centre inside,
-    roughly).
+    """`counts` of the union of COCO polygons, filled by pycocotools (roughly: pixels whose centre is inside).
 
     Args:
-        polygons: each x1, y1, x2, y2, ... in pixels of the image, three corners or more; parts outside the
-            image are cut off. No polygon gives an empty mask.
+        polygons: each x1, y1, x2, y2, ... in pixels of the image, three corners or more. Parts outside the image are
+            cut off. No polygon gives an empty mask.
         height, width: size of the image.
 
     Raises:
-        ValueError: an odd or too small number of coordinates, or a coordinate that is not finite or beyond
-            10**6.
+        ValueError: an odd or too small number of coordinates, or a coordinate that is not finite or beyond 10**6.
     """
     height, width = _check_size(height, width)
     corners = []
-    for place, polygon in enumerate(polygons):
+    for index, polygon in enumerate(polygons):
         flat = np.asarray(polygon, np.float64)
         if flat.ndim != 1 or flat.size < 6 or flat.size % 2:
             raise ValueError(
-                f"polygon {place} must be a flat list x1, y1, x2, y2, ... of three corners or more, "
+                f"polygon {index} must be a flat list x1, y1, x2, y2, ... of three corners or more, "
                 f"not of shape {list(flat.shape)}"
             )
         if not (np.abs(flat) <= FARTHEST_POLYGON_PX).all():
-            raise ValueError(f"polygon {place} must have finite coordinates of at most {FARTHEST_POLYGON_PX:g} px")
+            raise ValueError(f"polygon {index} must have finite coordinates of at most {FARTHEST_POLYGON_PX:g} px")
         corners.append(flat.tolist())
     if not corners:
         return runs_to_rle([height * width], height, width)
@@ -217,22 +218,22 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], height: int, width: int
     return coco.merge(coco.frPyObjects(corners, height, width))["counts"].decode("ascii")
 
 
-def rle_areas(counts: Sequence[str | bytes]) -> np.ndarray:
-    """Number of inside pixels of each mask: int64 [N], [0] for N = 0.
+def rle_areas(counts: Sequence[str | bytes]) -> NDArray[np.int64]:
+    """The number of inside pixels of each mask: int64 [N].
 
     Raises:
         ValueError: a string is malformed.
     """
     from pycocotools import mask as coco
 
-    # The size takes no part in the area. With numpy 2, pycocotools 2.0 refuses more than 255 masks at a time.
+    # The area does not depend on the size. With numpy 2, pycocotools 2.0 refuses more than 255 masks at a time.
     masks = _as_dicts(counts, 1, 1)
     areas = [coco.area(masks[start : start + 255]) for start in range(0, len(masks), 255)]
     return np.concatenate([np.zeros(0, np.int64), *areas], dtype=np.int64, casting="unsafe")
 
 
-def rle_bbox(counts: Sequence[str | bytes], height: int, width: int) -> np.ndarray:
-    """The tight bbox of each mask: float32 [N, 4], COCO's XYWH in whole pixels, zeros for an empty mask.
+def rle_bbox(counts: Sequence[str | bytes], height: int, width: int) -> NDArray[np.float32]:
+    """The tight bbox of each mask: float32 [N, 4], COCO's XYWH in whole pixels; zeros for an empty mask.
 
     Raises:
         ValueError: a string is malformed or the size is not positive.
@@ -249,14 +250,14 @@ def rle_iou(
     height: int,
     width: int,
     iscrowd: Sequence[bool] | None = None,
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """Intersection over union of every detection with every truth: float64 [D, G], both of one image.
 
     Args:
         detections, truths: `counts` of D and G masks; either may be empty.
         height, width: size of the image.
-        iscrowd: for each truth whether it is a crowd; there the intersection is divided by the detection's
-            area alone, as in COCO's evaluation. None: no truth is.
+        iscrowd: whether each truth is a crowd, of length G. For a crowd the intersection is divided by the detection's
+            area alone, as in COCO's evaluation. None means that no truth is a crowd.
 
     Raises:
         ValueError: a string is malformed, the size is not positive, or `iscrowd` is not of length G.
@@ -273,12 +274,12 @@ def rle_iou(
 
 
 def rle_merge(counts: Sequence[str | bytes], height: int, width: int, *, intersect: bool = False) -> str:
-    """`counts` of the union of masks of one image, or of what all of them share.
+    """`counts` of the union, or the intersection, of masks of one image.
 
     Args:
-        counts: at least one.
+        counts: at least one mask.
         height, width: size of the image.
-        intersect: what all of them share instead of the union.
+        intersect: gives the intersection instead of the union.
 
     Raises:
         ValueError: no mask, a malformed string, or the size is not positive.
@@ -291,14 +292,14 @@ def rle_merge(counts: Sequence[str | bytes], height: int, width: int, *, interse
     return coco.merge(masks, intersect)["counts"].decode("ascii")
 
 
-def _expand_boxes(boxes: np.ndarray, side: int) -> np.ndarray:
+def _expand_boxes(boxes: NDArray[Any], side: int) -> NDArray[np.int64]:
     """torchvision's `expand_boxes` for a padding of 1, cut to whole pixels: int64 [N, 4], edges inclusive."""
     if not np.isfinite(boxes).all():
         bad = int(np.flatnonzero(~np.isfinite(boxes).all(axis=1))[0])
         raise ValueError(f"boxes must be finite, but box {bad} is {boxes[bad].tolist()}")
     half = boxes.dtype.type(0.5)
     scale = boxes.dtype.type((side + 2) / side)
-    # A sum of huge corners may overflow, which the check below then finds.
+    # A sum of huge corners may overflow; the check below then finds it.
     with np.errstate(over="ignore", invalid="ignore"):
         half_size = (boxes[:, 2:] - boxes[:, :2]) * half * scale
         centre = (boxes[:, 2:] + boxes[:, :2]) * half
@@ -309,8 +310,8 @@ def _expand_boxes(boxes: np.ndarray, side: int) -> np.ndarray:
     return expanded.astype(np.int64, order="C")
 
 
-def _as_array(value: Any, name: str) -> np.ndarray:
-    """`value` as a numpy array without a copy where possible; torch tensors are known by what they can do."""
+def _as_array(value: Any, name: str) -> NDArray[Any]:
+    """An array or a CPU torch tensor as a numpy array, without a copy; torch itself is not imported."""
     if isinstance(value, np.ndarray):
         return value
     if not hasattr(value, "detach"):
@@ -332,21 +333,21 @@ def _check_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _check_counts(counts: Sequence[str | bytes]) -> list[bytes]:
-    """The strings as bytes; a malformed one would make pycocotools read beyond its end."""
+    """The strings as bytes, checked, because pycocotools would read beyond the end of a malformed one."""
     if isinstance(counts, (str, bytes)):
         raise ValueError("counts must be a sequence of strings, one for each mask, not one string")
     checked = []
-    for place, one in enumerate(counts):
-        if isinstance(one, bytes):
-            one = one.decode("latin-1")
-        if not isinstance(one, str) or not _WELL_FORMED.fullmatch(one):
-            raise ValueError(f"counts must be compressed COCO strings, but number {place} is {str(one)[:40]!r}")
-        checked.append(one.encode("ascii"))
+    for index, text in enumerate(counts):
+        if isinstance(text, bytes):
+            text = text.decode("latin-1")
+        if not isinstance(text, str) or not _WELL_FORMED.fullmatch(text):
+            raise ValueError(f"counts must be compressed COCO strings, but number {index} is {str(text)[:40]!r}")
+        checked.append(text.encode("ascii"))
     return checked
 
 
 def _as_dicts(counts: Sequence[str | bytes], height: int, width: int) -> list[dict[str, Any]]:
-    return [{"size": [height, width], "counts": one} for one in _check_counts(counts)]
+    return [{"size": [height, width], "counts": text} for text in _check_counts(counts)]
 
 
 def _shape_or_type(value: Any) -> str:

@@ -1,27 +1,25 @@
-"""Compiled kernel behind `pipeline.masks.rle.encode_roi_masks`: mask-head probabilities to COCO run-length strings.
+"""Compiled kernel of `pipeline.masks.rle.encode_roi_masks`: mask-head probabilities to COCO run-length strings.
 
-The reference pastes a mask by padding it with a ring of zeros and resizing it bilinearly to its box. Along
-one image column that resize is piecewise linear between the rows of the padded mask, so the rows at which it
-crosses the threshold are solved for, not scanned. The columns of the box that lie between the same two mask
-columns (a *strip*) share the list of mask cells that can hold a crossing, so a column costs its crossings
-only, whatever its height.
+The reference (torchvision) pastes a mask by padding it with a ring of zeros and resizing it bilinearly to its box.
+Along one image column that resize is piecewise linear between the rows of the padded mask, so the rows at which it
+crosses the threshold are solved for, not scanned. The columns of the box that lie between the same two mask columns (a
+*strip*) share the list of mask cells that can hold a crossing. So the time for a column depends on its crossings only,
+not on its height.
 
-Only a row whose value may lie within rounding of the threshold is decided by evaluating the reference's own
-float32 arithmetic for that one pixel (`_reference_inside`). torch's CPU resize has two kernels, which round
-differently:
+Only a row whose value may lie within rounding of the threshold is decided by evaluating the reference's own float32
+arithmetic for that one pixel (`_reference_inside`). torch's CPU resize has two kernels, which round differently:
 
 * general (height + width of the output > 128): across first, then down, each `fma(a, wa, b * wb)`;
-* small (height + width <= 128): four products of weights, summed left to right with fma, and the source index
-  itself contracted to `fma(scale, i + 0.5, -0.5)`.
+* small (height + width <= 128): four products of weights, summed left to right with fma, and the source index itself
+  contracted to `fma(scale, i + 0.5, -0.5)`.
 
-On a CPU without AVX2 and FMA torch runs both without any fma. Bit equality with torch 2.15 was checked on
-x86-64 over tens of millions of pixels at its AVX-512, AVX2 and baseline levels; `tests/pipeline/test_rle.py`
-checks it again.
+On a CPU without AVX2 and FMA torch runs both without any fma. Bit equality with torch 2.15 was checked on x86-64 over
+tens of millions of pixels at its AVX-512, AVX2 and baseline levels; `tests/pipeline/masks/test_rle_kernel.py` checks it
+again.
 
-Importing this module imports numba (about half a second) and compiles nothing. The first call compiles the
-kernel (some seconds) or loads it from numba's cache: `__pycache__` beside this file, or, where that cannot be
-written, the user's cache folder, or `NUMBA_CACHE_DIR`. Where none of them can be written every process
-compiles anew.
+Importing this module imports numba (about half a second) and compiles nothing. The first call compiles the kernel (some
+seconds) or loads it from numba's cache: `__pycache__` beside this file, or, where that cannot be written, the user's
+cache folder, or `NUMBA_CACHE_DIR`. Where none of them can be written, every process compiles anew.
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ import numpy as np
 from llvmlite import binding
 from numba import njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 F32 = np.float32
 _ZERO = F32(0.0)
@@ -45,12 +44,12 @@ _ONE = F32(1.0)
 _MAX_FLOAT = F32(np.finfo(F32).max)
 _EPSILON = 2.0**-24  # half a unit in the last place of a float32 in [1, 2), relative
 _SMALL_OUTPUT = 128  # height + width up to which torch takes its small kernel
-_OUT, _IN = -2, -1  # kinds of segment that hold no crossing; an active segment has its cell's number, >= 0
+_OUT, _IN = -2, -1  # kinds of segments without a crossing; the kind of an active segment is its cell's number, >= 0
 _LONGEST_COUNT = 13  # characters of a 64-bit run length, five bits to a character
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """`function` compiled on its first call, without the GIL, cached on disk wherever numba may write."""
+    """Compiles a function with numba on its first call: releases the GIL, cached on disk where numba may write."""
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no folder to cache in: a read-only install without a home
@@ -68,7 +67,7 @@ def torch_resize_is_fused() -> bool:
 
 @functools.cache
 def _has_avx2_and_fma() -> bool:
-    features = binding.get_host_cpu_features()  # 0.14 ms, as long as many a mask takes
+    features = binding.get_host_cpu_features()  # takes 0.14 ms, as long as some masks
     return bool(features.get("avx2")) and bool(features.get("fma"))
 
 
@@ -79,12 +78,13 @@ def _type_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-_fma: Any = intrinsic(_type_fma)  # _fma(a, b, c): a * b + c in float32 with one rounding
+_fma: Any = intrinsic(_type_fma)
+"""_fma(a, b, c): a * b + c in float32 with one rounding."""
 
 
 @compiled
 def _blend(a: F32, weight_a: F32, b: F32, weight_b: F32, fused: bool) -> F32:
-    """`a * weight_a + b * weight_b`, the second product rounded first where torch fuses."""
+    """`a * weight_a + b * weight_b`; with `fused`, only the second product is rounded by itself."""
     if fused:
         return _fma(a, weight_a, b * weight_b)
     return a * weight_a + b * weight_b
@@ -92,7 +92,7 @@ def _blend(a: F32, weight_a: F32, b: F32, weight_b: F32, fused: bool) -> F32:
 
 @compiled
 def _accumulate(a: F32, weight: F32, total: F32, fused: bool) -> F32:
-    """`total + a * weight`."""
+    """`total + a * weight`; with `fused`, rounded once."""
     if fused:
         return _fma(a, weight, total)
     return total + a * weight
@@ -100,7 +100,7 @@ def _accumulate(a: F32, weight: F32, total: F32, fused: bool) -> F32:
 
 @compiled
 def _source_index(scale: F32, index: int, contracted: bool) -> F32:
-    """Where output pixel `index` lies on the padded mask's axis, >= 0, in torch's float32 arithmetic."""
+    """The position of output pixel `index` on an axis of the padded mask, >= 0, in torch's float32 arithmetic."""
     centre = np.float32(index) + _HALF
     if contracted:
         return max(_fma(scale, centre, -_HALF), _ZERO)
@@ -109,7 +109,7 @@ def _source_index(scale: F32, index: int, contracted: bool) -> F32:
 
 @compiled
 def _reference_inside(
-    padded: np.ndarray,
+    padded: NDArray[np.float32],
     row: int,
     column: int,
     row_scale: F32,
@@ -118,7 +118,7 @@ def _reference_inside(
     fused: bool,
     small: bool,
 ) -> bool:
-    """Whether torch's resize of `padded` (indexed [column, row]) is >= threshold at one pixel of the box."""
+    """Whether torch's resize of `padded` [column, row] is >= threshold at one pixel of the box."""
     last = padded.shape[0] - 1
     source_row = _source_index(row_scale, row, fused and small)
     source_column = _source_index(column_scale, column, fused and small)
@@ -142,8 +142,8 @@ def _reference_inside(
 
 
 @compiled
-def _fill_row_starts(starts: np.ndarray, size: int, scale: F32, contracted: bool) -> None:
-    """Set `starts[k]` to the first output row whose source index is at least k, `starts[-1]` to `size`."""
+def _fill_row_starts(starts: NDArray[np.int64], size: int, scale: F32, contracted: bool) -> None:
+    """Sets `starts[k]` to the first output row whose source index is at least k, and `starts[-1]` to `size`."""
     last = len(starts) - 1
     starts[0] = 0
     starts[last] = size
@@ -158,19 +158,19 @@ def _fill_row_starts(starts: np.ndarray, size: int, scale: F32, contracted: bool
 
 @compiled
 def _fill_segments(
-    segment_row: np.ndarray,
-    segment_kind: np.ndarray,
-    padded: np.ndarray,
+    segment_row: NDArray[np.int64],
+    segment_kind: NDArray[np.int64],
+    padded: NDArray[np.float32],
     strip: int,
-    starts: np.ndarray,
+    starts: NDArray[np.int64],
     first: int,
     end: int,
     sure_out: float,
     sure_in: float,
 ) -> int:
-    """Cut rows [first, end) of a strip into segments: surely out, surely in, or one active mask cell each.
+    """Cuts rows [first, end) of a strip into segments: surely out, surely in, or one active mask cell each.
 
-    Returns the number of segments; `segment_row` holds one entry more, `end`.
+    Returns the number of segments. `segment_row` gets their first rows and, as one entry more, `end`.
     """
     last = padded.shape[0] - 1
     left = padded[strip]
@@ -210,12 +210,13 @@ def _find_doubtful_rows(
     row_slack: float,
     rows_per_cell: float,
 ) -> tuple[int, int]:
-    """Where in rows [start, end) of a cell the value passes `level` on its straight way from `upper` to
-    `lower`.
+    """Finds the rows in [start, end) of a cell that rounding could put on either side of `level`.
 
-    Returns (doubt, clear): the rows before `doubt` surely lie on the upper knot's side, those from `clear` on
-    surely on the lower knot's; only rows between them may be decided by rounding. `margin` bounds the error
-    of a value, `row_slack` that of a source index.
+    The value changes linearly from `upper`, at the cell's upper knot, to `lower`, at its lower knot.
+
+    Returns (doubt, clear): rows before `doubt` surely lie on the upper knot's side of the level, rows from `clear` on
+    surely on the lower knot's. Only rows between them may be decided by rounding. `margin` bounds the error of a value,
+    `row_slack` that of a source index.
     """
     rise = np.float64(lower) - np.float64(upper)
     if abs(rise) <= margin:
@@ -229,8 +230,13 @@ def _find_doubtful_rows(
 
 
 @compiled
-def _switch(runs: np.ndarray, num: int, position: int, inside: bool, last: int, current: bool) -> tuple[int, int, bool]:
-    """Let the pixels from `position` on be `inside`: closes a run if that is a change."""
+def _switch(
+    runs: NDArray[np.int64], num: int, position: int, inside: bool, last: int, current: bool
+) -> tuple[int, int, bool]:
+    """Makes the pixels from `position` on `inside`; closes the current run if that is a change.
+
+    Returns the new (num, last, current): number of closed runs, start of the open run, and whether it is inside.
+    """
     if inside != current:
         runs[num] = position - last
         return num + 1, position, inside
@@ -239,19 +245,22 @@ def _switch(runs: np.ndarray, num: int, position: int, inside: bool, last: int, 
 
 @compiled
 def _encode_box(
-    runs: np.ndarray,
-    padded: np.ndarray,
-    starts: np.ndarray,
-    segment_row: np.ndarray,
-    segment_kind: np.ndarray,
-    box: np.ndarray,
+    runs: NDArray[np.int64],
+    padded: NDArray[np.float32],
+    starts: NDArray[np.int64],
+    segment_row: NDArray[np.int64],
+    segment_kind: NDArray[np.int64],
+    box: NDArray[np.int64],
     height: int,
     width: int,
     threshold: F32,
     peak: F32,
     fused: bool,
-) -> tuple[np.ndarray, int]:
-    """Fill `runs` with the column-major run lengths of one pasted mask; returns (runs, number of runs)."""
+) -> tuple[NDArray[np.int64], int]:
+    """Fills `runs`, grown where it is too short, with the column-major run lengths of one pasted mask.
+
+    Returns (runs, number of runs).
+    """
     side = padded.shape[0]
     last_knot = side - 1
     left, top = box[0], box[1]
@@ -263,7 +272,7 @@ def _encode_box(
     column_scale = np.float32(side) / np.float32(box_width)
     rows_per_cell = 1.0 / np.float64(row_scale)
 
-    # The part of the box that the image shows, in the box's own rows and columns.
+    # The part of the box that lies in the image, in the box's own rows and columns.
     first_row, end_row = max(0, -top), min(box[3] + 1, height) - top
     first_column, end_column = max(0, -left), min(box[2] + 1, width) - left
 
@@ -333,9 +342,13 @@ def _encode_box(
 
 
 @compiled
-def append_counts(text: np.ndarray, position: int, runs: np.ndarray, num: int) -> tuple[np.ndarray, int]:
-    """Appends runs[:num] to `text` in COCO's compressed form; returns it, grown where it had no room, and the position
-    after them."""
+def append_counts(
+    text: NDArray[np.uint8], position: int, runs: NDArray[np.int64], num: int
+) -> tuple[NDArray[np.uint8], int]:
+    """Appends runs[:num] to `text` in COCO's compressed form.
+
+    Returns `text`, grown where it had no room, and the position after the last character.
+    """
     if position + _LONGEST_COUNT * num > len(text):
         grown = np.empty(2 * len(text) + _LONGEST_COUNT * num, np.uint8)
         grown[:position] = text[:position]
@@ -356,21 +369,20 @@ def append_counts(text: np.ndarray, position: int, runs: np.ndarray, num: int) -
 
 @compiled
 def encode_boxes(
-    masks: np.ndarray, boxes: np.ndarray, height: int, width: int, threshold: F32, fused: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """All masks of one image as one text.
+    masks: NDArray[np.float32], boxes: NDArray[np.int64], height: int, width: int, threshold: F32, fused: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64], int]:
+    """Encodes all masks of one image into one text.
 
     Args:
         masks: float32 [N, M, M], C-contiguous.
-        boxes: int64 [N, 4], XYXY with inclusive right and bottom edges, original pixels, already expanded.
+        boxes: int64 [N, 4], XYXY with inclusive right and bottom edges, in original pixels, already expanded.
         height, width: int64, size of the original image, both at least 1.
         threshold: float32.
-        fused: whether the reference arithmetic uses fused multiply-add, see `torch_resize_is_fused`.
+        fused: whether the reference arithmetic uses fused multiply-add; see `torch_resize_is_fused`.
 
     Returns:
-        (text uint8 [L], ends int64 [N], areas int64 [N], bad int64): string n is text[ends[n - 1]:ends[n]];
-        areas in pixels; `bad` is -1, or the number of the first mask that holds a non-finite value, at which
-        work stopped.
+        (text uint8 [L], ends int64 [N], areas int64 [N], bad int64). String n is text[ends[n - 1]:ends[n]]; areas are
+        in pixels. `bad` is -1, or the index of the first mask with a non-finite value, where the work stopped.
     """
     num_masks, side = masks.shape[0], masks.shape[1]
     padded = np.zeros((side + 2, side + 2), np.float32)  # [column, row]: a column's values together
@@ -407,15 +419,17 @@ def encode_boxes(
 
 
 @compiled
-def write_masks(lengths: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Run lengths as one text.
+def write_masks(
+    lengths: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Encodes masks that are given as run lengths into one text.
 
     Args:
-        lengths: int64 [R], mask after mask.
-        counts: int64 [N], run lengths of each mask.
+        lengths: int64 [R], the run lengths of all masks, one mask after the other.
+        counts: int64 [N], how many run lengths each mask has.
 
     Returns:
-        (text uint8 [L], ends int64 [N], areas int64 [N]): string n is text[ends[n - 1]:ends[n]]; areas in pixels.
+        (text uint8 [L], ends int64 [N], areas int64 [N]). String n is text[ends[n - 1]:ends[n]]; areas are in pixels.
     """
     text = np.empty(4 * len(lengths) + _LONGEST_COUNT, np.uint8)
     ends = np.empty(len(counts), np.int64)
