@@ -1,1 +1,1 @@
-"""Ray clusters: starting or joining one, submitting jobs, what a job ships, manifests for KubeRay."""
+"""Ray clusters: starting or joining one, submitting jobs, the files a job ships, manifests for KubeRay."""

@@ -1,12 +1,13 @@
-"""`maskfleet manifests`: files for KubeRay and for Ray's cluster launcher, made from the same configurations.
+"""`maskfleet manifests`: generates manifests for KubeRay and Ray's cluster launcher from the commands' configurations.
 
-The settings of each command travel in a ConfigMap, checked and resolved; credentials come from a Secret that is not
-among these files. Nothing here is applied: `kubectl apply -f` and `ray up` are the user's.
+The checked settings of each command are in a ConfigMap. Credentials come from a Secret, which is not among these files.
+Nothing is applied here: users call `kubectl apply -f` and `ray up` themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,20 @@ from pydantic import BaseModel, TypeAdapter
 from jobs.cluster.job_package import CREDENTIALS
 from jobs.commands import read_settings
 from jobs.config.load import ConfigError
-from jobs.config.manifests import GroupSection, ManifestsConfig
+from jobs.config.manifests import GroupSection, HeadSection, ManifestsConfig
 from model.spec import ModelSpec
 from pipeline.storage.stores import open_storage
 
 MOUNT = "/etc/maskfleet"
 DASHBOARD_PORT = 8265
 RAY_JOBS = ("train", "segment")
-HEAD = "# Made by `maskfleet manifests --config {source}`; change that file and make this one again.\n# {about}\n"
+ANY_DAY = datetime(2026, 1, 1, tzinfo=UTC)  # to try a cron expression on
+NodeSection = GroupSection | HeadSection
+HEADER = "# Made by `maskfleet manifests --config {source}`; change that file and make this one again.\n# {about}\n"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as they are, for people to read."""
+    """YAML dumper that writes strings of several lines as literal blocks."""
 
 
 _Dumper.add_representer(
@@ -39,15 +42,15 @@ _Dumper.add_representer(
 
 
 def make_manifests(config: ManifestsConfig, folder: Path, source: str) -> dict[str, str]:
-    """The files by name.
+    """The text of each manifest by file name.
 
     Args:
-        config: the cluster and its programs.
-        folder: where the programs' configuration files are looked for.
-        source: the name of the configuration in the files' first line.
+        config: the cluster, and the configurations of its commands.
+        folder: the folder that the configurations' paths are relative to.
+        source: the name of `config`'s file in the first line of each manifest.
 
     Raises:
-        ConfigError: a program's configuration is wrong, or holds a credential.
+        ConfigError: a command's configuration is wrong or holds a credential, or the cron expression is wrong.
     """
     about = "A cluster that stays, with a token; `maskfleet submit` sends jobs to it."
     files: dict[str, tuple[str, list[dict[str, Any]]]] = {"raycluster.yaml": (about, [_cluster(config)])}
@@ -57,27 +60,27 @@ def make_manifests(config: ManifestsConfig, folder: Path, source: str) -> dict[s
         about = f"One `maskfleet {command}` on a cluster of its own, which goes when it is done."
         files[f"rayjob-{command}.yaml"] = (about, [_settings_map(config, command, settings), _ray_job(config, command)])
     try:
-        next(CronSim(config.evaluate.cron, _any_day()))
+        next(CronSim(config.evaluate.cron, ANY_DAY))
     except CronSimError as error:
         raise ConfigError(f"evaluate.cron: {config.evaluate.cron!r} is not allowed: {error}") from None
     schedule = _settings("schedule", folder / config.evaluate.config, config.evaluate.words)
-    own = _settings_map(config, "evaluate", schedule)
+    settings_map = _settings_map(config, "evaluate", schedule)
     about = "A pass of the schedule on a cluster that comes and goes (KubeRay 1.6 or later, feature gate RayCronJob)."
-    files["raycronjob-evaluate.yaml"] = (about, [own, _ray_cron_job(config)])
+    files["raycronjob-evaluate.yaml"] = (about, [settings_map, _ray_cron_job(config)])
     schedule = {**schedule, "schedule": {**schedule["schedule"], "submit_to": _dashboard(config)}}
-    there = _settings_map(config, "schedule", schedule)
+    settings_map = _settings_map(config, "schedule", schedule)
     about = "A pass of the schedule; its steps are jobs of the cluster of raycluster.yaml. Any Kubernetes has CronJob."
-    files["cronjob-evaluate.yaml"] = (about, [there, _cron_job(config)])
+    files["cronjob-evaluate.yaml"] = (about, [settings_map, _cron_job(config)])
     files["launcher.yaml"] = ("A cluster on plain machines of a cloud: `ray up`; no Kubernetes.", [_launcher(config)])
     return {
-        name: HEAD.format(source=source, about=about)
+        name: HEADER.format(source=source, about=about)
         + yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
         for name, (about, documents) in files.items()
     }
 
 
 def write_manifests(config: ManifestsConfig, file: Path) -> list[str]:
-    """Writes the files into output.uri; returns their names."""
+    """Writes the manifests to output.uri; returns their file names."""
     storage = open_storage(config.output.uri)
     files = make_manifests(config, file.parent, source_name(file))
     for name, text in files.items():
@@ -86,20 +89,20 @@ def write_manifests(config: ManifestsConfig, file: Path) -> list[str]:
 
 
 def source_name(file: Path) -> str:
-    """A configuration's name in the files: its last three parts, wherever the checkout lies."""
+    """A configuration's name in the manifests: the last three parts of its path, the same in every checkout."""
     return "/".join(file.resolve().parts[-3:])
 
 
 def _settings(command: str, file: Path, words: tuple[str, ...]) -> dict[str, Any]:
-    """A program's checked settings, those that are given, for a process inside the cluster."""
+    """A command's checked settings for a process inside the cluster; settings that are not set are left out."""
     config: BaseModel = read_settings(command, file, words)
     values = config.model_dump(mode="json", exclude_unset=True)
     if spec := values.get("model", {}).get("spec"):
-        usual = TypeAdapter(ModelSpec).dump_python(ModelSpec(num_classes=spec["num_classes"]), mode="json")
-        changed = {name: value for name, value in spec.items() if value != usual[name]}
+        defaults = TypeAdapter(ModelSpec).dump_python(ModelSpec(num_classes=spec["num_classes"]), mode="json")
+        changed = {name: value for name, value in spec.items() if value != defaults[name]}
         values["model"]["spec"] = {"num_classes": spec["num_classes"], **changed}
-    if given := [name for name in CREDENTIALS if name in values.get("storage", {})]:
-        raise ConfigError(f"storage.{given[0]}: is not allowed here: it would stand in a ConfigMap; use a Secret")
+    if credentials := [name for name in CREDENTIALS if name in values.get("storage", {})]:
+        raise ConfigError(f"storage.{credentials[0]}: is not allowed here: it would stand in a ConfigMap; use a Secret")
     values["cluster"] = {**values.get("cluster", {}), "address": "auto"}
     return values
 
@@ -118,10 +121,10 @@ def _metadata(config: ManifestsConfig, name: str) -> dict[str, Any]:
     return {"name": name, "namespace": config.manifests.namespace, "labels": {"app.kubernetes.io/part-of": "maskfleet"}}
 
 
-def _container(config: ManifestsConfig, name: str, group: Any, settings: str | None) -> dict[str, Any]:
-    """A container that asks for the whole of its machine's share, and never for more than it may have."""
+def _container(config: ManifestsConfig, name: str, group: NodeSection, settings: str | None) -> dict[str, Any]:
+    """A container whose resource requests equal its limits, which is Kubernetes' Guaranteed quality of service."""
     amount = {"cpu": str(group.cpus), "memory": f"{group.memory_gib}Gi"}
-    if getattr(group, "gpus", 0):
+    if isinstance(group, GroupSection) and group.gpus:
         amount["nvidia.com/gpu"] = str(group.gpus)
     container: dict[str, Any] = {
         "name": name,
@@ -139,10 +142,10 @@ def _container(config: ManifestsConfig, name: str, group: Any, settings: str | N
     return container
 
 
-def _pod(config: ManifestsConfig, name: str, group: Any, settings: str | None) -> dict[str, Any]:
+def _pod(config: ManifestsConfig, name: str, group: NodeSection, settings: str | None) -> dict[str, Any]:
     volumes: list[dict[str, Any]] = []
     if name.startswith("ray"):
-        # Ray's object store; a third of the memory, as Ray itself would take.
+        # Shared memory for Ray's object store: 30 % of the memory, which is Ray's default.
         size = max(1, group.memory_gib * 3 // 10)
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size}Gi"}})
     if settings is not None:
@@ -171,7 +174,7 @@ def _cluster_spec(config: ManifestsConfig, settings: str | None = None) -> dict[
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {"idleTimeoutSeconds": 300},
         "headGroupSpec": {
-            # No worker runs on the head. Other pods reach its dashboard, with the token.
+            # 0 CPUs: no task or actor runs on the head. The dashboard listens to other pods, which need the token.
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0", "dashboard-host": "0.0.0.0"},
             "template": {"spec": head},
         },
@@ -180,7 +183,7 @@ def _cluster_spec(config: ManifestsConfig, settings: str | None = None) -> dict[
 
 
 def _groups(config: ManifestsConfig) -> dict[str, GroupSection]:
-    """The groups of workers that there are."""
+    """The groups of workers whose max_count is not 0."""
     groups = {"cpu": config.manifests.cpu, "gpu": config.manifests.gpu}
     return {name: group for name, group in groups.items() if group.max_count}
 
@@ -210,7 +213,7 @@ def _job_spec(config: ManifestsConfig, entrypoint: str, settings: str) -> dict[s
         "entrypoint": entrypoint,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 600,
-        "backoffLimit": 2,  # the next attempt goes on where the last one was
+        "backoffLimit": 2,  # each further attempt resumes
         "rayClusterSpec": _cluster_spec(config, settings),
     }
 
@@ -244,7 +247,7 @@ def _cron_job(config: ManifestsConfig) -> dict[str, Any]:
     container = pod["containers"][0]
     container["command"] = ["maskfleet", "schedule", "--once", "--config", f"{MOUNT}/schedule.yaml"]
     container["resources"] = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}
-    # KubeRay keeps a cluster's token in a Secret of the cluster's name.
+    # KubeRay writes a cluster's token to a Secret of the cluster's name.
     secret = {"secretKeyRef": {"name": section.name, "key": "auth_token"}}
     container["env"] = [{"name": "RAY_AUTH_TOKEN", "valueFrom": secret}]
     return {
@@ -256,7 +259,7 @@ def _cron_job(config: ManifestsConfig) -> dict[str, Any]:
             "concurrencyPolicy": "Forbid",
             "successfulJobsHistoryLimit": 3,
             "failedJobsHistoryLimit": 3,
-            # The schedule has retries of its own, and a pass that failed comes again.
+            # No retries by Kubernetes: the schedule has its own, and the next pass repeats what failed.
             "jobTemplate": {"spec": {"backoffLimit": 0, "template": {"spec": {**pod, "restartPolicy": "Never"}}}},
         },
     }
@@ -294,7 +297,7 @@ def _launcher(config: ManifestsConfig) -> dict[str, Any]:
         "auth": {"ssh_user": "ubuntu"},
         "available_node_types": types,
         "head_node_type": "head",
-        # The checkout that `ray up` is called in, and the token, on every node.
+        # Copied to every node: the checkout that `ray up` is called in, and the token.
         "file_mounts": {"~/maskfleet": ".", "~/.ray/auth_token": "~/.ray/auth_token"},
         "rsync_exclude": [".venv", ".git", "demo", "out"],
         "setup_commands": ["python3 -m pip install --constraint ~/maskfleet/constraints.txt --editable ~/maskfleet"],
@@ -308,9 +311,3 @@ def _launcher(config: ManifestsConfig) -> dict[str, Any]:
 
 def _disk() -> dict[str, Any]:
     return {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 200, "Encrypted": True}}]}
-
-
-def _any_day() -> Any:
-    from datetime import UTC, datetime
-
-    return datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,7 +1,7 @@
-"""The submission file of a job: the command's words, and the environment that the job is handed.
+"""Submission file of a job: the words of its command and its environment variables, for the processes of the job.
 
-A job's package holds `submission.json` beside the code. Neither words nor environment pass through the job's entrypoint,
-its metadata or its runtime environment, all of which Ray logs and shows.
+A job's package holds the file, `submission.json`, beside the code. Words and variables do not go through the job's
+entrypoint, metadata or runtime environment, because Ray logs and shows these.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ PYTHON = "MASKFLEET_PYTHON"
 
 
 def read_submission(folder: Path) -> dict[str, Any]:
-    """The submission of an unpacked package: `args` (list of words) and `environment` (name -> value)."""
+    """Reads the submission file of an unpacked package: `args` (list of words) and `environment` (name -> value)."""
     return json.loads((folder / SUBMISSION).read_text())
 
 
 def setup_worker() -> None:
-    """Gives a process of the job the environment that the job was handed. Ray calls it at each worker's start."""
-    # The driver runs on the Python of Ray's own workers, whatever `python` is on that machine.
+    """Sets the environment variables of the job's submission in this process. Ray calls it at each worker's start."""
+    # The job's entrypoint then runs with the Python of Ray's workers, whichever `python` comes first on the PATH.
     os.environ[PYTHON] = sys.executable
     if (HOME / SUBMISSION).is_file():
         os.environ.update(read_submission(HOME)["environment"])

@@ -1,4 +1,4 @@
-"""`maskfleet submit` and `maskfleet jobs`: commands as jobs of a running cluster, through Ray's Jobs API."""
+"""`maskfleet submit` and `maskfleet jobs`: runs commands as jobs of a Ray cluster, through Ray's Jobs API."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from jobs.cluster.job_package import Submission, code_hash, pinned_dependencies, write_package
 from jobs.cluster.submission import PYTHON
 from jobs.config.load import ConfigError
+
+Answer = TypeVar("Answer")
 
 ADDRESS = "http://127.0.0.1:8265"
 TOKEN_FILE = Path(".ray/auth_token")
@@ -31,24 +33,24 @@ RUNNING = ("PENDING", "RUNNING")
 SUCCEEDED = "SUCCEEDED"
 POLL_S = 0.5
 SETUP_HOOK = "jobs.cluster.submission.setup_worker"
-LOST_TRIES = 20  # a head that is busy answers late; one that is gone does not answer at all
+LOST_TRIES = 20  # failed connections in a row: a busy head answers in the end, one that is gone does not
 
 
 class JobError(ValueError):
-    """The cluster does not take, know or answer for a job; the message says which."""
+    """The cluster refuses a job, does not know it, or does not answer; the message says which."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as the cluster knows it.
+    """State of a job, from the cluster.
 
     Attributes:
         job_id: its submission id.
         status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
-        exit_code: of its command; None while it runs, or where it never came to run.
-        message: Ray's own words about its state.
-        started, ended: when, in UTC; None where it has not.
-        about: what we noted of it: command, output, code.
+        exit_code: of its command; None while it runs, or where it never started.
+        message: Ray's message about the status.
+        started, ended: when, in UTC; None where it has not yet.
+        about: the job's metadata: command, output (URI) and code (first digits of its hash).
     """
 
     job_id: str
@@ -61,11 +63,11 @@ class JobState:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, however."""
+        """Whether it has ended, in success or not."""
         return self.status not in RUNNING
 
     def describe(self) -> str:
-        """One line for people."""
+        """The state in one line: id, status, start, duration, output."""
         until = self.ended or datetime.now(UTC)
         took = "" if self.started is None else f"{(until - self.started).total_seconds():.0f} s"
         when = "" if self.started is None else f"{self.started:%Y-%m-%d %H:%M:%S}Z"
@@ -74,22 +76,22 @@ class JobState:
 
 
 class Jobs:
-    """The jobs of one cluster."""
+    """Client of one cluster's Jobs API: submits, lists, follows and stops jobs."""
 
     def __init__(self, address: str | None = None) -> None:
         """Connects.
 
         Args:
-            address: of the cluster's dashboard, such as http://head:8265; None is $RAY_API_SERVER_ADDRESS, else the
-                one of this machine.
+            address: of the cluster's dashboard, such as http://head:8265; None is $RAY_API_SERVER_ADDRESS, else this
+                machine's.
 
         Raises:
-            ConfigError: no such address, or the cluster asks for a token that is not there or not the right one.
+            ConfigError: nothing answers at the address, or the cluster asks for a token that is missing or wrong.
         """
         self.address = _url(address or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS)
         self.has_token = False
         headers: dict[str, str] = {}
-        # A token is shown to none but a cluster that asks for it.
+        # The token is sent only to a cluster that asks for one.
         if _answer(self.address, headers) in (401, 403):
             self.has_token = True
             headers = {"Authorization": f"Bearer {find_token(self.address)}"}
@@ -98,7 +100,7 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         modules = ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging")
-        for name in (f"ray.{module}" for module in modules):  # they narrate
+        for name in (f"ray.{module}" for module in modules):  # they log each step at INFO
             logging.getLogger(name).setLevel(logging.WARNING)
 
         with _without_addresses():
@@ -108,20 +110,19 @@ class Jobs:
                 raise ConfigError(f"--address {self.address}: {error}") from None
 
     def warning(self) -> str | None:
-        """What the user should know of how open the cluster is; None where it asks for a token or only this machine
-        reaches it."""
+        """A warning that anybody can run jobs there; None where a token is needed or only this machine reaches it."""
         host, port = _host_and_port(self.address)
         if self.has_token:
             return None
         if not _is_loopback(host):
-            where = self.address
+            listener = self.address
         elif _is_reached_from_outside(port):
-            where = f"{self.address}, which listens beyond this machine,"
+            listener = f"{self.address}, which listens beyond this machine,"
         else:
             return None
         return (
-            f"{where} takes jobs without a token: whoever reaches it runs what they like there; start the cluster with "
-            "RAY_AUTH_MODE=token"
+            f"{listener} takes jobs without a token: whoever reaches it can run any program there; start the cluster "
+            "with RAY_AUTH_MODE=token"
         )
 
     def submit(
@@ -131,21 +132,22 @@ class Jobs:
         dependencies: Literal["cluster", "pinned"] = "cluster",
         driver_cpus: float = 0,
     ) -> tuple[JobState, bool]:
-        """Submits, unless the same submission is running or has succeeded.
+        """Submits a job, unless the same submission is running or has succeeded.
 
-        The id is `COMMAND-HASH-ATTEMPT`; of several that submit the same at once one starts it, the others find it.
+        The job's id is `COMMAND-HASH-ATTEMPT`. Where several callers submit the same at once, one of them starts it and
+        the others get that job.
 
         Args:
             submission: what to run.
-            dependencies: "pinned" installs this machine's versions of what the program needs on each node; "cluster"
-                takes what is there.
+            dependencies: "pinned" installs this machine's versions of the program's dependencies on each node;
+                "cluster" uses those that the nodes have.
             driver_cpus: CPU cores reserved for the command itself; 0 runs it on the head node.
 
         Returns:
             The job, and whether this call started it.
 
         Raises:
-            JobError: the cluster does not take the job.
+            JobError: the cluster refuses the job.
         """
         name = f"{submission.command}-{submission.hash()}"
         while True:
@@ -170,8 +172,8 @@ class Jobs:
             runtime_env: dict[str, Any] = {
                 "working_dir": scratch,
                 "worker_process_setup_hook": SETUP_HOOK,
-                # Nothing secret: Ray logs and shows these. By itself Ray calls the hook in the workers only; the
-                # variable has it called in the process that starts the command, too.
+                # Nothing secret: Ray logs and shows these. Ray itself calls the hook in workers only; with the variable
+                # it also calls it in the process that starts the command.
                 "env_vars": {
                     WORKER_PROCESS_SETUP_HOOK_ENV_VAR: SETUP_HOOK,
                     "RAY_TRAIN_V2_ENABLED": "1",
@@ -181,7 +183,7 @@ class Jobs:
             if dependencies == "pinned":
                 runtime_env["pip"] = {"packages": pinned_dependencies(), "pip_check": False}
             self._client.submit_job(
-                # No word of the user is in it: Ray hands it to a shell.
+                # Ray passes this to a shell, so it has none of the user's words.
                 entrypoint=f'"${{{PYTHON}:-python3}}" -m jobs.cluster.entrypoint {shlex.quote(submission.command)}',
                 submission_id=job_id,
                 runtime_env=runtime_env,
@@ -195,23 +197,23 @@ class Jobs:
         return {int(match.group(1)): state for match, state in matches if match}
 
     def list(self) -> list[JobState]:
-        """Every job that was submitted to the cluster, oldest first."""
+        """The state of every job that was submitted to the cluster, oldest first."""
         states = [_state(job) for job in self._ask(self._client.list_jobs) if job.submission_id]
         return sorted(states, key=lambda state: state.started or datetime.max.replace(tzinfo=UTC))
 
     def state(self, job_id: str) -> JobState:
-        """One job. Raises JobError when there is none of this id."""
+        """The state of one job. Raises JobError where there is none of this id."""
         return _state(self._ask(lambda: self._client.get_job_info(job_id), job_id))
 
     def log(self, job_id: str) -> str:
-        """All that a job has written so far. Raises JobError when there is none of this id."""
+        """All that a job has written so far. Raises JobError where there is none of this id."""
         return self._ask(lambda: self._client.get_job_logs(job_id), job_id)
 
     def stop(self, job_id: str, timeout_s: float = 60) -> JobState:
-        """Stops a job and waits until it is over; one that is over already stays as it is.
+        """Stops a job and waits until it has ended; one that has ended before is left as it is.
 
         Raises:
-            JobError: no such job, or it does not end.
+            JobError: no such job, or it has not ended after `timeout_s`.
         """
         self._ask(lambda: self._client.stop_job(job_id), job_id)
         give_up = time.monotonic() + timeout_s
@@ -222,12 +224,12 @@ class Jobs:
         return state
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> JobState:
-        """Writes a job's log as it grows, from its beginning, and returns its state once it is over.
+        """Writes a job's log from its beginning and as it grows; returns the job's state when it has ended.
 
-        A connection that breaks is made again; nothing is written twice.
+        A connection that breaks is made again, and nothing is written twice.
 
         Raises:
-            JobError: no such job, or the cluster does not answer any more.
+            JobError: no such job, or more than LOST_TRIES connections in a row have failed.
         """
         from aiohttp import ClientError
 
@@ -263,9 +265,10 @@ class Jobs:
             if new:
                 write(new)
 
-    def _ask(self, question: Callable[[], Any], job_id: str = "") -> Any:
+    def _ask(self, request: Callable[[], Answer], job_id: str = "") -> Answer:
+        """The answer to a request of Ray's client; its errors become JobErrors."""
         try:
-            return question()
+            return request()
         except OSError as error:
             raise JobError(f"{self.address} does not answer: {type(error).__name__}") from None
         except RuntimeError as error:
@@ -275,21 +278,21 @@ class Jobs:
 
 
 def reason_of(state: JobState, log: str) -> str:
-    """Why a job did not succeed, in one line: the program's own last sentence, else Ray's."""
+    """Why a job did not succeed, in one line: the program's last message, else Ray's."""
     if state.status == "STOPPED":
         return "it was stopped; submit it again to go on"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    own = [line.removeprefix("maskfleet: ") for line in lines if line.startswith("maskfleet: ")]
-    if own:
-        return own[-1]
+    messages = [line.removeprefix("maskfleet: ") for line in lines if line.startswith("maskfleet: ")]
+    if messages:
+        return messages[-1]
     return " ".join(state.message.split())[:500] or "no reason is known"
 
 
 def find_token(address: str) -> str:
-    """The token, where Ray itself looks: $RAY_AUTH_TOKEN, the file $RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+    """The cluster's token, from where Ray looks: $RAY_AUTH_TOKEN, the file $RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
     Raises:
-        ConfigError: none of them is there.
+        ConfigError: none of them is set or can be read.
     """
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
@@ -327,7 +330,7 @@ def _url(address: str) -> str:
 
 
 def _answer(address: str, headers: dict[str, str]) -> int:
-    """The status of the answer to a question that needs the token, where there is one."""
+    """The HTTP status of a request that needs the token, where the cluster has one."""
     request = urllib.request.Request(f"{address}/api/jobs/", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
@@ -343,7 +346,7 @@ def _answer(address: str, headers: dict[str, str]) -> int:
 
 @contextlib.contextmanager
 def _without_addresses() -> Iterator[None]:
-    """Ray lets these variables win over the address it is given."""
+    """Unsets the variables that Ray prefers to the address that it is called with."""
     names = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -359,22 +362,22 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def _is_loopback(host: str) -> bool:
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
     except OSError:
         return False
-    return all(ipaddress.ip_address(address).is_loopback for address in found)
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 def _is_reached_from_outside(port: int) -> bool:
-    """Whether a port of this machine also answers under an address that other machines know."""
+    """Whether a port of this machine also answers at its address in the network, not only at loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: names the address that would be sent from
-            own = probe.getsockname()[0]
-        except OSError:  # no way out
+            probe.connect(("192.0.2.1", 9))  # sends nothing: finds the address that packets would be sent from
+            own_address = probe.getsockname()[0]
+        except OSError:  # no route to other machines
             return False
     try:
-        socket.create_connection((own, port), timeout=1).close()
+        socket.create_connection((own_address, port), timeout=1).close()
     except OSError:
         return False
     return True
