@@ -204,8 +204,8 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [task.name for task in self.tasks]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"tasks.name {twice[0]!r} is given twice; each task needs its own")
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"tasks.name {duplicates[0]!r} is given twice; each task needs its own")
         return self
 
     def zone_of(self, task: TaskSection) -> ZoneInfo:

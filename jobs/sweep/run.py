@@ -125,7 +125,7 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
     output = open_storage(config.output.uri, config.storage.to_settings())
     if not output.exists(CONFIG) and next(output.iter_objects(), None) is not None:
         raise ConfigError(
-            f"output.uri: {output.uri} holds something that is no sweep; allowed is an empty place, or a sweep's output"
+            f"output.uri: {output.uri} holds something that is no sweep; allowed is an empty folder or a sweep's output"
         )
     trials = tuple(iter_trials(config, output))
     names = [trial.name for trial in trials]
@@ -368,7 +368,7 @@ class _Table:
             if finished is None and error is None:
                 if not is_last:
                     continue
-                error = "it did not come to its end"
+                error = "the training did not finish"
             rows.append(make_row(trial.name, trial.values, trial.seed, output, None if finished else error))
         write_results(self.plan.output, rows, self.plan.config)
         return rows

@@ -193,7 +193,7 @@ def test_a_killed_driver_goes_on_by_the_same_command(shapes: Path, tmp_path: Pat
     train_undisturbed(0, to_plain(ray_config(shapes, tmp_path / "whole", max_steps=60, checkpoint_every_steps=10)), 1)
 
     (tmp_path / "train.yaml").write_text(to_yaml(config))
-    command = [sys.executable, "-m", "jobs", "train", "--config", str(tmp_path / "train.yaml")]
+    command = [sys.executable, "-m", "maskfleet", "train", "--config", str(tmp_path / "train.yaml")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     output = TrainingOutput(str(tmp_path / "killed"))
     with (tmp_path / "log.txt").open("w") as log:
