@@ -1,4 +1,4 @@
-"""Memory that an actor's malloc keeps, and gives back when it is told to."""
+"""glibc's malloc keeps memory under our settings, and returns it when told to."""
 
 import os
 import platform
@@ -35,11 +35,10 @@ print(kept, resident_mib() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason=NO_GLIBC)
 def test_memory_is_kept_until_it_is_given_back() -> None:
-    root = ROOT
     environment = os.environ | malloc.ENVIRONMENT
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=root, env=environment, capture_output=True, text=True)
-    kept, left = map(int, done.stdout.split())
-    assert kept >= 256 and left < 16, done.stdout
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
+    kept_mib, remaining_mib = map(int, done.stdout.split())
+    assert kept_mib >= 256 and remaining_mib < 16, done.stdout
 
 
 def test_giving_back_is_harmless_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,8 +47,9 @@ def test_giving_back_is_harmless_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
     malloc.give_back_holes()
 
 
-def test_giving_back_waits_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, now = [], [1000.0]
+def test_giving_back_waits_for_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    now = [1000.0]
     monkeypatch.setattr(malloc, "_trim", calls.append)
     monkeypatch.setattr(malloc, "_given_back_at", 0.0)
     monkeypatch.setattr("time.monotonic", lambda: now[0])

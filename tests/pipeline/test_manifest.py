@@ -1,10 +1,10 @@
-"""Keys, sealed JSON, commits, and the files that readers of a run see before and after it is sealed and repaired."""
+"""Layout of a run: keys, sealed JSON, commits, and the files that readers see before and after seal and repairs."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -28,10 +28,7 @@ from pipeline.manifest import (
     to_sealed_json,
 )
 from pipeline.storage.local import LocalStorage
-from tests.pipeline.made_run import parquet_bytes
-
-if TYPE_CHECKING:
-    from tests.pipeline.conftest import DrawnRun
+from tests.pipeline.made_run import DrawnRun, parquet_bytes
 
 COMMIT = Commit(
     run_id="r",

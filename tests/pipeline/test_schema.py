@@ -1,4 +1,4 @@
-"""The declared tables: Parquet keeps the declaration whole, and the statuses cover what a decoder answers."""
+"""Table schemas: Parquet keeps the whole declaration, and the statuses include all that a decoder gives."""
 
 from __future__ import annotations
 

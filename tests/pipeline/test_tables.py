@@ -1,4 +1,4 @@
-"""Reading a run: exactly what its commits name, only what was asked for."""
+"""Tables of a run, on disk and in a bucket: exactly the rows that its commits name, and only the bytes needed."""
 
 from __future__ import annotations
 
@@ -60,10 +60,11 @@ def test_a_file_that_no_commit_names_is_not_read(drawn_run, tmp_path: Path):
 
 def test_filters_and_columns_agree_with_pandas(drawn_run):
     everything = load_instances(drawn_run.uri)
-    got = load_instances(drawn_run.uri, ["score", "image_id"], [("category", "==", "circle"), ("score", ">", 0.5)])
-    want = everything[(everything["category"] == "circle") & (everything["score"] > 0.5)]
-    assert 0 < len(want) < len(everything)
-    pd.testing.assert_frame_equal(got, want[["score", "image_id"]].reset_index(drop=True))
+    filters = [("category", "==", "circle"), ("score", ">", 0.5)]
+    loaded = load_instances(drawn_run.uri, ["score", "image_id"], filters)
+    expected = everything[(everything["category"] == "circle") & (everything["score"] > 0.5)]
+    assert 0 < len(expected) < len(everything)
+    pd.testing.assert_frame_equal(loaded, expected[["score", "image_id"]].reset_index(drop=True))
     either = load_instances(drawn_run.uri, filters=[[("category", "==", "circle")], [("score", "<", 0.2)]])
     assert len(either) == ((everything["category"] == "circle") | (everything["score"] < 0.2)).sum()
     nothing = load_instances(drawn_run.uri, filters=[("score", ">", 2)])
@@ -119,17 +120,17 @@ def test_streaming_gives_the_same_rows(drawn_run):
 def test_masks_decode_from_any_kind_of_row(drawn_run):
     instances = load_instances(drawn_run.uri)
     masks = decode_masks(instances)
-    for place, row in enumerate(instances.itertuples()):
-        want = drawn_run.masks[row.image_id, row.instance]
-        np.testing.assert_array_equal(masks[place], want)
-        np.testing.assert_array_equal(decode_mask(row), want)
+    for mask, row in zip(masks, instances.itertuples(), strict=True):
+        expected = drawn_run.masks[row.image_id, row.instance]
+        np.testing.assert_array_equal(mask, expected)
+        np.testing.assert_array_equal(decode_mask(row), expected)
     np.testing.assert_array_equal(decode_mask(instances.iloc[0]), masks[0])
     np.testing.assert_array_equal(decode_mask(instances.iloc[0].to_dict()), masks[0])
     assert masks[0].dtype == np.uint8
     assert decode_masks(instances.iloc[:0]) == []
 
 
-def test_wrong_questions_are_answered_in_words(drawn_run, tmp_path: Path):
+def test_wrong_arguments_are_named(drawn_run, tmp_path: Path):
     with pytest.raises(ValueError, match=r"no column 'sore'.*score"):
         load_instances(drawn_run.uri, ["sore"])
     with pytest.raises(ValueError, match="no column 'klass'"):
@@ -142,27 +143,27 @@ def test_wrong_questions_are_answered_in_words(drawn_run, tmp_path: Path):
         decode_mask(load_instances(drawn_run.uri, ["score"]).iloc[0])
 
 
-def test_an_open_run_and_a_bare_table_are_taken_too(drawn_run):
-    want = load_instances(drawn_run.uri)
-    pd.testing.assert_frame_equal(load_instances(open_run(drawn_run.uri)), want)
-    assert len(load_instances(f"{drawn_run.uri}/instances")) == len(want)
+def test_an_open_run_and_a_folder_of_parquet_are_taken_too(drawn_run):
+    expected = load_instances(drawn_run.uri)
+    pd.testing.assert_frame_equal(load_instances(open_run(drawn_run.uri)), expected)
+    assert len(load_instances(f"{drawn_run.uri}/instances")) == len(expected)
 
 
 def test_a_file_is_taken_by_a_file_uri(drawn_run, tmp_path: Path):
     first = next(Path(drawn_run.uri, "instances").rglob("*.parquet"))
     shutil.copy(first, tmp_path / "two words.parquet")
-    want = pd.read_parquet(first)
+    expected = pd.read_parquet(first)
     for uri in (f"{tmp_path}/two words.parquet", f"file://{tmp_path}/two%20words.parquet"):
-        pd.testing.assert_frame_equal(load_instances(uri), want, check_dtype=False)
+        pd.testing.assert_frame_equal(load_instances(uri), expected, check_dtype=False)
     with pytest.raises(RunError, match="there is no file"):
         load_instances(f"{tmp_path}/none.parquet")
 
 
 def test_counts_are_those_of_value_counts(drawn_run):
     instances = load_instances(drawn_run.uri)
-    got = counts(instances, min_score=0.3).set_index("category")["instances"]
-    want = instances[instances["score"] >= 0.3]["category"].value_counts()
-    assert got.to_dict() == want.to_dict()
+    counted = counts(instances, min_score=0.3).set_index("category")["instances"]
+    expected = instances[instances["score"] >= 0.3]["category"].value_counts()
+    assert counted.to_dict() == expected.to_dict()
     assert list(counts(instances.iloc[:0]).columns) == [
         "category",
         "instances",
@@ -182,9 +183,9 @@ def test_a_run_in_a_bucket_answers_as_on_disk(bucket, drawn_run):
     pd.testing.assert_frame_equal(load_instances(run), load_instances(drawn_run.uri))
     pd.testing.assert_frame_equal(load_images(run), load_images(drawn_run.uri))
     filters = [("category", "==", "circle"), ("score", ">", 0.5)]
-    some = load_instances(run, ["score", "rle_counts"], filters)
-    pd.testing.assert_frame_equal(some, load_instances(drawn_run.uri, ["score", "rle_counts"], filters))
-    assert len(some)
+    filtered = load_instances(run, ["score", "rle_counts"], filters)
+    pd.testing.assert_frame_equal(filtered, load_instances(drawn_run.uri, ["score", "rle_counts"], filters))
+    assert len(filtered)
 
 
 def test_only_row_groups_that_can_match_are_fetched(bucket, monkeypatch):
@@ -208,8 +209,8 @@ def test_only_row_groups_that_can_match_are_fetched(bucket, monkeypatch):
         return answer
 
     monkeypatch.setattr(S3Storage, "read_object", counting)
-    found = load_instances(f"{bucket}/rows", filters=[("category", "==", "class_7")])
-    assert len(found) == 2_000 and set(found["category_id"]) == {7}
+    filtered = load_instances(f"{bucket}/rows", filters=[("category", "==", "class_7")])
+    assert len(filtered) == 2_000 and set(filtered["category_id"]) == {7}
     assert 0.1 * len(data) < sum(fetched) < 0.5 * len(data)
     fetched.clear()
     assert len(load_instances(f"{bucket}/rows")) == 20_000

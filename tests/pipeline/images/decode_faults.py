@@ -1,4 +1,4 @@
-"""Decode functions that misbehave on request; tests hand them to the pool, whose children import them by name."""
+"""Faulty decode functions for the tests of the decode pool, whose children import them by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _spoiled: list[bool] = []
 def obey(
     data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
 ) -> Outcome:
-    """Does what the file says; decodes it when it says nothing."""
+    """Commits the fault that the file names; decodes a file that names none."""
     if data == b"segfault" or _spoiled:
         ctypes.string_at(0)
     if data == b"abort":
@@ -38,7 +38,7 @@ def obey(
             _kept.append(bytearray(1 << 24))
     if data == b"leak":  # stays below the limit alone, and goes over it in the third file of one child
         _kept.append(bytearray(limits.memory_bytes * 2 // 5))
-    if data == b"spoil":  # damages its process, which shows with the next file only
+    if data == b"spoil":  # damages its process so that only the next file crashes
         _spoiled.append(True)
     if data == b"senseless status":
         return Outcome("splendid")
@@ -60,7 +60,7 @@ def obey(
 
 
 def sleep_always(data: bytes, *_: object) -> Outcome:
-    """For the test whose parent is killed: tells its process id by a file, and hangs."""
+    """Writes a file named after its process id into the folder `data`, and hangs."""
     with open(os.path.join(data.decode(), str(os.getpid())), "w"):
         time.sleep(3600)
     raise AssertionError("woke up")

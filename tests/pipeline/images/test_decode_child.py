@@ -1,4 +1,4 @@
-"""The decode child: its protocol, and hostile files, of which each gets its status and none harms the next.
+"""The decode child: its protocol, and hostile files: each gets its own status, and none affects the next.
 
 The long form, 5,000 broken files: `pytest -m slow tests/pipeline/images/test_decode_child.py`.
 """
@@ -86,7 +86,7 @@ def test_a_child_answers_by_its_protocol_and_ends_with_its_connection() -> None:
 
 
 def expected_status(row: dict) -> str:
-    """What the manifest's account of Pillow 13 means in our words."""
+    """Our status for the result of Pillow 13 that the manifest states."""
     if row["file"] in NO_FORMAT_OF_OURS:
         return "unsupported_format"
     if row["pil"] == "ok":
@@ -96,7 +96,7 @@ def expected_status(row: dict) -> str:
 
 @pytest.fixture(scope="module")
 def awkward(shared_data: Path) -> dict[str, Decoded]:
-    """The verdicts on all awkward files, from one pool, in the order of the manifest."""
+    """The results for all awkward files, from one pool, in the order of the manifest."""
     limits = DecodeLimits(timeout_s=30.0)
     with DecodePool(2, limits) as pool:
         futures = {name: pool.submit((MANIFEST.parent / name).read_bytes()) for name in ROWS}
@@ -167,7 +167,7 @@ def drawn_files() -> list[bytes]:
 
 
 def mutate(files: list[bytes], chance: random.Random) -> bytes:
-    """One file with bytes flipped, cut, filled, or spliced with another; never the file itself."""
+    """A copy of one of the files with bytes flipped, cut, filled, or spliced with another file."""
     data = bytearray(chance.choice(files))
     kind = chance.choice(["flip", "flip", "flip", "header", "cut", "fill", "splice", "repeat"])
     at = chance.randrange(len(data))
@@ -191,7 +191,7 @@ def mutate(files: list[bytes], chance: random.Random) -> bytes:
 
 
 def check_mutated(files: list[bytes], count: int, seed: int) -> Counter[str]:
-    """Each of `count` broken files gets a verdict, and good files between them keep their pixels."""
+    """Checks that each of `count` broken files gets a status, and that good files between them keep their pixels."""
     chance = random.Random(seed)
     good = files[:20:3]
     counts: Counter[str] = Counter()
@@ -212,7 +212,7 @@ def check_mutated(files: list[bytes], count: int, seed: int) -> Counter[str]:
                     assert decoded.image.shape == (decoded.height, decoded.width, 3)
             neighbour = between.result(60)
             assert neighbour.image is not None and (neighbour.image == wholes[among]).all()
-        # The verdict is the file's own: again, in another order, in other children.
+        # The result depends on the file only: the same files again, in another order, in other children.
         again = {data: pool.submit(data) for data in reversed(broken)}
         for data, future in zip(broken, futures):
             second = again[data].result(300)

@@ -1,4 +1,4 @@
-"""What comes out of each kind of file, against drawn files whose pixels are known; docs/formats.md states it."""
+"""Decoding of every kind of file, as docs/formats.md states it, against drawn files whose pixels are known."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from pipeline.images.decode_image import FORMATS, DecodeLimits, Outcome, decode_image, sniff_format
 
 LIMITS = DecodeLimits()
-# What the EXIF standard says of the stored rows and columns: which side of the scene row 0 and column 0 show.
+# By the EXIF standard: which side of the scene the stored row 0 and column 0 show.
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -42,7 +43,7 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(rows[:, ::-1] if column_0 in ("bottom", "right") else rows)
 
 
-def write(image: Image.Image | np.ndarray, name: str, **options: object) -> bytes:
+def write(image: Image.Image | np.ndarray, name: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(file, name, **options)
@@ -91,7 +92,7 @@ def tiff(height: int, width: int, bits: int, samples: bytes, order: str = "<") -
 
 # --- the turn
 
-TURNED = {
+TURNED: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 100, "subsampling": 0},
     "PNG": {},
     "WEBP": {"lossless": True},
@@ -102,7 +103,7 @@ TURNED = {
 
 @pytest.mark.parametrize("orientation", SIDES)
 @pytest.mark.parametrize("name", TURNED)
-def test_exif_turn(name: str, orientation: int) -> None:
+def test_pictures_are_turned_upright_by_exif(name: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = write(stored(scene(), orientation), name, exif=exif, **TURNED[name])
@@ -114,7 +115,7 @@ def test_exif_turn(name: str, orientation: int) -> None:
     np.testing.assert_allclose(pixels(data).astype(int), scene(), atol=tolerance)
 
 
-def test_exif_turn_of_compressed_tiff() -> None:
+def test_compressed_tiffs_are_turned_upright_by_exif() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = write(stored(scene(), 6), "TIFF", exif=exif, compression="tiff_lzw")
@@ -122,7 +123,7 @@ def test_exif_turn_of_compressed_tiff() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
-def test_a_senseless_orientation_is_none(value: int) -> None:
+def test_an_orientation_out_of_range_is_none(value: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = value
     outcome = decode_image(write(scene(), "PNG", exif=exif), LIMITS)
@@ -135,7 +136,7 @@ def test_broken_exif_is_no_fault_of_the_picture() -> None:
     assert pixels(data).shape == (48, 80, 3)
 
 
-def test_failures_tell_the_upright_size() -> None:
+def test_failures_state_the_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     jpeg = write(stored(scene(), 6), "JPEG", exif=exif)
@@ -174,10 +175,10 @@ def test_lab() -> None:
     lab = np.zeros((4, 4, 3), np.uint8)
     lab[:, :2] = (255, 128, 128)  # white
     lab[:, 2:] = (137, 209, 195)  # sRGB's red is L 53.2, a 80.1, b 67.2
-    image = Image.frombytes("LAB", (4, 4), (lab ^ np.uint8([0, 128, 128])).tobytes())
-    got = pixels(write(image, "TIFF")).astype(int)
-    np.testing.assert_allclose(got[0, 0], [255, 255, 255], atol=2)
-    np.testing.assert_allclose(got[0, 3], [255, 0, 0], atol=12)
+    image = Image.frombytes("LAB", (4, 4), (lab ^ np.array([0, 128, 128], np.uint8)).tobytes())
+    decoded = pixels(write(image, "TIFF")).astype(int)
+    np.testing.assert_allclose(decoded[0, 0], [255, 255, 255], atol=2)
+    np.testing.assert_allclose(decoded[0, 3], [255, 0, 0], atol=12)
 
 
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
@@ -214,7 +215,7 @@ def test_float_and_32_bit_samples_span_their_own_range() -> None:
 
 
 def test_float_samples_that_are_no_numbers() -> None:
-    samples = np.float32([[0.0, 1.0], [np.nan, np.inf]])
+    samples = np.array([[0.0, 1.0], [np.nan, np.inf]], np.float32)
     np.testing.assert_array_equal(pixels(write(samples, "TIFF"))[:, :, 0], [[0, 255], [0, 0]])
     flat = np.full((2, 2), 3.5, np.float32)
     assert (pixels(write(flat, "TIFF")) == 0).all()
@@ -226,7 +227,8 @@ def test_alpha_lies_on_white() -> None:
     alpha = np.linspace(0, 255, 80, dtype=np.uint8)[None].repeat(48, 0)
     expected = 255 + (colour.astype(float) - 255) * alpha[:, :, None] / 255
     rgba = np.dstack([colour, alpha])
-    for name, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})):
+    lossless: dict[str, dict[str, Any]] = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True, "exact": True}}
+    for name, options in lossless.items():
         np.testing.assert_allclose(pixels(write(rgba, name, **options)), expected, atol=1.01)
     grey = Image.merge("LA", [Image.fromarray(colour[:, :, 0]), Image.fromarray(alpha)])
     np.testing.assert_allclose(pixels(write(grey, "PNG"))[:, :, 1], expected[:, :, 0], atol=1.01)
@@ -234,24 +236,24 @@ def test_alpha_lies_on_white() -> None:
 
 def test_colour_keys_lie_on_white() -> None:
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    got = pixels(write(grey, "PNG", transparency=77))
-    np.testing.assert_array_equal(got[:, :, 0], np.where(grey == 77, 255, grey))
+    decoded = pixels(write(grey, "PNG", transparency=77))
+    np.testing.assert_array_equal(decoded[:, :, 0], np.where(grey == 77, 255, grey))
     palette = Image.fromarray(scene()).quantize(8)
     for name in ("GIF", "PNG"):
         key = int(np.asarray(palette)[0, 0])
-        got = pixels(write(palette, name, transparency=key))
+        decoded = pixels(write(palette, name, transparency=key))
         expected = np.where((np.asarray(palette) == key)[:, :, None], 255, np.asarray(palette.convert("RGB")))
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(decoded, expected)
 
 
 def test_16_bit_colour_key_lies_on_white() -> None:
     data = png(256, 256, 16, 0, RAMP.astype(">u2").tobytes())
     key = struct.pack(">I4sHI", 2, b"tRNS", 0x1234, zlib.crc32(b"tRNS\x12\x34"))
-    got = pixels(data[:33] + key + data[33:])
-    np.testing.assert_array_equal(got[:, :, 0], np.where(RAMP == 0x1234, 255, RAMP >> 8))
+    decoded = pixels(data[:33] + key + data[33:])
+    np.testing.assert_array_equal(decoded[:, :, 0], np.where(RAMP == 0x1234, 255, RAMP >> 8))
 
 
-ANIMATED = {
+ANIMATED: dict[str, dict[str, Any]] = {
     "GIF": {},
     "PNG": {},
     "WEBP": {"lossless": True},
@@ -342,7 +344,7 @@ def test_a_wrong_checksum_of_pixels_is_corrupt() -> None:
     check_fails(good[: end - 1] + bytes([good[end - 1] ^ 1]) + good[end:], "corrupt", "checksum")
 
 
-CUT = {
+CUT: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")},
     "progressive": ("JPEG", {"progressive": True}),
     "lossless": ("WEBP", {"lossless": True}),
@@ -368,7 +370,7 @@ def test_a_cut_file_is_whole_or_corrupt_never_half(case: str, capfd: pytest.Capt
     assert num_corrupt > 30
 
 
-def test_no_warning_gets_out() -> None:
+def test_no_warning_is_emitted() -> None:
     data = write(Image.fromarray(scene()).quantize(8), "PNG", transparency=bytes(8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -376,7 +378,7 @@ def test_no_warning_gets_out() -> None:
         check_fails(b"\x89PNG\r\n\x1a\n" + bytes(40), "corrupt", "PNG")
 
 
-def test_the_words_of_a_failure_do_not_change() -> None:
+def test_the_error_text_is_the_same_every_time() -> None:
     for data in (b"\xff\xd8", b"\x89PNG\r\n\x1a\n" + bytes(40), write(scene(), "TIFF")[:600]):
         words = {decode_image(data, LIMITS).error for _ in range(3)}
         assert len(words) == 1 and "0x7" not in str(words)

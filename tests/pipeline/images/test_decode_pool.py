@@ -1,4 +1,4 @@
-"""A child that crashes, hangs or eats memory costs one image; nothing of it stays behind."""
+"""The decode pool: a child that crashes, hangs or uses up memory costs one image and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pipeline.images import decode_pool
+from pipeline.images.decode_image import Outcome
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from tests.paths import ROOT
 from tests.pipeline.images.decode_faults import obey
@@ -26,7 +27,7 @@ LIMITS = DecodeLimits(timeout_s=20.0, memory_bytes=256 << 20)
 
 
 def children() -> list[psutil.Process]:
-    """This process's decode children, zombies too."""
+    """The decode children of this process, zombies included."""
     return [child for child in psutil.Process().children() if _is_decode_child(child)]
 
 
@@ -118,7 +119,7 @@ def test_children_start_clean_and_quietly(capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
-def test_ctrl_c_is_the_parents_business() -> None:
+def test_ctrl_c_does_not_end_a_child() -> None:
     with DecodePool(1, LIMITS, decode=obey) as pool:
         pid = pool.submit(b"pid").result(60).error
         os.kill(int(str(pid)), signal.SIGINT)
@@ -238,10 +239,13 @@ def test_a_jpeg_comes_back_at_the_size_that_is_just_enough(resize_to: tuple[int,
     np.testing.assert_allclose(small.image, np.broadcast_to(whole.image[0, 0], small.image.shape), atol=2)
 
 
-def test_an_installation_that_cannot_decode_is_no_fault_of_the_image() -> None:
-    def local(data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None) -> None: ...
+def test_a_child_that_cannot_start_is_an_error_and_no_status() -> None:
+    def not_importable(
+        data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
+    ) -> Outcome:
+        raise NotImplementedError
 
-    with DecodePool(1, LIMITS, decode=local) as pool:
+    with DecodePool(1, LIMITS, decode=not_importable) as pool:
         with pytest.raises(decode_pool.DecodeChildError, match="did not start"):
             pool.submit(b"grey 1").result(60)
 

@@ -55,9 +55,9 @@ def test_segmentation_sees_what_training_sees(pool: DecodePool, tmp_path: Path, 
     decoded = pool.submit(data, num_bands=num_bands).result(60)
     assert (decoded.status, decoded.error) == ("ok", None)
     assert decoded.image is not None and decoded.image.dtype == np.float32
-    assert decoded.image.shape[:2] == (decoded.height, decoded.width)
+    assert decoded.image.shape[:2] == decoded.size
     (tmp_path / "x").write_bytes(data)
-    annotated = AnnotatedImage(1, "x", str(tmp_path / "x"), decoded.height, decoded.width)
+    annotated = AnnotatedImage(1, "x", str(tmp_path / "x"), *decoded.size)
     expected, _ = load_photo(annotated, in_channels=num_bands)
     np.testing.assert_array_equal(decoded.image, expected)
 
@@ -66,6 +66,7 @@ def test_a_turned_tiff_is_upright(pool: DecodePool) -> None:
     bands = random_bands("u1", 5)
     decoded = pool.submit(tiff_bytes(bands, orientation=6), num_bands=5).result(60)
     assert (decoded.height, decoded.width, decoded.exif_orientation) == (14, 11, 6)
+    assert decoded.image is not None
     np.testing.assert_allclose(decoded.image, np.rot90(bands, -1) / 255, rtol=1e-6)
     assert pool.submit(tiff_bytes(bands, orientation=9), num_bands=5).result(60).exif_orientation is None
 
@@ -81,7 +82,9 @@ def test_a_turned_tiff_is_upright(pool: DecodePool) -> None:
         (b"", 5, "corrupt", "empty"),
     ],
 )
-def test_what_cannot_be_given_is_said(pool: DecodePool, data: bytes, num_bands: int, status: str, words: str) -> None:
+def test_bands_that_cannot_be_had_are_a_status_with_its_reason(
+    pool: DecodePool, data: bytes, num_bands: int, status: str, words: str
+) -> None:
     decoded = pool.submit(data, num_bands=num_bands).result(60)
     assert decoded.status == status and words in str(decoded.error) and decoded.image is None
 

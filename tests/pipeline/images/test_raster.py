@@ -1,4 +1,4 @@
-"""TIFFs of any number of bands, in every form that is read; those that are not are named."""
+"""TIFFs of any number of bands: every supported kind is read exactly, and others are refused by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.images.raster import TiffHeader, UnsupportedTiff, is_tiff, read_tiff, read_tiff_bands, read_tiff_header
 from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
@@ -48,7 +49,7 @@ def test_pillows_own_tiffs_and_pages_as_bands(tmp_path: Path) -> None:
     assert np.array_equal(read_tiff((tmp_path / "pages.tif").read_bytes()), random_bands("u2", 5))
 
 
-def test_forms_that_are_not_read_are_named() -> None:
+def test_unsupported_and_broken_files_are_refused() -> None:
     data = tiff_bytes(random_bands("u1"), compression=7)
     with pytest.raises(UnsupportedTiff, match="compression 7"):
         read_tiff(data)
@@ -64,20 +65,20 @@ def test_every_lossless_compression_is_read(tmp_path: Path, compression: str, dt
     """Written by libtiff; several bands are several pages, each of several strips."""
     bands = random_bands(dtype, 5, 70, 301)
     pages = [Image.fromarray(bands[..., i]) for i in range(5)]
-    options = {"compression": compression, "tiffinfo": {278: 16}}
-    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:], **options)
+    tags = {278: 16}  # rows in a strip
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:], compression=compression, tiffinfo=tags)
     assert Image.open(tmp_path / "x.tif").info["compression"] == compression
     assert np.array_equal(read_tiff((tmp_path / "x.tif").read_bytes()), bands)
 
 
 @pytest.mark.parametrize(("dtype", "predictor"), [("u1", 2), ("u2", 2), ("f4", 3)])
-def test_differences_of_libtiffs_are_undone(tmp_path: Path, dtype: str, predictor: int) -> None:
+def test_predictors_of_libtiff_are_undone(tmp_path: Path, dtype: str, predictor: int) -> None:
     bands = random_bands(dtype, 1, 70, 301)
     tags = {278: 16, 317: predictor}
     Image.fromarray(bands[..., 0]).save(tmp_path / "x.tif", compression="tiff_lzw", tiffinfo=tags)
-    data = (tmp_path / "x.tif").read_bytes()
-    assert Image.open(tmp_path / "x.tif").tag_v2[317] == predictor
-    assert np.array_equal(read_tiff(data), bands)
+    written = Image.open(tmp_path / "x.tif")
+    assert isinstance(written, TiffImageFile) and written.tag_v2[317] == predictor
+    assert np.array_equal(read_tiff((tmp_path / "x.tif").read_bytes()), bands)
 
 
 @pytest.mark.parametrize("predictor", [1, 2])
@@ -88,7 +89,7 @@ def test_bands_side_by_side_in_lzw(tmp_path: Path, predictor: int) -> None:
     assert np.array_equal(read_tiff((tmp_path / "x.tif").read_bytes()), rgba)
 
 
-def test_the_header_says_the_size_as_stored_and_the_turn() -> None:
+def test_the_header_has_the_stored_size_and_the_orientation() -> None:
     data = tiff_bytes(random_bands("u1"), orientation=6)
     assert read_tiff_header(data) == TiffHeader(height=11, width=14, orientation=6)
     assert read_tiff_header(tiff_bytes(random_bands("u1"), orientation=9)).orientation is None
@@ -96,7 +97,7 @@ def test_the_header_says_the_size_as_stored_and_the_turn() -> None:
         read_tiff_header(data[:20])
 
 
-def test_pages_that_go_round_in_a_circle_end() -> None:
+def test_a_cycle_of_pages_is_an_error() -> None:
     data = bytearray(tiff_bytes(random_bands("u1")))
     (directory,) = struct.unpack_from("<I", data, 4)
     (num_tags,) = struct.unpack_from("<H", data, directory)

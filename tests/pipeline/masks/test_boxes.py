@@ -1,4 +1,4 @@
-"""Box forms: the two conversions against numbers worked out by hand and against each other."""
+"""Box conversions against numbers worked out by hand and against each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_each_form_becomes_the_other() -> None:
 
 
 @pytest.mark.parametrize("convert", [xyxy_to_xywh, xywh_to_xyxy])
-def test_the_input_is_left_alone_and_the_dtype_kept(convert) -> None:
+def test_the_input_is_unchanged_and_the_dtype_kept(convert) -> None:
     boxes = XYXY.copy()
     converted = convert(boxes)
     np.testing.assert_array_equal(boxes, XYXY)
@@ -30,8 +30,8 @@ def test_no_boxes_stay_no_boxes(convert) -> None:
     assert convert(np.zeros((0, 4), np.float32)).shape == (0, 4)
 
 
-def test_half_pixels_survive_the_way_there_and_back() -> None:
-    boxes = np.random.default_rng(0).integers(0, 2**22, (500, 4)).astype(np.float32) / 2
+def test_half_pixels_are_converted_exactly_there_and_back() -> None:
+    boxes = np.random.default_rng(0).integers(0, 2**22, (500, 4)).astype(np.float32) / np.float32(2)
     np.testing.assert_array_equal(xywh_to_xyxy(xyxy_to_xywh(boxes)), boxes)
 
 

@@ -1,4 +1,4 @@
-"""Polygons traced from masks draw the same pixels, by pycocotools' rasteriser."""
+"""Polygons of masks, filled by pycocotools, give the same masks back; parts, holes and simplification."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipeline.masks.contours import (
 
 
 def drawn(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    """The union of the polygons, filled by pycocotools: uint8 [H, W]."""
     if not polygons:
         return np.zeros((height, width), np.uint8)
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
@@ -30,15 +31,15 @@ def test_random_masks_come_back_exactly(seed: int) -> None:
         height, width = rng.integers(1, 20, 2)
         mask = (rng.random((height, width)) < rng.uniform(0.1, 0.95)).astype(np.uint8)
         mask = np.kron(mask, np.ones((seed % 3 + 1, seed % 2 + 1), dtype=np.uint8))
-        polygons, one = mask_to_polygons(mask), mask_to_polygon(mask)
+        polygons, polygon = mask_to_polygons(mask), mask_to_polygon(mask)
         if not mask.any():
-            assert polygons == [] and one == []
+            assert polygons == [] and polygon == []
             continue
         assert np.array_equal(drawn(polygons, *mask.shape), mask)
-        assert np.array_equal(drawn([one], *mask.shape), mask)
+        assert np.array_equal(drawn([polygon], *mask.shape), mask)
 
 
-def test_corners_only() -> None:
+def test_points_within_an_edge_are_no_corners() -> None:
     mask = np.zeros((9, 9), dtype=np.uint8)
     mask[2:7, 3:8] = 1
     assert sorted(zip(*[iter(mask_to_polygons(mask)[0])] * 2)) == [(3, 2), (3, 7), (8, 2), (8, 7)]
@@ -51,7 +52,7 @@ def test_parts_that_touch_at_a_corner_are_two() -> None:
     assert len(outer) == 1 and len(holes) == 1
 
 
-def test_outlines_filled_give_the_very_mask_back() -> None:
+def test_part_polygons_give_the_mask_back_apart_and_joined() -> None:
     rng = np.random.default_rng(0)
     for number in range(150):
         mask = rng.random(rng.integers(1, 14, 2)) < rng.random()
@@ -63,7 +64,7 @@ def test_outlines_filled_give_the_very_mask_back() -> None:
         np.testing.assert_array_equal(drawn([joined] if joined else [], *mask.shape), mask)
 
 
-def test_outlines_of_simple_masks() -> None:
+def test_part_polygons_of_simple_masks() -> None:
     mask = np.zeros((5, 6), np.uint8)
     mask[1:3, 2:5] = 1
     (polygon,) = mask_to_part_polygons(mask)
@@ -73,9 +74,25 @@ def test_outlines_of_simple_masks() -> None:
     assert len(mask_to_part_polygons(diagonal)) == 2
     with pytest.raises(ValueError, match=r"\[H, W\], not \[3\]"):
         mask_to_part_polygons(np.zeros(3))
+    with pytest.raises(ValueError, match="must not be negative"):
+        mask_to_part_polygons(mask, tolerance_px=-1)
+    assert join_polygons([]) == []
 
 
-def test_simplified_outlines_stay_near() -> None:
+def test_part_polygons_come_largest_first_each_with_its_own_holes() -> None:
+    mask = np.zeros((20, 40), np.uint8)
+    mask[2:8, 1:9] = 1
+    mask[4:6, 3:5] = 0  # a hole in the small part
+    mask[1:19, 15:38] = 1
+    mask[5:15, 20:30] = 0  # a hole in the large part, which holds an island
+    mask[8:12, 24:27] = 1
+    large, small, island = mask_to_part_polygons(mask)
+    filled = [drawn([polygon], 20, 40) for polygon in (large, small, island)]
+    assert [int(part.sum()) for part in filled] == [18 * 23 - 100, 6 * 8 - 4, 12]
+    np.testing.assert_array_equal(np.maximum.reduce(filled), mask)
+
+
+def test_simplified_polygons_have_few_corners_and_stay_near() -> None:
     y, x = np.mgrid[:200, :240]
     ring = (np.hypot(y - 100, x - 120) < 80) & (np.hypot(y - 90, x - 110) > 25)
     exact, simple = mask_to_part_polygons(ring), mask_to_part_polygons(ring, tolerance_px=1.0)

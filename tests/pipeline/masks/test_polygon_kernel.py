@@ -1,4 +1,4 @@
-"""Polygons filled by the kernel against pycocotools, byte for byte."""
+"""The strings of polygons filled by the kernel against pycocotools, byte for byte."""
 
 from __future__ import annotations
 
@@ -36,11 +36,9 @@ def test_strings_are_those_of_pycocotools(kind: str) -> None:
     polygons = [draw(rng, kind, *size) for size in sizes.tolist()]
     starts = np.append(0, np.cumsum([len(polygon) for polygon in polygons]))
     text, ends = fill(np.concatenate(polygons), starts, sizes[:, 0].copy(), sizes[:, 1].copy())
-    found = [part.tobytes() for part in np.split(text, ends[:-1])]
-    assert len(found) == len(polygons)
-    for place, (polygon, (height, width)) in enumerate(zip(polygons, sizes.tolist(), strict=True)):
-        want = coco_mask.frPyObjects([polygon.ravel().tolist()], height, width)[0]["counts"]
-        assert found[place] == want
+    strings = [part.tobytes() for part in np.split(text, ends[:-1])]
+    for string, polygon, (height, width) in zip(strings, polygons, sizes.tolist(), strict=True):
+        assert string == coco_mask.frPyObjects([polygon.ravel().tolist()], height, width)[0]["counts"]
 
 
 def test_no_polygon() -> None:

@@ -1,4 +1,4 @@
-"""Run-length encoding against its oracles: torchvision's paste, pycocotools, masks written out."""
+"""Run-length encoding: its contract, and whole masks and strings against pycocotools and masks written out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.masks.rle import encode_roi_masks, encode_roi_masks_and_areas
 from tests.paths import ROOT
 from tests.pipeline.masks.roi_masks import draw_blobs, draw_boxes
 
-# ---- the contract ----------------------------------------
+# --- encode_roi_masks: its contract; test_rle_kernel.py compares the strings with the reference
 
 
 def test_tensors_and_arrays_of_any_layout_give_the_same() -> None:
@@ -108,7 +108,7 @@ def test_a_hundred_megapixels_take_little_memory() -> None:
     assert read_mib("VmHWM") - before < 20
 
 
-# ---- whole masks and strings ----------------------------------------
+# --- whole masks and strings
 
 
 def draw_masks(seed: int = 0) -> list[np.ndarray]:

@@ -36,9 +36,10 @@ def test_random_masks_and_boxes_give_the_reference_bytes(seed) -> None:
 
 
 def draw_adversarial(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[int, int], float]:
+    """Masks, boxes, image size and threshold of four instances: constant masks, steps, values next to the threshold."""
     limit = np.log(rng.choice([8, 60, 300]))
     height, width = (int(side) for side in np.exp(rng.uniform(0, limit, 2)))
-    side, num = int(rng.choice([1, 2, 3, 5, 7, 14, 28, 56, rng.integers(1, 65)])), 4
+    side, num = int(rng.choice([1, 2, 3, 5, 7, 14, 28, 56, int(rng.integers(1, 65))])), 4
     threshold = float(rng.choice([0.5, 0.5, 0.5, 0.3, 0.0, 1.0, 1 / 3, rng.random(), -0.1, 1e-8]))
     shape = (num, side, side)
     masks = [
@@ -85,13 +86,12 @@ def test_four_thousand_adversarial_masks_give_the_reference_bytes() -> None:
 
 
 def test_doubtful_pixels_follow_the_reference_arithmetic_on_a_cpu_without_fma(tmp_path) -> None:
-    """torch's baseline build rounds otherwise: in a process of its own, where torch is told to use it."""
+    """torch's baseline build rounds differently; a process of its own makes torch use it."""
     code = "from tests.pipeline.masks.test_rle_kernel import *; assert not rle_kernel.torch_resize_is_fused(); "
     code += "assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'; run_adversarial(200, seed=2)"
-    root = ROOT
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -1,4 +1,4 @@
-"""What lies in a bucket is fetched to a machine once, whole, whoever asks."""
+"""The cache: a file or folder of a bucket is fetched to a machine once, whole, and again when it has changed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from pipeline.storage import cache
 from pipeline.storage.base import StorageError
 from pipeline.storage.cache import local_file, local_folder
+from pipeline.storage.s3 import S3Storage
 from pipeline.storage.stores import open_storage
 
 
@@ -20,7 +21,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path / "home" / "maskfleet"
 
 
-def test_local_places_stay_where_they_are(tmp_path: Path, root: Path) -> None:
+def test_local_files_and_folders_are_not_copied(tmp_path: Path, root: Path) -> None:
     assert local_file(str(tmp_path / "w.pth")) == tmp_path / "w.pth"
     assert local_folder(f"file://{tmp_path}/a%20b", "m") == tmp_path / "a b"
     assert not root.exists()
@@ -56,31 +57,39 @@ def test_a_folder_is_known_by_its_marker(bucket: str, root: Path) -> None:
 def test_many_at_once_fetch_it_once(bucket: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_storage(bucket).write_bytes("w.pth", b"x" * 100_000)
     fetched: list[str] = []
-    fetch = cache._fetch
-    monkeypatch.setattr(cache, "_fetch", lambda *given: (fetched.append(given[1]), fetch(*given)))
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(local_file(f"{bucket}/w.pth"))) for _ in range(6)]
+    read = S3Storage.read_object
+
+    def counting(self: S3Storage, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
+        fetched.append(key)
+        return read(self, key, start, size)
+
+    monkeypatch.setattr(S3Storage, "read_object", counting)
+    paths: list[Path] = []
+    threads = [threading.Thread(target=lambda: paths.append(local_file(f"{bucket}/w.pth"))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert fetched == ["w.pth"] and len(found) == 6 and len(set(found)) == 1
+    assert fetched == ["w.pth"] and len(paths) == 6 and len(set(paths)) == 1
 
 
-def test_what_cannot_be_fetched_is_said_and_leaves_nothing(
+def test_what_cannot_be_fetched_is_an_error_and_leaves_nothing(
     bucket: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(StorageError, match=r"no\.pth cannot be fetched: there is no such object"):
         local_file(f"{bucket}/no.pth")
     with pytest.raises(StorageError, match="no such object"):
         local_folder(f"{bucket}/no", "marker.json")
-    open_storage(bucket).write_bytes("w.pth", b"x")
+    open_storage(bucket).write_bytes("w.pth", b"xyz")
+    monkeypatch.setattr(cache, "_PART_BYTES", 1)
+    read = S3Storage.read_object
 
-    def cut_off(storage: object, key: str, etag: str, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("the connection was cut")
+    def cut_off(self: S3Storage, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
+        if start > 0:
+            raise OSError("the connection was cut")
+        return read(self, key, start, size)
 
-    monkeypatch.setattr(cache, "_fetch", cut_off)
+    monkeypatch.setattr(S3Storage, "read_object", cut_off)
     with pytest.raises(StorageError, match="the connection was cut"):
         local_file(f"{bucket}/w.pth")
     assert not [entry for entry in root.iterdir() if entry.is_dir()]

@@ -1,4 +1,4 @@
-"""Storage on local disk: whole writes, one winner, listings in order."""
+"""Local storage: atomic writes, one winner of put-if-absent, listings in order of key."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_large_folder_is_sorted_on_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert listed == sorted([*names, "17+/deep", "\\xff"])
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+def test_the_temporary_file_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     storage.write_bytes("a/b", b"whole")
     (tmp_path / "a" / ".c.0123456789ab.tmp").write_bytes(b"ha")
@@ -114,8 +114,11 @@ def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [LocalStorage.write_bytes, LocalStorage.put_if_absent])
-def test_a_writer_whose_half_is_removed_writes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write) -> None:
-    storage, removed = LocalStorage(tmp_path), []
+def test_a_writer_whose_temporary_file_is_removed_writes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write
+) -> None:
+    storage = LocalStorage(tmp_path)
+    removed: list[str] = []
     sync = os.fsync
 
     def slow(descriptor: int) -> None:
@@ -146,7 +149,7 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd"])
-def test_keys_cannot_climb_out(tmp_path: Path, key: str) -> None:
+def test_keys_outside_the_root_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(StorageError, match="no key below"):
         LocalStorage(tmp_path / "root").read_bytes(key)
 

@@ -1,4 +1,4 @@
-"""Buckets: the same promises as on a disk, against moto, a store that fails, and (`pytest -m s3`) a real gateway."""
+"""S3 storage keeps the promises of `Storage`: on moto, with a faulty store, and (`pytest -m s3`) on a real gateway."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,10 +112,10 @@ def test_many_objects_are_read_at_once_and_in_order(storage: S3Storage) -> None:
     for key in keys:
         storage.write_bytes(key, key.encode())
     assert list(storage.read_many(iter(keys))) == [key.encode() for key in keys]
-    found = storage.read_many(["m/0", "gone", "m/1"])
-    assert next(found) == b"m/0"
+    contents = storage.read_many(["m/0", "gone", "m/1"])
+    assert next(contents) == b"m/0"
     with pytest.raises(FileNotFoundError):
-        next(found)
+        next(contents)
 
 
 def test_random_reading_and_parquet(storage: S3Storage) -> None:
@@ -148,7 +149,7 @@ def test_the_condition_is_proved_with_an_object_that_stays(storage: S3Storage) -
         assert [info.key for info in storage.iter_objects()] == ["run.json"]
 
 
-def test_a_bucket_that_is_not_there(server: str) -> None:
+def test_a_missing_bucket_is_named(server: str) -> None:
     storage = S3Storage("s3://no-such-bucket-here/x", settings_for(server, num_retries=1))
     calls = [lambda: storage.read_bytes("k"), lambda: storage.write_bytes("k", b""), lambda: [*storage.iter_objects()]]
     for call in calls:
@@ -163,7 +164,7 @@ def test_a_bucket_that_is_not_there(server: str) -> None:
 
 @pytest.fixture(scope="module")
 def proxies() -> Iterator[Callable[[str, bool], FaultProxy]]:
-    """One proxy for each server: clients, made for each endpoint, are expensive."""
+    """One proxy for each server, because a client for each endpoint takes long to make."""
     with contextlib.ExitStack() as stack:
 
         def start(endpoint: str, one_at_a_time: bool) -> FaultProxy:
@@ -179,7 +180,7 @@ def proxy(
     proxies: Callable[[str, bool], FaultProxy],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[FaultProxy]:
-    """A proxy before the server, without faults yet; retries follow soon."""
+    """A proxy before the server, without faults yet; the waits between retries are short."""
     monkeypatch.setattr(s3, "_FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(s3, "_LONGEST_WAIT_S", 0.2)
     proxy = proxies(server, "moto" in request.node.name)
@@ -191,12 +192,12 @@ def proxy(
 
 @pytest.fixture
 def faulty(storage: S3Storage, proxy: FaultProxy) -> S3Storage:
-    """The same place as `storage`, through the proxy."""
+    """The same objects as `storage`, reached through the proxy."""
     return S3Storage(storage.uri, replace(storage.settings, endpoint_url=proxy.url, num_retries=30))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_outlived_and_put_if_absent_tells_the_truth(
+def test_each_fault_is_retried_and_put_if_absent_tells_the_truth(
     storage: S3Storage, faulty: S3Storage, proxy: FaultProxy, fault: str
 ) -> None:
     proxy.plan = scripted_faults(("/mine", fault), ("/mine", fault), method="PUT")
@@ -272,7 +273,7 @@ def test_one_winner_of_eight_writers_forty_times(
     assert len({name for _, name in won}) > 1
 
 
-def test_patience_ends_with_words(faulty: S3Storage, proxy: FaultProxy) -> None:
+def test_the_error_after_the_last_retry_says_how_many_there_were(faulty: S3Storage, proxy: FaultProxy) -> None:
     proxy.plan = lambda method, path: "503"
     faulty = S3Storage(faulty.uri, replace(faulty.settings, num_retries=3))
     with pytest.raises(OSError, match=r"get failed after 4 tries.*503 SlowDown injected") as caught:
@@ -282,17 +283,18 @@ def test_patience_ends_with_words(faulty: S3Storage, proxy: FaultProxy) -> None:
 
 
 @pytest.mark.parametrize("limit", ["read_timeout_s", "request_timeout_s"])
-def test_silence_ends_in_time(
+def test_a_silent_server_is_given_up_in_time(
     faulty: S3Storage, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     proxy.plan = lambda method, path: "slow"
     monkeypatch.setattr(proxy, "slow_s", 2.0)
-    impatient = S3Storage(faulty.uri, replace(faulty.settings, num_retries=0, **{limit: 0.5}))
+    timeout: dict[str, Any] = {limit: 0.5}
+    impatient = S3Storage(faulty.uri, replace(faulty.settings, num_retries=0, **timeout))
     with pytest.raises(OSError, match="Timeout"):
         impatient.read_bytes("x")
 
 
-def test_nobody_there() -> None:
+def test_no_server_is_an_error_that_says_so() -> None:
     settings = settings_for(f"http://127.0.0.1:{free_port()}", num_retries=1)
     with pytest.raises(OSError, match=r"after 2 tries.*Could not connect"):
         S3Storage("s3://bucket", settings).read_bytes("x")
@@ -303,7 +305,7 @@ def test_parallel_requests_are_capped_for_the_process(faulty: S3Storage, proxy: 
     proxy.plan, proxy.most_parallel = lambda method, path: "slow", 0
     settings = replace(faulty.settings, max_parallel=3)
     storages = [S3Storage(faulty.uri, settings) for _ in range(12)]
-    threads = [threading.Thread(target=one.read_bytes, args=("x",)) for one in storages]
+    threads = [threading.Thread(target=storage.read_bytes, args=("x",)) for storage in storages]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -312,7 +314,7 @@ def test_parallel_requests_are_capped_for_the_process(faulty: S3Storage, proxy: 
 
 
 class _Ignoring(S3Storage):
-    """A store that does not know the condition: the header never reaches it."""
+    """A store that ignores the condition, because its header is never sent."""
 
     def _request(self, method: str, key: str | None, **arguments):
         arguments.pop("IfNoneMatch", None)
@@ -351,7 +353,7 @@ def test_credentials_show_nowhere(server: str, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.s3
-def test_wrong_credentials_are_told_at_once(rgw: str) -> None:
+def test_wrong_credentials_are_an_error_at_once(rgw: str) -> None:
     bucket = make_bucket(rgw)
     storage = S3Storage(f"s3://{bucket}", settings_for(rgw, secret_key="wrong"))
     with pytest.raises(PermissionError, match="check the credentials"):
@@ -362,7 +364,7 @@ def test_wrong_credentials_are_told_at_once(rgw: str) -> None:
         S3Storage(f"s3://{bucket}", StorageSettings(endpoint_url=rgw, anonymous=True)).read_bytes("x")
 
 
-def test_missing_credentials_are_told_at_once(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_credentials_are_an_error_at_once(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -389,7 +391,7 @@ def test_uris_that_name_no_bucket_are_refused(uri: str) -> None:
 
 
 @pytest.mark.s3
-def test_a_gateway_that_is_killed_and_comes_back_is_outlived(gateway: Rgw, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writes_survive_a_gateway_that_is_killed_and_comes_back(gateway: Rgw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "_LONGEST_WAIT_S", 1.0)
     settings = settings_for(gateway.endpoint, num_retries=60)
     storage = S3Storage(f"s3://{make_bucket(gateway.endpoint)}", settings)
