@@ -49,7 +49,7 @@ def for_prediction(
     network.compute_dtype = dtype
     network.to(device, dtype)
     if dtype != torch.float32 or torch.device(device).type == "cpu":
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such overload
+        network.to(memory_format=torch.channels_last)
     network.roi_heads.box_predictor.float()
     return network
 

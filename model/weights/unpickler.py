@@ -71,7 +71,7 @@ def _check_dtype(dtype: object) -> None:
         raise UnsafePickle(f"the pickle asks for an array of {dtype}; allowed are numbers")
 
 
-def _array_of_bytes(data: bytes, dtype: np.dtype, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
+def _array_of_bytes(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     _check_dtype(dtype)
     return np.frombuffer(data, dtype).reshape(tuple(shape), order=order)
 

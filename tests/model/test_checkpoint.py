@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is written is read again, and nothing else is taken for a checkpoint."""
+"""Checkpoints: they are read as they were written, and incomplete, changed or foreign folders are refused."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def folder(tmp_path):
     return tmp_path / "step-5"
 
 
-def test_round_trip(tmp_path):
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     model = build_model(SPEC)
     sha256 = save_checkpoint(
         tmp_path / "c", model=model, spec=SPEC, categories=CATEGORIES, progress={"step": 7, "epoch": 1}
@@ -51,22 +51,23 @@ def test_round_trip(tmp_path):
     assert not [path for path in (tmp_path / "c").iterdir() if path.name.startswith(".")]
 
 
-def test_training_state_is_read_without_making_objects(folder):
+def test_training_state_holds_tensors_and_plain_containers_only(folder):
     state = load_checkpoint(folder).training_state
+    assert state is not None
     assert state["optimizer"]["rates"] == [0.1, 0.2] and state["optimizer"]["step"] == 5
 
-    class Strange:
+    class Other:
         pass
 
     with pytest.raises((AttributeError, CheckpointError)):
-        target = folder.parent / "strange"
+        target = folder.parent / "other"
         save_checkpoint(
             target,
             model=build_model(SPEC),
             spec=SPEC,
             categories=CATEGORIES,
             progress={},
-            training_state={"object": Strange()},
+            training_state={"object": Other()},
         )
         load_checkpoint(target)
 
@@ -86,7 +87,7 @@ def test_a_cut_off_write_is_no_checkpoint_and_can_be_written_again(folder):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "spec.json", "training_state.pt"])
-def test_one_changed_byte_is_found(folder, name):
+def test_one_changed_byte_is_refused(folder, name):
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
@@ -116,7 +117,7 @@ def test_the_marker_cannot_name_files_elsewhere(folder):
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"format_version": 2, "files": {}}', '{"format_version": 1, "files": 5}']
 )
-def test_a_strange_marker_is_refused(folder, text):
+def test_a_malformed_marker_is_refused(folder, text):
     (folder / CHECKPOINT_MARKER).write_text(text)
     with pytest.raises(CheckpointError, match=r"cannot read|format_version|not list"):
         load_checkpoint(folder)

@@ -1,6 +1,7 @@
 """Non-maximum suppression, hard and soft: three boxes in a row by hand, many against torchvision."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,13 @@ def test_a_batch_gives_what_its_images_give_one_by_one_for_any_number_of_first_c
     boxes, scores, labels = random_boxes()
     images = torch.arange(600) % 3
     images[images == 1] = 2  # image 1 has no candidate
-    options = {"kind": "hard", "iou_threshold": 0.4, "sigma": 0.5, "score_threshold": 0.0, "max_detections": 30}
+    options: dict[str, Any] = {
+        "kind": "hard",
+        "iou_threshold": 0.4,
+        "sigma": 0.5,
+        "score_threshold": 0.0,
+        "max_detections": 30,
+    }
     kept = suppress_images(boxes, scores, labels, images, 4, **options)
     for image, (keep, kept_scores) in enumerate(kept):
         own = torch.where(images == image)[0]

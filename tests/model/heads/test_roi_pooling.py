@@ -1,8 +1,10 @@
-"""RoIAlign, RoIPool and RoIWarp on a 4 x 4 map whose values are worked out by hand.
+"""RoI pooling: RoIAlign, RoIPool and RoIWarp on a 4 x 4 map whose values are worked out by hand.
 
 The map is 4 y + x at pixel (x, y), so that a bilinear sample inside it is 4 y + x too. The RoI of most tests is (0.3,
 0.3, 2.4, 2.4) with 2 x 2 bins.
 """
+
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +71,7 @@ def test_average_pool_covers_the_pixels_max_pool_does(reduce):
     rois = torch.rand(50, 5, generator=torch.Generator().manual_seed(0)) * 12 - 2
     rois[:, 0] = 0
     rois[:, 3:] = rois[:, 1:3] + rois[:, 3:].abs()
-    options = {"output_size": 3, "scale": 0.5, "op": "pool"}
+    options: dict[str, Any] = {"output_size": 3, "scale": 0.5, "op": "pool"}
     ones = pool_rois(torch.ones(1, 2, 5, 6), rois, reduce=reduce, **options)
     torch.testing.assert_close(ones, pool_rois(torch.ones(1, 2, 5, 6), rois, reduce="max", **options))
 
@@ -80,6 +82,7 @@ def test_gradients_reach_the_map_and_no_roi_gives_an_empty_result(op, reduce):
     features = torch.rand(2, 3, 8, 8, requires_grad=True)
     rois = torch.tensor([[0.0, 1, 1, 6, 7], [1, 0, 2, 5, 5]])
     pool_rois(features, rois, output_size=2, scale=1.0, op=op, reduce=reduce).sum().backward()
+    assert features.grad is not None
     assert (features.grad[0] != 0).any() and (features.grad[1] != 0).any()
     empty = pool_rois(features, rois[:0], output_size=2, scale=1.0, op=op, reduce=reduce)
     assert empty.shape == (0, 3, 2, 2)

@@ -1,4 +1,6 @@
-"""Networks made for prediction: less work, the same outputs."""
+"""Prediction-only networks: batch norms are folded and convolutions are faster, and the outputs are the same."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from model.inference.fuse import LeanProposalHead, PredictionConv2d, for_predict
 from model.network import build_model
 from model.spec import ModelSpec
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "image_min_size": 64,
     "image_max_size": 96,
     "rpn_pre_nms_test": 50,
@@ -49,7 +51,7 @@ CASES = {
 
 
 def network_of(spec):
-    """A network whose norms have seen something: statistics and scales that are not 0 and 1."""
+    """A random network whose norms have statistics and scales other than 0 and 1."""
     torch.manual_seed(0)
     network = build_model(spec).eval()
     generator = torch.Generator().manual_seed(1)
@@ -61,7 +63,7 @@ def network_of(spec):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_folded_maps_are_the_networks_own(name):
+def test_the_copy_has_no_batch_norm_and_equal_feature_maps_and_scores(name):
     network = network_of(CASES[name])
     before = {key: value.clone() for key, value in network.state_dict().items()}
     folded = for_prediction(network)
@@ -69,12 +71,13 @@ def test_folded_maps_are_the_networks_own(name):
     assert norms == []
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        for want, found in zip(network.backbone(images).values(), folded.backbone(images).values(), strict=True):
-            torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4 * float(want.std()))
-        wanted, found = (net.detect(list(images), [(64, 96)] * 2)[0] for net in (network, folded))
-    for one, other in zip(wanted, found, strict=True):
-        assert len(one["scores"]) == len(other["scores"]) > 0
-        torch.testing.assert_close(other["scores"], one["scores"], rtol=0, atol=1e-3)
+        expected_maps, maps = network.backbone(images).values(), folded.backbone(images).values()
+        for feature, expected in zip(maps, expected_maps, strict=True):
+            torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+        references, detections = (net.detect(list(images), [(64, 96)] * 2)[0] for net in (network, folded))
+    for detected, reference in zip(detections, references, strict=True):
+        assert len(detected["scores"]) == len(reference["scores"]) > 0
+        torch.testing.assert_close(detected["scores"], reference["scores"], rtol=0, atol=1e-3)
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]), f"{key} of the network itself was changed"
 
@@ -83,16 +86,16 @@ def test_folded_maps_are_the_networks_own(name):
 def test_a_matrix_product_gives_the_pointwise_convolutions_values(stride, bias):
     torch.manual_seed(0)
     conv = nn.Conv2d(24, 40, kernel_size=1, stride=stride, bias=bias)
-    other = PredictionConv2d(conv)
+    fast_conv = PredictionConv2d(conv)
     maps = torch.randn(3, 24, 13, 21)
     with torch.inference_mode():
-        want, found = conv(maps), other(maps)
-        torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
-        assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
-        assert other(maps[:0]).shape == want[:0].shape
+        expected, output = conv(maps), fast_conv(maps)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+        assert torch.equal(fast_conv(maps[:1]), output[:1]), "a map of a batch is computed by itself"
+        assert fast_conv(maps[:0]).shape == expected[:0].shape
 
 
-def test_other_convolutions_of_one_pixel_are_no_matrix_products():
+def test_grouped_and_padded_convolutions_keep_their_values():
     for conv in (nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, padding=1), nn.Conv2d(8, 8, 3, padding=1)):
         maps = torch.randn(2, 8, 9, 9)
         torch.testing.assert_close(PredictionConv2d(conv)(maps), conv(maps), rtol=0, atol=1e-5)
@@ -100,31 +103,31 @@ def test_other_convolutions_of_one_pixel_are_no_matrix_products():
 
 @pytest.mark.parametrize("size", [(10, 14), (9, 14), (5, 7), (15, 21)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_coarser_map_is_added_as_interpolation_adds_it(size, memory_format):
-    maps, coarser = (torch.randn(2, 6, *one).to(memory_format=memory_format) for one in (size, (5, 7)))
-    want = maps + nn.functional.interpolate(coarser, size=size)
+def test_adding_the_coarser_map_in_place_equals_interpolation(size, memory_format):
+    maps, coarser = (torch.randn(2, 6, *shape).to(memory_format=memory_format) for shape in (size, (5, 7)))
+    expected = maps + nn.functional.interpolate(coarser, size=size)
     fuse._add_enlarged(maps, coarser)
-    assert torch.equal(maps, want)
+    assert torch.equal(maps, expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 50), (3, 23, 31), (20, 14, 14), (2, 14, 14), (0, 28, 28)])
 def test_a_wide_convolution_keeps_its_values(shape):
     torch.manual_seed(0)
     conv = nn.Conv2d(256, 288, kernel_size=3, padding=1)
-    other = PredictionConv2d(conv)
+    fast_conv = PredictionConv2d(conv)
     maps = torch.randn(shape[0], 256, *shape[1:])
     with torch.inference_mode():
-        want, found = conv(maps), other(maps)
-        torch.testing.assert_close(found, want, rtol=0, atol=1e-4 * float(want.std()) if len(maps) else 0.0)
+        expected, output = conv(maps), fast_conv(maps)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-4 * float(expected.std()) if len(maps) else 0.0)
         if shape[1] * shape[2] > 512:
-            assert torch.equal(other(maps[:1]), found[:1]), "a map of a batch is computed by itself"
+            assert torch.equal(fast_conv(maps[:1]), output[:1]), "a map of a batch is computed by itself"
 
 
-def test_only_plain_wide_convolutions_of_many_pixels_take_winograds_way(monkeypatch):
-    taken = []
-    monkeypatch.setattr(fuse, "conv3x3", lambda maps, weight, bias, in_place: taken.append(len(maps)))
+def test_only_plain_wide_convolutions_of_many_pixels_use_winograds_algorithm(monkeypatch):
+    batch_sizes: list[int] = []
+    monkeypatch.setattr(fuse, "conv3x3", lambda maps, weight, bias, in_place: batch_sizes.append(len(maps)))
     wide = PredictionConv2d(nn.Conv2d(256, 256, 3, padding=1))
-    others = [
+    other_convs = [
         nn.Conv2d(256, 256, 3, padding=1, stride=2),
         nn.Conv2d(256, 256, 3, padding=2, dilation=2),
         nn.Conv2d(256, 256, 3, padding=1, groups=256),
@@ -132,25 +135,25 @@ def test_only_plain_wide_convolutions_of_many_pixels_take_winograds_way(monkeypa
         nn.Conv2d(16, 256, 3, padding=1),
     ]
     with torch.inference_mode():
-        for conv in map(PredictionConv2d, others):
+        for conv in map(PredictionConv2d, other_convs):
             conv(torch.zeros(1, conv.in_channels, 32, 32))
         wide(torch.zeros(2, 256, 14, 14))
-        assert taken == []
+        assert batch_sizes == []
         wide(torch.zeros(1, 256, 32, 32))
         wide(torch.zeros(20, 256, 14, 14))
-    assert taken == [1, 20]
+    assert batch_sizes == [1, 20]
 
 
 @pytest.mark.parametrize("num_convs", [1, 2])
 @pytest.mark.parametrize("height", [1, 63, 64, 65, 150])
-def test_proposals_are_found_in_strips_as_in_the_whole(num_convs, height):
+def test_the_rpn_head_in_strips_equals_the_head_on_whole_maps(num_convs, height):
     torch.manual_seed(0)
     head = ProposalHead(16, 3, num_convs=num_convs, width=16)
     maps = [torch.randn(2, 16, height, 20), torch.randn(2, 16, 5, 3)]
     with torch.inference_mode():
-        for found, want in zip(LeanProposalHead(head)(maps), head(maps), strict=True):
-            for one, other in zip(found, want, strict=True):
-                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        for outputs, expected in zip(LeanProposalHead(head)(maps), head(maps), strict=True):
+            for level_output, level_expected in zip(outputs, expected, strict=True):
+                torch.testing.assert_close(level_output, level_expected, rtol=0, atol=1e-6)
 
 
 def test_bfloat16_keeps_scores_and_boxes_in_float32():
@@ -158,6 +161,6 @@ def test_bfloat16_keeps_scores_and_boxes_in_float32():
     fast = for_prediction(network, torch.bfloat16)
     assert fast.backbone.body["conv1"].weight.dtype == torch.bfloat16
     with torch.inference_mode():
-        found = fast.detect([torch.rand(3, 64, 96)], [(64, 96)])[0][0]
-    assert len(found["scores"]) > 0
-    assert {found[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
+        detected = fast.detect([torch.rand(3, 64, 96)], [(64, 96)])[0][0]
+    assert len(detected["scores"]) > 0
+    assert {detected[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}

@@ -1,6 +1,6 @@
-"""Missing labels, on the losses themselves: what nobody labelled is not punished.
+"""Assignment with missing labels: regions and classes without annotations give the losses no negatives.
 
-Most tests compare gradients: where an anchor or proposal is no negative, its score gets no gradient.
+Most tests look at losses or gradients: where an anchor or RoI is no negative, its score gets no gradient.
 """
 
 import pytest
@@ -50,17 +50,18 @@ def test_an_image_without_annotations_is_all_background():
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_batch_without_annotations_still_gives_every_head_a_gradient(norm):
-    """Of zero, but there: a worker of many must not be left without one."""
+    """The gradient is zero, not absent: with several workers an absent gradient would block the reduction."""
     spec = SPEC.replace(head_norm=norm, num_keypoints=3)
     model = build(spec).train()
-    sum(model([image()], [empty_target(keypoints=torch.zeros(0, 3, 3))]).values()).backward()
+    losses = model([image()], [empty_target(keypoints=torch.zeros(0, 3, 3))])
+    torch.stack(list(losses.values())).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     for name, buffer in model.named_buffers():
         assert torch.isfinite(buffer).all(), name
 
 
-def test_a_batch_may_mix_both():
+def test_a_batch_may_mix_images_with_and_without_annotations():
     images, targets = samples()
     model = build(ModelSpec.tiny(num_classes=2, **QUICK))
     targets[1] = {name: value[:0] for name, value in targets[1].items()}
@@ -71,7 +72,7 @@ def test_a_batch_may_mix_both():
 
 
 def test_an_ignored_region_gives_no_negatives():
-    """With all around the image ignored, there is nothing to learn from it at all."""
+    """With the whole image and its surroundings ignored, no anchor or RoI is a negative."""
     around = torch.tensor([[-500.0, -500, 500, 500]])
     losses = losses_of(empty_target(ignore_boxes=around))
     assert losses["loss_classifier"] == 0 and losses["loss_objectness"] == 0
@@ -86,7 +87,7 @@ def test_anchors_beside_an_ignored_region_stay_negatives():
         "ignore_boxes": torch.tensor([[0.0, 0, 40, 40], [60, 60, 99, 99]]),
     }
     (labels,), _ = rpn.assign_targets_to_anchors([anchors], [target])
-    # The first lies in a region, the third is an object although it does; of the last, less than half does.
+    # The first lies in a region; so does the third, but it is an object; the last does with less than half its area.
     assert labels.tolist() == [-1, 0, 1, 0]
 
 
@@ -113,8 +114,8 @@ def test_objects_in_an_ignored_region_stay_positive():
     assert with_region["loss_box_reg"] > 0 and with_region["loss_mask"] > 0 and with_region["loss_classifier"] > 0
 
 
-def test_ignored_regions_move_with_their_image():
-    """An image of 64 px is resized to 128: a region given in its own pixels covers the same part of it."""
+def test_ignored_regions_are_resized_with_their_image():
+    """An image of 64 px is resized to 128: a region over all of its 64 px then covers all of the 128 px."""
     target = empty_target(ignore_boxes=torch.tensor([[0.0, 0, 64, 64]]), masks=torch.zeros(0, 64, 64).byte())
     losses = build(SPEC).train()([image()[:, :64, :64]], [target])
     assert losses["loss_classifier"] == 0
@@ -145,13 +146,13 @@ def test_only_negatives_that_lie_inside_are_dropped():
     assert drop_ignored(labels[:0], boxes[:0], target, overlap=0.5).shape == (0,)
 
 
-def test_intersection_over_box():
+def test_intersection_over_box_is_the_covered_fraction_of_the_box():
     boxes = torch.tensor([[0.0, 0, 4, 2], [1, 1, 1, 1]])
     regions = torch.tensor([[2.0, 0, 9, 1], [0, 0, 9, 9]])
     assert intersection_over_box(boxes, regions).tolist() == [[0.25, 1], [0, 0]]
 
 
-# --- classes that nobody looked for ---------------------------------------------------------------------------------
+# --- classes that were not annotated ----------------------------------------------------------------------------------
 
 
 def class_gradient(spec, labels, target):
@@ -159,27 +160,28 @@ def class_gradient(spec, labels, target):
     heads = build(spec).roi_heads
     logits = torch.zeros(len(labels), 4, requires_grad=True)
     boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(len(labels), 1)
-    drawn = Samples([boxes], [torch.tensor(labels)], [torch.zeros(len(labels)).long()], [boxes])
+    rois = Samples([boxes], [torch.tensor(labels)], [torch.zeros(len(labels)).long()], [boxes])
     deltas = torch.zeros(len(labels), 16)
-    heads.box_losses(logits, deltas, drawn, [target])["loss_classifier"].backward()
+    heads.box_losses(logits, deltas, rois, [target])["loss_classifier"].backward()
+    assert logits.grad is not None
     return logits.grad
 
 
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
-def test_background_does_not_punish_a_class_that_was_not_labelled(class_loss):
+def test_background_is_no_negative_of_a_class_that_was_not_annotated(class_loss):
     spec = SPEC.replace(class_loss=class_loss)
     gradient = class_gradient(spec, [0, 1], {"labelled_classes": torch.tensor([1, 3])})
-    # Pushing down is a positive gradient; class 2 is left alone, the classes that were looked for are not.
+    # A positive gradient lowers the logit: not for class 2, but for the classes that were annotated.
     assert gradient[0, 2] == 0 and (gradient[0, [1, 3]] > 0).all()
-    # What is an object of class 1 is none of class 2.
+    # An object of class 1 is a negative of class 2.
     assert gradient[1, 2] > 0 and gradient[1, 1] < 0
-    everything = class_gradient(spec, [0, 1], {})
-    assert (everything[0, 1:] > 0).all()
+    all_annotated = class_gradient(spec, [0, 1], {})
+    assert (all_annotated[0, 1:] > 0).all()
 
 
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
-def test_an_object_of_a_class_that_was_not_looked_for_is_learnt_and_its_class_not_punished(class_loss):
-    """As in LVIS, where some of an image's objects of a class may be drawn without all of them being so."""
+def test_an_object_of_a_class_that_was_not_annotated_is_a_positive_and_its_class_has_no_negatives(class_loss):
+    """As in LVIS, where some of an image's objects of a class may be annotated and others not."""
     spec = SPEC.replace(class_loss=class_loss)
     gradient = class_gradient(spec, [2, 0], {"labelled_classes": torch.tensor([1, 3])})
     assert gradient[0, 2] < 0 and (gradient[0, [1, 3]] > 0).all()
@@ -191,24 +193,25 @@ def test_an_object_of_a_class_that_was_not_looked_for_is_learnt_and_its_class_no
     assert losses["loss_box_reg"] > 0 and losses["loss_mask"] > 0 and losses["loss_rpn_box_reg"] > 0
 
 
-def test_nothing_labelled_teaches_nothing():
+def test_an_image_in_which_no_class_was_annotated_has_no_negatives():
     target = empty_target(labelled_classes=torch.zeros(0, dtype=torch.int64))
     losses = losses_of(target)
     assert losses["loss_objectness"] == 0 and losses["loss_classifier"] == 0
 
 
-def test_the_rpn_takes_negatives_of_partly_labelled_images_by_choice():
+def test_the_rpn_takes_negatives_from_partly_annotated_images_if_the_spec_says_so():
     target = empty_target(labelled_classes=torch.tensor([1]))
     assert losses_of(target)["loss_objectness"] > 0
     assert losses_of(target, SPEC.replace(rpn_partial_negatives=False))["loss_objectness"] == 0
-    every = empty_target(labelled_classes=torch.tensor([3, 1, 2]))
-    assert losses_of(every, SPEC.replace(rpn_partial_negatives=False))["loss_objectness"] > 0
+    fully_annotated = empty_target(labelled_classes=torch.tensor([3, 1, 2]))
+    assert losses_of(fully_annotated, SPEC.replace(rpn_partial_negatives=False))["loss_objectness"] > 0
     assert has_rpn_negatives({}, 3, partial=False)
 
 
-def test_allowed_classes():
+def test_background_of_partly_annotated_images_is_limited_to_the_annotated_classes():
     targets = [{"labelled_classes": torch.tensor([2])}, {}]
     labels = [torch.tensor([0, 2]), torch.tensor([0])]
     allowed = allowed_classes(targets, labels, 3)
+    assert allowed is not None
     assert allowed.int().tolist() == [[1, 0, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
     assert allowed_classes([{}, {}], labels, 3) is None

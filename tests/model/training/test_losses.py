@@ -1,6 +1,7 @@
 """Each loss term against numbers worked out by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_offset_losses():
         ("ciou", [1.0, 1, 3, 3], 6 / 7 + 2 / 18),
         # IoU 1/2, centres 1 apart, diagonal sqrt(20); v = 4 / pi^2 (atan(1/2) - atan(1))^2 = 0.041956.
         ("ciou", [0.0, 0, 2, 4], 0.5 + 1 / 20 + 0.041956**2 / (0.5 + 0.041956)),
-        # They do not meet: IoU is 0; the hull has 8, 2 of it in neither.
+        # Disjoint: IoU is 0; the hull has 8, 2 of it in neither.
         ("iou", [2.0, 0, 4, 2], 1.0),
         ("giou", [3.0, 0, 4, 2], 1 + 2 / 8),
     ],
@@ -83,7 +84,7 @@ def test_box_losses(kind, other, expected):
 def test_box_loss_of_every_name_from_offsets_of_zero(kind, expected):
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     true_boxes = torch.tensor([[1.0, -1, 3, 3]])
-    options = {"boxes": BOX, "true_boxes": true_boxes, "beta": 1 / 9}
+    options: dict[str, Any] = {"boxes": BOX, "true_boxes": true_boxes, "beta": 1 / 9}
     assert losses.box_loss(kind, coder, torch.zeros(1, 4), **options).item() == pytest.approx(expected, abs=1e-5)
     # The right offsets give a loss of 0, and the coder's weights scale the offsets.
     doubling_coder = BoxCoder(weights=(2.0, 2.0, 2.0, 2.0))
@@ -132,4 +133,5 @@ def test_losses_over_nothing_are_zero_and_have_a_gradient(kind):
     total = total + losses.box_delta_loss("l1", boxes, boxes.detach(), beta=1.0)
     assert total.item() == 0
     total.backward()
-    assert logits.grad.shape == (0, 3) and boxes.grad.shape == (0, 4) and empty.grad.shape == (0, 2, 2)
+    for inputs, shape in ((logits, (0, 3)), (boxes, (0, 4)), (empty, (0, 2, 2))):
+        assert inputs.grad is not None and inputs.grad.shape == shape

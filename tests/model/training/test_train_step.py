@@ -1,14 +1,17 @@
+"""Training step: learning rate, seeded sampling, optimizer groups, EMA, and equality of one and two workers."""
+
 from __future__ import annotations
 
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from model.network import build_model
@@ -107,9 +110,9 @@ class TestSeeds:
         sampler.image_seeds = (7,)
         assert not torch.equal(sampler(labels[1:])[1][0], alone[1][0])
 
-    @pytest.mark.parametrize("labels", [[1] * 40 + [0] * 40, [1] + [0] * 40, [0] * 3 + [1] * 40, [-1] * 9, []])
-    def test_it_takes_as_many_as_torchvision_does(self, labels: list[int]):
-        labels = torch.tensor(labels, dtype=torch.int64)
+    @pytest.mark.parametrize("values", [[1] * 40 + [0] * 40, [1] + [0] * 40, [0] * 3 + [1] * 40, [-1] * 9, []])
+    def test_it_takes_as_many_as_torchvision_does(self, values: list[int]):
+        labels = torch.tensor(values, dtype=torch.int64)
         sampler = SeededSampler(16, 0.25, salt=0)
         sampler.image_seeds = (1,)
         positive, negative = sampler([labels])
@@ -145,7 +148,7 @@ class TestOptimizer:
 
 
 class TestStep:
-    def test_the_same_seed_gives_the_same_weights_and_another_seed_others(self):
+    def test_the_same_seed_gives_the_same_weights_and_another_seed_different_ones(self):
         ends = []
         for seed in (0, 0, 1):
             trainer = make_trainer(seed=seed)
@@ -156,19 +159,22 @@ class TestStep:
         assert any(not torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
 
     @pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "ema_decay": 0.9, "clip_norm": 0.5}])
-    def test_saved_and_loaded_goes_on_as_if_nothing_had_happened(self, options: dict):
-        undisturbed = make_trainer(**options)
+    def test_a_resumed_trainer_repeats_the_uninterrupted_one(self, options: dict):
+        uninterrupted = make_trainer(**options)
         for step in range(3):
-            undisturbed.step([make_batch(step)], step=step, learning_rate=0.01)
+            uninterrupted.step([make_batch(step)], step=step, learning_rate=0.01)
             if step == 0:
-                state = copy.deepcopy(undisturbed.state_dict())
-                saved = copy.deepcopy(undisturbed.saved_model().state_dict())
+                state = copy.deepcopy(uninterrupted.state_dict())
+                saved = copy.deepcopy(uninterrupted.saved_model().state_dict())
         resumed = make_trainer(**options)
-        resumed.step([make_batch(9)], step=9, learning_rate=0.1)  # whatever it was, loading replaces it
+        resumed.step([make_batch(9)], step=9, learning_rate=0.1)  # replaced by loading
         resumed.load_state_dict(state, saved)
         for step in (1, 2):
             resumed.step([make_batch(step)], step=step, learning_rate=0.01)
-        for first, second in ((undisturbed.model, resumed.model), (undisturbed.saved_model(), resumed.saved_model())):
+        for first, second in (
+            (uninterrupted.model, resumed.model),
+            (uninterrupted.saved_model(), resumed.saved_model()),
+        ):
             for name, value in first.state_dict().items():
                 assert torch.equal(value, second.state_dict()[name]), name
 
@@ -184,11 +190,11 @@ class TestStep:
         for name, gradient in gradients_of(once).items():
             torch.testing.assert_close(gradient, gradients_of(twice)[name], rtol=1e-4, atol=1e-7)
 
-    def test_clipping_limits_the_norm_and_reports_it_as_it_was(self):
+    def test_clipping_limits_the_norm_and_reports_the_one_before_clipping(self):
         free, clipped = make_trainer(), make_trainer(clip_norm=0.25)
         before = free.step([make_batch(1)], step=0, learning_rate=0.0).grad_norm
         assert clipped.step([make_batch(1)], step=0, learning_rate=0.0).grad_norm == pytest.approx(before)
-        assert before > 0.25
+        assert before is not None and before > 0.25
         total = math.sqrt(sum(float(g.square().sum()) for g in gradients_of(clipped).values()))
         assert total == pytest.approx(0.25, rel=1e-3)
 
@@ -201,7 +207,7 @@ class TestStep:
     def test_lower_precision_trains_in_float32_weights(self, precision: str):
         trainer = make_trainer(precision=precision)
         result = trainer.step([make_batch(1, 2)], step=0, learning_rate=0.01)
-        assert result.applied and math.isfinite(result.grad_norm)
+        assert result.applied and result.grad_norm is not None and math.isfinite(result.grad_norm)
         assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
     def test_a_loss_that_is_not_finite_names_its_images_and_leaves_the_weights(self):
@@ -218,7 +224,8 @@ class TestStep:
     def test_a_gradient_that_is_not_finite_leaves_the_weights(self):
         trainer = make_trainer()
         before = weights_of(trainer)
-        trainer.model.roi_heads.mask_predictor.mask_fcn_logits.weight.register_hook(lambda grad: grad * float("inf"))
+        weight = trainer.model.get_parameter("roi_heads.mask_predictor.mask_fcn_logits.weight")
+        weight.register_hook(lambda grad: grad * float("inf"))
         result = trainer.step([make_batch(4)], step=0, learning_rate=0.01)
         assert not result.applied and result.suspects == ("img4",)
         assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
@@ -229,7 +236,7 @@ def test_the_average_follows_the_weights_and_copies_counters():
     average = WeightAverage(model, decay=0.5)
     with torch.no_grad():
         model.weight.fill_(3.0)
-    model.num_batches_tracked.fill_(4)
+    model.get_buffer("num_batches_tracked").fill_(4)
     average.update(model)  # the decay of the first update is 2 / 11
     assert average.model.weight.item() == pytest.approx(1.0 * 2 / 11 + 3.0 * 9 / 11)
     assert average.model.num_batches_tracked.item() == 4
@@ -241,7 +248,7 @@ def test_the_average_follows_the_weights_and_copies_counters():
 def _two_workers(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    results = {}
+    results: dict[str, Any] = {}
     for name, option in (("global", True), ("local", False)):
         # The two images differ in their number of instances, so that local and global averages differ.
         trainer = make_trainer(rank=rank, world_size=2, global_normalisers=option)
@@ -252,10 +259,10 @@ def _two_workers(rank: int, folder: str) -> None:
     if rank == 1:
         batch.images[0][:] = float("nan")
     before = weights_of(trainer)
-    bad = trainer.step([batch], step=0, learning_rate=0.01)
+    failed = trainer.step([batch], step=0, learning_rate=0.01)
     unchanged = all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
-    results["bad"] = {"applied": bad.applied, "suspects": bad.suspects, "unchanged": unchanged}
-    # One worker without any instance, with accumulation: nothing may wait for a gradient that never comes.
+    results["failed"] = {"applied": failed.applied, "suspects": failed.suspects, "unchanged": unchanged}
+    # One worker has no instance, and gradients are accumulated: no reduction may wait for an absent gradient.
     empty = make_batch(rank, num_instances=2 * rank)
     results["empty"] = trainer.step([empty, empty], step=1, learning_rate=0.01).applied
     results["weights"] = weights_of(trainer)
@@ -263,20 +270,20 @@ def _two_workers(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_do_what_one_does(tmp_path: Path):
+def test_two_workers_compute_the_gradients_and_losses_of_one(tmp_path: Path):
     """Gradients of 2 workers x 1 image equal those of 1 worker x 2 images, and workers decide alike."""
-    mp.spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
+    spawn(_two_workers, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
 
     alone = make_trainer()
-    one, two = make_batch(0, num_instances=1), make_batch(1, num_instances=5)
-    batch = MicroBatch(
-        one.images + two.images,
-        one.targets + two.targets,
-        one.image_ids + two.image_ids,
-        one.sample_seeds + two.sample_seeds,
+    batches = make_batch(0, num_instances=1), make_batch(1, num_instances=5)
+    both = MicroBatch(
+        batches[0].images + batches[1].images,
+        batches[0].targets + batches[1].targets,
+        batches[0].image_ids + batches[1].image_ids,
+        batches[0].sample_seeds + batches[1].sample_seeds,
     )
-    losses = alone.step([batch], step=0, learning_rate=0.0).losses
+    losses = alone.step([both], step=0, learning_rate=0.0).losses
     for name, value in losses.items():
         mean = (first["global"]["losses"][name] + second["global"]["losses"][name]) / 2
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6)
@@ -290,7 +297,7 @@ def test_two_workers_do_what_one_does(tmp_path: Path):
         largest = max(largest, (first["local"]["gradients"][name] - gradient).abs().max().item() / max(scale, 1e-9))
     assert largest > 0.05, "the local averages should differ here, else this test could not fail"
 
-    assert [r["bad"] for r in (first, second)] == [
+    assert [r["failed"] for r in (first, second)] == [
         {"applied": False, "suspects": (), "unchanged": True},
         {"applied": False, "suspects": ("img1",), "unchanged": True},
     ]
