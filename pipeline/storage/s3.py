@@ -223,9 +223,6 @@ class _Failure:
         from botocore import exceptions as boto
         from botocore.parsers import ResponseParserError
 
-        # s3fs turns a 412 and a 409 into other exceptions, which differ between servers.
-        if isinstance(error.__cause__, boto.ClientError):
-            error = error.__cause__
         if isinstance(error, boto.ClientError):
             metadata, details = error.response.get("ResponseMetadata", {}), error.response.get("Error", {})
             status, code = metadata.get("HTTPStatusCode", 0), str(details.get("Code", ""))
@@ -273,7 +270,6 @@ class _Client:
             use_listings_cache=False,
             skip_instance_cache=True,  # fsspec's cache would hand these credentials to other users of it
         )
-        self._fs.retries = 1
         self._free = threading.BoundedSemaphore(settings.max_parallel)
         self._longest_s = settings.request_timeout_s
 
@@ -286,7 +282,8 @@ class _Client:
 
     async def _call(self, method: str, arguments: dict[str, Any]) -> _Response:
         async with asyncio.timeout(self._longest_s):
-            headers = await self._fs._call_s3(method, **arguments)
+            client = await self._fs.set_session()  # aiobotocore's client, with s3fs's credentials and connections
+            headers = await getattr(client, method)(**arguments)
             data = b""
             if "Body" in headers:
                 async with headers["Body"] as body:
