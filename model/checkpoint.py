@@ -66,8 +66,8 @@ def save_checkpoint(
     """Write a checkpoint and return the sha256 of its model.safetensors, in hexadecimal.
 
     Atomic: a reader sees no checkpoint or the whole one. Files of an earlier, interrupted attempt in the same folder
-    are overwritten. `training_state` may hold only tensors and plain containers, because it is read without
-    unpickling objects.
+    are overwritten. `training_state` may hold only tensors and plain containers: it is read without unpickling
+    objects.
 
     Raises:
         CheckpointError: The folder is a checkpoint already.

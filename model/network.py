@@ -38,7 +38,7 @@ class MaskRCNN(nn.Module):
     N may be 0: such an image is all background.
 
     In evaluation, ``model(images)`` gives a list of dicts, best score first: `boxes` float32 [N, 4], `labels` int64
-    [N], `scores` float32 [N], `masks` float32 [N, 1, H, W] probabilities, and with a keypoint head `keypoints`
+    [N], `scores` float32 [N], `masks` float32 [N, 1, H, W] probabilities, with a keypoint head also `keypoints`
     [N, P, 3] and `keypoints_scores` [N, P]; all in pixels of the original image.
     """
 

@@ -34,8 +34,8 @@ def _field(default: Any, low: float | None = None, high: float | None = None, al
 class ModelSpec:
     """Architecture, losses and thresholds of a network; the defaults are torchvision's ``maskrcnn_resnet50_fpn``.
 
-    Sizes are pixels of the resized image unless said otherwise. `ModelSpec()` itself cannot be built: `num_classes`
-    has to be known. `model.presets` has the specs of published networks.
+    Sizes are pixels of the resized image unless said otherwise. `ModelSpec()` itself cannot be built: `num_classes` has
+    to be known. `model.presets` has the specs of published networks.
 
     Raises:
         ValueError: A field of the wrong type or out of its range; the message names field, value and what is allowed.

@@ -12,8 +12,7 @@ from model.spec import ModelSpec
 def build_box_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[nn.Module, nn.Module]:
     """The head, [N, C, P, P] -> [N, D], and the predictor, [N, D] -> logits [N, K + 1] and offsets [N, 4 (K + 1)].
 
-    With neck "c4" the backbone's last stage takes the place of the head's layers, and the head is the mean over its
-    map.
+    With neck "c4" the backbone's last stage replaces the head's layers, and the head is the mean over its map.
     """
     if spec.neck == "c4":
         head: nn.Module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -107,9 +107,9 @@ def suppress(
         boxes: XYXY [N, 4].
         scores: [N].
         labels: int64 [N].
-        kind: "hard" drops a box that overlaps a better one by more than `iou_threshold`. "soft_linear"
-            multiplies its score by 1 - IoU instead, "soft_gaussian" every score by exp(-IoU^2 / sigma) (Bodla et al.,
-            2017, equations 2 and 3).
+        kind: "hard" drops a box that overlaps a better one by more than `iou_threshold`. "soft_linear" multiplies
+            its score by 1 - IoU instead, "soft_gaussian" every score by exp(-IoU^2 / sigma) (Bodla et al., 2017,
+            equations 2 and 3).
         iou_threshold: For "hard" and "soft_linear".
         sigma: For "soft_gaussian".
         score_threshold: Soft kinds drop a box whose score falls to this value or below.

@@ -34,8 +34,8 @@ def pool_rois(
         scale: Map pixels per image pixel, 1 / stride.
         op: "align", "pool" or "warp".
         reduce: "average" or "max" over the samples or pixels of a bin.
-        sampling_ratio: Samples along each side of a bin ("align" and "warp"); 0 = as many as the bin has pixels, 2
-            with "max".
+        sampling_ratio: Samples along each side of a bin ("align" and "warp"); 0 = as many as the bin has pixels, or
+            2 with "max".
         half_pixel: RoIAlign's shift by half a pixel. RoIWarp always has it: its RoIs are whole pixels.
 
     Returns:

@@ -87,8 +87,8 @@ class PredictionConv2d(nn.Conv2d):
     """A convolution with faster algorithms for float32 on a CPU.
 
     A 1x1 kernel is a product of two matrices. A 3x3 kernel uses Winograd's algorithm (`model.inference.winograd`):
-    values change by about 1e-5 of their spread. The choice depends on the size of the map and, for small maps, on
-    their number. Each large map of a batch is computed by itself. Maps are channels last in memory.
+    values change by about 1e-5 of their spread. The choice depends on the size of the map and, for small maps, on their
+    number. Each large map of a batch is computed by itself. Maps are channels last in memory.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

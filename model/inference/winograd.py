@@ -96,7 +96,7 @@ def _padded(pixels: Tensor, top: int, height: int, width: int) -> Tensor:
 def _convolve(pixels: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor, buffers: tuple[Tensor, Tensor]) -> None:
     """Convolve padded pixels [n, 4 r + 2, 4 t + 2, C] with a transformed kernel [36, C, D].
 
-    The result is [n, 4 r, 4 t, D], of which `out` gets the part that it has room for. The two buffers hold
+    The result is [n, 4 r, 4 t, D], of which `out` gets the part that it has room for. The buffers hold the
     intermediate values.
     """
     patches = pixels.unfold(1, _PATCH, _TILE).unfold(2, _PATCH, _TILE).permute(4, 5, 0, 1, 2, 3)
