@@ -10,8 +10,8 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.terminal import Exit
 from jobs.cluster import start
+from jobs.terminal import Exit
 from pipeline.manifest import RUN_KEY
 
 runner = CliRunner()

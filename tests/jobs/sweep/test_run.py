@@ -11,10 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.terminal import Exit
 from jobs.config.load import ConfigError
 from jobs.config.sweep import SweepConfig
 from jobs.sweep.run import iter_trials, prepare_sweep, run_sweep
+from jobs.terminal import Exit
 from pipeline.storage.stores import open_storage
 from tests.specs import small_spec
 
