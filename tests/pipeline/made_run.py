@@ -126,17 +126,19 @@ def write_drawn_run(root: Path) -> DrawnRun:
     two pixels, and some rectangles where nothing was drawn.
     """
     rng = np.random.default_rng(7)
-    annotated, shards, masks = [], [], {}
+    annotated: list[AnnotatedImage] = []
+    shards: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
+    masks: dict[tuple[str, int], np.ndarray] = {}
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     for number in range(8):
         drawn = draw_image(rng, (96 + 8 * number, 120))
-        size = drawn.pixels.shape[:2]
+        height, width = size = drawn.pixels.shape[0], drawn.pixels.shape[1]
         name = f"sub/photo_{number}.png"
         path = root / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn.pixels).save(path)
-        annotated.append(AnnotatedImage(number + 1, name, str(path), *size, drawn.instances))
+        annotated.append(AnnotatedImage(number + 1, name, str(path), height, width, drawn.instances))
         rows = []
         if number < 7:
             for label, mask in zip(drawn.labels, drawn.masks, strict=True):

@@ -1,4 +1,4 @@
-"""Breakdowns add up to the whole."""
+"""Breakdowns: confusion matrix, sizes and slices add up to the figures of the whole; a slice is evaluated by itself."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def parts(drawn_run, frames):
 
 def test_the_confusion_matrix_adds_up_to_the_figures(drawn_run, frames, parts):
     matrix = confusion_matrix(*parts, score_threshold=0.3)
-    metrics = evaluate(*frames, drawn_run.truth, score_threshold=0.3)
+    instances, images = frames
+    metrics = evaluate(instances, images, drawn_run.truth, score_threshold=0.3)
     names = [c.name for c in drawn_run.truth.categories]
     assert list(matrix.columns) == list(matrix.index) == [*names, BACKGROUND]
     assert np.trace(matrix.loc[names, names]) == metrics.overall("segm", "true_positives")
     assert matrix.loc[names].to_numpy().sum() == drawn_run.truth.num_instances
-    assert matrix[names].to_numpy().sum() == (frames[0]["score"] >= np.float32(0.3)).sum()
+    assert matrix[names].to_numpy().sum() == (instances["score"] >= np.float32(0.3)).sum()
     assert (matrix.loc[names, names].to_numpy() - np.diag(np.diag(matrix.loc[names, names]))).sum() > 0
     assert matrix.loc[BACKGROUND, BACKGROUND] == 0
 
 
-def test_what_lies_on_a_crowd_region_is_in_neither_margin(drawn_run, frames):
+def test_detections_on_crowd_regions_are_in_no_cell(drawn_run, frames):
     content = copy.deepcopy(drawn_run.coco)
     for entry in content["annotations"]:
         entry["iscrowd"] = 1
@@ -44,7 +45,8 @@ def test_what_lies_on_a_crowd_region_is_in_neither_margin(drawn_run, frames):
 
 def test_sizes_add_up(parts, drawn_run, frames):
     sizes = size_figures(*parts)
-    metrics = evaluate(*frames, drawn_run.truth)
+    instances, images = frames
+    metrics = evaluate(instances, images, drawn_run.truth)
     assert sizes["objects"].sum() == drawn_run.truth.num_instances
     assert sizes["found"].sum() == metrics.overall("segm", "true_positives")
 
@@ -66,15 +68,15 @@ def test_columns_of_many_values_become_few_slices(parts, frames):
     many = images.assign(height=np.arange(len(images)), etag=[f"e{n}" for n in range(len(images))])
     many = pd.concat([many] * 5, ignore_index=True)
     many["image_id"] = [f"{n}.jpg" for n in range(40)]
-    more = Truth([{"id": n, "file_name": f"{n}.jpg"} for n in range(41)], [], truth.categories)
-    assert set(slice_images(more, "height", many.assign(height=range(40)))) == {
+    of_41 = Truth([{"id": n, "file_name": f"{n}.jpg"} for n in range(41)], [], truth.categories)
+    assert set(slice_images(of_41, "height", many.assign(height=range(40)))) == {
         "0 to 9.75", "9.75 to 19.5", "19.5 to 29.25", "29.25 to 39", "not in the run",
     }  # fmt: skip
-    by_etag = slice_images(more, "etag", many.assign(etag=[f"e{n}" for n in range(40)]))
+    by_etag = slice_images(of_41, "etag", many.assign(etag=[f"e{n}" for n in range(40)]))
     assert len(by_etag) == 31 and len(by_etag["others"]) == 11 and by_etag["not in the run"] == [40]
 
 
-def test_a_slice_is_measured_as_if_it_were_alone(drawn_run, frames):
+def test_a_slice_has_the_figures_of_a_run_of_its_images_alone(drawn_run, frames):
     instances, images = frames
     table = evaluate_slices(instances, images, drawn_run.truth, "shard")
     whole = evaluate(instances, images, drawn_run.truth)

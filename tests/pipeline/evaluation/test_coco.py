@@ -8,6 +8,7 @@ import io
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,15 @@ def plain_pycocotools(content: dict, results: list[dict], iou_type: str) -> np.n
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = COCO(), COCO()
+        truth, detections = COCO(), COCO()
         truth.dataset = copy.deepcopy(content)
         truth.createIndex()
         if results:
-            found = truth.loadRes(copy.deepcopy(results))
+            detections = truth.loadRes(copy.deepcopy(results))
         else:
-            found.dataset = {**copy.deepcopy(content), "annotations": []}
-            found.createIndex()
-        evaluator = COCOeval(truth, found, iou_type)
+            detections.dataset = {**copy.deepcopy(content), "annotations": []}
+            detections.createIndex()
+        evaluator = COCOeval(truth, detections, iou_type)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -51,8 +52,12 @@ def outcome(work: Callable[[], Any]) -> np.ndarray | type:
 
 def assert_same(content: dict, results: list[dict], iou_type: str) -> None:
     want = outcome(lambda: plain_pycocotools(content, results, iou_type))
+
+    def stats(backend: str) -> np.ndarray:
+        return evaluate_results(content, results, iou_type, backend=backend).stats
+
     for backend in ("auto", "pycocotools"):
-        got = outcome(lambda b=backend: evaluate_results(content, results, iou_type, backend=b).stats)
+        got = outcome(partial(stats, backend))
         if isinstance(want, type):
             assert got is want
         else:
@@ -82,8 +87,8 @@ def pair(drawn_run) -> tuple[dict, list[dict]]:
 
     rng = random.Random(3)
     content = drawn_run.coco
-    for place, entry in enumerate(content["annotations"]):
-        entry["iscrowd"] = int(place % 6 == 4)
+    for index, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = int(index % 6 == 4)
         x, y, w, h = entry["bbox"]
         points = [v for _ in range(17) for v in (x + rng.random() * w, y + rng.random() * h, rng.choice([0, 1, 2]))]
         entry.update(keypoints=points, num_keypoints=sum(v > 0 for v in points[2::3]))
@@ -231,7 +236,7 @@ def test_mutated_keypoints(pair, name):
 
 
 def test_segm_results_with_a_box_take_their_area_from_it(pair):
-    """COCO's trap: the area of a result is its box's as soon as it has one; the table's way leaves the box out."""
+    """pycocotools takes the area of a result from its box if it has one; `DetectionTable.to_results` leaves it out."""
     content, results = pair
     boxed = [{k: v for k, v in r.items() if k != "keypoints"} for r in results]
     assert_same(content, boxed, "segm")
@@ -241,16 +246,18 @@ def test_segm_results_with_a_box_take_their_area_from_it(pair):
 
 
 def test_wrong_choices_are_named(pair):
+    content, results = pair
     with pytest.raises(ValueError, match="iou_type is 'mask'; allowed are bbox, segm, keypoints"):
-        evaluate_results(*pair, "mask")
+        evaluate_results(content, results, "mask")
     with pytest.raises(ValueError, match="backend is 'fast'"):
-        evaluate_results(*pair, "segm", backend="fast")
+        evaluate_results(content, results, "segm", backend="fast")
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_shares_merge_to_the_whole(drawn_run, frames, iou_type):
     truth = Truth.load(drawn_run.coco)
-    table, _ = align(*frames, truth)
+    instances, images = frames
+    table, _ = align(instances, images, truth)
     want = evaluate_table(truth, table, iou_type, backend="pycocotools")
     shares = [[1, 5], [8], [2, 3, 4], [6, 7]]
     parts = [evaluate_part(truth.only(ids), table.take(np.isin(table.image_ids, ids)), iou_type) for ids in shares]

@@ -23,8 +23,8 @@ def better(drawn_run, frames) -> pd.DataFrame:
 
 def crowded(drawn_run) -> dict:
     content = copy.deepcopy(drawn_run.coco)
-    for place, entry in enumerate(content["annotations"]):
-        entry["iscrowd"] = int(place % 6 == 4)
+    for index, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = int(index % 6 == 4)
     return content
 
 
@@ -39,7 +39,7 @@ def test_the_ap_of_all_images_is_cocos(drawn_run, frames, iou_type):
         assert got[number] == pytest.approx(figures["AP"], abs=1e-12)
 
 
-def test_a_weight_is_the_image_lying_there_that_often(drawn_run, frames):
+def test_a_weight_equals_copies_of_the_image(drawn_run, frames):
     """Against pycocotools on a truth in which the images really are repeated."""
     content = crowded(drawn_run)
     weights = np.array([2, 0, 1, 3, 1, 0, 2, 1])
@@ -84,24 +84,25 @@ def test_a_worse_run_is_found_out_with_its_worst_images_first(drawn_run, frames)
 
 
 def test_the_interval_covers_what_it_should(drawn_run, frames):
-    """Chance alone: leaving out half of the objects at random on either side is seldom called significant."""
+    """Chance alone: two runs that each lack a random 30 % of the detections are seldom called different."""
     instances, _ = frames
     rng = np.random.default_rng(0)
     verdicts = []
     for _ in range(12):
-        halves = [instances[rng.random(len(instances)) < 0.7] for _ in range(2)]
-        verdicts.append(compare(*halves, drawn_run.truth, num_resamples=60).is_significant)
+        first, second = (instances[rng.random(len(instances)) < 0.7] for _ in range(2))
+        verdicts.append(compare(first, second, drawn_run.truth, num_resamples=60).is_significant)
     assert sum(verdicts) <= 4
 
 
 def test_gates_say_why(drawn_run, frames):
-    metrics = evaluate(*frames, drawn_run.truth)
+    instances, images = frames
+    metrics = evaluate(instances, images, drawn_run.truth)
     ap = metrics.overall("segm", "AP")
     assert check_gates(metrics, min_ap=ap) == []
     assert check_gates(metrics, min_ap=0.99) == [f"segm AP is {ap:.4f}; gate.min_ap asks for 0.9900"]
-    nothing = evaluate(*frames, {**drawn_run.coco, "annotations": []})
-    assert "nan" in check_gates(nothing, min_ap=0.0)[0]  # not measured is not passed
-    worse = compare(frames[0], frames[0].iloc[::2], drawn_run.truth, num_resamples=0)
+    not_measured = evaluate(instances, images, {**drawn_run.coco, "annotations": []})
+    assert "nan" in check_gates(not_measured, min_ap=0.0)[0]
+    worse = compare(instances, instances.iloc[::2], drawn_run.truth, num_resamples=0)
     assert np.isnan(worse.interval[0])
     assert check_gates(comparison=worse, max_drop=1.0) == []
     assert "AP fell from" in check_gates(comparison=worse, max_drop=0.0)[0]

@@ -26,12 +26,12 @@ def table() -> DetectionTable:
 @pytest.mark.parametrize("rows", [np.array([2, 0]), np.array([True, False, True])])
 def test_picked_rows_keep_all_their_columns(table, rows):
     picked = table.take(rows)
-    places = rows.tolist() if rows.dtype != bool else [0, 2]
+    indices = rows.tolist() if rows.dtype != bool else [0, 2]
     assert len(picked) == 2
     for name in ("image_ids", "category_ids", "scores", "bboxes", "sizes"):
-        np.testing.assert_array_equal(getattr(picked, name), getattr(table, name)[places])
-    assert picked.counts.to_pylist() == [table.counts.to_pylist()[place] for place in places]
-    assert picked.keypoints == [table.keypoints[place] for place in places]
+        np.testing.assert_array_equal(getattr(picked, name), getattr(table, name)[indices])
+    assert picked.counts.to_pylist() == [table.counts.to_pylist()[index] for index in indices]
+    assert picked.keypoints == [table.keypoints[index] for index in indices]
 
 
 def test_result_entries_hold_what_their_kind_of_iou_needs(table):

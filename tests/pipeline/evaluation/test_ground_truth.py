@@ -16,10 +16,10 @@ def test_masks_in_one_piece_are_those_of_the_list():
         if seed == 3:
             truth.annotations[:] = [entry for entry in truth.annotations if isinstance(entry["segmentation"], dict)]
         text, offsets, sizes = truth.rle_text
-        for place, rle in enumerate(truth.rles):
+        for index, rle in enumerate(truth.rles):
             counts = rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"]
-            assert text[offsets[place] : offsets[place + 1]].tobytes() == counts
-            assert sizes[place].tolist() == list(rle["size"])
+            assert text[offsets[index] : offsets[index + 1]].tobytes() == counts
+            assert sizes[index].tolist() == list(rle["size"])
         assert len(offsets) == len(truth.annotations) + 1 and offsets[-1] == len(text)
 
 
@@ -87,7 +87,7 @@ def test_a_class_means_the_same_on_both_sides():
     ],
 )
 def test_images_are_matched_whole_first_then_by_base_name(keys, names, want):
-    images = [{"id": place, "file_name": name} for place, name in enumerate(names)]
+    images = [{"id": index, "file_name": name} for index, name in enumerate(names)]
     assert match_images(keys, images).truth_id == want
 
 
@@ -100,6 +100,6 @@ def test_images_are_matched_whole_first_then_by_base_name(keys, names, want):
     ],
 )
 def test_a_base_name_of_several_images_is_an_error_that_lists_them(keys, names, message):
-    images = [{"id": place, "file_name": name} for place, name in enumerate(names)]
+    images = [{"id": index, "file_name": name} for index, name in enumerate(names)]
     with pytest.raises(EvaluationError, match=message):
         match_images(keys, images)

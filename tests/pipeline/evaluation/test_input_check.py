@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.evaluation.input_check import are_plain_results, is_plain_truth
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "bbox": [1.0, 2, 3, 4],
     "segmentation": [[0.0, 0, 5, 0, 5, 5]],
     "keypoints": [1.0, 2.0, 2] * 17,
@@ -28,10 +28,9 @@ def truth() -> dict[str, Any]:
 
 
 def results(iou_type: str) -> list[dict[str, Any]]:
-    fields = {"segmentation": {"size": [6, 7], "counts": "Z1"}} if iou_type == "segm" else {}
-    name = {"bbox": "bbox", "keypoints": "keypoints"}.get(iou_type)
-    fields |= {name: FIELDS[name]} if name else {}
-    return [{"image_id": image_id, "category_id": 9, "score": 0.5, **fields} for image_id in (4, 5)]
+    name = {"segm": "segmentation"}.get(iou_type, iou_type)
+    value = {"size": [6, 7], "counts": "Z1"} if iou_type == "segm" else FIELDS[name]
+    return [{"image_id": image_id, "category_id": 9, "score": 0.5, name: value} for image_id in (4, 5)]
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
@@ -55,7 +54,7 @@ def drop(field: str) -> Callable[[dict[str, Any]], None]:
     [
         *((kind, drop(name)) for kind in IOU_TYPES for name in ("id", "area", "iscrowd", "image_id", "category_id")),
         *((kind, put("ignore", 1)) for kind in IOU_TYPES),
-        *(("bbox", put("id", value)) for value in (0, 1, -3, "2", True, None)),
+        *(("bbox", put("id", value)) for value in (0, 1, -3, "2", [2], True, None)),
         *(("bbox", put(name, 77)) for name in ("image_id", "category_id")),
         ("bbox", put("iscrowd", 2)),
         ("bbox", put("area", "12")),

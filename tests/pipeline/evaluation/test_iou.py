@@ -15,18 +15,18 @@ from pipeline.evaluation.iou import MOST_OF_A_CLASS, find_overlaps
 from tests.pipeline.evaluation.random_cases import random_case
 
 
-def mask_iou(truth: Truth, table: DetectionTable, row: int, place: int) -> float:
+def mask_iou(truth: Truth, table: DetectionTable, row: int, index: int) -> float:
     detected = coco_mask.decode(table.to_rles()[row]).astype(bool)
-    annotated = coco_mask.decode(truth.rles[place]).astype(bool)
-    union = detected if truth.is_crowd[place] else detected | annotated
+    annotated = coco_mask.decode(truth.rles[index]).astype(bool)
+    union = detected if truth.is_crowd[index] else detected | annotated
     return float((detected & annotated).sum() / union.sum())
 
 
-def box_iou(truth: Truth, table: DetectionTable, row: int, place: int) -> float:
-    (ax, ay, aw, ah), (bx, by, bw, bh) = table.bboxes[row], truth.annotations[place]["bbox"]
+def box_iou(truth: Truth, table: DetectionTable, row: int, index: int) -> float:
+    (ax, ay, aw, ah), (bx, by, bw, bh) = table.bboxes[row], truth.annotations[index]["bbox"]
     width, height = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
     shared = max(width, 0) * max(height, 0)
-    return float(shared / (aw * ah if truth.is_crowd[place] else aw * ah + bw * bh - shared))
+    return float(shared / (aw * ah if truth.is_crowd[index] else aw * ah + bw * bh - shared))
 
 
 @pytest.mark.parametrize(("iou_type", "iou"), [("segm", mask_iou), ("bbox", box_iou)])
@@ -37,18 +37,18 @@ def test_every_pair_of_an_image_and_class_has_its_iou(iou_type, iou):
     num_pairs = 0
     for group in range(len(overlaps.starts) - 1):
         rows = overlaps.rows[overlaps.starts[group] : overlaps.starts[group + 1]]
-        places = overlaps.truths[overlaps.first[group] : overlaps.end[group]]
+        indices = overlaps.truths[overlaps.first[group] : overlaps.end[group]]
         image_id = overlaps.image_ids[overlaps.images[group]]
         category_id = overlaps.category_ids[overlaps.categories[group]]
         assert (table.image_ids[rows] == image_id).all() and (table.category_ids[rows] == category_id).all()
-        assert places.tolist() == [
-            place
-            for place, entry in enumerate(truth.annotations)
+        assert indices.tolist() == [
+            index
+            for index, entry in enumerate(truth.annotations)
             if (entry["image_id"], entry["category_id"]) == (image_id, category_id)
         ]
         assert (np.diff(table.scores[rows]) <= 0).all()
-        got = overlaps.ious[overlaps.pairs[group] : overlaps.pairs[group + 1]].reshape(len(rows), len(places))
-        want = [[iou(truth, table, row, place) for place in places] for row in rows]
+        got = overlaps.ious[overlaps.pairs[group] : overlaps.pairs[group + 1]].reshape(len(rows), len(indices))
+        want = [[iou(truth, table, row, index) for index in indices] for row in rows]
         np.testing.assert_array_equal(got, np.array(want).reshape(got.shape))
         num_pairs += got.size
     assert num_pairs == len(overlaps.ious) > 100 and (overlaps.ious > 0).any() and truth.is_crowd.any()

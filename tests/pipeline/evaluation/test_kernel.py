@@ -22,15 +22,15 @@ def test_edges_boxes_and_areas_are_those_of_the_pixels():
     text, offsets = in_one_piece([coco_mask.encode(np.asfortranarray(m.astype(np.uint8)))["counts"] for m in masks])
     edges, starts, boxes, areas, bad = kernel.fill_truth_edges(text, offsets, heights, widths)
     assert bad == -1
-    for place, mask in enumerate(masks):
+    for index, mask in enumerate(masks):
         flat = mask.ravel(order="F").astype(int)
         changes = np.flatnonzero(np.diff(flat, prepend=0))  # where it begins and ends in turn
-        got = edges[starts[place] : starts[place + 1]]
+        got = edges[starts[index] : starts[index + 1]]
         assert got[got < flat.size].tolist() == changes.tolist()
-        assert areas[place] == mask.sum()
+        assert areas[index] == mask.sum()
         if mask.any():
             rows, columns = np.nonzero(mask)
-            assert boxes[place].tolist() == [columns.min(), columns.max(), rows.min(), rows.max()]
+            assert boxes[index].tolist() == [columns.min(), columns.max(), rows.min(), rows.max()]
 
 
 @pytest.mark.parametrize(

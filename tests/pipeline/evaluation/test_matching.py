@@ -34,8 +34,8 @@ def test_matching_is_cocos_own(drawn_run):
     from pycocotools.cocoeval import COCOeval
 
     content = drawn_run.coco
-    for place, entry in enumerate(content["annotations"]):
-        entry["iscrowd"] = place % 2
+    for index, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = index % 2
     instances = load_instances(drawn_run.uri)
     truth = COCO()
     truth.dataset = json.loads(json.dumps(content))

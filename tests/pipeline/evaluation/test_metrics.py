@@ -1,4 +1,4 @@
-"""A run's figures: those of pycocotools on the same values, and visible wherever something was not measured."""
+"""A run's figures: equal to those of pycocotools on the same values; what was not measured is counted and noted."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def test_threshold_figures_agree_with_counting_by_hand(drawn_run):
     ious = []
     for image in drawn_run.truth.images:
         rows = instances[(instances["image_id"] == image.file_name) & (instances["score"] >= 0.4)]
-        left = [(i.label, i.mask(image.height, image.width)) for i in image.instances]
+        objects = [(i.label, i.mask(image.height, image.width)) for i in image.instances]
         for row in rows.sort_values("score", ascending=False).itertuples():
             mask = drawn_run.masks[row.image_id, row.instance]
-            best, place = 0.0, None
-            for j, (label, other) in enumerate(left):
-                iou = (mask & other).sum() / (mask | other).sum()
+            best, best_index = 0.0, None
+            for index, (label, truth_mask) in enumerate(objects):
+                iou = (mask & truth_mask).sum() / (mask | truth_mask).sum()
                 if SHAPE_CATEGORIES[label - 1].id == row.category_id and iou >= 0.5 and iou > best:
-                    best, place = iou, j
-            if place is None:
+                    best, best_index = iou, index
+            if best_index is None:
                 fp += 1
             else:
                 tp += 1
                 ious.append(best)
-                del left[place]
-        fn += len(left)
+                del objects[best_index]
+        fn += len(objects)
     assert min(tp, fp, fn) > 0
     assert metrics.overall("segm", "true_positives") == tp
     assert metrics.overall("segm", "precision") == tp / (tp + fp)
@@ -131,9 +131,10 @@ def test_frame_and_dict_hold_the_same_figures(drawn_run):
 
 
 def test_a_high_score_threshold_of_the_run_is_warned_about(drawn_run, frames):
+    instances, images = frames
     with pytest.warns(UserWarning, match=r"0\.5 up only") as caught:
-        metrics = evaluate(*frames, drawn_run.truth, run_score_threshold=0.5)
-    assert caught[0].filename == __file__  # it points at who asked
+        metrics = evaluate(instances, images, drawn_run.truth, run_score_threshold=0.5)
+    assert caught[0].filename == __file__  # the warning points at the caller
     assert "understated" in metrics.notes[-1]
     assert evaluate_run(drawn_run.uri, drawn_run.truth).run_score_threshold == 0.05
 
@@ -177,9 +178,9 @@ def test_keypoints_are_evaluated_from_the_table(drawn_run, frames):
     ids = {image["file_name"]: image["id"] for image in content["images"]}
     column = []
     for row in frames[0].itertuples():
-        mine = [e for e in content["annotations"] if e["image_id"] == ids[row.image_id]]
-        near = np.array(mine[rng.integers(len(mine))]["keypoints"]) + rng.normal(0, 1.5, 51)
-        column.append(near.astype(np.float32))
+        objects = [e for e in content["annotations"] if e["image_id"] == ids[row.image_id]]
+        nearby = np.array(objects[rng.integers(len(objects))]["keypoints"]) + rng.normal(0, 1.5, 51)
+        column.append(nearby.astype(np.float32))
     instances = frames[0].assign(keypoints=column)
     got = evaluate(instances, frames[1], content, iou_types=["keypoints"])
     results = [
@@ -197,10 +198,10 @@ def test_keypoints_are_evaluated_from_the_table(drawn_run, frames):
     assert "AR50" in set(got.to_frame()["metric"])
 
 
-def test_what_else_can_be_asked_for(drawn_run, frames):
+def test_voc_cityscapes_confusion_and_slices_are_measured_where_asked_for(drawn_run, frames):
     instances, images = frames
-    more = {"also": ["voc", "cityscapes", "confusion"], "slices": ["size", "crowding", "status", "height"]}
-    metrics = evaluate(instances, images, drawn_run.truth, **more)
+    also, slices = ["voc", "cityscapes", "confusion"], ["size", "crowding", "status", "height"]
+    metrics = evaluate(instances, images, drawn_run.truth, also=also, slices=slices)
     truth = Truth.load(drawn_run.truth)
     table, _ = align(instances, images, truth)
     assert metrics.overall("bbox", "VOC_AP") == voc_ap(truth, table)[None]
@@ -210,7 +211,7 @@ def test_what_else_can_be_asked_for(drawn_run, frames):
     assert plain["by_category"]["bbox"]["circle"]["VOC_AP"] == voc_ap(truth, table)[10]
     counts = np.array(plain["confusion"]["counts"])
     assert counts.trace() == metrics.overall("segm", "true_positives")
-    assert [table["by"] for table in plain["slices"]] == more["slices"]
+    assert [table["by"] for table in plain["slices"]] == slices
     status = plain["slices"][2]
     by_status = {row[0]: dict(zip(status["columns"], row, strict=True)) for row in status["rows"]}
     assert by_status["corrupt"]["AP"] == 0 and by_status["corrupt"]["precision"] is None
@@ -226,7 +227,7 @@ def test_what_else_can_be_asked_for(drawn_run, frames):
         ({"slices": ["weather"]}, "cannot be sliced by 'weather'; allowed are crowding, overlap, image_id"),
     ],
 )
-def test_what_cannot_be_had_is_said(drawn_run, frames, asked, message):
+def test_a_figure_that_cannot_be_measured_is_refused(drawn_run, frames, asked, message):
     instances, images = frames
     with pytest.raises(ValueError, match=message):
         evaluate(instances, images, drawn_run.truth, **{"iou_types": ["bbox", "segm"], **asked})

@@ -1,6 +1,10 @@
-"""Shares of an evaluation, merged: the whole, bit for bit."""
+"""Shares of an evaluation: merged, they give the figures of the whole, bit for bit; each reads its own files."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +15,15 @@ from pipeline.evaluation.metrics import Metrics, evaluate_run
 from pipeline.evaluation.sharding import check_can_be_shared, measure_share, merge_shares, share_out
 from pipeline.manifest import open_run
 
-THRESHOLDS = {"score_threshold": 0.3, "iou_threshold": 0.5}
+THRESHOLDS: dict[str, Any] = {"score_threshold": 0.3, "iou_threshold": 0.5}
 
 
-def in_shares(uri: str, truth: Truth, num_shares: int, *, turned: bool = False, also: tuple[str, ...] = ()) -> Metrics:
+def in_shares(
+    uri: str, truth: Truth, num_shares: int, *, is_reversed: bool = False, also: tuple[str, ...] = ()
+) -> Metrics:
     run = open_run(uri)
     shares = share_out(run, truth, num_shares)
-    shares = shares[::-1] if turned else shares
+    shares = shares[::-1] if is_reversed else shares
     measured = [measure_share(run, share, iou_types=("bbox", "segm"), also=also, **THRESHOLDS) for share in shares]
     return merge_shares(run, truth, shares, measured, **THRESHOLDS)
 
@@ -32,12 +38,12 @@ def check_same(got: Metrics, want: Metrics) -> None:
 
 
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 7])
-def test_shares_merge_to_the_very_figures(drawn_run, num_shares):
+def test_shares_merge_to_the_figures_of_the_whole(drawn_run, num_shares):
     truth = Truth.load(drawn_run.truth)
     want = evaluate_run(drawn_run.uri, truth, **THRESHOLDS)
     assert 0 < want.overall("segm", "AP") < 1 and want.coverage.failed
-    for turned in (False, True):
-        check_same(in_shares(drawn_run.uri, truth, num_shares, turned=turned), want)
+    for is_reversed in (False, True):
+        check_same(in_shares(drawn_run.uri, truth, num_shares, is_reversed=is_reversed), want)
 
 
 def test_images_that_the_run_does_not_have_are_missed(drawn_run):
@@ -54,19 +60,21 @@ def test_images_that_the_run_does_not_have_are_missed(drawn_run):
     pd.testing.assert_frame_equal(got.confusion, want.confusion)
 
 
-def test_each_share_reads_its_own_files(drawn_run, monkeypatch):
-    run = open_run(drawn_run.uri)
-    shares = share_out(run, Truth.load(drawn_run.truth), 3)
-    assert [len(share.files) for share in shares] == [1, 1, 1]
-    assert sorted(image["id"] for share in shares for image in share.truth.images) == list(range(1, 9))
-    read = []
-    monkeypatch.setattr("pipeline.evaluation.sharding.load_table", lambda _, part, columns: read.append(part) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        measure_share(run, shares[0], iou_types=("bbox",), **THRESHOLDS)
-    assert [file.key for file in read[0].instances_files()] == [shares[0].files[0]["instances_key"]]
+def test_a_share_needs_its_own_files_and_no_others(drawn_run, tmp_path):
+    folder = Path(shutil.copytree(drawn_run.uri, tmp_path / "run"))
+    run = open_run(str(folder))
+    first, *others = share_out(run, Truth.load(drawn_run.truth), 3)
+    assert [len(share.files) for share in (first, *others)] == [1, 1, 1]
+    assert sorted(image["id"] for share in (first, *others) for image in share.truth.images) == list(range(1, 9))
+    for share in others:
+        (folder / share.files[0]["instances_key"]).unlink()
+    measured = measure_share(run, first, iou_types=("bbox",), **THRESHOLDS)
+    assert measured.coverage.num_images == len(first.truth.images) and measured.coverage.num_instances > 0
+    with pytest.raises(FileNotFoundError):
+        measure_share(run, others[0], iou_types=("bbox",), **THRESHOLDS)
 
 
-def test_what_only_the_reference_may_judge_is_not_shared(drawn_run):
+def test_an_odd_truth_is_not_shared_out(drawn_run):
     content = drawn_run.coco
     check_can_be_shared(Truth.from_coco(content), ("bbox", "segm"))
     del content["annotations"][0]["iscrowd"]

@@ -6,9 +6,11 @@ import copy
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from pycocotools import mask as coco_mask
 
+from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.run_detections import align
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
@@ -18,11 +20,9 @@ from pipeline.tables import load_instances
 @pytest.fixture(scope="module")
 def case(drawn_run):
     """A truth with crowd regions and small objects, and detections with some doubled."""
-    import pandas as pd
-
     content = copy.deepcopy(drawn_run.coco)
-    for place, entry in enumerate(content["annotations"]):
-        entry["iscrowd"] = int(place % 6 == 4)
+    for index, entry in enumerate(content["annotations"]):
+        entry["iscrowd"] = int(index % 6 == 4)
     instances = load_instances(drawn_run.uri)
     doubled = instances.iloc[::3].assign(score=lambda f: (f["score"] * 0.9).astype(np.float32))
     truth = Truth.from_coco(content)
@@ -30,9 +30,10 @@ def case(drawn_run):
 
 
 def decoded(truth, table):
-    real = [coco_mask.decode(rle).astype(bool) for rle in truth.rles]
-    found = [coco_mask.decode(rle).astype(bool) for rle in table.to_rles()]
-    return real, found
+    """The masks of the annotations and of the detections, bool [H, W] each."""
+    annotated = [coco_mask.decode(rle).astype(bool) for rle in truth.rles]
+    detected = [coco_mask.decode(rle).astype(bool) for rle in table.to_rles()]
+    return annotated, detected
 
 
 def test_voc_by_hand():
@@ -46,8 +47,6 @@ def test_voc_by_hand():
         ],
         [{"id": 1, "name": "x"}],
     )
-    from pipeline.evaluation.detections import DetectionTable
-
     table = DetectionTable(
         np.ones(3, np.int64),
         np.ones(3, np.int64),
@@ -63,19 +62,19 @@ def test_voc_by_hand():
 @pytest.mark.parametrize("method", ["area", "11point"])
 def test_voc_on_masks_against_the_slow_form(case, method):
     truth, table = case
-    real, found = decoded(truth, table)
+    annotated, detected = decoded(truth, table)
     got = voc_ap(truth, table, iou_type="segm", method=method)
     for number in truth.names:
-        mine = [i for i in range(len(table)) if table.category_ids[i] == number]
-        mine.sort(key=lambda i: -table.scores[i])
+        rows = [i for i in range(len(table)) if table.category_ids[i] == number]
+        rows.sort(key=lambda i: -table.scores[i])
         total = sum(a["category_id"] == number and not a["iscrowd"] for a in truth.annotations)
         taken, hits = set(), []
-        for i in mine:
+        for i in rows:
             best, at = -1.0, None
             for j, a in enumerate(truth.annotations):
                 if a["image_id"] == table.image_ids[i] and a["category_id"] == number:
-                    both = (real[j] & found[i]).sum()
-                    iou = both / (found[i].sum() if a["iscrowd"] else (real[j] | found[i]).sum())
+                    shared = (annotated[j] & detected[i]).sum()
+                    iou = shared / (detected[i].sum() if a["iscrowd"] else (annotated[j] | detected[i]).sum())
                     if iou > best:
                         best, at = iou, j
             if best >= 0.5 and truth.annotations[at]["iscrowd"]:
@@ -101,12 +100,12 @@ def test_voc_on_masks_against_the_slow_form(case, method):
 @pytest.mark.parametrize("min_region_px", [0, 300])
 def test_cityscapes_against_the_slow_form(case, min_region_px):
     truth, table = case
-    real, found = decoded(truth, table)
+    annotated, detected = decoded(truth, table)
     got = cityscapes_ap(truth, table, thresholds=(0.5, 0.75), min_region_px=min_region_px)
     for number in truth.names:
         values = []
         for threshold in (0.5, 0.75):
-            labels, scores, missed = [], [], 0
+            is_true, scores, missed = [], [], 0
             for image in truth.images:
                 gts = [
                     j
@@ -118,10 +117,10 @@ def test_cityscapes_against_the_slow_form(case, min_region_px):
                     for i in range(len(table))
                     if table.image_ids[i] == image["id"] and table.category_ids[i] == number
                 ]
-                ignored = {j for j in gts if truth.annotations[j]["iscrowd"] or real[j].sum() < min_region_px}
+                ignored = {j for j in gts if truth.annotations[j]["iscrowd"] or annotated[j].sum() < min_region_px}
 
                 def hit(i, j, threshold=threshold):
-                    return (real[j] & found[i]).sum() / (real[j] | found[i]).sum() > threshold
+                    return (annotated[j] & detected[i]).sum() / (annotated[j] | detected[i]).sum() > threshold
 
                 for j in gts:
                     if j in ignored:
@@ -129,19 +128,17 @@ def test_cityscapes_against_the_slow_form(case, min_region_px):
                     matched = sorted((table.scores[i] for i in dts if hit(i, j)), reverse=True)
                     missed += not matched
                     scores += matched
-                    labels += [1] * bool(matched) + [0] * (len(matched) - 1)
+                    is_true += [1] * bool(matched) + [0] * (len(matched) - 1)
                 for i in dts:
                     if not any(hit(i, j) for j in gts):
-                        share = sum((real[j] & found[i]).sum() for j in ignored) / found[i].sum()
+                        share = sum((annotated[j] & detected[i]).sum() for j in ignored) / detected[i].sum()
                         if share <= threshold:
-                            labels.append(0)
+                            is_true.append(0)
                             scores.append(table.scores[i])
-            labels, scores = np.array(labels), np.array(scores)
             points = [(0.0, 1.0)]
             for level in sorted(set(scores), reverse=True):
-                kept = scores >= level
-                tp = labels[kept].sum()
-                points.append((tp / (labels.sum() + missed), tp / kept.sum()))
+                kept = [label for label, score in zip(is_true, scores, strict=True) if score >= level]
+                points.append((sum(kept) / (sum(is_true) + missed), sum(kept) / len(kept)))
             # Each point's precision holds over half the way to its neighbours; the last one's also over its own half.
             recall, precision = np.array(points).T
             ends = np.concatenate([[0.0], recall, [recall[-1]]])

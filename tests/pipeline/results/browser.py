@@ -1,4 +1,4 @@
-"""A real headless Chromium, driven by chromedriver's own protocol."""
+"""A headless Chromium driven over the WebDriver protocol of chromedriver."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Browser:
         options: dict[str, Any] = {"args": arguments}
         if binary := shutil.which("chromium"):
             options["binary"] = binary
-        wanted = {
+        capabilities = {
             "browserName": "chrome",
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
         for attempt in range(100):
             try:
-                answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+                answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
                 break
             except OSError:
                 if attempt == 99 or self.driver.poll() is not None:
@@ -82,8 +82,8 @@ class Browser:
         self._ask("POST", self.session + "/actions", {"actions": [source]})
 
     def click(self, selector: str) -> None:
-        found = self._ask("POST", self.session + "/element", {"using": "css selector", "value": selector})
-        self._ask("POST", f"{self.session}/element/{found[ELEMENT]}/click", {})
+        element = self._ask("POST", self.session + "/element", {"using": "css selector", "value": selector})
+        self._ask("POST", f"{self.session}/element/{element[ELEMENT]}/click", {})
 
     def devtools(self, command: str, **params: Any) -> Any:
         return self._ask("POST", self.session + "/goog/cdp/execute", {"cmd": command, "params": params})

@@ -14,6 +14,12 @@ def parsed(svg: str) -> ElementTree.Element:
     return ElementTree.fromstring(f"<page>{svg}</page>")
 
 
+def the(page: ElementTree.Element, path: str) -> ElementTree.Element:
+    element = page.find(path)
+    assert element is not None, path
+    return element
+
+
 def points_of(line: ElementTree.Element) -> np.ndarray:
     return np.array([[float(value) for value in pair.split(",")] for pair in line.attrib["points"].split()])
 
@@ -25,7 +31,7 @@ def test_bars_are_as_high_as_their_counts():
     assert heights[0] == pytest.approx(2 * heights[2], abs=0.2) and heights[1] == 0 and 0 < heights[0] < HEIGHT
     assert widths[2] + 1 == pytest.approx(2 * (widths[0] + 1), abs=0.2)  # one pixel apart
     assert [bar.findtext("title") for bar in bars] == ["10", "0", "5"]
-    assert page.find("svg").attrib["aria-label"] == "score: histogram of 15 values"
+    assert the(page, "svg").attrib["aria-label"] == "score: histogram of 15 values"
 
 
 def test_a_histogram_of_nothing_has_empty_bars():
@@ -54,5 +60,5 @@ def test_long_lines_are_thinned_and_a_constant_one_is_drawn():
 
 def test_names_and_labels_are_escaped():
     page = parsed(line_chart({"<b>&": ([0, 1], [0, 1])}, label='"><script>'))
-    assert page.find(".//script") is None and page.find(".//span").text == "<b>&"
-    assert page.find("svg").attrib["aria-label"] == '"><script>: <b>&'
+    assert page.find(".//script") is None and the(page, ".//span").text == "<b>&"
+    assert the(page, "svg").attrib["aria-label"] == '"><script>: <b>&'

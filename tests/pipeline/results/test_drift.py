@@ -9,7 +9,7 @@ import pytest
 from pipeline.results.drift import drift
 
 
-def made(num: int, seed: int, shares: dict[str, float], **changes: float) -> pd.DataFrame:
+def sample(num: int, seed: int, shares: dict[str, float], **changes: float) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     names = rng.choice(list(shares), num, p=list(shares.values()))
     score = np.clip(rng.beta(4, 2, num) * changes.get("score", 1.0), 0.05, 1)
@@ -24,23 +24,23 @@ def verdict(frame: pd.DataFrame, what: str, category: str | None = None) -> str:
     return frame.loc[same & (frame["what"] == what), "verdict"].item()
 
 
-def test_drift_is_quiet_on_the_same_and_loud_on_another_world():
+def test_samples_of_one_distribution_are_stable_and_other_distributions_are_not():
     shares = {"cat": 0.5, "dog": 0.4, "cow": 0.1}
     sizes = {"num_reference_images": 500, "num_current_images": 250}
-    quiet = drift(made(4000, 1, shares), made(2000, 2, shares), **sizes)
-    assert set(quiet["verdict"]) == {"stable"}
-    moved = drift(made(4000, 1, shares), made(2000, 2, shares, score=0.6), **sizes)
+    same = drift(sample(4000, 1, shares), sample(2000, 2, shares), **sizes)
+    assert set(same["verdict"]) == {"stable"}
+    moved = drift(sample(4000, 1, shares), sample(2000, 2, shares, score=0.6), **sizes)
     assert verdict(moved, "score") == "large"
     assert verdict(moved, "area share") == "stable"
-    lost = drift(made(4000, 1, shares), made(2000, 2, {"cat": 0.5, "dog": 0.5}), **sizes)
+    lost = drift(sample(4000, 1, shares), sample(2000, 2, {"cat": 0.5, "dog": 0.5}), **sizes)
     cow = lost[(lost["category"] == "cow") & (lost["what"] == "category share")].iloc[0]
     assert cow["verdict"] == "large" and cow["current"] == 0
-    half = drift(made(4000, 1, shares), made(1000, 2, shares), **sizes)
+    half = drift(sample(4000, 1, shares), sample(1000, 2, shares), **sizes)
     assert verdict(half, "instances per image") == "large"
 
 
 def test_drift_without_instances_says_few_and_without_images_refuses():
-    frame = made(10, 1, {"cat": 1.0})
+    frame = sample(10, 1, {"cat": 1.0})
     got = drift(frame, frame.iloc[:0], num_reference_images=5, num_current_images=5)
     assert set(got["verdict"]) == {"few"}
     with pytest.raises(ValueError, match="images in both runs, not 5 and 0"):

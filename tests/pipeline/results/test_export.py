@@ -1,4 +1,4 @@
-"""Exports hold the very masks, and stay where they were sent."""
+"""Exports: masks come back from every format pixel by pixel; no file is written outside of the target."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_coco_results_are_what_loadres_takes(drawn_run, tmp_path):
     truth = COCO()
     truth.dataset = drawn_run.coco
     truth.createIndex()
-    found = truth.loadRes(str(tmp_path / "results.json"))
-    assert len(found.anns) == len(drawn_run.masks)
+    detections = truth.loadRes(str(tmp_path / "results.json"))
+    assert len(detections.anns) == len(drawn_run.masks)
     instances = load_instances(drawn_run.uri)
-    for entry, row in zip(found.anns.values(), instances.itertuples(), strict=True):
+    for entry, row in zip(detections.anns.values(), instances.itertuples(), strict=True):
         assert entry["image_id"] == numbers[row.image_id] and abs(entry["score"] - row.score) < 1e-6
-        np.testing.assert_array_equal(found.annToMask(entry), drawn_run.masks[row.image_id, row.instance])
+        np.testing.assert_array_equal(detections.annToMask(entry), drawn_run.masks[row.image_id, row.instance])
     with pytest.raises(ExportError, match=r"'sub/photo_0\.png' has no number"):
         export_run(drawn_run.uri, str(tmp_path), "coco-results", image_ids={"x": 1})
 
@@ -97,7 +97,7 @@ def test_png_numbers_the_instances(drawn_run, tmp_path):
     for row in rows.itertuples():
         want[drawn_run.masks[row.image_id, row.instance] > 0] = row.instance + 1
     np.testing.assert_array_equal(pixels, want)
-    assert len(list((tmp_path / "png").rglob("*.png"))) == 7  # also of images on which nothing was found
+    assert len(list((tmp_path / "png").rglob("*.png"))) == 7  # images without instances too
 
 
 def test_crops_show_the_instance(drawn_run):

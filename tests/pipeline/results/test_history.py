@@ -12,7 +12,8 @@ from pipeline.results.history import append_history, load_history, plot_trend, t
 
 
 def test_history_keeps_each_evaluation_once(drawn_run, frames, tmp_path):
-    metrics = evaluate(*frames, drawn_run.truth)
+    instances, images = frames
+    metrics = evaluate(instances, images, drawn_run.truth)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     uri = str(tmp_path / "history")
     assert len(load_history(uri)) == 0

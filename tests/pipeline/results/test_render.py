@@ -1,4 +1,4 @@
-"""Pictures: what was found is drawn where it was found."""
+"""Overlays: masks, boxes and labels are drawn where the run found them; photos open as the run saw them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def test_masks_are_tinted_and_the_rest_is_left_alone(drawn_run, frames):
     instances, images = frames
     row = images.iloc[0]
     photo = np.array(Image.open(row["uri"]))
-    found = instances[instances["image_id"] == row["image_id"]]
-    drawn = np.array(overlay(photo, found, boxes=False, labels=False))
+    rows = instances[instances["image_id"] == row["image_id"]]
+    drawn = np.array(overlay(photo, rows, boxes=False, labels=False))
     union = np.zeros(photo.shape[:2], bool)
-    for rank in found["instance"]:
+    for rank in rows["instance"]:
         union |= drawn_run.masks[row["image_id"], rank].astype(bool)
     assert (drawn[~union] == photo[~union]).all()
     assert (drawn[union] != photo[union]).any(axis=1).mean() > 0.95
-    assert (np.array(overlay(photo, found.iloc[:0])) == photo).all()
-    assert (np.array(overlay(photo, found, min_score=1.1)) == photo).all()
+    assert (np.array(overlay(photo, rows.iloc[:0])) == photo).all()
+    assert (np.array(overlay(photo, rows, min_score=1.1)) == photo).all()
 
 
 def test_a_box_is_drawn_on_its_own_edge_pixels(frames):
@@ -63,10 +63,10 @@ def test_a_palette_keeps_few_classes_far_apart():
 
 
 def test_contact_sheet_holds_every_picture():
-    pictures = [Image.new("RGB", (60, 30), (250, place * 10, 0)) for place in range(7)]
+    pictures = [Image.new("RGB", (60, 30), (250, index * 10, 0)) for index in range(7)]
     sheet = np.array(contact_sheet(pictures, titles=[f"{i}.png" for i in range(7)], columns=3, tile_px=64))
-    for place in range(7):
-        assert (sheet == (250, place * 10, 0)).all(axis=2).sum() > 1000
+    for index in range(7):
+        assert (sheet == (250, index * 10, 0)).all(axis=2).sum() > 1000
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
 

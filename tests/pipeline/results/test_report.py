@@ -1,4 +1,4 @@
-"""The report: what it says, and how it behaves in a real browser."""
+"""The report: its numbers are those of the tables; in a browser its filters, keys, sizes and colours work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,28 +25,35 @@ from tests.pipeline.results import browser as chromium
 NASTY = "</script><img src=x onerror=alert(1)>.png"
 
 
+def first_match(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, re.S)
+    assert match is not None, pattern
+    return match[1]
+
+
+def gallery_of(html: str) -> list[dict[str, Any]]:
+    """The photos and outlines that the page's script draws."""
+    return json.loads(first_match(r'id="data">(.*?)</script>', html))
+
+
 @pytest.fixture(scope="module")
 def page(drawn_run, tmp_path_factory) -> Path:
-    """A report with everything in it, of a run that also holds an image with a nasty name."""
-    import shutil
-
+    """A report with every section, of a run that also holds an image with a nasty name and one that failed."""
     folder = tmp_path_factory.mktemp("report")
     instances, images = load_instances(drawn_run.uri), load_images(drawn_run.uri)
     photo = folder / "plain.png"
     Image.new("RGB", (90, 70), (90, 120, 150)).save(photo)
     mask = np.zeros((70, 90), bool)
     mask[5:60, 10:80] = True
-    rows = [instance_row(NASTY, 0, SHAPE_CATEGORIES[0], 0.99, mask)]
-    more = [image_row(NASTY, str(photo), "ok", (70, 90), 1, 1), image_row("gone.png", "x", "not_found", (1, 1), 0, 1)]
-    tables = [
-        (images.astype(object).where(images.notna(), None).to_dict("records"), instances.to_dict("records")),
-        (more, rows),
-    ]
-    run = write_run(folder / "run", tables)
-    shutil.rmtree(folder / "gone", ignore_errors=True)
+    second_shard = (
+        [image_row(NASTY, str(photo), "ok", (70, 90), 1, 1), image_row("gone.png", "x", "not_found", (1, 1), 0, 1)],
+        [instance_row(NASTY, 0, SHAPE_CATEGORIES[0], 0.99, mask)],
+    )
+    first_shard = (images.astype(object).where(images.notna(), None).to_dict("records"), instances.to_dict("records"))
+    run = write_run(folder / "run", [first_shard, second_shard])
     training = pd.DataFrame({"step": range(50), "loss": np.linspace(2, 0.3, 50), "segm_AP": np.linspace(0, 0.7, 50)})
-    more = {"also": ["voc", "cityscapes", "confusion"], "slices": ["size", "crowding", "status"]}
-    evaluation = evaluate_run(drawn_run.uri, drawn_run.truth, **more).to_dict()
+    also, slices = ["voc", "cityscapes", "confusion"], ["size", "crowding", "status"]
+    evaluation = evaluate_run(drawn_run.uri, drawn_run.truth, also=also, slices=slices).to_dict()
     html = build_report(str(run), evaluation=json.loads(to_json(evaluation)), training=training)
     (folder / "report.html").write_text(html, "utf-8")
     return folder / "report.html"
@@ -61,7 +69,7 @@ def test_the_numbers_are_those_of_the_tables(page, drawn_run):
         "without an instance": str(7 - len({image_id for image_id, _ in drawn_run.masks})),
         "instances": str(len(drawn_run.masks) + 1),
     }
-    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
+    data = gallery_of(html)
     assert len(data) == 8 and sum(len(picture["found"]) for picture in data) == len(drawn_run.masks) + 1
     assert "<img src=x" not in html
     ap = evaluate_run(drawn_run.uri, drawn_run.truth).overall("segm", "AP")
@@ -72,9 +80,9 @@ def test_all_that_was_evaluated_is_shown(page, drawn_run):
     html = page.read_text("utf-8")
     metrics = evaluate_run(drawn_run.uri, drawn_run.truth, also=["voc", "confusion"], slices=["crowding"])
     assert f"<td>VOC_AP</td><td>{metrics.overall('bbox', 'VOC_AP'):.3f}</td>" in html
-    matrix = re.search(r'<table class="confusion">(.*?)</table>', html, re.S)[1]
+    matrix = first_match(r'<table class="confusion">(.*?)</table>', html)
     counts = [int(n) for n in re.findall(r"<td[^>]*>(\d+)</td>", matrix)]
-    assert counts == metrics.confusion.to_numpy().ravel().tolist()
+    assert metrics.confusion is not None and counts == metrics.confusion.to_numpy().ravel().tolist()
     assert re.findall(r"<summary>by (\w+)</summary>", html) == ["size", "crowding", "status"]
     names = re.findall(r"<td>(\w+)</td><td>[\d.-]+</td><td>[\d.-]+</td></tr>", html)
     assert names[:3] == ["AP", "AP50", "AP75"] and names[12:15] == ["precision", "recall", "F1"]
@@ -109,7 +117,7 @@ def test_the_sample_shows_rare_classes_and_is_stable():
     examples["draw"] = examples["image_id"].map(draw)
     chosen = choose_images(images, examples, 20)
     assert len(chosen) == 20 and "4321.jpg" in set(chosen["image_id"])
-    assert (chosen["draw"] < 14).sum() >= 13  # the others by chance alone
+    assert (chosen["draw"] < 14).sum() >= 13  # the others have the lowest random numbers
     pd.testing.assert_frame_equal(chosen, choose_images(images, examples, 20))
 
 
@@ -144,10 +152,10 @@ def test_of_ten_thousand_images_every_class_is_seen_in_less_than_twenty_megabyte
             instances.append(instance_row(name, 0, kind, 0.9, mask))
     html = build_report(str(write_run(tmp_path / "run", [(images, instances)])))
     assert 15_000_000 < len(html.encode()) < 20_000_000
-    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
+    data = gallery_of(html)
     assert 20 < len(data) < 120, "the photos are too large for all that were asked for"
-    assert {found["c"] for picture in data for found in picture["found"]} == {kind.name for kind in kinds}
-    assert any(not picture["found"] for picture in data), "the others are chosen by chance"
+    assert {instance["c"] for photo in data for instance in photo["found"]} == {kind.name for kind in kinds}
+    assert any(not photo["found"] for photo in data), "the others are chosen at random"
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +190,8 @@ def test_the_page_loads_whole_and_asks_for_nothing_else(opened, page):
     assert opened.run("return [...document.querySelectorAll('.card span')].map(s => s.textContent)").count(NASTY) == 1
 
 
-def test_filters_filter(opened, page):
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.S)[1])
+def test_filters_show_the_instances_of_a_class_size_and_score(opened, page):
+    data = gallery_of(page.read_text("utf-8"))
     opened.run(SET, "score", "0.3")
     everything = [(at, i) for at, picture in enumerate(data) for i in picture["found"] if i["s"] >= 0.3]
     assert opened.run(DRAWN) == len(everything)
@@ -214,7 +222,7 @@ def test_masks_lie_on_their_photos_in_cards_of_one_size(opened):
     assert fit == "contain" and box == f"0 0 {width} {height}"
 
 
-def test_what_a_model_is_unsure_of_is_shown_at_first(browser, tmp_path):
+def test_instances_of_low_scores_are_shown_at_first_where_there_are_no_others(browser, tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (60, 40), (9, 99, 9)).save(path)
     mask = np.ones((40, 60), bool)
@@ -236,7 +244,7 @@ def test_pictures_enlarge_by_mouse_and_by_keyboard(opened):
     assert opened.run(title) != first
     opened.press(chromium.ESCAPE)
     assert not opened.run(is_open)
-    assert opened.run("return document.activeElement.className") == "card"  # focus is where one left off
+    assert opened.run("return document.activeElement.className") == "card"  # focus is back on the picture's card
     opened.press(chromium.TAB)
     opened.press(chromium.ENTER)
     assert opened.run(is_open)
@@ -269,7 +277,7 @@ def test_sections_and_long_tables_are_reached_by_keyboard(opened):
     assert opened.run(focusable)
 
 
-def test_it_fits_a_phone(opened):
+def test_the_page_fits_a_phone(opened):
     opened.devtools("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
     try:
         assert opened.run("return innerWidth") == 360
