@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes, resize_keypoints
 
 from model.spec import ModelSpec
+from model.vision import GeneralizedRCNNTransform, ImageList, resize_boxes, resize_keypoints
 
 PADDING_MULTIPLE = 32
 

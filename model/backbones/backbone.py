@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from model.backbones.body import Body, build_body, stage_channels
 from model.backbones.norms import norm_layer
 from model.spec import ModelSpec
+from model.vision import FeaturePyramidNetwork, LastLevelMaxPool
 
 _STAGE_STRIDES = (4, 8, 16, 32)
 _PYRAMID_STRIDES = (4, 8, 16, 32, 64)

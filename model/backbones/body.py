@@ -12,12 +12,10 @@ from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models import resnet, vgg
-from torchvision.ops import SqueezeExcitation
 
 from model.backbones.norms import norm_layer
 from model.spec import RESNETS, ModelSpec
+from model.vision import SqueezeExcitation, models, resnet, vgg
 
 _RESNET_LAYERS = {
     "18": (2, 2, 2, 2),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+
+from model.vision import FrozenBatchNorm2d
 
 
 def norm_layer(name: str, *, eps: float = 1e-5) -> Callable[[int], nn.Module] | None:

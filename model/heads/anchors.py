@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from model.spec import ModelSpec
+from model.vision import AnchorGenerator
 
 
 def build_anchors(spec: ModelSpec, strides: tuple[int, ...]) -> AnchorGenerator:

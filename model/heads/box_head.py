@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
 from model.backbones.norms import norm_layer
 from model.spec import ModelSpec
+from model.vision import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
 
 def build_box_head(spec: ModelSpec, in_channels: int, roi_size: int) -> tuple[nn.Module, nn.Module]:

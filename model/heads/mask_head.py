@@ -9,11 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.ops import roi_align
 
 from model.backbones.norms import norm_layer
 from model.spec import ModelSpec
+from model.vision import MaskRCNNHeads, roi_align
 
 # Masks that a CPU computes together. Their feature maps are the largest of a prediction, so this bounds its memory.
 _MASKS_AT_ONCE = 32

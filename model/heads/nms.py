@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou, nms
+
+from model.vision import box_iou, nms
 
 # Candidates of an image, best first, that a first attempt considers; they nearly always leave enough detections.
 _FIRST_CANDIDATES = 2_000

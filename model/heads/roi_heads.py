@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
-from torchvision.models.detection.roi_heads import keypointrcnn_inference, keypointrcnn_loss
 
 from model.backbones.backbone import ResidualStage
 from model.heads.box_head import build_box_head, split_by_class
@@ -26,6 +23,8 @@ from model.heads.rpn import NonFiniteOutput
 from model.spec import ModelSpec
 from model.training import losses
 from model.training.assignment import allowed_classes, drop_ignored
+from model.vision import KeypointRCNNHeads, KeypointRCNNPredictor, keypointrcnn_inference, keypointrcnn_loss
+from model.vision import RoIHeads as TorchvisionRoIHeads
 
 _C4_ROI_SIZE = 14
 BOX_ROI_SIZE = 7

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import roi_align, roi_pool
+
+from model.vision import roi_align, roi_pool
 
 
 def pool_rois(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import boxes as box_ops
 
 from model.heads.anchors import build_anchors
 from model.heads.nms import best_of_each, clip_to_sizes, suppress_within
 from model.spec import ModelSpec
 from model.training import losses
 from model.training.assignment import NOT_USED, drop_ignored, has_rpn_negatives
+from model.vision import ImageList, RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from model.vision import boxes as box_ops
 
 
 class NonFiniteOutput(ValueError):

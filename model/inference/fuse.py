@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.models import resnet
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
 from model.backbones.body import Body
 from model.heads.roi_heads import BOX_ROI_SIZE
 from model.heads.rpn import ProposalHead
 from model.inference.winograd import LARGE_MAP_PX, conv3x3
 from model.network import MaskRCNN
+from model.vision import FeaturePyramidNetwork, FrozenBatchNorm2d, TwoMLPHead, resnet
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 # Modules that apply their children in the order of registration, so that a norm follows its convolution.

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.models.detection.transform import resize_boxes, resize_keypoints
-from torchvision.ops import clip_boxes_to_image
 
 from model import transform
 from model.inference.fuse import for_prediction
@@ -18,6 +16,7 @@ from model.inference.mask_rle import Paste, mask_runs
 from model.inference.prefetch import Image, to_tensor
 from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
+from model.vision import clip_boxes_to_image, resize_boxes, resize_keypoints
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops.boxes import box_area
+
+from model.vision import box_area
 
 # A label that torchvision's sampler never draws.
 NOT_USED = -1

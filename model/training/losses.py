@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import (
+
+from model.vision import (
+    BoxCoder,
     complete_box_iou_loss,
     distance_box_iou_loss,
     generalized_box_iou_loss,

@@ -14,12 +14,11 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models import detection
 
 from model.backbones.body import Body, first_conv
 from model.presets import PUBLISHED
 from model.spec import ModelSpec
+from model.vision import detection, models
 from model.weights.detectron2 import from_detectron2, is_detectron2
 from model.weights.unpickler import load_plain_pickle
 
