@@ -14,6 +14,7 @@ from pipeline.dataset.types import (
     polygon_area,
     polygons_to_box,
     segmentation_to_mask,
+    segmentation_to_polygon,
 )
 
 
@@ -49,3 +50,11 @@ def test_an_rle_of_another_size_or_too_few_pixels_is_refused() -> None:
 
 def test_polygon_boxes_are_cut_at_the_image() -> None:
     assert polygons_to_box([[-3.0, 2.0, 12.0, 2.0, 5.0, 30.5]], 20, 10) == (0.0, 2.0, 10.0, 20.0)
+
+
+def test_a_single_polygon_is_kept_and_several_are_joined_to_one() -> None:
+    polygon = [1.5, 1.5, 8.0, 2.25, 4.0, 7.0]
+    assert segmentation_to_polygon([polygon], 10, 10) is polygon
+    two = [polygon, [0.0, 0.0, 3.0, 0.0, 0.0, 3.0]]
+    joined = segmentation_to_polygon(two, 10, 10)
+    assert np.array_equal(segmentation_to_mask([joined], 10, 10), segmentation_to_mask(two, 10, 10))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.dataset.types import segmentation_to_polygon
 from pipeline.masks.contours import (
     join_polygons,
     mask_to_loops,
@@ -99,10 +98,3 @@ def test_simplified_polygons_have_few_corners_and_stay_near() -> None:
     assert len(simple[0]) < len(exact[0]) / 4
     back = drawn(simple, *ring.shape).astype(bool)
     assert (back & ring).sum() / (back | ring).sum() > 0.97
-
-
-def test_a_single_polygon_is_kept_as_it_is() -> None:
-    polygon = [1.5, 1.5, 8.0, 2.25, 4.0, 7.0]
-    assert segmentation_to_polygon([polygon], 10, 10) is polygon
-    two = [polygon, [0.0, 0.0, 3.0, 0.0, 0.0, 3.0]]
-    assert np.array_equal(drawn([segmentation_to_polygon(two, 10, 10)], 10, 10), drawn(two, 10, 10))
