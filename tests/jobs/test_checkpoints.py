@@ -1,4 +1,4 @@
-"""Checkpoints and weights by URI: which one is meant, and starting from those in a bucket."""
+"""Checkpoints and weights by URI: which one a URI names, and training and segmenting from those in a bucket."""
 
 from __future__ import annotations
 
@@ -41,13 +41,15 @@ def upload(folder: Path, uri: str) -> str:
 
 @pytest.fixture
 def in_bucket(bucket: str, tiny_checkpoint: Path) -> str:
-    """A training output in a bucket with two checkpoints, of which the newer one was cut off."""
+    """A training output in a bucket with two checkpoints; the newer one is incomplete."""
     upload(tiny_checkpoint, f"{bucket}/training/checkpoints/step-00000010")
     open_storage(f"{bucket}/training/checkpoints/step-00000020").write_bytes("model.safetensors", b"half")
     return f"{bucket}/training"
 
 
-def test_the_newest_complete_one_is_meant(in_bucket: str, tiny_checkpoint: Path, cache: Path) -> None:
+def test_a_training_output_names_its_newest_complete_checkpoint(
+    in_bucket: str, tiny_checkpoint: Path, cache: Path
+) -> None:
     step = f"{in_bucket}/checkpoints/step-00000010"
     assert find_checkpoint(in_bucket) == find_checkpoint(step) == step
     assert find_checkpoint(str(tiny_checkpoint)) == str(tiny_checkpoint)
@@ -57,7 +59,7 @@ def test_the_newest_complete_one_is_meant(in_bucket: str, tiny_checkpoint: Path,
     assert {path.name for path in fetched.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()}
 
 
-def test_no_checkpoint_is_said(in_bucket: str, tmp_path: Path) -> None:
+def test_a_uri_without_a_checkpoint_is_refused(in_bucket: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist; give a checkpoint folder"):
         find_checkpoint(f"{in_bucket}/nowhere")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
@@ -66,7 +68,7 @@ def test_no_checkpoint_is_said(in_bucket: str, tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path / "nowhere"))
 
 
-def test_a_damaged_one_is_named_by_its_uri(in_bucket: str) -> None:
+def test_a_damaged_checkpoint_is_named_by_its_uri(in_bucket: str) -> None:
     step = f"{in_bucket}/checkpoints/step-00000010"
     open_storage(step).write_bytes("spec.json", b"{}")
     with pytest.raises(CheckpointError, match=rf"{step}: spec\.json has 2 bytes"):
@@ -86,7 +88,7 @@ def train_config(tmp_path: Path, **model: Any) -> TrainConfig:
 
 
 @pytest.mark.parametrize("kind", ["weights file", "weights folder", "checkpoint"])
-def test_a_training_starts_from_what_lies_in_a_bucket(
+def test_a_training_starts_from_weights_or_a_checkpoint_in_a_bucket(
     kind: str, in_bucket: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     start = load_checkpoint(tiny_checkpoint)
@@ -94,14 +96,14 @@ def test_a_training_starts_from_what_lies_in_a_bucket(
     if kind == "weights file":
         torch.save(start.state_dict, tmp_path / "w.pth")
         open_storage(in_bucket).write_bytes("w.pth", (tmp_path / "w.pth").read_bytes())
-        given = {"weights": f"{in_bucket}/w.pth"}
+        model = {"weights": f"{in_bucket}/w.pth"}
     else:
-        given = {"weights": step} if kind == "weights folder" else {"checkpoint": in_bucket}
-    config = prepare_train(train_config(tmp_path, spec=start.spec.to_dict(), **given)).config
-    said: list[str] = []
+        model = {"weights": step} if kind == "weights folder" else {"checkpoint": in_bucket}
+    config = prepare_train(train_config(tmp_path, spec=start.spec.to_dict(), **model)).config
+    notes: list[str] = []
     worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
-    TrainingRun(config, worker, lambda kind, sentence, **_: said.append(sentence)).run()
-    assert any(f"{len(start.state_dict)} tensors loaded" in line or "tensors fit" in line for line in said), said
+    TrainingRun(config, worker, lambda kind, sentence, **_: notes.append(sentence)).run()
+    assert any(f"{len(start.state_dict)} tensors loaded" in line or "tensors fit" in line for line in notes), notes
     trained = open_checkpoint(str(tmp_path / "out")).state_dict
     fresh = build_model(start.spec).state_dict()
     for name in ("backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.weight"):
@@ -109,7 +111,7 @@ def test_a_training_starts_from_what_lies_in_a_bucket(
         assert not torch.allclose(fresh[name], start.state_dict[name], atol=1e-3)
 
 
-def test_a_start_that_cannot_be_had_is_said_before_anything_starts(
+def test_missing_weights_and_checkpoints_are_refused_before_training(
     in_bucket: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     spec = load_checkpoint(tiny_checkpoint).spec.to_dict()
@@ -124,7 +126,7 @@ def test_a_start_that_cannot_be_had_is_said_before_anything_starts(
 
 @pytest.fixture
 def store(moto: str) -> Iterator[list[str]]:
-    """The words that tell a command's workers how to reach the bucket."""
+    """Words of the command line that hold the bucket's endpoint and credentials."""
     keys = [f"storage.access_key={ACCESS_KEY}", f"storage.secret_key={SECRET_KEY}", "storage.region=us-east-1"]
     yield [f"storage.endpoint_url={moto}", *keys]
     use_settings(None)
@@ -134,13 +136,13 @@ def test_a_run_takes_its_checkpoint_from_a_bucket(
     in_bucket: str, store: list[str], photos: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     def segment(checkpoint: str, out: Path) -> pd.DataFrame:
-        places = [f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}", *store]
-        config = load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "input.pattern=roll-0/*", *places])
+        uris = [f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}", *store]
+        config = load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "input.pattern=roll-0/*", *uris])
         use_settings(config.storage.to_settings())
         assert run_segment(prepare_segment(config))["statuses"] == {"ok": 10}
         return pd.read_parquet(out / "instances").sort_values(["image_id", "instance"], ignore_index=True)
 
-    found = segment(in_bucket, tmp_path / "one")
-    assert len(found) > 20
-    pd.testing.assert_frame_equal(found, segment(str(tiny_checkpoint), tmp_path / "two"), atol=1e-3)
+    instances = segment(in_bucket, tmp_path / "one")
+    assert len(instances) > 20
+    pd.testing.assert_frame_equal(instances, segment(str(tiny_checkpoint), tmp_path / "two"), atol=1e-3)
     assert prepare_retry(str(tmp_path / "one"), store).checkpoint == f"{in_bucket}/checkpoints/step-00000010"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -13,7 +14,7 @@ from jobs.config.load import ConfigError
 
 def is_setting(config: type[BaseModel], key: str) -> bool:
     """Whether a dotted key names a setting of a configuration."""
-    section: type | None = config
+    section: Any = config
     for name in key.split("."):
         if not (isinstance(section, type) and issubclass(section, BaseModel) and name in section.model_fields):
             return False

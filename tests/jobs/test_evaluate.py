@@ -28,7 +28,7 @@ def test_evaluate_writes_figures_keeps_them_and_fails_its_gate(runs: Path, tmp_p
     assert overall == [figures["overall"]["segm"]["AP"], pytest.approx(0.5, abs=0.2)], "the third call adds nothing"
 
 
-def test_an_evaluation_is_kept_once_wherever_it_is_written(runs: Path, tmp_path: Path) -> None:
+def test_the_same_evaluation_is_kept_once(runs: Path, tmp_path: Path) -> None:
     words = ["evaluate", runs / "worse", f"ground_truth.uri={runs / 'data' / 'val.json'}"]
     words += [f"history.uri={tmp_path / 'history'}"]
     for name in ("a", "b"):
@@ -39,7 +39,7 @@ def test_an_evaluation_is_kept_once_wherever_it_is_written(runs: Path, tmp_path:
 
 
 @pytest.mark.parametrize("form", ["labelme", "voc"])
-def test_truth_of_any_format_is_matched_by_the_names_of_its_classes(runs: Path, tmp_path: Path, form: str) -> None:
+def test_ground_truth_of_other_formats_is_matched_by_class_name(runs: Path, tmp_path: Path, form: str) -> None:
     call("convert", runs / "data" / "val.json", tmp_path / form, "--to", form, "convert.overlap=smaller_on_top")
     figures = []
     for truth in (tmp_path / form, runs / "data" / "val.json"):
@@ -53,7 +53,7 @@ def test_truth_of_any_format_is_matched_by_the_names_of_its_classes(runs: Path, 
     assert "segm AP" in call(*words, "--ground-truth", tmp_path / form)
 
 
-def test_evaluate_measures_what_else_is_asked_for(runs: Path, tmp_path: Path) -> None:
+def test_further_figures_slices_and_the_confusion_matrix_are_written(runs: Path, tmp_path: Path) -> None:
     words = ["evaluate", runs / "worse", f"ground_truth.uri={runs / 'data' / 'val.json'}", f"output.uri={tmp_path}"]
     everything = ROOT / "configs/evaluate/everything.yaml"
     text = call(*words, "--config", everything)
@@ -80,7 +80,9 @@ def test_evaluate_measures_what_else_is_asked_for(runs: Path, tmp_path: Path) ->
         ("gate.max_drop=0.1", "gate.max_drop is 0.1; evaluate measures one run and has none to fall behind"),
     ],
 )
-def test_evaluate_refuses_what_cannot_be_had(runs: Path, tmp_path: Path, word: str, message: str) -> None:
+def test_figures_and_gates_that_cannot_be_computed_are_refused(
+    runs: Path, tmp_path: Path, word: str, message: str
+) -> None:
     truth = f"ground_truth.uri={runs / 'data' / 'val.json'}"
     words = ["evaluate", runs / "worse", truth, f"output.uri={tmp_path / 'out'}", "evaluate.iou_types=[bbox]"]
     words += word.split()
@@ -88,7 +90,7 @@ def test_evaluate_refuses_what_cannot_be_had(runs: Path, tmp_path: Path, word: s
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_in_shares_on_ray_gives_the_very_figures(runs: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_shares_measured_on_ray_give_the_same_files(runs: Path, tmp_path: Path, ray_cluster: None) -> None:
     write_run(runs / "data", tmp_path / "run", drop_every=3, shard_size=3)
     truth = f"ground_truth.uri={runs / 'data' / 'val.json'}"
     words = ["evaluate", tmp_path / "run", truth, "evaluate.also=[confusion]"]

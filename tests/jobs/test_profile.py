@@ -1,4 +1,4 @@
-"""What `--profile` says of a run's stages."""
+"""`--profile`: the table of stages, and the advice that follows from it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ def config_of(*words: str) -> SegmentConfig:
     return load_config(SegmentConfig, None, ["model.checkpoint=m", "input.uri=i", "output.uri=o", *words])
 
 
-def said(*words: str, **stages_s: float) -> str:
+def profile_of(*words: str, **stages_s: float) -> str:
     progress = Progress(100, 0, {"ok": 90, "corrupt": 10}, 5, elapsed_s=50.0, stages_s=stages_s)
     return describe_profile(progress, config_of(*words))
 
 
 def test_each_stage_has_its_time_and_share() -> None:
-    text = said(wait_for_images=1.0, predict=18.0, wait_for_encoding=1.0, write=1.0, fetch=2.0, decode=9.0, encode=0.5)
+    text = profile_of(
+        wait_for_images=1.0, predict=18.0, wait_for_encoding=1.0, write=1.0, fetch=2.0, decode=9.0, encode=0.5
+    )
     assert "100 images in 50.0 s, 20.0 s of workers at work" in text
     rows = {line.split()[0]: line.split()[1:4] for line in text.splitlines() if line.startswith("  ")}
     assert rows["predict"] == ["18.00", "90%", "180.00"]
@@ -41,11 +43,11 @@ def test_each_stage_has_its_time_and_share() -> None:
     ],
 )
 def test_advice(stages_s: dict[str, float], sentence: str) -> None:
-    assert sentence in said("segment.decode_children=4", **stages_s)
+    assert sentence in profile_of("segment.decode_children=4", **stages_s)
 
 
 def test_the_ratio_of_cores_to_gpus() -> None:
-    text = said("segment.gpus_per_worker=1", predict=10.0, wait_for_images=8.0, decode=60.0)
+    text = profile_of("segment.gpus_per_worker=1", predict=10.0, wait_for_images=8.0, decode=60.0)
     assert "the GPU waits for decoding" in text
     assert "for each GPU 8 cores decode and one does the rest" in text
     assert "segment.decode_children=8 segment.cpus_per_worker=9" in text

@@ -1,4 +1,4 @@
-"""The bulk commands as people call them, on a disk and in a bucket."""
+"""`maskfleet segment`, `verify` and `retry` on a disk and in a bucket; modes, slices, extra channels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.terminal import Exit
 from jobs.config.load import ConfigError, load_config
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig
 from jobs.segment import prepare_segment, run_segment
+from jobs.terminal import Exit
 from jobs.training.train import prepare_train
 from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
@@ -28,6 +28,7 @@ from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import open_run
+from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_mask, load_images, load_instances
 from tests.chaos.s3 import make_bucket, storage_words
 from tests.jobs.training.small_trainings import on_kind, train
@@ -40,7 +41,7 @@ runner = CliRunner()
 
 @pytest.fixture
 def folder(photos: Path, tmp_path: Path) -> Path:
-    """Four photos and a torn one."""
+    """A folder of four images and a torn one."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for path in [*sorted((photos / "roll-1").iterdir())[:4], photos / "torn.png"]:
@@ -49,22 +50,23 @@ def folder(photos: Path, tmp_path: Path) -> Path:
 
 
 def call(code: Exit, *words: object) -> str:
+    """What `maskfleet WORDS` prints, called in this process; its exit code must be `code`."""
     result = runner.invoke(app, [str(word) for word in words])
     assert result.exit_code == code, result.output
     return result.output
 
 
-def test_too_many_failures_are_told_by_exit_code_and_status(
+def test_too_many_failures_end_with_an_exit_code_of_their_own(
     folder: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={tmp_path / 'run'}"]
-    said = call(Exit.TOO_MANY_FAILED, "segment", *words, "segment.max_failed_fraction=0.1")
-    assert "status: corrupt 1, ok 4" in said
-    assert "20.0% of the images failed; segment.max_failed_fraction allows 10.0%" in said
+    text = call(Exit.TOO_MANY_FAILED, "segment", *words, "segment.max_failed_fraction=0.1")
+    assert "status: corrupt 1, ok 4" in text
+    assert "20.0% of the images failed; segment.max_failed_fraction allows 10.0%" in text
     assert "5 images" in call(Exit.DONE, "segment", *words, "segment.max_failed_fraction=0.2"), "the run is finished"
 
 
-def test_only_what_is_new_or_changed_since_a_run(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_since_run_segments_only_new_and_changed_images(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}"]
     call(Exit.DONE, "segment", *words, f"output.uri={tmp_path / 'first'}")
     names = sorted(path.name for path in folder.glob("*.png"))
@@ -78,17 +80,15 @@ def test_only_what_is_new_or_changed_since_a_run(folder: Path, tiny_checkpoint: 
     assert "0 images" in call(Exit.DONE, "segment", *words, since, f"output.uri={tmp_path / 'third'}")
 
 
-def test_a_bucket_from_the_first_word_to_the_last(
+def test_input_and_output_may_be_buckets(
     folder: Path, tiny_checkpoint: Path, moto: str, bucket: str, tmp_path: Path
 ) -> None:
-    """segment, verify, retry: input and output in buckets, reached by the storage section alone."""
-    from pipeline.storage.stores import open_storage
-
+    """segment, verify and retry reach the buckets by the storage section alone."""
     for path in folder.iterdir():
         open_storage(bucket).write_bytes(path.name, path.read_bytes())
     storage, run = storage_words(moto), f"s3://{make_bucket(moto)}/run"
-    places = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={bucket}", f"output.uri={run}"]
-    assert "corrupt 1, ok 4" in call(Exit.DONE, "segment", *places, *storage)
+    uris = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={bucket}", f"output.uri={run}"]
+    assert "corrupt 1, ok 4" in call(Exit.DONE, "segment", *uris, *storage)
     assert "exact" in call(Exit.DONE, "verify", run, *storage)
     open_storage(bucket).write_bytes("torn.png", (folder / "torn.png").read_bytes() + b"again")
     statuses = 'retry.statuses=["corrupt"]'
@@ -100,10 +100,10 @@ def test_a_bucket_from_the_first_word_to_the_last(
 def test_fast_mode_is_another_run(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={tmp_path / 'run'}"]
     fast = ["segment.mode=fast", "segment.precision=bfloat16"]
-    said = call(Exit.DONE, "segment", *words, *fast, "--profile")
-    assert "profile: 5 images" in said
-    seconds = {line.split()[0]: line.split()[1] for line in said.splitlines() if line.startswith("  ")}
-    assert all(float(seconds[stage]) > 0 for stage in ("predict", "write", "decode")), said
+    text = call(Exit.DONE, "segment", *words, *fast, "--profile")
+    assert "profile: 5 images" in text
+    seconds = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.startswith("  ")}
+    assert all(float(seconds[stage]) > 0 for stage in ("predict", "write", "decode")), text
     assert {"fetch", "encode", "wait_for_images"} <= seconds.keys()
     images = load_images(str(tmp_path / "run"))
     assert images["status"].value_counts().to_dict() == {"ok": 4, "corrupt": 1} and images["num_instances"].sum() > 0
@@ -114,7 +114,7 @@ def test_fast_mode_is_another_run(folder: Path, tiny_checkpoint: Path, tmp_path:
 
 
 def test_scaled_decoding_keeps_sizes_and_boxes_of_the_original(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A photo whose half is all that the network looks at, and the same photo at that size."""
+    """An image of twice the size that the network resizes to, decoded whole and at half its size."""
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(0, 256, (8, 12, 3), np.uint8))
     folder = tmp_path / "photos"
@@ -133,7 +133,7 @@ def test_scaled_decoding_keeps_sizes_and_boxes_of_the_original(tiny_checkpoint: 
     assert distance.min() < 8
 
 
-def test_a_huge_image_is_cut_and_lands_in_the_same_tables(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_huge_image_is_sliced_and_its_instances_are_in_the_same_tables(tiny_checkpoint: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -199,8 +199,8 @@ def depth_training(depth_data: Path) -> Path:
 
 
 def segment_config(checkpoint: Path, photos: Path, out: Path, *words: str) -> SegmentConfig:
-    places = [f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}"]
-    return load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "segment.score_threshold=0", *places, *words])
+    uris = [f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}"]
+    return load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "segment.score_threshold=0", *uris, *words])
 
 
 def test_a_photo_and_its_depth_are_trained_on_and_segmented(
@@ -249,14 +249,14 @@ def test_files_of_many_bands_are_segmented(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "sentence"),
     [
         (["input.extra_channels=depth.png"], r"input\.extra_channels: the pattern 'depth.png' must have \{stem\}"),
         (["input.extra_channels={stem}.png", "input.kind=tars"], r"input\.extra_channels: not allowed with tar files"),
     ],
 )
 def test_impossible_patterns_of_extra_channels_are_refused(
-    tiny_checkpoint: Path, tmp_path: Path, words: list, said: str
+    tiny_checkpoint: Path, tmp_path: Path, words: list[str], sentence: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=sentence):
         prepare_segment(segment_config(tiny_checkpoint, tmp_path, tmp_path.with_name("run"), *words))

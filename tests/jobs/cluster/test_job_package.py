@@ -32,11 +32,12 @@ def test_a_submission_is_named_by_code_and_settings_and_not_by_secrets(monkeypat
 
 def test_paths_become_absolute_and_secrets_leave_the_settings(tmp_path: Path) -> None:
     submission = from_settings("segment", settings("storage.access_key=a", "storage.secret_key=b"), {})
+    assert submission.config is not None
     assert submission.config["input"]["uri"] == str(Path("i").absolute())
     assert submission.config["output"]["uri"] == "s3://b/o" == submission.output
     assert submission.config["cluster"]["address"] == "auto"
-    here = Path.cwd()
-    assert submission.local_places() == [f"model.checkpoint={here / 'm'}", f"input.uri={here / 'i'}"]
+    current = Path.cwd()
+    assert submission.local_places() == [f"model.checkpoint={current / 'm'}", f"input.uri={current / 'i'}"]
     assert submission.environment == {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     assert "secret_key': None" in repr(submission.config) and "'b'" not in repr(submission)
     write_package(tmp_path, submission)
@@ -48,40 +49,41 @@ def test_paths_become_absolute_and_secrets_leave_the_settings(tmp_path: Path) ->
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 4 * 2**20
 
 
-def test_a_sweep_takes_its_base_along(tmp_path: Path) -> None:
+def test_the_package_of_a_sweep_holds_its_base(tmp_path: Path) -> None:
     base = ROOT / "configs/train/tiny_cpu.yaml"
     words = [f"sweep.base={base}", "sweep.grid.train.learning_rate=[0.1, 0.2]", "sweep.fixed.data.train=photos"]
     submission = from_settings("sweep", read_settings("sweep", None, [*words, "output.uri=s3://b/o"]), {})
+    assert submission.config is not None
     assert submission.config["sweep"]["fixed"] == {"data.train": str(Path.cwd() / "photos")}
     write_package(tmp_path, submission)
     assert (tmp_path / "base.yaml").read_text() == base.read_text()
     assert read_settings("sweep", tmp_path / "config.yaml", []).sweep.base == "base.yaml"
 
 
-def test_retry_is_submitted_as_words_without_its_secrets() -> None:
+def test_retry_is_submitted_as_words_without_secrets() -> None:
     submission = from_words("retry", ["s3://b/run", "storage.secret_key=b", "segment.batch_size=2"], {})
     assert submission.args == ("retry", "s3://b/run", "segment.batch_size=2", "cluster.address=auto")
     assert submission.environment == {"AWS_SECRET_ACCESS_KEY": "b"} and submission.output == "s3://b/run"
 
 
-def test_only_what_is_set_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_variables_that_are_set_are_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    monkeypatch.setenv("MINE", "m")
+    monkeypatch.setenv("NAMED", "m")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
-    assert handed_environment(["MINE", "THEIRS=t=u"], credentials=False) == {"MINE": "m", "THEIRS": "t=u"}
+    assert handed_environment(["NAMED", "WITH_VALUE=t=u"], credentials=False) == {"NAMED": "m", "WITH_VALUE": "t=u"}
     assert handed_environment([], credentials=True)["AWS_SECRET_ACCESS_KEY"] == "s"
     with pytest.raises(ConfigError, match="--env NOT_THERE: is not set here"):
         handed_environment(["NOT_THERE"], credentials=False)
 
 
-def test_dependencies_are_pinned_to_what_is_here() -> None:
+def test_dependencies_are_pinned_to_the_installed_versions() -> None:
     pins = job_package.pinned_dependencies()
 
     assert f"pyarrow=={pyarrow.__version__}" in pins
     assert not [pin for pin in pins if pin.startswith("ray")]
 
 
-def test_every_command_can_be_submitted_but_those_for_this_machine() -> None:
+def test_every_command_but_the_local_ones_can_be_submitted() -> None:
     assert set(job_package.SUBMITTED) == {*COMMANDS, "retry"} - {"demo", "schedule", "manifests"}
 
 

@@ -1,4 +1,4 @@
-"""The files for clusters: checked in as they are made, and what Kubernetes and Ray would say to them."""
+"""Manifests: checked-in files equal the generated ones, Ray's schema accepts them, commands read their settings."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ FILES = make_manifests(read_settings("manifests", SOURCE, []), SOURCE.parent, so
 
 
 def documents(name: str) -> dict[str, dict[str, Any]]:
+    """The documents of a manifest by their kind."""
     return {document["kind"]: document for document in yaml.safe_load_all(FILES[name])}
 
 
@@ -75,12 +76,13 @@ def test_both_cron_jobs_make_one_pass_of_the_same_schedule(tmp_path: Path) -> No
 
 
 def pods() -> list[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, dict[str, Any]]] = []
+    """Every pod specification in the manifests, with its file's name."""
+    specs: list[tuple[str, dict[str, Any]]] = []
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, dict):
             if "containers" in node:
-                found.append((name, node))
+                specs.append((name, node))
             for value in node.values():
                 visit(name, value)
         elif isinstance(node, list):
@@ -90,10 +92,10 @@ def pods() -> list[tuple[str, dict[str, Any]]]:
     for name, text in FILES.items():
         for document in yaml.safe_load_all(text):
             visit(name, document)
-    return found
+    return specs
 
 
-def test_every_pod_is_closed_and_every_cluster_has_a_token() -> None:
+def test_every_pod_is_restricted_and_every_cluster_has_a_token() -> None:
     assert len(pods()) == 4 * 3 + 1
     for name, pod in pods():
         assert pod["securityContext"]["runAsNonRoot"], name
@@ -109,7 +111,7 @@ def test_every_pod_is_closed_and_every_cluster_has_a_token() -> None:
         assert text.count("rayVersion") == text.count("authOptions:\n")
 
 
-def test_a_credential_never_gets_into_a_file(tmp_path: Path) -> None:
+def test_a_credential_in_a_configuration_is_refused(tmp_path: Path) -> None:
     words = ["segment.words=[model.checkpoint=m,input.uri=i,output.uri=o,storage.access_key=a,storage.secret_key=b]"]
     config = read_settings("manifests", SOURCE, words)
     with pytest.raises(ConfigError, match=r"storage\.access_key: is not allowed here"):

@@ -31,7 +31,7 @@ from jobs.config.load import ConfigError
 from pipeline.bulk.verify import verify_run
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import open_run
-from pipeline.storage.base import StorageSettings
+from pipeline.storage.base import Secret, StorageSettings
 from pipeline.storage.stores import open_storage
 from tests.chaos.rgw import ACCESS_KEY, free_port
 from tests.chaos.s3 import make_bucket
@@ -42,7 +42,7 @@ PLANTED = "planted-7f3a9c51-secret"
 
 @dataclass(frozen=True)
 class Head:
-    """A running cluster: where it answers, its token, and the folder that everything it writes lies in."""
+    """A running cluster: the address of its dashboard, its token, and the folder that holds all of its files."""
 
     address: str
     token: str
@@ -51,7 +51,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head of two cores, started as people start one."""
+    """A head node of two cores, started by `ray start --head`."""
     folder = Path(tempfile.mkdtemp(prefix="mf"))  # short: Ray's sockets lie in it
     token, port = secrets.token_hex(32), free_port()
     ports = {
@@ -97,10 +97,15 @@ def _answers(port: int) -> bool:
 
 
 def maskfleet(head: Head, *words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The program against the cluster; the address comes from the environment."""
-    given = os.environ | {"RAY_API_SERVER_ADDRESS": head.address, "RAY_AUTH_TOKEN": head.token} | environment
+    """Runs the program against the cluster, whose address and token it gets from the environment."""
+    variables = os.environ | {"RAY_API_SERVER_ADDRESS": head.address, "RAY_AUTH_TOKEN": head.token} | environment
     done = subprocess.run(
-        [sys.executable, "-m", "maskfleet", *words], cwd=ROOT, env=given, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "maskfleet", *words],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert code is None or done.returncode == code, done.stdout + done.stderr
     return done
@@ -109,7 +114,7 @@ def maskfleet(head: Head, *words: str, code: int | None = 0, **environment: str)
 def wait_until(condition: Callable[[], bool], timeout_s: float = 300) -> None:
     give_up = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < give_up, "nothing happened for too long"
+        assert time.monotonic() < give_up, "the condition was not met in time"
         time.sleep(0.1)
 
 
@@ -127,7 +132,7 @@ def train_words(drawn: Path, out: Path | str, *more: str) -> list[str]:
 
 
 @pytest.mark.cluster
-def test_train_segment_evaluate_each_as_a_job_and_the_same_again_is_the_same_job(
+def test_train_segment_and_evaluate_run_as_jobs_and_the_same_submission_again_is_the_same_job(
     head: Head, drawn: Path, tmp_path: Path
 ) -> None:
     model, run = tmp_path / "model", tmp_path / "run"
@@ -183,9 +188,9 @@ def test_a_stopped_training_goes_on_when_it_is_submitted_again(head: Head, drawn
 
 
 @pytest.mark.cluster
-def test_a_cluster_with_a_token_is_closed_to_who_has_none(head: Head, tmp_path: Path) -> None:
-    none = maskfleet(head, "jobs", "list", code=2, RAY_AUTH_TOKEN="", HOME=str(tmp_path))
-    assert "the cluster asks for a token" in none.stderr and str(tmp_path / ".ray/auth_token") in none.stderr
+def test_a_cluster_with_a_token_refuses_requests_without_it(head: Head, tmp_path: Path) -> None:
+    without = maskfleet(head, "jobs", "list", code=2, RAY_AUTH_TOKEN="", HOME=str(tmp_path))
+    assert "the cluster asks for a token" in without.stderr and str(tmp_path / ".ray/auth_token") in without.stderr
     wrong = maskfleet(head, "jobs", "list", code=2, RAY_AUTH_TOKEN="wrong" * 8)
     assert "refuses the token" in wrong.stderr
     (tmp_path / ".ray").mkdir()
@@ -196,8 +201,10 @@ def test_a_cluster_with_a_token_is_closed_to_who_has_none(head: Head, tmp_path: 
 
 
 @pytest.mark.cluster
-def test_no_secret_is_seen_anywhere(head: Head, drawn: Path, moto: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Jobs read and write a bucket with a planted key; the key is then looked for in all that was written."""
+def test_nothing_but_the_package_holds_a_secret(
+    head: Head, drawn: Path, moto: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Jobs read and write a bucket with a planted key, which is then looked for in everything that was written."""
     bucket = make_bucket(moto)
     store = [f"storage.endpoint_url={moto}", "storage.region=us-east-1"]
     store += [f"storage.access_key={ACCESS_KEY}", f"storage.secret_key={PLANTED}"]
@@ -222,16 +229,18 @@ def test_no_secret_is_seen_anywhere(head: Head, drawn: Path, moto: str, tiny_che
     with submit_environment(head):
         seen += repr([vars(job) for job in submit.Jobs()._client.list_jobs()])
     assert "6 images" in seen and PLANTED not in seen
-    settings = StorageSettings(endpoint_url=moto, access_key=ACCESS_KEY, secret_key=PLANTED, region="us-east-1")
+    settings = StorageSettings(
+        endpoint_url=moto, access_key=Secret(ACCESS_KEY), secret_key=Secret(PLANTED), region="us-east-1"
+    )
     written = open_storage(f"s3://{bucket}", settings)
     keys = [info.key for info in written.iter_objects()]
     assert any(key.startswith("run/instances/") for key in keys) and "run/run.json" in keys
     assert any(key.startswith("model/checkpoints/") for key in keys) and any(key.startswith("history/") for key in keys)
     assert [key for key in keys if PLANTED.encode() in written.read_bytes(key)] == []
     files = [path for path in head.folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    holding = [path for path in files if PLANTED.encode() in path.read_bytes()]
-    assert {path.name for path in holding} <= {SUBMISSION}, "only the package holds it"
-    assert {path.stat().st_mode & 0o077 for path in holding} == {0}, "only its owner reads it"
+    with_secret = [path for path in files if PLANTED.encode() in path.read_bytes()]
+    assert {path.name for path in with_secret} <= {SUBMISSION}, "only the package holds it"
+    assert {path.stat().st_mode & 0o077 for path in with_secret} == {0}, "only its owner reads it"
 
 
 @contextlib.contextmanager
@@ -245,7 +254,7 @@ def submit_environment(head: Head) -> Iterator[None]:
 # -- without a cluster
 
 
-def test_a_switch_of_the_command_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_of_the_command_is_submitted_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[job_package.Submission] = []
 
     class Cluster:
@@ -272,11 +281,11 @@ def test_what_cannot_be_submitted_is_refused(words: list[str]) -> None:
     assert result.exit_code == 2 and result.stderr.startswith("maskfleet: ")
 
 
-def test_an_open_cluster_is_warned_of() -> None:
+def test_a_cluster_that_others_reach_without_a_token_gives_a_warning() -> None:
     def jobs(address: str, has_token: bool = False) -> submit.Jobs:
-        made = submit.Jobs.__new__(submit.Jobs)
-        made.address, made.has_token = address, has_token
-        return made
+        client = submit.Jobs.__new__(submit.Jobs)  # without connecting
+        client.address, client.has_token = address, has_token
+        return client
 
     assert "without a token" in (jobs("http://192.0.2.7:8265").warning() or "")
     assert jobs("http://192.0.2.7:8265", has_token=True).warning() is None
@@ -289,12 +298,12 @@ def test_an_open_cluster_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "ftp://head", "http://", "http://user:pass@head:8265"])
-def test_other_addresses_are_refused(address: str) -> None:
+def test_addresses_other_than_a_dashboards_are_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="such as http://head:8265"):
         submit.Jobs(address)
 
 
-def test_a_job_without_success_gives_the_programs_own_last_sentence_as_its_reason() -> None:
+def test_the_reason_of_a_failed_job_is_the_programs_last_message() -> None:
     def state(status: str, message: str = "") -> submit.JobState:
         return submit.JobState("train-x-1", status, 2, message, None, None, {})
 

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,19 @@ SPEC = ModelSpec.tiny(1, fpn_channels=8, box_head_channels=8, mask_head_channels
 
 
 def at(text: str) -> datetime:
+    """The time of an ISO string, in UTC."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
 def write_checkpoint(training: Path, step: int) -> None:
+    """Writes a complete checkpoint of a tiny network; its weights follow from `step`."""
     torch.manual_seed(step)
     folder = training / f"checkpoints/step-{step:08d}"
     save_checkpoint(folder, model=build_model(SPEC), spec=SPEC, categories=[Category(1, "a")], progress={"step": step})
 
 
 def make_config(drawn: Path, models: Path, root: Path, **task: Any) -> ScheduleConfig:
+    """A schedule with one hourly evaluation of `models` on the two drawn data sets; `task` changes its settings."""
     data = [
         {"name": f"set{seed}", "images": str(drawn / f"{seed}/val"), "ground_truth": str(drawn / f"{seed}/val.json")}
         for seed in (1, 2)
@@ -52,7 +56,7 @@ def make_config(drawn: Path, models: Path, root: Path, **task: Any) -> ScheduleC
 
 
 class World:
-    """A clock that is moved by hand, and commands that take no time: what they would write is written."""
+    """A clock moved by hand, and a Runner whose commands take no time: it writes what they would write."""
 
     def __init__(self, now: str, metrics: Metrics) -> None:
         self.now = at(now)
@@ -61,7 +65,7 @@ class World:
         self.evaluated: Counter[tuple[str, str]] = Counter()
         self.bad_models: set[str] = set()
         self.num_to_fail = 0
-        self.events: list[tuple[datetime, int, Callable[[], None]]] = []
+        self.events: list[tuple[datetime, int, Callable[[], object]]] = []
         self.numbers = itertools.count()
 
     def run(self, args: list[str], timeout_s: float) -> tuple[int, str]:
@@ -95,18 +99,18 @@ class World:
     def stop(self) -> None:
         pass
 
-    def later(self, when: datetime, what: Callable[[], None]) -> None:
-        heapq.heappush(self.events, (when, next(self.numbers), what))
+    def later(self, when: datetime, action: Callable[[], object]) -> None:
+        heapq.heappush(self.events, (when, next(self.numbers), action))
 
     def play(self, until: datetime) -> None:
         while self.events and self.events[0][0] <= until:
-            self.now, _, what = heapq.heappop(self.events)
-            what()
+            self.now, _, action = heapq.heappop(self.events)
+            action()
         self.now = until
 
 
 class Machine:
-    """A scheduler on a machine that looks every ten minutes, may be down, and may die while it works."""
+    """A machine whose scheduler looks for ticks every ten minutes; it may go down, also while a tick runs."""
 
     def __init__(self, world: World, config: ScheduleConfig, offset: timedelta, duration: Callable[[Start], timedelta]):
         self.world, self.config, self.duration = world, config, duration
@@ -120,11 +124,11 @@ class Machine:
         if self.is_up:
             for start in self.scheduler.begin(self.world.now):
                 life = self.life
-                self.world.later(self.world.now + self.duration(start), lambda s=start, n=life: self.work(s, n))
+                self.world.later(self.world.now + self.duration(start), partial(self.work, start, life))
         self.world.later(self.world.now + timedelta(minutes=10), self.look)
 
     def work(self, start: Start, life: int) -> None:
-        if life == self.life:  # else it died meanwhile
+        if life == self.life:  # else the machine went down meanwhile
             run_start(self.scheduler, start, self.world, lambda: self.world.now)
 
     def down(self) -> None:
@@ -135,5 +139,6 @@ class Machine:
 
 
 def records_of(scheduler: Scheduler, task: str = "eval") -> dict[datetime, dict[str, Any]]:
+    """The final record of each tick that has one."""
     ticks = scheduler.state.ticks(task, at("2000-01-01T00:00:00"))
     return {tick: state.done for tick, state in ticks.items() if state.done is not None}

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -34,10 +35,10 @@ def test_a_week_with_two_schedulers_deaths_missed_ticks_and_a_failing_gate(
     drawn: Path, metrics: Metrics, tmp_path: Path
 ) -> None:
     models = tmp_path / "models/r50"
-    told = tmp_path / "told"
-    told.mkdir()
+    sent = tmp_path / "sent"
+    sent.mkdir()
     config = make_config(drawn, models, tmp_path, cron="0 */6 * * *", timezone=BERLIN, timeout_s=3 * 3600, retries=1)
-    command = [sys.executable, "-c", f"import sys,uuid; open(r'{told}/'+uuid.uuid4().hex,'w').write(sys.stdin.read())"]
+    command = [sys.executable, "-c", f"import sys,uuid; open(r'{sent}/'+uuid.uuid4().hex,'w').write(sys.stdin.read())"]
     config = config.model_copy(update={"on_failure": config.on_failure.model_copy(update={"command": tuple(command)})})
     # The week in which Germany's clocks go back.
     start, end = at("2026-10-22T00:05:00"), at("2026-10-29T00:05:00")
@@ -49,12 +50,14 @@ def test_a_week_with_two_schedulers_deaths_missed_ticks_and_a_failing_gate(
 
     machines = [Machine(world, config, timedelta(minutes=offset), duration) for offset in (0, 3)]
     for day in range(1, 7):  # a new checkpoint each day
-        world.later(start + timedelta(days=day), lambda step=day + 1: write_checkpoint(models, step))
+        world.later(start + timedelta(days=day), partial(write_checkpoint, models, day + 1))
     bad_step = 3
     bad = f"{models}/checkpoints/step-{bad_step:08d}"
     world.later(at("2026-10-24T00:06:00"), lambda: world.bad_models.add(weights_hash(bad)))
-    world.later(at("2026-10-25T05:30:00"), lambda: [machine.down() for machine in machines])  # both die at work
-    world.later(at("2026-10-26T02:10:00"), lambda: [machine.up() for machine in machines])
+    world.later(at("2026-10-25T05:30:00"), machines[0].down)  # both die while a tick runs
+    world.later(at("2026-10-25T05:30:00"), machines[1].down)
+    world.later(at("2026-10-26T02:10:00"), machines[0].up)
+    world.later(at("2026-10-26T02:10:00"), machines[1].up)
     world.later(at("2026-10-27T23:30:00"), lambda: setattr(world, "num_to_fail", 1))  # one step fails, its retry passes
     world.play(end)
 
@@ -71,9 +74,9 @@ def test_a_week_with_two_schedulers_deaths_missed_ticks_and_a_failing_gate(
     seen = {weights_hash(f"{models}/checkpoints/step-{step:08d}") for step in (1, 2, 3, 5, 6, 7)}
     assert set(pairs["model_sha256"]) == seen
     assert set(world.evaluated.values()) == {1}
-    tellings = [json.loads(path.read_text()) for path in told.iterdir()]
-    assert [telling["outcome"] for telling in tellings] == ["gate_failed"]
-    assert f"step-{bad_step:08d}" in tellings[0]["reason"] and "segm AP 0.1" in tellings[0]["reason"]
+    messages = [json.loads(path.read_text()) for path in sent.iterdir()]
+    assert [message["outcome"] for message in messages] == ["gate_failed"]
+    assert f"step-{bad_step:08d}" in messages[0]["reason"] and "segm AP 0.1" in messages[0]["reason"]
 
 
 def test_two_schedulers_never_take_on_the_same_tick(drawn: Path, metrics: Metrics, tmp_path: Path) -> None:
@@ -149,12 +152,12 @@ def test_a_run_that_lasts_over_its_next_ticks(policy: str, after: list[str], dra
     assert skipped == (["11", "12"] if policy == "skip" else [])
 
 
-def test_a_failed_tick_is_tried_again_and_told_once(drawn: Path, metrics: Metrics, tmp_path: Path) -> None:
-    heard: list[bytes] = []
+def test_a_failed_tick_is_tried_again_and_reported_once(drawn: Path, metrics: Metrics, tmp_path: Path) -> None:
+    bodies: list[bytes] = []
 
     class Hook(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(self.rfile.read(int(self.headers["Content-Length"])))
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(204)
             self.end_headers()
 
@@ -178,8 +181,8 @@ def test_a_failed_tick_is_tried_again_and_told_once(drawn: Path, metrics: Metric
             world.now += timedelta(hours=1)
             write_checkpoint(tmp_path / "m", num_to_fail + 1)
         server.shutdown()
-    (told,) = [json.loads(body) for body in heard]
-    assert told["outcome"] == "failed" and "the network is down (try 2 of 2)" in told["reason"]
+    (message,) = [json.loads(body) for body in bodies]
+    assert message["outcome"] == "failed" and "the network is down (try 2 of 2)" in message["reason"]
     assert "secret-path" not in "".join(said) + repr(config)
 
 

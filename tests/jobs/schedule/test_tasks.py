@@ -34,7 +34,9 @@ from pipeline.storage.stores import open_storage
 from tests.jobs.schedule.simulation import World, at, make_config, write_checkpoint
 
 
-def test_new_photos_are_segmented_after_what_the_task_has_seen(drawn: Path, metrics: Metrics, tmp_path: Path) -> None:
+def test_a_segmentation_leaves_out_what_the_tasks_last_run_has_segmented(
+    drawn: Path, metrics: Metrics, tmp_path: Path
+) -> None:
     write_checkpoint(tmp_path / "m", 1)
     section = {"checkpoint": str(tmp_path / "m"), "images": str(drawn / "1/val")}
     section["output_uri"] = str(tmp_path / "{date}")
@@ -115,7 +117,7 @@ def test_credentials_reach_the_steps_by_the_environment_and_never_by_a_file(draw
     assert credentials_of(config) == {"AWS_ACCESS_KEY_ID": "planted-a", "AWS_SECRET_ACCESS_KEY": "planted-s"}
 
 
-def test_programs_give_their_code_and_last_word_and_are_ended_in_time() -> None:
+def test_programs_give_their_exit_code_and_last_line_and_are_ended_in_time() -> None:
     said: list[str] = []
     programs = Programs({}, said.append)
     assert programs.run(["verify", "/no/such/run"], 120) == (2, programs.run(["verify", "/no/such/run"], 120)[1])
