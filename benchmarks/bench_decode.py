@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.figures import print_figures
-from pipeline.images.decode_pool import DecodeLimits, DecodePool
+from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 
 
 def draw_jpegs(count: int) -> list[bytes]:
@@ -55,7 +55,7 @@ def decode_in_pool(files: list[bytes], count: int, num_children: int) -> dict[st
         start_s = time.perf_counter() - started_s
         for future in [pool.submit(files[0]) for _ in range(8 * num_children)]:
             future.result()
-        started_s, cpu_s, pending = time.perf_counter(), time.process_time(), deque[Future]()
+        started_s, cpu_s, pending = time.perf_counter(), time.process_time(), deque[Future[Decoded]]()
         for i in range(count):
             pending.append(pool.submit(files[i % len(files)]))
             if len(pending) >= 4 * num_children:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import logging
 import os
 import resource
 import statistics
@@ -42,7 +43,7 @@ from model.network import build_model
 from model.spec import ModelSpec
 from pipeline import malloc
 from pipeline.bulk.encode import encode_instances
-from pipeline.bulk.predict import ImagePredictor
+from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.run import segment_corpus
 
 SCORE_THRESHOLD = 0.05
@@ -59,7 +60,7 @@ class TimedPredictor(ImagePredictor):
         super().__init__(*args, **settings)
         self.note, self.ready = note, time.time()
 
-    def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list:
+    def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
         found = super().predict(images, sizes)
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         Path(self.note).write_text(json.dumps({"ready": self.ready, "peak_mib": peak_mib}))
@@ -93,7 +94,9 @@ def draw_photos(folder: Path) -> None:
 
 def start_ray(num_cpus: int) -> None:
     """A Ray of its own, whatever else runs on the machine."""
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+    )
 
 
 def segment_ours(
@@ -182,7 +185,7 @@ def run_round(images: str, checkpoint: str, folder: Path, options: argparse.Name
             f"{mode}_memory_ratio": ours["peak_mib"] / peer["peak_mib"],
             f"{mode}_instances_an_image": ours["num_instances"] / count,
         }
-    as_in_an_actor = ray.remote(num_cpus=threads, max_calls=1, runtime_env={"env_vars": malloc.ENVIRONMENT})
+    as_in_an_actor: Any = ray.remote(num_cpus=threads, max_calls=1, runtime_env={"env_vars": malloc.ENVIRONMENT})
     alone_s = ray.get(as_in_an_actor(predict_alone).remote(images, checkpoint, **how))
     row["end_to_end_over_predictor_alone"] = row["exact_images_per_s"] / (count / alone_s)
     row["load_average"] = os.getloadavg()[0]

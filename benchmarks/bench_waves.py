@@ -24,6 +24,7 @@ import psutil
 import ray
 
 from benchmarks.figures import print_figures
+from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.run import WAVE_SHARDS, segment_corpus
 from pipeline.bulk.worker import BulkJob
 from pipeline.images.decode_pool import DecodeLimits
@@ -36,20 +37,20 @@ from matplotlib import pyplot as plt
 KINDS = {"driver": "driver", "segment_wave": "wave", "MapWorker": "worker", "ProgressBoard": "board"}
 
 
-class NullPredictor:
+class NullPredictor(ImagePredictor):
     """Finds nothing, at once."""
 
     def __init__(self, uri: str, **settings: Any) -> None:
         self.categories = ()
 
-    def predict(self, images: Sequence[Any], sizes: Any = None) -> list[str]:
+    def predict(self, images: Sequence[Any], sizes: Any = None) -> list[Prediction]:
         return ["not asked"] * len(images)
 
 
 def job_of(folder: Path, num_workers: int) -> BulkJob:
     """One empty file a shard: what is measured is the run's own machinery."""
-    source = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri"}
-    source |= {"since_run": None, "extra_channels": None}
+    place = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri"}
+    source: dict[str, Any] = {**place, "since_run": None, "extra_channels": None}
     segment = {"score_threshold": 0.5, "max_detections": 100, "mask_threshold": 0.5, "slice": None}
     return BulkJob(
         output_uri=str(folder / "run"),

@@ -58,7 +58,7 @@ def draw(folder: Path, *, num_images: int, num_objects: int, detections: int, se
     storage = LocalStorage(folder / "run")
     storage.write_bytes("run.json", to_json({"segment": {"score_threshold": 0.0}}))
     rows: list[pa.Table] = []
-    commits = []
+    commits: list[Commit] = []
     for place in range(num_images):
         rows.append(_draw_image(rng, truth, place, int(of_image[place]), detections))
         if len(rows) == IMAGES_A_SHARD or place == num_images - 1:

@@ -43,7 +43,7 @@ class PeerSegmenter:
         from pycocotools import mask as coco
 
         names = ("path", "x1", "y1", "x2", "y2", "score", "label", "rle", "height", "width")
-        rows: dict[str, list] = {name: [] for name in (*names, "ready", "rss_mib")}
+        rows: dict[str, list[Any]] = {name: [] for name in (*names, "ready", "rss_mib")}
         images = [torch.from_numpy(np.ascontiguousarray(one)).permute(2, 0, 1).float() / 255 for one in batch["image"]]
         with torch.inference_mode():
             outputs = self.model(images)

@@ -7,7 +7,6 @@ TYPE_CHECKING = False  # not from typing: a `typing.py` in the current folder wo
 if TYPE_CHECKING:
     from typing import Any
 
-    from jobs.home import VERSION as __version__
     from model.checkpoint import load_checkpoint as load_checkpoint
     from model.spec import ModelSpec as ModelSpec
     from pipeline.dataset.formats.reading import load_annotations as load_annotations
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.tables import iter_shards as iter_shards
     from pipeline.tables import load_images as load_images
     from pipeline.tables import load_instances as load_instances
+
+    __version__: str
 
 _MODULES = {
     "__version__": "jobs.home",

@@ -1,4 +1,4 @@
-"""The program of a submitted job: `python -m jobs.cluster.entrypoint COMMAND` runs the command of its submission file."""
+"""Program of a submitted job: `python -m jobs.cluster.entrypoint COMMAND` runs what its submission file says."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ def names_for_editors() -> set[str]:
     tree = ast.parse((ROOT / "maskfleet" / "__init__.py").read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.module != "typing"]
-    return {alias.asname or alias.name for node in imports for alias in node.names}
+    declared = [node.target for node in block.body if isinstance(node, ast.AnnAssign)]
+    return {alias.asname or alias.name for node in imports for alias in node.names} | set(map(ast.unparse, declared))
 
 
 @pytest.mark.parametrize("name", [*maskfleet.__all__, "__version__"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config.base import Section
 from jobs.config.load import load_config
 from jobs.config.manifests import ManifestsConfig
 from jobs.config.results import EvaluateConfig
@@ -18,7 +19,7 @@ from model.spec import ModelSpec
 from pipeline.storage.stores import open_storage
 from tests.paths import ROOT
 
-KINDS = {
+KINDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "sweep": SweepConfig,
     "segment": SegmentConfig,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -74,7 +75,7 @@ def test_every_credential_of_a_configuration_is_a_secret() -> None:
 def test_a_configuration_never_shows_its_credentials(name: str) -> None:
     kind = COMMANDS[name].config
     secrets = {"access_key": SecretStr(PLANTED), "secret_key": SecretStr(PLANTED), "session_token": SecretStr(PLANTED)}
-    config = kind.model_construct(storage=StorageSection(**secrets))
+    config: Any = kind.model_construct(storage=StorageSection(**secrets))
     assert PLANTED not in repr(config) + str(config) + to_yaml(config.storage) + repr(config.storage.to_settings())
 
 

@@ -63,7 +63,7 @@ def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(wheel: Path, tmp_p
     environment, folder = tmp_path / "environment", tmp_path / "folder"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=120)
     python = environment / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel]
+    install: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
     (site_packages,) = (environment / "lib").glob("python3*/site-packages")
     (site_packages / "dependencies.pth").write_text(f"{next(p for p in sys.path if p.endswith('site-packages'))}\n")
@@ -84,9 +84,9 @@ def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(wheel: Path, tmp_p
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "segm AP" in done.stdout and (folder / "demo" / "pictures").is_dir()
+    words = ["model.checkpoint=demo/model", "input.uri=demo/data/val", "output.uri=out"]
     shown = subprocess.run(
-        [environment / "bin" / "maskfleet", "segment", "--config", "tiny_cpu", "--print-config"]
-        + ["model.checkpoint=demo/model", "input.uri=demo/data/val", "output.uri=out"],
+        [environment / "bin" / "maskfleet", "segment", "--config", "tiny_cpu", "--print-config", *words],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -12,6 +12,7 @@ import ray
 from jobs.cluster import start
 from jobs.cluster.start import cluster, total
 from jobs.config.base import ClusterSection
+from jobs.home import HOME
 
 
 def test_workers_run_beside_our_packages_and_not_in_the_users_folder(
@@ -36,8 +37,8 @@ def test_workers_run_beside_our_packages_and_not_in_the_users_folder(
             assert ray.is_initialized()
         assert ray.is_initialized()
     assert not ray.is_initialized()
-    assert folder == str(start.HOME) and str(tmp_path) not in path
-    assert str(start.HOME / "pipeline" / "__init__.py") in files and str(tmp_path) not in files
+    assert folder == str(HOME) and str(tmp_path) not in path
+    assert str(HOME / "pipeline" / "__init__.py") in files and str(tmp_path) not in files
 
 
 def test_an_installed_program_starts_ray_from_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,4 +52,4 @@ def test_an_installed_program_starts_ray_from_an_empty_folder(tmp_path: Path, mo
     with cluster(ClusterSection(num_cpus=1)):
         pass
     ((folder, content),) = folders
-    assert content == [] and not folder.exists() and folder != start.HOME
+    assert content == [] and not folder.exists() and folder != HOME
