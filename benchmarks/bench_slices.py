@@ -26,7 +26,8 @@ from benchmarks.figures import print_figures
 from model.spec import ModelSpec
 from pipeline.bulk.encode import encode_instances, warm_up
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.slices import SlicedDetections, Slicing
+from pipeline.bulk.slices import SlicedDetections
+from pipeline.run_spec import Slicing
 
 SLICING = Slicing(size=256, overlap=64, merge_iou=0.5)
 A_SLICE = 25  # instances a slice, at most

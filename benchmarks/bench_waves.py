@@ -29,6 +29,7 @@ from pipeline.bulk.run import WAVE_SHARDS, segment_corpus
 from pipeline.bulk.worker import BulkJob
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.manifest import commit_key
+from pipeline.run_spec import InputSpec, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 
 matplotlib.use("Agg")
@@ -49,18 +50,14 @@ class NullPredictor(ImagePredictor):
 
 def job_of(folder: Path, num_workers: int) -> BulkJob:
     """One empty file a shard: what is measured is the run's own machinery."""
-    place = {"uri": str(folder / "photos"), "kind": "folder", "pattern": "*", "uri_column": "uri"}
-    source: dict[str, Any] = {**place, "since_run": None, "extra_channels": None}
-    segment = {"score_threshold": 0.5, "max_detections": 100, "mask_threshold": 0.5, "slice": None}
     return BulkJob(
         output_uri=str(folder / "run"),
-        spec={
-            "schema_version": SCHEMA_VERSION,
-            "input": source,
-            "model": {"sha256": "0" * 64, "spec": {"in_channels": 3}, "categories": []},
-            "segment": segment | {"precision": "float32"},
-            "decode": {"scaled": False},
-        },
+        spec=RunSpec(
+            schema_version=SCHEMA_VERSION,
+            input=InputSpec(uri=str(folder / "photos")),
+            model=RunModel(sha256="0" * 64, spec={"in_channels": 3}),
+            segment=SegmentSpec(score_threshold=0.5),
+        ),
         metadata={},
         checkpoint="",
         limits=DecodeLimits(),

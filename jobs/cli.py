@@ -157,7 +157,7 @@ def segment(
     for note in plan.notes:
         say(f"note: {note}")
     if dry_run:
-        say(f"would segment {plan.spec['input']['uri']} with {plan.checkpoint} into {settings.output.uri}")
+        say(f"would segment {plan.spec.input.uri} with {plan.checkpoint} into {settings.output.uri}")
         say(f"run {plan.run_id}")
         return
     states: list[Progress] = []

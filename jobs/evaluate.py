@@ -115,7 +115,7 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
             metrics,
             when=datetime.now(UTC),
             run_id=plan.run.run_id,
-            model_sha256=plan.run.spec["model"]["sha256"],
+            model_sha256=plan.run.spec.model.sha256,
             truth_sha256=sha256_of(to_json(plan.as_read.content)),
             config_sha256=config_hash(settings.model_copy(update={"num_shares": 1})),  # num_shares changes no figure
             label=plan.config.history.label,
@@ -135,17 +135,17 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
     shares = share_out(plan.run, plan.truth, settings.num_shares)
     with cluster(plan.config.cluster):
         task = ray.remote(_measure_share)
-        run = plan.run.storage.uri, plan.run.spec, plan.config.storage.to_settings()
+        run = plan.run.storage.uri, plan.run.document, plan.config.storage.to_settings()
         measured = ray.get([task.remote(*run, share, options) for share in shares])
     return merge_shares(plan.run, plan.truth, shares, measured, **thresholds)
 
 
 def _measure_share(
-    uri: str, spec: dict[str, Any], storage: StorageSettings, share: Share, options: dict[str, Any]
+    uri: str, document: dict[str, Any], storage: StorageSettings, share: Share, options: dict[str, Any]
 ) -> MeasuredShare:
     """Measures one share of a run; runs as a Ray task."""
     use_settings(storage)
-    return measure_share(Run(open_storage(uri), spec), share, **options)
+    return measure_share(Run(open_storage(uri), document), share, **options)
 
 
 def check_gate(config: EvaluateConfig) -> None:
@@ -201,8 +201,7 @@ def fit_truth(truth: Truth, run: Run, uri: str, format: str) -> Truth:
     """
     if (detect_format(uri) if format == "auto" else format) == "coco":
         return truth
-    class_map = run.spec.get("model", {}).get("categories", ())
-    return truth.with_ids_of({category["id"]: category["name"] for category in class_map})
+    return truth.with_ids_of({category.id: category.name for category in run.spec.model.categories})
 
 
 def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -27,6 +26,7 @@ from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.manifest import RunError, open_run, run_id_of, sha256_of, to_json
+from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec, Slicing
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage.base import StorageError
 from pipeline.storage.stores import open_storage
@@ -46,13 +46,13 @@ class SegmentPlan:
 
     config: SegmentConfig
     checkpoint: str
-    spec: dict[str, Any]
+    spec: RunSpec
     notes: list[str]
 
     @property
     def run_id(self) -> str:
         """The run's id: a hash of the specification."""
-        return run_id_of(self.spec)
+        return run_id_of(self.spec.to_json())
 
 
 def prepare_segment(config: SegmentConfig) -> SegmentPlan:
@@ -69,7 +69,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     checkpoint = open_checkpoint(checkpoint_uri)
     spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri)
-    check_run(output, spec)
+    check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
     plan = read_plan(output)
     if plan is not None and config.corpus.shard_size not in (None, plan.shard_size):
@@ -107,40 +107,40 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
             raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
 
 
-def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The specification that identifies the run: every setting that can change a row of its tables, and no other."""
-    segment = config.segment
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "input": {
-            "uri": input_uri,
-            "kind": config.input.kind or tell_kind(input_uri),
-            "pattern": config.input.pattern,
-            "uri_column": config.input.uri_column,
-            "extra_channels": _absolute_pattern(config.input.extra_channels),
-            "since_run": None if config.input.since_run is None else _absolute(config.input.since_run),
-        },
-        "model": {
-            "sha256": checkpoint.sha256,
-            "spec": checkpoint.spec.to_dict(),
-            "categories": [dataclasses.asdict(category) for category in checkpoint.categories],
-        },
-        "segment": {
-            "mode": segment.mode,
-            "precision": _precision(config)[0],
-            "score_threshold": segment.score_threshold,
-            "max_detections": segment.max_detections,
-            "mask_threshold": segment.mask_threshold,
-            "slice": None if segment.slice is None else to_plain(segment.slice),
-        },
-        "decode": {
-            "max_bytes": config.decode.max_bytes,
-            "max_pixels": config.decode.max_pixels,
-            "max_frames": config.decode.max_frames,
-            "formats": sorted(config.decode.formats),
-            "scaled": segment.mode == "fast" if config.decode.scaled is None else config.decode.scaled,
-        },
-    }
+def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> RunSpec:
+    """The run's specification: every setting that can change a row, and no other."""
+    given, segment, decode = config.input, config.segment, config.decode
+    return RunSpec(
+        schema_version=SCHEMA_VERSION,
+        input=InputSpec(
+            uri=input_uri,
+            kind=given.kind or tell_kind(input_uri),
+            pattern=given.pattern,
+            uri_column=given.uri_column,
+            extra_channels=_absolute_pattern(given.extra_channels),
+            since_run=None if given.since_run is None else _absolute(given.since_run),
+        ),
+        model=RunModel(
+            sha256=checkpoint.sha256,
+            spec=checkpoint.spec.to_dict(),
+            categories=tuple(RunCategory(category.id, category.name) for category in checkpoint.categories),
+        ),
+        segment=SegmentSpec(
+            mode=segment.mode,
+            precision=_precision(config)[0],
+            score_threshold=segment.score_threshold,
+            max_detections=segment.max_detections,
+            mask_threshold=segment.mask_threshold,
+            slice=None if segment.slice is None else Slicing(**to_plain(segment.slice)),
+        ),
+        decode=DecodeSpec(
+            max_bytes=decode.max_bytes,
+            max_pixels=decode.max_pixels,
+            max_frames=decode.max_frames,
+            formats=tuple(sorted(decode.formats)),
+            scaled=segment.mode == "fast" if decode.scaled is None else decode.scaled,
+        ),
+    )
 
 
 def _precision(config: SegmentConfig) -> tuple[str, str | None]:
@@ -222,8 +222,8 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     return {
         "maskfleet.run_id": plan.run_id,
         "maskfleet.schema_version": str(SCHEMA_VERSION),
-        "maskfleet.model_sha256": plan.spec["model"]["sha256"],
-        "maskfleet.categories": to_json(plan.spec["model"]["categories"]).decode(),
+        "maskfleet.model_sha256": plan.spec.model.sha256,
+        "maskfleet.categories": to_json(plan.spec.to_json()["model"]["categories"]).decode(),
         "maskfleet.config": to_json(config).decode(),
         "maskfleet.config_sha256": sha256_of(to_json(config)),
     }

@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.run_spec import RunSpec
 from pipeline.storage.base import Storage
 from pipeline.storage.stores import open_storage
 
@@ -115,9 +116,9 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def run_id_of(spec: dict[str, Any]) -> str:
-    """The id of a run: the first 16 hexadecimal digits of its specification's SHA-256."""
-    return sha256_of(to_json(spec))[:16]
+def run_id_of(document: dict[str, Any]) -> str:
+    """The id of a run: the first 16 hexadecimal digits of the SHA-256 of run.json."""
+    return sha256_of(to_json(document))[:16]
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,29 @@ class Commit:
 
 
 class Run:
-    """A run for readers: its specification and the files that its commits name."""
+    """A run for readers: its specification and the files that its commits name.
 
-    def __init__(self, storage: Storage, spec: dict[str, Any]) -> None:
+    Args:
+        storage: the run's root.
+        document: run.json as it stands there; the run id is the hash of these very values.
+    """
+
+    def __init__(self, storage: Storage, document: dict[str, Any]) -> None:
         self.storage = storage
-        self.spec = spec
-        self.run_id = run_id_of(spec)
+        self.document = document
+        self.run_id = run_id_of(document)
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """What the run is.
+
+        Raises:
+            RunError: run.json was written by another version, or by hand.
+        """
+        try:
+            return RunSpec.from_json(self.document)
+        except ValueError as error:
+            raise RunError(f"{self.storage.uri}: {RUN_KEY} cannot be used: {error}") from error
 
     @cached_property
     def sealed(self) -> bool:
@@ -201,7 +219,7 @@ class Run:
 
     def only(self, files: Sequence[dict[str, Any]]) -> Run:
         """The same run, restricted to some rows of `files`. Reads nothing."""
-        part = Run(self.storage, self.spec)
+        part = Run(self.storage, self.document)
         part.files = list(files)  # takes the place of the cached property's value
         return part
 
@@ -246,9 +264,9 @@ def open_run(uri: str | Storage) -> Run:
     """
     storage = open_storage(uri) if isinstance(uri, str) else uri
     try:
-        spec = json.loads(storage.read_bytes(RUN_KEY))
+        document = json.loads(storage.read_bytes(RUN_KEY))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{storage.uri} holds no run: it has no {RUN_KEY}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{storage.uri}: {RUN_KEY} is unreadable: {error}") from error
-    return Run(storage, spec)
+    return Run(storage, document)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +30,7 @@ from pipeline.manifest import (
     sha256_of,
     to_sealed_json,
 )
+from pipeline.run_spec import InputSpec
 from pipeline.storage.base import Storage
 
 GROUP_SIZE = 256  # images in a row group of a part
@@ -172,22 +172,23 @@ def read_plan(storage: Storage) -> Plan | None:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
 
 
-def list_corpus(source: dict[str, Any], after: str) -> Iterator[PlannedImage]:
+def list_corpus(source: InputSpec, after: str) -> Iterator[PlannedImage]:
     """The images of a run's input in order of id, without those that earlier runs have planned unchanged.
 
     Args:
-        source: `spec["input"]` of the run; with `since_run` set, that run and the runs before it are the earlier ones.
+        source: where the images are; with `since_run` set, that run and the runs before it are the earlier ones.
         after: only images whose id is greater.
 
     Raises:
         CorpusError: the input cannot be listed.
         RunError: an earlier run is not there or is unreadable.
     """
-    kind, pattern, uri_column = source["kind"], source["pattern"], source["uri_column"]
-    images = iter_corpus(source["uri"], kind=kind, pattern=pattern, uri_column=uri_column, after=after)
-    if source["since_run"] is None:
+    images = iter_corpus(
+        source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column, after=after
+    )
+    if source.since_run is None:
         return images
-    return new_or_changed(images, _planned_before(source["since_run"]))
+    return new_or_changed(images, _planned_before(source.since_run))
 
 
 def _planned_before(uri: str | None) -> Iterator[PlannedImage]:
@@ -198,7 +199,7 @@ def _planned_before(uri: str | None) -> Iterator[PlannedImage]:
         plan = read_plan(run.storage)
         if plan is not None:
             plans.append(plan.iter_images())
-        uri = run.spec["input"].get("since_run")
+        uri = run.spec.input.since_run
     merged = heapq.merge(*plans, key=lambda image: image.image_id)  # stable: of equal ids the newest run's comes first
     return (next(versions) for _, versions in groupby(merged, key=lambda image: image.image_id))
 

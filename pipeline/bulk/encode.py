@@ -70,7 +70,7 @@ def encode_instances(
         categories: the model's class map; label k is categories[k - 1].
         image_size: (height, width) of the original image after the EXIF turn, in pixels.
         mask_threshold: probability from which a pixel belongs to the mask.
-        merge_iou: mask IoU from which detections of two slices are one instance, see `pipeline.bulk.slices.Slicing`.
+        merge_iou: mask IoU from which detections of two slices are one instance, see `pipeline.run_spec.Slicing`.
 
     Returns:
         The columns of INSTANCES_SCHEMA without `image_id` and `run_id`, each of N entries; empty lists at N = 0.

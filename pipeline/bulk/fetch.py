@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.progress import StageClock
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.images.pixels import to_unit
+from pipeline.run_spec import RunSpec
 from pipeline.storage.base import Storage, StorageError
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import aligned_uri, is_local, local_path
@@ -28,13 +29,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def load_options(spec: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `load_image` for a run: the channels its network takes, the size it resizes images to."""
-    network = spec["model"]["spec"]
-    scaled = spec["decode"]["scaled"] and spec["segment"]["slice"] is None  # slices are cut from the original
+class LoadOptions(TypedDict):
+    """Keyword arguments of `load_image` that are the same for all images of a run."""
+
+    num_bands: int
+    extra_channels: str | None
+    resize_to: tuple[int, int] | None
+
+
+def load_options(spec: RunSpec) -> LoadOptions:
+    """How a run loads its images: the channels its network takes, the size it resizes images to."""
+    network = spec.model.spec
+    scaled = spec.decode.scaled and spec.segment.slice is None  # slices are cut from the original
     return {
         "num_bands": network["in_channels"],
-        "extra_channels": spec["input"]["extra_channels"],
+        "extra_channels": spec.input.extra_channels,
         "resize_to": (network["image_min_size"], network["image_max_size"]) if scaled else None,
     }
 

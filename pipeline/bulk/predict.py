@@ -18,8 +18,9 @@ from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections, Predictor
 from model.inference.prefetch import Image, upload_ahead
 from pipeline import malloc
-from pipeline.bulk.slices import SlicedDetections, Slicing, cut
+from pipeline.bulk.slices import SlicedDetections, cut
 from pipeline.masks.rle_kernel import torch_resize_is_fused
+from pipeline.run_spec import Slicing
 from pipeline.storage.cache import local_folder
 
 # Memory is given back at the end of a network call, at most so often: after each window it cost small networks 3% of

@@ -47,10 +47,10 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
         CorpusError: the input cannot be listed.
     """
     output = open_storage(job.output_uri)
-    run_id = claim_run(output, job.spec)
+    run_id = claim_run(output, job.spec.to_json())
     plan = read_plan(output) or seal_plan(
         output,
-        partial(list_corpus, job.spec["input"]),
+        partial(list_corpus, job.spec.input),
         shard_size=job.shard_size,
         num_workers=job.num_workers[1],
     )

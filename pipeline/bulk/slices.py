@@ -15,28 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.masks.rle import encode_roi_masks_and_areas, rle_areas, rle_iou, rle_merge, runs_to_rle
+from pipeline.run_spec import Slicing
 
 if TYPE_CHECKING:
     from model.inference.predictor import Detections
-
-
-@dataclass(frozen=True)
-class Slicing:
-    """Settings of slicing.
-
-    Attributes:
-        size: side of a slice, in pixels of the original; an image with a longer side is cut.
-        overlap: pixels that neighbouring slices share, at least; at most half of `size`.
-        merge_iou: mask IoU, inside the window that both slices show, from which two detections are one instance.
-    """
-
-    size: int
-    overlap: int
-    merge_iou: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap <= self.size // 2:
-            raise ValueError(f"overlap is {self.overlap}; allowed is 0 to half of size={self.size}")
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def _verify_repairs(run: Run, plan: Plan) -> Iterator[Fault]:
     """Each finished repair, checked as the run itself: the tables of a repaired shard hold all its images."""
     for number in range(1, run.num_repairs + 1):
         prefix = repair_prefix(number)
-        repair = Run(open_storage(run.storage.uri_of(prefix.rstrip("/"))), run.spec)
+        repair = Run(open_storage(run.storage.uri_of(prefix.rstrip("/"))), run.document)
         faults: list[Fault] = []
         try:
             shards = from_sealed_json(repair.storage.read_bytes(REPAIR_KEY))["shards"]

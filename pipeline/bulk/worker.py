@@ -31,9 +31,9 @@ from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, Tally, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
-from pipeline.bulk.slices import Slicing
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.manifest import TABLES, Commit, open_run
+from pipeline.run_spec import RunSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage, use_settings
 
@@ -62,7 +62,7 @@ class BulkJob:
     """
 
     output_uri: str
-    spec: dict[str, Any]
+    spec: RunSpec
     metadata: dict[str, str]
     checkpoint: str
     limits: DecodeLimits
@@ -101,19 +101,19 @@ class ShardWorker:
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self.load = partial(load_image, self.pool, job.limits, **load_options(job.spec))
         warm_up()
-        slicing = job.spec["segment"]["slice"]
-        self.slicing = None if slicing is None else Slicing(**slicing)
+        segment = job.spec.segment
+        self.slicing = segment.slice
         self.predictor = job.predictor(
             job.checkpoint,
-            sha256=job.spec["model"]["sha256"],
-            score_threshold=job.spec["segment"]["score_threshold"],
-            max_detections=job.spec["segment"]["max_detections"],
+            sha256=job.spec.model.sha256,
+            score_threshold=segment.score_threshold,
+            max_detections=segment.max_detections,
             batch_size=job.batch_size,
-            precision=job.spec["segment"]["precision"],
+            precision=segment.precision,
             device="cuda" if job.gpus_per_worker else "cpu",
             num_threads=None if job.gpus_per_worker else max(1, int(job.cpus_per_worker)),
             slicing=self.slicing,
-            mask_threshold=job.spec["segment"]["mask_threshold"],
+            mask_threshold=segment.mask_threshold,
         )
         malloc.give_back_holes()  # left by the weights as they were read
 
@@ -250,7 +250,7 @@ class ShardWorker:
                 prediction,
                 self.predictor.categories,
                 decoded.size,
-                mask_threshold=self.job.spec["segment"]["mask_threshold"],
+                mask_threshold=self.job.spec.segment.mask_threshold,
                 merge_iou=1.0 if self.slicing is None else self.slicing.merge_iou,
             )
         return result

@@ -255,8 +255,7 @@ def check_class_map(run: Run, truth: Truth) -> None:
     Raises:
         EvaluationError: see `check_categories`.
     """
-    class_map = run.spec.get("model", {}).get("categories", ())
-    check_categories({category["id"]: category["name"] for category in class_map}, truth.names)
+    check_categories({category.id: category.name for category in run.spec.model.categories}, truth.names)
 
 
 def columns_for(iou_types: Sequence[str]) -> list[str]:
@@ -270,7 +269,7 @@ def columns_for(iou_types: Sequence[str]) -> list[str]:
 
 def score_threshold_of(run: Run) -> float | None:
     """The lowest score that the run kept, from its specification; None where it is not known."""
-    return run.spec.get("segment", {}).get("score_threshold")
+    return run.spec.segment.score_threshold
 
 
 def check_also(iou_types: Sequence[str], also: Sequence[str], slices: Sequence[str]) -> None:

@@ -323,9 +323,9 @@ def file_names(image_ids: Iterable[str], ending: str) -> dict[str, str]:
 
 def categories_of(run: Run) -> dict[int, str]:
     """Category names by id, from the run's class map, or from its instances where it has none."""
-    class_map = run.spec.get("model", {}).get("categories")
+    class_map = run.spec.model.categories
     if class_map:
-        return {int(category["id"]): str(category["name"]) for category in class_map}
+        return {category.id: category.name for category in class_map}
     pairs = load_instances(run, ["category_id", "category"]).drop_duplicates().sort_values("category_id")
     return dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True))
 

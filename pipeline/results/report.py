@@ -169,12 +169,11 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
         }
         for name, count in totals.by_class.most_common()
     ]
-    model = run.spec.get("model", {})
     facts = {
         "run": run.run_id,
         "output": run.storage.uri,
-        "input": run.spec.get("input", {}).get("uri", ""),
-        "model": str(model.get("sha256", ""))[:16],
+        "input": run.spec.input.uri,
+        "model": run.spec.model.sha256[:16],
         "state": "finished" if run.sealed else "not finished: the shards committed so far",
     }
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipeline.bulk import corpus
 from pipeline.bulk.corpus import choose_shard_size, list_corpus, read_plan, seal_plan
 from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
+from pipeline.run_spec import InputSpec, RunSpec
 from pipeline.storage.local import LocalStorage
 
 
@@ -111,14 +113,14 @@ def test_shard_size_serves_every_worker_and_bounds_the_commits() -> None:
 
 def test_new_images_are_those_that_no_run_of_the_chain_has_planned(tmp_path: Path) -> None:
     photos, storage = images(5), LocalStorage(tmp_path / "photos")
-    source = {"uri": storage.uri, "kind": "folder", "pattern": "*", "uri_column": "uri", "since_run": None}
+    source = InputSpec(uri=storage.uri)
     for number, photo in enumerate(photos):
         storage.write_bytes(photo.image_id, b"x")
         run = LocalStorage(tmp_path / f"run{number}")
-        run.write_bytes(RUN_KEY, to_json({"input": source}))
+        run.write_bytes(RUN_KEY, to_json(RunSpec(schema_version=1, input=source).to_json()))
         plan = seal_plan(run, partial(list_corpus, source), shard_size=4, num_workers=1)
         assert [image.image_id for image in plan.iter_images()] == [photo.image_id]
-        source = {**source, "since_run": run.uri}
+        source = replace(source, since_run=run.uri)
     assert list(list_corpus(source, "")) == []
     storage.write_bytes(photos[1].image_id, b"changed")
     assert [image.image_id for image in list_corpus(source, "")] == [photos[1].image_id]

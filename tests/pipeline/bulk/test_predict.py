@@ -14,9 +14,10 @@ from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.slices import SlicedDetections, Slicing
+from pipeline.bulk.slices import SlicedDetections
 from pipeline.masks.rle import decode_rle
 from pipeline.masks.rle_kernel import torch_resize_is_fused
+from pipeline.run_spec import Slicing
 
 
 def predictor_of(checkpoint: Path, sha256: str | None = None, precision: str = "float32") -> ImagePredictor:

@@ -10,8 +10,9 @@ import pytest
 from model.categories import Category
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
-from pipeline.bulk.slices import Slice, SlicedDetections, Slicing, cut, merge, neighbour_pairs
+from pipeline.bulk.slices import Slice, SlicedDetections, cut, merge, neighbour_pairs
 from pipeline.masks.rle import decode_rle
+from pipeline.run_spec import Slicing
 
 THRESHOLDS = {"mask_threshold": 0.5, "merge_iou": 0.5}
 

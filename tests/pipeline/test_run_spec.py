@@ -1,0 +1,72 @@
+"""A run's specification as JSON: the same bytes there and back, and older forms that are still read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.manifest import run_id_of
+from pipeline.run_spec import (
+    DecodeSpec,
+    InputSpec,
+    RunCategory,
+    RunModel,
+    RunSpec,
+    SegmentSpec,
+    Slicing,
+)
+
+SPEC = RunSpec(
+    schema_version=1,
+    input=InputSpec(uri="/photos", since_run="/runs/1"),
+    model=RunModel(sha256="ab" * 32, spec={"in_channels": 3}, categories=(RunCategory(4, "circle"),)),
+    segment=SegmentSpec(score_threshold=0.05, slice=Slicing(512, 64, 0.5)),
+    decode=DecodeSpec(max_bytes=10, max_pixels=20, max_frames=1, formats=("JPEG", "PNG"), scaled=True),
+)
+# As version 0.1.0 wrote it, with the id it had.
+DOCUMENT: dict[str, Any] = {
+    "schema_version": 1,
+    "input": {
+        "uri": "/photos",
+        "kind": "folder",
+        "pattern": "*",
+        "uri_column": "uri",
+        "extra_channels": None,
+        "since_run": "/runs/1",
+    },
+    "model": {"sha256": "ab" * 32, "spec": {"in_channels": 3}, "categories": [{"id": 4, "name": "circle"}]},
+    "segment": {
+        "mode": "exact",
+        "precision": "float32",
+        "score_threshold": 0.05,
+        "max_detections": 100,
+        "mask_threshold": 0.5,
+        "slice": {"size": 512, "overlap": 64, "merge_iou": 0.5},
+    },
+    "decode": {"max_bytes": 10, "max_pixels": 20, "max_frames": 1, "formats": ["JPEG", "PNG"], "scaled": True},
+}
+
+
+def test_it_is_the_document_that_runs_have_always_had() -> None:
+    assert SPEC.to_json() == DOCUMENT
+    assert RunSpec.from_json(DOCUMENT) == SPEC
+    assert run_id_of(SPEC.to_json()) == run_id_of(DOCUMENT) == "0011474fedb52ff9"
+
+
+def test_fields_that_an_older_run_lacks_take_their_defaults() -> None:
+    spec = RunSpec.from_json({"segment": {"max_detections": 7}})
+    assert (spec.segment.max_detections, spec.segment.score_threshold, spec.input.since_run) == (7, None, None)
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"segment": {"engine": "warp"}}, "engine"),
+        ({"input": "photos"}, "input is str"),
+        ({"segment": {"slice": {"size": 10, "overlap": 6, "merge_iou": 0.5}}}, "overlap is 6"),
+    ],
+)
+def test_what_this_version_does_not_know_is_named(document: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RunSpec.from_json(document)
