@@ -62,15 +62,15 @@ def configured(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
         ]
         parameters[2:2] = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in options]
 
-        def command(**given: Any) -> None:
-            shorthands = {option: given[option] for option in COMMANDS[name].options}
-            settings = _settings(name, given["config"], given["words"], **shorthands)
-            if given["print_config"]:
+        def command(**values: Any) -> None:
+            shorthands = {option: values[option] for option in COMMANDS[name].options}
+            settings = _settings(name, values["config"], values["words"], **shorthands)
+            if values["print_config"]:
                 from jobs.config.load import to_yaml
 
                 sys.stdout.write(to_yaml(settings))
                 raise typer.Exit(Exit.DONE)
-            body(settings, **{each.name: given[each.name] for each in own if each.name in given})
+            body(settings, **{each.name: values[each.name] for each in own if each.name in values})
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         command.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -374,14 +374,14 @@ def submit(
         # Options that stand for no setting are the command's own switches; those that are set go along.
         own = COMMANDS[command].options
         switches = [f"--{name.replace('_', '-')}" for name, value in line.items() if name not in own and value]
-        given = {name: value for name, value in line.items() if name in own}
-        settings = check_or_refuse(lambda: read_settings(command, file, words, **given))
+        shorthands = {name: value for name, value in line.items() if name in own}
+        settings = check_or_refuse(lambda: read_settings(command, file, words, **shorthands))
         submission = from_settings(command, settings, environment, switches)
     jobs = check_or_refuse(lambda: Jobs(address))
     if warning := jobs.warning():
         sys.stderr.write(f"maskfleet: warning: {warning}\n")
-    for place in submission.local_places():
-        say(f"note: {place} is a path: every node must see it there")
+    for setting in submission.local_paths():
+        say(f"note: {setting} is a path: every node must see it there")
     if submission.environment:
         say(f"handed over, unseen: {', '.join(sorted(submission.environment))}")
     state, is_new = run_or_fail(lambda: jobs.submit(submission, dependencies=dependencies, driver_cpus=driver_cpus))

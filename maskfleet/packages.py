@@ -14,23 +14,24 @@ def check_packages() -> None:
     """Makes sure that `model`, `pipeline` and `jobs` are those of this program.
 
     Raises:
-        ImportError: another module or folder of that name comes first on Python's path; the message names both and
-            what to do.
+        ImportError: another module or folder of that name comes first on Python's path, or one of the packages is
+            not there; the message names them and what to do.
     """
     for name in PACKAGES:
-        place = _place_of(name)
+        path = _path_of(name)
         own = os.path.join(HOME, name)
-        if place is None or os.path.realpath(place) not in (own, os.path.join(own, "__init__.py")):
-            found = "nothing of that name can be imported" if place is None else f"{place} is imported as {name!r}"
+        if path is None:
+            raise ImportError(f"Maskfleet's own package {own} cannot be imported; install Maskfleet again", name=name)
+        if os.path.realpath(path) not in (own, os.path.join(own, "__init__.py")):
             raise ImportError(
-                f"{found} in place of Maskfleet's own package {own}; rename {place or name} or start Python in another "
-                "folder",
+                f"{path} is imported as {name!r} in place of Maskfleet's own package {own}; rename {path} or start "
+                "Python in another folder",
                 name=name,
-                path=place,
+                path=path,
             )
 
 
-def _place_of(name: str) -> str | None:
+def _path_of(name: str) -> str | None:
     """The file or folder that `import name` gives, or has given already; None where there is none."""
     module = sys.modules.get(name)
     if module is not None:

@@ -29,8 +29,8 @@ CONFIG, BASE = "config.yaml", "base.yaml"
 # These are for the machine that they are typed on.
 HERE = ("demo", "schedule", "manifests")
 SUBMITTED = (*(name for name in COMMANDS if name not in HERE), "retry")
-# Where a setting names a place; all others are no paths.
-PLACES = frozenset(
+# Settings of these names are URIs or paths; no others are.
+URI_KEYS = frozenset(
     {"uri", "checkpoint", "weights", "train", "val", "image_root", "val_image_root", "extra_channels", "since_run"}
     | {"evaluation"}
 )
@@ -79,10 +79,10 @@ class Submission:
         identity = {"code": code_hash(), "args": list(self.args), "config": self.config, "files": dict(self.files)}
         return sha256_of(to_json(identity))[:12]
 
-    def local_places(self) -> list[str]:
+    def local_paths(self) -> list[str]:
         """Settings that name paths, as 'key=path': every node of the cluster has to see them."""
-        places = [f"{key}={value}" for key, value in _places(self.config or {}) if is_local(value)]
-        return places + [word for word in self.args[1:] if self.config is None and word.startswith("/")]
+        settings = [f"{key}={value}" for key, value in _uri_settings(self.config or {}) if is_local(value)]
+        return settings + [word for word in self.args[1:] if self.config is None and word.startswith("/")]
 
 
 def from_settings(
@@ -111,7 +111,7 @@ def from_settings(
     if command == "sweep" and values["sweep"]["base"] is not None:
         files[BASE] = _read_config(values["sweep"]["base"])
         values["sweep"]["base"] = BASE
-    return Submission(command, (command, "--config", CONFIG, *switches), _with_absolute_places(values), handed, files)
+    return Submission(command, (command, "--config", CONFIG, *switches), _with_absolute_uris(values), handed, files)
 
 
 def from_words(command: str, words: Sequence[str], environment: Mapping[str, str]) -> Submission:
@@ -134,8 +134,8 @@ def handed_environment(names: Sequence[str], *, credentials: bool) -> dict[str, 
         ConfigError: a name that is not set here.
     """
     environment = {name: os.environ[name] for name in HANDED_OVER if credentials and name in os.environ}
-    for given in names:
-        name, equals, value = given.partition("=")
+    for word in names:
+        name, equals, value = word.partition("=")
         if not name.isidentifier() or (not equals and name not in os.environ):
             raise ConfigError(f"--env {name}: is not set here; allowed are names of variables, or NAME=VALUE")
         environment[name] = value if equals else os.environ[name]
@@ -195,32 +195,32 @@ def pinned_dependencies() -> list[str]:
 
 
 def _name_of(requirement: str) -> str:
-    end = next((place for place, letter in enumerate(requirement) if not (letter.isalnum() or letter in "-_.")), None)
+    end = next((index for index, letter in enumerate(requirement) if not (letter.isalnum() or letter in "-_.")), None)
     return requirement[:end].strip().lower()
 
 
-def _places(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Every setting that names a place, as (dotted key, value)."""
-    found: list[tuple[str, str]] = []
+def _uri_settings(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every setting that is a URI or a path, as (dotted key, value)."""
+    settings: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found += _places(value, f"{prefix}{name}.")
-        elif _is_place(name, value):
-            found.append((prefix + name, value))
-    return found
+            settings += _uri_settings(value, f"{prefix}{name}.")
+        elif _is_uri(name, value):
+            settings.append((prefix + name, value))
+    return settings
 
 
-def _with_absolute_places(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_absolute_uris(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: _with_absolute_places(value)
+        name: _with_absolute_uris(value)
         if isinstance(value, Mapping)
-        else (_absolute(value) if _is_place(name, value) else value)
+        else (_absolute(value) if _is_uri(name, value) else value)
         for name, value in values.items()
     }
 
 
-def _is_place(key: str, value: Any) -> bool:
-    named = key.rpartition(".")[2] in PLACES  # a sweep's keys are dotted
+def _is_uri(key: str, value: Any) -> bool:
+    named = key.rpartition(".")[2] in URI_KEYS  # a sweep's keys are dotted
     return named and isinstance(value, str) and value not in PUBLISHED and not value.startswith("{")
 
 

@@ -37,7 +37,7 @@ def test_paths_become_absolute_and_secrets_leave_the_settings(tmp_path: Path) ->
     assert submission.config["output"]["uri"] == "s3://b/o" == submission.output
     assert submission.config["cluster"]["address"] == "auto"
     current = Path.cwd()
-    assert submission.local_places() == [f"model.checkpoint={current / 'm'}", f"input.uri={current / 'i'}"]
+    assert submission.local_paths() == [f"model.checkpoint={current / 'm'}", f"input.uri={current / 'i'}"]
     assert submission.environment == {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     assert "secret_key': None" in repr(submission.config) and "'b'" not in repr(submission)
     write_package(tmp_path, submission)
