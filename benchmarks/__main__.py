@@ -1,11 +1,12 @@
-"""All benchmarks in turn, each in a process of its own: `make bench`, or `python -m benchmarks [NAME ...]`.
+"""Benchmark runner: runs each benchmark in its own process and writes JSON, a table and a plot of the ratios.
 
+    make bench
     python -m benchmarks --list
     python -m benchmarks predict-r50 latency --out /tmp/figures
 
-Leaves in `--out` (benchmarks/results) one JSON file for each benchmark, with its figures, command, commit and machine;
-tables.md, made of all the files that are there; and ratios.png, every ratio against a peer beside what it is to reach.
-A benchmark that fails is named, the others go on, and the exit code is 1.
+Without names all benchmarks run. `--out` (benchmarks/results) receives one JSON file for each benchmark, with its
+figures, command, commit and machine; tables.md, a section for each JSON file in that folder; and ratios.png, each ratio
+against a peer beside its goal. If a benchmark fails, its name is printed, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Bench:
-    """A module of this folder with its words, and the least that some of its ratios are to reach."""
+    """A benchmark module of this folder, its command-line arguments, and the goals (minima) of some of its figures."""
 
     module: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     goals: tuple[tuple[str, float], ...] = ()
 
     @property
     def command(self) -> list[str]:
-        """What a user would type, without the interpreter's place."""
-        return ["python", "-m", f"benchmarks.{self.module}", *self.words]
+        """The command line as a user types it."""
+        return ["python", "-m", f"benchmarks.{self.module}", *self.arguments]
 
 
 BENCHES = {
@@ -75,9 +76,9 @@ BENCHES = {
 }
 
 
-def run(name: str, more: list[str]) -> dict[str, Any] | None:
-    """Runs one benchmark, showing what it prints; its record, or None where it failed."""
-    command = [*BENCHES[name].command, *more]
+def run(name: str, extra_arguments: list[str]) -> dict[str, Any] | None:
+    """Runs one benchmark and passes on its output; returns its record, or None if it failed."""
+    command = [*BENCHES[name].command, *extra_arguments]
     print(f"== {name}: {' '.join(command)}", flush=True)
     started, load = time.monotonic(), os.getloadavg()[0]
     process = subprocess.Popen(
@@ -103,19 +104,19 @@ def run(name: str, more: list[str]) -> dict[str, Any] | None:
 
 
 def environment() -> dict[str, str]:
-    """This process's own, with Ray's logging out of the way."""
+    """The environment of this process, with Ray's own logging limited to fatal errors unless it is set."""
     return {"RAY_BACKEND_LOG_LEVEL": "fatal", **os.environ}
 
 
 def commit() -> str:
-    """The commit that was measured, marked where files differ from it."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    answer = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    """The abbreviated commit that is measured, with `-dirty` if files differ from it; 'unknown' without git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    completed = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    return completed.stdout.strip() or "unknown"
 
 
 def machine() -> str:
-    """Processor, cores and memory, in words."""
+    """Processor model, number of cores and memory size, as text."""
     models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     parts = [models[0] if models else platform.processor(), f"{os.cpu_count()} cores"]
@@ -130,12 +131,12 @@ def _lines(path: str) -> list[str]:
 
 
 def write_tables(records: dict[str, dict[str, Any]], out: Path) -> None:
-    """tables.md: a section for each benchmark."""
-    parts = ["# Figures\n\nWritten by `make bench`; what they mean is in [README.md](../README.md).\n"]
+    """Writes tables.md: a section for each benchmark, with its figures and their goals."""
+    sections = ["# Figures\n\nWritten by `make bench`; what they mean is in [README.md](../README.md).\n"]
     for name, record in records.items():
         load = record["load_average"]
         goals = dict(BENCHES[name].goals)
-        parts.append(
+        sections.append(
             f"## {name}\n\n    {record['command']}\n\nCommit {record['commit']}, {record['machine']}, load average "
             f"{load['before']} before and {load['after']} after, {record['seconds']} s.\n\n"
             "| figure | value | to reach |\n|---|---|---|\n"
@@ -144,11 +145,11 @@ def write_tables(records: dict[str, dict[str, Any]], out: Path) -> None:
                 for figure, value in record["figures"].items()
             )
         )
-    (out / "tables.md").write_text("\n".join(parts))
+    (out / "tables.md").write_text("\n".join(sections))
 
 
 def draw_ratios(records: dict[str, dict[str, Any]], path: Path) -> None:
-    """Each ratio that has a goal, as a bar, and the goal as a mark."""
+    """Plots each figure that has a goal as a bar, and the goal as a mark; no file if there is none."""
     rows = [
         (f"{name}: {figure}", record["figures"][figure], goal)
         for name, record in records.items()
@@ -187,14 +188,14 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in options.names or BENCHES:
-        more = ["--images", options.images] if options.images and name == "predict-r50" else []
-        record = run(name, more)
+        extra_arguments = ["--images", options.images] if options.images and name == "predict-r50" else []
+        record = run(name, extra_arguments)
         if record is None:
             failed.append(name)
         else:
             (options.out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-    there = {name: options.out / f"{name}.json" for name in BENCHES}
-    records = {name: json.loads(path.read_text()) for name, path in there.items() if path.exists()}
+    record_paths = {name: options.out / f"{name}.json" for name in BENCHES}
+    records = {name: json.loads(path.read_text()) for name, path in record_paths.items() if path.exists()}
     write_tables(records, options.out)
     draw_ratios(records, options.out / "ratios.png")
     return 1 if failed else 0

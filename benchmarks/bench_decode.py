@@ -1,11 +1,11 @@
-"""The decode pool against plain Pillow in one process, on JPEGs of 640 x 480.
+"""JPEG decoding, images a second: the decode pool of child processes against plain Pillow in one process.
 
     python -m benchmarks.bench_decode [--children 2] [--images 1000] [--runs 5]
 
-Prints one JSON line a run (the two sides in turn) and a line of medians: images a second of both and their ratio,
-processor time an image of plain Pillow, of the pool's children and of the pool's parent (what isolation costs), and
-the seconds from making a pool to its first image. A machine with other work gives low rates; the processor times
-hold up better. About 20 s on two free cores.
+The images are JPEGs of 640 x 480 px. Prints one JSON line a run (the two sides in turn) and a line of medians: images a
+second of both sides and their ratio; processor time per image of plain Pillow, of the pool's children and of the pool's
+parent (the cost of isolation); and the seconds from the creation of a pool to its first image. Other load on the
+machine lowers the rates and changes the processor times less. Takes about 20 s on two free cores.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 
 
 def draw_jpegs(count: int) -> list[bytes]:
-    """`count` different photos' likes: smooth shapes with noise, quality 90, about 60 kB each."""
+    """`count` different JPEGs that compress like photos: smooth shapes with noise, quality 90, about 60 kB each."""
     random = np.random.default_rng(0)
     files = []
     for _ in range(count):
-        small = Image.fromarray(random.integers(0, 256, (15, 20, 3), np.uint8))
-        pixels = np.asarray(small.resize((640, 480), Image.Resampling.BICUBIC)).astype(np.int16)
+        coarse = Image.fromarray(random.integers(0, 256, (15, 20, 3), np.uint8))
+        pixels = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC)).astype(np.int16)
         noisy = (pixels + random.integers(-8, 9, pixels.shape)).clip(0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(noisy).save(file, "JPEG", quality=90)
-        files.append(file.getvalue())
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
     return files
 
 
 def decode_plainly(files: list[bytes], count: int) -> dict[str, float]:
+    """Decodes `count` images with Pillow in this process: images a second and processor time per image."""
     started_s, cpu_s = time.perf_counter(), time.process_time()
     for i in range(count):
         np.asarray(Image.open(io.BytesIO(files[i % len(files)])).convert("RGB"))
@@ -49,6 +50,7 @@ def decode_plainly(files: list[bytes], count: int) -> dict[str, float]:
 
 
 def decode_in_pool(files: list[bytes], count: int, num_children: int) -> dict[str, float]:
+    """Decodes `count` images in the pool: images a second, processor time per image, seconds to the first image."""
     children_cpu_s, started_s = _children_cpu_s(), time.perf_counter()
     with DecodePool(num_children, DecodeLimits()) as pool:
         pool.submit(files[0]).result()
@@ -66,14 +68,14 @@ def decode_in_pool(files: list[bytes], count: int, num_children: int) -> dict[st
     return {
         "pool_per_s": count / wall_s,
         "parent_cpu_ms": 1e3 * cpu_s / count,
-        "children_cpu_ms": 1e3 * (_children_cpu_s() - children_cpu_s) / count,  # with their start
+        "children_cpu_ms": 1e3 * (_children_cpu_s() - children_cpu_s) / count,  # the start of the children included
         "first_image_s": start_s,
     }
 
 
 def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""The predictor on one device: images/s from pixels in memory to RLE masks, by batch size, and where the time goes.
+"""Predictor throughput and latency on one GPU or CPU, from pixels to RLE masks; its peer is a large matrix product.
 
     python -m benchmarks.bench_device [--device cuda] [--batches 1 8] [--images 64] [--precision bfloat16]
 
-R50-FPN at 800 px with random weights whose class scores are peaked, so that each photo yields 100 instances. For each
-batch size: images/s of detections and masks as strings; the share of making strings of masks, timed by itself; and the
-share of the device's own speed, which is the network's multiplications and additions, as torch counts them, over those
-of a product of two large matrices timed in the same run. `latency` is of one image of 512 x 512 px that is looked at in
-that size. Without a GPU it runs on the CPU.
+R50-FPN at 800 px with random weights whose class scores are peaked, so that each photo yields 100 instances. Pixels are
+in memory. For each batch size: images/s from pixels to detections with RLE strings; the share of mask encoding, timed
+separately; and the share of the device's own speed: the network's floating-point operations per second, as torch counts
+them, over those of a product of two large matrices timed in the same run. `latency` is the time of one image of 512 x
+512 px, which the network sees at that size. Without a GPU the benchmark runs on the CPU.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ ROUNDS = 3
 ENCODE_RUNS = 20
 
 
-def encode(predictor: ImagePredictor, found: Detections, size: tuple[int, int]) -> None:
-    """Masks as strings of what the mask head gave, by way of the device where a bulk run goes that way."""
+def encode(predictor: ImagePredictor, detections: Detections, size: tuple[int, int]) -> None:
+    """Encodes the mask head's output as RLE strings, on the device where a bulk run does so."""
     if predictor.paste is not None:
-        masks, boxes = (torch.from_numpy(one).to(predictor.device) for one in (found.mask_probs, found.boxes))
+        masks, boxes = (
+            torch.from_numpy(array).to(predictor.device) for array in (detections.mask_probs, detections.boxes)
+        )
         lengths, counts = mask_runs(masks, boxes, size, predictor.paste)
-        found = dataclasses.replace(found, runs=(lengths.cpu().numpy(), counts.cpu().numpy()))
-    encode_instances(found, predictor.categories, size, 0.5)
+        detections = dataclasses.replace(detections, runs=(lengths.cpu().numpy(), counts.cpu().numpy()))
+    encode_instances(detections, predictor.categories, size, 0.5)
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """What a piece of work takes once it is warm, until the device has done it."""
+    """Seconds of one call of `work`, until the device has finished it."""
     started = time.perf_counter()
     work()
     if device == "cuda":
@@ -58,21 +60,21 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 
 def product_flops(device: str, dtype: torch.dtype) -> float:
-    """Multiplications and additions a second of a product of two large matrices."""
-    one = torch.rand(PRODUCT_SIDE, PRODUCT_SIDE, device=device).to(dtype)
-    multiply = functools.partial(torch.mm, one, one)
+    """Floating-point operations per second of a product of two large matrices."""
+    matrix = torch.rand(PRODUCT_SIDE, PRODUCT_SIDE, device=device).to(dtype)
+    multiply = functools.partial(torch.mm, matrix, matrix)
     multiply()
     spent = [seconds(multiply, device) for _ in range(PRODUCT_RUNS)]
     return 2 * PRODUCT_SIDE**3 / statistics.median(spent)
 
 
 def image_flops(predictor: ImagePredictor, image: np.ndarray) -> float:
-    """Multiplications and additions of the network for an image."""
-    # On the CPU in float32 some go ways that torch does not count.
+    """Floating-point operations of the network for one image."""
+    # In float32 on the CPU some operations take paths that torch's counter does not see.
     network = predictor.predictor.model
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        planes = torch.from_numpy(image).to(predictor.device).permute(2, 0, 1).float() / 255
-        network.detect([planes], [image.shape[:2]])
+        image_tensor = torch.from_numpy(image).to(predictor.device).permute(2, 0, 1).float() / 255
+        network.detect([image_tensor], [image.shape[:2]])
     return counter.get_total_flops()
 
 
@@ -87,37 +89,40 @@ def main() -> None:
     random = np.random.default_rng(0)
     count = options.images or (64 if options.device == "cuda" else 8)
     images = [draw_pixels(random, HEIGHT, WIDTH) for _ in range(count)]
-    small = draw_pixels(random, LATENCY_SIDE, LATENCY_SIDE)
+    square_image = draw_pixels(random, LATENCY_SIDE, LATENCY_SIDE)
     warm_up()
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         spec = ModelSpec(num_classes=90, norm="batch")
-        large, square = Path(folder, "large"), Path(folder, "square")
-        make_checkpoint(large, spec)
-        make_checkpoint(square, spec.replace(image_min_size=LATENCY_SIDE, image_max_size=LATENCY_SIDE))
+        checkpoint, square_checkpoint = Path(folder, "large"), Path(folder, "square")
+        make_checkpoint(checkpoint, spec)
+        make_checkpoint(square_checkpoint, spec.replace(image_min_size=LATENCY_SIDE, image_max_size=LATENCY_SIDE))
         peak = product_flops(options.device, getattr(torch, precision))
         figures["product, TFLOP/s"] = peak / 1e12
-        how = {"device": options.device, "precision": precision}
-        work = image_flops(make_predictor(str(large), batch_size=1, **how), images[0])
-        figures["network, GFLOP an image"] = work / 1e9
+        settings = {"device": options.device, "precision": precision}
+        flops_per_image = image_flops(make_predictor(str(checkpoint), batch_size=1, **settings), images[0])
+        figures["network, GFLOP an image"] = flops_per_image / 1e9
         for batch_size in options.batches:
-            predictor = make_predictor(str(large), batch_size=batch_size, **how)
-            instances = segment(predictor, images)  # and warm
-            whole = statistics.median(
+            predictor = make_predictor(str(checkpoint), batch_size=batch_size, **settings)
+            instances = segment(predictor, images)  # also warms up
+            total_s = statistics.median(
                 seconds(functools.partial(segment, predictor, images), options.device) for _ in range(ROUNDS)
             )
-            (found,) = predictor.predictor.predict(images[:1])
-            encoding = functools.partial(encode, predictor, found, (HEIGHT, WIDTH))
-            masks = statistics.median(seconds(encoding, options.device) for _ in range(ENCODE_RUNS))
+            (detections,) = predictor.predictor.predict(images[:1])
+            encoding = functools.partial(encode, predictor, detections, (HEIGHT, WIDTH))
+            encoding_s = statistics.median(seconds(encoding, options.device) for _ in range(ENCODE_RUNS))
             figures |= {
-                f"batch {batch_size}: images/s": count / whole,
+                f"batch {batch_size}: images/s": count / total_s,
                 f"batch {batch_size}: instances an image": instances / count,
-                f"batch {batch_size}: share of masks": masks * count / whole,
-                f"batch {batch_size}: share of the device's speed": work * count / whole / peak,
+                f"batch {batch_size}: share of masks": encoding_s * count / total_s,
+                f"batch {batch_size}: share of the device's speed": flops_per_image * count / total_s / peak,
             }
-        alone = make_predictor(str(square), batch_size=1, **how)
-        segment(alone, [small])
-        spent = [seconds(functools.partial(segment, alone, [small]), options.device) for _ in range(LATENCY_RUNS)]
+        square_predictor = make_predictor(str(square_checkpoint), batch_size=1, **settings)
+        segment(square_predictor, [square_image])
+        spent = [
+            seconds(functools.partial(segment, square_predictor, [square_image]), options.device)
+            for _ in range(LATENCY_RUNS)
+        ]
         figures |= {f"latency p{q} ms": 1e3 * float(np.percentile(spent, q)) for q in (50, 99)}
     if options.device == "cuda":
         figures["peak memory, MiB"] = torch.cuda.max_memory_allocated() / 2**20

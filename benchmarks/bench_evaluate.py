@@ -1,15 +1,15 @@
-"""Segm evaluation of a set of COCO val's size: a run's Parquet here, COCO JSON with pycocotools there.
+"""COCO evaluation of a run's Parquet against pycocotools on COCO JSON, on a set of COCO val's size.
 
     python -m benchmarks.bench_evaluate [--folder F] [--images 5000] [--objects 36000] [--detections 100] [--runs 3]
 
-Both sides evaluate the same predictions, in turn, and must give the same twelve figures; ratios are medians over the
-runs. Each measurement is a process of its own, and what is timed is the work: from the first byte read to the twelve
-figures, without starting Python or importing. Peak memory is the process's largest resident size (imports included).
-Drawing the set takes a minute and is kept in FOLDER for the next time. A run that is not measured fills numba's cache
-first; loading from it is timed.
+Both sides evaluate the masks of the same predictions, in turn, and must give the same twelve figures; ratios are
+medians over the runs. Each measurement has its own process. The time is that from the first byte read to the twelve
+figures, without Python's start and imports. Peak memory is the process's largest resident size (imports included).
+Drawing the synthetic set takes a minute; it is kept in FOLDER for later runs. An unmeasured run fills numba's cache
+first; loading the compiled kernels from the cache is timed.
 
-The last pair is two whole commands from the shell, start and imports included, boxes and masks both: `maskfleet
-evaluate`, and benchmarks/peer_evaluate.py, which does the same with pycocotools from JSON.
+The last pair are two whole commands from the shell that evaluate boxes and masks, with Python's start and imports:
+`maskfleet evaluate`, and benchmarks/peer_evaluate.py, which does the same with pycocotools from JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMMAND, PEER_COMMAND = "maskfleet evaluate", "script with pycocotools"
 
 
 def measure(side: str, folder: Path) -> dict[str, Any]:
-    """Seconds, CPU seconds, peak MiB and figures of one side, in this process."""
+    """Seconds, CPU seconds, peak MiB and COCO's twelve figures of one side, measured in this process."""
     run, truth, results = str(folder / "run"), str(folder / "truth.json"), str(folder / "results.json")
     import pandas  # noqa: F401
 
@@ -45,10 +45,10 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
         from pipeline.tables import load_images, load_table
 
         started, cpu = time.perf_counter(), time.process_time()
-        known = Truth.load(truth)
+        ground_truth = Truth.load(truth)
         images = load_images(run, ["image_id", "status"])
-        table, _ = align(load_table("instances", run, [*COLUMNS, *MASK_COLUMNS]), images, known)
-        stats = evaluate_table(known, table, "segm", backend="compiled").stats
+        table, _ = align(load_table("instances", run, [*COLUMNS, *MASK_COLUMNS]), images, ground_truth)
+        stats = evaluate_table(ground_truth, table, "segm", backend="compiled").stats
     elif side == "parquet, evaluate_run":
         from pipeline.evaluation import kernel  # noqa: F401
         from pipeline.evaluation.metrics import evaluate_run
@@ -59,10 +59,10 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-        sys.stdout = open("/dev/null", "w")  # its progress
+        sys.stdout = open("/dev/null", "w")  # hides its progress output
         started, cpu = time.perf_counter(), time.process_time()
-        known = COCO(truth)
-        evaluator = COCOeval(known, known.loadRes(results), "segm")
+        coco_truth = COCO(truth)
+        evaluator = COCOeval(coco_truth, coco_truth.loadRes(results), "segm")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -76,16 +76,17 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def measure_command(words: list[str]) -> dict[str, float]:
+def measure_command(command: list[str]) -> dict[str, float]:
     """Seconds, CPU seconds and peak MiB of a whole command.
 
-    Linux counts what the parent held before the command's own program was loaded, so this process must stay small.
+    Linux starts a child's peak at its parent's resident size, from before the child loads its own program. So this
+    process must stay small.
     """
     started = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}")
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
     return {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
@@ -94,26 +95,29 @@ def measure_command(words: list[str]) -> dict[str, float]:
 
 
 def compare_commands(folder: Path, runs: int) -> dict[str, float]:
-    """Both commands in turn; ratios are medians over the runs."""
+    """Figures of the two whole commands, run in turn; ratios are medians over the runs."""
     program = [str(Path(sys.executable).parent / "maskfleet"), "evaluate", str(folder / "run")]
-    peer = [sys.executable, str(Path(__file__).parent / "peer_evaluate.py")]
+    peer_program = [sys.executable, str(Path(__file__).parent / "peer_evaluate.py")]
     commands = {
         COMMAND: [*program, f"ground_truth.uri={folder / 'truth.json'}"],
-        PEER_COMMAND: [*peer, str(folder / "truth.json"), str(folder / "results.json")],
+        PEER_COMMAND: [*peer_program, str(folder / "truth.json"), str(folder / "results.json")],
     }
     measured: dict[str, list[dict[str, float]]] = {side: [] for side in commands}
     for _ in range(runs):
-        for side, words in commands.items():
-            measured[side].append(measure_command(words))
-            print(json.dumps({"side": side, **{k: round(v, 3) for k, v in measured[side][-1].items()}}), flush=True)
+        for side, command in commands.items():
+            measured[side].append(measure_command(command))
+            print(
+                json.dumps({"side": side, **{key: round(value, 3) for key, value in measured[side][-1].items()}}),
+                flush=True,
+            )
     pairs = list(zip(measured[COMMAND], measured[PEER_COMMAND], strict=True))
     figures = {
         f"{side}: {key}": statistics.median(run[key] for run in rows)
         for side, rows in measured.items()
         for key in rows[0]
     }
-    figures[f"{COMMAND}: ratio"] = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
-    figures[f"{COMMAND}: memory_ratio"] = statistics.median(a["peak_mib"] / b["peak_mib"] for a, b in pairs)
+    figures[f"{COMMAND}: ratio"] = statistics.median(peer["seconds"] / ours["seconds"] for ours, peer in pairs)
+    figures[f"{COMMAND}: memory_ratio"] = statistics.median(ours["peak_mib"] / peer["peak_mib"] for ours, peer in pairs)
     print(
         f"{COMMAND}, from the shell: {figures[f'{COMMAND}: ratio']:.1f}x faster than {PEER_COMMAND}, "
         f"{figures[f'{COMMAND}: memory_ratio']:.2f} of the memory"
@@ -140,30 +144,32 @@ def main() -> None:
 
         sizes = {"num_images": arguments.images, "num_objects": arguments.objects, "detections": arguments.detections}
         draw(arguments.folder, **sizes)
-        measure("parquet, evaluate_run", arguments.folder)  # compiles, if need be
+        measure("parquet, evaluate_run", arguments.folder)  # compiles the kernels unless numba's cache has them
         return
-    # In a process of its own: this one must stay small, see `measure_command`.
+    # Drawing has its own process, because this one must stay small: see `measure_command`.
     subprocess.run([sys.executable, "-m", "benchmarks.bench_evaluate", "--draw", *sys.argv[1:]], check=True)
     if arguments.only_commands:
         print_figures(compare_commands(arguments.folder, arguments.runs))
         return
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    measured: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(arguments.runs):
         for side in SIDES:
             command = [sys.executable, "-m", "benchmarks.bench_evaluate", "--side", side]
-            answer = subprocess.run(
+            completed = subprocess.run(
                 [*command, "--folder", str(arguments.folder)], check=True, capture_output=True, text=True
             )
-            found[side].append(json.loads(answer.stdout))
-            shown = {key: round(value, 3) for key, value in found[side][-1].items() if key != "stats"}
-            print(json.dumps({"side": side, **shown}), flush=True)
-    peer = found["pycocotools"]
-    want = peer[0]["stats"]
+            measured[side].append(json.loads(completed.stdout))
+            printed = {key: round(value, 3) for key, value in measured[side][-1].items() if key != "stats"}
+            print(json.dumps({"side": side, **printed}), flush=True)
+    peer = measured["pycocotools"]
+    expected_stats = peer[0]["stats"]
     figures: dict[str, float] = {}
-    for side, runs in found.items():
-        worst = max(abs(a - b) for run in runs for a, b in zip(run["stats"], want, strict=True))
+    for side, runs in measured.items():
+        max_difference = max(
+            abs(value - expected) for run in runs for value, expected in zip(run["stats"], expected_stats, strict=True)
+        )
         ratio, memory_ratio = (
-            statistics.median(b[key] / a[key] for a, b in zip(runs, peer, strict=True))
+            statistics.median(peer_run[key] / run[key] for run, peer_run in zip(runs, peer, strict=True))
             for key in ("seconds", "peak_mib")
         )
         median = {key: statistics.median(run[key] for run in runs) for key in ("seconds", "cpu_seconds", "peak_mib")}
@@ -172,11 +178,11 @@ def main() -> None:
         if side != "pycocotools":
             figures[f"{side}: ratio"] = ratio
             figures[f"{side}: memory_ratio"] = 1 / memory_ratio
-            figures[f"{side}: differs_by"] = worst
+            figures[f"{side}: differs_by"] = max_difference
         print(
             f"{side:24} {median['seconds']:8.2f} s {median['cpu_seconds']:8.2f} s CPU {median['peak_mib']:7.0f} MiB  "
-            f"{ratio:6.1f}x faster, {1 / memory_ratio:.2f} of the memory, figures differ by {worst:.1e} "
-            f"(segm AP {want[0]:.6f})"
+            f"{ratio:6.1f}x faster, {1 / memory_ratio:.2f} of the memory, figures differ by {max_difference:.1e} "
+            f"(segm AP {expected_stats[0]:.6f})"
         )
     figures |= compare_commands(arguments.folder, arguments.runs)
     print_figures(figures)

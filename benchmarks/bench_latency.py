@@ -1,9 +1,9 @@
-"""One 512 x 512 image at a time: from pixels in memory to RLE masks, against torchvision and pycocotools.
+"""Latency of one 512 x 512 image, from pixels in memory to RLE masks, against torchvision with pycocotools.
 
     python -m benchmarks.bench_latency [--runs 100] [--threads 2] [--backbones resnet50 mobilenet_v3_large]
 
-Both sides have the same random weights (peaked, so that an image yields 100 instances) and take turns on the same
-images; ours in exact and, where the processor computes in bfloat16, in fast mode.
+Both sides have the same random weights, whose class scores are peaked so that each image yields 100 instances, and take
+turns on the same images. Ours runs in exact mode and, where the processor computes in bfloat16, in fast mode.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WARM_UP = 3
 
 
 def ours(checkpoint: str, num_threads: int, precision: str) -> Callable[[np.ndarray], int]:
-    """Predicts and encodes one image; returns its number of instances."""
+    """Our predictor, as a function that predicts and encodes one image and returns its number of instances."""
     predictor = make_predictor(checkpoint, batch_size=1, precision=precision, num_threads=num_threads)
     warm_up()
 
@@ -49,7 +49,7 @@ def ours(checkpoint: str, num_threads: int, precision: str) -> Callable[[np.ndar
 
 
 def peer(checkpoint: str) -> Callable[[np.ndarray], int]:
-    """The same with torchvision's full-image masks and pycocotools."""
+    """The same function with torchvision's full-image masks and pycocotools."""
     loaded = load_checkpoint(checkpoint)
     spec = loaded.spec.replace(score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)
     network = torchvision_network(spec)
@@ -57,15 +57,15 @@ def peer(checkpoint: str) -> Callable[[np.ndarray], int]:
 
     def segment_one(pixels: np.ndarray) -> int:
         with torch.inference_mode():
-            (found,) = network([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
-        masks = (found["masks"][:, 0] >= 0.5).numpy().astype(np.uint8)
+            (output,) = network([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
+        masks = (output["masks"][:, 0] >= 0.5).numpy().astype(np.uint8)
         return len([coco.encode(np.asfortranarray(mask)) for mask in masks])
 
     return segment_one
 
 
 def compare(backbone: str, num_runs: int, num_threads: int) -> dict[str, float]:
-    """Percentiles in milliseconds and ratios of one network, named after its backbone."""
+    """Latency percentiles in milliseconds and their ratios, for one network; keys start with its backbone's name."""
     spec = ModelSpec(backbone=backbone, num_classes=90, norm="batch", image_min_size=SIDE, image_max_size=SIDE)
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,20 +79,18 @@ def compare(backbone: str, num_runs: int, num_threads: int) -> dict[str, float]:
     for number in range(WARM_UP + num_runs):
         for name, segment_one in sides.items():
             started = time.perf_counter()
-            found = segment_one(images[number % len(images)])
+            num_instances = segment_one(images[number % len(images)])
             if number >= WARM_UP:
                 spent_ms[name].append(1e3 * (time.perf_counter() - started))
-                instances[name] += found
+                instances[name] += num_instances
     figures: dict[str, Any] = {}
     for name, values in spent_ms.items():
         figures |= {f"{backbone} {name} p{q} ms": float(np.percentile(values, q)) for q in (50, 99)}
         figures[f"{backbone} {name} instances"] = instances[name] / num_runs
         if name != "peer":
             for q in (50, 99):
-                p = f"p{q}"
-                figures[f"{backbone} {name} {p} ratio"] = (
-                    figures[f"{backbone} peer {p} ms"] / figures[f"{backbone} {name} {p} ms"]
-                )
+                peer_ms, our_ms = (figures[f"{backbone} {side} p{q} ms"] for side in ("peer", name))
+                figures[f"{backbone} {name} p{q} ratio"] = peer_ms / our_ms
     return figures
 
 
@@ -105,9 +103,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     figures: dict[str, float] = {}
     for backbone in options.backbones:
-        found = compare(backbone, options.runs, options.threads)
-        print(json.dumps({name: round(value, 3) for name, value in found.items()}), flush=True)
-        figures |= found
+        backbone_figures = compare(backbone, options.runs, options.threads)
+        print(json.dumps({name: round(value, 3) for name, value in backbone_figures.items()}), flush=True)
+        figures |= backbone_figures
     print_figures(figures)
 
 

@@ -1,10 +1,11 @@
-"""Where the memory of an actor's process goes: R50-FPN at 800 px on a CPU, photos of 0.7 to 3 megapixels, without Ray.
+"""Resident memory of an actor's process by use (files, heap in use, heap holes), without Ray; it has no peer.
 
     python -m benchmarks.bench_memory [--precision float32] [--threads 2]
 
-The process has an actor's malloc, so it needs glibc. It predicts and encodes 12 drawn photos one by one, while a thread
-asks the system and malloc every few milliseconds. Figures are MiB, resident in memory: before there is a network, with
-one, at the highest, and where malloc had most in use.
+R50-FPN at 800 px on a CPU. The process has an actor's malloc settings, so it needs glibc. It predicts and encodes 12
+synthetic photos of 0.7 to 3 megapixels one by one, while a thread samples the system's and malloc's counters every 3
+ms. Figures are MiB of resident memory: before the network is loaded, with the network, at the highest resident size,
+and at the most memory in use by malloc.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ class MallInfo(ctypes.Structure):
 _mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
 
 
-def held() -> dict[str, float]:
-    """What is resident now: in all, of files, of malloc in use and free (not all of it resident), and all else."""
-    pages, page = Path("/proc/self/statm").read_text().split(), os.sysconf("SC_PAGESIZE")
-    resident, files = int(pages[1]) * page, int(pages[2]) * page
-    assert _mallinfo is not None, "`main` has seen to that"
+def resident_mib() -> dict[str, float]:
+    """Resident MiB now: all of it, mapped files, malloc's in use and free (not all of it resident), and the rest."""
+    page_counts, page_bytes = Path("/proc/self/statm").read_text().split(), os.sysconf("SC_PAGESIZE")
+    resident, files = int(page_counts[1]) * page_bytes, int(page_counts[2]) * page_bytes
+    assert _mallinfo is not None, "`main` checks that glibc has mallinfo2"
     info = _mallinfo()
     in_use, holes = info.uordblks + info.hblkhd, info.fordblks
     parts = {"all": resident, "files": files, "in use": in_use, "holes": holes}
@@ -56,15 +57,15 @@ def held() -> dict[str, float]:
 
 
 @contextmanager
-def highest(peaks: dict[str, dict[str, float]]) -> Iterator[None]:
-    """Leaves in `peaks` what was held where that was most in all, and where most of it was in use."""
+def record_peaks(peaks: dict[str, dict[str, float]]) -> Iterator[None]:
+    """Puts into `peaks` the sample with the most resident memory ("all") and that with the most in use ("in use")."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(SAMPLE_S):
-            now = held()
+            sample = resident_mib()
             for name in ("all", "in use"):
-                peaks[name] = max(peaks.get(name, now), now, key=lambda one: one[name])
+                peaks[name] = max(peaks.get(name, sample), sample, key=lambda parts: parts[name])
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -81,11 +82,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     if _mallinfo is None:
-        parser.error("needs glibc 2.33 or later, whose malloc says what it holds")
+        parser.error("needs glibc 2.33 or later, which has mallinfo2")
     _mallinfo.restype = MallInfo
     if not os.environ.items() >= malloc.ENVIRONMENT.items():
-        words = [sys.executable, "-m", "benchmarks.bench_memory", *sys.argv[1:]]
-        os.execve(sys.executable, words, os.environ | malloc.ENVIRONMENT)
+        command = [sys.executable, "-m", "benchmarks.bench_memory", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | malloc.ENVIRONMENT)
     random = np.random.default_rng(0)
     images = [draw_pixels(random, *size) for size in PHOTO_SIZES]
     peaks: dict[str, dict[str, float]] = {}
@@ -94,12 +95,12 @@ def main() -> None:
         warm_up()
         gc.collect()
         malloc.give_back_holes()
-        states = {"before there is a network": held()}
+        states = {"before there is a network": resident_mib()}
         predictor = make_predictor(folder, batch_size=1, precision=options.precision, num_threads=options.threads)
         gc.collect()
         malloc.give_back_holes()
-        states["with the network"] = held()
-        with highest(peaks):
+        states["with the network"] = resident_mib()
+        with record_peaks(peaks):
             for image in images:
                 segment(predictor, [image])
     states |= {"at the highest": peaks["all"], "where most is in use": peaks["in use"]}

@@ -1,10 +1,11 @@
-"""Planning a corpus of many million keys: time, and the peak memory of the driver, which must not grow with the keys.
+"""Time and peak memory of planning a corpus of millions of keys; its peer is the same plan with fewer keys.
 
     python -m benchmarks.bench_plan --keys 1000000 10000000
 
-Two kinds of corpus: a bucket's listing, which comes in order and is written as it streams by, and a Parquet list of
-URIs in random order, which is sorted in runs on the scratch disk. Each is planned in a process of its own. There is no
-peer: a plain script holds the listing in memory.
+Peak memory must not grow with the number of keys. There are two kinds of corpus: a bucket's listing, which comes in
+order and is written as it streams by, and a Parquet list of URIs in random order, which is sorted in runs on the
+scratch disk. Each is planned in its own process. No other program is compared: a plain script holds the listing in
+memory.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from pipeline.storage.local import LocalStorage
 
 
 def key_of(number: int) -> str:
-    """A key as a camera's bucket has them."""
+    """Key of image `number`, in the style of a bucket of camera images."""
     return f"site-{number // 1_000_000:03d}/camera-{number // 10_000:05d}/IMG_{number:09d}.jpg"
 
 
 def write_list(path: Path, num_keys: int) -> None:
-    """A Parquet list of URIs in random order within stretches of a million."""
-    chance = random.Random(0)
+    """Writes a Parquet list of URIs, in random order within each stretch of a million."""
+    rng = random.Random(0)
     schema = pa.schema([("uri", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, num_keys, 1_000_000):
             stretch = list(range(start, min(start + 1_000_000, num_keys)))
-            chance.shuffle(stretch)
+            rng.shuffle(stretch)
             uris = [f"s3://photos/{num_keys - 1 - number:09d}.jpg" for number in stretch]
             writer.write_table(pa.table({"uri": uris}, schema=schema))
 
@@ -48,18 +49,18 @@ def write_list(path: Path, num_keys: int) -> None:
 def plan(kind: str, num_keys: int, folder: Path) -> None:
     """Plans one corpus and prints seconds and peak memory in MiB."""
 
-    def listing(after: str) -> Iterator[PlannedImage]:
+    def iter_bucket(after: str) -> Iterator[PlannedImage]:
         for number in range(num_keys):
             key = key_of(number)
             yield PlannedImage(key, f"s3://photos/{key}", f"{number:032x}", 250_000 + number % 1000)
 
-    def listed(after: str) -> Iterator[PlannedImage]:
+    def iter_list(after: str) -> Iterator[PlannedImage]:
         return iter_corpus(str(folder / "list.parquet"), kind="list", after=after)
 
     started = time.perf_counter()
     sealed = seal_plan(
         LocalStorage(folder / f"plan-{kind}"),
-        listing if kind == "bucket" else listed,
+        iter_bucket if kind == "bucket" else iter_list,
         shard_size=None,
         num_workers=8,
     )
@@ -70,14 +71,17 @@ def plan(kind: str, num_keys: int, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keys", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--one", nargs=3, metavar=("KIND", "KEYS", "FOLDER"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        return plan(given.one[0], int(given.one[1]), Path(given.one[2]))
+    parser.add_argument(
+        "--one", dest="single_plan", nargs=3, metavar=("KIND", "KEYS", "FOLDER"), help=argparse.SUPPRESS
+    )
+    options = parser.parse_args()
+    if options.single_plan:
+        kind, num_keys, folder = options.single_plan
+        return plan(kind, int(num_keys), Path(folder))
     print("| corpus | keys | time | keys/s | peak memory |\n|---|---|---|---|---|")
     figures: dict[str, float] = {}
     for kind in ("bucket", "list"):
-        for num_keys in given.keys:
+        for num_keys in options.keys:
             with tempfile.TemporaryDirectory(prefix="maskfleet-plan-") as folder:
                 if kind == "list":
                     write_list(Path(folder) / "list.parquet", num_keys)

@@ -1,13 +1,14 @@
-"""The bulk run against the plain Ray Data pipeline, from a ready actor to Parquet: the same photos, weights and cores.
+"""Bulk segmentation, images a second and peak memory, against a plain Ray Data pipeline with torchvision.
 
     python -m benchmarks.bench_predict [--images DIR] [--runs 3] [--threads 2]
     python -m benchmarks.bench_predict --tiny [--count 2000]
 
-Without --images, 12 photos of 0.7 to 3 megapixels are drawn; R50-FPN at 800 px with random weights whose class scores
-are peaked, so that each photo yields 100 instances. --tiny takes the tiny network and drawn JPEGs of 640 x 480 instead.
-Each round runs the peer, ours in exact and, where the processor computes in bfloat16, in fast mode, and our predictor
-alone on the decoded photos in memory, in turn, each with one actor on `--threads` cores. A line of JSON a round, then
-one of medians.
+Both sides have the same photos, weights and cores; the time is that from the ready actor to the written Parquet.
+Without --images, the photos are 12 synthetic ones of 0.7 to 3 megapixels. The network is R50-FPN at 800 px with random
+weights whose class scores are peaked, so that each photo yields 100 instances. --tiny takes the tiny network and
+synthetic JPEGs of 640 x 480 px instead. Each round runs in turn: the peer; our bulk run in exact mode and, where the
+processor computes in bfloat16, in fast mode; and our predictor alone on the decoded photos in memory. Each has one
+actor on `--threads` cores. Prints a line of JSON for each round, then one of medians.
 """
 
 from __future__ import annotations
@@ -54,21 +55,21 @@ PHOTO_SIZES += [(1067, 1600), (1600, 1200), (1152, 1728), (1365, 2048), (2048, 1
 
 
 class TimedPredictor(ImagePredictor):
-    """Leaves in a file when it was ready, and the most memory its process has held."""
+    """A predictor that writes to a file when it was ready and the peak memory of its process."""
 
     def __init__(self, *args: Any, note: str, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.note, self.ready = note, time.time()
 
     def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
-        found = super().predict(images, sizes)
+        predictions = super().predict(images, sizes)
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         Path(self.note).write_text(json.dumps({"ready": self.ready, "peak_mib": peak_mib}))
-        return found
+        return predictions
 
 
 def make_checkpoint(folder: Path, spec: ModelSpec) -> None:
-    """Random weights that find as many instances as they may; their speed is a trained network's."""
+    """Saves random weights that find the maximum number of instances; such a network is as fast as a trained one."""
     torch.manual_seed(0)
     network = build_model(spec)
     with torch.no_grad():
@@ -79,48 +80,48 @@ def make_checkpoint(folder: Path, spec: ModelSpec) -> None:
 
 
 def draw_pixels(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 RGB [H, W, 3]: smooth shapes with noise, as photos compress."""
+    """uint8 RGB [H, W, 3]: smooth shapes with noise, which compress like photos."""
     coarse = Image.fromarray(random.integers(0, 256, (height // 64, width // 64, 3), np.uint8))
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     return (pixels + random.integers(-8, 9, pixels.shape, np.int16)).clip(0, 255).astype(np.uint8)
 
 
 def draw_photos(folder: Path) -> None:
-    """One JPEG of each size."""
+    """Writes one synthetic JPEG of each of `PHOTO_SIZES`."""
     random = np.random.default_rng(0)
     for index, (height, width) in enumerate(PHOTO_SIZES):
         Image.fromarray(draw_pixels(random, height, width)).save(folder / f"{index:02d}.jpg", quality=90)
 
 
 def start_ray(num_cpus: int) -> None:
-    """A Ray of its own, whatever else runs on the machine."""
+    """Starts a new local Ray, even if a cluster runs on the machine."""
     ray.init(
         address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
     )
 
 
 def segment_ours(
-    images: str, checkpoint: str, out: Path, *more: str, mode: str, batch_size: int, num_threads: int
+    images: str, checkpoint: str, out: Path, *overrides: str, mode: str, batch_size: int, num_threads: int
 ) -> dict[str, Any]:
-    """The bulk run with `more` overrides; `seconds` from the moment its actor was ready."""
-    words = [
-        *more,
+    """Totals of the bulk run with these configuration `overrides`; `seconds` counts from its actor's being ready."""
+    settings = [
+        *overrides,
         *(f"model.checkpoint={checkpoint}", f"input.uri={images}", f"output.uri={out}", f"segment.mode={mode}"),
         *(f"segment.batch_size={batch_size}", f"segment.cpus_per_worker={num_threads}", "segment.num_workers=[1, 1]"),
         *(f"segment.score_threshold={SCORE_THRESHOLD}", f"segment.max_detections={MAX_DETECTIONS}"),
         f"segment.decode_children={num_threads}",
     ]
-    plan = prepare_segment(load_config(SegmentConfig, None, words))
-    note = out.with_suffix(".note")
+    plan = prepare_segment(load_config(SegmentConfig, None, settings))
+    note_path = out.with_suffix(".note")
     job = bulk_job(plan)
-    job = type(job)(**{**vars(job), "predictor": functools.partial(TimedPredictor, note=str(note))})
+    job = type(job)(**{**vars(job), "predictor": functools.partial(TimedPredictor, note=str(note_path))})
     totals = segment_corpus(job)
     ended = time.time()
-    noted = json.loads(note.read_text())
+    note = json.loads(note_path.read_text())
     return {
-        "seconds": ended - noted["ready"],
+        "seconds": ended - note["ready"],
         "num_instances": totals["num_instances"],
-        "peak_mib": noted["peak_mib"],
+        "peak_mib": note["peak_mib"],
         "statuses": totals["statuses"],
     }
 
@@ -128,7 +129,7 @@ def segment_ours(
 def make_predictor(
     checkpoint: str, *, max_detections: int = MAX_DETECTIONS, device: str = "cpu", **settings: Any
 ) -> ImagePredictor:
-    """Our predictor of a checkpoint with the benchmarks' thresholds."""
+    """Our predictor with a checkpoint's weights and the benchmarks' thresholds."""
     return ImagePredictor(
         checkpoint,
         sha256=load_checkpoint(checkpoint).sha256,
@@ -140,16 +141,16 @@ def make_predictor(
 
 
 def segment(predictor: ImagePredictor, images: list[np.ndarray]) -> int:
-    """Predicts and encodes, from pixels in memory to masks as strings; returns the number of instances."""
+    """Predicts and encodes, from pixels in memory to RLE strings; returns the number of instances."""
     count = 0
-    for found, image in zip(predictor.predict(images), images, strict=True):
-        assert not isinstance(found, str), found
-        count += len(encode_instances(found, predictor.categories, image.shape[:2], 0.5)["rle_counts"])
+    for prediction, image in zip(predictor.predict(images), images, strict=True):
+        assert not isinstance(prediction, str), prediction
+        count += len(encode_instances(prediction, predictor.categories, image.shape[:2], 0.5)["rle_counts"])
     return count
 
 
 def predict_alone(images: str, checkpoint: str, *, batch_size: int, num_threads: int) -> float:
-    """Seconds of the exact predictor on the decoded photos, all in memory; run in a process as an actor's is."""
+    """Seconds of the exact predictor on decoded photos in memory. Runs as a Ray task with an actor's malloc."""
     pixels = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(Path(images).iterdir())]
     predictor = make_predictor(checkpoint, batch_size=batch_size, num_threads=num_threads)
     window = 4 * batch_size
@@ -161,7 +162,7 @@ def predict_alone(images: str, checkpoint: str, *, batch_size: int, num_threads:
 
 
 def run_round(images: str, checkpoint: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything once, in turn."""
+    """Figures of one round: the peer, our modes and the predictor alone, in turn."""
     threads, count = options.threads, len(list(Path(images).iterdir()))
     peer = segment_as_peer(
         images,
@@ -174,9 +175,9 @@ def run_round(images: str, checkpoint: str, folder: Path, options: argparse.Name
     )
     row: dict[str, Any] = {"peer_images_per_s": count / peer["seconds"], "peer_peak_mib": peer["peak_mib"]}
     row["instances_an_image"] = peer["num_instances"] / count
-    how = {"batch_size": options.batch, "num_threads": threads}
+    settings = {"batch_size": options.batch, "num_threads": threads}
     for mode in ("exact", "fast") if native_dtype("fast", "cpu")[1] is None else ("exact",):
-        ours = segment_ours(images, checkpoint, folder / mode, mode=mode, **how)
+        ours = segment_ours(images, checkpoint, folder / mode, mode=mode, **settings)
         assert ours["statuses"] == {"ok": count}, ours
         row |= {
             f"{mode}_images_per_s": count / ours["seconds"],
@@ -185,8 +186,8 @@ def run_round(images: str, checkpoint: str, folder: Path, options: argparse.Name
             f"{mode}_memory_ratio": ours["peak_mib"] / peer["peak_mib"],
             f"{mode}_instances_an_image": ours["num_instances"] / count,
         }
-    as_in_an_actor: Any = ray.remote(num_cpus=threads, max_calls=1, runtime_env={"env_vars": malloc.ENVIRONMENT})
-    alone_s = ray.get(as_in_an_actor(predict_alone).remote(images, checkpoint, **how))
+    task_like_an_actor: Any = ray.remote(num_cpus=threads, max_calls=1, runtime_env={"env_vars": malloc.ENVIRONMENT})
+    alone_s = ray.get(task_like_an_actor(predict_alone).remote(images, checkpoint, **settings))
     row["end_to_end_over_predictor_alone"] = row["exact_images_per_s"] / (count / alone_s)
     row["load_average"] = os.getloadavg()[0]
     return row
@@ -194,8 +195,8 @@ def run_round(images: str, checkpoint: str, folder: Path, options: argparse.Name
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", help="folder of photos; drawn ones if it is not given")
-    parser.add_argument("--count", type=int, default=2000, help="drawn JPEGs with --tiny")
+    parser.add_argument("--images", help="folder of photos; synthetic photos by default")
+    parser.add_argument("--count", type=int, default=2000, help="number of synthetic JPEGs with --tiny")
     parser.add_argument("--tiny", action="store_true", help="the tiny network on JPEGs of 640 x 480")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -221,11 +222,11 @@ def main() -> None:
             else:
                 draw_photos(folder / "photos")
         for number in range(options.runs):
-            place = folder / f"round-{number}"
-            place.mkdir()
-            rounds.append(run_round(images, str(folder / "model"), place, options))
+            round_folder = folder / f"round-{number}"
+            round_folder.mkdir()
+            rounds.append(run_round(images, str(folder / "model"), round_folder, options))
             print(json.dumps({name: round(value, 3) for name, value in rounds[-1].items()}), flush=True)
-    print_figures({name: statistics.median(one[name] for one in rounds) for name in rounds[0]})
+    print_figures({name: statistics.median(row[name] for row in rounds) for name in rounds[0]})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""One class above a score, out of ten million instances, into pandas.
+"""Filtering ten million instances by class and score into pandas, against reading the whole table and COCO JSON.
 
     python -m benchmarks.bench_query [--folder F] [--instances 10000000] [--json-instances 1000000]
 
-Compares, each in a process of its own: the filter pushed down to row groups (`load_instances`), the same through
-`pandas.read_parquet`, reading the whole table and filtering in pandas, and, for the first million, the same rows as
-COCO results JSON filtered in Python. Bytes are what the process read (`rchar` of /proc/self/io, Linux); time is the
-query's, without starting Python or importing. The files are in the page cache; from a bucket, bytes decide.
+Compares, each in its own process: the filter pushed down to row groups (`load_instances`); the same through
+`pandas.read_parquet`; reading the whole table and filtering in pandas; and, for a table of a million rows, the filter
+against the same rows as COCO results JSON filtered in Python. Bytes are those that the process read (`rchar` of
+/proc/self/io, Linux). The time is that of the query, without Python's start and imports. The files are in the page
+cache; when they are read from a bucket, the number of bytes decides.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from benchmarks.memory import peak_mib
 
 CATEGORY, SCORE = "class_07", 0.8
 SIDES = ("filter", "pandas, filter", "whole table", "filter, JSON's share", "JSON")
+DICTIONARY_COLUMNS = ("category", "run_id", "image_id", "status")
 _ROWS_A_SHARD = 25_600
 
 
-def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
-    """Writes `run/` of `num` instances, `small/` of `num_json` and `results.json` of these, unless they are there."""
+def draw_tables(folder: Path, num_instances: int, num_json: int, row_group: int) -> None:
+    """Writes `run/` of `num_instances`, `small/` of `num_json` and `results.json` of the latter, unless they exist."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,12 +59,12 @@ def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
     pool = load_table("instances", str(folder / "pool/run")).combine_chunks()
     rng = np.random.default_rng(0)
     images = IMAGES_SCHEMA.empty_table()
-    for name, rows in (("small", num_json), ("run", num)):
-        storage = LocalStorage(folder / name)
-        storage.write_bytes("run.json", to_json({"name": name}))
+    for run_name, num_rows in (("small", num_json), ("run", num_instances)):
+        storage = LocalStorage(folder / run_name)
+        storage.write_bytes("run.json", to_json({"name": run_name}))
         commits = []
-        for shard in range(-(-rows // _ROWS_A_SHARD)):
-            size = min(_ROWS_A_SHARD, rows - shard * _ROWS_A_SHARD)
+        for shard in range(-(-num_rows // _ROWS_A_SHARD)):
+            size = min(_ROWS_A_SHARD, num_rows - shard * _ROWS_A_SHARD)
             table = pool.take(pa.array(rng.integers(0, pool.num_rows, size)))
             ids = [f"{shard * 256 + i // 100:012d}.jpg" for i in range(size)]
             table = table.set_column(0, INSTANCES_SCHEMA.field("image_id"), pa.array(ids))
@@ -70,7 +72,7 @@ def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
             files = {}
             for kind, content in (("images", images), ("instances", table)):
                 buffer = io.BytesIO()
-                dictionary = [c for c in ("category", "run_id", "image_id", "status") if c in content.column_names]
+                dictionary = [name for name in DICTIONARY_COLUMNS if name in content.column_names]
                 pq.write_table(
                     content, buffer, compression="zstd", row_group_size=row_group, write_page_checksum=True,
                     write_page_index=True, use_dictionary=dictionary,
@@ -81,7 +83,7 @@ def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
             commit = Commit("drawn", shard, "a1", files["images"], files["instances"], {}, {})
             storage.put_if_absent(commit_key(shard), commit.to_json())
             commits.append(manifest_row(commit))
-        pq.write_table(pa.Table.from_pylist(commits, schema=MANIFEST_SCHEMA), folder / name / MANIFEST_KEY)
+        pq.write_table(pa.Table.from_pylist(commits, schema=MANIFEST_SCHEMA), folder / run_name / MANIFEST_KEY)
     with open(folder / "results.json", "w") as file:
         separator = "["
         for row in load_instances(str(folder / "small")).itertuples():
@@ -98,14 +100,14 @@ def draw_tables(folder: Path, num: int, num_json: int, row_group: int) -> None:
 
 
 def measure(side: str, folder: Path) -> dict[str, Any]:
-    """Seconds, bytes read, peak MiB and rows found of one side, in this process."""
+    """Seconds, MB read, peak MiB and number of matching rows of one side, measured in this process."""
     import pandas as pd
 
     from pipeline.tables import load_instances
 
-    load_instances(str(folder / "pool/run"), ["score"], [("score", ">", 2)])  # what is imported on the first call
+    load_instances(str(folder / "pool/run"), ["score"], [("score", ">", 2)])  # imports on the first call
     conditions = [("category", "==", CATEGORY), ("score", ">", SCORE)]
-    started, read = time.perf_counter(), _bytes_read()
+    started, bytes_before = time.perf_counter(), _bytes_read()
     if side == "filter":
         rows = len(load_instances(str(folder / "run"), filters=conditions))
     elif side == "pandas, filter":
@@ -118,11 +120,11 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
     else:
         with open(folder / "results.json", "rb") as file:
             entries = json.load(file)
-        number = int(CATEGORY[-2:]) + 1
-        rows = len(pd.DataFrame([e for e in entries if e["category_id"] == number and e["score"] > SCORE]))
+        category_id = int(CATEGORY[-2:]) + 1
+        rows = len(pd.DataFrame([row for row in entries if row["category_id"] == category_id and row["score"] > SCORE]))
     return {
         "seconds": time.perf_counter() - started,
-        "read_mb": (_bytes_read() - read) / 1e6,
+        "read_mb": (_bytes_read() - bytes_before) / 1e6,
         "peak_mib": peak_mib(),
         "rows": rows,
     }
@@ -150,10 +152,10 @@ def main() -> None:
         runs = []
         for _ in range(1 if side in ("whole table", "JSON") else arguments.runs):
             command = [sys.executable, "-m", "benchmarks.bench_query", "--side", side]
-            answer = subprocess.run(
+            completed = subprocess.run(
                 [*command, "--folder", str(arguments.folder)], check=True, capture_output=True, text=True
             )
-            runs.append(json.loads(answer.stdout))
+            runs.append(json.loads(completed.stdout))
         median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         print(
             f"{side:22} {median['seconds']:7.2f} s {median['read_mb']:8.1f} MB read {median['peak_mib']:7.0f} MiB peak "

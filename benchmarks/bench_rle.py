@@ -1,13 +1,13 @@
-"""Mask encoding against its peer: torchvision's paste, `>= 0.5`, `pycocotools.mask.encode`.
+"""Mask-to-RLE encoding, seconds and extra memory, against torchvision's mask pasting with pycocotools' encoding.
 
     python -m benchmarks.bench_rle [--runs 5] [--seed 0] [--instances 100]
 
-Prints one JSON line for each measure and a table at the end. Both sides run in turn in one process, on the
-same masks and boxes; figures are medians over paired runs. The peer has all of torch's threads, the encoder
-one. Boxes have uniform centres and sides 0.02 + 0.4 u^2 of the image (u uniform); masks are 28 x 28 smooth
-blobs with noise of 0.5 on the logit. Memory is the peak resident size over a call less the resident size
-before it (Linux only, else null). Takes about four minutes and 10 GB of memory on two cores, nearly all of it
-the peer's at 12 megapixels.
+The peer is `paste_masks_in_image`, `>= 0.5` and `pycocotools.mask.encode`. Prints one JSON line for each measure and a
+table at the end. Both sides run in turn in one process, on the same masks and boxes; figures are medians over paired
+runs. The peer has all of torch's threads, the encoder one. Boxes have uniform centres and sides of 0.02 + 0.4 u^2 of
+the image (u uniform); masks are 28 x 28 smooth blobs with noise of 0.5 on the logit. Memory is the peak resident size
+during a call less the resident size before it (Linux only, else null). Takes about four minutes and 10 GB of memory on
+two cores, nearly all of it the peer's at 12 megapixels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.figures import print_figures
 
 FULL_HD = (1080, 1920)
 TWELVE_MEGAPIXELS = (3000, 4000)
-HUNDRED_MEGAPIXELS = (8660, 11547)  # the shape of the twelve, as cost follows the columns
+HUNDRED_MEGAPIXELS = (8660, 11547)  # the aspect ratio of the twelve, as cost follows the columns
 SIDE = 28
 NUM_HUGE_CHECKED = 5  # masks of the largest image compared with the peer's, one at a time
 
@@ -52,6 +52,7 @@ def draw_image(rng: np.random.Generator, num: int, size: tuple[int, int]) -> Ima
 
 
 def encode_by_peer(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[str]:
+    """COCO compressed RLE strings of the masks, by torchvision and pycocotools."""
     pasted = paste_masks_in_image(torch.from_numpy(masks)[:, None], torch.from_numpy(boxes), size)
     inside = (pasted[:, 0] >= 0.5).numpy().astype(np.uint8)
     return [coco.encode(np.asfortranarray(mask))["counts"].decode() for mask in inside]
@@ -67,7 +68,7 @@ def measure(function: Callable[..., Any], image: Image) -> tuple[float, float | 
 
 
 def run(num_runs: int = 5, seed: int = 0, num_instances: int = 100) -> list[dict[str, Any]]:
-    """One dict for each measure of the module's table, in its order."""
+    """Measurements: one dict for each row of the printed table, in its order."""
     start = time.perf_counter()
     from pipeline.masks.rle import encode_roi_masks
 
@@ -89,11 +90,11 @@ def run(num_runs: int = 5, seed: int = 0, num_instances: int = 100) -> list[dict
         rows.append(
             {
                 "measure": f"{num_instances} instances, {size[0]} x {size[1]}",
-                "encoder_s": statistics.median(one[0] for one in ours),
-                "peer_s": statistics.median(one[0] for one in peers),
-                "ratio": statistics.median(peer[0] / one[0] for one, peer in zip(ours, peers)),
-                "encoder_extra_mib": _most(ours),
-                "peer_extra_mib": _most(peers),
+                "encoder_s": statistics.median(seconds for seconds, _, _ in ours),
+                "peer_s": statistics.median(seconds for seconds, _, _ in peers),
+                "ratio": statistics.median(peer[0] / our[0] for our, peer in zip(ours, peers)),
+                "encoder_extra_mib": _max_extra_mib(ours),
+                "peer_extra_mib": _max_extra_mib(peers),
                 "equal_bytes": num_runs * num_instances,
             }
         )
@@ -110,9 +111,9 @@ def run(num_runs: int = 5, seed: int = 0, num_instances: int = 100) -> list[dict
     rows.append(
         {
             "measure": f"{10 * num_instances} instances, {size[0]} x {size[1]}",
-            "encoder_s": statistics.median(one[0] for one in ours),
-            "times_the_row_before": statistics.median(one[0] / less[0] for one, less in zip(ours, smaller)),
-            "encoder_extra_mib": _most(ours),
+            "encoder_s": statistics.median(seconds for seconds, _, _ in ours),
+            "times_the_row_before": statistics.median(huge_call[0] / call[0] for huge_call, call in zip(ours, smaller)),
+            "encoder_extra_mib": _max_extra_mib(ours),
             "equal_bytes": NUM_HUGE_CHECKED,
         }
     )
@@ -127,6 +128,7 @@ def run(num_runs: int = 5, seed: int = 0, num_instances: int = 100) -> list[dict
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
+    """The measurements as a Markdown table."""
     columns = {
         "measure": "measure",
         "encoder_s": "encoder",
@@ -155,15 +157,15 @@ def _format_cell(key: str, value: Any) -> str:
     return str(value)
 
 
-def _most(measured: list[tuple[float, float | None, Any]]) -> float | None:
-    memory = [one[1] for one in measured if one[1] is not None]
+def _max_extra_mib(measured: list[tuple[float, float | None, Any]]) -> float | None:
+    memory = [extra_mib for _, extra_mib, _ in measured if extra_mib is not None]
     return max(memory) if memory else None
 
 
 def _reset_peak_mib() -> float | None:
-    """Set the peak resident size back to the resident size and give that, in MiB; None where it cannot be.
+    """Resets the peak resident size to the resident size and returns that in MiB; None where that is impossible.
 
-    Freed memory that the allocator still holds goes back first: a call that reuses it would seem to need none.
+    First returns freed memory from the allocator to the system: a call that reuses it would seem to need none.
     """
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -182,7 +184,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="paired runs of each measure")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--instances", type=int, default=100, help="in an image; ten times that in the last")
+    parser.add_argument(
+        "--instances", type=int, default=100, help="instances in an image; ten times as many in the last measure"
+    )
     arguments = parser.parse_args()
     rows = run(arguments.runs, arguments.seed, arguments.instances)
     for row in rows:

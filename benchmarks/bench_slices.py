@@ -1,10 +1,11 @@
-"""Huge images: what four times the slices cost, and a whole run over one image of 10,000 x 10,000 pixels.
+"""Time and peak memory of sliced prediction of huge images; its peer is a quarter as many slices.
 
     python -m benchmarks.bench_slices [--runs 5] [--threads 2] [--side 10000]
 
-The tiny network with random weights that find 25 instances a slice. First 100 and 400 slices of 256 px in turn, from
-pixels in memory to merged RLE masks: time in all, and that of cutting, merging and encoding alone. Then one drawn JPEG
-through the bulk run in slices of 1,024 px: seconds from the ready actor to the commit, and the actor's peak memory.
+The tiny network has random weights that find 25 instances in each slice. First it predicts 100 and 400 slices of 256 px
+in turn, from pixels in memory to merged RLE masks: total time, and the time of merging and encoding alone. Then the
+bulk run segments one synthetic JPEG of 10,000 x 10,000 px in slices of 1,024 px: seconds from the ready actor to the
+commit, and the actor's peak memory.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from pipeline.bulk.slices import SlicedDetections
 from pipeline.run_spec import Slicing
 
 SLICING = Slicing(size=256, overlap=64, merge_iou=0.5)
-A_SLICE = 25  # instances a slice, at most
-GRIDS = {100: 10, 400: 20}
+MAX_INSTANCES_PER_SLICE = 25
+GRIDS = {100: 10, 400: 20}  # number of slices: slices along each side
 
 
 def side_of(num_along: int) -> int:
@@ -40,20 +41,20 @@ def side_of(num_along: int) -> int:
 
 
 def measure(predictor: ImagePredictor, pixels: np.ndarray, num_slices: int) -> dict[str, float]:
-    """Seconds in all and after the network, and instances, of one image."""
+    """Total seconds, seconds of merging and encoding, and number of instances, of one image."""
     started = time.perf_counter()
-    (found,) = predictor.predict([pixels])
+    (detections,) = predictor.predict([pixels])
     predicted = time.perf_counter()
-    assert isinstance(found, SlicedDetections) and len(found.slices) == num_slices
-    columns = encode_instances(found, predictor.categories, pixels.shape[:2], 0.5, SLICING.merge_iou)
+    assert isinstance(detections, SlicedDetections) and len(detections.slices) == num_slices
+    columns = encode_instances(detections, predictor.categories, pixels.shape[:2], 0.5, SLICING.merge_iou)
     ended = time.perf_counter()
     return {"seconds": ended - started, "merge_s": ended - predicted, "instances": len(columns["rle_counts"])}
 
 
 def compare_grids(checkpoint: str, num_runs: int, num_threads: int) -> dict[str, float]:
-    """Medians over the runs, the two numbers of slices in turn."""
+    """Medians over the runs of both numbers of slices, in turn, and their ratios."""
     predictor = make_predictor(
-        checkpoint, max_detections=A_SLICE, batch_size=4, num_threads=num_threads, slicing=SLICING
+        checkpoint, max_detections=MAX_INSTANCES_PER_SLICE, batch_size=4, num_threads=num_threads, slicing=SLICING
     )
     warm_up()
     random = np.random.default_rng(0)
@@ -76,16 +77,22 @@ def compare_grids(checkpoint: str, num_runs: int, num_threads: int) -> dict[str,
 
 
 def segment_huge(folder: Path, side: int, num_threads: int) -> dict[str, float]:
-    """The bulk run over one JPEG."""
+    """Seconds, peak memory and instances of the bulk run over one JPEG of `side` x `side` px."""
     photos = folder / "photos"
     photos.mkdir()
     Image.fromarray(draw_pixels(np.random.default_rng(1), side, side)).save(photos / "huge.jpg", quality=90)
-    words = ["segment.slice.size=1024", "segment.slice.overlap=128"]
-    found = segment_ours(
-        str(photos), str(folder / "model"), folder / "run", *words, mode="exact", batch_size=4, num_threads=num_threads
+    overrides = ["segment.slice.size=1024", "segment.slice.overlap=128"]
+    totals = segment_ours(
+        str(photos),
+        str(folder / "model"),
+        folder / "run",
+        *overrides,
+        mode="exact",
+        batch_size=4,
+        num_threads=num_threads,
     )
-    assert found["statuses"] == {"ok": 1}, found
-    return {f"{side} px {name}": found[name] for name in ("seconds", "peak_mib", "num_instances")}
+    assert totals["statuses"] == {"ok": 1}, totals
+    return {f"{side} px {name}": totals[name] for name in ("seconds", "peak_mib", "num_instances")}
 
 
 def main() -> None:
@@ -95,8 +102,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=10_000)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         make_checkpoint(folder / "model", ModelSpec.tiny(num_classes=3))
         figures = compare_grids(str(folder / "model"), options.runs, options.threads)
         start_ray(options.threads)

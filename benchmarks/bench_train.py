@@ -1,10 +1,10 @@
-"""Step time of our training against torchvision's plain reference loop: same network, data, cores and process count.
+"""Training step time against torchvision's reference loop: same network, data, cores and process count.
 
     python -m benchmarks.bench_train [--rounds 6] [--steps 20] [--threads 2]
 
-The two take turns, a round of steps each on the same photos, so that a busy machine hits both. Prints seconds a step
-(median over rounds), the ratio ours / reference, and the share of time our loop waited for data. Reading samples is a
-part of both.
+The two loops take turns, a round of steps each on the same photos, so that other load on the machine affects both.
+Prints seconds a step (median over rounds), the ratio ours / reference, and the share of time that our loop waited for
+data. Both times include reading the samples.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ BATCH_SIZE = 4
 
 
 def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) -> Iterator[None]:
-    """The loop of torchvision's references/detection/engine.py, less its warm-up and its printing."""
+    """Yields after each step of torchvision's references/detection/engine.py, without its warm-up and its printing."""
     torch.manual_seed(0)
     model = build_model(spec).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     samples = SampleSet(annotated, build_transforms(horizontal_flip=0.5))
     order = SampleOrder([(image.height, image.width) for image in annotated.images], seed=0)
-    same_photos = [order[place][1] for place in range(num_steps * BATCH_SIZE)]
+    same_photos = [order[position][1] for position in range(num_steps * BATCH_SIZE)]
     for images, targets in DataLoader(
         samples, batch_size=BATCH_SIZE, sampler=same_photos, num_workers=1, collate_fn=collate
     ):
@@ -56,7 +56,7 @@ def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) ->
 
 
 def our_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int, waits: list[float]) -> Iterator[None]:
-    """Our own loop, with all that a step of it does: seeds, normalisers, finite check, norm of the gradient."""
+    """Yields after each step of our loop, with its seeds, normalisers, finite check and gradient norm."""
     torch.manual_seed(0)
     model = build_model(spec).train()
     optimizer = build_optimizer(model, name="sgd", learning_rate=LEARNING_RATE)
@@ -78,7 +78,6 @@ def timed(steps: Iterator[None], count: int, clock: Callable[[], float]) -> floa
 
 
 def main() -> None:
-    """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=20)
@@ -93,7 +92,7 @@ def main() -> None:
         waits: list[float] = []
         reference = reference_steps(annotated, spec, total)
         ours = our_steps(annotated, spec, total, waits)
-        for steps in (reference, ours):  # start the processes, warm the caches
+        for steps in (reference, ours):  # starts the data processes and warms the caches
             timed(steps, options.steps, time.perf_counter)
         waits.clear()
         wall: dict[str, list[float]] = {"reference": [], "ours": []}
@@ -103,7 +102,7 @@ def main() -> None:
                 cpu_started = time.process_time()
                 wall[name].append(timed(steps, options.steps, time.perf_counter))
                 cpu[name].append((time.process_time() - cpu_started) / options.steps)
-        our_s = sum(wall["ours"]) * options.steps
+        our_total_s = sum(wall["ours"]) * options.steps
         for name in wall:
             print(
                 f"{name:<10} {statistics.median(wall[name]):.4f} s a step  {statistics.median(cpu[name]):.4f} s of CPU"
@@ -114,13 +113,13 @@ def main() -> None:
             f"ratio ours / reference: {statistics.median(ratios):.3f} "
             f"(rounds {min(ratios):.3f} to {max(ratios):.3f}), CPU {cpu_ratio:.3f}"
         )
-        print(f"data wait share: {sum(waits) / our_s:.1%}")
+        print(f"data wait share: {sum(waits) / our_total_s:.1%}")
         print_figures(
             {
                 **{f"{name} s a step": statistics.median(values) for name, values in wall.items()},
                 "ratio": statistics.median(ratios),
                 "CPU ratio": cpu_ratio,
-                "data wait share": sum(waits) / our_s,
+                "data wait share": sum(waits) / our_total_s,
             }
         )
 

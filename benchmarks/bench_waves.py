@@ -1,11 +1,11 @@
-"""Memory of driver and workers over a run of many thousand shards, and how soon such a run goes on after a kill.
+"""Memory growth of a bulk run's processes over thousands of shards, and its resume time; no peer.
 
     python -m benchmarks.bench_waves --shards 20000 --plot docs/images/waves.png
 
-The real bulk run with a predictor that finds nothing, on a local Ray: whatever grows with the number of shards shows.
-Sampled once a second: the anonymous memory of the driver, of the process that a later wave has, of every worker, and
-of the board. Then the last commit and the seal are removed, and the same call is timed until its worker begins the
-missing shard.
+The bulk run has a predictor that finds nothing, on a local Ray, so that memory which grows with the number of shards
+shows. Once a second it samples the anonymous memory of the driver, of the process that each wave after the first has,
+of every worker, and of the progress board. Then the last commit and the seal are removed, as after a kill, and the same
+call is timed until its worker begins the missing shard.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from pipeline.schema import SCHEMA_VERSION
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+# Part of a process's name: the kind of process in the figures.
 KINDS = {"driver": "driver", "segment_wave": "wave", "MapWorker": "worker", "ProgressBoard": "board"}
 
 
 class NullPredictor(ImagePredictor):
-    """Finds nothing, at once."""
+    """A predictor that returns an error for each image without any work."""
 
     def __init__(self, uri: str, **settings: Any) -> None:
         self.categories = ()
@@ -49,7 +50,7 @@ class NullPredictor(ImagePredictor):
 
 
 def job_of(folder: Path, num_workers: int) -> BulkJob:
-    """One empty file a shard: what is measured is the run's own machinery."""
+    """A bulk job of one empty file per shard, which measures the run's own overhead."""
     return BulkJob(
         output_uri=str(folder / "run"),
         spec=RunSpec(
@@ -72,7 +73,7 @@ def job_of(folder: Path, num_workers: int) -> BulkJob:
 
 
 class MemorySamples:
-    """Samples every process's own memory once a second, until it is left."""
+    """Samples the anonymous memory of this process and its children once a second, inside a `with` block."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -101,7 +102,7 @@ class MemorySamples:
 
 
 def _own_mib(process: psutil.Process) -> float:
-    """Anonymous memory: what a process shares of libraries' files depends on what else runs on the machine."""
+    """Anonymous memory in MiB. Shared pages of library files do not count: they depend on the machine's other load."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
     except OSError:  # it has ended
@@ -118,7 +119,7 @@ def _name_of(process: psutil.Process) -> str:
 
 
 def peaks(rows: list[dict[str, float]], kind: str) -> tuple[float, float]:
-    """The largest memory within the first wave that has such a process (the second for `wave`), and after it."""
+    """Peak MiB up to the end of the first wave with such a process (for `wave` the second wave), and after it."""
     end = WAVE_SHARDS * (2 if kind == "wave" else 1)
     first = [row.get(kind, 0.0) for row in rows if row["shards"] <= end]
     later = [row.get(kind, 0.0) for row in rows if row["shards"] > end]
@@ -126,27 +127,27 @@ def peaks(rows: list[dict[str, float]], kind: str) -> tuple[float, float]:
 
 
 def resume_after_a_kill(job: BulkJob, folder: Path, num_shards: int) -> float:
-    """Seconds from the call on a run of which one shard is missing to the moment its worker begins it."""
+    """Seconds from the call on a run with one missing shard to the start of that shard in its worker."""
     for name in ("final.json", "manifest.parquet", commit_key(num_shards - 1)):
         (folder / "run" / name).unlink()
     attempts = folder / "run" / "attempts" / f"{num_shards - 1:09d}"
-    before = len(list(attempts.iterdir()))
-    started, begun = time.monotonic(), []
+    num_before = len(list(attempts.iterdir()))
+    started, begun_s = time.monotonic(), list[float]()
 
     def watch() -> None:
-        while len(list(attempts.iterdir())) == before:
+        while len(list(attempts.iterdir())) == num_before:
             time.sleep(0.01)
-        begun.append(time.monotonic() - started)
+        begun_s.append(time.monotonic() - started)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     segment_corpus(job)
     watcher.join()
-    return begun[0]
+    return begun_s[0]
 
 
 def draw_plot(rows: list[dict[str, float]], path: Path) -> None:
-    """Memory over shards, a line for each kind of process."""
+    """Plots memory over committed shards, a line for each kind of process."""
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for kind in KINDS.values():
         axes.plot([row["shards"] for row in rows], [row.get(kind, float("nan")) for row in rows], label=kind)
@@ -162,30 +163,30 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=20_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--plot", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(address="local", num_cpus=given.workers, include_dashboard=False, log_to_driver=False)
-    with tempfile.TemporaryDirectory(prefix="maskfleet-waves-") as name:
-        folder = Path(name)
+    ray.init(address="local", num_cpus=options.workers, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory(prefix="maskfleet-waves-") as temporary:
+        folder = Path(temporary)
         (folder / "photos").mkdir()
-        for number in range(given.shards):
+        for number in range(options.shards):
             (folder / "photos" / f"{number:06d}.jpg").touch()
-        job = job_of(folder, given.workers)
+        job = job_of(folder, options.workers)
         started = time.monotonic()
         with MemorySamples() as samples:
             segment_corpus(job, lambda progress: setattr(samples, "num_done", progress.num_done))
         seconds = time.monotonic() - started
-        print(f"{given.shards:,} shards in {seconds:.0f} s, {given.shards / seconds:.0f} shards/s")
+        print(f"{options.shards:,} shards in {seconds:.0f} s, {options.shards / seconds:.0f} shards/s")
         print("| process | first wave, peak | later, peak | growth |\n|---|---|---|---|")
-        figures = {"shards/s": given.shards / seconds}
+        figures = {"shards/s": options.shards / seconds}
         for kind in KINDS.values():
             first, later = peaks(samples.rows, kind)
             print(f"| {kind} | {first:.0f} MiB | {later:.0f} MiB | {later / first - 1:+.1%} |")
             figures |= {f"{kind} first MiB": first, f"{kind} later MiB": later, f"{kind} growth": later / first - 1}
-        figures["resume s"] = resume_after_a_kill(job, folder, given.shards)
+        figures["resume s"] = resume_after_a_kill(job, folder, options.shards)
         print(f"resume: the missing shard is begun after {figures['resume s']:.1f} s")
-        if given.plot:
-            draw_plot(samples.rows, given.plot)
+        if options.plot:
+            draw_plot(samples.rows, options.plot)
     print_figures(figures)
 
 

@@ -1,7 +1,7 @@
-"""A drawn set of COCO val's size, as ground truth JSON, as a run's Parquet and as COCO results JSON.
+"""Synthetic predictions and ground truth for benchmarks: COCO JSON, a run's Parquet and COCO results JSON.
 
-Objects are star-shaped blobs with boxes spread as COCO's; a detection is a blob shaken, scaled and moved, or one that
-is not there. Masks come from the same encoder as a real run's.
+Objects are star-shaped blobs whose boxes are distributed like COCO's. A detection is an object's blob with random
+changes of shape, scale and position, or a false positive. Masks come from the same encoder as those of a real run.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from pipeline.storage.local import LocalStorage
 
 SIZE = (480, 640)
 NUM_CATEGORIES = 80
-_SIDE = 28
-_CORNERS = 24
+_MASK_SIDE = 28
+_NUM_CORNERS = 24
 IMAGES_A_SHARD = 256
 
 
 def draw(folder: Path, *, num_images: int, num_objects: int, detections: int, seed: int = 0) -> None:
-    """Writes `truth.json`, `run/` and `results.json` below a folder, unless they are there.
+    """Writes `truth.json`, `run/` and `results.json` below a folder, unless they exist.
 
     Args:
-        num_images, num_objects: of the truth.
-        detections: of each image.
+        num_images, num_objects: of the ground truth.
+        detections: number of detections in each image.
     """
     if (folder / "results.json").exists():
         return
     rng = np.random.default_rng(seed)
-    of_image = rng.multinomial(num_objects, np.full(num_images, 1 / num_images))
+    objects_per_image = rng.multinomial(num_objects, np.full(num_images, 1 / num_images))
     truth: dict[str, Any] = {
         "images": [
             {"id": i + 1, "file_name": f"{i:012d}.jpg", "height": SIZE[0], "width": SIZE[1]} for i in range(num_images)
@@ -59,10 +59,10 @@ def draw(folder: Path, *, num_images: int, num_objects: int, detections: int, se
     storage.write_bytes("run.json", to_json({"segment": {"score_threshold": 0.0}}))
     rows: list[pa.Table] = []
     commits: list[Commit] = []
-    for place in range(num_images):
-        rows.append(_draw_image(rng, truth, place, int(of_image[place]), detections))
-        if len(rows) == IMAGES_A_SHARD or place == num_images - 1:
-            commits.append(_write_shard(storage, len(commits), place + 1 - len(rows), rows))
+    for image_index in range(num_images):
+        rows.append(_draw_image(rng, truth, image_index, int(objects_per_image[image_index]), detections))
+        if len(rows) == IMAGES_A_SHARD or image_index == num_images - 1:
+            commits.append(_write_shard(storage, len(commits), image_index + 1 - len(rows), rows))
             rows = []
     (folder / "truth.json").write_text(json.dumps(truth))
     table = pa.Table.from_pylist([manifest_row(commit) for commit in commits], schema=MANIFEST_SCHEMA)
@@ -70,21 +70,23 @@ def draw(folder: Path, *, num_images: int, num_objects: int, detections: int, se
     _write_results(folder, truth)
 
 
-def _draw_image(rng: np.random.Generator, truth: dict[str, Any], place: int, num: int, detections: int) -> pa.Table:
+def _draw_image(
+    rng: np.random.Generator, truth: dict[str, Any], image_index: int, num_objects: int, detections: int
+) -> pa.Table:
     height, width = SIZE
-    sides = np.clip(np.exp(rng.normal(4.0, 0.9, (num, 2))), 6, [width * 0.9, height * 0.9])
-    centres = rng.random((num, 2)) * [width, height]
-    angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
-    radii = 0.75 + 0.25 * np.cos(rng.integers(1, 4, (num, 1)) * angles + rng.uniform(0, 6, (num, 1)))
-    classes = rng.integers(0, NUM_CATEGORIES, num)
-    for i in range(num):
+    sides = np.clip(np.exp(rng.normal(4.0, 0.9, (num_objects, 2))), 6, [width * 0.9, height * 0.9])
+    centres = rng.random((num_objects, 2)) * [width, height]
+    angles = np.linspace(0, 2 * np.pi, _NUM_CORNERS, endpoint=False)
+    radii = 0.75 + 0.25 * np.cos(rng.integers(1, 4, (num_objects, 1)) * angles + rng.uniform(0, 6, (num_objects, 1)))
+    classes = rng.integers(0, NUM_CATEGORIES, num_objects)
+    for i in range(num_objects):
         x = np.clip(centres[i, 0] + sides[i, 0] / 2 * radii[i] * np.cos(angles), 0, width)
         y = np.clip(centres[i, 1] + sides[i, 1] / 2 * radii[i] * np.sin(angles), 0, height)
         area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
         truth["annotations"].append(
             {
                 "id": len(truth["annotations"]) + 1,
-                "image_id": place + 1,
+                "image_id": image_index + 1,
                 "category_id": int(classes[i]) + 1,
                 "segmentation": [np.stack([x, y], 1).round(2).ravel().tolist()],
                 "bbox": [round(float(v), 2) for v in (x.min(), y.min(), np.ptp(x), np.ptp(y))],
@@ -92,33 +94,33 @@ def _draw_image(rng: np.random.Generator, truth: dict[str, Any], place: int, num
                 "iscrowd": 0,
             }
         )
-    source = rng.integers(0, num, detections) if num else np.zeros(detections, int)
-    real = (rng.random(detections) < 0.6) & (num > 0)
-    if num == 0:
+    source = rng.integers(0, num_objects, detections) if num_objects else np.zeros(detections, int)
+    is_object = (rng.random(detections) < 0.6) & (num_objects > 0)
+    if num_objects == 0:
         sides, centres, radii, classes = (
             np.full((1, 2), 50.0),
             np.full((1, 2), 99.0),
-            np.ones((1, _CORNERS)),
+            np.ones((1, _NUM_CORNERS)),
             classes,
         )
         classes = np.zeros(1, int)
-    shake = np.where(real, rng.exponential(0.12, detections), 1.0)[:, None]
-    middle = np.where(real[:, None], centres[source], rng.random((detections, 2)) * [width, height])
-    size = sides[source] * np.exp(rng.normal(0, 0.5, (detections, 2)) * shake)
-    middle = middle + rng.normal(0, 0.5, (detections, 2)) * size * shake
-    radius = radii[source] * (1 + 0.3 * shake * rng.normal(0, 1, (detections, 1)))
-    boxes = np.concatenate([middle - size / 2, middle + size / 2], 1)
+    jitter = np.where(is_object, rng.exponential(0.12, detections), 1.0)[:, None]
+    centre = np.where(is_object[:, None], centres[source], rng.random((detections, 2)) * [width, height])
+    size = sides[source] * np.exp(rng.normal(0, 0.5, (detections, 2)) * jitter)
+    centre = centre + rng.normal(0, 0.5, (detections, 2)) * size * jitter
+    radius = radii[source] * (1 + 0.3 * jitter * rng.normal(0, 1, (detections, 1)))
+    boxes = np.concatenate([centre - size / 2, centre + size / 2], 1)
     boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     counts = encode_roi_masks(_blobs(angles, radius), boxes, SIZE)
     label = np.where(
-        real & (rng.random(detections) < 0.9), classes[source], rng.integers(0, NUM_CATEGORIES, detections)
+        is_object & (rng.random(detections) < 0.9), classes[source], rng.integers(0, NUM_CATEGORIES, detections)
     )
-    score = np.clip(rng.beta(2, 4, detections) + real * 0.4 * np.exp(-3 * shake[:, 0]), 0, 1).astype(np.float32)
+    score = np.clip(rng.beta(2, 4, detections) + is_object * 0.4 * np.exp(-3 * jitter[:, 0]), 0, 1).astype(np.float32)
     order = np.argsort(-score, kind="stable")
     return pa.table(
         {
-            "image_id": [f"{place:012d}.jpg"] * detections,
+            "image_id": [f"{image_index:012d}.jpg"] * detections,
             "instance": pa.array(range(detections), pa.int32()),
             "category_id": pa.array(label[order] + 1, pa.int32()),
             "category": [f"class_{c:02d}" for c in label[order]],
@@ -136,10 +138,10 @@ def _draw_image(rng: np.random.Generator, truth: dict[str, Any], place: int, num
 
 
 def _blobs(angles: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Mask-head output of star-shaped blobs that fill their boxes: float32 [N, 28, 28], 0.5 on the outline."""
-    y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
-    at = np.round((np.arctan2(y, x) % (2 * np.pi)) / (angles[1] - angles[0])).astype(int) % len(angles)
-    return (1 / (1 + np.exp(-12 * (radius[:, at] - np.hypot(x, y))))).astype(np.float32)
+    """Mask probabilities, float32 [N, 28, 28], of star-shaped blobs that fill their boxes; 0.5 on the outline."""
+    y, x = np.mgrid[-1 : 1 : _MASK_SIDE * 1j, -1 : 1 : _MASK_SIDE * 1j]
+    angle_index = np.round((np.arctan2(y, x) % (2 * np.pi)) / (angles[1] - angles[0])).astype(int) % len(angles)
+    return (1 / (1 + np.exp(-12 * (radius[:, angle_index] - np.hypot(x, y))))).astype(np.float32)
 
 
 def _write_shard(storage: LocalStorage, shard: int, first: int, rows: list[pa.Table]) -> Commit:
@@ -172,7 +174,7 @@ def _write_shard(storage: LocalStorage, shard: int, first: int, rows: list[pa.Ta
 
 
 def _write_results(folder: Path, truth: dict[str, Any]) -> None:
-    """The same predictions as COCO results: the values the Parquet holds, in its order."""
+    """Writes the same predictions as COCO results JSON, with the values and the order of the Parquet."""
     from pipeline.tables import iter_instances
 
     ids = {image["file_name"]: image["id"] for image in truth["images"]}

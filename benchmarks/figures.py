@@ -1,4 +1,4 @@
-"""The figures of a benchmark as the last line it prints, which `python -m benchmarks` reads."""
+"""Output format of a benchmark: a last line of JSON with its figures, which `python -m benchmarks` reads."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from collections.abc import Mapping
 
 
 def print_figures(figures: Mapping[str, float]) -> None:
-    """Prints one line of JSON, each figure to four significant digits."""
+    """Prints one line of JSON, with each figure rounded to four significant digits."""
     print(json.dumps({"figures": {name: float(f"{value:.4g}") for name, value in figures.items()}}), flush=True)

@@ -1,4 +1,4 @@
-"""Peak memory of the program that asks."""
+"""Peak resident memory of the calling process, for benchmarks."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def peak_mib() -> float:
-    """Largest resident size so far, in MiB, of this program alone; getrusage would also count what its parent held."""
+    """Largest resident size of this program so far, in MiB; getrusage would also count its parent's before `exec`."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024

@@ -1,4 +1,4 @@
-"""What a user would run instead of `maskfleet evaluate`: boxes and masks by pycocotools, from COCO's JSON files.
+"""Peer of `maskfleet evaluate`: a script that evaluates boxes and masks with pycocotools from COCO JSON files.
 
 python benchmarks/peer_evaluate.py TRUTH_JSON RESULTS_JSON
 """

@@ -1,7 +1,7 @@
-"""The pipeline a user would write today from the public examples: what ours is timed against.
+"""Peer of `maskfleet segment`: a plain Ray Data pipeline with torchvision's Mask R-CNN and pycocotools.
 
-Ray Data's `read_images`, torchvision's Mask R-CNN with its full-image masks in one actor, pycocotools' RLE,
-`write_parquet`. A checkpoint of ours gives the weights.
+It is the pipeline that a user would write from the public examples: Ray Data's `read_images`, torchvision's Mask R-CNN
+with full-image masks in one actor, pycocotools' RLE, and `write_parquet`. The weights are from a Maskfleet checkpoint.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class PeerSegmenter:
-    """The actor: a batch of images to rows.
+    """Ray Data actor that turns a batch of images into rows, one for each instance.
 
     Args:
-        checkpoint: folder of a checkpoint.
-        num_threads: of torch.
-        score_threshold, max_detections: of the network.
+        checkpoint: folder of a Maskfleet checkpoint.
+        num_threads: number of torch's threads.
+        score_threshold, max_detections: limits of the network's detections, per image.
     """
 
     def __init__(self, checkpoint: str, num_threads: int, score_threshold: float, max_detections: int) -> None:
         import torch
-        import torchvision  # noqa: F401  # the plain way, before ours would import it with less
+        import torchvision  # noqa: F401  # the whole of it, before our code would import only parts of it
 
         from model.checkpoint import load_checkpoint
 
@@ -44,7 +44,9 @@ class PeerSegmenter:
 
         names = ("path", "x1", "y1", "x2", "y2", "score", "label", "rle", "height", "width")
         rows: dict[str, list[Any]] = {name: [] for name in (*names, "ready", "rss_mib")}
-        images = [torch.from_numpy(np.ascontiguousarray(one)).permute(2, 0, 1).float() / 255 for one in batch["image"]]
+        images = [
+            torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255 for pixels in batch["image"]
+        ]
         with torch.inference_mode():
             outputs = self.model(images)
         for path, image, output in zip(batch["path"], images, outputs):
@@ -61,7 +63,7 @@ class PeerSegmenter:
 
 
 def torchvision_network(spec: ModelSpec) -> Any:
-    """torchvision's Mask R-CNN of a spec with a pyramid: layers by the spec, everything else torchvision's own.
+    """torchvision's Mask R-CNN for a spec with an FPN: layers from the spec, everything else torchvision's own.
 
     Its state dict is that of `build_model(spec)`.
     """
@@ -100,7 +102,7 @@ def segment_as_peer(
     score_threshold: float,
     max_detections: int,
 ) -> dict[str, float]:
-    """Runs it; needs an initialised Ray.
+    """Runs the pipeline over a folder of images and writes Parquet; needs an initialised Ray.
 
     Returns:
         `seconds` from the moment the actor was ready, `num_instances`, `peak_mib` of the actor's process.
