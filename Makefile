@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CHECK_STAMP := .venv/.installed-check
 
-.PHONY: setup demo test test-s3 test-cluster test-long docs-test chaos bench check audit clean
+.PHONY: setup demo test test-all chaos bench check audit clean
 setup: $(STAMP)
 
 # pip installs exactly what constraints.txt pins; a second call finds the stamp newer than both files and does nothing.
@@ -26,21 +26,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Storage and whole runs against Ceph's RADOS Gateway, fetched once from Debian's packages; skips with the reason elsewhere.
-test-s3: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 's3 and not slow'
-
-# Jobs on a Ray cluster that asks for a token: submitted, watched, stopped, gone on with.
-test-cluster: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'cluster and not slow'
-
-# What takes a minute or more each, such as the demo from the built wheel in an environment of its own.
-test-long: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'long and not slow'
-
-# The tutorial and the README's commands, typed as they stand, on drawn data.
-docs-test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m docs tests/docs
+# All that takes longer or needs more: whole commands, Ray clusters of several nodes and hosts, a real S3 server (Ceph's
+# RADOS Gateway, fetched once from Debian's packages), tutorial and README typed as they stand. `make test-all ONLY=s3`
+# runs those of one marker (long, s3, cluster, docs). What cannot run on a machine skips with its reason.
+test-all: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '($(or $(ONLY),long or s3 or cluster or docs)) and not slow'
 
 # The fault suite in its long form: hours of kills, lost nodes, failing stores and broken files.
 chaos: $(STAMP)

@@ -29,6 +29,7 @@ def contents(out: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_other_weights_under_the_same_name_are_refused(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -46,6 +47,7 @@ def test_other_weights_under_the_same_name_are_refused(
     assert contents(out) == before, "nothing was written"
 
 
+@pytest.mark.long
 def test_photos_that_come_go_and_change_after_the_plan_was_sealed(
     tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -67,6 +69,7 @@ def test_photos_that_come_go_and_change_after_the_plan_was_sealed(
     assert list(verify_run(open_run(str(out)))) == []
 
 
+@pytest.mark.long
 def test_a_plan_of_other_shards_is_detected_and_nothing_is_sealed(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_and_a_larger_one_finishes_it(
     small_disk: Path, tiny_checkpoint: Path, photos: Path, undisturbed: Path
 ) -> None:
@@ -53,6 +54,7 @@ def test_a_read_only_disk_is_refused_before_anything_starts(
         segment_here(tiny_checkpoint, photos, small_disk / "run")
 
 
+@pytest.mark.long
 def test_torn_files_are_not_counted_and_not_kept(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

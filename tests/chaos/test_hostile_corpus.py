@@ -45,6 +45,7 @@ def check_run(out: Path, num_files: int, num_broken: int) -> Counter[str]:
     return Counter(images["status"])
 
 
+@pytest.mark.long
 def test_mutated_files_cost_one_row_each(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     valid = (photos / "roll-0" / "000.png").read_bytes()
     num_files = write_corpus(tmp_path / "files", drawn_files(), valid, 100, seed=21)

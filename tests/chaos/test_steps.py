@@ -45,6 +45,7 @@ def die_at(steps: tuple[str, ...], marks: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(segment_job, "segment_corpus", segment_corpus)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [SHORT, pytest.param(STEPS, marks=pytest.mark.slow)], ids=["short", "every"])
 def test_a_worker_killed_at_a_step_of_the_commit_protocol_loses_nothing(
     steps: tuple[str, ...],

@@ -26,6 +26,7 @@ def copy_photos(photos: Path, endpoint: str) -> str:
     return uri
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("server", ["moto", pytest.param("rgw", marks=pytest.mark.s3)])
 def test_a_run_over_a_store_that_fails_in_every_way(

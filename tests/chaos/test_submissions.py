@@ -21,6 +21,7 @@ from tests.chaos.runs import (
 from tests.chaos.s3 import environment_for, make_bucket, settings_for
 
 
+@pytest.mark.long
 def test_a_writer_that_sleeps_through_seal_and_vacuum(
     tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

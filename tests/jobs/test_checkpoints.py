@@ -132,6 +132,7 @@ def store(moto: str) -> Iterator[list[str]]:
     use_settings(None)
 
 
+@pytest.mark.long
 def test_a_run_takes_its_checkpoint_from_a_bucket(
     in_bucket: str, store: list[str], photos: Path, tiny_checkpoint: Path, tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -56,6 +56,7 @@ def call(code: Exit, *words: object) -> str:
     return result.output
 
 
+@pytest.mark.long
 def test_too_many_failures_end_with_an_exit_code_of_their_own(
     folder: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_too_many_failures_end_with_an_exit_code_of_their_own(
     assert "5 images" in call(Exit.DONE, "segment", *words, "segment.max_failed_fraction=0.2"), "the run is finished"
 
 
+@pytest.mark.long
 def test_since_run_segments_only_new_and_changed_images(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}"]
     call(Exit.DONE, "segment", *words, f"output.uri={tmp_path / 'first'}")
@@ -80,6 +82,7 @@ def test_since_run_segments_only_new_and_changed_images(folder: Path, tiny_check
     assert "0 images" in call(Exit.DONE, "segment", *words, since, f"output.uri={tmp_path / 'third'}")
 
 
+@pytest.mark.long
 def test_input_and_output_may_be_buckets(
     folder: Path, tiny_checkpoint: Path, moto: str, bucket: str, tmp_path: Path
 ) -> None:
@@ -97,6 +100,7 @@ def test_input_and_output_may_be_buckets(
     assert load_images(run).set_index("image_id").loc["torn.png", "status"] == "changed"
 
 
+@pytest.mark.long
 def test_fast_mode_is_another_run(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={tmp_path / 'run'}"]
     fast = ["segment.mode=fast", "segment.precision=bfloat16"]
@@ -113,6 +117,7 @@ def test_fast_mode_is_another_run(folder: Path, tiny_checkpoint: Path, tmp_path:
     assert 'segment.precision: "bfloat16" there, "float32" here' in result.output
 
 
+@pytest.mark.long
 def test_scaled_decoding_keeps_sizes_and_boxes_of_the_original(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """An image of twice the size that the network resizes to, decoded whole and at half its size."""
     random = np.random.default_rng(0)
@@ -133,6 +138,7 @@ def test_scaled_decoding_keeps_sizes_and_boxes_of_the_original(tiny_checkpoint: 
     assert distance.min() < 8
 
 
+@pytest.mark.long
 def test_a_huge_image_is_sliced_and_its_instances_are_in_the_same_tables(tiny_checkpoint: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     folder = tmp_path / "photos"
@@ -203,6 +209,7 @@ def segment_config(checkpoint: Path, photos: Path, out: Path, *words: str) -> Se
     return load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "segment.score_threshold=0", *uris, *words])
 
 
+@pytest.mark.long
 def test_a_photo_and_its_depth_are_trained_on_and_segmented(
     depth_training: Path, depth_data: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +231,7 @@ def test_a_photo_and_its_depth_are_trained_on_and_segmented(
         np.testing.assert_allclose(rows[["x1", "y1", "x2", "y2"]], expected.boxes, atol=0.05)
 
 
+@pytest.mark.long
 def test_a_photo_without_its_depth_has_a_row_that_says_so(
     depth_training: Path, depth_data: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +241,7 @@ def test_a_photo_without_its_depth_has_a_row_that_says_so(
     assert set(errors) == {"it has 3 bands; 4 are wanted"}
 
 
+@pytest.mark.long
 def test_files_of_many_bands_are_segmented(tmp_path: Path) -> None:
     spec = DEPTH_SPEC.replace(num_classes=1, in_channels=5, image_mean=(0.5,) * 5, image_std=(0.25,) * 5)
     checkpoint = tmp_path / "checkpoint"

@@ -40,6 +40,7 @@ def test_every_command_explains_itself_there(program: list[str], command: str, h
     assert done.returncode == 0 and f"maskfleet {command}" in done.stdout, done.stderr
 
 
+@pytest.mark.long
 def test_a_run_is_segmented_measured_and_shown_there(
     hostile: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

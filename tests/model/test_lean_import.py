@@ -23,11 +23,13 @@ def test_the_compiler_is_left_out(module: str) -> None:
     assert run(f"import sys, {module}; print({COMPILER} & set(sys.modules))") == "set()"
 
 
+@pytest.mark.long
 def test_torchvision_by_itself_still_imports_the_compiler() -> None:
     """Fails when it no longer does: `model/lean_import.py` can go then, and `model/vision.py` import it plainly."""
     assert run("import sys, torchvision; print('torch._dynamo' in sys.modules)") == "True"
 
 
+@pytest.mark.long
 def test_torchvisions_question_to_the_compiler_gets_its_answer() -> None:
     program = """
 import sys
@@ -41,6 +43,7 @@ print(sys.modules["torch._dynamo.utils"].__file__ is not None)
     assert run(program) == "True"
 
 
+@pytest.mark.long
 def test_the_compiler_itself_can_be_imported_afterwards() -> None:
     program = """
 import sys

@@ -22,7 +22,10 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[next(iter(CASES)), *(pytest.param(name, marks=pytest.mark.long) for name in list(CASES)[1:])],
+)
 def networks(request):
     """torchvision's network and ours with its weights; smaller class weights, so that there are detections."""
     torch.manual_seed(0)

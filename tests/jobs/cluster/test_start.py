@@ -1,55 +1,74 @@
-"""A Ray of our own: where its workers run, what they import, and that it ends with the block."""
+"""A Ray of our own: where its workers run, what they import, and that it ends with the block.
+
+Each case runs in a process of its own: a Ray that this session has started would be used as it is.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
-import ray
-
-from jobs.cluster import start
-from jobs.cluster.start import cluster, total
-from jobs.config.base import ClusterSection
 from jobs.home import HOME
 
+OWN_RAY = """
+import json, os, sys
+import ray
+from jobs.cluster.start import cluster, total
+from jobs.config.base import ClusterSection
 
-def test_workers_run_beside_our_packages_and_not_in_the_users_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+def look():
+    import random, pipeline
+    return os.getcwd(), sys.path, pipeline.__file__, random.__file__
+
+with cluster(ClusterSection(num_cpus=1, num_gpus=0)):
+    seen = dict(zip(("folder", "path", "pipeline", "random"), ray.get(ray.remote(look).remote())))
+    seen["totals"] = [total("CPU"), total("GPU")]
+    with cluster(ClusterSection(num_cpus=2)):
+        seen["inner"] = total("CPU")
+    seen["after_inner"] = ray.is_initialized()
+seen |= {"after": ray.is_initialized(), "driver": os.getcwd()}
+print(json.dumps(seen))
+"""
+INSTALLED = """
+import json
+from pathlib import Path
+from jobs.cluster import start
+from jobs.config.base import ClusterSection
+folders = []
+start._start = lambda section, folder: folders.append((str(folder), len(list(folder.iterdir()))))
+start.HOME = Path("/lib/site-packages")
+with start.cluster(ClusterSection(num_cpus=1)):
+    folders.append(Path(folders[0][0]).is_dir())
+print(json.dumps([*folders, Path(folders[0][0]).exists()]))
+"""
+
+
+def run(program: str, folder: Path) -> Any:
+    """What a program prints as JSON, started in a folder with the packages on its path."""
+    code = f"import sys; sys.path.insert(0, {str(HOME)!r})\n{program}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_workers_run_beside_our_packages_and_not_in_the_users_folder(tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('the user\\'s random.py was imported')\n")
-    with cluster(ClusterSection(num_cpus=1, num_gpus=0)):
-        assert Path.cwd() == tmp_path
-        assert (total("CPU"), total("GPU")) == (1, 0)
-
-        def look() -> tuple[str, list[str], str]:
-            import random
-
-            import pipeline
-
-            return os.getcwd(), sys.path, f"{pipeline.__file__} {random.__file__}"
-
-        folder, path, files = ray.get(ray.remote(look).remote())
-        with cluster(ClusterSection(num_cpus=1)):  # one that is there is used
-            assert ray.is_initialized()
-        assert ray.is_initialized()
-    assert not ray.is_initialized()
-    assert folder == str(HOME) and str(tmp_path) not in path
-    assert str(HOME / "pipeline" / "__init__.py") in files and str(tmp_path) not in files
+    seen = run(OWN_RAY, tmp_path)
+    assert seen["folder"] == str(HOME) and seen["driver"] == str(tmp_path)
+    assert str(tmp_path) not in seen["path"] and str(tmp_path) not in seen["random"]
+    assert seen["pipeline"] == str(HOME / "pipeline" / "__init__.py")
+    assert seen["totals"] == [1, 0]
+    assert (seen["inner"], seen["after_inner"], seen["after"]) == (1, True, False), "one that is there is used and left"
 
 
-def test_an_installed_program_starts_ray_from_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = []
-
-    def started(section: ClusterSection, folder: Path) -> None:
-        folders.append((folder, list(folder.iterdir())))
-
-    monkeypatch.setattr(start, "_start", started)
-    monkeypatch.setattr(start, "HOME", tmp_path / "lib" / "site-packages")
-    with cluster(ClusterSection(num_cpus=1)):
-        pass
-    ((folder, content),) = folders
-    assert content == [] and not folder.exists() and folder != HOME
+def test_an_installed_program_starts_ray_from_an_empty_folder(tmp_path: Path) -> None:
+    (folder, num_files), was_there, is_there = run(INSTALLED, tmp_path)
+    assert num_files == 0 and folder not in (str(HOME), str(tmp_path))
+    assert was_there and not is_there

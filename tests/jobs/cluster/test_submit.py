@@ -28,8 +28,9 @@ from jobs.cli import app
 from jobs.cluster import job_package, submit
 from jobs.cluster.submission import SUBMISSION
 from jobs.config.load import ConfigError
+from model.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.bulk.verify import verify_run
-from pipeline.dataset.shapes import draw_shapes
+from pipeline.dataset.shapes import SHAPE_CATEGORIES, draw_shapes
 from pipeline.manifest import open_run
 from pipeline.storage.base import Secret, StorageSettings
 from pipeline.storage.stores import open_storage
@@ -208,7 +209,10 @@ def test_nothing_but_the_package_holds_a_secret(
     bucket = make_bucket(moto)
     store = [f"storage.endpoint_url={moto}", "storage.region=us-east-1"]
     store += [f"storage.access_key={ACCESS_KEY}", f"storage.secret_key={PLANTED}"]
-    segment = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={drawn / 'val'}", f"output.uri=s3://{bucket}/run"]
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    model = tmp_path / "model"  # the same network under the class map of the drawn truth, against which it is evaluated
+    save_checkpoint(model, model=checkpoint.build(), spec=checkpoint.spec, categories=SHAPE_CATEGORIES, progress={})
+    segment = [f"model.checkpoint={model}", f"input.uri={drawn / 'val'}", f"output.uri=s3://{bucket}/run"]
     page = tmp_path / "report.html"
     seen = ""
     for words in (

@@ -111,6 +111,7 @@ class TestRefusals:
             prepare_sweep(settings(base, tmp_path / "out"))
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_where_it_stopped_and_a_failure_is_a_row(ray_cluster: None, base: Path, tmp_path: Path):
     out = tmp_path / "out"
     bad = {"train.learning_rate": 100.0, "train.max_non_finite_steps": 0, "train.max_steps": 60}

@@ -74,6 +74,7 @@ def test_rows_hold_every_loss_term_and_their_sum(shapes: Path, tmp_path: Path):
     assert row["images_per_s"] > 0 and 0 <= row["data_wait_share"] <= 1 and row["peak_memory_bytes"] > 2**20
 
 
+@pytest.mark.long
 def test_torn_and_altered_checkpoints_are_set_aside_and_the_run_goes_on(shapes: Path, tmp_path: Path):
     config = train_config(shapes, tmp_path)
     train(config)
@@ -197,6 +198,7 @@ def test_a_network_overfits_two_images(tmp_path: Path):
 
 
 class TestValidation:
+    @pytest.mark.long
     def test_the_best_checkpoint_stays_and_a_cut_off_run_has_the_same_figures(self, shapes: Path, tmp_path: Path):
         options = {"validate_every_steps": 2, "num_to_keep": 1, "validate_train_images": 3, "log_every_steps": 3}
 
@@ -251,6 +253,7 @@ class TestValidation:
         assert json.loads((tmp_path / "finished.json").read_text())["config_hash"] == config_hash(config)
 
 
+@pytest.mark.long
 def test_a_training_in_a_bucket_is_cut_off_and_goes_on(bucket: str, tmp_path: Path):
     draw_shapes(str(tmp_path), num_train=4, num_val=1, num_unlabelled=0, image_size=(48, 64), max_shapes=2)
 

@@ -148,6 +148,7 @@ class TestRefusals:
             prepare_train(config)
 
 
+@pytest.mark.long
 def test_a_killed_worker_does_not_change_the_weights(ray_cluster: None, shapes: Path, tmp_path: Path):
     """Two workers; rank 1 is killed at step 5, after the checkpoint of step 4."""
     pids: dict[int, int] = {}
@@ -171,6 +172,7 @@ def test_a_killed_worker_does_not_change_the_weights(ray_cluster: None, shapes: 
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.long
 def test_a_training_that_cannot_go_on_ends_at_once_with_the_reason(ray_cluster: None, shapes: Path, tmp_path: Path):
     started: list[TrainEvent] = []
     with pytest.raises(TrainingFailed, match=r"images of the batch: .*train\.max_non_finite_steps allows 0"):
@@ -187,6 +189,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(ray_cluster: Non
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_killed_driver_goes_on_by_the_same_command(shapes: Path, tmp_path: Path):
     """The whole program is killed with SIGKILL in the middle and started again; one worker."""
     config = ray_config(shapes, tmp_path / "killed", max_steps=60, checkpoint_every_steps=10, num_to_keep=2)
@@ -211,6 +214,7 @@ def test_a_killed_driver_goes_on_by_the_same_command(shapes: Path, tmp_path: Pat
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.long
 def test_workers_reach_photos_in_a_bucket_by_the_settings_alone(ray_cluster: None, moto: str):
     """Neither the environment nor the cluster knows of the store, which is moto's server."""
     settings = settings_for(moto)

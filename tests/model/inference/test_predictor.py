@@ -217,6 +217,7 @@ def test_fast_mode_is_bfloat16_or_says_why_it_stays_in_float32(monkeypatch):
         native_dtype("quick", "cpu")
 
 
+@pytest.mark.long
 def test_fast_mode_finds_nearly_the_same_scores(networks):
     _, ours = networks
     picture = smooth_image(320, 416, 0)

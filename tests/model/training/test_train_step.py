@@ -270,6 +270,7 @@ def _two_workers(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_workers_compute_the_gradients_and_losses_of_one(tmp_path: Path):
     """Gradients of 2 workers x 1 image equal those of 1 worker x 2 images, and workers decide alike."""
     spawn(_two_workers, args=(str(tmp_path),), nprocs=2)

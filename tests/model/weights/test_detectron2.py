@@ -56,7 +56,7 @@ def seeded_network(parity, name):
     "name",
     [
         "mask_rcnn_R_50_FPN_3x",
-        "keypoint_rcnn_R_50_FPN_3x",
+        pytest.param("keypoint_rcnn_R_50_FPN_3x", marks=pytest.mark.long),
         # A thousand RoIs through the last stage of a ResNet.
         pytest.param("mask_rcnn_R_50_C4_3x", marks=pytest.mark.slow),
     ],

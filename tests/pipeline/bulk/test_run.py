@@ -46,12 +46,14 @@ def test_every_file_has_one_row_and_every_mask_decodes(finished: Path, photos: P
     assert list(verify_run(open_run(str(finished)))) == []
 
 
+@pytest.mark.long
 def test_actors_start_with_the_malloc_settings(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     plan = prepare_segment(config_of(tiny_checkpoint, photos, tmp_path / "run", "segment.num_workers=[1, 1]"))
     totals = run.segment_corpus(dataclasses.replace(bulk_job(plan), predictor=DemandingPredictor))
     assert totals["statuses"]["ok"] == 40
 
 
+@pytest.mark.long
 def test_the_same_rows_with_other_workers_batches_and_shards(
     finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -65,6 +67,7 @@ def test_the_same_rows_with_other_workers_batches_and_shards(
     pd.testing.assert_frame_equal(instances[["score", "x1", "y2"]], expected[["score", "x1", "y2"]], atol=1e-3)
 
 
+@pytest.mark.long
 def test_the_same_run_in_several_waves(
     finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +101,7 @@ def test_another_threshold_is_another_run(finished: Path, tiny_checkpoint: Path,
         prepare_segment(config_of(tiny_checkpoint, photos, finished, "segment.score_threshold=0.7"))
 
 
+@pytest.mark.long
 def test_a_lost_shard_is_segmented_again_and_nothing_else(
     finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -58,12 +58,14 @@ def test_an_image_that_kills_its_worker_costs_one_row(ten_photos: Path, tiny_che
     assert (images.drop("2.png")["status"] == "ok").all() and len(images) == 10
 
 
+@pytest.mark.long
 def test_numbers_that_are_not_finite_cost_one_row(ten_photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     images = segment_with(NotFinitePredictor, NOT_FINITE, ten_photos, tiny_checkpoint, tmp_path / "run")
     assert images.loc["2.png", "status"] == "predict_failed" and "not finite" in images.loc["2.png", "error"]
     assert (images.drop("2.png")["status"] == "ok").all()
 
 
+@pytest.mark.long
 def test_prometheus_reads_the_counts_of_a_run(
     tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
