@@ -188,6 +188,8 @@ def retry(words: Words = None, dry_run: DryRun = False) -> None:
     if not words or is_override(words[0]):
         fail("retry: name the run first, as in: maskfleet retry RUN_URI", Exit.BAD_INPUT)
     uri, *overrides = words
+    # The run's own settings are read from the run, which may lie where only these words lead.
+    _settings("verify", None, [uri, *(word for word in overrides if word.startswith("storage."))])
     from jobs.progress import ProgressLine, describe
     from jobs.segment import prepare_retry, run_retry
 

@@ -9,15 +9,34 @@ import sys
 
 
 def own_path(path: "list[str]", current: str, home: str) -> "list[str]":
-    """Python's path for this program: without the current folder, and with the folder that holds its packages."""
-    kept = [entry for entry in path if entry and os.path.realpath(entry) != os.path.realpath(current)]
-    return kept if home in map(os.path.realpath, kept) else [home, *kept]
+    """Python's path for this program: without the current folder, and with the folder of its packages, at the end.
+
+    Args:
+        current: the current folder; "" where it was removed, so that nothing can be imported from it.
+        home: the folder of the packages.
+    """
+    kept = without(path, current)
+    return kept if home in kept else [*kept, home]
+
+
+def without(path: "list[str]", folder: str) -> "list[str]":
+    """The entries of a path that are not this folder; the empty entry stands for the current one, and goes too."""
+    if not folder:
+        return [entry for entry in path if entry]
+    return [entry for entry in path if entry and os.path.realpath(entry) != folder]
 
 
 def main() -> None:
     """Runs the command of `sys.argv`; its exit code ends the process."""
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-    sys.path[:] = own_path(sys.path, os.getcwd(), home)
+    try:
+        current = os.path.realpath(os.getcwd())
+    except OSError:
+        current = ""
+    sys.path[:] = own_path(sys.path, current, home)
+    if "PYTHONPATH" in os.environ:  # which the processes that we start would take over
+        entries = os.environ["PYTHONPATH"].split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(without(entries, current))
     from maskfleet.packages import check_packages
 
     check_packages()

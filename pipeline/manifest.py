@@ -269,4 +269,6 @@ def open_run(uri: str | Storage) -> Run:
         raise RunError(f"{storage.uri} holds no run: it has no {RUN_KEY}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{storage.uri}: {RUN_KEY} is unreadable: {error}") from error
+    if not isinstance(document, dict):
+        raise RunError(f"{storage.uri}: {RUN_KEY} holds {type(document).__name__}, not a run's specification")
     return Run(storage, document)

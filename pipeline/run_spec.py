@@ -129,33 +129,45 @@ class RunSpec:
         return _to_plain(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RunSpec:
-        """The specification that run.json holds. A field that an older run lacks takes its default.
+    def from_json(cls, document: Mapping[str, Any]) -> RunSpec:
+        """The specification that run.json holds.
+
+        A field that an older run lacks takes its default; one that a newer run has beside ours is left out. Whether a
+        run may be resumed is not asked of this: `pipeline.bulk.commit.check_run` compares whole documents.
 
         Raises:
-            ValueError: a section is no mapping, or holds a field that this version does not know.
+            ValueError: a section or an entry is of another form.
         """
-        sections = {name: values.get(name) or {} for name in ("input", "model", "segment", "decode")}
-        for name, section in sections.items():
-            if not isinstance(section, Mapping):
-                raise ValueError(f"{name} is {type(section).__name__}; it must be a mapping")
-        model, segment, decode = (dict(sections[name]) for name in ("model", "segment", "decode"))
-        if "categories" in model:
-            model["categories"] = tuple(RunCategory(**category) for category in model["categories"])
-        if segment.get("slice") is not None:
-            segment["slice"] = Slicing(**segment["slice"])
-        if "formats" in decode:
-            decode["formats"] = tuple(decode["formats"])
+        model, segment, decode = (_section(document, name) for name in ("model", "segment", "decode"))
         try:
+            categories = tuple(RunCategory(**_known(RunCategory, each)) for each in model.pop("categories", ()))
+            slice_values = segment.pop("slice", None)
             return cls(
-                schema_version=values.get("schema_version", 1),
-                input=InputSpec(**sections["input"]),
-                model=RunModel(**model),
-                segment=SegmentSpec(**segment),
-                decode=DecodeSpec(**decode),
+                schema_version=document.get("schema_version", 1),
+                input=InputSpec(**_known(InputSpec, _section(document, "input"))),
+                model=RunModel(categories=categories, **_known(RunModel, model)),
+                segment=SegmentSpec(
+                    slice=None if slice_values is None else Slicing(**_known(Slicing, slice_values)),
+                    **_known(SegmentSpec, segment),
+                ),
+                decode=DecodeSpec(formats=tuple(decode.pop("formats", ())), **_known(DecodeSpec, decode)),
             )
-        except TypeError as error:
-            raise ValueError(f"it holds what this version does not know: {error}") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a section is not of its form: {error}") from error
+
+
+def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy of one section of the document; empty where there is none."""
+    values = document.get(name, {})
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} is {type(values).__name__}; it must be a mapping")
+    return dict(values)
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a dataclass."""
+    names = {each.name for each in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _to_plain(value: Any) -> Any:

@@ -31,6 +31,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from jobs.config.base import ClusterSection
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ["PYTHONPATH"] = str(ROOT)  # its workers unpickle functions of the tests
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # its workers inherit it
     with cluster(ClusterSection(num_cpus=2, num_gpus=0)):
         yield

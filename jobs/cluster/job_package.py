@@ -24,7 +24,7 @@ from pipeline.manifest import sha256_of, to_json
 from pipeline.storage.uri import is_local, local_path
 
 FOLDERS = ("maskfleet", "jobs", "pipeline", "model", "configs")  # the last lies in maskfleet/ where it is installed
-NOT_SHIPPED = ("__pycache__",)
+SHIPPED = (".py", ".j2", ".yaml", ".typed")  # endings; what an editor or a user leaves beside them stays here
 CONFIG, BASE = "config.yaml", "base.yaml"
 # These are for the machine that they are typed on.
 HERE = ("demo", "schedule", "manifests")
@@ -148,15 +148,20 @@ def code_files() -> dict[str, Path]:
         path.relative_to(HOME).as_posix(): path
         for folder in FOLDERS
         for path in (HOME / folder).rglob("*")
-        if path.is_file() and path.parent.name not in NOT_SHIPPED
+        if path.suffix in SHIPPED and path.is_file()
     }
     return dict(sorted(files.items()))
 
 
 def code_hash() -> str:
-    """The SHA-256 of the code that is shipped, names and contents."""
+    """The SHA-256 of the code that is shipped, names and contents.
+
+    Configurations are left out: a job has its settings resolved.
+    """
     digest = hashlib.sha256()
     for name, path in code_files().items():
+        if path.suffix == ".yaml":
+            continue
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,6 @@ from jobs.config.base import ClusterSection
 from jobs.home import HOME
 
 START_TRIES = 3
-_INSTALLED = ("site-packages", "dist-packages")  # on every worker's import path anyway, behind Python's own modules
 
 
 @contextmanager
@@ -37,12 +38,20 @@ def cluster(section: ClusterSection) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="maskfleet-") as empty:
         # Ray puts the folder it is started from at the front of every worker's import path, and its workers run there.
         # In the user's folder a `model.py` or a `random.py` would take the place of ours or of Python's own.
-        _start(section, Path(empty) if HOME.name in _INSTALLED else HOME)
+        # So it is an empty one; our own only where a Python of this environment would not find our packages by itself.
+        _start(section, Path(empty) if is_installed() else HOME)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def is_installed() -> bool:
+    """Whether a fresh Python of this environment imports the packages of this very program, wherever it is started."""
+    program = "from importlib.util import find_spec; print(find_spec('maskfleet').origin)"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
+    return done.returncode == 0 and Path(done.stdout.strip()).resolve() == HOME / "maskfleet" / "__init__.py"
 
 
 def _start(section: ClusterSection, folder: Path) -> None:

@@ -95,7 +95,8 @@ def find_config(name: str | Path, folder: str = "", key: str = "--config") -> Pa
         for path in (shipped / folder / relative, shipped / relative):
             if path.is_file():
                 return path
-    names = sorted(path.relative_to(shipped).with_suffix("").as_posix() for path in (shipped / folder).rglob("*.yaml"))
+    where = shipped / folder if (shipped / folder).is_dir() else shipped  # not every command has some of its own
+    names = sorted(path.relative_to(shipped).with_suffix("").as_posix() for path in where.rglob("*.yaml"))
     raise ConfigError(f"{key} {name}: there is no such file; these ship with the program: {', '.join(names)}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -22,7 +24,13 @@ def names_for_editors() -> set[str]:
 @pytest.mark.parametrize("name", [*maskfleet.__all__, "__version__"])
 def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(maskfleet, name) is not None
-    assert name in dir(maskfleet)
+
+
+def test_dir_lists_each_name_once_before_any_is_used() -> None:
+    program = "import maskfleet; print(*dir(maskfleet))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    assert {*maskfleet.__all__, "__version__"} <= set(names) and len(names) == len(set(names))
 
 
 def test_editors_know_the_same_names() -> None:

@@ -65,6 +65,23 @@ def test_a_run_is_segmented_measured_and_shown_there(
 
 
 def test_the_current_folder_leaves_the_path_and_our_own_folder_comes_onto_it() -> None:
-    assert own_path(["/user", "/lib", "", "/site"], "/user", "/home") == ["/home", "/lib", "/site"]
-    assert own_path(["/user", "/lib", "/home"], "/user", "/home") == ["/lib", "/home"]
-    assert own_path(["/home", "/lib"], "/home", "/home") == ["/home", "/lib"]
+    assert own_path(["/user", "/lib", "", "/site"], "/user", "/home") == ["/lib", "/site", "/home"]
+    assert own_path(["/user", "/lib", "/home", "/site"], "/user", "/home") == ["/lib", "/home", "/site"]
+    assert own_path(["/home", "/lib"], "/home", "/home") == ["/lib", "/home"], "Python's own modules come first"
+    assert own_path(["/lib"], "", "/home") == ["/lib", "/home"]
+
+
+def test_a_folder_that_is_gone_harms_nothing(tmp_path: Path) -> None:
+    script = f"rm -r {tmp_path}; exec {PROGRAMS[0][0]} --version"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("maskfleet "), done.stderr
+
+
+def test_the_current_folder_on_pythonpath_reaches_no_process_of_ours(hostile: Path) -> None:
+    program = "import os, maskfleet.__main__ as program, sys; sys.argv = ['maskfleet', '--version']\n"
+    program += "try:\n    program.main()\nexcept SystemExit:\n    print(repr(os.environ['PYTHONPATH']))\n"
+    environment = {**os.environ, "PYTHONPATH": f"{hostile}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=hostile, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == repr(str(ROOT)), done.stderr

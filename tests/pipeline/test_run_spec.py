@@ -59,14 +59,24 @@ def test_fields_that_an_older_run_lacks_take_their_defaults() -> None:
     assert (spec.segment.max_detections, spec.segment.score_threshold, spec.input.since_run) == (7, None, None)
 
 
+def test_fields_that_a_newer_run_has_are_left_out() -> None:
+    newer = {**DOCUMENT, "segment": {**DOCUMENT["segment"], "engine": "warp"}, "notes": []}
+    assert RunSpec.from_json(newer) == SPEC and run_id_of(newer) != run_id_of(DOCUMENT)
+
+
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ({"segment": {"engine": "warp"}}, "engine"),
         ({"input": "photos"}, "input is str"),
+        ({"model": []}, "model is list"),
+        ({"model": {"categories": None}}, "NoneType"),
+        ({"model": {"categories": ["circle"]}}, "str"),
+        ({"model": {"categories": [{"id": 1}]}}, "name"),
+        ({"decode": {"formats": None}}, "NoneType"),
+        ({"segment": {"slice": 512}}, "int"),
         ({"segment": {"slice": {"size": 10, "overlap": 6, "merge_iou": 0.5}}}, "overlap is 6"),
     ],
 )
-def test_what_this_version_does_not_know_is_named(document: dict[str, Any], words: str) -> None:
+def test_a_section_of_another_form_is_named(document: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RunSpec.from_json(document)

@@ -14,9 +14,8 @@ import pytest
 
 from tests.paths import ROOT
 
-SOURCES = sorted(path for layer in ("jobs", "pipeline", "model") for path in (ROOT / layer).rglob("*.py"))
+SOURCES = sorted(path for layer in ("maskfleet", "jobs", "pipeline", "model") for path in (ROOT / layer).rglob("*.py"))
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-PRIVATE_PROGRAMS = ("__main__.py",)
 
 
 def iter_public(tree: ast.Module | ast.ClassDef, owner: str = "") -> Iterator[tuple[str, Definition]]:
@@ -48,8 +47,6 @@ def names_under(doc: str, heading: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_public_name_is_documented(path: Path) -> None:
-    if path.name in PRIVATE_PROGRAMS:
-        return
     silent, wrong = [], []
     for name, node in iter_public(ast.parse(path.read_text())):
         doc = ast.get_docstring(node)

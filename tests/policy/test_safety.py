@@ -15,7 +15,7 @@ from jobs.config.load import ConfigError, load_config, to_yaml
 from jobs.config.segment import SegmentConfig
 from tests.paths import ROOT
 
-SOURCES = sorted(path for layer in ("jobs", "pipeline", "model") for path in (ROOT / layer).rglob("*.py"))
+SOURCES = sorted(path for layer in ("maskfleet", "jobs", "pipeline", "model") for path in (ROOT / layer).rglob("*.py"))
 PLANTED = "planted-7f3a9c51-secret"
 UNPICKLING = {
     "pickle.load",

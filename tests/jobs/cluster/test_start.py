@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,17 +34,18 @@ with cluster(ClusterSection(num_cpus=1, num_gpus=0)):
 seen |= {"after": ray.is_initialized(), "driver": os.getcwd()}
 print(json.dumps(seen))
 """
-INSTALLED = """
+FOLDERS = """
 import json
 from pathlib import Path
 from jobs.cluster import start
 from jobs.config.base import ClusterSection
 folders = []
 start._start = lambda section, folder: folders.append((str(folder), len(list(folder.iterdir()))))
-start.HOME = Path("/lib/site-packages")
-with start.cluster(ClusterSection(num_cpus=1)):
-    folders.append(Path(folders[0][0]).is_dir())
-print(json.dumps([*folders, Path(folders[0][0]).exists()]))
+for installed in (True, False):
+    start.is_installed = lambda: installed
+    with start.cluster(ClusterSection(num_cpus=1)):
+        pass
+print(json.dumps([0, *folders, Path(folders[0][0]).exists()]))
 """
 
 
@@ -61,14 +63,23 @@ def run(program: str, folder: Path) -> Any:
 def test_workers_run_beside_our_packages_and_not_in_the_users_folder(tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('the user\\'s random.py was imported')\n")
     seen = run(OWN_RAY, tmp_path)
-    assert seen["folder"] == str(HOME) and seen["driver"] == str(tmp_path)
+    assert seen["folder"] not in (str(HOME), str(tmp_path)) and seen["driver"] == str(tmp_path)
     assert str(tmp_path) not in seen["path"] and str(tmp_path) not in seen["random"]
     assert seen["pipeline"] == str(HOME / "pipeline" / "__init__.py")
     assert seen["totals"] == [1, 0]
     assert (seen["inner"], seen["after_inner"], seen["after"]) == (1, True, False), "one that is there is used and left"
 
 
-def test_an_installed_program_starts_ray_from_an_empty_folder(tmp_path: Path) -> None:
-    (folder, num_files), was_there, is_there = run(INSTALLED, tmp_path)
-    assert num_files == 0 and folder not in (str(HOME), str(tmp_path))
-    assert was_there and not is_there
+def test_ray_starts_from_an_empty_folder_where_we_are_installed_else_from_our_own(tmp_path: Path) -> None:
+    _, (empty, num_files), (own, _), is_there = run(FOLDERS, tmp_path)
+    assert num_files == 0 and empty not in (str(HOME), str(tmp_path)) and not is_there
+    assert own == str(HOME)
+
+
+def test_this_environment_has_us_installed(tmp_path: Path) -> None:
+    program = "import json; from jobs.cluster.start import is_installed; print(json.dumps(is_installed()))"
+    assert run(program, tmp_path) is True
+    copied = tmp_path / "copy"
+    shutil.copytree(HOME / "jobs", copied / "jobs")
+    shutil.copytree(HOME / "pipeline", copied / "pipeline")
+    assert run(f"import sys; sys.path.insert(0, {str(copied)!r})\n{program}", tmp_path) is False
