@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,11 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     from jobs.config.base import ClusterSection
 
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ["PYTHONPATH"] = str(ROOT)  # its workers unpickle functions of the tests
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # its workers inherit it
-    with cluster(ClusterSection(num_cpus=2, num_gpus=0)):
+    with ExitStack() as started:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))  # for its workers, which unpickle functions of the tests
+            started.enter_context(cluster(ClusterSection(num_cpus=2, num_gpus=0)))
         yield
 
 

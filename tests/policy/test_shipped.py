@@ -63,7 +63,9 @@ def test_only_our_packages_are_installed() -> None:
 
 
 @pytest.mark.long
-def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Started in an empty folder but for modules with the names of ours; dependencies come from this environment."""
     environment, folder = tmp_path / "environment", tmp_path / "folder"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=120)
@@ -75,6 +77,7 @@ def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(wheel: Path, tmp_p
     folder.mkdir()
     for name in ("model", "pipeline", "jobs", "random"):
         (folder / f"{name}.py").write_text(f"raise SystemExit('the user\\'s {name}.py was imported')\n")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     where = subprocess.run(
         [python, "-c", "import sys; del sys.path[0]; import pipeline; print(pipeline.__file__)"],
         cwd=folder,
