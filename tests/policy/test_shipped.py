@@ -67,17 +67,27 @@ def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Started in an empty folder but for modules with the names of ours; dependencies come from this environment."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # which a session may have; it would hide what is installed
     environment, folder = tmp_path / "environment", tmp_path / "folder"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=120)
     python = environment / "bin" / "python"
-    install: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel]
+    install: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    ]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
     (site_packages,) = (environment / "lib").glob("python3*/site-packages")
     (site_packages / "dependencies.pth").write_text(f"{next(p for p in sys.path if p.endswith('site-packages'))}\n")
     folder.mkdir()
     for name in ("model", "pipeline", "jobs", "random"):
         (folder / f"{name}.py").write_text(f"raise SystemExit('the user\\'s {name}.py was imported')\n")
-    monkeypatch.delenv("PYTHONPATH", raising=False)
     where = subprocess.run(
         [python, "-c", "import sys; del sys.path[0]; import pipeline; print(pipeline.__file__)"],
         cwd=folder,
