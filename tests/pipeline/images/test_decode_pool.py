@@ -243,7 +243,7 @@ def test_a_child_that_cannot_start_is_an_error_and_no_status() -> None:
     def not_importable(
         data: bytes, limits: DecodeLimits, resize_to: tuple[int, int] | None = None, num_bands: int | None = 3
     ) -> Outcome:
-        raise NotImplementedError
+        raise AssertionError("a function inside a function has no name that a child could import, so none calls it")
 
     with DecodePool(1, LIMITS, decode=not_importable) as pool:
         with pytest.raises(decode_pool.DecodeChildError, match="did not start"):
