@@ -48,9 +48,15 @@ def cluster(section: ClusterSection) -> Iterator[None]:
 
 
 def is_installed() -> bool:
-    """Whether a fresh Python of this environment imports the packages of this very program, wherever it is started."""
+    """Whether a fresh Python of this environment imports the packages of this very program, wherever it is started.
+
+    False also where that Python does not answer within a minute: starting from our own folder works in any case.
+    """
     program = "from importlib.util import find_spec; print(find_spec('maskfleet').origin)"
-    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return False
     return done.returncode == 0 and Path(done.stdout.strip()).resolve() == HOME / "maskfleet" / "__init__.py"
 
 
