@@ -54,6 +54,20 @@ class Checkpoint:
         return model.eval()
 
 
+def new_checkpoint(
+    model: nn.Module, spec: ModelSpec, categories: Sequence[Category], *, progress: dict[str, Any]
+) -> Checkpoint:
+    """The checkpoint of a network that has not been written to a folder; its sha256 is that of the file it would have.
+
+    Raises:
+        ValueError: The class map does not fit the spec.
+    """
+    check_categories(categories, spec.num_classes)
+    state_dict = _plain_state_dict(model)
+    sha256 = hashlib.sha256(safetensors.torch.save(state_dict)).hexdigest()
+    return Checkpoint(spec, tuple(categories), progress, sha256, state_dict, None)
+
+
 def save_checkpoint(
     folder: str | os.PathLike[str],
     *,

@@ -107,3 +107,5 @@ _TORCHVISION = {
     "maskrcnn_resnet50_fpn_v2": torchvision_v2,
     "keypointrcnn_resnet50_fpn": torchvision_keypoint,
 }
+TORCHVISION_NAMES = tuple(_TORCHVISION)
+DETECTRON2_NAMES = tuple(_ZOO)

@@ -70,12 +70,21 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsRepo
     Raises:
         ValueError: There are no such weights, they cannot be fetched or read, or no tensor of them fits.
     """
-    state_dict = find_state_dict(spec, weights)
+    return load_state_dict(model, spec, find_state_dict(spec, weights), source=weights)
+
+
+def load_state_dict(
+    model: nn.Module, spec: ModelSpec, state_dict: Mapping[str, Tensor], *, source: str
+) -> WeightsReport:
+    """Load the tensors of a file, by their names in it, as `load_weights` does.
+
+    Raises:
+        ValueError: No tensor of them fits.
+    """
     notes: list[str] = []
-    state_dict = _to_our_names(model, state_dict, spec, notes)
-    report = load_matching(model, state_dict, source=weights, notes=notes)
+    report = load_matching(model, to_our_names(model, dict(state_dict), spec, notes), source=source, notes=notes)
     if not report.loaded:
-        raise ValueError(f"weights={weights!r}: nothing in them fits this network (backbone={spec.backbone!r})")
+        raise ValueError(f"weights={source!r}: nothing in them fits this network (backbone={spec.backbone!r})")
     return report
 
 
@@ -183,9 +192,10 @@ def _imagenet_entry(spec: ModelSpec) -> Any:
         ) from None
 
 
-def _to_our_names(
+def to_our_names(
     model: nn.Module, state_dict: dict[str, Tensor], spec: ModelSpec, notes: list[str]
 ) -> dict[str, Tensor]:
+    """The tensors of a file by this network's names, in its order of classes and anchors; `notes` gets sentences."""
     if is_detectron2(state_dict):
         state_dict = from_detectron2(state_dict, spec)
         if spec.channel_order != "bgr" or spec.anchor_style != "detectron2":
