@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def _with_sizes(spec: ModelSpec, state_dict: Mapping[str, Tensor]) -> ModelSpec:
     """The spec with the numbers of classes and keypoints that the tensors have."""
-    changes = {}
+    changes: dict[str, Any] = {}
     scores, keypoints = state_dict.get(_CLASS_SCORES), state_dict.get(_KEYPOINT_SCORES)
     if scores is not None:
         changes["num_classes"] = len(_coco_categories()) if len(scores) in _COCO_ROWS else max(1, len(scores) - 1)
