@@ -22,11 +22,12 @@ from benchmarks.figures import print_figures
 from jobs.training.data import BatchStream, SampleOrder
 from model.network import build_model
 from model.spec import ModelSpec
-from model.training.train_step import Trainer, build_optimizer
+from model.training.train_step import StepSettings, Trainer, build_optimizer
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.loader import SampleSet, collate
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedSet
 
 LEARNING_RATE = 0.005
@@ -39,7 +40,7 @@ def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) ->
     model = build_model(spec).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
-    samples = SampleSet(annotated, build_transforms(horizontal_flip=0.5))
+    samples = SampleSet(annotated, build_transforms(Augmentation(horizontal_flip=0.5)))
     order = SampleOrder([(image.height, image.width) for image in annotated.images], seed=0)
     same_photos = [order[position][1] for position in range(num_steps * BATCH_SIZE)]
     for images, targets in DataLoader(
@@ -60,8 +61,8 @@ def our_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int, waits: l
     torch.manual_seed(0)
     model = build_model(spec).train()
     optimizer = build_optimizer(model, name="sgd", learning_rate=LEARNING_RATE)
-    trainer = Trainer(model, optimizer, seed=0)
-    samples = SampleSet(annotated, build_transforms(horizontal_flip=0.5))
+    trainer = Trainer(model, optimizer, StepSettings(seed=0))
+    samples = SampleSet(annotated, build_transforms(Augmentation(horizontal_flip=0.5)))
     with BatchStream(samples, batch_size=BATCH_SIZE, num_steps=num_steps, num_processes=1) as stream:
         for step, batches in enumerate(stream):
             trainer.step(batches.micro_batches, step=step, learning_rate=LEARNING_RATE)

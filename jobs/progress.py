@@ -10,7 +10,7 @@ from pipeline.bulk.progress import Progress
 from pipeline.schema import OK
 
 if TYPE_CHECKING:
-    from jobs.training.train import TrainEvent
+    from jobs.training.events import TrainEvent
 
 
 class ProgressLine:

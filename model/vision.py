@@ -12,9 +12,6 @@ import_torchvision()  # before any of these: work at import, which is this modul
 
 from torchvision import models  # noqa: E402
 from torchvision.models import detection, resnet, vgg  # noqa: E402
-
-# Private to torchvision: the box coder of its heads has no public name. test_losses.py compares with it.
-from torchvision.models.detection._utils import BoxCoder  # noqa: E402
 from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
 from torchvision.models.detection.faster_rcnn import (  # noqa: E402
     FastRCNNConvFCHead,
@@ -55,7 +52,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool  # noqa: E4
 
 __all__ = [
     "AnchorGenerator",
-    "BoxCoder",
     "FastRCNNConvFCHead",
     "FastRCNNPredictor",
     "FeaturePyramidNetwork",

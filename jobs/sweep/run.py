@@ -29,9 +29,9 @@ from jobs.config.load import ConfigError, find_config, load_config, read_yaml, s
 from jobs.config.sweep import DrawSection, SweepConfig
 from jobs.config.train import NOT_IDENTITY, TrainConfig
 from jobs.sweep.results import make_row, write_results
+from jobs.training.events import TrainEvent, last_line, start_board
 from jobs.training.output import TrainingOutput
 from jobs.training.train import (
-    Board,
     TrainingFailed,
     check_cluster,
     prepare_train,
@@ -122,7 +122,7 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
         ConfigError: A key or value that no training takes; the message names it and the trial.
         ValueError: Data that cannot be used, or a trial's output that holds another training.
     """
-    output = open_storage(config.output.uri, config.storage.to_settings())
+    output = open_storage(config.output.uri, config.storage)
     if not output.exists(CONFIG) and next(output.iter_objects(), None) is not None:
         raise ConfigError(
             f"output.uri: {output.uri} holds something that is no sweep; allowed is an empty folder or a sweep's output"
@@ -234,7 +234,7 @@ def _slug(values: list[Any]) -> str:
 
 
 def _output_of(config: TrainConfig) -> TrainingOutput:
-    return TrainingOutput(config.output.uri, config.storage.to_settings())
+    return TrainingOutput(config.output.uri, config.storage)
 
 
 def _data_folder(draw: DrawSection) -> str:
@@ -281,10 +281,7 @@ def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[s
 
     by_name = {trial.name: trial for trial in waiting}
     configs = {trial.name: trial.config for trial in waiting}
-    driver_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    board = ray.remote(num_cpus=0, scheduling_strategy=driver_node)(Board).remote()  # type: ignore[call-overload]
+    board = start_board()
     watcher = _make_watcher(board, table, by_name, len(plan.finished), say)
     trainable = tune.with_resources(
         tune.with_parameters(_train_trial, configs=configs, board=board),
@@ -338,10 +335,10 @@ def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig]
     """
     name = point["trial"]
     config = configs[name]
-    use_settings(config.storage.to_settings())
+    use_settings(config.storage)
 
-    def say(event: Any) -> None:
-        board.push.remote({"trial": name, "message": event.describe()})
+    def say(event: TrainEvent) -> None:
+        board.push.remote(f"{name}: {event.describe()}")
 
     try:
         plan = prepare_train(config)
@@ -380,7 +377,7 @@ def _make_watcher(
     """A callback of Ray Tune that updates the table and the progress line.
 
     Args:
-        board: Actor with the trials' events, a `Board`.
+        board: Actor with the trials' events as lines, a `Board`.
         table: The table.
         by_name: The trials that are trained.
         num_before: Number of trials that were finished before.
@@ -398,8 +395,8 @@ def _make_watcher(
         line = ""
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            for event in ray.get(board.drain.remote()):
-                self.message = f"{event['trial']}: {event['message']}"
+            for line in ray.get(board.drain.remote()):
+                self.message = line
             self.tell()
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -407,7 +404,7 @@ def _make_watcher(
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             if trial.status == "ERROR":  # after its last try
-                self.end(trial.config["trial"], _last_line(trial.get_error()))
+                self.end(trial.config["trial"], last_line(trial.get_error() or "its process was lost"))
 
         def end(self, name: str, error: str | None) -> None:
             """Counts a trial that will not run again."""
@@ -428,9 +425,3 @@ def _make_watcher(
                 say(line)
 
     return Watcher()
-
-
-def _last_line(error: Any) -> str:
-    """The last line of an error's text that is not blank."""
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "its process was lost"

@@ -22,6 +22,7 @@ from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.config.load import config_hash
 from jobs.config.train import TrainConfig, TrainSection
 from jobs.training.data import BatchStream, StepBatches
+from jobs.training.events import TrainEvent
 from jobs.training.history import History
 from jobs.training.output import TrainingOutput, checkpoint_name
 from jobs.training.sets import load_training_set, load_validation_set
@@ -30,7 +31,15 @@ from model.categories import Category
 from model.checkpoint import Checkpoint, save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
-from model.training.train_step import StepResult, Trainer, build_optimizer, learning_rate_at, mix_seed
+from model.training.train_step import (
+    Schedule,
+    StepResult,
+    StepSettings,
+    Trainer,
+    WorkerRank,
+    build_optimizer,
+    mix_seed,
+)
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.subset import take_subset
 from pipeline.dataset.transforms.augment import build_transforms
@@ -44,14 +53,24 @@ class TrainingStopped(ValueError):
     """The training cannot go on, and would end the same way if it were tried again; the message says why."""
 
 
+_CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True)
-class Worker:
+class Worker(WorkerRank):
     """The rank and device of a worker, and the number of all workers and of those on its node."""
 
-    rank: int
-    world_size: int
-    local_world_size: int
-    device: torch.device
+    local_world_size: int = 1
+    device: torch.device = _CPU
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """What a worker has done: steps, those of them that were not finite, and whether it stopped before the last."""
+
+    step: int
+    num_non_finite: int
+    stopped_early: bool
 
 
 def resolve_spec(spec: ModelSpec, categories: tuple[Category, ...]) -> ModelSpec:
@@ -85,15 +104,14 @@ def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: i
     return max(0, min(limits))
 
 
-def rate_of_step(train: TrainSection, step: int, *, max_steps: int, world_size: int) -> float:
-    """Learning rate of a step; with train.reference_batch_size, scaled linearly to the batch (Goyal et al., 2017)."""
+def schedule_of(train: TrainSection, *, max_steps: int, world_size: int) -> Schedule:
+    """Learning rate schedule; with train.reference_batch_size scaled linearly to the batch (Goyal et al., 2017)."""
     scale = (
         1.0 if train.reference_batch_size is None else images_per_step(train, world_size) / train.reference_batch_size
     )
-    return learning_rate_at(
-        step,
+    return Schedule(
+        train.schedule,
         learning_rate=train.learning_rate * scale,
-        schedule=train.schedule,
         max_steps=max_steps,
         warmup_steps=train.warmup_steps,
         warmup_factor=train.warmup_factor,
@@ -164,7 +182,7 @@ class TrainingRun:
         self.worker = worker
         self.report = report if worker.rank == 0 else _ignore_event
         self.report_always = report
-        self.output = TrainingOutput(config.output.uri, config.storage.to_settings())
+        self.output = TrainingOutput(config.output.uri, config.storage)
         self.annotated, _ = load_training_set(config)
         self.spec = resolve_spec(config.model.spec, self.annotated.categories)
         self._start = self._find_start()
@@ -209,13 +227,14 @@ class TrainingRun:
         trainer = Trainer(
             model,
             optimizer,
-            seed=train.seed,
-            rank=self.worker.rank,
-            world_size=self.worker.world_size,
-            precision=train.precision,
-            clip_norm=train.clip_norm,
-            ema_decay=train.ema_decay,
-            global_normalisers=train.global_normalisers,
+            StepSettings(
+                seed=train.seed,
+                precision=train.precision,
+                clip_norm=train.clip_norm,
+                ema_decay=train.ema_decay,
+                global_normalisers=train.global_normalisers,
+            ),
+            self.worker,
         )
         if train.compile:
             model.backbone.compile()  # in place, so that the names in the state dict stay
@@ -249,8 +268,8 @@ class TrainingRun:
         self.history.resume(step)
         self.report("resume", f"going on after step {step} of {self.max_steps}", step=step)
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the end; returns `step`, `num_non_finite` and `stopped_early`.
+    def run(self) -> LoopResult:
+        """Trains to the end.
 
         Raises:
             TrainingStopped: The checkpoint has no training state, or too many steps were not finite.
@@ -268,16 +287,13 @@ class TrainingRun:
         if self.worker.rank == 0:
             result = {"step": self.step, "stopped_early": self.is_stopped_early}
             self.output.write_finished(result | {"config_hash": config_hash(self.config)})
-        return {
-            "step": self.step,
-            "num_non_finite": self.num_non_finite,
-            "stopped_early": self.is_stopped_early,
-        }
+        return LoopResult(self.step, self.num_non_finite, self.is_stopped_early)
 
     def _train(self, stream: BatchStream, max_steps: int) -> None:
         window = Window()
+        schedule = schedule_of(self.train, max_steps=max_steps, world_size=self.worker.world_size)
         for batches in stream:
-            self._train_step(batches, window, max_steps)
+            self._train_step(batches, window, schedule.rate_at(self.step))
             is_last = self.step == max_steps
             is_validation = self._is_validation_step(is_last)
             is_checkpoint = self.step % self.train.checkpoint_every_steps == 0 or is_last or is_validation
@@ -297,7 +313,7 @@ class TrainingRun:
 
     def _open_stream(self, num_steps: int) -> BatchStream:
         train, data = self.train, self.config.data
-        transforms = build_transforms(**data.augment.model_dump(), keypoint_names=self.annotated.keypoint_names)
+        transforms = build_transforms(data.augment, self.annotated.keypoint_names)
         return BatchStream(
             SampleSet(
                 self.annotated,
@@ -320,13 +336,12 @@ class TrainingRun:
             pin_memory=self.worker.device.type == "cuda",
         )
 
-    def _train_step(self, batches: StepBatches, window: Window, max_steps: int) -> None:
+    def _train_step(self, batches: StepBatches, window: Window, learning_rate: float) -> None:
         for image_id, reason in batches.broken.items():
             self.report_always("broken", f"image {image_id} is skipped: {reason}", image_id=image_id, reason=reason)
         for image_id in batches.unturned:
             self.report_always("unturned", f"image {image_id} is used unturned, as annotated", image_id=image_id)
-        rate = rate_of_step(self.train, self.step, max_steps=max_steps, world_size=self.worker.world_size)
-        result = self.trainer.step(batches.micro_batches, step=self.step, learning_rate=rate)
+        result = self.trainer.step(batches.micro_batches, step=self.step, learning_rate=learning_rate)
         self.step += 1
         self.num_seen += images_per_step(self.train, self.worker.world_size)
         if result.applied:
@@ -419,8 +434,7 @@ class TrainingRun:
                 self.annotated.categories,
                 self.spec,
                 device=self.worker.device,
-                rank=self.worker.rank,
-                world_size=self.worker.world_size,
+                worker=self.worker,
                 num_processes=self.train.data_workers,
             )
             self.validations.append((prefix, stack.enter_context(validation)))
@@ -489,11 +503,11 @@ def load_fitting(model: torch.nn.Module, source: str) -> str:
     return f"starting from {source}: {len(fitting)} of {len(present)} tensors fit"
 
 
-def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Ray Train's per-worker function; returns what `TrainingRun.run` does, or {"stopped": sentence}.
+def train_worker(settings: Mapping[str, Any]) -> LoopResult | TrainingStopped:
+    """Ray Train's per-worker function; returns what `TrainingRun.run` does.
 
-    The latter is returned, not raised, for errors that would come again: after any exception Ray starts the workers
-    again, as often as max_failures allows.
+    A TrainingStopped is returned, not raised: after any exception Ray starts the workers again, as often as
+    max_failures allows, though the error would come again.
     """
     import ray.train
     import ray.train.torch
@@ -506,22 +520,22 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         device=ray.train.torch.get_device(),
     )
     config: TrainConfig = settings["config"]
-    use_settings(config.storage.to_settings())  # data and weights may be in buckets too
+    use_settings(config.storage)  # data and weights may be in buckets too
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
     board = settings["board"]
     stopped = ray.get(board.stopped.remote())
     if stopped is not None:
-        return {"stopped": stopped}
+        return TrainingStopped(stopped)
 
     def report(kind: str, sentence: str, **values: Any) -> None:
-        board.push.remote({"kind": kind, "message": sentence, "rank": worker.rank, "values": values})
+        board.push.remote(TrainEvent(kind, sentence, worker.rank, values))
 
     report("started", f"worker {worker.rank} of {worker.world_size} started", pid=os.getpid())
     try:
         return TrainingRun(config, worker, report).run()
     except TrainingStopped as error:  # decided by all workers together
-        return {"stopped": str(error)}
+        return error
     except ValueError as error:
         # It may be this worker's alone, while the others wait for it: leave the reason, and let Ray end them all.
         ray.get(board.stop.remote(str(error)))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,12 +19,15 @@ from jobs.cluster.start import cluster, total
 from jobs.config.base import flatten
 from jobs.config.load import ConfigError, to_plain
 from jobs.config.train import NOT_IDENTITY, TrainConfig
+from jobs.training.events import Collector, Listener, TrainEvent, last_line, start_board
 from jobs.training.loop import (
+    LoopResult,
     TrainingRun,
+    TrainingStopped,
     Worker,
     images_per_step,
-    rate_of_step,
     resolve_spec,
+    schedule_of,
     steps_left,
     train_worker,
 )
@@ -40,34 +41,6 @@ from pipeline.dataset.subset import SubsetRecord
 from pipeline.manifest import to_json
 
 SUBSET = "subset.json"
-
-
-@dataclass(frozen=True)
-class TrainEvent:
-    """An event of a running training that people should see.
-
-    Attributes:
-        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "validation", "broken", "unturned",
-            "non_finite", "set_aside", "restart" or "done".
-        message: One line, ready to be shown.
-        rank: The worker that reports it; -1 is the driver.
-        values: Values by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,
-            data_wait_share, eta_s and more.
-    """
-
-    kind: str
-    message: str
-    rank: int = -1
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_note(self) -> bool:
-        """Whether its line must stay on the terminal; the next line may overwrite that of a step."""
-        return self.kind not in ("step", "started", "checkpoint")
-
-    def describe(self) -> str:
-        """The message."""
-        return self.message
 
 
 @dataclass(frozen=True)
@@ -157,7 +130,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     Raises:
         ValueError: Data that cannot be used, weights that do not fit, or an output that holds another training.
     """
-    output = TrainingOutput(config.output.uri, config.storage.to_settings())
+    output = TrainingOutput(config.output.uri, config.storage)
     config = with_absolute_places(config, output)
     train = config.train
     annotated, subset = load_training_set(config)
@@ -235,7 +208,7 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
         TrainingFailed: The training stopped; its checkpoints are kept, and the same command resumes from them.
     """
     say = on_progress or (lambda event: None)
-    output = TrainingOutput(plan.config.output.uri, plan.config.storage.to_settings())
+    output = TrainingOutput(plan.config.output.uri, plan.config.storage)
     if plan.is_finished:
         say(TrainEvent("done", plan.describe()))
         return _result(output, plan.num_done, was_finished=True)
@@ -253,13 +226,13 @@ def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None]
     """
     say = on_progress or (lambda event: None)
     train = plan.config.train
-    output = TrainingOutput(plan.config.output.uri, plan.config.storage.to_settings())
+    output = TrainingOutput(plan.config.output.uri, plan.config.storage)
     if plan.is_finished:
         return _result(output, plan.num_done, was_finished=True)
     _begin(plan, output, say)
-    collector = _Collector(say)
+    collector = Collector(say)
     torch.set_num_threads(train.cpus_per_worker or 1)
-    worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cuda" if train.use_gpu else "cpu"))
+    worker = Worker(device=torch.device("cuda" if train.use_gpu else "cpu"))
     TrainingRun(
         plan.config, worker, lambda kind, sentence, **values: collector.take(TrainEvent(kind, sentence, 0, values))
     ).run()
@@ -322,9 +295,8 @@ def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_don
     for values in (started, settings):
         train = TrainConfig.model_validate(values).train
         length = steps_left(train, num_images, train.num_workers)
-        rates.append(
-            [rate_of_step(train, step, max_steps=length, world_size=train.num_workers) for step in range(num_done)]
-        )
+        schedule = schedule_of(train, max_steps=length, world_size=train.num_workers)
+        rates.append([schedule.rate_at(step) for step in range(num_done)])
     return rates[0] == rates[1]
 
 
@@ -378,19 +350,14 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
 
     train = config.train
-    # The board runs on the driver's node, so that it outlives every worker.
-    driver_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    # Ray's type hints here are those of its older API, hence the ignores of this function.
-    board = ray.remote(num_cpus=0, scheduling_strategy=driver_node)(Board).remote()  # type: ignore[call-overload]
-    listener = _Listener(board, say)
+    board = start_board()
+    listener = Listener(board, say)
     size: Any = train.num_workers if train.min_workers is None else (train.min_workers, train.num_workers)
     resources = {"CPU": train.cpus_per_worker or 1} | ({"GPU": 1} if train.use_gpu else {})
     with tempfile.TemporaryDirectory(prefix="maskfleet-train-") as scratch:
+        # Ray's type hints here are those of its older API, hence the ignores of this function.
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]
             train_loop_config={"config": config, "board": board},
@@ -404,25 +371,25 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
                 name="train",
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-                logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
             ),
         )
         listener.start()
         try:
-            outcome = trainer.fit().return_value or {}  # type: ignore[attr-defined]
+            outcome: LoopResult | TrainingStopped = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
-            outcome = {"stopped": _last_line(error)}
+            outcome = TrainingStopped(last_line(error))
         finally:
             listener.stop()
             ray.kill(board)
     steps = output.steps()
     if output.read_metrics():
         write_summary(output, config, broken=listener.collector.broken)
-    if "stopped" in outcome:
+    if isinstance(outcome, TrainingStopped):
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
-        raise TrainingFailed(f"the training stopped: {outcome['stopped']} ({kept})")
-    early = ", stopped early" if outcome["stopped_early"] else ""
-    say(TrainEvent("done", f"trained {outcome['step']} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
+        raise TrainingFailed(f"the training stopped: {outcome} ({kept})")
+    early = ", stopped early" if outcome.stopped_early else ""
+    say(TrainEvent("done", f"trained {outcome.step} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
     return _result(
         output,
         steps[-1],
@@ -441,90 +408,3 @@ def _result(output: TrainingOutput, step: int, **values: Any) -> TrainResult:
         last_metrics=rows[-1] if rows else {},
         **values,
     )
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
-class Board:
-    """Actor that holds the workers' events until the driver fetches them, and the request to stop."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._stopped: str | None = None
-
-    def push(self, event: dict[str, Any]) -> None:
-        """Appends an event of a worker, as plain values."""
-        self._events.append(event)
-
-    def stop(self, sentence: str) -> None:
-        """Asks the workers to end, for the reason that the sentence gives."""
-        self._stopped = sentence
-
-    def stopped(self) -> str | None:
-        """The reason why the workers are asked to end; None while they are not."""
-        return self._stopped
-
-    def drain(self) -> list[dict[str, Any]]:
-        """Removes and returns all events, oldest first."""
-        events, self._events = self._events, []
-        return events
-
-
-class _Collector:
-    """Passes events on, each broken image once, and collects the images that were broken or not turned."""
-
-    def __init__(self, say: Callable[[TrainEvent], None]) -> None:
-        self._say = say
-        self.broken: dict[str, str] = {}
-        self.unturned: set[str] = set()
-
-    def take(self, event: TrainEvent) -> None:
-        if event.kind == "unturned":  # counted only: nothing is wrong with such images
-            self.unturned.add(event.values["image_id"])
-            return
-        if event.kind == "broken":
-            image_id = event.values["image_id"]
-            if image_id in self.broken:  # seen in an earlier epoch
-                return
-            self.broken[image_id] = event.values["reason"]
-        self._say(event)
-
-
-class _Listener:
-    """Fetches the workers' events from the board and passes them on, in a thread of its own."""
-
-    def __init__(self, board: Any, say: Callable[[TrainEvent], None], *, every_s: float = 0.3) -> None:
-        self._board = board
-        self._say = say
-        self._every_s = every_s
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="training-events", daemon=True)
-        self.collector = _Collector(say)
-        self.num_restarts = -1  # the first start is no restart
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        self._thread.join(timeout=30)
-        self.num_restarts = max(0, self.num_restarts)
-
-    def _run(self) -> None:
-        while not self._ended.wait(self._every_s):
-            self._drain()
-        time.sleep(0.1)  # the last events may still be on their way to the board
-        self._drain()
-
-    def _drain(self) -> None:
-        import ray
-
-        for event in ray.get(self._board.drain.remote()):
-            if event["kind"] == "started" and event["rank"] == 0:
-                self.num_restarts += 1
-                if self.num_restarts:
-                    self._say(TrainEvent("restart", f"a worker died; start {self.num_restarts + 1} of the workers"))
-            self.collector.take(TrainEvent(event["kind"], event["message"], event["rank"], event["values"]))

@@ -14,6 +14,7 @@ from model.categories import Category
 from model.inference.predictor import Predictor
 from model.network import MaskRCNN
 from model.spec import ModelSpec
+from model.training.train_step import ALONE, WorkerRank
 from pipeline.bulk.encode import encode_instances
 from pipeline.dataset.photos import UnusablePhoto, load_photo
 from pipeline.dataset.types import AnnotatedSet
@@ -43,7 +44,7 @@ class Validation:
         categories: The model's class map.
         spec: The network's spec.
         device: Where the network predicts.
-        rank, world_size: This worker's share is every world_size-th image, starting with image number `rank`.
+        worker: Its share is every world_size-th image, starting with image number `rank`.
         batch_size: Most images of one forward pass.
         num_processes: Processes that read images; 0 reads them in this process, between predictions.
     """
@@ -55,8 +56,7 @@ class Validation:
         spec: ModelSpec,
         *,
         device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
+        worker: WorkerRank = ALONE,
         batch_size: int = 4,
         num_processes: int = 0,
     ) -> None:
@@ -64,8 +64,7 @@ class Validation:
         self.categories = tuple(categories)
         self.spec = spec
         self.device = device
-        self.rank = rank
-        self.world_size = world_size
+        self.worker = worker
         self.batch_size = batch_size
         self.num_processes = num_processes
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
@@ -91,7 +90,7 @@ class Validation:
 
     def _batches(self, predictor: Predictor) -> Iterator[list[_Photo]]:
         """Batches of (file name, pixels) that share one padded size; the last batch of a size may be smaller."""
-        indices = range(self.rank, len(self.annotated), self.world_size)
+        indices = range(self.worker.rank, len(self.annotated), self.worker.world_size)
         photos = _Photos(self.annotated, indices, self.spec.in_channels)
         loader = DataLoader(
             photos,

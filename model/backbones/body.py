@@ -174,8 +174,7 @@ def _replace_stem(body: Body, in_channels: int) -> None:
         bias=old.bias is not None,
     )
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    parent, _, child = name.rpartition(".")
-    body.get_submodule(parent)._modules[child] = new
+    body.set_submodule(name, new)
 
 
 class DoubledSigmoid(nn.Sigmoid):

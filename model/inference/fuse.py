@@ -58,18 +58,18 @@ def _fold(parent: nn.Module) -> None:
         for (_, conv), (norm_name, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, _BATCH_NORMS):
                 _fold_pair(conv, norm)
-                parent._modules[norm_name] = nn.Identity()
+                parent.set_submodule(norm_name, nn.Identity())
     for name, child in children:
         if type(child) is nn.Conv2d:
-            parent._modules[name] = PredictionConv2d(child)
+            parent.set_submodule(name, PredictionConv2d(child))
         elif isinstance(child, TwoMLPHead):
-            parent._modules[name] = ChannelsLastMLP(child)
+            parent.set_submodule(name, ChannelsLastMLP(child))
         else:
             _fold(child)
         if isinstance(child, FeaturePyramidNetwork):
-            parent._modules[name] = LeanPyramid(child)
+            parent.set_submodule(name, LeanPyramid(child))
         elif isinstance(child, ProposalHead):
-            parent._modules[name] = LeanProposalHead(child)
+            parent.set_submodule(name, LeanProposalHead(child))
 
 
 def _fold_pair(conv: nn.Conv2d, norm: Any) -> None:
@@ -90,9 +90,22 @@ class PredictionConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(1, 1, 1, device="meta")
-        self.__dict__.update(conv.__dict__)
+        like: Any = conv  # torch declares kernel size, stride and padding as tuples of any length, but takes pairs
+        super().__init__(
+            like.in_channels,
+            like.out_channels,
+            like.kernel_size,
+            stride=like.stride,
+            padding=like.padding,
+            dilation=like.dilation,
+            groups=like.groups,
+            padding_mode=like.padding_mode,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.train(conv.training)
         plain = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1)
+        plain = plain and conv.padding_mode == "zeros"
         wide = min(conv.in_channels, conv.out_channels) >= _MIN_CHANNELS
         self.has_winograd = plain and wide and conv.groups == 1
         self.overwrites = False  # whether the result may overwrite the memory of its input

@@ -61,7 +61,8 @@ def native_dtype(mode: str, device: str | torch.device) -> tuple[torch.dtype, st
     if torch.device(device).type == "cuda":
         has_it = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        features = torch.cpu.get_capabilities()
+        has_it = features.get("avx512_bf16", False) or features.get("amx_tile", False)
     if has_it:
         return torch.bfloat16, None
     kind = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "this machine's processor"

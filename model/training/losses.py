@@ -6,17 +6,28 @@ sampled RoIs, the mask term over the positives.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.vision import (
-    BoxCoder,
     complete_box_iou_loss,
     distance_box_iou_loss,
     generalized_box_iou_loss,
     sigmoid_focal_loss,
 )
+
+
+class BoxCoder(Protocol):
+    """The two functions of torchvision's box coder that a loss uses; boxes are XYXY [N, 4], offsets [N, 4]."""
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        """Offsets that lead from the proposals to the reference boxes."""
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        """The boxes that the offsets lead to."""
 
 
 def class_loss(

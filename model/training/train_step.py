@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.network import MaskRCNN
 
@@ -34,7 +35,7 @@ NORMALISER_OF_LOSS = {
     "loss_mask_dice": "positives",
 }
 _NORMALISERS = ("anchors", "proposals", "positives")
-_NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_NORM_LAYERS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def mix_seed(*parts: int) -> int:
@@ -48,25 +49,14 @@ def mix_seed(*parts: int) -> int:
     return value >> 1
 
 
-def learning_rate_at(
-    step: int,
-    *,
-    learning_rate: float,
-    schedule: str,
-    max_steps: int,
-    warmup_steps: int = 0,
-    warmup_factor: float = 0.001,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.1,
-    final_factor: float = 0.0,
-) -> float:
-    """Learning rate of one step, a pure function of its arguments, so that a checkpoint needs no scheduler state.
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of every step, a pure function of the step, so that a checkpoint needs no scheduler state.
 
-    Args:
-        step: Steps done so far, 0 .. max_steps - 1.
+    Attributes:
+        kind: "constant"; "multistep" (times gamma at each milestone); "cosine" (falls to learning_rate * final_factor
+            at max_steps; Loshchilov and Hutter, 2017).
         learning_rate: Rate after the warm-up.
-        schedule: "constant"; "multistep" (times gamma at each milestone); "cosine" (falls to learning_rate *
-            final_factor at max_steps; Loshchilov and Hutter, 2017).
         max_steps: Length of the training in steps.
         warmup_steps: Steps of linear warm-up from learning_rate * warmup_factor (Goyal et al., 2017).
         warmup_factor: Fraction of the rate at which the warm-up starts, 0..1.
@@ -75,20 +65,33 @@ def learning_rate_at(
         final_factor: Fraction of the rate at which "cosine" ends.
 
     Raises:
-        ValueError: The schedule is unknown.
+        ValueError: The kind is unknown.
     """
-    if schedule == "constant":
-        rate = learning_rate
-    elif schedule == "multistep":
-        rate = learning_rate * gamma ** sum(step >= milestone for milestone in milestones)
-    elif schedule == "cosine":
-        progress = min(1.0, max(0, step - warmup_steps) / max(1, max_steps - warmup_steps))
-        rate = learning_rate * (final_factor + (1 - final_factor) * 0.5 * (1 + math.cos(math.pi * progress)))
-    else:
-        raise ValueError(f"schedule is {schedule!r}; allowed: {', '.join(SCHEDULES)}")
-    if step < warmup_steps:
-        rate *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
-    return rate
+
+    kind: str
+    learning_rate: float
+    max_steps: int
+    warmup_steps: int = 0
+    warmup_factor: float = 0.001
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+    final_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise ValueError(f"schedule is {self.kind!r}; allowed: {', '.join(SCHEDULES)}")
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of the step after `step` steps, 0 .. max_steps - 1."""
+        rate = self.learning_rate
+        if self.kind == "multistep":
+            rate *= self.gamma ** sum(step >= milestone for milestone in self.milestones)
+        elif self.kind == "cosine":
+            progress = min(1.0, max(0, step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
+            rate *= self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+        if step < self.warmup_steps:
+            rate *= self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
+        return rate
 
 
 def build_optimizer(
@@ -206,7 +209,7 @@ class WeightAverage:
                 currents.append(current)
             else:
                 average.copy_(current)
-        torch._foreach_lerp_(averages, currents, 1 - decay)
+        get_ema_multi_avg_fn(decay)(averages, currents, None)
 
 
 @dataclass(frozen=True)
@@ -244,52 +247,73 @@ class StepResult:
     suspects: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class WorkerRank:
+    """A worker's number among those that train together: 0 .. world_size - 1, and 0 of 1 where it is alone."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+ALONE = WorkerRank()
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Settings of a training step that do not belong to the optimizer.
+
+    Attributes:
+        seed: The run's seed.
+        precision: "float32", or autocast to "bfloat16" or "float16" (the latter with gradient scaling).
+        clip_norm: Largest L2 norm of the gradients; None does not clip.
+        ema_decay: Decay of the weight average; None keeps none.
+        global_normalisers: Divide each loss term by its count over all workers, so that W workers with one image each
+            compute the gradient of one worker with W images; False keeps torchvision's average per worker.
+
+    Raises:
+        ValueError: The precision is unknown.
+    """
+
+    seed: int
+    precision: str = "float32"
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    global_normalisers: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}")
+
+
 class Trainer:
     """A network with its optimizer; `step` trains it for one step.
 
     Args:
         model: The network, on its device, in training mode.
         optimizer: From build_optimizer.
-        seed: The run's seed.
-        rank, world_size: This worker's rank and the number of workers; with more than one worker the default process
-            group must exist.
-        precision: "float32", or autocast to "bfloat16" or "float16" (the latter with gradient scaling).
-        clip_norm: Largest L2 norm of the gradients; None does not clip.
-        ema_decay: Decay of the weight average; None keeps none.
-        global_normalisers: Divide each loss term by its count over all workers, so that W workers with one image each
-            compute the gradient of one worker with W images; False keeps torchvision's average per worker.
+        settings: Of every step.
+        worker: This worker; with more than one worker the default process group must exist.
     """
 
     def __init__(
         self,
         model: MaskRCNN,
         optimizer: torch.optim.Optimizer,
-        *,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        precision: str = "float32",
-        clip_norm: float | None = None,
-        ema_decay: float | None = None,
-        global_normalisers: bool = True,
+        settings: StepSettings,
+        worker: WorkerRank = ALONE,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
         self.model = model
         self.optimizer = optimizer
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.clip_norm = clip_norm
-        self.global_normalisers = global_normalisers
+        self.settings = settings
+        self.worker = worker
         self.device = next(model.parameters()).device
-        self.autocast_dtype = None if precision == "float32" else getattr(torch, precision)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-        self.weight_average = WeightAverage(model, ema_decay) if ema_decay is not None else None
+        self.autocast_dtype = None if settings.precision == "float32" else getattr(torch, settings.precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+        self.weight_average = None if settings.ema_decay is None else WeightAverage(model, settings.ema_decay)
         self.rpn_sampler = _seed_sampler(model.rpn, salt=1)
         self.roi_sampler = _seed_sampler(model.roi_heads, salt=2)
         self.parallel: Any = model
-        if world_size > 1:
+        if worker.world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
             # gradient_as_bucket_view: gradients are stored in the buckets that are reduced, which saves a copy.
             self.parallel = nn.parallel.DistributedDataParallel(
@@ -333,12 +357,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # Other random draws (a multi-scale resize, dropout) are then a function of the step too.
-        torch.manual_seed(mix_seed(self.seed, step, self.rank))
+        torch.manual_seed(mix_seed(self.settings.seed, step, self.worker.rank))
         self.optimizer.zero_grad(set_to_none=True)
         result = StepResult()
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
-            with contextlib.nullcontext() if is_last or self.world_size == 1 else self.parallel.no_sync():
+            with contextlib.nullcontext() if is_last or self.worker.world_size == 1 else self.parallel.no_sync():
                 losses = self._forward(batch, step)
                 factors, is_finite = self._reduce_counts(losses)
                 if not is_finite:
@@ -357,7 +381,7 @@ class Trainer:
         return result
 
     def _forward(self, batch: MicroBatch, step: int) -> dict[str, Tensor]:
-        image_seeds = [mix_seed(self.seed, step, sample) for sample in batch.sample_seeds]
+        image_seeds = [mix_seed(self.settings.seed, step, sample) for sample in batch.sample_seeds]
         self.rpn_sampler.image_seeds = self.roi_sampler.image_seeds = image_seeds
         images = [image.to(self.device, non_blocking=True) for image in batch.images]
         targets = [
@@ -371,7 +395,7 @@ class Trainer:
         """Normalising factor of each loss term, and whether all workers' losses are finite, by one small all-reduce."""
         counts = (self.rpn_sampler.num_sampled, self.roi_sampler.num_sampled, self.roi_sampler.num_positive)
         total = torch.stack([value.detach().float() for value in losses.values()]).sum()
-        if self.world_size == 1:
+        if self.worker.world_size == 1:
             return dict.fromkeys(losses, 1.0), bool(torch.isfinite(total))
         local = torch.tensor([*counts, 0.0], dtype=torch.float64)
         reduced = local.to(self.device)
@@ -379,10 +403,10 @@ class Trainer:
         dist.all_reduce(reduced)
         *totals, num_bad = reduced.tolist()
         factors = dict.fromkeys(losses, 1.0)
-        if self.global_normalisers:
+        if self.settings.global_normalisers:
             # DDP averages over workers: mean_w(loss_w * n_w * W / sum n) is the loss over the whole batch.
             shares = {
-                name: count * self.world_size / max(total_count, 1.0)
+                name: count * self.worker.world_size / max(total_count, 1.0)
                 for name, count, total_count in zip(_NORMALISERS, counts, totals)
             }
             factors = {name: shares[NORMALISER_OF_LOSS[name]] if name in NORMALISER_OF_LOSS else 1.0 for name in losses}
@@ -399,8 +423,8 @@ class Trainer:
             result.suspects = tuple(image_ids)
             return
         result.grad_norm = float(norm)
-        if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm, foreach=True)
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.weight_average is not None:

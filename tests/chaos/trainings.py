@@ -20,9 +20,10 @@ from torch.multiprocessing.spawn import spawn
 
 from jobs.config.load import load_config, to_plain, to_yaml
 from jobs.config.train import TrainConfig
+from jobs.training.events import TrainEvent
 from jobs.training.loop import TrainingRun, Worker
 from jobs.training.output import TrainingOutput
-from jobs.training.train import TrainEvent, prepare_train, run_train
+from jobs.training.train import prepare_train, run_train
 from tests.paths import ROOT
 from tests.specs import small_spec
 

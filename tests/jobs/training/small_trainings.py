@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jobs.config.train import TrainConfig
-from jobs.training.loop import TrainingRun, Worker
+from jobs.training.loop import LoopResult, TrainingRun, Worker
 from jobs.training.output import TrainingOutput
 from model.checkpoint import Checkpoint
 from tests.specs import small_spec
@@ -31,10 +31,9 @@ def train_config(shapes: Path, output: Path, **train: Any) -> TrainConfig:
     )
 
 
-def train(config: TrainConfig, on_event: Callable[..., None] = lambda kind, sentence, **values: None) -> dict[str, Any]:
+def train(config: TrainConfig, on_event: Callable[..., None] = lambda kind, sentence, **values: None) -> LoopResult:
     """Runs the loop as the only worker, on the CPU; `on_event` is called as `jobs.training.loop.Report`."""
-    worker = Worker(rank=0, world_size=1, local_world_size=1, device=torch.device("cpu"))
-    return TrainingRun(config, worker, on_event).run()
+    return TrainingRun(config, Worker(), on_event).run()
 
 
 def on_kind(kind: str, take: Callable[[dict[str, Any]], object]) -> Callable[..., None]:

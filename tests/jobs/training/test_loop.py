@@ -14,7 +14,7 @@ from PIL import Image
 from jobs.checkpoints import open_checkpoint
 from jobs.config.load import config_hash, to_plain
 from jobs.config.train import TrainConfig
-from jobs.training.loop import TrainingStopped, steps_left
+from jobs.training.loop import LoopResult, TrainingStopped, steps_left
 from jobs.training.output import TrainingOutput
 from jobs.training.train import prepare_train, to_saved
 from model.spec import ModelSpec
@@ -100,7 +100,7 @@ def test_a_broken_photo_is_named_and_training_goes_on(shapes: Path, tmp_path: Pa
     broken: dict[str, str] = {}
     note = on_kind("broken", lambda values: broken.update({values["image_id"]: values["reason"]}))
     done = train(train_config(data, tmp_path / "out", max_steps=5), note)
-    assert done["step"] == 5
+    assert done.step == 5
     by_file = {
         image["file_name"]: str(image["id"]) for image in json.loads((data / "train.json").read_text())["images"]
     }
@@ -247,7 +247,7 @@ class TestValidation:
         values["model"]["spec"]["score_threshold"] = 1.0  # nothing is ever found, so that every AP is 0
         config = TrainConfig.model_validate(values)
         done = train(config)
-        assert done == {"step": 4, "num_non_finite": 0, "stopped_early": True}  # best at 1, none better at 2 and 3
+        assert done == LoopResult(step=4, num_non_finite=0, stopped_early=True)  # best at 1, none better at 2 and 3
         assert newest_checkpoint(tmp_path).progress["finished"]
         assert prepare_train(config).is_finished
         assert json.loads((tmp_path / "finished.json").read_text())["config_hash"] == config_hash(config)

@@ -17,10 +17,10 @@ from torch.multiprocessing.spawn import spawn
 
 from jobs.config.load import ConfigError, to_plain, to_yaml
 from jobs.config.train import TrainConfig
+from jobs.training.events import TrainEvent
 from jobs.training.loop import TrainingRun, Worker
 from jobs.training.output import TrainingOutput
 from jobs.training.train import (
-    TrainEvent,
     TrainingFailed,
     check_same_training,
     prepare_train,

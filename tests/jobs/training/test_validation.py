@@ -12,6 +12,7 @@ import torch
 
 from jobs.training.validation import FIGURES, Validation, evaluate_shares
 from model.network import build_model
+from model.training.train_step import WorkerRank
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet
 from pipeline.masks.rle import encode_mask, rle_areas
@@ -84,7 +85,7 @@ def test_the_shares_of_two_workers_are_those_of_one_and_broken_photos_are_left_o
     photos = replace(annotated, images=tuple(images))
 
     def predict(rank: int, world_size: int, **options: Any) -> dict[str, dict[str, list[Any]]]:
-        settings = {"device": CPU, "rank": rank, "world_size": world_size, **options}
+        settings = {"device": CPU, "worker": WorkerRank(rank, world_size), **options}
         with Validation(photos, photos.categories, spec, **settings) as validation:
             return {columns["image_id"][0]: columns for columns in validation.predict(model)}
 

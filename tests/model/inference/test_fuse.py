@@ -1,15 +1,16 @@
 """Prediction-only networks: batch norms are folded and convolutions are faster, and the outputs are the same."""
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
 from model.heads.rpn import ProposalHead
-from model.inference import fuse
-from model.inference.fuse import LeanProposalHead, PredictionConv2d, for_prediction
+from model.inference.fuse import LeanProposalHead, LeanPyramid, PredictionConv2d, for_prediction
+from model.inference.winograd import conv3x3
 from model.network import build_model
 from model.spec import ModelSpec
 
@@ -103,11 +104,17 @@ def test_grouped_and_padded_convolutions_keep_their_values():
 
 @pytest.mark.parametrize("size", [(10, 14), (9, 14), (5, 7), (15, 21)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_adding_the_coarser_map_in_place_equals_interpolation(size, memory_format):
-    maps, coarser = (torch.randn(2, 6, *shape).to(memory_format=memory_format) for shape in (size, (5, 7)))
-    expected = maps + nn.functional.interpolate(coarser, size=size)
-    fuse._add_enlarged(maps, coarser)
-    assert torch.equal(maps, expected)
+def test_the_lean_pyramid_gives_the_maps_of_torchvisions(size, memory_format):
+    torch.manual_seed(0)
+    pyramid = FeaturePyramidNetwork([6, 6], 8)
+    sizes = {"0": size, "1": (5, 7)}
+    maps = {name: torch.randn(2, 6, *shape).to(memory_format=memory_format) for name, shape in sizes.items()}
+    with torch.inference_mode():
+        expected = pyramid(OrderedDict(maps))
+        lean = LeanPyramid(pyramid)(OrderedDict(maps))
+    assert list(lean) == list(expected)
+    for name, level in lean.items():
+        torch.testing.assert_close(level, expected[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 50), (3, 23, 31), (20, 14, 14), (2, 14, 14), (0, 28, 28)])
@@ -123,25 +130,31 @@ def test_a_wide_convolution_keeps_its_values(shape):
             assert torch.equal(fast_conv(maps[:1]), output[:1]), "a map of a batch is computed by itself"
 
 
-def test_only_plain_wide_convolutions_of_many_pixels_use_winograds_algorithm(monkeypatch):
-    batch_sizes: list[int] = []
-    monkeypatch.setattr(fuse, "conv3x3", lambda maps, weight, bias, in_place: batch_sizes.append(len(maps)))
-    wide = PredictionConv2d(nn.Conv2d(256, 256, 3, padding=1))
-    other_convs = [
+@pytest.mark.parametrize(
+    "conv",
+    [
         nn.Conv2d(256, 256, 3, padding=1, stride=2),
         nn.Conv2d(256, 256, 3, padding=2, dilation=2),
         nn.Conv2d(256, 256, 3, padding=1, groups=256),
-        nn.Conv2d(256, 256, 1),
+        nn.Conv2d(256, 256, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(16, 256, 3, padding=1),
-    ]
+    ],
+    ids=["stride", "dilation", "groups", "reflected edges", "narrow"],
+)
+def test_other_convolutions_keep_every_bit(conv):
+    maps = torch.randn(1, conv.in_channels, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        for conv in map(PredictionConv2d, other_convs):
-            conv(torch.zeros(1, conv.in_channels, 32, 32))
-        wide(torch.zeros(2, 256, 14, 14))
-        assert batch_sizes == []
-        wide(torch.zeros(1, 256, 32, 32))
-        wide(torch.zeros(20, 256, 14, 14))
-    assert batch_sizes == [1, 20]
+        assert torch.equal(PredictionConv2d(conv)(maps), conv(maps))
+
+
+@pytest.mark.parametrize(("shape", "uses_it"), [((1, 64, 64), True), ((20, 14, 14), True), ((2, 14, 14), False)])
+def test_plain_wide_convolutions_of_many_pixels_use_winograds_algorithm(shape, uses_it):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(256, 256, 3, padding=1)
+    maps = torch.randn(shape[0], 256, *shape[1:]).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = conv3x3(maps, conv.weight, conv.bias) if uses_it else conv(maps)
+        assert torch.equal(PredictionConv2d(conv)(maps), expected)
 
 
 @pytest.mark.parametrize("num_convs", [1, 2])

@@ -206,11 +206,10 @@ def test_detections_do_not_depend_on_the_batchmates():
 
 
 def test_fast_mode_is_bfloat16_or_says_why_it_stays_in_float32(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "arm64", "neon": True})
     dtype, reason = native_dtype("fast", "cpu")
     assert dtype == torch.float32 and reason is not None and "bfloat16" in reason
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert native_dtype("fast", "cpu") == (torch.bfloat16, None)
     assert native_dtype("exact", "cpu") == (torch.float32, None)
     with pytest.raises(ValueError, match="mode='quick'"):

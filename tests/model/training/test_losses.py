@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.models.detection._utils import BoxCoder
 
 from model.training import losses
+from model.vision import RoIHeads
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 BOX = torch.tensor([[0.0, 0, 2, 2]])
+
+
+def box_coder(*weights: float) -> losses.BoxCoder:
+    """torchvision's coder, as its heads have it."""
+    heads: Any = RoIHeads(None, None, None, 0.5, 0.5, 16, 0.25, weights, 0.05, 0.5, 100)
+    return heads.box_coder
 
 
 def class_loss(kind, logits, labels, allowed=None):
@@ -82,12 +88,12 @@ def test_box_losses(kind, other, expected):
     ],
 )
 def test_box_loss_of_every_name_from_offsets_of_zero(kind, expected):
-    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    coder = box_coder(1.0, 1.0, 1.0, 1.0)
     true_boxes = torch.tensor([[1.0, -1, 3, 3]])
     options: dict[str, Any] = {"boxes": BOX, "true_boxes": true_boxes, "beta": 1 / 9}
     assert losses.box_loss(kind, coder, torch.zeros(1, 4), **options).item() == pytest.approx(expected, abs=1e-5)
     # The right offsets give a loss of 0, and the coder's weights scale the offsets.
-    doubling_coder = BoxCoder(weights=(2.0, 2.0, 2.0, 2.0))
+    doubling_coder = box_coder(2.0, 2.0, 2.0, 2.0)
     right_deltas = torch.tensor([[0.5, 0.0, 0.0, LN2]])
     for scale, scaled_coder in ((1, coder), (2, doubling_coder)):
         assert losses.box_loss(kind, scaled_coder, right_deltas * scale, **options).item() == pytest.approx(0, abs=1e-5)

@@ -12,18 +12,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from model.network import build_model
 from model.training.train_step import (
+    ALONE,
     MicroBatch,
+    Schedule,
     SeededSampler,
+    StepSettings,
     Trainer,
     WeightAverage,
+    WorkerRank,
     build_optimizer,
-    learning_rate_at,
     mix_seed,
 )
+from model.vision import RoIHeads
 from tests.specs import small_spec
 
 SPEC = small_spec(2, channels=16, sides=(64, 64), mask_loss="bce_dice")
@@ -44,10 +47,11 @@ def make_batch(*indices: int, num_instances: int = 2) -> MicroBatch:
     return MicroBatch(images, targets, tuple(f"img{index}" for index in indices), indices)
 
 
-def make_trainer(*, seed: int = 0, optimizer: str = "sgd", **options) -> Trainer:
+def make_trainer(*, optimizer: str = "sgd", worker: WorkerRank = ALONE, seed: int = 0, **settings) -> Trainer:
     torch.manual_seed(7)
     model = build_model(SPEC).train()
-    return Trainer(model, build_optimizer(model, name=optimizer, learning_rate=0.01), seed=seed, **options)
+    made = build_optimizer(model, name=optimizer, learning_rate=0.01)
+    return Trainer(model, made, StepSettings(seed, **settings), worker)
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -58,39 +62,24 @@ def gradients_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-class TestLearningRate:
+class TestSchedule:
     def test_warm_up_rises_linearly_from_its_factor_to_the_rate(self):
-        rates = [
-            learning_rate_at(s, learning_rate=1.0, schedule="constant", max_steps=9, warmup_steps=4, warmup_factor=0.2)
-            for s in range(6)
-        ]
-        assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+        schedule = Schedule("constant", 1.0, max_steps=9, warmup_steps=4, warmup_factor=0.2)
+        assert [schedule.rate_at(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
     def test_multistep_drops_at_each_milestone(self):
-        rates = [
-            learning_rate_at(s, learning_rate=0.02, schedule="multistep", max_steps=6, milestones=(2, 4))
-            for s in range(6)
-        ]
+        schedule = Schedule("multistep", 0.02, max_steps=6, milestones=(2, 4))
+        rates = [schedule.rate_at(step) for step in range(6)]
         assert rates == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002])
 
     def test_cosine_starts_after_the_warm_up_and_ends_at_its_factor(self):
-        def rate(step: int) -> float:
-            return learning_rate_at(
-                step,
-                learning_rate=1.0,
-                schedule="cosine",
-                max_steps=110,
-                warmup_steps=10,
-                warmup_factor=1.0,
-                final_factor=0.1,
-            )
+        schedule = Schedule("cosine", 1.0, max_steps=110, warmup_steps=10, warmup_factor=1.0, final_factor=0.1)
+        assert [schedule.rate_at(step) for step in (10, 60, 110)] == pytest.approx([1.0, 0.55, 0.1])
+        assert schedule.rate_at(85) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.75)))
 
-        assert [rate(10), rate(60), rate(110)] == pytest.approx([1.0, 0.55, 0.1])
-        assert rate(85) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.75)))
-
-    def test_an_unknown_schedule_is_refused(self):
+    def test_an_unknown_kind_is_refused(self):
         with pytest.raises(ValueError, match="'linear'; allowed: constant, cosine, multistep"):
-            learning_rate_at(0, learning_rate=1, schedule="linear", max_steps=1)
+            Schedule("linear", 1.0, max_steps=1)
 
 
 class TestSeeds:
@@ -116,7 +105,9 @@ class TestSeeds:
         sampler = SeededSampler(16, 0.25, salt=0)
         sampler.image_seeds = (1,)
         positive, negative = sampler([labels])
-        expected = BalancedPositiveNegativeSampler(16, 0.25)([labels])
+        # torchvision's sampler, as its heads have it.
+        heads: Any = RoIHeads(None, None, None, 0.5, 0.5, 16, 0.25, None, 0.05, 0.5, 100)
+        expected = heads.fg_bg_sampler([labels])
         assert (positive[0].sum(), negative[0].sum()) == (expected[0][0].sum(), expected[1][0].sum())
         assert bool((labels[positive[0].bool()] >= 1).all()) and bool((labels[negative[0].bool()] == 0).all())
         assert sampler.num_sampled == int(positive[0].sum() + negative[0].sum())
@@ -251,10 +242,10 @@ def _two_workers(rank: int, folder: str) -> None:
     results: dict[str, Any] = {}
     for name, option in (("global", True), ("local", False)):
         # The two images differ in their number of instances, so that local and global averages differ.
-        trainer = make_trainer(rank=rank, world_size=2, global_normalisers=option)
+        trainer = make_trainer(worker=WorkerRank(rank, 2), global_normalisers=option)
         result = trainer.step([make_batch(rank, num_instances=1 + 4 * rank)], step=0, learning_rate=0.0)
         results[name] = {"gradients": gradients_of(trainer), "losses": result.losses}
-    trainer = make_trainer(rank=rank, world_size=2)
+    trainer = make_trainer(worker=WorkerRank(rank, 2))
     batch = make_batch(rank)
     if rank == 1:
         batch.images[0][:] = float("nan")
