@@ -11,28 +11,21 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.formats.coco import coco_file, from_coco
 from pipeline.dataset.formats.reading import detect_format, load_annotations
 from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance, mask_to_box
-from pipeline.storage import files
 from pipeline.storage.uri import base_name
 
 ERROR, WARNING = "error", "warning"
 
-# Kind -> (severity, meaning). Errors lose data or train on something wrong; warnings are likely mistakes, used as is.
+# Kind -> (severity, meaning). Training refuses a set with an error; warnings are likely mistakes, used as is.
 KINDS: Mapping[str, tuple[str, str]] = {
-    "unreadable_annotations": (ERROR, "the annotations as a whole cannot be read"),
-    "unreadable_photo": (ERROR, "photo absent, broken or of other bands; skipped in training"),
-    "size_disagrees": (ERROR, "photo of another size than annotated, turned or not; skipped in training"),
-    "duplicate_image_id": (ERROR, "image id that stands there twice; training refuses the set"),
-    "unknown_category": (ERROR, "annotation of a category that is not declared; training refuses it unless mapped"),
-    "unlisted_image": (ERROR, "annotation of an image that is not listed; left out"),
-    "unusable_mask": (ERROR, "mask that cannot be decoded; its photo is skipped in training"),
-    "empty_box": (ERROR, "box without width or height inside the image; left out"),
-    "empty_mask": (ERROR, "object without a pixel; its box is neither positive nor negative"),
-    "wrong_keypoints": (ERROR, "another number of keypoints than the set has names for"),
-    "duplicate_annotation_id": (WARNING, "annotation id that stands there twice"),
+    "refused_annotations": (ERROR, "annotations that training refuses"),
+    "nothing_to_learn": (ERROR, "no object that can be learnt on a photo that can be used; training refuses the set"),
+    "unreadable_photo": (WARNING, "photo absent, broken or of other bands; skipped in training"),
+    "size_disagrees": (WARNING, "photo of another size than annotated, turned or not; skipped in training"),
+    "empty_box": (WARNING, "box without width or height inside the image; that of the mask is taken, if it has any"),
+    "empty_mask": (WARNING, "object without a pixel; its box is neither positive nor negative"),
     "duplicate_photo": (WARNING, "photo that is listed twice"),
     "duplicate_object": (WARNING, "object of the same class and box as another on the same photo"),
     "polygon_outside": (WARNING, "polygon more than 1 px outside the image; cut off"),
@@ -136,8 +129,8 @@ class _FaultLog:
         self.counts: Counter[str] = Counter()
         self.examples: defaultdict[str, list[Example]] = defaultdict(list)
 
-    def add(self, kind: str, example: Example) -> None:
-        self.counts[kind] += 1
+    def add(self, kind: str, example: Example, *, count: int = 1) -> None:
+        self.counts[kind] += count
         if len(self.examples[kind]) < self.max_examples:
             self.examples[kind].append(example)
 
@@ -175,19 +168,40 @@ def check_data(
         format = detect_format(str(uri))
     faults = _FaultLog(max_examples)
     try:
-        if format == "coco":
-            annotated = _load_coco_leniently(str(uri), image_root, faults)
-        else:
-            annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
+        annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
         if extra_channels is not None:
             annotated = with_extra_channels(annotated, extra_channels)
-    except FileNotFoundError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        faults.add("unreadable_annotations", Example(None, base_name(str(uri)), sentence))
+    except AnnotationError as error:
+        for fault in error.faults:
+            faults.add("refused_annotations", Example(None, base_name(str(uri)), fault), count=0)
+        faults.counts["refused_annotations"] = error.count
         return DataReport(str(uri), format, 0, 0, 0, {}, faults.findings(), {})
     return _check_set(annotated, faults, str(uri), format, in_channels, num_threads, progress)
+
+
+def check_learnable(annotated: AnnotatedSet, *, in_channels: int = 3) -> None:
+    """Checks that the set has an object that can be learnt, on a photo that can be used.
+
+    Reads photos with such an object until one can be used.
+
+    Raises:
+        AnnotationError: there is none; the message says why, of the first photo.
+    """
+    reason = ""
+    for image in annotated.images:
+        try:
+            if not any(i.label and not i.iscrowd and i.mask(image.height, image.width).any() for i in image.instances):
+                continue
+            load_photo(image, in_channels=in_channels)
+            return
+        except ValueError as error:  # UnusablePhoto is one
+            reason = reason or f"{image.path}: {error}"
+    if reason:
+        raise AnnotationError(f"none of the photos that have an object to learn can be used; {reason}")
+    raise AnnotationError(
+        f"there is no object to learn: {len(annotated)} images, {annotated.num_instances} annotations that are crowds, "
+        "ignore regions or without a pixel; allowed is one object or more"
+    )
 
 
 def _check_set(
@@ -201,9 +215,8 @@ def _check_set(
 ) -> DataReport:
     class_counts = Counter({category.name: 0 for category in annotated.categories})
     paths: set[str] = set()
-    num_keypoints = len(annotated.keypoint_names)
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
-        checks = pool.map(lambda image: list(_check_image(image, in_channels, num_keypoints)), annotated.images)
+        checks = pool.map(lambda image: list(_check_image(image, in_channels)), annotated.images)
         for num_done, (image, image_faults) in enumerate(zip(annotated.images, checks, strict=True), start=1):
             for kind, detail, instance in image_faults:
                 faults.add(kind, Example(image.image_id, image.file_name, detail, image, instance))
@@ -215,6 +228,10 @@ def _check_set(
                     class_counts[annotated.categories[instance.label - 1].name] += 1
             if progress is not None:
                 progress(num_done, len(annotated))
+    try:
+        check_learnable(annotated, in_channels=in_channels)
+    except AnnotationError as error:
+        faults.add("nothing_to_learn", Example(None, base_name(uri), str(error)))
     num_negatives = sum(not image.instances for image in annotated.images)
     return DataReport(
         uri,
@@ -228,9 +245,7 @@ def _check_set(
     )
 
 
-def _check_image(
-    image: AnnotatedImage, in_channels: int, num_keypoints: int
-) -> Iterator[tuple[str, str, Instance | None]]:
+def _check_image(image: AnnotatedImage, in_channels: int) -> Iterator[tuple[str, str, Instance | None]]:
     try:
         _, exif = load_photo(image, in_channels=in_channels)
         if exif == EXIF_KEPT:
@@ -246,12 +261,10 @@ def _check_image(
         repeats[(instance.label, instance.box)] += 1
         if repeats[(instance.label, instance.box)] == 2:
             yield "duplicate_object", f"box {_rounded(instance.box)}", instance
-        yield from _check_instance(image, instance, num_keypoints)
+        yield from _check_instance(image, instance)
 
 
-def _check_instance(
-    image: AnnotatedImage, instance: Instance, num_keypoints: int
-) -> Iterator[tuple[str, str, Instance | None]]:
+def _check_instance(image: AnnotatedImage, instance: Instance) -> Iterator[tuple[str, str, Instance | None]]:
     x1, y1, x2, y2 = instance.box
     if x2 <= x1 or y2 <= y1:
         yield "empty_box", f"box {_rounded(instance.box)} inside {image.height} x {image.width}", instance
@@ -261,52 +274,15 @@ def _check_instance(
         distance = np.maximum(-points, points - limit).max(initial=0.0)
         if distance > _OUTSIDE_PX:
             yield "polygon_outside", f"a point lies {distance:.1f} px outside", instance
-    if instance.keypoints is not None and len(instance.keypoints) != 3 * num_keypoints:
-        yield "wrong_keypoints", f"{len(instance.keypoints) // 3} keypoints, {num_keypoints} names", instance
     if image.labelled_classes is not None and instance.label and instance.label not in image.labelled_classes:
         yield "class_not_looked_for", f"label {instance.label}", instance
-    try:
-        mask = instance.mask(image.height, image.width)
-    except ValueError as error:
-        yield "unusable_mask", str(error), instance
-        return
+    mask = instance.mask(image.height, image.width)
     if not mask.any():
         yield "empty_mask", f"box {_rounded(instance.box)}", instance
     elif not instance.iscrowd:
         difference = max(abs(a - b) for a, b in zip(instance.box, mask_to_box(mask)))
         if difference > max(_BOX_OFF_PX, _BOX_OFF_SHARE * max(x2 - x1, y2 - y1)):
             yield "box_off_mask", f"box {_rounded(instance.box)}, mask {_rounded(mask_to_box(mask))}", instance
-
-
-def _load_coco_leniently(uri: str, image_root: str | None, faults: _FaultLog) -> AnnotatedSet:
-    """The set without the images and annotations that `load_coco` would refuse, which are logged as faults."""
-    json_path = coco_file(uri)
-    content = files.read_json(json_path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise AnnotationError(f"{json_path} has no lists 'images' and 'categories', so it is no COCO annotation file")
-    images: dict[Any, dict[str, Any]] = {}
-    for image in content["images"]:
-        if image["id"] in images:
-            detail = f"id {image['id']!r} is also that of {images[image['id']]['file_name']}"
-            faults.add("duplicate_image_id", Example(image["id"], image["file_name"], detail))
-        else:
-            images[image["id"]] = image
-    declared = {category["id"] for category in content["categories"]}
-    ids: set[Any] = set()
-    for annotation in content.get("annotations", []):
-        name = images.get(annotation["image_id"], {}).get("file_name", "")
-        if annotation["image_id"] not in images:
-            detail = f"annotation {annotation.get('id')} of image id {annotation['image_id']!r}"
-            faults.add("unlisted_image", Example(annotation["image_id"], name, detail))
-        if annotation["category_id"] not in declared:
-            detail = f"annotation {annotation.get('id')} has category_id {annotation['category_id']!r}"
-            faults.add("unknown_category", Example(annotation["image_id"], name, detail))
-        if (annotation_id := annotation.get("id")) is not None:
-            if annotation_id in ids:
-                detail = f"annotation id {annotation_id}"
-                faults.add("duplicate_annotation_id", Example(annotation["image_id"], name, detail))
-            ids.add(annotation_id)
-    return from_coco({**content, "images": list(images.values())}, json_path, image_root, unknown="drop")
 
 
 def _rounded(box: Box) -> list[float]:

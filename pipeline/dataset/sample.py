@@ -15,6 +15,7 @@ target is made. All randomness comes from torch's global generator, which the lo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from pipeline.dataset.types import AnnotatedImage, Box, Instance
+from pipeline.dataset.types import AnnotatedImage, Box, Instance, mask_to_box
 
 SampleDict = dict[str, Any]
 Transform = Callable[[SampleDict], SampleDict]
@@ -52,7 +53,8 @@ def draw_index(count: int) -> int:
 def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tuple[str, ...] = ()) -> SampleDict:
     """A photo (pixels [H, W, C]) and its annotations as a sample.
 
-    Crowds, ignore regions and objects without a mask become ignore boxes. Instances without a box are left out.
+    Crowds, ignore regions and objects without a mask become ignore boxes. An object without a box
+    has that of its mask; one without either is left out.
 
     Raises:
         ValueError: a mask that cannot be decoded.
@@ -62,14 +64,12 @@ def to_sample_dict(image: AnnotatedImage, pixels: np.ndarray, keypoint_names: tu
     ignored: list[Box] = []
     for instance in image.instances:
         x1, y1, x2, y2 = instance.box
-        if not (x2 > x1 and y2 > y1):
-            continue
+        has_box = x2 > x1 and y2 > y1
         mask = None if instance.iscrowd else instance.mask(*size)
-        # An object without a mask is still no background: its box is ignored in the loss.
-        if mask is None or not mask.any():
+        if mask is not None and mask.any():
+            objects.append((instance if has_box else replace(instance, box=mask_to_box(mask)), mask))
+        elif has_box:  # an object without a mask is still no background: its box is ignored in the loss
             ignored.append(instance.box)
-        else:
-            objects.append((instance, mask))
     masks = np.stack([mask for _, mask in objects]) if objects else np.zeros((0, *size), dtype=np.uint8)
     boxes = torch.tensor([instance.box for instance, _ in objects], dtype=torch.float32).reshape(-1, 4)
     ignore_boxes = torch.tensor(ignored, dtype=torch.float32).reshape(-1, 4)

@@ -32,7 +32,17 @@ class Rle(TypedDict):
 
 
 class AnnotationError(ValueError):
-    """Annotations that cannot be used. The message names the file, the entry in it, and what is allowed."""
+    """Annotations that cannot be used. The message names the file, the entry in it, and what is allowed.
+
+    Attributes:
+        faults: the first ten faults, one sentence each.
+        count: number of all faults.
+    """
+
+    def __init__(self, message: str, faults: tuple[str, ...] = (), count: int = 1) -> None:
+        super().__init__(message)
+        self.faults = faults or (message,)
+        self.count = count
 
 
 @dataclass(frozen=True, slots=True)

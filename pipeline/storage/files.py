@@ -5,6 +5,7 @@ A plain path is a URI. Data sets name each of their files by a full URI; this mo
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gc
 import json
@@ -13,12 +14,21 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
+import msgspec
 
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import base_name, is_local, local_path, parent_uri
+
+# Byte-order marks; UTF-32's begins with UTF-16's.
+_ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -47,6 +57,30 @@ def write_bytes(uri: str, data: bytes) -> None:
     storage.write_bytes(key, data)
 
 
+def read_text(uri: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, which is left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is in another encoding; the message has the line.
+    """
+    return decode_text(read_bytes(uri), uri)
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """The text of a file's content; otherwise as `read_text`. `where` is what messages call the file."""
+    encoding = next((name for mark, name in _ENCODINGS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise ValueError(
+            f"{where} is no text in {encoding.upper()}: byte 0x{data[error.start]:02x} in line {line}, column "
+            f"{column}; if it is in Latin-1 or Windows-1252, save it as UTF-8"
+        ) from None
+
+
 def read_json(uri: str) -> Any:
     """The parsed JSON file.
 
@@ -54,13 +88,18 @@ def read_json(uri: str) -> Any:
         FileNotFoundError: no such file.
         ValueError: it is not JSON; the message has the line and column.
     """
-    data = read_bytes(uri)
-    with contextlib.suppress(orjson.JSONDecodeError), no_collection():
-        return orjson.loads(data)
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of a JSON file's content; otherwise as `read_json`. `where` is what messages call the file."""
+    with contextlib.suppress(msgspec.DecodeError), no_collection():
+        return msgspec.json.decode(data)
+    text = decode_text(data, where)
     try:
-        return json.loads(data)  # also takes NaN and integers of any length; its message has line and column
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{uri} is not valid JSON: {error}") from None
+        return json.loads(text)  # also takes NaN and integers of any length; its message has line and column
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON: {error}") from None
 
 
 @contextlib.contextmanager
@@ -86,7 +125,7 @@ def write_json(uri: str, value: Any) -> None:
 def is_file(uri: str) -> bool:
     """Whether there is a file at this URI."""
     if is_local(uri):
-        return local_path(uri).is_file()
+        return os.path.isfile(local_path(uri))  # also False for a name that no file can have
     storage, key = _storage_and_key(uri)
     return storage.exists(key)
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from model.categories import Category
+from pipeline.dataset.faults import NoteList
+from pipeline.dataset.formats.coco_file import CocoAnnotation, CocoFile, CocoImage, coco_box, read_coco
 from pipeline.dataset.formats.photo_copy import copy_photo, name_below, reference_to
 from pipeline.dataset.types import (
     AnnotatedImage,
@@ -21,14 +23,14 @@ from pipeline.dataset.types import (
     Instance,
     Polygons,
     Rle,
-    mask_to_box,
     polygon_area,
-    polygons_to_box,
-    segmentation_to_mask,
 )
-from pipeline.masks.rle import runs_to_rle
+from pipeline.masks.rle import polygons_to_rle, rle_areas
 from pipeline.storage import files
 from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri
+
+# A smaller object may have no pixel, so that its mask is filled to see.
+_SMALL_AREA_PX, _SMALL_SIDE_PX = 4.0, 2.0
 
 
 def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
@@ -42,68 +44,46 @@ def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "
             that are neither positive nor negative, "drop" leaves them out.
 
     Returns:
-        Images in the file's order, labels in the order of category ids. Boxes are clipped to the image.
-        Polygons of fewer than three points, and annotations of images that are not listed, are left out and counted
-        in `notes`.
+        Images in the file's order, labels in the order of category ids. Boxes are clipped to the image. What was
+        decided is in `notes`: see `coco_file.CocoAnnotation` for objects that cannot be used as annotated.
 
     Raises:
-        AnnotationError: not a COCO file, a duplicate image id, an unknown category when refused, or photos that are not
-            found.
+        AnnotationError: see `coco_file.read_coco`; or no photo is found.
     """
     json_path = coco_file(plain_uri(str(json_path)))
-    return from_coco(files.read_json(json_path), json_path, image_root, unknown=unknown)
+    return from_coco(read_coco(json_path, unknown=unknown), json_path, image_root)
 
 
-def from_coco(content: Any, json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
-    """The set of a parsed COCO JSON object that was read from `json_path`; otherwise as `load_coco`."""
-    for key in ("images", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise AnnotationError(f"{json_path} has no list {key!r}, so it is no COCO annotation file")
-    if unknown not in ("refuse", "ignore", "drop"):
-        raise AnnotationError(f"unknown categories: {unknown!r} is no choice; allowed are refuse, ignore, drop")
-    categories, keypoint_names = _read_categories(content["categories"], json_path)
+def from_coco(content: CocoFile, json_path: str, image_root: str | None = None) -> AnnotatedSet:
+    """The set of a checked COCO file that was read from `json_path`; otherwise as `load_coco`."""
+    entries = sorted(content.categories, key=lambda category: category.id)
+    categories = tuple(Category(entry.id, entry.name) for entry in entries)
     label_of = {category.id: index + 1 for index, category in enumerate(categories)}
-
-    by_image: dict[Any, list[dict[str, Any]]] = {}
-    for image in content["images"]:
-        if image["id"] in by_image:
-            raise AnnotationError(f"{json_path}: image id {image['id']!r} stands there twice")
-        by_image[image["id"]] = []
-    notes: Counter[str] = Counter()
-    for annotation in content.get("annotations", []):
-        if (listed := by_image.get(annotation["image_id"])) is None:
-            notes["annotations of images that are not listed"] += 1
-        elif annotation["category_id"] in label_of or unknown == "ignore":
-            listed.append(annotation)
-        elif unknown == "refuse":
-            raise AnnotationError(
-                f"{json_path}: annotation {annotation.get('id')} has category_id "
-                f"{annotation['category_id']!r}, which is not declared; declared are {sorted(label_of)}"
-            )
-        else:
-            notes["annotations of unknown categories dropped"] += 1
-
-    root = image_root or find_image_root(json_path, [image["file_name"] for image in content["images"][:5]])
+    notes = NoteList()
+    by_image: dict[int | str, list[CocoAnnotation]] = {image.id: [] for image in content.images}
+    for annotation in content.annotations:
+        by_image[annotation.image_id].append(annotation)
+    root = image_root or find_image_root(json_path, [image.file_name for image in content.images[:5]])
     images = []
-    for image in content["images"]:
-        height, width = int(image["height"]), int(image["width"])
+    for image in content.images:
+        file_name = _existing_name(root, image.file_name)
         instances = tuple(
-            _read_instance(annotation, label_of.get(annotation["category_id"], 0), height, width, notes)
-            for annotation in by_image[image["id"]]
+            _to_instance(annotation, label_of.get(annotation.category_id, 0), image, content.keypoint_names, notes)
+            for annotation in by_image[image.id]
         )
         images.append(
             AnnotatedImage(
-                image_id=image["id"],
-                file_name=image["file_name"],
-                path=join_uri(root, image["file_name"]),
-                height=height,
-                width=width,
+                image_id=image.id,
+                file_name=file_name,
+                path=join_uri(root, file_name),
+                height=image.height,
+                width=image.width,
                 instances=instances,
-                labelled_classes=_read_labelled(image, instances, label_of),
-                extra_paths=tuple(join_uri(root, name) for name in image.get("extra_file_names", ())),
+                labelled_classes=_labelled_classes(image, instances, label_of),
+                extra_paths=tuple(join_uri(root, name) for name in image.extra_file_names or ()),
             )
         )
-    return AnnotatedSet(tuple(images), categories, keypoint_names, dict(notes))
+    return AnnotatedSet(tuple(images), categories, content.keypoint_names, content.notes | notes.to_dict())
 
 
 def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
@@ -196,7 +176,7 @@ def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
     roots += [parent, *(join_uri(parent, name) for name in names)]
     for file_name in file_names:
         for root in roots:
-            if files.is_file(join_uri(root, file_name)):
+            if files.is_file(join_uri(root, _existing_name(root, file_name))):
                 return root
     if not file_names:
         return folder
@@ -219,71 +199,61 @@ def coco_file(path: str) -> str:
     return json_files[0]
 
 
-def _read_categories(entries: list[dict[str, Any]], where: str) -> tuple[tuple[Category, ...], tuple[str, ...]]:
-    categories = tuple(sorted((Category(int(e["id"]), str(e["name"])) for e in entries), key=lambda c: c.id))
-    for key in ("id", "name"):
-        values = Counter(getattr(category, key) for category in categories)
-        if duplicates := [value for value, count in values.items() if count > 1]:
-            raise AnnotationError(f"{where}: category {key} {duplicates[0]!r} stands there twice")
-    layouts = {tuple(entry["keypoints"]) for entry in entries if entry.get("keypoints")}
-    if len(layouts) > 1:
-        raise AnnotationError(f"{where}: its categories have different keypoints; one layout for a set is allowed")
-    return categories, (layouts.pop() if layouts else ())
+def _existing_name(root: str, file_name: str) -> str:
+    """The file name, with slashes for Windows' backslashes where the photo is found so."""
+    with_slashes = file_name.replace("\\", "/")
+    if with_slashes == file_name or files.is_file(join_uri(root, file_name)):
+        return file_name
+    return with_slashes if files.is_file(join_uri(root, with_slashes)) else file_name
 
 
-def _read_instance(annotation: dict[str, Any], label: int, height: int, width: int, notes: Counter[str]) -> Instance:
-    segmentation = _read_segmentation(annotation.get("segmentation"), notes)
-    if (bbox := annotation.get("bbox")) and len(bbox) == 4:
-        x, y, w, h = (float(value) for value in bbox)
-        x1, x2 = (min(max(value, 0.0), float(width)) for value in (x, x + w))
-        y1, y2 = (min(max(value, 0.0), float(height)) for value in (y, y + h))
-        box = (x1, y1, x2, y2)
-    elif isinstance(segmentation, Mapping):
-        box = mask_to_box(segmentation_to_mask(segmentation, height, width))
-    else:
-        box = polygons_to_box(segmentation, height, width)
-    area = annotation.get("area")
+def _to_instance(
+    annotation: CocoAnnotation, label: int, image: CocoImage, keypoint_names: tuple[str, ...], notes: NoteList
+) -> Instance:
+    segmentation = cast("Polygons | Rle", annotation.segmentation)
+    height, width = image.height, image.width
+    x, y, w, h = coco_box(annotation)
+    x1, x2 = (min(max(value, 0.0), float(width)) for value in (x, x + w))
+    y1, y2 = (min(max(value, 0.0), float(height)) for value in (y, y + h))
+    area = annotation.area
     if area is None:
-        if isinstance(segmentation, Mapping):
-            area = float(segmentation_to_mask(segmentation, height, width).sum())
-        else:
-            area = polygon_area(segmentation)
-    keypoints = annotation.get("keypoints")
+        is_rle = isinstance(segmentation, Mapping)
+        area = _num_pixels(segmentation, height, width) if is_rle else polygon_area(cast("Polygons", segmentation))
+    keypoints = annotation.keypoints
+    if keypoints is not None and not keypoint_names:
+        notes.add("annotations whose keypoints are left out, because no category names keypoints", _name(annotation))
+        keypoints = None
+    if x2 <= x1 or y2 <= y1:
+        notes.add("annotations that lie outside their image, which are left out", _name(annotation))
+    elif (area < _SMALL_AREA_PX or min(x2 - x1, y2 - y1) < _SMALL_SIDE_PX) and not annotation.iscrowd:
+        if not _num_pixels(segmentation, height, width):
+            notes.add("annotations without a pixel, whose box is neither positive nor negative", _name(annotation))
     return Instance(
         label=label,
-        box=box,
+        box=(x1, y1, x2, y2),
         segmentation=segmentation,
-        iscrowd=bool(annotation.get("iscrowd", 0)) or label == 0,
+        iscrowd=bool(annotation.iscrowd) or label == 0,
         area=float(area),
-        keypoints=tuple(float(value) for value in keypoints) if keypoints else None,
+        keypoints=tuple(keypoints) if keypoints else None,
     )
 
 
-def _read_segmentation(segmentation: Any, notes: Counter[str]) -> Polygons | Rle:
-    if isinstance(segmentation, Mapping):
-        size, counts = [int(side) for side in segmentation["size"]], segmentation["counts"]
-        if isinstance(counts, list):  # run lengths of a crowd: the string takes a tenth of the memory
-            try:
-                counts = runs_to_rle(counts, *size)
-            except ValueError:
-                notes["RLEs that cannot be read"] += 1
-        return {"size": size, "counts": counts}
-    # pycocotools takes a "polygon" of four numbers for a box.
-    polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    if len(polygons) < len(segmentation or ()):
-        notes["polygons of fewer than three points left out"] += len(segmentation) - len(polygons)
-    if not polygons:
-        notes["annotations without a mask"] += 1
-    return polygons
+def _name(annotation: CocoAnnotation) -> str:
+    return f"annotation {annotation.id!r}" if annotation.id is not None else f"one of image {annotation.image_id!r}"
 
 
-def _read_labelled(
-    image: dict[str, Any], instances: Sequence[Instance], label_of: Mapping[int, int]
+def _num_pixels(segmentation: Polygons | Rle, height: int, width: int) -> float:
+    counts = polygons_to_rle(segmentation, height, width) if isinstance(segmentation, list) else segmentation["counts"]
+    return float(rle_areas([cast("str", counts)])[0])
+
+
+def _labelled_classes(
+    image: CocoImage, instances: Sequence[Instance], label_of: Mapping[int, int]
 ) -> tuple[int, ...] | None:
-    if (ids := image.get("labelled_category_ids")) is not None:
+    if (ids := image.labelled_category_ids) is not None:
         return tuple(sorted(label_of[i] for i in ids if i in label_of))
-    if (absent := image.get("neg_category_ids")) is not None:  # LVIS: only present and checked classes are labelled
-        incomplete = set(image.get("not_exhaustive_category_ids", ()))
+    if (absent := image.neg_category_ids) is not None:  # LVIS: only present and checked classes are labelled
+        incomplete = image.not_exhaustive_category_ids or ()
         labels = {label_of[i] for i in absent if i in label_of} | {i.label for i in instances}
         return tuple(sorted(labels - {label_of[i] for i in incomplete if i in label_of} - {0}))
     return None
