@@ -1,0 +1,157 @@
+"""Prediction of single photos in this process, without Ray: paths, URIs or arrays in, rows of `instances` out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from model.checkpoint import Checkpoint
+from model.heads.rpn import NonFiniteOutput
+from model.inference.predictor import Predictor, native_dtype
+from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
+from pipeline.bulk.fetch import load_image, map_ahead
+from pipeline.bulk.listing import PlannedImage
+from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
+from pipeline.schema import OK
+
+Photo = str | os.PathLike[str] | np.ndarray | Image.Image
+
+_DECODED_AHEAD = 4
+
+
+class PhotoError(ValueError):
+    """A photo that cannot be read or predicted; the message names it, its status and the reason."""
+
+
+@dataclass(frozen=True)
+class PhotoResult:
+    """A photo's rows (see `pipeline.bulk.encode.ImageResult`), and its upright pixels; None where it was not decoded.
+
+    The pixels are uint8 RGB [H, W, 3], or float32 [H, W, C] for a network of another number of channels.
+    """
+
+    row: ImageResult
+    pixels: np.ndarray | None
+
+
+class PhotoPredictor:
+    """A checkpoint's network in this process, called with photos.
+
+    Args:
+        checkpoint: the network, its weights and its classes.
+        device: 'cuda' or 'cpu'; None takes a GPU where there is one.
+        mode: 'exact', or 'fast', which computes in bfloat16 where the hardware does.
+        score_threshold: detections with a lower score are dropped.
+        max_detections: detections of one photo, at most.
+        mask_threshold: probability from which a pixel belongs to a mask.
+        limits: of decoding.
+
+    Raises:
+        CheckpointError: the weights do not belong to their spec.
+        ValueError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | None = None,
+        mode: str = "exact",
+        score_threshold: float = 0.5,
+        max_detections: int = 100,
+        mask_threshold: float = 0.5,
+        limits: DecodeLimits | None = None,
+    ) -> None:
+        self.categories = checkpoint.categories
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._mask_threshold = mask_threshold
+        self._limits = limits or DecodeLimits()
+        self._num_bands = checkpoint.spec.in_channels
+        self._predictor = Predictor(
+            checkpoint.build(),
+            checkpoint.spec,
+            device=self.device,
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            dtype=native_dtype(mode, self.device)[0],
+        )
+
+    def __call__(self, photos: Photo | Iterable[Photo]) -> pd.DataFrame:
+        """The instances of one photo or of several, with the columns of a run's `instances` table.
+
+        Args:
+            photos: a path, a URI, a uint8 RGB array [H, W, 3] (float32 in 0..1 [H, W, C] for another number of
+                channels), a PIL image, or several of them. Files are turned by their EXIF orientation, arrays are
+                taken as they are.
+
+        Returns:
+            One row for each instance, in the order of the photos, best score first. `image_id` is the path or URI as
+            given, and for an array its number ("0", "1", ...). Boxes are half-open XYXY pixels of the upright photo.
+            No rows where nothing was found, or no photo given.
+
+        Raises:
+            PhotoError: a photo that cannot be read or predicted.
+        """
+        if isinstance(photos, str | os.PathLike | np.ndarray | Image.Image):
+            photos = [photos]
+        rows = []
+        for result in self.iter_results(photos):
+            if result.row.status != OK:
+                raise PhotoError(f"{result.row.image.image_id}: {result.row.status}: {result.row.error}")
+            rows.append(result.row)
+        return to_frames(rows)[1]
+
+    def iter_results(self, photos: Iterable[Photo]) -> Iterator[PhotoResult]:
+        """The result of each photo, in order. A bad photo never raises: its row's status says what was wrong.
+
+        Files are read and decoded ahead, in a child process.
+        """
+        with DecodePool(1, self._limits) as pool, ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
+            load = partial(self._load, pool)
+            for image, decoded in map_ahead(loader, load, enumerate(photos), lookahead=_DECODED_AHEAD):
+                yield PhotoResult(self._predict(image, decoded), decoded.image)
+
+    def _load(self, pool: DecodePool, numbered: tuple[int, Photo]) -> tuple[PlannedImage, Decoded]:
+        number, photo = numbered
+        if isinstance(photo, Image.Image):
+            photo = np.asarray(photo.convert("RGB"))
+        if isinstance(photo, np.ndarray):
+            is_image = photo.ndim == 3 and photo.shape[2] == self._num_bands and 0 not in photo.shape
+            if not is_image or photo.dtype not in (np.uint8, np.float32):
+                fault = f"{photo.dtype} {list(photo.shape)}; allowed is uint8 or float32 [H, W, {self._num_bands}]"
+                return PlannedImage(str(number), ""), Decoded("unsupported_format", fault, None, None, None, None)
+            return PlannedImage(str(number), ""), Decoded(OK, None, photo, photo.shape[0], photo.shape[1], None)
+        name = os.fspath(photo)
+        uri = name if "://" in name else str(Path(name).absolute())
+        image = PlannedImage(name, uri)
+        return image, load_image(pool, self._limits, image, num_bands=self._num_bands)
+
+    def _predict(self, image: PlannedImage, decoded: Decoded) -> ImageResult:
+        row = ImageResult(image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation)
+        if decoded.image is None:
+            return row
+        try:
+            (detections,) = self._predictor.predict([decoded.image])
+        except (torch.OutOfMemoryError, NonFiniteOutput) as error:
+            row.status, row.error = "predict_failed", f"{type(error).__name__}: {error}"
+            return row
+        row.instances = encode_instances(detections, self.categories, decoded.size, self._mask_threshold)
+        return row
+
+
+def to_frames(rows: list[ImageResult]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The `images` and the `instances` table of photos, in the photos' order, with a run's columns; `run_id` is ""."""
+    images, instances = (table.to_pandas() for table in to_tables(rows, shard=0, run_id=""))
+    position = {row.image.image_id: number for number, row in enumerate(rows)}
+    by_photo = instances.assign(position=instances["image_id"].map(position))
+    instances = by_photo.sort_values(["position", "instance"], kind="stable").drop(columns="position")
+    return images, instances.reset_index(drop=True)
