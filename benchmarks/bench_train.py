@@ -24,7 +24,7 @@ from model.network import build_model
 from model.spec import ModelSpec
 from model.training.train_step import StepSettings, Trainer, build_optimizer
 from pipeline.dataset.formats.reading import load_annotations
-from pipeline.dataset.loader import SampleSet, collate
+from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.dataset.transforms.settings import Augmentation
@@ -44,7 +44,7 @@ def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) ->
     order = SampleOrder([(image.height, image.width) for image in annotated.images], seed=0)
     same_photos = [order[position][1] for position in range(num_steps * BATCH_SIZE)]
     for images, targets in DataLoader(
-        samples, batch_size=BATCH_SIZE, sampler=same_photos, num_workers=1, collate_fn=collate
+        samples, batch_size=BATCH_SIZE, sampler=same_photos, num_workers=1, collate_fn=lambda batch: tuple(zip(*batch))
     ):
         loss_dict = model(images, targets)
         losses = sum(loss for loss in loss_dict.values())

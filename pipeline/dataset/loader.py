@@ -1,4 +1,4 @@
-"""Training samples: a torch dataset of (image, target) pairs, and the sampler that deals them to workers.
+"""Training samples: a torch dataset of (image, target) pairs, and the endless order in which they are taken.
 
 Everything random about a sample is a pure function of (seed, epoch, index), and the samples of a step are one of
 (seed, step). So a training that was stopped and resumed sees the same samples as one without a break.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from pipeline.dataset.photos import UnusablePhoto, load_photo
 from pipeline.dataset.sample import (
@@ -180,13 +179,6 @@ class SampleSet(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return sample
 
 
-def collate(
-    samples: list[tuple[Tensor, dict[str, Tensor]]],
-) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Samples as the list of images and the list of targets that the network takes; images keep their sizes."""
-    return [image for image, _ in samples], [target for _, target in samples]
-
-
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """The seed of everything random about one sample: a 64-bit hash, so that neighbours are independent."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0])
@@ -201,52 +193,3 @@ def sample_at(position: int, *, num_samples: int, seed: int) -> tuple[int, int]:
 @functools.lru_cache(maxsize=2)
 def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
-
-
-class ShardedSampler(Sampler[list[tuple[int, int]]]):
-    """Endless batch sampler of one worker for torch's DataLoader; a batch is a list of (epoch, index) keys.
-
-    Step `s` has the samples at positions `s * batch_size` to `(s + 1) * batch_size - 1` of `sample_at`'s stream, dealt
-    to the workers in turn. So a step's samples do not depend on the number of workers, no sample is left out at the
-    end of an epoch, and starting at step `s` needs no replay.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        batch_size: int,
-        world_size: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-        start_step: int = 0,
-    ) -> None:
-        """`batch_size` counts the images of a step over all workers.
-
-        Raises:
-            ValueError: a batch that is no multiple of the workers, no samples, or a rank out of range.
-        """
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}; at least 1 is needed")
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {world_size} workers")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}; allowed are 0 to {world_size - 1}")
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.world_size = world_size
-        self.rank = rank
-        self.seed = seed
-        self.start_step = start_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = self.start_step
-        while True:
-            yield self.batch_at(step)
-            step += 1
-
-    def batch_at(self, step: int) -> list[tuple[int, int]]:
-        """This worker's (epoch, index) pairs of a step."""
-        first = step * self.batch_size
-        positions = range(first + self.rank, first + self.batch_size, self.world_size)
-        return [sample_at(position, num_samples=self.num_samples, seed=self.seed) for position in positions]

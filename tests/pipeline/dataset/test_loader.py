@@ -1,4 +1,4 @@
-"""Samples equal the annotations, repeat with their seed, and are dealt to workers without loss or repetition."""
+"""Samples equal the annotations, repeat with their seed, and come once in every epoch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from pipeline.dataset.loader import SampleSet, ShardedSampler, collate, sample_at, sample_seed
+from pipeline.dataset.loader import SampleSet, sample_at, sample_seed
 from pipeline.dataset.photos import UnusablePhoto
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance, mask_to_instance
 
 
@@ -73,7 +73,7 @@ def test_targets_have_labelled_classes_and_keep_objects_of_other_classes(awkward
 
 def test_random_changes_depend_on_seed_epoch_and_index_alone(awkward_set: AnnotatedSet) -> None:
     transforms = build_transforms(
-        horizontal_flip=0.5, brightness=0.5, resize="large_scale_jitter", resize_size=(40, 40)
+        Augmentation(horizontal_flip=0.5, brightness=0.5, resize="large_scale_jitter", resize_size=(40, 40))
     )
 
     def pixels_of(key: tuple[int, int], seed: int = 7) -> torch.Tensor:
@@ -89,22 +89,6 @@ def test_random_changes_depend_on_seed_epoch_and_index_alone(awkward_set: Annota
     assert not torch.equal(first, pixels_of((2, 1), seed=8))
     seeds = {sample_seed(seed, epoch, index) for seed in range(5) for epoch in range(5) for index in range(50)}
     assert len(seeds) == 5 * 5 * 50
-
-
-def test_worker_processes_give_the_same_samples(awkward_set: AnnotatedSet) -> None:
-    transforms = build_transforms(horizontal_flip=0.5, brightness=0.5)
-
-    def batches(num_workers: int) -> list[list[torch.Tensor]]:
-        loader = DataLoader(
-            SampleSet(awkward_set, transforms, seed=1),
-            batch_sampler=ShardedSampler(5, batch_size=2, seed=1),
-            collate_fn=collate,
-            num_workers=num_workers,
-        )
-        return [images for (images, targets), _ in zip(loader, range(4))]
-
-    for alone, beside in zip(batches(0), batches(1), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
 
 
 @pytest.fixture
@@ -203,42 +187,6 @@ def test_every_epoch_has_every_sample_once_in_another_order() -> None:
     for number, epoch in enumerate(epochs):
         assert sorted(epoch) == [(number, index) for index in range(7)]
     assert len({tuple(index for _, index in epoch) for epoch in epochs}) == 3
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_step_has_the_same_samples_for_any_number_of_workers(world_size: int) -> None:
-    def step(number: int, world_size: int) -> Counter:
-        samplers = [
-            ShardedSampler(10, batch_size=8, world_size=world_size, rank=rank, seed=1) for rank in range(world_size)
-        ]
-        batches = [sampler.batch_at(number) for sampler in samplers]
-        assert {len(batch) for batch in batches} == {8 // world_size}
-        return Counter(key for batch in batches for key in batch)
-
-    for number in range(4):  # steps cross the ends of epochs
-        assert step(number, world_size) == step(number, 1)
-    all_steps = sum((step(number, world_size) for number in range(5)), Counter())
-    assert all_steps == Counter({(epoch, index): 1 for epoch in range(4) for index in range(10)})
-
-
-def test_a_sampler_started_at_a_step_gives_the_batches_of_one_without_a_break() -> None:
-    whole = iter(ShardedSampler(10, batch_size=4, world_size=2, rank=1, seed=9))
-    first = [next(whole) for _ in range(9)]
-    resumed = iter(ShardedSampler(10, batch_size=4, world_size=2, rank=1, seed=9, start_step=5))
-    assert [next(resumed) for _ in range(4)] == first[5:]
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"num_samples": 0, "batch_size": 2}, "num_samples is 0"),
-        ({"num_samples": 5, "batch_size": 3, "world_size": 2}, "multiple of the 2 workers"),
-        ({"num_samples": 5, "batch_size": 2, "world_size": 2, "rank": 2}, "rank is 2"),
-    ],
-)
-def test_sampler_settings_out_of_range_are_refused(settings: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        ShardedSampler(**settings)
 
 
 def test_copy_paste_adds_objects_with_right_masks(awkward_set: AnnotatedSet) -> None:
