@@ -61,7 +61,8 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     As `read_coco` gives it, everything is usable: `bbox` is XYWH in pixels of the image, as annotated (it may cross the
     image's border); `segmentation` is polygons of three points or more, or an RLE of the image's size with a string;
     `iscrowd` is 0 or 1; `keypoints` are triples, or None. An object that cannot be used as annotated is an ignore
-    region: then `fault` says why, `iscrowd` is 1, and `segmentation` is the rectangle of `bbox`.
+    region: then `fault` says why, `iscrowd` is 1, and `segmentation` is the rectangle of `bbox`. `has_own_box` says
+    whether only its mask is at fault, so that by its box it is an object like others.
     """
 
     image_id: _ImageId
@@ -74,6 +75,7 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     keypoints: list[Coordinate] | None = None
     num_keypoints: int | None = None
     fault: str = msgspec.field(default="", name="_fault_of_reader")
+    has_own_box: bool = msgspec.field(default=False, name="_has_own_box_of_reader")
 
 
 class _Content(msgspec.Struct, gc=False):
@@ -290,6 +292,7 @@ def _make_usable(annotation: CocoAnnotation, image: CocoImage, name: str, faults
             return
     x, y, width, height = coco_box(annotation)
     annotation.segmentation = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    annotation.has_own_box = has_box and not annotation.iscrowd
     annotation.iscrowd = 1
     annotation.fault = fault
     notes.add(f"annotations that are ignore regions, neither positive nor negative: {fault}", name)
