@@ -39,7 +39,7 @@ def describe_report(report: DataReport) -> str:
     for finding in report.findings:
         lines.append(f"{finding.severity}: {finding.kind} {finding.count:,}: {finding.meaning}")
         lines += [f"    {example.file_name}: {example.detail}" for example in finding.examples[:3]]
-    lines.append("nothing that would break training" if report.ok else "training would break on the errors above")
+    lines.append("training would take this set" if report.ok else "training refuses this set for the errors above")
     return "\n".join(lines)
 
 

@@ -87,7 +87,7 @@ def _settings(name: str, file: Path | None, words: list[str] | None, **options: 
     from pipeline.storage.stores import use_settings
 
     if hasattr(settings, "storage"):
-        check_or_refuse(lambda: use_settings(settings.storage.to_settings()))
+        use_settings(settings.storage)
     return settings
 
 
@@ -114,6 +114,8 @@ def train(settings: Any, dry_run: bool) -> None:
 
     plan = check_or_refuse(lambda: prepare_train(settings))
     if dry_run:
+        for note in plan.notes:
+            say(f"note: {note}")
         say(plan.describe())
         return
     with ProgressLine("train") as line:
@@ -150,7 +152,7 @@ def segment(
     """Segment a folder of images into Parquet; run the same command again to resume."""
     from jobs.profile import describe_profile
     from jobs.progress import ProgressLine, describe
-    from jobs.segment import failed_fraction, prepare_segment, run_segment
+    from jobs.segment import prepare_segment, run_segment
     from pipeline.bulk.progress import Progress
 
     plan = check_or_refuse(lambda: prepare_segment(settings))
@@ -168,13 +170,13 @@ def segment(
 
     with ProgressLine("segment") as line:
         totals = run_or_fail(lambda: run_segment(plan, show))
-    say(f"{totals['num_images']:,} images, {totals['num_instances']:,} instances -> {settings.output.uri}")
-    say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals["statuses"].items())))
+    say(f"{totals.num_images:,} images, {totals.num_instances:,} instances -> {settings.output.uri}")
+    say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals.statuses.items())))
     if profile:
         say(describe_profile(states[-1], settings))
-    if failed_fraction(totals) > settings.segment.max_failed_fraction:
+    if totals.failed_fraction > settings.segment.max_failed_fraction:
         say(
-            f"{failed_fraction(totals):.1%} of the images failed; segment.max_failed_fraction allows "
+            f"{totals.failed_fraction:.1%} of the images failed; segment.max_failed_fraction allows "
             f"{settings.segment.max_failed_fraction:.1%}"
         )
         raise typer.Exit(Exit.TOO_MANY_FAILED)
@@ -279,13 +281,15 @@ def export(
     if dry_run:
         say(f"would export {settings.run.uri} to {settings.export.to}")
         return
-    target, count = run_or_fail(lambda: write_export(settings))
-    say(f"{count:,} files -> {target}")
+    target, exported = run_or_fail(lambda: write_export(settings))
+    for note, count in exported.notes.items():
+        say(f"note: {note}: {count:,}")
+    say(f"{exported.num_files:,} files -> {target}")
 
 
 @configured("check-data")
 def check_data(settings: Any, dry_run: bool) -> None:
-    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 1 if something would."""
+    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 2 if something would."""
     from jobs.annotations import describe_report, run_check_data
 
     if dry_run:
@@ -294,7 +298,7 @@ def check_data(settings: Any, dry_run: bool) -> None:
     result = check_or_refuse(lambda: run_check_data(settings))
     say(describe_report(result))
     if not result.ok:
-        raise typer.Exit(Exit.FAILED)
+        raise typer.Exit(Exit.BAD_INPUT)
 
 
 @configured("convert")
@@ -326,8 +330,9 @@ def verify(settings: Any, dry_run: bool) -> None:
     if faults:
         say(f"run {run.run_id}: {len(faults)} faults")
         raise typer.Exit(Exit.FAILED)
-    totals = run.final or {}
-    say(f"run {run.run_id} is exact: {totals['num_images']:,} images, {totals['num_instances']:,} instances")
+    totals = run.final
+    assert totals is not None  # a run without totals has a fault
+    say(f"run {run.run_id} is exact: {totals.num_images:,} images, {totals.num_instances:,} instances")
 
 
 @configured("demo")

@@ -17,7 +17,7 @@ class TrainEvent:
     """An event of a running training that people should see.
 
     Attributes:
-        kind: "start", "started" (a worker), "resume", "step", "checkpoint", "validation", "broken", "unturned",
+        kind: "note", "start", "started" (a worker), "resume", "step", "checkpoint", "validation", "broken", "unturned",
             "non_finite", "set_aside", "restart" or "done".
         message: One line, ready to be shown.
         rank: The worker that reports it; -1 is the driver.

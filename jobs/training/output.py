@@ -1,6 +1,7 @@
 """Output of a training: checkpoints, metrics and configuration, on a local disk or in a bucket.
 
 OUT/config.yaml                       the settings, written at each start
+OUT/annotations.json                  hash of the annotations, written at each start
 OUT/metrics.parquet                   one row for each log_every_steps steps or checkpoint, and each validation
 OUT/checkpoints/step-00000400/        immutable; its marker is written last
 OUT/best.json                         step and figures of the best checkpoint, where there is validation
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"
 SET_ASIDE = "set_aside"
 CONFIG = "config.yaml"
+ANNOTATIONS = "annotations.json"
 METRICS = "metrics.parquet"
 BEST = "best.json"
 FINISHED = "finished.json"
@@ -98,6 +100,17 @@ class TrainingOutput:
     def write_best(self, values: Mapping[str, Any]) -> None:
         """Writes best.json: step and figures of the best checkpoint so far."""
         self.storage.write_bytes(BEST, _to_json(values))
+
+    def read_annotations(self) -> dict[str, str]:
+        """Hash of the annotations trained on last, by setting; {} where none was written."""
+        try:
+            return json.loads(self.storage.read_bytes(ANNOTATIONS))
+        except FileNotFoundError:
+            return {}
+
+    def write_annotations(self, hashes: Mapping[str, str]) -> None:
+        """Writes annotations.json: the hash of the annotations, by setting."""
+        self.storage.write_bytes(ANNOTATIONS, _to_json(hashes))
 
     def read_finished(self) -> dict[str, Any] | None:
         """The contents of finished.json; None while the training is not finished."""

@@ -36,11 +36,15 @@ def load_validation_set(data: TrainDataSection, categories: Sequence[Category]) 
     """The images of data.val under the training set's class map.
 
     Raises:
-        ValueError: data.val is null, there is no set there, or it has a category that data.unknown_categories refuses.
+        ValueError: data.val is null, there is no set or image there, or it has a category that data.unknown_categories
+            refuses.
     """
     if data.val is None:
         raise ValueError("data.val is null; give a validation set")
-    return _aligned(data, _load(data, data.val, data.val_image_root), categories)
+    annotated = _load(data, data.val, data.val_image_root)
+    if len(annotated) == 0:
+        raise ValueError(f"data.val={data.val!r} holds no image; allowed is at least one")
+    return _aligned(data, annotated, categories)
 
 
 def _load(data: TrainDataSection, uri: str, image_root: str | None) -> AnnotatedSet:

@@ -6,9 +6,10 @@ is left as it is; settings that would train something else are refused, naming t
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,12 @@ from jobs.training.loop import (
 from jobs.training.output import TrainingOutput
 from jobs.training.sets import load_training_set, load_validation_set
 from jobs.training.summary import write_summary
+from model.categories import Category
 from model.presets import PUBLISHED
 from model.spec import ModelSpec
 from model.weights.loading import find_state_dict
-from pipeline.dataset.subset import SubsetRecord
+from pipeline.dataset.check import all_notes, check_learnable
+from pipeline.dataset.subset import SubsetRecord, hash_annotations
 from pipeline.manifest import to_json
 
 SUBSET = "subset.json"
@@ -54,6 +57,8 @@ class TrainPlan:
         num_done: Step of the newest complete checkpoint of the output; 0 without one.
         is_finished: Whether nothing is left to do.
         subset: Record of the images trained on, where data.num_images takes a subset; else None.
+        annotations: Hash of the annotations, by setting (data.train, data.val).
+        notes: What was decided in reading the annotations, and whether they have changed since the training began.
     """
 
     config: TrainConfig
@@ -64,6 +69,8 @@ class TrainPlan:
     num_done: int
     is_finished: bool = False
     subset: SubsetRecord | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One line that says what will be trained."""
@@ -135,23 +142,29 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     train = config.train
     annotated, subset = load_training_set(config)
     spec = resolve_spec(config.model.spec, annotated.categories)
+    check_learnable(annotated, config.data.train, in_channels=spec.in_channels)
     _check_norms(config)
+    sets = {"data.train": annotated}
     if train.validates:
         if config.data.val is None:
             name = "steps" if train.validate_every_steps is not None else "epochs"
             raise ValueError(
                 f"train.validate_every_{name} is set, but data.val is null; give a validation set, or null here"
             )
-        load_validation_set(config.data, annotated.categories)
+        sets["data.val"] = load_validation_set(config.data, annotated.categories)
     newest = output.load_newest()
     if newest is None:  # a resumed training does not need what it started from
         _check_start(config, spec)
+    else:
+        _check_same_classes(output, newest[1].categories, annotated.categories)
     num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
     check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
     num_left = steps_left(
         train, len(annotated), train.num_workers, step=num_done, num_seen=int(progress.get("num_seen", 0))
     )
     finished = output.read_finished()
+    hashes = {name: hash_annotations(each) for name, each in sets.items()}
+    before = output.read_annotations()
     return TrainPlan(
         config=config,
         num_images=len(annotated),
@@ -161,7 +174,33 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         num_done=num_done,
         is_finished=finished is not None and (num_left == 0 or bool(finished.get("stopped_early"))),
         subset=subset,
+        annotations=hashes,
+        notes=(
+            *(f"{name}: {note}: {count:,}" for name, each in sets.items() for note, count in all_notes(each).items()),
+            *(
+                f"the annotations of {name} have changed since this training was started or resumed last "
+                f"(sha256 {before[name][:12]} then, {sha256[:12]} now)"
+                for name, sha256 in hashes.items()
+                if before.get(name, sha256) != sha256
+            ),
+        ),
     )
+
+
+def _check_same_classes(output: TrainingOutput, there: Sequence[Category], now: Sequence[Category]) -> None:
+    """Raises ValueError where the classes of a resumed training are other ones than the data has now."""
+    pairs = enumerate(itertools.zip_longest(there, now), start=1)
+    differing = [
+        f"label {label}: "
+        + ", ".join(f"{each.id} {each.name!r} {when}" if each else f"none {when}" for each, when in both)
+        for label, both in ((label, ((old, "there"), (new, "now"))) for label, (old, new) in pairs if old != new)
+    ]
+    if differing:
+        more = "; ..." if len(differing) > 10 else ""
+        raise ValueError(
+            f"output.uri={output.uri!r} holds a training of other classes than data.train has "
+            f"({'; '.join(differing[:10])}{more}); allowed are the same classes, or another output.uri"
+        )
 
 
 def _check_norms(config: TrainConfig) -> None:
@@ -243,10 +282,13 @@ def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None]
 
 
 def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> None:
-    """Writes the settings and the record of the subset."""
+    """Writes the settings, the hash of the annotations, and the record of the subset."""
     output.write_config(to_saved(plan.config))
+    output.write_annotations(plan.annotations)
     if plan.subset is not None:
         output.storage.write_bytes(SUBSET, to_json(plan.subset.to_dict()))
+    for note in plan.notes:
+        say(TrainEvent("note", f"note: {note}"))
     say(TrainEvent("start", plan.describe()))
 
 

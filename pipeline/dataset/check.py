@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.channels import with_extra_channels
+from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.reading import detect_format, load_annotations
 from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance, mask_to_box
@@ -179,13 +180,13 @@ def check_data(
     return _check_set(annotated, faults, str(uri), format, in_channels, num_threads, progress)
 
 
-def check_learnable(annotated: AnnotatedSet, *, in_channels: int = 3) -> None:
+def check_learnable(annotated: AnnotatedSet, where: str, *, in_channels: int = 3) -> None:
     """Checks that the set has an object that can be learnt, on a photo that can be used.
 
     Reads photos with such an object until one can be used.
 
     Raises:
-        AnnotationError: there is none; the message says why, of the first photo.
+        AnnotationError: there is none in `where`; the message says why, of the first photo, and has the reader's notes.
     """
     reason = ""
     for image in annotated.images:
@@ -197,11 +198,27 @@ def check_learnable(annotated: AnnotatedSet, *, in_channels: int = 3) -> None:
         except ValueError as error:  # UnusablePhoto is one
             reason = reason or f"{image.path}: {error}"
     if reason:
-        raise AnnotationError(f"none of the photos that have an object to learn can be used; {reason}")
+        raise AnnotationError(f"{where}: none of the photos that have an object to learn can be used; {reason}")
+    notes = "".join(f"; {note}: {count:,}" for note, count in annotated.notes.items())
     raise AnnotationError(
-        f"there is no object to learn: {len(annotated)} images, {annotated.num_instances} annotations that are crowds, "
-        "ignore regions or without a pixel; allowed is one object or more"
+        f"{where} has no object to learn; allowed is one or more. It has {len(annotated):,} images and "
+        f"{annotated.num_instances:,} crowds, ignore regions and objects without a pixel{notes}"
     )
+
+
+def all_notes(annotated: AnnotatedSet) -> dict[str, int]:
+    """What the reader decided, and what is odd about the classes: a sentence -> count."""
+    notes = NoteList()
+    used = {instance.label for image in annotated.images for instance in image.instances if not instance.iscrowd}
+    similar: defaultdict[str, list[str]] = defaultdict(list)
+    for label, category in enumerate(annotated.categories, start=1):
+        similar[category.name.strip().casefold()].append(repr(category.name))
+        if label not in used:
+            notes.add("classes without an object", repr(category.name))
+    for names in similar.values():
+        if len(names) > 1:
+            notes.add("classes whose names differ only in capitals or blanks", " and ".join(names))
+    return {**annotated.notes, **notes.to_dict()}
 
 
 def _check_set(
@@ -229,7 +246,7 @@ def _check_set(
             if progress is not None:
                 progress(num_done, len(annotated))
     try:
-        check_learnable(annotated, in_channels=in_channels)
+        check_learnable(annotated, uri, in_channels=in_channels)
     except AnnotationError as error:
         faults.add("nothing_to_learn", Example(None, base_name(uri), str(error)))
     num_negatives = sum(not image.instances for image in annotated.images)
@@ -241,7 +258,7 @@ def _check_set(
         num_negatives,
         dict(class_counts),
         faults.findings(),
-        annotated.notes,
+        all_notes(annotated),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -24,10 +25,12 @@ def choose_categories(
         Categories with the ids that the set has for them, and ids above those for names that it lacks.
 
     Raises:
-        AnnotationError: `rename` names a category that the set does not have.
+        AnnotationError: `names` has a name twice, or `rename` names a category that the set does not have.
     """
     rename = dict(rename or {})
     own = {category.name: category.id for category in annotated.categories}
+    if repeated := [name for name, count in Counter(names or ()).items() if count > 1]:
+        raise AnnotationError(f"the class {repeated[0]!r} is wanted twice; allowed is each class once")
     if missing := sorted(set(rename) - set(own)):
         raise AnnotationError(f"categories {missing} are renamed, but the data has {sorted(own)}")
     ids: dict[str, int] = {}

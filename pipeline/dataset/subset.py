@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pipeline.dataset.types import AnnotatedSet, AnnotationError
@@ -94,6 +95,14 @@ def load_subset(annotated: AnnotatedSet, uri: str) -> tuple[AnnotatedSet, Subset
             f"{len(annotated)}, or of other ids"
         )
     return _with_ids(annotated, set(record.image_ids)), record
+
+
+def hash_annotations(annotated: AnnotatedSet) -> str:
+    """sha256 of a set's images and annotations, whatever their format, and wherever the photos are."""
+    sha256 = hashlib.sha256(msgspec.msgpack.encode((annotated.categories, annotated.keypoint_names)))
+    for image in annotated.images:
+        sha256.update(msgspec.msgpack.encode(replace(image, path="", extra_paths=())))
+    return sha256.hexdigest()
 
 
 def _with_ids(annotated: AnnotatedSet, chosen: set[int | str]) -> AnnotatedSet:

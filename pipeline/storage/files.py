@@ -16,10 +16,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.storage.base import Storage
-from pipeline.storage.local import LocalStorage
-from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import base_name, is_local, local_path, parent_uri
+from pipeline.storage.stores import open_file, open_storage
+from pipeline.storage.uri import is_local, local_path
 
 # Byte-order marks; UTF-32's begins with UTF-16's.
 _ENCODINGS = (
@@ -33,7 +31,7 @@ _ENCODINGS = (
 
 def read_bytes(uri: str) -> bytes:
     """The content of the file. Raises FileNotFoundError when there is none, OSError when it cannot be read."""
-    storage, key = _storage_and_key(uri)
+    storage, key = open_file(uri)
     return storage.read_bytes(key)
 
 
@@ -53,7 +51,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    storage, key = _storage_and_key(uri)
+    storage, key = open_file(uri)
     storage.write_bytes(key, data)
 
 
@@ -93,7 +91,7 @@ def read_json(uri: str) -> Any:
 
 def parse_json(data: bytes, where: str) -> Any:
     """The value of a JSON file's content; otherwise as `read_json`. `where` is what messages call the file."""
-    with contextlib.suppress(msgspec.DecodeError), no_collection():
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError), no_collection():
         return msgspec.json.decode(data)
     text = decode_text(data, where)
     try:
@@ -126,7 +124,7 @@ def is_file(uri: str) -> bool:
     """Whether there is a file at this URI."""
     if is_local(uri):
         return os.path.isfile(local_path(uri))  # also False for a name that no file can have
-    storage, key = _storage_and_key(uri)
+    storage, key = open_file(uri)
     return storage.exists(key)
 
 
@@ -150,10 +148,3 @@ def iter_names(folder: str, *, recursive: bool = False) -> Iterator[str]:
     for info in open_storage(folder).iter_objects():
         if recursive or "/" not in info.key:
             yield info.key
-
-
-def _storage_and_key(uri: str) -> tuple[Storage, str]:
-    if is_local(uri):
-        path = local_path(uri)
-        return LocalStorage(path.parent), path.name
-    return open_storage(parent_uri(uri)), base_name(uri)

@@ -15,7 +15,7 @@ from typing import Any, cast
 from model.categories import Category
 from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.coco_file import CocoAnnotation, CocoFile, CocoImage, coco_box, read_coco
-from pipeline.dataset.formats.photo_copy import copy_photo, name_below, reference_to
+from pipeline.dataset.formats.photo_copy import copy_photo, names_below
 from pipeline.dataset.types import (
     AnnotatedImage,
     AnnotatedSet,
@@ -27,7 +27,7 @@ from pipeline.dataset.types import (
 )
 from pipeline.masks.rle import polygons_to_rle, rle_areas
 from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri
+from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, relative_uri
 
 # A smaller object may have no pixel, so that its mask is filled to see.
 _SMALL_AREA_PX, _SMALL_SIDE_PX = 4.0, 2.0
@@ -141,9 +141,9 @@ def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = T
     losses: Counter[str] = Counter()
     folder = parent_uri(json_path)
     images = []
-    for image in annotated.images:
+    for image, name in zip(annotated.images, names_below(annotated), strict=True):
         if copy_photos:
-            name = name_below(image)
+            losses["photos renamed"] += name != image.file_name
             extra_names = []
             for number, path in enumerate(image.extra_paths, start=1):
                 ending = base_name(path).removeprefix(file_stem(path))
@@ -153,8 +153,8 @@ def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = T
                 copy_photo(replace(image, path=path), target, losses)
             images.append(replace(image, file_name=name, extra_paths=tuple(extra_names)))
         else:
-            extras = tuple(reference_to(replace(image, path=path), folder) for path in image.extra_paths)
-            images.append(replace(image, file_name=reference_to(image, folder), extra_paths=extras))
+            extras = tuple(relative_uri(path, folder) for path in image.extra_paths)
+            images.append(replace(image, file_name=relative_uri(image.path, folder), extra_paths=extras))
         losses["ignore regions spread over all classes"] += sum(i.label == 0 for i in image.instances)
     files.write_json(json_path, to_coco(replace(annotated, images=tuple(images))))
     return +losses

@@ -128,7 +128,7 @@ def read_coco(json_path: str, *, unknown: str = "refuse") -> CocoFile:
     try:
         with files.no_collection():
             content = msgspec.json.decode(data, type=_Content)
-    except msgspec.DecodeError:  # the exact path finds what is wrong, or that all is well (a byte-order mark, NaN)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the exact path finds what is wrong, or that all is well (a byte-order mark, NaN)
         return check_coco(files.parse_json(data, json_path), json_path, unknown=unknown)
     del data
     with files.no_collection():
@@ -152,7 +152,7 @@ def check_coco(content: Any, where: str, *, unknown: str = "refuse") -> CocoFile
         for key, record in _RECORDS.items():
             records[key] = []
             for index, entry in enumerate(content.get(key) or ()):
-                has_id = isinstance(entry, Mapping) and isinstance(entry.get("id"), int | str)
+                has_id = isinstance(entry, Mapping) and type(entry.get("id")) in (int, str)
                 name = f"{_KIND[key]} {entry['id']!r}" if has_id else f"{key}[{index}]"
                 records[key].append(to_record(_with_whole_numbers(entry), record, name, faults))
         faults.refuse_if_any(where)
@@ -278,7 +278,7 @@ def _make_usable(annotation: CocoAnnotation, image: CocoImage, name: str, faults
         if extent[2] > 0 and extent[3] > 0:
             if has_box and not _touches(extent, image):  # the whole object is outside
                 return
-            notes.add("annotations whose bbox cannot be used, which take that of the mask", name)
+            notes.add("annotations without a bbox that can be used, which take that of the mask", name)
             annotation.bbox = extent
             return
         fault = "its mask has no area"
