@@ -23,6 +23,7 @@ from pipeline.dataset.types import AnnotationError
 from pipeline.masks.rle import counts_to_runs, rle_bbox, runs_to_rle
 from pipeline.storage import files
 
+IGNORED_NOTE = "annotations that are ignore regions, neither positive nor negative"  # begins notes, before the fault
 UNKNOWN_CHOICES = ("refuse", "ignore", "drop")
 
 _ImageId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | str
@@ -295,7 +296,7 @@ def _make_usable(annotation: CocoAnnotation, image: CocoImage, name: str, faults
     annotation.has_own_box = has_box and not annotation.iscrowd
     annotation.iscrowd = 1
     annotation.fault = fault
-    notes.add(f"annotations that are ignore regions, neither positive nor negative: {fault}", name)
+    notes.add(f"{IGNORED_NOTE}: {fault}", name)
 
 
 def _clean_mask(annotation: CocoAnnotation, image: CocoImage, name: str, notes: NoteList) -> str:
