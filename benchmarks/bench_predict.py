@@ -46,6 +46,7 @@ from pipeline import malloc
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.run import segment_corpus
+from pipeline.run_spec import SegmentSpec, Slicing
 
 SCORE_THRESHOLD = 0.05
 MAX_DETECTIONS = 100
@@ -120,21 +121,28 @@ def segment_ours(
     note = json.loads(note_path.read_text())
     return {
         "seconds": ended - note["ready"],
-        "num_instances": totals["num_instances"],
+        "num_instances": totals.num_instances,
         "peak_mib": note["peak_mib"],
-        "statuses": totals["statuses"],
+        "statuses": totals.statuses,
     }
 
 
 def make_predictor(
-    checkpoint: str, *, max_detections: int = MAX_DETECTIONS, device: str = "cpu", **settings: Any
+    checkpoint: str,
+    *,
+    max_detections: int = MAX_DETECTIONS,
+    precision: str = "float32",
+    slicing: Slicing | None = None,
+    device: str = "cpu",
+    **settings: Any,
 ) -> ImagePredictor:
     """Our predictor with a checkpoint's weights and the benchmarks' thresholds."""
     return ImagePredictor(
         checkpoint,
         sha256=load_checkpoint(checkpoint).sha256,
-        score_threshold=SCORE_THRESHOLD,
-        max_detections=max_detections,
+        segment=SegmentSpec(
+            score_threshold=SCORE_THRESHOLD, max_detections=max_detections, precision=precision, slice=slicing
+        ),
         device=device,
         **settings,
     )

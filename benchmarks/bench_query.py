@@ -44,7 +44,6 @@ def draw_tables(folder: Path, num_instances: int, num_json: int, row_group: int)
         Commit,
         DataFile,
         commit_key,
-        manifest_row,
         sha256_of,
         table_key,
         to_json,
@@ -82,7 +81,7 @@ def draw_tables(folder: Path, num_instances: int, num_json: int, row_group: int)
                 files[kind] = DataFile(key, content.num_rows, buffer.tell(), sha256_of(buffer.getvalue()))
             commit = Commit("drawn", shard, "a1", files["images"], files["instances"], {}, {})
             storage.put_if_absent(commit_key(shard), commit.to_json())
-            commits.append(manifest_row(commit))
+            commits.append(commit.files.to_row())
         pq.write_table(pa.Table.from_pylist(commits, schema=MANIFEST_SCHEMA), folder / run_name / MANIFEST_KEY)
     with open(folder / "results.json", "w") as file:
         separator = "["

@@ -21,7 +21,6 @@ from pipeline.manifest import (
     Commit,
     DataFile,
     commit_key,
-    manifest_row,
     sha256_of,
     table_key,
     to_json,
@@ -65,7 +64,7 @@ def draw(folder: Path, *, num_images: int, num_objects: int, detections: int, se
             commits.append(_write_shard(storage, len(commits), image_index + 1 - len(rows), rows))
             rows = []
     (folder / "truth.json").write_text(json.dumps(truth))
-    table = pa.Table.from_pylist([manifest_row(commit) for commit in commits], schema=MANIFEST_SCHEMA)
+    table = pa.Table.from_pylist([commit.files.to_row() for commit in commits], schema=MANIFEST_SCHEMA)
     pq.write_table(table, folder / "run" / MANIFEST_KEY)
     _write_results(folder, truth)
 

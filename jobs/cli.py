@@ -87,7 +87,7 @@ def _settings(name: str, file: Path | None, words: list[str] | None, **options: 
     from pipeline.storage.stores import use_settings
 
     if hasattr(settings, "storage"):
-        use_settings(settings.storage)
+        check_or_refuse(lambda: use_settings(settings.storage.to_settings()))
     return settings
 
 
@@ -114,8 +114,6 @@ def train(settings: Any, dry_run: bool) -> None:
 
     plan = check_or_refuse(lambda: prepare_train(settings))
     if dry_run:
-        for note in plan.notes:
-            say(f"note: {note}")
         say(plan.describe())
         return
     with ProgressLine("train") as line:
@@ -281,15 +279,13 @@ def export(
     if dry_run:
         say(f"would export {settings.run.uri} to {settings.export.to}")
         return
-    target, exported = run_or_fail(lambda: write_export(settings))
-    for note, count in exported.notes.items():
-        say(f"note: {note}: {count:,}")
-    say(f"{exported.num_files:,} files -> {target}")
+    target, count = run_or_fail(lambda: write_export(settings))
+    say(f"{count:,} files -> {target}")
 
 
 @configured("check-data")
 def check_data(settings: Any, dry_run: bool) -> None:
-    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 2 if something would."""
+    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 1 if something would."""
     from jobs.annotations import describe_report, run_check_data
 
     if dry_run:
@@ -298,7 +294,7 @@ def check_data(settings: Any, dry_run: bool) -> None:
     result = check_or_refuse(lambda: run_check_data(settings))
     say(describe_report(result))
     if not result.ok:
-        raise typer.Exit(Exit.BAD_INPUT)
+        raise typer.Exit(Exit.FAILED)
 
 
 @configured("convert")

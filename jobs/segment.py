@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -25,9 +24,9 @@ from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
 from pipeline.images.decode_pool import DecodeLimits
-from pipeline.manifest import RunError, open_run, run_id_of, sha256_of, to_json
+from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec, Slicing
-from pipeline.schema import OK, SCHEMA_VERSION
+from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import StorageError
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import aligned_uri, is_local, local_path
@@ -157,8 +156,8 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
     return str(dtype).removeprefix("torch."), None if reason is None else f"segment.mode=fast: {reason}"
 
 
-def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-    """Segments the corpus, or resumes the run; returns the run's totals (final.json)."""
+def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
+    """Segments the corpus, or resumes the run; returns the run's totals."""
     with start.cluster(plan.config.cluster):
         return segment_corpus(bulk_job(plan), on_progress)
 
@@ -227,12 +226,6 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
         "maskfleet.config": to_json(config).decode(),
         "maskfleet.config_sha256": sha256_of(to_json(config)),
     }
-
-
-def failed_fraction(totals: dict[str, Any]) -> float:
-    """The fraction (0..1) of a run's images whose status is not ok; 0 for a run without images."""
-    failed = sum(count for status, count in totals["statuses"].items() if status != OK)
-    return failed / totals["num_images"] if totals["num_images"] else 0.0
 
 
 def _all_workers(config: SegmentConfig) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.run_spec import RunSpec
+from pipeline.schema import OK
 from pipeline.storage.base import Storage
 from pipeline.storage.stores import open_storage
 
@@ -132,6 +133,28 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class ShardFiles:
+    """The two files of a committed shard and the attempt that wrote them: a row of manifest.parquet."""
+
+    shard: int
+    attempt: str
+    images: DataFile
+    instances: DataFile
+
+    def to_row(self) -> dict[str, Any]:
+        """The row, as MANIFEST_SCHEMA has it."""
+        files = {f"{table}_{name}": getattr(getattr(self, table), name) for table in TABLES for name in FILE_FIELDS}
+        return {"shard": self.shard, "attempt": self.attempt, **files}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any], prefix: str = "") -> ShardFiles:
+        """The files of a row of MANIFEST_SCHEMA; `prefix` is put before their keys."""
+        images, instances = (DataFile(*(row[f"{table}_{name}"] for name in FILE_FIELDS)) for table in TABLES)
+        images, instances = (replace(file, key=prefix + file.key) for file in (images, instances))
+        return cls(row["shard"], row["attempt"], images, instances)
+
+
+@dataclass(frozen=True)
 class Commit:
     """The commit of a shard: the attempt whose files count, those files, images by status, seconds of each stage."""
 
@@ -143,6 +166,11 @@ class Commit:
     statuses: dict[str, int]
     timings_s: dict[str, float]
 
+    @property
+    def files(self) -> ShardFiles:
+        """Its row of the manifest."""
+        return ShardFiles(self.shard, self.attempt, self.images, self.instances)
+
     def to_json(self) -> bytes:
         """The commit as sealed JSON."""
         return to_sealed_json(asdict(self))
@@ -150,12 +178,58 @@ class Commit:
     @classmethod
     def from_json(cls, data: bytes) -> Commit:
         """The commit that `to_json` wrote. Raises RunError when the bytes are no commit."""
-        fields: dict[str, Any] = from_sealed_json(data)
+        fields = from_sealed_json(data)
         try:
-            files: dict[str, Any] = {table: DataFile(**fields.pop(table)) for table in TABLES}
-            return cls(**fields, **files)
+            images, instances = (DataFile(**fields.pop(table)) for table in TABLES)
+            return cls(images=images, instances=instances, **fields)
         except (TypeError, KeyError) as error:
             raise RunError(f"no commit: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTotals:
+    """The totals of a finished run, final.json.
+
+    Attributes:
+        run_id: the run.
+        num_images, num_shards: size of its plan.
+        num_instances: instances of all images.
+        statuses: images by status.
+        worker_seconds: the workers' seconds by stage.
+        manifest_sha256: hash of manifest.parquet.
+        plan: the parts of the plan.
+        elapsed_s: wall time of the call that finished the run.
+    """
+
+    run_id: str
+    num_images: int
+    num_shards: int
+    num_instances: int
+    statuses: dict[str, int]
+    worker_seconds: dict[str, float]
+    manifest_sha256: str
+    plan: tuple[DataFile, ...]
+    elapsed_s: float = 0.0
+
+    @property
+    def failed_fraction(self) -> float:
+        """The fraction (0..1) of images whose status is not ok; 0 for a run without images."""
+        failed = sum(count for status, count in self.statuses.items() if status != OK)
+        return failed / self.num_images if self.num_images else 0.0
+
+    def to_json(self) -> bytes:
+        """The totals as sealed JSON."""
+        return to_sealed_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RunTotals:
+        """The totals that `to_json` wrote. Raises RunError when the bytes are none."""
+        document = from_sealed_json(data)
+        try:
+            parts = tuple(DataFile(**part) for part in document.pop("plan"))
+            return cls(plan=parts, **document)
+        except (TypeError, KeyError) as error:
+            raise RunError(f"no totals of a run: {error}") from error
 
 
 class Run:
@@ -189,10 +263,10 @@ class Run:
         return self.storage.exists(MANIFEST_KEY)
 
     @cached_property
-    def final(self) -> dict[str, Any] | None:
-        """The run's totals (final.json), or None while it is not finished."""
+    def final(self) -> RunTotals | None:
+        """The run's totals, or None while it is not finished."""
         try:
-            return from_sealed_json(self.storage.read_bytes(FINAL_KEY))
+            return RunTotals.from_json(self.storage.read_bytes(FINAL_KEY))
         except FileNotFoundError:
             return None
 
@@ -206,19 +280,17 @@ class Run:
                 raise RunError(f"{self.storage.uri_of(key)}: {error}") from error
 
     @cached_property
-    def files(self) -> list[dict[str, Any]]:
-        """One row for each committed shard (MANIFEST_SCHEMA): from the manifests, or the commits of an unsealed run."""
+    def files(self) -> list[ShardFiles]:
+        """The files of each committed shard: from the manifests, or from the commits of an unsealed run."""
         if not self.sealed:
-            return [manifest_row(commit) for commit in self.iter_commits()]
-        rows = {row["shard"]: row for row in self.read_manifest(MANIFEST_KEY)}
+            return [commit.files for commit in self.iter_commits()]
+        files = {each.shard: each for each in self.read_manifest()}
         for number in range(1, self.num_repairs + 1):
-            prefix = repair_prefix(number)
-            for row in self.read_manifest(prefix + MANIFEST_KEY):
-                rows[row["shard"]] = row | {f"{table}_key": prefix + row[f"{table}_key"] for table in TABLES}
-        return list(rows.values())
+            files.update((each.shard, each) for each in self.read_manifest(repair_prefix(number)))
+        return list(files.values())
 
-    def only(self, files: Sequence[dict[str, Any]]) -> Run:
-        """The same run, restricted to some rows of `files`. Reads nothing."""
+    def only(self, files: Sequence[ShardFiles]) -> Run:
+        """The same run, restricted to some of `files`. Reads nothing."""
         part = Run(self.storage, self.document)
         part.files = list(files)  # takes the place of the cached property's value
         return part
@@ -231,28 +303,18 @@ class Run:
             number += 1
         return number
 
-    def read_manifest(self, key: str) -> list[dict[str, Any]]:
-        """The rows of one manifest file (MANIFEST_SCHEMA)."""
-        return pq.read_table(io.BytesIO(self.storage.read_bytes(key))).to_pylist()
+    def read_manifest(self, prefix: str = "") -> list[ShardFiles]:
+        """The manifest of the run, or of the repair in the folder `prefix`; keys are relative to the run."""
+        table = pq.read_table(io.BytesIO(self.storage.read_bytes(prefix + MANIFEST_KEY)))
+        return [ShardFiles.from_row(row, prefix) for row in table.to_pylist()]
 
     def images_files(self) -> list[DataFile]:
         """The files of the images table, in order of shard."""
-        return self._table_files("images")
+        return [each.images for each in self.files]
 
     def instances_files(self) -> list[DataFile]:
         """The files of the instances table, in order of shard."""
-        return self._table_files("instances")
-
-    def _table_files(self, table: str) -> list[DataFile]:
-        return [DataFile(*(row[f"{table}_{name}"] for name in FILE_FIELDS)) for row in self.files]
-
-
-def manifest_row(commit: Commit) -> dict[str, Any]:
-    """One row of manifest.parquet."""
-    row: dict[str, Any] = {"shard": commit.shard, "attempt": commit.attempt}
-    for table in TABLES:
-        row.update({f"{table}_{name}": value for name, value in asdict(getattr(commit, table)).items()})
-    return row
+        return [each.instances for each in self.files]
 
 
 def open_run(uri: str | Storage) -> Run:

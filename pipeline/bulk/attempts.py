@@ -7,12 +7,39 @@ at a time, and each image is noted before it is touched. The image that a dead w
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from pipeline.manifest import attempt_key, to_json
 from pipeline.storage.base import Storage
 
 MAX_DEATHS = 3  # of one driver on one shard, before its next attempt is careful
+
+
+@dataclass(frozen=True)
+class AttemptNote:
+    """What an attempt writes about itself.
+
+    Attributes:
+        driver: name of the `segment_corpus` call it belongs to; the deaths of other calls do not count.
+        careful: whether images are segmented one at a time.
+        image: index in the shard (from 0) of the image that it is about to touch; None for no particular one.
+    """
+
+    driver: str
+    careful: bool
+    image: int | None = None
+
+    def to_json(self) -> bytes:
+        """The note as JSON."""
+        return to_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> AttemptNote | None:
+        """The note that `to_json` wrote; None when the bytes are none, such as of a note half written."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
 
 
 @dataclass(frozen=True)
@@ -23,22 +50,24 @@ class Attempt:
         storage: the run's output, which holds the notes.
         shard: the shard's number.
         name: a part of the names of all files that this attempt writes.
-        driver: name of the `segment_corpus` call it belongs to; the deaths of other calls do not count.
-        careful: whether images are segmented one at a time.
+        begun: its first note.
         deadly: indices in the shard (from 0) of images on which a careful attempt died.
     """
 
     storage: Storage
     shard: int
     name: str
-    driver: str
-    careful: bool
+    begun: AttemptNote
     deadly: frozenset[int]
+
+    @property
+    def careful(self) -> bool:
+        """Whether images are segmented one at a time."""
+        return self.begun.careful
 
     def note(self, index: int | None = None) -> None:
         """Writes that the attempt has begun, or that it is about to touch the image at this index of the shard."""
-        note = {"driver": self.driver, "careful": self.careful, "image": index}
-        self.storage.write_bytes(attempt_key(self.shard, self.name), to_json(note))
+        self.storage.write_bytes(attempt_key(self.shard, self.name), replace(self.begun, image=index).to_json())
 
 
 def begin_attempt(storage: Storage, shard: int, name: str, driver: str) -> Attempt:
@@ -47,15 +76,10 @@ def begin_attempt(storage: Storage, shard: int, name: str, driver: str) -> Attem
     Each earlier attempt of the same driver counts as a death: Ray gives a shard to one worker at a time, and to another
     only when that worker is gone. A note that cannot be read is passed over.
     """
-    dead_attempts = []
-    for info in storage.iter_objects(f"{attempt_key(shard, '').rsplit('/', 1)[0]}/"):
-        try:
-            note = json.loads(storage.read_bytes(info.key))
-        except ValueError:  # half written
-            continue
-        if note.get("driver") == driver:
-            dead_attempts.append(note)
-    deadly = frozenset(note["image"] for note in dead_attempts if note["careful"] and note["image"] is not None)
-    attempt = Attempt(storage, shard, name, driver, careful=len(dead_attempts) >= MAX_DEATHS, deadly=deadly)
+    infos = storage.iter_objects(f"{attempt_key(shard, '').rsplit('/', 1)[0]}/")
+    notes = [AttemptNote.from_json(storage.read_bytes(info.key)) for info in infos]
+    dead = [note for note in notes if note is not None and note.driver == driver]
+    deadly = frozenset(note.image for note in dead if note.careful and note.image is not None)
+    attempt = Attempt(storage, shard, name, AttemptNote(driver, careful=len(dead) >= MAX_DEATHS), deadly)
     attempt.note()
     return attempt

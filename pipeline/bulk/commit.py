@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,16 +27,16 @@ from pipeline.manifest import (
     Commit,
     DataFile,
     RunError,
+    RunTotals,
     commit_key,
-    from_sealed_json,
-    manifest_row,
     run_id_of,
     sha256_of,
     table_key,
     to_json,
-    to_sealed_json,
 )
 from pipeline.storage.base import Storage
+
+Number = TypeVar("Number", int, float)
 
 _CHUNK_ROWS = 2_000  # rows held as Python objects at a time; a row group of the manifest
 
@@ -153,13 +152,10 @@ def committed_shards(storage: Storage) -> set[int]:
     return {int(name.removesuffix(".json")) for name in names}
 
 
-def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -> dict[str, Any]:
+def seal_run(storage: Storage, plan: Plan, run_id: str, elapsed_s: float = 0.0) -> RunTotals:
     """Writes the manifest and the totals of a run whose shards are all committed; returns the totals that hold.
 
     Both are written put-if-absent, so a second call changes nothing and returns the totals of the first.
-
-    Args:
-        extra: further fields of final.json that no commit holds, such as the wall time.
 
     Raises:
         RunError: a shard is not committed, or a commit counts other images than the plan.
@@ -177,26 +173,26 @@ def seal_run(storage: Storage, plan: Plan, run_id: str, extra: dict[str, Any]) -
             yield commit
 
     write_manifest(storage, counted_commits())
-    totals = {
-        "run_id": run_id,
-        "num_images": plan.num_images,
-        "num_shards": plan.num_shards,
-        "num_instances": num_instances,
-        "statuses": statuses,
-        "worker_seconds": {stage: round(seconds, 3) for stage, seconds in worker_seconds.items()},
-        "manifest_sha256": sha256_of(storage.read_bytes(MANIFEST_KEY)),
-        "plan": [asdict(part) for part in plan.parts],
-        **extra,
-    }
-    storage.put_if_absent(FINAL_KEY, to_sealed_json(totals))
-    return from_sealed_json(storage.read_bytes(FINAL_KEY))
+    totals = RunTotals(
+        run_id=run_id,
+        num_images=plan.num_images,
+        num_shards=plan.num_shards,
+        num_instances=num_instances,
+        statuses=statuses,
+        worker_seconds={stage: round(seconds, 3) for stage, seconds in worker_seconds.items()},
+        manifest_sha256=sha256_of(storage.read_bytes(MANIFEST_KEY)),
+        plan=plan.parts,
+        elapsed_s=elapsed_s,
+    )
+    storage.put_if_absent(FINAL_KEY, totals.to_json())
+    return RunTotals.from_json(storage.read_bytes(FINAL_KEY))
 
 
 def write_manifest(storage: Storage, commits: Iterable[Commit]) -> None:
     """Writes manifest.parquet put-if-absent; equal commits give equal bytes, so every writer's manifest is the same."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-        for rows in in_chunks(map(manifest_row, commits), _CHUNK_ROWS):
+        for rows in in_chunks((commit.files.to_row() for commit in commits), _CHUNK_ROWS):
             writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     storage.put_if_absent(MANIFEST_KEY, buffer.getvalue())
 
@@ -222,9 +218,9 @@ def vacuum(storage: Storage, plan: Plan) -> list[str]:
     return unnamed + storage.remove_unfinished()
 
 
-def sum_counts(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of several dictionaries of numbers, key by key; {} of none."""
-    total: dict[str, Any] = {}
+def sum_counts(counts: Iterable[Mapping[str, Number]]) -> dict[str, Number]:
+    """The sum of several mappings to numbers, key by key; {} of none."""
+    total: dict[str, Number] = {}
     for count in counts:
         for key, value in count.items():
             total[key] = total.get(key, 0) + value

@@ -74,6 +74,21 @@ class Plan:
         for shard in range(self.num_shards):
             yield from self.read_shard(shard)
 
+    def to_json(self) -> bytes:
+        """plan.json: the plan as sealed JSON."""
+        parts = [asdict(part) for part in self.parts]
+        return to_sealed_json({"num_images": self.num_images, "shard_size": self.shard_size, "parts": parts})
+
+    @classmethod
+    def from_json(cls, storage: Storage, data: bytes) -> Plan:
+        """The plan that `to_json` wrote. Raises RunError when the bytes are none."""
+        sealed = from_sealed_json(data)
+        try:
+            parts = tuple(DataFile(**part) for part in sealed["parts"])
+            return cls(storage, parts, sealed["num_images"], sealed["shard_size"])
+        except (TypeError, KeyError) as error:
+            raise RunError(f"no plan: {error}") from error
+
     @cached_property
     def _part_ends(self) -> list[int]:
         return list(accumulate(part.rows for part in self.parts))
@@ -138,12 +153,8 @@ def seal_plan(
         last_id = rows[-1].image_id
     parts += own_parts
     num_images = sum(part.rows for part in parts)
-    sealed = {
-        "num_images": num_images,
-        "shard_size": shard_size or choose_shard_size(num_images, num_workers),
-        "parts": [asdict(part) for part in parts],
-    }
-    if not storage.put_if_absent(PLAN_KEY, to_sealed_json(sealed)):
+    sealed = Plan(storage, tuple(parts), num_images, shard_size or choose_shard_size(num_images, num_workers))
+    if not storage.put_if_absent(PLAN_KEY, sealed.to_json()):
         winner = read_plan(storage)
         for part in own_parts:
             if winner is not None and part not in winner.parts:
@@ -161,14 +172,10 @@ def read_plan(storage: Storage) -> Plan | None:
         RunError: plan.json is there and unreadable.
     """
     try:
-        data = storage.read_bytes(PLAN_KEY)
+        return Plan.from_json(storage, storage.read_bytes(PLAN_KEY))
     except FileNotFoundError:
         return None
-    try:
-        sealed = from_sealed_json(data)
-        parts = tuple(DataFile(**part) for part in sealed["parts"])
-        return Plan(storage, parts, sealed["num_images"], sealed["shard_size"])
-    except (RunError, TypeError, KeyError) as error:
+    except RunError as error:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
 
 

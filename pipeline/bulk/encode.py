@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.listing import PlannedImage
-from pipeline.bulk.slices import SlicedDetections, merge
+from pipeline.bulk.slices import MaskedInstances, SlicedDetections, merge
 from pipeline.masks.rle import encode_roi_masks_and_areas, runs_to_counts
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 
@@ -84,19 +84,20 @@ def encode_instances(
             counts, areas = encode_roi_masks_and_areas(
                 detections.mask_probs, detections.boxes, image_size, threshold=mask_threshold
             )
-        instances = {**vars(detections), "counts": counts, "areas": areas}
+        labels, scores, boxes = detections.labels, detections.scores, detections.boxes
+        instances = MaskedInstances(labels, scores, boxes, counts, areas, detections.keypoints)
     height, width = image_size
-    count, keypoints = len(instances["counts"]), instances["keypoints"]
-    instance_categories = [categories[label - 1] for label in instances["labels"].tolist()]
-    boxes = np.asarray(instances["boxes"], np.float32).reshape(-1, 4)
+    count, keypoints = len(instances.counts), instances.keypoints
+    instance_categories = [categories[label - 1] for label in instances.labels.tolist()]
+    corners = np.asarray(instances.boxes, np.float32).reshape(-1, 4)
     return {
         "instance": list(range(count)),
         "category_id": [category.id for category in instance_categories],
         "category": [category.name for category in instance_categories],
-        "score": instances["scores"].tolist(),
-        **{name: boxes[:, column].tolist() for column, name in enumerate(("x1", "y1", "x2", "y2"))},
-        "area_px": instances["areas"].tolist(),
-        "rle_counts": instances["counts"],
+        "score": instances.scores.tolist(),
+        **{name: corners[:, column].tolist() for column, name in enumerate(("x1", "y1", "x2", "y2"))},
+        "area_px": instances.areas.tolist(),
+        "rle_counts": instances.counts,
         "image_height": [height] * count,
         "image_width": [width] * count,
         "keypoints": [None] * count if keypoints is None else [points.ravel().tolist() for points in keypoints],

@@ -20,7 +20,7 @@ from model.inference.prefetch import Image, upload_ahead
 from pipeline import malloc
 from pipeline.bulk.slices import SlicedDetections, cut
 from pipeline.masks.rle_kernel import torch_resize_is_fused
-from pipeline.run_spec import Slicing
+from pipeline.run_spec import SegmentSpec
 from pipeline.storage.cache import local_folder
 
 # Memory is given back at the end of a network call, at most so often: after each window it cost small networks 3% of
@@ -37,14 +37,11 @@ class ImagePredictor:
     Args:
         uri: the checkpoint's folder; one in a bucket is fetched to this machine once.
         sha256: hash that its weights must have: weights that changed under the same name must not enter a run.
-        score_threshold: detections with a lower score are dropped.
-        max_detections: detections of one image, at most; of a slice where the image is cut.
-        device: 'cuda' or 'cpu'; None takes a GPU where there is one.
+        segment: precision, thresholds, number of detections, and how images that are larger than a slice are cut. On a
+            GPU masks leave it as run lengths.
         batch_size: images in one network call, at most.
-        precision: 'float32', or 'bfloat16', which is the fast mode.
+        device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         num_threads: CPU threads of the network; None leaves torch's own choice.
-        mask_threshold: probability from which a pixel belongs to a mask; on a GPU masks leave it as run lengths.
-        slicing: how images that are larger than a slice are cut; None cuts none.
 
     Raises:
         CheckpointError: the checkpoint is unreadable, or its weights have another hash.
@@ -55,14 +52,10 @@ class ImagePredictor:
         uri: str,
         *,
         sha256: str,
-        score_threshold: float,
-        max_detections: int,
+        segment: SegmentSpec,
         batch_size: int,
-        precision: str = "float32",
         device: str | None = None,
         num_threads: int | None = None,
-        slicing: Slicing | None = None,
-        mask_threshold: float = 0.5,
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -74,17 +67,17 @@ class ImagePredictor:
         self.categories: tuple[Category, ...] = checkpoint.categories
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
-        self.slicing = slicing
-        self.paste = Paste(mask_threshold, torch_resize_is_fused()) if self.device == "cuda" else None
+        self.slicing = segment.slice
+        self.paste = Paste(segment.mask_threshold, torch_resize_is_fused()) if self.device == "cuda" else None
         network, spec = checkpoint.build(), checkpoint.spec
         del checkpoint  # frees its copy of the weights
         self.predictor = Predictor(
             network,
             spec,
             device=self.device,
-            score_threshold=score_threshold,
-            max_detections=max_detections,
-            dtype=getattr(torch, precision),
+            score_threshold=segment.score_threshold,
+            max_detections=segment.max_detections,
+            dtype=getattr(torch, segment.precision),
         )
 
     def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline.bulk.commit import sum_counts
 from pipeline.bulk.encode import ImageResult
@@ -146,19 +145,22 @@ class Tally:
             self.num_instances += report.num_instances
         return report.committed
 
-    def counts(self) -> dict[str, Any]:
-        """The fields of `Progress` that come from the workers' reports, as keyword arguments."""
+    def progress(self, num_images: int, num_resumed: int, elapsed_s: float) -> Progress:
+        """The run's state by the reports so far; the arguments are what the workers do not know."""
         now = time.monotonic()
         reports = list(self.uncommitted.values())
         stages_s = sum_counts([self.stages_s, *(report.stages_s for report in reports)])
         foreground_s = sum(seconds for stage, seconds in stages_s.items() if stage not in BACKGROUND)
-        return {
-            "statuses": sum_counts([self.statuses, *(report.statuses for report in reports)]),
-            "num_instances": self.num_instances + sum(report.num_instances for report in reports),
-            "num_workers": sum(now - reported_at < SILENT_AFTER_S for reported_at in self.reported_at.values()),
-            "busy_share": stages_s.get("predict", 0.0) / foreground_s if foreground_s else 0.0,
-            "stages_s": stages_s,
-        }
+        return Progress(
+            num_images,
+            num_resumed,
+            statuses=sum_counts([self.statuses, *(report.statuses for report in reports)]),
+            num_instances=self.num_instances + sum(report.num_instances for report in reports),
+            elapsed_s=elapsed_s,
+            num_workers=sum(now - reported_at < SILENT_AFTER_S for reported_at in self.reported_at.values()),
+            busy_share=stages_s.get("predict", 0.0) / foreground_s if foreground_s else 0.0,
+            stages_s=stages_s,
+        )
 
 
 class StageClock:

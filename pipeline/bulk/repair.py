@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.bulk.commit import read_commits, sum_counts, write_manifest
 from pipeline.bulk.encode import INSTANCES_ORDER
-from pipeline.manifest import Run, RunError, from_sealed_json, repair_prefix, to_sealed_json
+from pipeline.manifest import Run, RunError, ShardFiles, from_sealed_json, repair_prefix, to_sealed_json
 from pipeline.schema import STATUSES
 from pipeline.storage.base import Storage
 from pipeline.storage.stores import open_storage
@@ -47,6 +46,27 @@ class Repair:
     shards: tuple[int, ...]
     num_images: int
 
+    def to_json(self) -> bytes:
+        """repair.json, as sealed JSON."""
+        document = {"statuses": self.statuses, "shards": self.shards, "num_images": self.num_images}
+        return to_sealed_json(document)
+
+    @classmethod
+    def read(cls, run_storage: Storage, number: int) -> Repair:
+        """The repair of this number of a run, as it was begun.
+
+        Raises:
+            FileNotFoundError: there is none.
+            RunError: its description is unreadable.
+        """
+        storage = open_storage(run_storage.uri_of(repair_prefix(number).rstrip("/")))
+        document = from_sealed_json(storage.read_bytes(REPAIR_KEY))
+        try:
+            statuses, shards = (tuple(document[name]) for name in ("statuses", "shards"))
+            return cls(number, storage, statuses, shards, document["num_images"])
+        except (TypeError, KeyError) as error:
+            raise RunError(f"no repair: {error}") from error
+
 
 def begin_repair(run: Run, statuses: tuple[str, ...]) -> Repair | None:
     """The unfinished repair of a run, or a new one; None when no image has one of the statuses.
@@ -63,31 +83,25 @@ def begin_repair(run: Run, statuses: tuple[str, ...]) -> Repair | None:
     number = run.num_repairs + 1
     storage = open_storage(run.storage.uri_of(repair_prefix(number).rstrip("/")))
     if not storage.exists(REPAIR_KEY):
-        counts = {row["shard"]: _num_images_with(run, row, statuses) for row in run.files}
-        shards = [shard for shard, count in counts.items() if count]
+        counts = {each.shard: _num_images_with(run, each, statuses) for each in run.files}
+        shards = tuple(shard for shard, count in counts.items() if count)
         if not shards:
             return None
-        description = {"statuses": sorted(statuses), "shards": shards, "num_images": sum(counts.values())}
-        storage.put_if_absent(REPAIR_KEY, to_sealed_json(description))
-    stored = from_sealed_json(storage.read_bytes(REPAIR_KEY))
-    if stored["statuses"] != sorted(statuses):
+        begun = Repair(number, storage, tuple(sorted(statuses)), shards, sum(counts.values()))
+        storage.put_if_absent(REPAIR_KEY, begun.to_json())
+    repair = Repair.read(run.storage, number)
+    if repair.statuses != tuple(sorted(statuses)):
         raise RunError(
-            f"repair {number} of {run.storage.uri} was begun for {', '.join(stored['statuses'])}; "
+            f"repair {number} of {run.storage.uri} was begun for {', '.join(repair.statuses)}; "
             "finish it with those statuses first"
         )
-    return Repair(
-        number,
-        storage,
-        statuses=tuple(stored["statuses"]),
-        shards=tuple(stored["shards"]),
-        num_images=stored["num_images"],
-    )
+    return repair
 
 
-def read_shard_tables(run: Run, row: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
-    """The images and the instances of one shard as readers see them now; `row` is one of `run.files`."""
+def read_shard_tables(run: Run, files: ShardFiles) -> tuple[pa.Table, pa.Table]:
+    """The images and the instances of one shard as readers see them now; `files` is one of `run.files`."""
     images, instances = (
-        pq.read_table(io.BytesIO(run.storage.read_bytes(row[f"{table}_key"]))) for table in ("images", "instances")
+        pq.read_table(io.BytesIO(run.storage.read_bytes(file.key))) for file in (files.images, files.instances)
     )
     return images, instances
 
@@ -121,9 +135,9 @@ def seal_repair(repair: Repair) -> dict[str, int]:
     return sum_counts(commit.statuses for commit in commits)
 
 
-def _num_images_with(run: Run, row: dict[str, Any], statuses: tuple[str, ...]) -> int:
-    """How many images of the shard of a manifest row have one of the statuses."""
-    data = io.BytesIO(run.storage.read_bytes(row["images_key"]))
+def _num_images_with(run: Run, files: ShardFiles, statuses: tuple[str, ...]) -> int:
+    """How many images of a shard have one of the statuses."""
+    data = io.BytesIO(run.storage.read_bytes(files.images.key))
     return sum(status in statuses for status in pq.read_table(data, columns=["status"])["status"].to_pylist())
 
 

@@ -20,19 +20,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import malloc
 from pipeline.bulk.commit import claim_run, committed_shards, seal_run, vacuum
-from pipeline.bulk.corpus import list_corpus, read_plan, seal_plan
+from pipeline.bulk.corpus import Plan, list_corpus, read_plan, seal_plan
 from pipeline.bulk.listing import in_chunks
 from pipeline.bulk.progress import REPORT_EVERY_S, Progress
-from pipeline.bulk.repair import begin_repair, seal_repair
-from pipeline.bulk.worker import SHARDS_AT_ONCE, BulkJob, ProgressBoard, RepairWorker, ShardWorker
-from pipeline.manifest import open_run
+from pipeline.bulk.repair import Repair, begin_repair, seal_repair
+from pipeline.bulk.shard_queue import SHARDS_AT_ONCE
+from pipeline.bulk.worker import BulkCall, BulkJob, ProgressBoard, RepairWorker, ShardWorker
+from pipeline.manifest import RunTotals, open_run
 from pipeline.storage.stores import open_storage
 
 WAVE_SHARDS = 2_000  # shards in one Ray dataset; bounds what Ray Data holds at a time
 
 
-def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-    """Segments every image of a corpus that has no row yet and returns the run's totals (final.json).
+def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
+    """Segments every image of a corpus that has no row yet and returns the run's totals.
 
     Needs an initialised Ray. Calling it again resumes, whatever ended the call before; on a finished run it changes
     nothing.
@@ -57,9 +58,9 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
     done = committed_shards(output)
     num_resumed = sum(plan.num_images_of(shard) for shard in done)
     todo = (shard for shard in range(plan.num_shards) if shard not in done)
-    settings = {"job": job, "run_id": run_id, "plan": plan}
-    elapsed_s = segment_shards(job, todo, ShardWorker, settings, plan.num_images, num_resumed, on_progress)
-    totals = seal_run(output, plan, run_id, {"elapsed_s": round(elapsed_s, 3)})
+    call = new_call(job, run_id, plan)
+    elapsed_s = segment_shards(call, todo, num_resumed, on_progress)
+    totals = seal_run(output, plan, run_id, round(elapsed_s, 3))
     vacuum(output, plan)
     return totals
 
@@ -83,49 +84,47 @@ def repair_corpus(
     repair = begin_repair(run, statuses)
     if plan is None or repair is None:
         return {}
-    files = {row["shard"]: row for row in run.files if row["shard"] in repair.shards}
     done = committed_shards(repair.storage)
     todo = (shard for shard in repair.shards if shard not in done)
-    settings = {"job": job, "run_id": run.run_id, "plan": plan, "repair": repair, "files": files}
-    segment_shards(job, todo, RepairWorker, settings, repair.num_images, 0, on_progress)
+    segment_shards(new_call(job, run.run_id, plan, repair), todo, 0, on_progress)
     return seal_repair(repair)
 
 
+def new_call(job: BulkJob, run_id: str, plan: Plan, repair: Repair | None = None) -> BulkCall:
+    """A call with a name and a progress board of its own."""
+    num_images = plan.num_images if repair is None else repair.num_images
+    board_class: Any = ProgressBoard  # ray.remote adds `options` to it, which its types do not say
+    board = board_class.options(scheduling_strategy=on_this_node()).remote(run_id, num_images)
+    return BulkCall(job=job, run_id=run_id, plan=plan, board=board, driver=uuid.uuid4().hex[:12], repair=repair)
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Keeps an actor on the driver's node: any other node may be lost without the run being lost."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def segment_shards(
-    job: BulkJob,
-    shards: Iterator[int],
-    worker: type[ShardWorker],
-    settings: dict[str, Any],
-    num_images: int,
-    num_resumed: int,
-    on_progress: Callable[[Progress], None],
+    call: BulkCall, shards: Iterator[int], num_resumed: int, on_progress: Callable[[Progress], None]
 ) -> float:
     """Has every shard committed by a pool of workers, wave by wave; returns the seconds it took.
 
     Args:
-        worker: the actors' class.
-        settings: its keyword arguments, without `board` and `driver`, which are added here.
-        num_images, num_resumed: images to report as planned, and as done before this call.
+        num_resumed: images to report as done before this call.
     """
     started = time.monotonic()
-    # On the driver's node: any other node may be lost without the run being lost.
-    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board_class: Any = ProgressBoard  # ray.remote adds `options` to it, which its types do not say
-    board = board_class.options(scheduling_strategy=on_this_node).remote(settings["run_id"], num_images)
 
     def report() -> None:
-        counts = ray.get(board.counts.remote())
-        on_progress(Progress(num_images, num_resumed, elapsed_s=time.monotonic() - started, **counts))
+        progress: Progress = ray.get(call.board.progress.remote(num_resumed, time.monotonic() - started))
+        on_progress(progress)
 
-    settings = {**settings, "board": board, "driver": uuid.uuid4().hex[:12]}
     # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
     remote_wave = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave)
     with ThreadPoolExecutor(1) as background:
         for number, wave in enumerate(in_chunks(shards, WAVE_SHARDS)):
             if number == 0:
-                running = background.submit(segment_wave, job, wave, worker, settings)
+                running = background.submit(segment_wave, call, wave)
             else:
-                result = remote_wave.options(scheduling_strategy=on_this_node).remote(job, wave, worker, settings)
+                result = remote_wave.options(scheduling_strategy=on_this_node()).remote(call, wave)
                 running = background.submit(ray.get, result)
             while not running.done():
                 report()
@@ -135,8 +134,9 @@ def segment_shards(
     return time.monotonic() - started
 
 
-def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], settings: dict[str, Any]) -> None:
+def segment_wave(call: BulkCall, shards: list[int]) -> None:
     """Spreads shards over a pool of actors and waits until each is committed."""
+    job = call.job
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -146,8 +146,8 @@ def segment_wave(job: BulkJob, shards: list[int], worker: type[ShardWorker], set
     min_actors, max_actors = (min(size, len(shards)) for size in job.num_workers)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
     dataset = rows.map_batches(
-        worker,
-        fn_constructor_kwargs=settings,
+        ShardWorker if call.repair is None else RepairWorker,
+        fn_constructor_args=(call,),
         batch_size=1,
         compute=ActorPoolStrategy(
             min_size=min_actors,

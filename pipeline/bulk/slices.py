@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -63,9 +63,30 @@ def _starts(length: int, slicing: Slicing) -> list[int]:
     return [min(index * step, length - slicing.size) for index in range(count)]
 
 
+@dataclass(frozen=True)
+class MaskedInstances:
+    """N instances of one image, with masks as COCO's compressed RLE.
+
+    Attributes:
+        labels: int64 [N].
+        scores: float32 [N].
+        boxes: float32 [N, 4], XYXY in pixels of the image.
+        counts: N strings.
+        areas: int64 [N], pixels of the masks.
+        keypoints: float32 [N, P, 3], x and y in pixels of the image; or None.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    counts: list[str]
+    areas: np.ndarray
+    keypoints: np.ndarray | None
+
+
 def merge(
     sliced: SlicedDetections, image_size: tuple[int, int], mask_threshold: float, merge_iou: float
-) -> dict[str, Any]:
+) -> MaskedInstances:
     """The instances of a whole image from the detections of its slices, best first.
 
     Args:
@@ -75,22 +96,20 @@ def merge(
         merge_iou: see `Slicing`.
 
     Returns:
-        `labels` int64 [N], `scores` float32 [N], `boxes` float32 [N, 4] (XYXY, pixels of the image), `counts` (N
-        strings of COCO's compressed RLE), `areas` int64 [N] in pixels, `keypoints` float32 [N, P, 3] (x, y in pixels
-        of the image) or None. An instance made of several detections has the union of their masks, the box around
-        their boxes, and the label, score and keypoints of the best of them.
+        An instance made of several detections has the union of their masks, the box around their boxes, and the label,
+        score and keypoints of the best of them.
     """
     parts = [
         _in_image(window, detections, image_size, mask_threshold)
         for window, detections in zip(sliced.slices, sliced.detections)
     ]
-    firsts = [0, *itertools.accumulate(len(part["scores"]) for part in parts)]  # index of each part's first detection
-    labels, scores, boxes = (np.concatenate([part[name] for part in parts]) for name in ("labels", "scores", "boxes"))
-    counts = [rle for part in parts for rle in part["counts"]]
-    areas = np.concatenate([part["areas"] for part in parts])
-    keypoints = None
-    if all(part["keypoints"] is not None for part in parts):
-        keypoints = np.concatenate([part["keypoints"] for part in parts])
+    firsts = [0, *itertools.accumulate(len(part.scores) for part in parts)]  # index of each part's first detection
+    labels, scores, boxes, areas = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "scores", "boxes", "areas")
+    )
+    counts = [rle for part in parts for rle in part.counts]
+    of_parts = [part.keypoints for part in parts if part.keypoints is not None]
+    keypoints = np.concatenate(of_parts) if len(of_parts) == len(parts) else None
 
     leader = list(range(len(scores)))  # a union-find forest of detections
 
@@ -120,33 +139,26 @@ def merge(
         group_boxes = boxes[groups[k]]
         merged_boxes[k] = [*group_boxes[:, :2].min(axis=0), *group_boxes[:, 2:].max(axis=0)]
     merged_areas[several] = rle_areas([merged_counts[k] for k in several])
-    return {
-        "labels": labels[best],
-        "scores": scores[best],
-        "boxes": merged_boxes,
-        "counts": merged_counts,
-        "areas": merged_areas,
-        "keypoints": None if keypoints is None else keypoints[best],
-    }
+    return MaskedInstances(
+        labels[best],
+        scores[best],
+        merged_boxes,
+        merged_counts,
+        merged_areas,
+        None if keypoints is None else keypoints[best],
+    )
 
 
 def _in_image(
     window: Slice, detections: Detections, image_size: tuple[int, int], mask_threshold: float
-) -> dict[str, Any]:
+) -> MaskedInstances:
     """The detections of a slice in pixels of the image, with masks as RLE of the whole image."""
     boxes = detections.boxes + np.array([window.left, window.top] * 2, np.float32)
     counts, areas = encode_roi_masks_and_areas(detections.mask_probs, boxes, image_size, threshold=mask_threshold)
     keypoints = None
     if detections.keypoints is not None:
         keypoints = detections.keypoints + np.array([window.left, window.top, 0], np.float32)
-    return {
-        "labels": detections.labels,
-        "scores": detections.scores,
-        "boxes": boxes,
-        "counts": counts,
-        "areas": areas,
-        "keypoints": keypoints,
-    }
+    return MaskedInstances(detections.labels, detections.scores, boxes, counts, areas, keypoints)
 
 
 def neighbour_pairs(slices: list[Slice]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.corpus import Plan, read_plan
-from pipeline.bulk.repair import REPAIR_KEY
+from pipeline.bulk.repair import Repair
 from pipeline.manifest import (
     FINAL_KEY,
     MANIFEST_KEY,
@@ -22,15 +22,12 @@ from pipeline.manifest import (
     Run,
     RunError,
     commit_key,
-    from_sealed_json,
-    manifest_row,
     repair_prefix,
     sha256_of,
 )
 from pipeline.masks.rle import rle_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK, STATUSES
 from pipeline.storage.base import Storage
-from pipeline.storage.stores import open_storage
 
 
 @dataclass(frozen=True)
@@ -159,23 +156,23 @@ def _verify_repairs(run: Run, plan: Plan) -> Iterator[Fault]:
     """Each finished repair, checked as the run itself: the tables of a repaired shard hold all its images."""
     for number in range(1, run.num_repairs + 1):
         prefix = repair_prefix(number)
-        repair = Run(open_storage(run.storage.uri_of(prefix.rstrip("/"))), run.document)
         faults: list[Fault] = []
         try:
-            shards = from_sealed_json(repair.storage.read_bytes(REPAIR_KEY))["shards"]
-            rows = repair.files
+            begun = Repair.read(run.storage, number)
+            repair = Run(begun.storage, run.document)
+            files = repair.read_manifest()
         except (OSError, RunError, pa.ArrowException) as error:
             yield Fault(prefix, f"unreadable: {error}")
             continue
         commits = []
-        for shard in shards:
+        for shard in begun.shards:
             try:
                 commits.append(Commit.from_json(repair.storage.read_bytes(commit_key(shard))))
             except (FileNotFoundError, RunError) as error:
                 faults.append(Fault(commit_key(shard), str(error)))
         for commit in commits:
             faults += _verify_shard(repair, plan, commit)
-        if rows != [manifest_row(commit) for commit in commits]:
+        if files != [commit.files for commit in commits]:
             faults.append(Fault(MANIFEST_KEY, "it does not say what the commits say"))
         yield from (Fault(prefix + fault.key, fault.reason) for fault in faults)
 
@@ -185,24 +182,24 @@ def _verify_seal(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]
         yield Fault(MANIFEST_KEY, "the run is not sealed; run the same command again to finish it")
         return
     try:
-        rows = run.read_manifest(MANIFEST_KEY)
+        files = run.read_manifest()
     except (OSError, pa.ArrowException) as error:
         yield Fault(MANIFEST_KEY, f"unreadable: {error}")
         return
-    if rows != [manifest_row(commit) for commit in commits]:
+    if files != [commit.files for commit in commits]:
         yield Fault(MANIFEST_KEY, "it does not say what the commits say")
     try:
-        final = from_sealed_json(run.storage.read_bytes(FINAL_KEY))
-    except FileNotFoundError:
-        yield Fault(FINAL_KEY, "the run has a manifest but no totals; run the same command again to finish it")
-        return
+        final = run.final
     except RunError as error:
         yield Fault(FINAL_KEY, str(error))
         return
-    if final["manifest_sha256"] != sha256_of(run.storage.read_bytes(MANIFEST_KEY)):
+    if final is None:
+        yield Fault(FINAL_KEY, "the run has a manifest but no totals; run the same command again to finish it")
+        return
+    if final.manifest_sha256 != sha256_of(run.storage.read_bytes(MANIFEST_KEY)):
         yield Fault(MANIFEST_KEY, "its bytes are not those that were sealed (sha256)")
     expected = (run.run_id, plan.num_images, sum(commit.instances.rows for commit in commits))
-    if (final["run_id"], final["num_images"], final["num_instances"]) != expected:
+    if (final.run_id, final.num_images, final.num_instances) != expected:
         yield Fault(FINAL_KEY, "its totals are not those of the commits")
 
 

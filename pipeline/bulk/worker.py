@@ -6,7 +6,6 @@ machine goes about it. `RepairWorker` is the actor of a repair.
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.actor import ActorHandle
 from ray.util.metrics import Counter, Gauge
 
 from pipeline import malloc
@@ -29,15 +29,15 @@ from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_t
 from pipeline.bulk.fetch import load_image, load_options, map_ahead
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import ImagePredictor, Prediction
-from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, Tally, report_of_commit
+from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
+from pipeline.bulk.shard_queue import ShardQueue
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.run_spec import RunSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage, use_settings
 
-SHARDS_AT_ONCE = 2  # in an actor: one is segmented while the one before it is written
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
@@ -77,43 +77,59 @@ class BulkJob:
     predictor: Callable[..., ImagePredictor] = ImagePredictor
 
 
-class ShardWorker:
-    """Actor that segments shards, writes their two tables and commits them; Ray Data calls it with shard numbers.
+@dataclass(frozen=True)
+class SegmentedShard:
+    """A shard that is segmented and not written: the attempt at it, its counts, the results of its images."""
 
-    Args:
+    attempt: Attempt
+    counter: ShardCounter
+    results: list[ImageResult]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkCall:
+    """One call of `segment_corpus` or `repair_corpus`, as each of its actors is given it.
+
+    Attributes:
         job: the run's settings.
         run_id: the hash of `job.spec`.
         plan: the sealed plan.
-        board: handle of the run's `ProgressBoard`.
-        driver: name of the `segment_corpus` call that started the actor, see `pipeline.bulk.attempts`.
+        board: handle of the call's `ProgressBoard`.
+        driver: name of the call, see `pipeline.bulk.attempts`.
+        repair: the repair, whose folder takes tables, commits and notes; None segments the run itself.
     """
 
-    def __init__(self, job: BulkJob, run_id: str, plan: Plan, board: Any, driver: str) -> None:
-        self.job, self.run_id, self.plan, self.driver = job, run_id, plan, driver
+    job: BulkJob
+    run_id: str
+    plan: Plan
+    board: ActorHandle[Any]
+    driver: str
+    repair: Repair | None = None
+
+
+class ShardWorker:
+    """Actor that segments shards, writes their two tables and commits them; Ray Data calls it with shard numbers."""
+
+    def __init__(self, call: BulkCall) -> None:
+        self.call, self.job = call, call.job
+        job = call.job
         use_settings(job.storage)
         self.output = open_storage(job.output_uri)
-        self.name, self.send = uuid.uuid4().hex[:12], board.take.remote
-        self.segmenting = ThreadPoolExecutor(1, thread_name_prefix="segment")
-        # Shards that are segmented and not committed yet.
-        self.num_writing, self.writing_changed = 0, threading.Condition()
+        self.name = uuid.uuid4().hex[:12]
+        self.send: Callable[[ShardReport], object] = call.board.take.remote
+        self.queue = ShardQueue()
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self.load = partial(load_image, self.pool, job.limits, **load_options(job.spec))
         warm_up()
-        segment = job.spec.segment
-        self.slicing = segment.slice
         self.predictor = job.predictor(
             job.checkpoint,
             sha256=job.spec.model.sha256,
-            score_threshold=segment.score_threshold,
-            max_detections=segment.max_detections,
+            segment=job.spec.segment,
             batch_size=job.batch_size,
-            precision=segment.precision,
             device="cuda" if job.gpus_per_worker else "cpu",
             num_threads=None if job.gpus_per_worker else max(1, int(job.cpus_per_worker)),
-            slicing=self.slicing,
-            mask_threshold=segment.mask_threshold,
         )
         malloc.give_back_holes()  # left by the weights as they were read
 
@@ -122,71 +138,51 @@ class ShardWorker:
         for shard in batch["shard"].tolist():
             commit = read_commit(self.output, shard)
             if commit is None:
-                self.segment_shard(shard)
+                self.queue.process(partial(self.segment_shard, shard), self.write_shard)
             else:
                 self.send(report_of_commit(self.name, commit))
         return {"shard": batch["shard"]}
 
-    def segment_shard(self, shard: int) -> Commit:
-        """Segments a shard when the one before it is segmented, writes its two tables and commits it."""
-        attempt, counter, results = self.segmenting.submit(self.attempt_shard, shard).result()
-        try:
-            return self.write_shard(shard, attempt, counter, results)
-        finally:
-            self.count_writing(-1)
+    def segment_shard(self, shard: int) -> SegmentedShard:
+        """Notes an attempt at a shard and segments it."""
+        attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.call.driver)
+        images, clock = self.images_of(shard), StageClock()
+        results: list[ImageResult] = []
+        counter = ShardCounter(self.name, self.send, shard, clock)
+        segmented = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
+        for result in segmented:
+            self.queue.check()
+            results.append(result)
+            counter.add(result)
+        return SegmentedShard(attempt, counter, results)
 
-    def write_shard(self, shard: int, attempt: Attempt, counter: ShardCounter, results: list[ImageResult]) -> Commit:
+    def write_shard(self, segmented: SegmentedShard) -> Commit:
         """Writes a shard's two tables, then its commit; returns the commit that holds."""
-        clock = counter.clock
-        with clock("write"):
-            tables = dict(zip(TABLES, self.tables_of(shard, results)))
+        attempt, counter = segmented.attempt, segmented.counter
+        with counter.clock("write"):
+            tables = dict(zip(TABLES, self.tables_of(attempt.shard, segmented.results)))
             files = {
                 name: write_table(
-                    self.output, name, shard, attempt.name, to_parquet(table, self.job.metadata), table.num_rows
+                    self.output, name, attempt.shard, attempt.name, to_parquet(table, self.job.metadata), table.num_rows
                 )
                 for name, table in tables.items()
             }
         statuses = sum_counts({status: 1} for status in tables["images"]["status"].to_pylist())
+        timings_s = counter.clock.seconds
         commit = commit_shard(
             self.output,
-            Commit(self.run_id, shard, attempt.name, **files, statuses=statuses, timings_s=clock.seconds),
+            Commit(self.call.run_id, attempt.shard, attempt.name, **files, statuses=statuses, timings_s=timings_s),
         )
         counter.flush(committed=True)
         return commit
 
-    def attempt_shard(self, shard: int) -> tuple[Attempt, ShardCounter, list[ImageResult]]:
-        """Notes an attempt at a shard and segments it; an actor segments one shard at a time.
-
-        A careful attempt also waits until the shard before it is committed, so that its death counts against no other
-        shard.
-        """
-        attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.driver)
-        images, clock = self.images_of(shard), StageClock()
-        results: list[ImageResult] = []
-        counter = ShardCounter(self.name, self.send, shard, clock)
-        if attempt.careful:
-            with self.writing_changed:
-                self.writing_changed.wait_for(lambda: self.num_writing == 0)
-        segmented = self.segment_carefully(images, clock, attempt) if attempt.careful else self.segment(images, clock)
-        for result in segmented:
-            results.append(result)
-            counter.add(result)
-        self.count_writing(1)
-        return attempt, counter, results
-
-    def count_writing(self, change: int) -> None:
-        """Adds to the number of shards that are segmented and not committed yet."""
-        with self.writing_changed:
-            self.num_writing += change
-            self.writing_changed.notify_all()
-
     def images_of(self, shard: int) -> list[PlannedImage]:
         """The images to segment in a shard: all of them."""
-        return self.plan.read_shard(shard)
+        return self.call.plan.read_shard(shard)
 
     def tables_of(self, shard: int, results: list[ImageResult]) -> tuple[pa.Table, pa.Table]:
         """The images table and the instances table of a shard."""
-        return to_tables(results, shard=shard, run_id=self.run_id)
+        return to_tables(results, shard=shard, run_id=self.call.run_id)
 
     def segment(self, images: list[PlannedImage], clock: StageClock) -> Iterator[ImageResult]:
         """Loads, predicts and encodes images; yields their results in order.
@@ -229,7 +225,11 @@ class ShardWorker:
     def segment_carefully(
         self, images: list[PlannedImage], clock: StageClock, attempt: Attempt
     ) -> Iterator[ImageResult]:
-        """As `segment`, one image at a time, each noted first; images that earlier actors died on get an error."""
+        """As `segment`, one image at a time, each noted first; images that earlier actors died on get an error.
+
+        Waits until the shard before it is committed, so that its death counts against no other shard.
+        """
+        self.queue.wait_until_written()
         for index, image in enumerate(images):
             if index in attempt.deadly:
                 yield ImageResult(image, "predict_failed", "the worker that touched it died, more than once")
@@ -240,6 +240,7 @@ class ShardWorker:
 
     def result(self, image: PlannedImage, decoded: Decoded, prediction: Prediction | None) -> ImageResult:
         """The result of one image; `prediction` is None where it was not decoded, a reason where the network failed."""
+        segment = self.job.spec.segment
         result = ImageResult(
             image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation
         )
@@ -250,26 +251,21 @@ class ShardWorker:
                 prediction,
                 self.predictor.categories,
                 decoded.size,
-                mask_threshold=self.job.spec.segment.mask_threshold,
-                merge_iou=1.0 if self.slicing is None else self.slicing.merge_iou,
+                mask_threshold=segment.mask_threshold,
+                merge_iou=1.0 if segment.slice is None else segment.slice.merge_iou,
             )
         return result
 
 
 class RepairWorker(ShardWorker):
-    """Actor of a repair: segments a shard's failed images again and commits the whole shard beside the run.
+    """Actor of a repair: segments a shard's failed images again and commits the whole shard beside the run."""
 
-    Args:
-        repair: the repair, whose folder takes tables, commits and notes.
-        files: the manifest's row of each shard that is repaired, by shard.
-        settings: those of `ShardWorker`.
-    """
-
-    def __init__(self, repair: Repair, files: dict[int, dict[str, Any]], **settings: Any) -> None:
-        super().__init__(**settings)
-        self.run = open_run(self.output)
-        self.repair, self.files = repair, files
-        self.output = repair.storage
+    def __init__(self, call: BulkCall) -> None:
+        super().__init__(call)
+        assert call.repair is not None
+        self.repair, self.run = call.repair, open_run(self.output)
+        self.files = {files.shard: files for files in self.run.files if files.shard in call.repair.shards}
+        self.output = call.repair.storage
 
     def images_of(self, shard: int) -> list[PlannedImage]:
         """The images of a shard that have one of the repair's statuses in the run."""
@@ -313,7 +309,7 @@ class ProgressBoard:
             if value > 0:  # Ray refuses to increase a counter by 0
                 counter.inc(value, tags)
 
-    def counts(self) -> dict[str, Any]:
-        """The counts so far, as keyword arguments of `Progress`."""
+    def progress(self, num_resumed: int, elapsed_s: float) -> Progress:
+        """The run's state so far; the arguments are those of `Tally.progress`."""
         self.planned.set(self.num_images)  # Ray forgets a gauge that nobody sets for some time
-        return self.tally.counts()
+        return self.tally.progress(self.num_images, num_resumed, elapsed_s)

@@ -16,7 +16,7 @@ from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.matching import Matches, match
 from pipeline.evaluation.metrics import Metrics, check_class_map, columns_for, notes_on, score_threshold_of
 from pipeline.evaluation.run_detections import Coverage, align, cover
-from pipeline.manifest import Run
+from pipeline.manifest import Run, ShardFiles
 from pipeline.tables import load_images, load_table
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ class Share:
     """Some shards of a run, and the ground truth of their images.
 
     Attributes:
-        files: the shards' rows of the manifest; empty for the share of images that the run does not have.
+        files: the shards' files; empty for the share of images that the run does not have.
         images: the shards' rows of the images table (`image_id`, `status`), without images that the truth lacks.
         truth: of these images, with all categories.
     """
 
-    files: tuple[dict[str, Any], ...]
+    files: tuple[ShardFiles, ...]
     images: pd.DataFrame
     truth: Truth
 
@@ -70,14 +70,14 @@ def share_out(run: Run, truth: Truth, num_shares: int) -> list[Share]:
     images = load_images(run, ["image_id", "status", "shard"])
     truth_id = match_images(images["image_id"], truth.images).truth_id
     images = images[images["image_id"].isin(list(truth_id))]
-    files = {row["shard"]: row for row in run.files}
+    files = {each.shard: each for each in run.files}
     groups: list[list[int]] = [[] for _ in range(num_shares)]
     sizes = [0] * num_shares
     # The largest first, each to the share that has least.
-    for shard in sorted(set(images["shard"].tolist()), key=lambda shard: -files[shard]["instances_rows"]):
+    for shard in sorted(set(images["shard"].tolist()), key=lambda shard: -files[shard].instances.rows):
         least = sizes.index(min(sizes))
         groups[least].append(shard)
-        sizes[least] += files[shard]["instances_rows"] + 1
+        sizes[least] += files[shard].instances.rows + 1
     shares = []
     for group in groups:
         group_images = images[images["shard"].isin(group)]

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -17,7 +16,7 @@ from jobs.config.load import load_config
 from jobs.config.segment import SegmentConfig
 from jobs.segment import prepare_segment, run_segment
 from pipeline.bulk.verify import verify_run
-from pipeline.manifest import open_run
+from pipeline.manifest import RunTotals, open_run
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import use_settings
 from pipeline.tables import load_images, load_instances
@@ -54,7 +53,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> dict[str, Any]:
+def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> RunTotals:
     """Runs `maskfleet segment` in this process, on the Ray that it has; returns the run's totals."""
     config = load_config(SegmentConfig, None, words_of(checkpoint, photos, out, *words))
     use_settings(config.storage.to_settings())

@@ -205,7 +205,7 @@ class Writer:
         return DataFile(table_key(table, shard, attempt), rows, len(data), sha256_of(data)), data
 
     def finish(self, plan: Plan, run_id: str) -> None:
-        protocol.seal_run(self.storage, plan, run_id, {})
+        protocol.seal_run(self.storage, plan, run_id)
         protocol.vacuum(self.storage, plan)
 
 

@@ -63,7 +63,7 @@ def test_photos_that_come_go_and_change_after_the_plan_was_sealed(
     with open(folder / changed, "ab") as file:
         file.write(b"more")
     totals = segment_here(tiny_checkpoint, folder, out)
-    assert totals["statuses"] == {"ok": len(done) + 1, "not_found": 1, "changed": 1}
+    assert totals.statuses == {"ok": len(done) + 1, "not_found": 1, "changed": 1}
     statuses = load_images(str(out)).set_index("image_id")["status"]
     assert (statuses[gone], statuses[changed], statuses[unchanged]) == ("not_found", "changed", "ok")
     assert list(verify_run(open_run(str(out)))) == []

@@ -70,4 +70,4 @@ def write_run(data: Path, out: Path, *, drop_every: int, shard_size: int = 100) 
             for name, table in zip(("images", "instances"), to_tables(results, shard=shard, run_id=run_id))
         }
         commit_shard(storage, Commit(run_id, shard, "a", **files, statuses={"ok": len(results)}, timings_s={}))
-    seal_run(storage, plan, run_id, {})
+    seal_run(storage, plan, run_id)

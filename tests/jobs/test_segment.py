@@ -217,7 +217,7 @@ def test_a_photo_and_its_depth_are_trained_on_and_segmented(
     plan = prepare_segment(
         segment_config(depth_training, depth_data / "val", out, f"input.extra_channels={DEPTH_PATTERN}")
     )
-    assert run_segment(plan)["statuses"] == {"ok": 3}
+    assert run_segment(plan).statuses == {"ok": 3}
     assert list(verify_run(open_run(str(out)))) == []
 
     checkpoint = load_checkpoint(plan.checkpoint)
@@ -236,7 +236,7 @@ def test_a_photo_without_its_depth_has_a_row_that_says_so(
     depth_training: Path, depth_data: Path, tmp_path: Path
 ) -> None:
     plan = prepare_segment(segment_config(depth_training, depth_data / "val", tmp_path / "run"))
-    assert run_segment(plan)["statuses"] == {"unsupported_format": 3}
+    assert run_segment(plan).statuses == {"unsupported_format": 3}
     errors = pd.read_parquet(tmp_path / "run/images")["error"]
     assert set(errors) == {"it has 3 bands; 4 are wanted"}
 
@@ -252,7 +252,7 @@ def test_files_of_many_bands_are_segmented(tmp_path: Path) -> None:
         (tmp_path / f"tiles/{i}.tif").write_bytes(tiff_bytes(bands, tile=16, planar=True, deflate=True))
     (tmp_path / "tiles/rgb.tif").write_bytes(tiff_bytes(random_bands("u1", 3)))
     totals = run_segment(prepare_segment(segment_config(checkpoint, tmp_path / "tiles", tmp_path / "run")))
-    assert totals["statuses"] == {"ok": 3, "unsupported_format": 1}
+    assert totals.statuses == {"ok": 3, "unsupported_format": 1}
     images = pd.read_parquet(tmp_path / "run/images").set_index("image_id")
     assert images.loc["1.tif", ["height", "width"]].tolist() == [48, 41]
 

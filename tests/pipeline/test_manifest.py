@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,10 +16,11 @@ from pipeline.manifest import (
     Commit,
     DataFile,
     RunError,
+    RunTotals,
+    ShardFiles,
     attempt_key,
     commit_key,
     from_sealed_json,
-    manifest_row,
     open_run,
     plan_part_key,
     repair_prefix,
@@ -41,6 +42,19 @@ COMMIT = Commit(
 )
 
 
+TOTALS = RunTotals(
+    run_id="r",
+    num_images=8,
+    num_shards=3,
+    num_instances=5,
+    statuses={"ok": 6, "corrupt": 2},
+    worker_seconds={"predict": 1.5},
+    manifest_sha256="aa",
+    plan=(DataFile("p", 8, 10, "cc"),),
+    elapsed_s=2.5,
+)
+
+
 @pytest.fixture
 def run(drawn_run: DrawnRun, tmp_path: Path) -> LocalStorage:
     """A copy of the drawn run of three shards, committed and not sealed."""
@@ -48,7 +62,8 @@ def run(drawn_run: DrawnRun, tmp_path: Path) -> LocalStorage:
     return LocalStorage(tmp_path / "run")
 
 
-def write_manifest(storage: LocalStorage, key: str, rows: list[dict[str, Any]]) -> None:
+def write_manifest(storage: LocalStorage, key: str, files: list[ShardFiles]) -> None:
+    rows = [each.to_row() for each in files]
     storage.write_bytes(key, parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)))
 
 
@@ -69,11 +84,18 @@ def test_the_run_id_does_not_depend_on_the_order_of_keys() -> None:
 
 def test_a_commit_goes_to_json_and_back() -> None:
     assert Commit.from_json(COMMIT.to_json()) == COMMIT
-    assert manifest_row(COMMIT) == {
+    assert COMMIT.files.to_row() == {
         **{"shard": 1234, "attempt": "a1"},
         **{"images_key": "i", "images_rows": 2, "images_bytes": 10, "images_sha256": "aa"},
         **{"instances_key": "n", "instances_rows": 0, "instances_bytes": 20, "instances_sha256": "bb"},
     }
+
+
+def test_totals_go_to_json_and_back_and_tell_the_fraction_that_failed() -> None:
+    assert RunTotals.from_json(TOTALS.to_json()) == TOTALS and TOTALS.failed_fraction == 0.25
+    assert replace(TOTALS, num_images=0, statuses={}).failed_fraction == 0.0
+    with pytest.raises(RunError, match="no totals"):
+        RunTotals.from_json(to_sealed_json({"num_images": 8}))
 
 
 def test_one_flipped_bit_of_a_commit_shows() -> None:
@@ -97,10 +119,10 @@ def test_what_is_no_commit_is_refused(data: bytes) -> None:
 def test_before_the_seal_readers_see_what_is_committed(run: LocalStorage) -> None:
     opened = open_run(run)
     assert (opened.sealed, opened.final, opened.num_repairs) == (False, None, 0)
-    assert [row["shard"] for row in opened.files] == [0, 1, 2]
+    assert [files.shard for files in opened.files] == [0, 1, 2]
     assert [file.key for file in opened.images_files()] == [table_key("images", n, "a1") for n in range(3)]
     run.delete(commit_key(1))
-    assert [row["shard"] for row in open_run(run).files] == [0, 2]
+    assert [files.shard for files in open_run(run).files] == [0, 2]
     run.write_bytes(commit_key(1), b"{}")
     with pytest.raises(RunError, match=r"000000001\.json: no sealed JSON"):
         _ = open_run(run).files
@@ -109,12 +131,12 @@ def test_before_the_seal_readers_see_what_is_committed(run: LocalStorage) -> Non
 def test_after_the_seal_readers_see_the_manifest(run: LocalStorage) -> None:
     rows = open_run(run).files
     write_manifest(run, MANIFEST_KEY, rows)
-    run.write_bytes(FINAL_KEY, to_sealed_json({"num_images": 8}))
+    run.write_bytes(FINAL_KEY, TOTALS.to_json())
     for shard in range(3):
         run.delete(commit_key(shard))  # no longer asked for
     opened = open_run(run)
     assert opened.sealed and opened.files == rows
-    assert opened.final == {"num_images": 8}
+    assert opened.final == TOTALS
     assert opened.only(rows[1:2]).instances_files() == opened.instances_files()[1:2]
 
 
@@ -122,11 +144,11 @@ def test_files_of_a_repair_take_the_place_of_earlier_ones(run: LocalStorage) -> 
     rows = open_run(run).files
     write_manifest(run, MANIFEST_KEY, rows)
     for number, shards in ((1, (0, 2)), (2, (2,))):
-        again = [row | {"attempt": f"r{number}"} for row in rows if row["shard"] in shards]
+        again = [replace(files, attempt=f"r{number}") for files in rows if files.shard in shards]
         write_manifest(run, repair_prefix(number) + MANIFEST_KEY, again)
     opened = open_run(run)
     assert opened.num_repairs == 2
-    assert {row["shard"]: row["attempt"] for row in opened.files} == {0: "r1", 1: "a1", 2: "r2"}
+    assert {files.shard: files.attempt for files in opened.files} == {0: "r1", 1: "a1", 2: "r2"}
     folders = [file.key.partition("images/")[0] for file in opened.images_files()]
     assert folders == ["repairs/0001/", "", "repairs/0002/"]
 

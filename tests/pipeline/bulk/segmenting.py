@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from jobs.config.load import load_config
 from jobs.config.segment import SegmentConfig
 from jobs.segment import prepare_segment, run_segment
+from pipeline.manifest import RunTotals
 
 
 def config_of(checkpoint: Path, photos: Path, out: Path, *overrides: str) -> SegmentConfig:
@@ -18,8 +18,8 @@ def config_of(checkpoint: Path, photos: Path, out: Path, *overrides: str) -> Seg
     return load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", *uris, *overrides])
 
 
-def segment(checkpoint: Path, photos: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    """Segments on the Ray that this process has; returns the totals of final.json."""
+def segment(checkpoint: Path, photos: Path, out: Path, *overrides: str) -> RunTotals:
+    """Segments on the Ray that this process has; returns the run's totals."""
     return run_segment(prepare_segment(config_of(checkpoint, photos, out, *overrides)))
 
 

@@ -49,14 +49,14 @@ def test_a_run_is_sealed_only_when_every_shard_is_committed(planned_run: tuple[L
     for shard in (0, 2):
         commit_shard(storage, write_shard(storage, plan, run_id, shard, "a"))
     with pytest.raises(RunError, match="shard 1 is not committed"):
-        seal_run(storage, plan, run_id, {})
+        seal_run(storage, plan, run_id)
     with pytest.raises(RunError, match="not sealed"):
         vacuum(storage, plan)
     commit_shard(storage, write_shard(storage, plan, run_id, 1, "a"))
     assert committed_shards(storage) == {0, 1, 2}
-    totals = seal_run(storage, plan, run_id, {"elapsed_s": 1})
-    assert (totals["num_images"], totals["num_instances"], totals["statuses"]) == (10, 20, {"ok": 10})
-    assert seal_run(storage, plan, run_id, {"elapsed_s": 2}) == totals, "the first seal holds"
+    totals = seal_run(storage, plan, run_id, 1.0)
+    assert (totals.num_images, totals.num_instances, totals.statuses) == (10, 20, {"ok": 10})
+    assert seal_run(storage, plan, run_id, 2.0) == totals, "the first seal holds"
 
 
 def test_vacuum_takes_what_no_commit_names(planned_run: tuple[LocalStorage, str, Plan]) -> None:
@@ -64,7 +64,7 @@ def test_vacuum_takes_what_no_commit_names(planned_run: tuple[LocalStorage, str,
     for shard in range(3):
         commit_shard(storage, write_shard(storage, plan, run_id, shard, "a"))
     dead = write_shard(storage, plan, run_id, 1, "died")
-    seal_run(storage, plan, run_id, {})
+    seal_run(storage, plan, run_id)
     assert [fault.key for fault in verify_run(open_run(storage.uri))] == [dead.images.key, dead.instances.key]
     assert sorted(vacuum(storage, plan)) == [dead.images.key, dead.instances.key]
     assert list(verify_run(open_run(storage.uri))) == []

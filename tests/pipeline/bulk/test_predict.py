@@ -17,17 +17,15 @@ from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.slices import SlicedDetections
 from pipeline.masks.rle import decode_rle
 from pipeline.masks.rle_kernel import torch_resize_is_fused
-from pipeline.run_spec import Slicing
+from pipeline.run_spec import SegmentSpec, Slicing
 
 
 def predictor_of(checkpoint: Path, sha256: str | None = None, precision: str = "float32") -> ImagePredictor:
     return ImagePredictor(
         str(checkpoint),
         sha256=sha256 or load_checkpoint(checkpoint).sha256,
-        score_threshold=0.05,
-        max_detections=5,
+        segment=SegmentSpec(score_threshold=0.05, max_detections=5, precision=precision),
         batch_size=8,
-        precision=precision,
         device="cpu",
     )
 

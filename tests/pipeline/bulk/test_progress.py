@@ -19,19 +19,20 @@ def test_a_shard_begun_anew_counts_once_and_so_does_one_that_is_found_committed(
     dies = ShardCounter("dies", tally.take, 7, StageClock())
     dies.add(OK)
     dies.flush()
-    assert tally.counts()["statuses"] == {"ok": 1}
+    assert tally.progress(9, 0, 1.0).statuses == {"ok": 1}
     other = ShardCounter("other", tally.take, 7, StageClock())
     other.add(OK)
     other.add(BROKEN)
     other.flush(committed=True)
-    assert tally.counts()["statuses"] == {"ok": 1, "corrupt": 1} and tally.counts()["num_instances"] == 2
+    state = tally.progress(9, 0, 1.0)
+    assert state.statuses == {"ok": 1, "corrupt": 1} and state.num_instances == 2
     empty = DataFile("k", 2, 0, "")
     tally.take(report_of_commit("other", Commit("run", 7, "other", empty, empty, {"ok": 1, "corrupt": 1}, {})))
     timings_s = {"predict": 3.0, "wait_for_images": 1.0, "write": 9.0}
     tally.take(report_of_commit("other", Commit("run", 8, "other", empty, empty, {"ok": 2}, timings_s)))
-    counts = tally.counts()
-    assert counts["statuses"] == {"ok": 3, "corrupt": 1} and counts["num_instances"] == 4
-    assert counts["busy_share"] == 0.75 and counts["num_workers"] == 2 and tally.uncommitted == {}
+    state = tally.progress(9, 0, 1.0)
+    assert state.statuses == {"ok": 3, "corrupt": 1} and state.num_instances == 4
+    assert state.busy_share == 0.75 and state.num_workers == 2 and tally.uncommitted == {}
 
 
 def test_a_worker_reports_at_most_so_often_and_always_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +54,7 @@ def test_a_worker_not_heard_of_for_long_is_not_counted(monkeypatch: pytest.Monke
     tally.take(ShardReport("lost", 0, {}, 0, {}, committed=False))
     now[0] += progress.SILENT_AFTER_S
     tally.take(ShardReport("alive", 1, {}, 0, {}, committed=False))
-    assert tally.counts()["num_workers"] == 1
+    assert tally.progress(9, 0, 1.0).num_workers == 1
 
 
 def test_speed_and_end_are_told_from_the_images_of_this_call() -> None:

@@ -31,7 +31,7 @@ def seal_with_failures(storage: LocalStorage, run_id: str, plan: Plan, failed: d
             for image in plan.read_shard(shard)
         ]
         commit_shard(storage, write_shard(storage, plan, run_id, shard, "first", results))
-    seal_run(storage, plan, run_id, {})
+    seal_run(storage, plan, run_id)
 
 
 def test_rows_of_redone_images_take_the_place_of_their_old_ones() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from jobs.segment import bulk_job, failed_fraction, prepare_segment
+from jobs.segment import bulk_job, prepare_segment
 from pipeline.bulk import run
 from pipeline.bulk.commit import OtherRunError
 from pipeline.bulk.verify import verify_run
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def finished(tiny_checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     totals = segment(tiny_checkpoint, photos, out, "corpus.shard_size=12", "segment.num_workers=[2, 2]")
-    assert totals["statuses"] == {"ok": 40, "unsupported_format": 1, "corrupt": 2}
-    assert failed_fraction(totals) == pytest.approx(3 / 43)
+    assert totals.statuses == {"ok": 40, "unsupported_format": 1, "corrupt": 2}
+    assert totals.failed_fraction == pytest.approx(3 / 43)
     return out
 
 
@@ -50,7 +50,7 @@ def test_every_file_has_one_row_and_every_mask_decodes(finished: Path, photos: P
 def test_actors_start_with_the_malloc_settings(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     plan = prepare_segment(config_of(tiny_checkpoint, photos, tmp_path / "run", "segment.num_workers=[1, 1]"))
     totals = run.segment_corpus(dataclasses.replace(bulk_job(plan), predictor=DemandingPredictor))
-    assert totals["statuses"]["ok"] == 40
+    assert totals.statuses["ok"] == 40
 
 
 @pytest.mark.long
@@ -82,7 +82,7 @@ def test_the_same_run_in_several_waves(
     monkeypatch.setattr(run, "segment_wave", noted_wave)
     totals = segment(tiny_checkpoint, photos, tmp_path / "run", "corpus.shard_size=12", "segment.num_workers=[2, 2]")
     assert waves_here == [os.getpid()] and len(list(tmp_path.glob("wave_in_*"))) == 2
-    assert totals["num_shards"] == 4 and totals["num_images"] == 43
+    assert totals.num_shards == 4 and totals.num_images == 43
     for table, expected in zip(sorted_rows(tmp_path / "run"), sorted_rows(finished), strict=True):
         pd.testing.assert_frame_equal(table, expected)
     assert list(verify_run(open_run(str(tmp_path / "run")))) == []
@@ -113,7 +113,7 @@ def test_a_lost_shard_is_segmented_again_and_nothing_else(
     (out / table_key("instances", 1, "dead")).write_bytes(b"half a fi")
     segment(tiny_checkpoint, photos, out, "corpus.shard_size=12")
     again = open_run(str(out)).files
-    assert [a["attempt"] == b["attempt"] for a, b in zip(committed, again)] == [True, True, False, True]
+    assert [a.attempt == b.attempt for a, b in zip(committed, again)] == [True, True, False, True]
     pd.testing.assert_frame_equal(sorted_rows(out)[1], sorted_rows(finished)[1])
     assert list(verify_run(open_run(str(out)))) == []
 
@@ -121,5 +121,5 @@ def test_a_lost_shard_is_segmented_again_and_nothing_else(
 def test_an_empty_folder_is_a_run_without_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     totals = segment(tiny_checkpoint, tmp_path / "none", tmp_path / "run")
-    assert (totals["num_images"], totals["num_instances"], failed_fraction(totals)) == (0, 0, 0.0)
+    assert (totals.num_images, totals.num_instances, totals.failed_fraction) == (0, 0, 0.0)
     assert list(verify_run(open_run(str(tmp_path / "run")))) == []

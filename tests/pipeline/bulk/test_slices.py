@@ -33,7 +33,7 @@ def test_slices_cover_the_image_with_one_size_and_the_overlap(size: tuple[int, i
 
 
 def test_an_overlap_beyond_half_a_slice_is_refused() -> None:
-    with pytest.raises(ValueError, match="overlap is 151; allowed is 0 to half of size=300"):
+    with pytest.raises(ValueError, match="overlap is 151; allowed is at most half of size, 150"):
         Slicing(300, 151, 0.5)
 
 
@@ -76,11 +76,11 @@ def test_objects_on_borders_come_back_whole() -> None:
         ((10, 10, 60, 60), 1, 0.5),  # in one slice alone
     ]
     whole = merge(perfect_detections(slices, objects), (560, 560), **THRESHOLDS)
-    assert sorted(whole["labels"].tolist()) == [1, 1, 1, 2, 3]
-    boxes = {tuple(box) for box in whole["boxes"].round().astype(int).tolist()}
+    assert sorted(whole.labels.tolist()) == [1, 1, 1, 2, 3]
+    boxes = {tuple(box) for box in whole.boxes.round().astype(int).tolist()}
     assert boxes == {box for box, _, _ in objects}
-    assert np.all(np.diff(whole["scores"]) <= 0)
-    for box, counts, area in zip(whole["boxes"].round().astype(int), whole["counts"], whole["areas"]):
+    assert np.all(np.diff(whole.scores) <= 0)
+    for box, counts, area in zip(whole.boxes.round().astype(int), whole.counts, whole.areas):
         mask = decode_rle(counts, 560, 560)
         assert mask.sum() == area
         x1, y1, x2, y2 = box
@@ -96,19 +96,19 @@ def test_other_labels_and_other_masks_stay_apart() -> None:
         (300, 560),
         **THRESHOLDS,
     )
-    assert both["labels"].tolist() == [1, 2], "two classes at one position"
+    assert both.labels.tolist() == [1, 2], "two classes at one position"
     near = merge(
         perfect_detections(slices, [((200, 20, 278, 90), 1, 0.9), ((282, 20, 400, 90), 1, 0.8)]),
         (300, 560),
         **THRESHOLDS,
     )
-    assert near["boxes"].round().astype(int).tolist() == [[200, 20, 278, 90], [282, 20, 400, 90]]
+    assert near.boxes.round().astype(int).tolist() == [[200, 20, 278, 90], [282, 20, 400, 90]]
 
 
 def test_an_object_longer_than_slices_is_one() -> None:
     slices = cut(200, 1500, Slicing(200, 50, 0.5))
     whole = merge(perfect_detections(slices, [((30, 60, 1400, 120), 1, 0.9)]), (200, 1500), **THRESHOLDS)
-    assert whole["boxes"].round().astype(int).tolist() == [[30, 60, 1400, 120]]
+    assert whole.boxes.round().astype(int).tolist() == [[30, 60, 1400, 120]]
 
 
 def test_nothing_found_gives_empty_columns() -> None:

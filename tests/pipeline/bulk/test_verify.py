@@ -19,7 +19,7 @@ from tests.pipeline.bulk.shards import SPEC, image_result, write_shard
 def test_verify_names_the_file_that_is_wrong(planned_run: tuple[LocalStorage, str, Plan], kind: str) -> None:
     storage, run_id, plan = planned_run
     commits = [commit_shard(storage, write_shard(storage, plan, run_id, shard, "a")) for shard in range(3)]
-    seal_run(storage, plan, run_id, {})
+    seal_run(storage, plan, run_id)
     key = {
         "images": commits[1].images.key,
         "instances": commits[1].instances.key,
@@ -90,7 +90,7 @@ def test_a_file_that_no_commit_names_is_a_fault(planned_run: tuple[LocalStorage,
     storage, run_id, plan = planned_run
     for shard in range(3):
         commit_shard(storage, write_shard(storage, plan, run_id, shard, "a"))
-    seal_run(storage, plan, run_id, {})
+    seal_run(storage, plan, run_id)
     assert list(verify_run(open_run(storage.uri))) == []
     storage.write_bytes("images/000000/notes.txt", b"x")
     storage.write_bytes("attempts/000000000/a.json", b"{}")

@@ -76,10 +76,10 @@ def test_prometheus_reads_the_counts_of_a_run(
     plan = prepare_segment(config_of(tiny_checkpoint, photos, tmp_path / "run", *spread))
     totals = run_segment(plan, progress_seen.append)
     last = progress_seen[-1]
-    assert last.num_done == 43 and last.num_instances == totals["num_instances"]
+    assert last.num_done == 43 and last.num_instances == totals.num_instances
     assert last.num_workers == 2 and 0 < last.busy_share < 1
-    expected = {f'images_total status="{status}"': count for status, count in totals["statuses"].items()}
-    expected |= {"instances_total ": totals["num_instances"], "planned_images ": 43}
+    expected = {f'images_total status="{status}"': count for status, count in totals.statuses.items()}
+    expected |= {"instances_total ": totals.num_instances, "planned_images ": 43}
     deadline_s = time.monotonic() + 60
     while (counts := metrics_of(plan.run_id)) != expected and time.monotonic() < deadline_s:
         time.sleep(0.5)

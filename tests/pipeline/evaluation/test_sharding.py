@@ -67,7 +67,7 @@ def test_a_share_needs_its_own_files_and_no_others(drawn_run, tmp_path):
     assert [len(share.files) for share in (first, *others)] == [1, 1, 1]
     assert sorted(image["id"] for share in (first, *others) for image in share.truth.images) == list(range(1, 9))
     for share in others:
-        (folder / share.files[0]["instances_key"]).unlink()
+        (folder / share.files[0].instances.key).unlink()
     measured = measure_share(run, first, iou_types=("bbox",), **THRESHOLDS)
     assert measured.coverage.num_images == len(first.truth.images) and measured.coverage.num_instances > 0
     with pytest.raises(FileNotFoundError):
