@@ -98,10 +98,7 @@ class BatchStream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        shutdown = getattr(self._batches, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
-        self._batches = None
+        self._batches = None  # torch ends the processes of an iterator that nobody holds any more
 
     def __iter__(self) -> Iterator[StepBatches]:
         if self._batches is None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,22 +13,99 @@ import pyarrow as pa
 
 from pipeline import malloc
 from pipeline.evaluation.breakdown import confusion_matrix, size_figures, slice_figures, slice_images, threshold_figures
-from pipeline.evaluation.coco import CocoResult, evaluate_table, overlaps_for
+from pipeline.evaluation.coco import (
+    BACKENDS,
+    MAX_DETECTIONS,
+    CocoMatches,
+    CocoResult,
+    evaluate_by_pycocotools,
+    match_coco,
+)
 from pipeline.evaluation.detections import DetectionTable
-from pipeline.evaluation.ground_truth import Truth, check_categories
-from pipeline.evaluation.matching import match
+from pipeline.evaluation.ground_truth import EvaluationError, Truth
+from pipeline.evaluation.image_match import check_categories
+from pipeline.evaluation.iou import IOU_TYPES, Overlaps, find_overlaps
+from pipeline.evaluation.matching import Matches, match
+from pipeline.evaluation.notes import notes_on, understated
 from pipeline.evaluation.run_detections import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align
-from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_figures
+from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.manifest import Run
 from pipeline.schema import IMAGES_SCHEMA
-from pipeline.storage import files
 from pipeline.tables import load_images, load_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ALSO = ("voc", "cityscapes", "confusion")
-_HIGHEST_SCORE_THRESHOLD = 0.05  # a run that keeps only higher scores loses the tail of its precision-recall curves
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured, and from which thresholds a detection counts as a true positive.
+
+    Attributes:
+        iou_types: of bbox, segm, keypoints.
+        score_threshold: the least score of an instance that counts for precision, recall, F1 and mean IoU. AP uses all
+            instances.
+        iou_threshold: the least IoU of a true positive for precision, recall, F1 and mean IoU.
+        max_detections: how many detections of an image and class AP counts at most, those with the best scores.
+        classes: names of the classes that are measured; None: all of the ground truth.
+        backend: compiled, or pycocotools for COCO's own figures; auto is compiled, since both give the same.
+        also: of voc (VOC's AP, by area and by 11 points, at an IoU of 0.5), cityscapes (its AP, of masks), confusion.
+        slices: of "size", "crowding", "overlap" and the columns of the images table. These, and the confusion matrix,
+            are of masks where `iou_types` has segm, else of boxes.
+
+    Raises:
+        ValueError: a value that is not allowed, or figures that need boxes or masks where they are not measured.
+    """
+
+    iou_types: Sequence[str] = ("bbox", "segm")
+    score_threshold: float = 0.5
+    iou_threshold: float = 0.5
+    max_detections: int = MAX_DETECTIONS
+    classes: Sequence[str] | None = None
+    backend: str = "auto"
+    also: Sequence[str] = ()
+    slices: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "iou_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 to 1")
+        if self.max_detections < 1:
+            raise ValueError(f"max_detections is {self.max_detections}; allowed is 1 or more")
+        for name, values, allowed in (
+            ("iou_types", self.iou_types, IOU_TYPES), ("backend", [self.backend], BACKENDS), ("also", self.also, ALSO)
+        ):  # fmt: skip
+            if unknown := [value for value in values if value not in allowed]:
+                raise ValueError(f"{name} is {unknown[0]!r}; allowed are {', '.join(allowed)}")
+        if "cityscapes" in self.also and "segm" not in self.iou_types:
+            raise ValueError(f"also is 'cityscapes', which needs segm; iou_types is {', '.join(self.iou_types)}")
+        if (self.also or self.slices) and not {"bbox", "segm"} & set(self.iou_types):
+            asked = ", ".join((*self.also, *self.slices))
+            raise ValueError(f"{asked}: these need bbox or segm; iou_types is {', '.join(self.iou_types)}")
+
+    @property
+    def breakdown_type(self) -> str:
+        """The kind of IoU of slices and confusion matrix."""
+        return "segm" if "segm" in self.iou_types else "bbox"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The matches from which all figures follow, of all images or of a share of them.
+
+    Attributes:
+        coco: at COCO's thresholds, by kind of IoU.
+        matches: at the thresholds of the settings, by kind of IoU (keypoints have none).
+        coverage: counts.
+        confusion: see `confusion_matrix`; None where it was not asked for.
+    """
+
+    coco: dict[str, CocoMatches]
+    matches: dict[str, Matches]
+    coverage: Coverage
+    confusion: pd.DataFrame | None
 
 
 @dataclass(frozen=True)
@@ -118,7 +195,7 @@ class Metrics:
             "iou_threshold": self.iou_threshold,
             "run_score_threshold": self.run_score_threshold,
             "pr_curves": {kind: _curves(result) for kind, result in self.coco.items()},
-            "coverage": {**self.coverage.__dict__},
+            "coverage": dict(vars(self.coverage)),
             "evaluator": sorted({result.backend for result in self.coco.values()}),
             "notes": list(self.notes),
             "confusion": None
@@ -135,7 +212,7 @@ class Metrics:
 
 
 def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> Metrics:
-    """`evaluate` on the tables of a run. The lowest score that the run kept is taken from its specification.
+    """`evaluate` on the tables of a run. Its lowest score and its classes are taken from its specification.
 
     Args:
         run: the run, or its URI.
@@ -148,7 +225,7 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
     from pipeline.manifest import open_run
 
     run = open_run(run) if isinstance(run, str) else run
-    settings.setdefault("run_score_threshold", score_threshold_of(run))
+    settings = {"run_score_threshold": score_threshold_of(run), "run_classes": classes_of(run), **settings}
     columns = dict.fromkeys(["image_id", "status", *settings.get("slices", ())])
     images = load_images(run, [name for name in columns if name in IMAGES_SCHEMA.names])
     return evaluate(run, images, ground_truth, **settings)
@@ -159,13 +236,9 @@ def evaluate(
     images: pd.DataFrame | None,
     ground_truth: TruthSource,
     *,
-    iou_types: Sequence[str] = ("bbox", "segm"),
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-    backend: str = "auto",
     run_score_threshold: float | None = None,
-    also: Sequence[str] = (),
-    slices: Sequence[str] = (),
+    run_classes: Mapping[int, str] | None = None,
+    **settings: Any,
 ) -> Metrics:
     """Measures a run's instances against ground truth.
 
@@ -174,70 +247,95 @@ def evaluate(
             half-open, in pixels of the original image.
         images: the images table (`image_id`, `status`); None: every image of the truth counts as segmented.
         ground_truth: COCO JSON (URI or object; its values are used as they are) or an `AnnotatedSet`.
-        iou_types: of bbox, segm, keypoints.
-        score_threshold: the least score of an instance that counts for precision, recall, F1 and mean IoU. AP uses all
-            instances.
-        iou_threshold: the least IoU of a true positive for precision, recall, F1 and mean IoU.
-        backend: see `coco.evaluate_table`.
         run_score_threshold: the lowest score that the run kept, where known.
-        also: of voc (VOC's AP, by area and by 11 points, at an IoU of 0.5), cityscapes (its AP, of masks), confusion.
-        slices: of "size", "crowding", "overlap" and the columns of `images`. These, and the confusion matrix, are of
-            masks where `iou_types` has segm, else of boxes.
+        run_classes: names of the model's classes by category id, where known.
+        settings: of `EvaluationSettings`.
 
     Raises:
+        AnnotationError: a ground truth that breaks its schema.
         EvaluationError: images or categories that cannot be matched; the message lists them.
         ValueError: a setting out of range, or a missing column.
     """
-    for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; allowed is 0 to 1")
-    check_also(iou_types, also, slices)
-    with files.no_collection():
-        if isinstance(instances, Run):
-            truth, rows = _load(instances, ground_truth, columns_for(iou_types))
-        else:
-            truth, rows = Truth.load(ground_truth), instances
-        detections, coverage = align(rows, images, truth, masks="segm" in iou_types, keypoints="keypoints" in iou_types)
-        del rows
-        malloc.give_back_holes()  # of the tables as they were read
-        overlaps = {kind: overlaps_for(truth, detections, kind, backend=backend) for kind in iou_types}
-        coco = {
-            kind: evaluate_table(truth, detections, kind, backend=backend, overlaps=of_kind)
+    chosen = EvaluationSettings(**settings)
+    if isinstance(instances, Run):
+        truth, rows = _load(instances, ground_truth, columns_for(chosen.iou_types))
+    else:
+        truth, rows = Truth.load(ground_truth), instances
+    truth = truth.of_classes(chosen.classes)
+    check_measurable(truth, chosen.iou_types)
+    has_masks, has_keypoints = "segm" in chosen.iou_types, "keypoints" in chosen.iou_types
+    table, coverage = align(rows, images, truth, masks=has_masks, keypoints=has_keypoints)
+    del rows
+    malloc.give_back_holes()  # of the tables as they were read
+    measured, overlaps = measure(truth, table, coverage, chosen)
+    metrics = to_metrics(truth, measured, chosen, run_score_threshold, run_classes)
+    if chosen.backend == "pycocotools":
+        by_kind = {
+            kind: evaluate_by_pycocotools(truth, table, of_kind, chosen.max_detections)
             for kind, of_kind in overlaps.items()
         }
-        thresholds: dict[str, Any] = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
-        at_threshold = {
-            kind: threshold_figures(
-                truth,
-                detections.category_ids,
-                match(truth, detections, kind, **thresholds, overlaps=of_kind),
-            )
-            for kind, of_kind in overlaps.items()
-            if kind != "keypoints"
-        }
-        kind = "segm" if "segm" in iou_types else "bbox"
-        tables = {}
-        for by in slices:
-            if by == "size":
-                tables[by] = size_figures(truth, detections, iou_type=kind, **thresholds, overlaps=overlaps[kind])
-            else:
-                image_ids = slice_images(truth, by, images)
-                tables[by] = slice_figures(truth, detections, image_ids, iou_type=kind, backend=backend, **thresholds)
-        other = _other_ap(truth, detections, iou_types, also)
-        confusion = confusion_matrix(truth, detections, iou_type=kind, **thresholds) if "confusion" in also else None
+        metrics = replace(metrics, coco=by_kind)
+    other = _other_ap(truth, table, overlaps, chosen.also)
+    return replace(metrics, other=other, slices=_slices(truth, images, measured, chosen))
+
+
+def measure(
+    truth: Truth, table: DetectionTable, coverage: Coverage, settings: EvaluationSettings
+) -> tuple[Measured, dict[str, Overlaps]]:
+    """Matches detections with the truth, and gives the IoU of all pairs by kind of IoU."""
+    overlaps = {kind: find_overlaps(truth, table, kind) for kind in settings.iou_types}
+    at = {"iou_threshold": settings.iou_threshold, "score_threshold": settings.score_threshold}
+    matches = {kind: match(truth, table, each, **at) for kind, each in overlaps.items() if kind != "keypoints"}
+    confusion = None
+    if "confusion" in settings.also:
+        kind = settings.breakdown_type
+        confusion = confusion_matrix(truth, table, matches[kind], iou_type=kind, iou_threshold=settings.iou_threshold)
+    coco = {kind: match_coco(truth, table, each) for kind, each in overlaps.items()}
+    return Measured(coco, matches, coverage, confusion), overlaps
+
+
+def to_metrics(
+    truth: Truth,
+    measured: Measured,
+    settings: EvaluationSettings,
+    run_score_threshold: float | None,
+    run_classes: Mapping[int, str] | None,
+) -> Metrics:
+    """The figures that follow from the matches; warns where AP is understated because the run kept only high scores."""
+    notes = notes_on(truth, measured.coco, measured.coverage, settings.max_detections, run_classes)
+    if (note := understated(run_score_threshold)) is not None:
+        warnings.warn(note, stacklevel=3)
+        notes += (note,)
     return Metrics(
-        coco,
-        at_threshold,
-        truth.names,
-        coverage,
-        score_threshold,
-        iou_threshold,
-        run_score_threshold,
-        notes_on(coverage, run_score_threshold),
-        other=other,
-        confusion=confusion,
-        slices=tables,
+        coco={kind: matches.result(settings.max_detections) for kind, matches in measured.coco.items()},
+        at_threshold={kind: threshold_figures(truth, matches) for kind, matches in measured.matches.items()},
+        names=truth.names,
+        coverage=measured.coverage,
+        score_threshold=settings.score_threshold,
+        iou_threshold=settings.iou_threshold,
+        run_score_threshold=run_score_threshold,
+        notes=notes,
+        confusion=measured.confusion,
     )
+
+
+def check_measurable(truth: Truth, iou_types: Sequence[str]) -> None:
+    """Checks that the truth has images, and something of what the kinds of IoU look at, if it has annotations.
+
+    Raises:
+        EvaluationError: it has not.
+    """
+    annotations = truth.annotations
+    if not len(truth.image_ids):
+        raise EvaluationError("the ground truth has no image, so there is nothing to measure with")
+    found = {"segm": annotations.has_mask, "bbox": annotations.has_box, "keypoints": annotations.num_keypoints > 0}
+    names = {"segm": "a mask", "bbox": "a box", "keypoints": "keypoints"}
+    for kind in iou_types:
+        if len(annotations) and not found[kind].any():
+            raise EvaluationError(
+                f"no annotation of the ground truth has {names[kind]} that can be used; iou_types has {kind!r}, which "
+                "needs them"
+            )
 
 
 def _load(run: Run, ground_truth: TruthSource, columns: Sequence[str]) -> tuple[Truth, pa.Table]:
@@ -245,17 +343,8 @@ def _load(run: Run, ground_truth: TruthSource, columns: Sequence[str]) -> tuple[
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(load_table, "instances", run, columns)
         truth = Truth.load(ground_truth)
-        check_class_map(run, truth)
+        check_categories(classes_of(run), truth.names)
         return truth, reading.result()
-
-
-def check_class_map(run: Run, truth: Truth) -> None:
-    """Checks the categories of the run's model against the truth, also those without instances.
-
-    Raises:
-        EvaluationError: see `check_categories`.
-    """
-    check_categories({category.id: category.name for category in run.spec.model.categories}, truth.names)
 
 
 def columns_for(iou_types: Sequence[str]) -> list[str]:
@@ -272,70 +361,40 @@ def score_threshold_of(run: Run) -> float | None:
     return run.spec.segment.score_threshold
 
 
-def check_also(iou_types: Sequence[str], also: Sequence[str], slices: Sequence[str]) -> None:
-    """Checks `also` and `slices` of `evaluate` against the kinds of IoU that are evaluated.
-
-    Raises:
-        ValueError: an unknown name in `also`, or one that needs boxes or masks where they are not evaluated.
-    """
-    if unknown := [name for name in also if name not in ALSO]:
-        raise ValueError(f"also is {unknown[0]!r}; allowed are {', '.join(ALSO)}")
-    if "cityscapes" in also and "segm" not in iou_types:
-        raise ValueError(f"also is 'cityscapes', which needs segm; iou_types is {', '.join(iou_types)}")
-    if (also or slices) and not {"bbox", "segm"} & set(iou_types):
-        asked = ", ".join((*also, *slices))
-        raise ValueError(f"{asked}: these need bbox or segm; iou_types is {', '.join(iou_types)}")
+def classes_of(run: Run) -> dict[int, str]:
+    """Names of the classes of the run's model by category id, from its specification."""
+    return {category.id: category.name for category in run.spec.model.categories}
 
 
 def _other_ap(
-    truth: Truth, detections: DetectionTable, iou_types: Sequence[str], also: Sequence[str]
+    truth: Truth, table: DetectionTable, overlaps: Mapping[str, Overlaps], also: Sequence[str]
 ) -> dict[str, dict[int | None, dict[str, float]]]:
     """`Metrics.other`."""
     other: dict[str, dict[int | None, dict[str, float]]] = {}
-    for kind in iou_types:
+    for kind, of_kind in overlaps.items():
         if "voc" in also and kind != "keypoints":
-            other[kind] = voc_figures(truth, detections, iou_type=kind)
+            other[kind] = voc_ap(truth, table, of_kind)
     if "cityscapes" in also:
         segm = other.setdefault("segm", {})
-        for number, figures in cityscapes_ap(truth, detections).items():
+        for number, figures in cityscapes_ap(truth, table, overlaps["segm"]).items():
             renamed = {f"Cityscapes_{name}": value for name, value in figures.items()}
             segm[number] = segm.get(number, {}) | renamed
     return other
 
 
-def notes_on(coverage: Coverage, run_score_threshold: float | None) -> tuple[str, ...]:
-    """`Metrics.notes`: sentences about what was left out or is understated.
-
-    An understated AP (the run kept only high scores) is also given as a warning.
-    """
-    notes = []
-    if coverage.failed or coverage.num_missing:
-        reasons = [f"{count} {status}" for status, count in sorted(coverage.failed.items())]
-        if coverage.num_missing:
-            reasons.append(f"{coverage.num_missing} not in the run")
-        notes.append(
-            f"{coverage.num_images - coverage.num_ok} of {coverage.num_images} images were not segmented "
-            f"({', '.join(reasons)}); their {coverage.num_truths_lost} objects count as missed"
-        )
-    if coverage.num_other_category:
-        notes.append(f"{coverage.num_other_category} detections of categories without ground truth were left out")
-    if coverage.num_not_labelled or coverage.num_truths_not_labelled:
-        notes.append(
-            f"{coverage.num_truths_not_labelled} objects and {coverage.num_not_labelled} detections of classes that "
-            "nobody looked for on their image were left out"
-        )
-    if coverage.num_other_size:
-        notes.append(
-            f"{coverage.num_other_size} masks have another size than their image in the ground truth, so they match "
-            "nothing"
-        )
-    if run_score_threshold is not None and run_score_threshold > _HIGHEST_SCORE_THRESHOLD:
-        notes.append(
-            f"the run kept scores from {run_score_threshold:g} up only; AP is understated, segment with a "
-            f"score_threshold of {_HIGHEST_SCORE_THRESHOLD:g} or less to compare with published figures"
-        )
-        warnings.warn(notes[-1], stacklevel=3)
-    return tuple(notes)
+def _slices(
+    truth: Truth, images: pd.DataFrame | None, measured: Measured, settings: EvaluationSettings
+) -> dict[str, pd.DataFrame]:
+    """`Metrics.slices`."""
+    tables = {}
+    for by in settings.slices:
+        coco, matches = measured.coco[settings.breakdown_type], measured.matches[settings.breakdown_type]
+        if by == "size":
+            tables[by] = size_figures(truth, matches)
+        else:
+            image_ids = slice_images(truth, by, images)
+            tables[by] = slice_figures(truth, coco, matches, image_ids, settings.max_detections)
+    return tables
 
 
 def _curves(result: CocoResult) -> dict[str, list[float | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.transforms.settings import Augmentation
 
 SIZES = [(20, 30), (30, 20), (20, 20), (40, 20)] * 5 + [(30, 20)] * 3  # 23 images, 13 of them upright
 
@@ -61,7 +63,7 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read(small_shapes: Path, **options: Any) -> list[StepBatches]:
     """All steps of a stream over the training set; `options` override the arguments of BatchStream."""
     samples = SampleSet(
-        load_annotations(str(small_shapes / "train.json")), build_transforms(horizontal_flip=0.5), seed=1
+        load_annotations(str(small_shapes / "train.json")), build_transforms(Augmentation(horizontal_flip=0.5)), seed=1
     )
     with BatchStream(samples, **{"batch_size": 2, "num_steps": 6, "num_processes": 0, "seed": 1, **options}) as stream:
         return list(stream)
@@ -89,6 +91,21 @@ def test_a_resumed_stream_in_child_processes_gives_the_same_pixels(small_shapes:
         for expected_image, image in zip(expected.micro_batches[0].images, step.micro_batches[0].images):
             assert image.equal(expected_image)
         assert step.micro_batches[0].sample_seeds == expected.micro_batches[0].sample_seeds
+
+
+def test_the_child_processes_end_with_the_block_after_an_error_too(small_shapes: Path):
+    samples = SampleSet(load_annotations(str(small_shapes / "train.json")))
+    num_before = len(multiprocessing.active_children())
+
+    def take_two(stream: BatchStream) -> None:
+        for number, _ in enumerate(stream):
+            assert len(multiprocessing.active_children()) == num_before + 2
+            if number == 1:
+                raise KeyError("in the middle")
+
+    with pytest.raises(KeyError), BatchStream(samples, batch_size=2, num_steps=50, num_processes=2) as stream:
+        take_two(stream)
+    assert len(multiprocessing.active_children()) == num_before
 
 
 def test_accumulation_cuts_a_step_into_forward_passes(small_shapes: Path):
