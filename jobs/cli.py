@@ -87,7 +87,7 @@ def _settings(name: str, file: Path | None, words: list[str] | None, **options: 
     from pipeline.storage.stores import use_settings
 
     if hasattr(settings, "storage"):
-        check_or_refuse(lambda: use_settings(settings.storage.to_settings()))
+        check_or_refuse(lambda: use_settings(settings.storage))
     return settings
 
 

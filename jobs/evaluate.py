@@ -135,7 +135,7 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
     shares = share_out(plan.run, plan.truth, settings.num_shares)
     with cluster(plan.config.cluster):
         task = ray.remote(_measure_share)
-        run = plan.run.storage.uri, plan.run.document, plan.config.storage.to_settings()
+        run = plan.run.storage.uri, plan.run.document, plan.config.storage
         measured = ray.get([task.remote(*run, share, options) for share in shares])
     return merge_shares(plan.run, plan.truth, shares, measured, **thresholds)
 

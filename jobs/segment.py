@@ -23,9 +23,8 @@ from pipeline.bulk.listing import tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
-from pipeline.images.decode_pool import DecodeLimits
 from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
-from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec, Slicing
+from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import StorageError
 from pipeline.storage.stores import open_storage
@@ -130,7 +129,7 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> R
             score_threshold=segment.score_threshold,
             max_detections=segment.max_detections,
             mask_threshold=segment.mask_threshold,
-            slice=None if segment.slice is None else Slicing(**to_plain(segment.slice)),
+            slice=segment.slice,
         ),
         decode=DecodeSpec(
             max_bytes=decode.max_bytes,
@@ -203,14 +202,14 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         spec=plan.spec,
         checkpoint=plan.checkpoint,
         metadata=file_metadata(plan),
-        limits=DecodeLimits(**config.decode.model_dump(exclude={"scaled"})),
+        limits=config.decode.limits(),
         shard_size=config.corpus.shard_size,
         batch_size=config.segment.batch_size,
         num_workers=config.segment.num_workers or _all_workers(config),
         cpus_per_worker=min(config.segment.cpus_per_worker, start.total("CPU")),
         gpus_per_worker=config.segment.gpus_per_worker,
         decode_children=config.segment.decode_children,
-        storage=config.storage.to_settings(),
+        storage=config.storage,
     )
 
 

@@ -10,24 +10,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.settings import Settings, setting
+
 
 @dataclass(frozen=True)
-class Slicing:
-    """How images with a longer side are cut.
+class Slicing(Settings):
+    """Sliced prediction of large images: overlapping slices are predicted one by one and their instances merged."""
 
-    Attributes:
-        size: side of a slice, in pixels of the original; an image with a longer side is cut.
-        overlap: pixels that neighbouring slices share, at least; at most half of `size`.
-        merge_iou: mask IoU, inside the window that both slices show, from which two detections are one instance.
-    """
-
-    size: int
-    overlap: int
-    merge_iou: float
+    size: int = setting(
+        description="Side of a slice in pixels; images with a longer side are sliced.", ge=64, le=16_384
+    )
+    overlap: int = setting(128, "Least overlap of neighbouring slices, in pixels; at most half of size.", ge=0)
+    merge_iou: float = setting(
+        0.5,
+        "Mask IoU within the overlap of two slices from which two detections are merged into one instance.",
+        gt=0,
+        le=1,
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap <= self.size // 2:
-            raise ValueError(f"overlap is {self.overlap}; allowed is 0 to half of size={self.size}")
+        super().__post_init__()
+        if self.overlap > self.size // 2:
+            raise ValueError(f"overlap is {self.overlap}; allowed is at most half of size, {self.size // 2}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ def from_settings(
     for name, variable in CREDENTIALS.items():
         secret = getattr(storage, name, None)
         if secret is not None:
-            handed[variable] = secret.get_secret_value()
+            handed[variable] = secret.reveal()
         if "storage" in values:
             values["storage"][name] = None
     if getattr(storage, "anonymous", False):

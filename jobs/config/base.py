@@ -1,14 +1,12 @@
-"""Base of all settings: strict, frozen sections; the output, storage and cluster sections that commands share."""
+"""Base of all settings: strict, frozen sections; the output and cluster sections that commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
-
-from pipeline.storage.base import StorageSettings
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -23,51 +21,6 @@ class OutputSection(Section):
     uri: str = Field(min_length=1, description="Folder or s3:// prefix that receives the result; one URI is one run.")
 
 
-_STORAGE = StorageSettings()
-
-
-class StorageSection(Section):
-    """How the command reaches buckets, for all its reads and writes. Credentials are never printed or written."""
-
-    endpoint_url: str | None = Field(None, description="URL of an S3-compatible store; null is Amazon S3.")
-    region: str | None = Field(None, description="Region of the bucket; null takes it from the environment.")
-    access_key: SecretStr | None = Field(None, description="Access key id; null finds it as the AWS tools do.")
-    secret_key: SecretStr | None = Field(None, description="Secret access key; null finds it as the AWS tools do.")
-    session_token: SecretStr | None = Field(None, description="Session token; null finds it as the AWS tools do.")
-    anonymous: bool = Field(False, description="Send no credentials, for a public bucket.")
-    num_retries: int = Field(_STORAGE.num_retries, ge=0, le=100, description="Further tries of a request that failed.")
-    connect_timeout_s: float = Field(
-        _STORAGE.connect_timeout_s, gt=0, description="Longest wait for a connection, in seconds."
-    )
-    read_timeout_s: float = Field(
-        _STORAGE.read_timeout_s, gt=0, description="Longest silence on a connection, in seconds."
-    )
-    request_timeout_s: float = Field(
-        _STORAGE.request_timeout_s, gt=0, description="Longest time of one try of a request with its body, in seconds."
-    )
-    max_parallel: int = Field(
-        _STORAGE.max_parallel, ge=1, le=1024, description="Requests that one process makes at a time, at most."
-    )
-    conditional_put: bool = Field(
-        True,
-        description="False accepts a store without conditional PUT; then never run two commands on one output at a "
-        "time.",
-    )
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _without_credentials(cls, url: str | None) -> str | None:
-        if url is not None and "@" in urlsplit(url).netloc:
-            raise ValueError("a URL with credentials in it; give them as access_key and secret_key")
-        return url
-
-    def to_settings(self) -> StorageSettings:
-        """The same values as `pipeline.storage` takes them, credentials in plain text."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        secrets = {name: value.get_secret_value() for name, value in values.items() if isinstance(value, SecretStr)}
-        return StorageSettings(**{**values, **secrets})
-
-
 class ClusterSection(Section):
     """The Ray cluster a command runs on."""
 
@@ -76,6 +29,26 @@ class ClusterSection(Section):
     )
     num_cpus: int | None = Field(None, ge=1, description="CPU cores of a local cluster; null is all of this machine's.")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local cluster; null is all of this machine's.")
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """A field of a section: its type, as annotated, and its description."""
+
+    annotation: Any
+    description: str
+
+
+def fields_of(section: Any) -> dict[str, FieldInfo]:
+    """The fields of a section by name: of a pydantic model, or a component's dataclass; none of anything else."""
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        descriptions = {name: field.description or "" for name, field in section.model_fields.items()}
+    elif isinstance(section, type) and is_dataclass(section):
+        descriptions = {field.name: field.metadata.get("description", "") for field in fields(section)}
+    else:
+        return {}
+    types = get_type_hints(section, include_extras=True)
+    return {name: FieldInfo(types[name], description) for name, description in descriptions.items()}
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

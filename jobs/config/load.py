@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.config.base import fields_of
 from jobs.home import shipped_configs
 from pipeline.manifest import sha256_of, to_json
 
@@ -175,22 +176,19 @@ def _is_secret(key: str) -> bool:
 
 def _keys_of(kind: type[BaseModel], path: list[str]) -> list[str]:
     """The keys of the section at `path`, sorted."""
-    section = _section(kind, path)
-    fields = getattr(section, "model_fields", None) or getattr(section, "__dataclass_fields__", {})
-    return sorted(fields)
+    return sorted(fields_of(_section(kind, path)))
 
 
 def _about(kind: type[BaseModel], path: list[str]) -> str:
     """The description of the field at `path`."""
-    section = _section(kind, path[:-1])
-    field = getattr(section, "model_fields", {}).get(path[-1])
+    field = fields_of(_section(kind, path[:-1])).get(path[-1])
     return field.description if field is not None and field.description else "it must be given"
 
 
 def _section(kind: Any, path: list[str]) -> Any:
     """The class (a pydantic model or a dataclass) of the section at `path`; a section that may be null counts."""
     for name in path:
-        field = getattr(kind, "model_fields", {}).get(name)
+        field = fields_of(kind).get(name)
         if field is None:
             return kind
         kind = next((arg for arg in get_args(field.annotation) if isinstance(arg, type)), field.annotation)

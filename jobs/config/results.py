@@ -6,11 +6,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobs.config.base import ClusterSection, OutputSection, Section, StorageSection
+from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.dataset.types import FORMATS as ANNOTATION_FORMATS
 from pipeline.results.export import FORMATS as EXPORT_FORMATS
 from pipeline.results.history import FIGURES
 from pipeline.schema import IMAGES_SCHEMA
+from pipeline.storage.base import StorageSettings
 
 AnnotationFormat = Literal[("auto", *ANNOTATION_FORMATS)]  # type: ignore[valid-type]
 
@@ -130,7 +131,7 @@ class VerifyConfig(Section):
     """All settings of `maskfleet verify`."""
 
     run: RunSection
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class EvaluateConfig(Section):
@@ -143,7 +144,7 @@ class EvaluateConfig(Section):
     history: HistorySection = Field(default_factory=HistorySection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class CompareSection(Section):
@@ -188,7 +189,7 @@ class CompareConfig(Section):
     compare: CompareSection = Field(default_factory=CompareSection)
     gate: GateSection = Field(default_factory=GateSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class KeptHistorySection(Section):
@@ -207,7 +208,7 @@ class HistoryConfig(Section):
 
     history: KeptHistorySection
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class ReportSection(Section):
@@ -226,7 +227,7 @@ class ReportConfig(Section):
     run: RunSection
     report: ReportSection = Field(default_factory=ReportSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class ExportSection(Section):
@@ -248,7 +249,7 @@ class ExportConfig(Section):
     run: RunSection
     export: ExportSection = Field(default_factory=ExportSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class AnnotationsSection(Section):
@@ -278,7 +279,7 @@ class CheckDataConfig(Section):
 
     data: CheckedDataSection
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class ConvertSection(Section):
@@ -304,4 +305,4 @@ class ConvertConfig(Section):
     data: AnnotationsSection
     convert: ConvertSection = Field(default_factory=ConvertSection)
     output: OutputSection
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)

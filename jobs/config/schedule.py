@@ -12,9 +12,10 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from jobs.config.base import ClusterSection, Section, StorageSection
+from jobs.config.base import ClusterSection, Section
 from jobs.config.results import AnnotationFormat, EvaluateConfig
 from jobs.config.segment import SegmentConfig
+from pipeline.storage.base import StorageSettings
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 FIELDS = ("date", "time", "task", "model", "data")
@@ -199,7 +200,7 @@ class ScheduleConfig(Section):
     tasks: tuple[TaskSection, ...] = Field(min_length=1, description="The tasks.")
     on_failure: FailureSection = Field(default_factory=FailureSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

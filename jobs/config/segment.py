@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobs.config.base import ClusterSection, OutputSection, Section, StorageSection
+from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.bulk.listing import KINDS
-from pipeline.images.decode_pool import FORMATS, DecodeLimits
+from pipeline.images.decode_pool import DecodeLimits
+from pipeline.run_spec import Slicing
 from pipeline.schema import RETRYABLE, STATUSES
+from pipeline.settings import setting
+from pipeline.storage.base import StorageSettings
 
 
 class ModelSection(Section):
@@ -64,27 +68,6 @@ class CorpusSection(Section):
     )
 
 
-class SliceSection(Section):
-    """Sliced prediction of large images: overlapping slices are predicted one by one and their instances merged."""
-
-    size: int = Field(ge=64, le=16_384, description="Side of a slice in pixels; images with a longer side are sliced.")
-    overlap: int = Field(
-        128, ge=0, description="Least overlap of neighbouring slices, in pixels; at most half of size."
-    )
-    merge_iou: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="Mask IoU within the overlap of two slices from which two detections are merged into one instance.",
-    )
-
-    @model_validator(mode="after")
-    def _overlap_is_at_most_half(self) -> Self:
-        if self.overlap > self.size // 2:
-            raise ValueError(f"overlap is {self.overlap}; allowed is at most half of size, {self.size // 2}")
-        return self
-
-
 class SegmentSection(Section):
     """What is kept of the network's output, in which precision it computes, and how work is spread over actors."""
 
@@ -103,7 +86,7 @@ class SegmentSection(Section):
         description="Arithmetic of the network; null is float32 in exact mode, and in fast mode bfloat16 where the "
         "hardware computes in it.",
     )
-    slice: SliceSection | None = Field(
+    slice: Slicing | None = Field(
         None,
         description="Sliced prediction of large images; null slices none. With slices, max_detections applies to each "
         "slice.",
@@ -138,31 +121,19 @@ class SegmentSection(Section):
         return self
 
 
-_LIMITS = DecodeLimits()
+@dataclass(frozen=True, kw_only=True)
+class DecodeSection(DecodeLimits):
+    """Limits of image decoding, and whether JPEGs are decoded at a fraction of their size."""
 
-
-class DecodeSection(Section):
-    """Limits of image decoding; an image beyond one of them gets a status other than ok."""
-
-    max_bytes: int = Field(_LIMITS.max_bytes, ge=1, description="Largest file that is read, in bytes.")
-    max_pixels: int = Field(_LIMITS.max_pixels, ge=1, description="Largest image that is decoded, in pixels.")
-    max_frames: int = Field(
-        _LIMITS.max_frames, ge=1, description="Most frames of an animation; only the first is used."
-    )
-    timeout_s: float = Field(_LIMITS.timeout_s, gt=0, description="Longest time for decoding one image, in seconds.")
-    memory_bytes: int = Field(
-        _LIMITS.memory_bytes, ge=2**26, description="Memory limit of one decoding process, in bytes."
-    )
-    formats: tuple[Literal[FORMATS], ...] = Field(  # type: ignore[valid-type]
-        _LIMITS.formats,
-        min_length=1,
-        description="Formats that are decoded; a file's format is recognised by content, not by name.",
-    )
-    scaled: bool | None = Field(
+    scaled: bool | None = setting(
         None,
-        description="Decode JPEGs at 1/2, 1/4 or 1/8 of their size where the network would shrink them at least as "
-        "much; null does so in fast mode only.",
+        "Decode JPEGs at 1/2, 1/4 or 1/8 of their size where the network would shrink them at least as much; null does "
+        "so in fast mode only.",
     )
+
+    def limits(self) -> DecodeLimits:
+        """The limits alone, as decoding takes them."""
+        return DecodeLimits(**{each.name: getattr(self, each.name) for each in fields(DecodeLimits)})
 
 
 class SegmentConfig(Section):
@@ -175,7 +146,7 @@ class SegmentConfig(Section):
     segment: SegmentSection = Field(default_factory=SegmentSection)
     decode: DecodeSection = Field(default_factory=DecodeSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
 class RetrySection(Section):

@@ -7,7 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.config.base import ClusterSection, OutputSection, Section, StorageSection, flatten
+from jobs.config.base import ClusterSection, OutputSection, Section, flatten
+from pipeline.storage.base import StorageSettings
 
 Figure = Literal["segm_AP", "segm_AP50", "segm_AP75", "bbox_AP", "bbox_AP50", "bbox_AP75", "mean_iou"]
 
@@ -107,5 +108,5 @@ class SweepConfig(Section):
         None, description="Draw the data instead of reading data.train and data.val; null reads them."
     )
     output: OutputSection
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     cluster: ClusterSection = Field(default_factory=ClusterSection)

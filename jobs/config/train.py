@@ -6,9 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobs.config.base import ClusterSection, OutputSection, Section, StorageSection
+from jobs.config.base import ClusterSection, OutputSection, Section
 from model.presets import preset
 from model.spec import ModelSpec
+from pipeline.dataset.transforms.settings import Augmentation
+from pipeline.storage.base import StorageSettings
 
 
 class TrainModelSection(Section):
@@ -48,49 +50,6 @@ class TrainModelSection(Section):
         if self.weights is not None and self.checkpoint is not None:
             raise ValueError("model.weights and model.checkpoint both name a start; give at most one of them")
         return self
-
-
-class AugmentSection(Section):
-    """Random augmentation of training images: colour, flips, rotation, resizing, in this order.
-
-    Each is drawn from (seed, epoch, image), so a resumed training repeats them.
-    """
-
-    horizontal_flip: float = Field(0.5, ge=0, le=1, description="Probability of a left-right flip.")
-    vertical_flip: float = Field(0.0, ge=0, le=1, description="Probability of a top-bottom flip.")
-    brightness: float = Field(
-        0.0, ge=0, le=1, description="Brightness is multiplied by a factor from 1 - value to 1 + value."
-    )
-    contrast: float = Field(
-        0.0, ge=0, le=1, description="Contrast is multiplied by a factor from 1 - value to 1 + value."
-    )
-    saturation: float = Field(
-        0.0, ge=0, le=1, description="Saturation is multiplied by a factor from 1 - value to 1 + value."
-    )
-    hue: float = Field(
-        0.0, ge=0, le=0.5, description="Largest shift of the hue either way, as a fraction of the colour circle."
-    )
-    rotation: float = Field(0.0, ge=0, le=1, description="Probability of a rotation.")
-    rotation_degrees: float = Field(0.0, ge=0, le=180, description="Largest rotation either way, in degrees.")
-    rotation_expand: bool = Field(
-        False, description="Grow the canvas to hold the rotated image; false cuts its corners off."
-    )
-    resize: Literal["none", "fixed", "short_side", "large_scale_jitter"] = Field(
-        "none", description="Resizing before the network's own (model.spec.image_min_size)."
-    )
-    resize_size: tuple[int, int] = Field(
-        (512, 512), description="Height, width in pixels of 'fixed' and 'large_scale_jitter'."
-    )
-    resize_keep_aspect: bool = Field(
-        False, description="Keep the aspect ratio and pad to the size of 'fixed'; false stretches."
-    )
-    short_sides: tuple[int, ...] = Field(
-        (800,), min_length=1, description="Lengths of the short side in pixels that 'short_side' draws from."
-    )
-    max_size: int = Field(1333, ge=1, description="Longest side after 'short_side', in pixels.")
-    jitter_scales: tuple[float, float] = Field(
-        (0.1, 2.0), description="Smallest and largest scale of 'large_scale_jitter'."
-    )
 
 
 class TrainDataSection(Section):
@@ -137,7 +96,7 @@ class TrainDataSection(Section):
         "{folder}/../depth/{stem}.png, for model.spec.in_channels above 3; null where the images' own files hold all "
         "channels.",
     )
-    augment: AugmentSection = Field(default_factory=AugmentSection)
+    augment: Augmentation = Field(default_factory=Augmentation)
     copy_paste: float = Field(
         0.0, ge=0, le=1, description="Probability that objects of another training image are pasted onto an image."
     )
@@ -299,7 +258,7 @@ class TrainConfig(Section):
     data: TrainDataSection
     train: TrainSection
     output: OutputSection
-    storage: StorageSection = Field(default_factory=StorageSection)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
 

@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 # Pillow would import all of its forty plugins if these were not imported here.
 from PIL import (  # noqa: F401
@@ -31,12 +31,14 @@ from PIL import (  # noqa: F401
 )
 
 from pipeline.images.pixels import SIDEWAYS, TURNS, WrongBands, find_damage, orientation_of, to_bands, to_rgb, turn
+from pipeline.settings import Settings, setting
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+Format = Literal["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 """Every format that `sniff_format` can name; the default allow-list."""
 
 STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed", "timeout")
@@ -44,38 +46,30 @@ STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeLimits:
-    """Limits for one image. An image over a limit gets the status named with it and affects no other image.
+class DecodeLimits(Settings):
+    """Limits of image decoding; an image beyond one of them gets a status other than ok and affects no other image.
 
-    Attributes:
-        max_bytes: size of the file; `too_large` above it.
-        max_pixels: height * width as the header states them; `too_large` above it, before anything is decoded.
-        max_frames: frames or pages of the file, of which only the first is decoded; `too_large` above it.
-        timeout_s: seconds of processor time; `timeout` above it, or after four times as long by the clock.
-        memory_bytes: address space that an image may add to its decode child; `too_large` above it. Some formats take
-            32 bytes a pixel.
-        formats: names out of `FORMATS` that are decoded; any other content is `unsupported_format`.
-
-    Raises:
-        ValueError: a limit that is not greater than 0, no format, or an unknown one.
+    `too_large` is a file of more than `max_bytes`, `max_pixels` or `max_frames` (as its header states them, before
+    anything is decoded), or one that needs more memory. `timeout` is more than `timeout_s` of processor time, or four
+    times as long by the clock. Some formats take 32 bytes of memory a pixel.
     """
 
-    max_bytes: int = 256 << 20
-    max_pixels: int = 100_000_000
-    max_frames: int = 10_000
-    timeout_s: float = 60.0
-    memory_bytes: int = 4 << 30
-    formats: tuple[str, ...] = FORMATS
+    max_bytes: int = setting(256 << 20, "Largest file that is read, in bytes.", ge=1)
+    max_pixels: int = setting(100_000_000, "Largest image that is decoded, in pixels.", ge=1)
+    max_frames: int = setting(10_000, "Most frames of an animation; only the first is used.", ge=1)
+    timeout_s: float = setting(60.0, "Longest time for decoding one image, in seconds.", gt=0)
+    memory_bytes: int = setting(4 << 30, "Memory limit of one decoding process, in bytes.", ge=2**26)
+    formats: tuple[Format, ...] = setting(
+        FORMATS,
+        "Formats that are decoded; a file's format is recognised by content, not by name.",
+        min_length=1,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "max_frames", "timeout_s", "memory_bytes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"decode limit {name} is {getattr(self, name)!r}; it must be greater than 0")
+        super().__post_init__()
         object.__setattr__(self, "formats", tuple(self.formats))
-        unknown = [name for name in self.formats if name not in FORMATS]
-        if unknown or not self.formats:
-            allowed = ", ".join(FORMATS)
-            raise ValueError(f"decode formats are {list(self.formats)!r}; allowed are some of {allowed}")
+        if unknown := [name for name in self.formats if name not in FORMATS]:
+            raise ValueError(f"formats has {unknown[0]!r}; allowed are {', '.join(FORMATS)}")
 
 
 @dataclass(frozen=True)

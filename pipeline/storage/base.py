@@ -8,9 +8,12 @@ protocol needs: of any number of writers exactly one gets True.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from pipeline.settings import Settings, setting
 
 
 class StorageError(ValueError):
@@ -47,56 +50,56 @@ class Secret:
     def __hash__(self) -> int:
         return hash(self._value)
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: Callable[[type], Any]) -> Mapping[str, Any]:
+        """What pydantic asks a type for: a configuration gives a credential as text, and shows it as stars."""
+        hidden = {"type": "function-plain", "function": lambda secret: "*" * 10 if secret.reveal() else ""}
+        made = {"type": "no-info", "function": cls}
+        return {"type": "function-after", "schema": handler(str), "function": made, "serialization": hidden}
+
 
 @dataclass(frozen=True, kw_only=True)
-class StorageSettings:
-    """Settings for reaching buckets: endpoint, credentials, retries, timeouts. Local folders use none of them.
+class StorageSettings(Settings):
+    """How buckets are reached. Credentials are never printed or written; local folders use none of these settings.
 
-    Attributes:
-        endpoint_url: address of an S3-compatible store, such as https://minio.lab:9000; None means Amazon S3.
-        region: name of the region; None takes it from the environment.
-        access_key, secret_key, session_token: credentials; a plain string becomes a `Secret`. None takes them from
-            where the AWS tools look: AWS_* variables, ~/.aws, the machine's role.
-        anonymous: sends no credentials at all, for public buckets.
-        num_retries: further tries of a request that got status 408, 409, 425, 429, 500, 502, 503 or 504, ran into a
-            timeout or lost its connection. The waits between tries grow from 0.2 s to 20 s and are jittered.
-        connect_timeout_s: longest wait for a connection.
-        read_timeout_s: longest silence on a connection.
-        request_timeout_s: longest time of one try, including the body of its answer.
-        max_parallel: requests that this process sends at one time under these settings.
-        conditional_put: False accepts a store without `If-None-Match`. Two runs that write to one output at the
-            same time may then both believe that they won.
+    A request that got status 408, 409, 425, 429, 500, 502, 503 or 504, ran into a timeout or lost its connection is
+    tried again. The waits between tries grow from 0.2 s to 20 s and are jittered. A credential given as a plain string
+    becomes a `Secret`.
 
     Raises:
         StorageError: settings that contradict each other or are out of range.
     """
 
-    endpoint_url: str | None = None
-    region: str | None = None
-    access_key: Secret | None = None
-    secret_key: Secret | None = None
-    session_token: Secret | None = None
-    anonymous: bool = False
-    num_retries: int = 10
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 60.0
-    request_timeout_s: float = 600.0
-    max_parallel: int = 32
-    conditional_put: bool = True
+    endpoint_url: str | None = setting(None, "URL of an S3-compatible store; null is Amazon S3.")
+    region: str | None = setting(None, "Region of the bucket; null takes it from the environment.")
+    access_key: Secret | None = setting(None, "Access key id; null finds it as the AWS tools do.")
+    secret_key: Secret | None = setting(None, "Secret access key; null finds it as the AWS tools do.")
+    session_token: Secret | None = setting(None, "Session token; null finds it as the AWS tools do.")
+    anonymous: bool = setting(False, "Send no credentials, for a public bucket.")
+    num_retries: int = setting(10, "Further tries of a request that failed.", ge=0, le=100)
+    connect_timeout_s: float = setting(10.0, "Longest wait for a connection, in seconds.", gt=0)
+    read_timeout_s: float = setting(60.0, "Longest silence on a connection, in seconds.", gt=0)
+    request_timeout_s: float = setting(600.0, "Longest time of one try of a request with its body, in seconds.", gt=0)
+    max_parallel: int = setting(32, "Requests that one process makes at a time, at most.", ge=1, le=1024)
+    conditional_put: bool = setting(
+        True,
+        "False accepts a store without conditional PUT; then never run two commands on one output at a time.",
+    )
 
     def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise StorageError(f"storage setting {error}") from None
         for name in ("access_key", "secret_key", "session_token"):
             value = getattr(self, name)
             object.__setattr__(self, name, Secret(value) if isinstance(value, str) else value)
+        if self.endpoint_url is not None and "@" in urlsplit(self.endpoint_url).netloc:
+            raise StorageError("endpoint_url is a URL with credentials in it; give them as access_key and secret_key")
         if (self.access_key is None) != (self.secret_key is None):
             raise StorageError("storage settings have only one of access_key and secret_key; give both or neither")
         if self.anonymous and self.access_key:
             raise StorageError("storage settings are anonymous and have an access_key; give one of them")
-        if self.num_retries < 0:
-            raise StorageError(f"storage setting num_retries is {self.num_retries}; it must be 0 or more")
-        for name in ("connect_timeout_s", "read_timeout_s", "request_timeout_s", "max_parallel"):
-            if not getattr(self, name) > 0:
-                raise StorageError(f"storage setting {name} is {getattr(self, name)!r}; it must be greater than 0")
 
 
 class Storage(ABC):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pipeline.manifest import sha256_of
 from pipeline.storage.base import Storage, StorageError
-from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import base_name, is_local, local_path, parent_uri
+from pipeline.storage.stores import open_file, open_storage
+from pipeline.storage.uri import base_name, is_local, local_path
 
 _PART_BYTES = 64 << 20
 
@@ -31,13 +31,13 @@ def local_file(uri: str) -> Path:
     """
     if is_local(uri):
         return local_path(uri)
-    storage, name = open_storage(parent_uri(uri)), base_name(uri)
+    (storage, key), name = open_file(uri), base_name(uri)
     try:
-        info = storage.stat(name)
+        info = storage.stat(key)
         # The etag differs when the content does.
         folder = _cached(
             sha256_of(f"{uri}\n{info.etag}\n{info.size_bytes}".encode()),
-            lambda temporary: _fetch(storage, name, info.etag, temporary / name),
+            lambda temporary: _fetch(storage, key, info.etag, temporary / name),
         )
     except OSError as error:
         raise StorageError(f"{uri} cannot be fetched: {_words(error)}") from error

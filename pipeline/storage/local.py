@@ -7,6 +7,7 @@ import errno
 import heapq
 import json
 import os
+import re
 import stat
 import tempfile
 import uuid
@@ -18,6 +19,7 @@ from typing import BinaryIO
 from pipeline.storage.base import ObjectInfo, Storage, StorageError
 
 SORTED_IN_MEMORY = 100_000  # names of one folder
+_ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # a byte that is not UTF-8, as `_key_text` writes it
 
 
 class LocalStorage(Storage):
@@ -34,13 +36,13 @@ class LocalStorage(Storage):
         its file.
 
         Raises:
-            StorageError: the key is absolute or has '..' in it.
+            StorageError: the key is absolute, or has '..' or a NUL in it.
         """
-        if key.startswith("/") or ".." in key.split("/"):
-            raise StorageError(f"{key!r} is no key below {self.uri}: it must be relative, without '..'")
+        if key.startswith("/") or ".." in key.split("/") or "\0" in key:
+            raise StorageError(f"{key!r} is no key below {self.uri}: it must be relative, without '..' and NUL")
         path = self.root / key
         if "\\x" in key and not os.path.lexists(path):
-            name = key.encode().decode("unicode_escape").encode("latin-1")
+            name = _ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), os.fsencode(key))
             return Path(os.fsdecode(os.path.join(os.fsencode(self.root), name)))
         return path
 

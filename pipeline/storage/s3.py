@@ -28,9 +28,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
+from pipeline.storage.uri import bucket_and_key
 
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _RETRIED_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "InternalError"})
@@ -53,14 +53,8 @@ class S3Storage(Storage):
         Raises:
             StorageError: the URI names no bucket, or has credentials in it.
         """
-        parts = urlsplit(uri)
-        if "@" in parts.netloc:
-            raise StorageError(f"a URI of {parts.scheme}:// with credentials in it; give them in the storage settings")
-        if parts.scheme != "s3" or not parts.netloc:
-            raise StorageError(f"{uri!r} names no bucket; give s3://bucket or s3://bucket/prefix")
-        # Not urlsplit's path: in a key, '?' and '#' are ordinary characters.
-        prefix = uri.partition("://")[2].partition("/")[2].strip("/")
-        self.bucket = parts.netloc
+        self.bucket, prefix = bucket_and_key(uri)
+        prefix = prefix.rstrip("/")
         self.uri = f"s3://{self.bucket}/{prefix}" if prefix else f"s3://{self.bucket}"
         self.settings = settings or StorageSettings()
         self._prefix = f"{prefix}/" if prefix else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from pipeline.storage.base import Storage, StorageError, StorageSettings
-from pipeline.storage.uri import local_path
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.uri import local_path, scheme_of, split_uri
 
 _settings: StorageSettings | None = None
 
@@ -31,13 +30,17 @@ def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
     """
     if not uri:
         raise StorageError("an empty URI names no place; give a folder or s3://bucket/prefix")
-    scheme = urlsplit(uri).scheme if "://" in uri else ""
+    scheme = scheme_of(uri)
     if scheme in ("", "file"):
-        from pipeline.storage.local import LocalStorage
-
         return LocalStorage(local_path(uri))
     if scheme == "s3":
         from pipeline.storage.s3 import S3Storage  # users of local folders need not import s3fs, which takes a second
 
         return S3Storage(uri, settings or _settings)
     raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")
+
+
+def open_file(uri: str, settings: StorageSettings | None = None) -> tuple[Storage, str]:
+    """The storage that holds a file, and the file's key in it. Sends no request; otherwise as `open_storage`."""
+    root, key = split_uri(uri)
+    return open_storage(root, settings), key

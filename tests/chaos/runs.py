@@ -56,7 +56,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> RunTotals:
     """Runs `maskfleet segment` in this process, on the Ray that it has; returns the run's totals."""
     config = load_config(SegmentConfig, None, words_of(checkpoint, photos, out, *words))
-    use_settings(config.storage.to_settings())
+    use_settings(config.storage)
     try:
         return run_segment(prepare_segment(config))
     finally:

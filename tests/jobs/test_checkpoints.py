@@ -139,7 +139,7 @@ def test_a_run_takes_its_checkpoint_from_a_bucket(
     def segment(checkpoint: str, out: Path) -> pd.DataFrame:
         uris = [f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}", *store]
         config = load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "input.pattern=roll-0/*", *uris])
-        use_settings(config.storage.to_settings())
+        use_settings(config.storage)
         assert run_segment(prepare_segment(config)).statuses == {"ok": 10}
         return pd.read_parquet(out / "instances").sort_values(["image_id", "instance"], ignore_index=True)
 

@@ -74,7 +74,7 @@ def test_fields_that_a_newer_run_has_are_left_out() -> None:
         ({"model": {"categories": [{"id": 1}]}}, "name"),
         ({"decode": {"formats": None}}, "NoneType"),
         ({"segment": {"slice": 512}}, "int"),
-        ({"segment": {"slice": {"size": 10, "overlap": 6, "merge_iou": 0.5}}}, "overlap is 6"),
+        ({"segment": {"slice": {"size": 100, "overlap": 51, "merge_iou": 0.5}}}, "overlap is 51"),
     ],
 )
 def test_a_section_of_another_form_is_named(document: dict[str, Any], words: str) -> None:

@@ -16,63 +16,34 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.dataset.sample import SampleDict, Transform, happens
 from pipeline.dataset.transforms.geometry import FixedSize, LargeScaleJitter, Rotation, ShortSide
+from pipeline.dataset.transforms.settings import RESIZES, Augmentation
 
-RESIZES = ("none", "fixed", "short_side", "large_scale_jitter")
 
+def build_transforms(settings: Augmentation, keypoint_names: Sequence[str] = ()) -> Transform:
+    """One transform of all that the settings ask for, in this order: colour, flips, rotation, resizing.
 
-def build_transforms(
-    *,
-    horizontal_flip: float = 0.0,
-    vertical_flip: float = 0.0,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
-    rotation: float = 0.0,
-    rotation_degrees: float = 0.0,
-    rotation_expand: bool = False,
-    resize: str = "none",
-    resize_size: tuple[int, int] = (512, 512),
-    resize_keep_aspect: bool = False,
-    short_sides: Sequence[int] = (800,),
-    max_size: int = 1333,
-    jitter_scales: tuple[float, float] = (0.1, 2.0),
-    keypoint_names: Sequence[str] = (),
-) -> Transform:
-    """One transform of all that are wanted, in this order: colour, flips, rotation, resizing; by default none.
-
-    Args:
-        horizontal_flip, vertical_flip: probabilities.
-        brightness, contrast, saturation: each is multiplied by a factor from 1 - value to 1 + value.
-        hue: is shifted by -value to value of the whole colour circle, at most 0.5.
-        rotation: probability of a rotation.
-        rotation_degrees: the angle is drawn from -rotation_degrees to rotation_degrees.
-        rotation_expand: grow the canvas instead of cutting the corners off.
-        resize: "none"; "fixed" to `resize_size`, stretched, or padded with `resize_keep_aspect`; "short_side" to one of
-            `short_sides` (several are multi-scale training) with at most `max_size` on the long side;
-            "large_scale_jitter" by `jitter_scales` around `resize_size`, then a window of that size.
-        keypoint_names: of the data set; a horizontal flip exchanges left and right ones.
+    A horizontal flip exchanges left and right ones of the data set's `keypoint_names`.
 
     Raises:
         ValueError: a value out of range.
     """
     steps: list[Transform] = []
-    if brightness or contrast or saturation or hue:
-        steps.append(ColourJitter(brightness, contrast, saturation, hue))
-    if horizontal_flip:
-        steps.append(HorizontalFlip(horizontal_flip, keypoint_names))
-    if vertical_flip:
-        steps.append(VerticalFlip(vertical_flip))
-    if rotation and rotation_degrees:
-        steps.append(Sometimes(rotation, Rotation(rotation_degrees, expand=rotation_expand)))
-    if resize == "fixed":
-        steps.append(FixedSize(resize_size, keep_aspect=resize_keep_aspect))
-    elif resize == "short_side":
-        steps.append(ShortSide(short_sides, max_size))
-    elif resize == "large_scale_jitter":
-        steps.append(LargeScaleJitter(resize_size, jitter_scales))
-    elif resize != "none":
-        raise ValueError(f"resize is {resize!r}; allowed are {', '.join(RESIZES)}")
+    if settings.brightness or settings.contrast or settings.saturation or settings.hue:
+        steps.append(ColourJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue))
+    if settings.horizontal_flip:
+        steps.append(HorizontalFlip(settings.horizontal_flip, keypoint_names))
+    if settings.vertical_flip:
+        steps.append(VerticalFlip(settings.vertical_flip))
+    if settings.rotation and settings.rotation_degrees:
+        steps.append(Sometimes(settings.rotation, Rotation(settings.rotation_degrees, expand=settings.rotation_expand)))
+    if settings.resize == "fixed":
+        steps.append(FixedSize(settings.resize_size, keep_aspect=settings.resize_keep_aspect))
+    elif settings.resize == "short_side":
+        steps.append(ShortSide(settings.short_sides, settings.max_size))
+    elif settings.resize == "large_scale_jitter":
+        steps.append(LargeScaleJitter(settings.resize_size, settings.jitter_scales))
+    elif settings.resize != "none":
+        raise ValueError(f"resize is {settings.resize!r}; allowed are {', '.join(RESIZES)}")
     return Chain(steps)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, ValidationError
 
-from jobs.config.base import ClusterSection, OutputSection, StorageSection, flatten
+from jobs.config.base import ClusterSection, OutputSection, Section, fields_of, flatten
+from jobs.config.segment import DecodeSection
+from pipeline.dataset.transforms.settings import Augmentation
+from pipeline.images.decode_pool import DecodeLimits
+from pipeline.run_spec import Slicing
 from pipeline.storage.base import Secret, StorageSettings
 
 
@@ -24,26 +26,29 @@ def test_a_number_may_stand_where_text_is_wanted() -> None:
         OutputSection(uri="")
 
 
-def test_storage_settings_are_the_sections_values_with_credentials_in_plain_text() -> None:
-    section = StorageSection(
-        endpoint_url="http://store:9000", access_key=SecretStr("key"), secret_key=SecretStr("planted"), num_retries=3
-    )
-    settings = section.to_settings()
-    assert settings == StorageSettings(
-        endpoint_url="http://store:9000", access_key=Secret("key"), secret_key=Secret("planted"), num_retries=3
-    )
-    assert "planted" not in repr(section) + section.model_dump_json()
+class Reached(Section):
+    """A configuration with a component's own settings as its section."""
+
+    storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
-def test_every_storage_setting_has_a_key_with_the_same_default() -> None:
-    assert set(StorageSection.model_fields) == {field.name for field in fields(StorageSettings)}
-    assert StorageSection().to_settings() == StorageSettings()
-
-
-def test_an_endpoint_with_credentials_in_it_is_refused() -> None:
+def test_a_components_settings_are_a_section_of_the_configuration() -> None:
+    given = {"access_key": "key", "secret_key": "planted", "num_retries": 3}
+    config = Reached.model_validate({"storage": given})
+    assert config.storage == StorageSettings(access_key=Secret("key"), secret_key=Secret("planted"), num_retries=3)
+    assert "planted" not in repr(config) + config.model_dump_json()
+    assert config.model_dump(mode="json")["storage"]["secret_key"] == "**********"
+    for wrong in ({"num_retrys": 3}, {"num_retries": -1}, {"num_retries": 101}, {"access_key": "alone"}):
+        with pytest.raises(ValidationError, match="storage"):
+            Reached.model_validate({"storage": wrong})
     with pytest.raises(ValidationError, match="give them as access_key and secret_key"):
-        StorageSection(endpoint_url="https://user:word@store:9000/")
-    assert StorageSection(endpoint_url="https://store/a@b").endpoint_url == "https://store/a@b"
+        Reached.model_validate({"storage": {"endpoint_url": "https://user:word@store:9000/"}})
+
+
+@pytest.mark.parametrize("settings", [StorageSettings, DecodeLimits, Augmentation, Slicing, DecodeSection])
+def test_every_setting_of_a_component_has_a_description(settings: type) -> None:
+    described = fields_of(settings)
+    assert described and all(field.description.endswith(".") for field in described.values())
 
 
 def test_flatten_keeps_empty_sections_and_leaves() -> None:

@@ -47,7 +47,8 @@ def test_the_limits_themselves_are_allowed(words: list[str], section: dict[str, 
 
 
 def test_decoding_is_limited_as_the_pipeline_limits_it() -> None:
-    assert DecodeLimits(**DecodeSection().model_dump(exclude={"scaled"})) == DecodeLimits()
+    limits = DecodeSection(scaled=True, max_pixels=5).limits()
+    assert type(limits) is DecodeLimits and limits == DecodeLimits(max_pixels=5)
 
 
 def test_retry_takes_the_settings_of_a_run_and_tries_what_may_succeed_later() -> None:

@@ -54,7 +54,7 @@ def test_json_beyond_the_standard_is_read_and_broken_json_is_placed(tmp_path: Pa
     assert math.isnan(content["a"]) and content["b"] == 10**30
     for broken in (b'{"a":\n 1,,}', b"\xff"):
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        with pytest.raises(ValueError, match=r"a\.json is (not valid JSON|no text in UTF-8)"):
             files.read_json(str(path))
     path.write_bytes(b'{"a":\n 1,,}')
     with pytest.raises(ValueError, match="line 2"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from pipeline.dataset.sample import to_sample_dict, to_target
 from pipeline.dataset.transforms.augment import Chain, HorizontalFlip, VerticalFlip, build_transforms, flip_order
 from pipeline.dataset.transforms.geometry import mask_boxes
+from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedImage
 from tests.paths import DOCS
 from tests.pipeline.dataset.transforms.marked_sample import KEYPOINT_NAMES, marked_sample
@@ -46,7 +47,9 @@ def test_left_and_right_keypoints_are_matched_by_name() -> None:
 def test_colour_changes_the_first_three_channels_only() -> None:
     sample = marked_sample(in_channels=5)
     torch.manual_seed(0)
-    changed = build_transforms(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1)(sample)
+    changed = build_transforms(Augmentation(horizontal_flip=0, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1))(
+        sample
+    )
     assert not torch.equal(changed["image"][:3], sample["image"][:3])
     assert torch.equal(changed["image"][3:], sample["image"][3:])
     assert torch.equal(changed["masks"], sample["masks"])
@@ -54,14 +57,16 @@ def test_colour_changes_the_first_three_channels_only() -> None:
 
 def test_photo_masks_and_keypoints_agree_after_all_transforms_together() -> None:
     transform = build_transforms(
-        horizontal_flip=0.5,
-        vertical_flip=0.5,
-        rotation=0.5,
-        rotation_degrees=20,
-        resize="large_scale_jitter",
-        resize_size=(64, 96),
-        jitter_scales=(0.5, 2.0),
-        keypoint_names=KEYPOINT_NAMES,
+        Augmentation(
+            horizontal_flip=0.5,
+            vertical_flip=0.5,
+            rotation=0.5,
+            rotation_degrees=20,
+            resize="large_scale_jitter",
+            resize_size=(64, 96),
+            jitter_scales=(0.5, 2.0),
+        ),
+        KEYPOINT_NAMES,
     )
     torch.manual_seed(3)
     for _ in range(30):
@@ -79,15 +84,17 @@ def test_no_objects_pass_through_every_transform() -> None:
     sample = to_sample_dict(image, np.zeros((40, 60, 3), dtype=np.uint8), KEYPOINT_NAMES)
     for resize in ("fixed", "short_side", "large_scale_jitter"):
         transform = build_transforms(
-            horizontal_flip=1,
-            vertical_flip=1,
-            rotation=1,
-            rotation_degrees=30,
-            brightness=0.2,
-            resize=resize,
-            resize_size=(32, 32),
-            short_sides=(32,),
-            keypoint_names=KEYPOINT_NAMES,
+            Augmentation(
+                horizontal_flip=1,
+                vertical_flip=1,
+                rotation=1,
+                rotation_degrees=30,
+                brightness=0.2,
+                resize=resize,
+                resize_size=(32, 32),
+                short_sides=(32,),
+            ),
+            KEYPOINT_NAMES,
         )
         changed = transform(sample)
         target = to_target(changed)
@@ -110,16 +117,16 @@ def test_no_objects_pass_through_every_transform() -> None:
 )
 def test_values_out_of_range_are_refused_by_name(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        build_transforms(**settings)
+        build_transforms(Augmentation(**settings))
 
 
 def test_the_page_on_annotations_names_every_setting() -> None:
     page = (DOCS / "annotations.md").read_text()
-    settings = set(inspect.signature(build_transforms).parameters) - {"keypoint_names"}
+    settings = {field.name for field in dataclasses.fields(Augmentation)}
     assert not {name for name in settings if f"`{name}`" not in page}
 
 
 def test_no_transform_by_default() -> None:
-    transform = build_transforms()
+    transform = build_transforms(Augmentation(horizontal_flip=0))
     sample = marked_sample()
     assert isinstance(transform, Chain) and transform(sample) is sample
