@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from jobs.checkpoints import find_checkpoint, open_checkpoint
 from jobs.cluster import start
@@ -27,6 +24,7 @@ from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_o
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import StorageError
+from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import aligned_uri, is_local, local_path
 
@@ -174,7 +172,7 @@ def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
     files = run.images_files()
     if not files:
         raise RunError(f"run.uri: {uri} is a run of no images; there is nothing to try again")
-    metadata = pq.read_schema(io.BytesIO(run.storage.read_bytes(files[0].key))).metadata
+    metadata = open_parquet(run.storage.read_bytes(files[0].key)).schema_arrow.metadata
     settings = json.loads(metadata[b"maskfleet.config"])
     settings["output"] = {"uri": run.storage.uri}
     return prepare_segment(load_config(RetryConfig, None, words, base=settings))

@@ -16,7 +16,6 @@ commits of a run that is still going.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,11 +23,11 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.run_spec import RunSpec
 from pipeline.schema import OK
 from pipeline.storage.base import Storage
+from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
 
 RUN_KEY = "run.json"
@@ -305,7 +304,7 @@ class Run:
 
     def read_manifest(self, prefix: str = "") -> list[ShardFiles]:
         """The manifest of the run, or of the repair in the folder `prefix`; keys are relative to the run."""
-        table = pq.read_table(io.BytesIO(self.storage.read_bytes(prefix + MANIFEST_KEY)))
+        table = read_parquet(self.storage.read_bytes(prefix + MANIFEST_KEY))
         return [ShardFiles.from_row(row, prefix) for row in table.to_pylist()]
 
     def images_files(self) -> list[DataFile]:

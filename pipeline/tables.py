@@ -70,7 +70,10 @@ def iter_instances(
     No frame is empty: a run without a match yields nothing.
     """
     dataset, expression, names = _scan("instances", uri, columns, filters)
-    for batch in dataset.to_batches(columns=names, filter=expression, batch_size=batch_rows):
+    scanner = dataset.scanner(
+        columns=names, filter=expression, batch_size=batch_rows, use_threads=_may_use_threads(dataset)
+    )
+    for batch in scanner.to_batches():
         if batch.num_rows:
             yield batch.to_pandas()
 
@@ -82,8 +85,8 @@ def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.Da
     for images, instances in zip(run.images_files(), run.instances_files(), strict=True):
         rows = _files_dataset(run.storage, [instances.key] if instances.rows else [], INSTANCES_SCHEMA)
         yield (
-            _files_dataset(run.storage, [images.key], IMAGES_SCHEMA).to_table().to_pandas(),
-            rows.to_table(filter=expression).to_pandas(),
+            _to_table(_files_dataset(run.storage, [images.key], IMAGES_SCHEMA)).to_pandas(),
+            _to_table(rows, filter=expression).to_pandas(),
         )
 
 
@@ -91,7 +94,7 @@ def load_table(table: str, uri: str | Run, columns: Sequence[str] | None = None,
     """The Arrow table behind `load_instances` ("instances") and `load_images` ("images")."""
     dataset, expression, names = _scan(table, uri, columns, filters)
     # For tables of some hundred MB, Arrow's own allocator takes twice as long as the system's, and keeps their memory.
-    return dataset.to_table(columns=names, filter=expression, memory_pool=pa.system_memory_pool())
+    return _to_table(dataset, columns=names, filter=expression, memory_pool=pa.system_memory_pool())
 
 
 def instances_dataset(uri: str | Run) -> ds.Dataset:
@@ -208,6 +211,15 @@ def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset
     if not keys:
         raise error
     return _files_dataset(storage, keys, schema)
+
+
+def _to_table(dataset: ds.FileSystemDataset, **options: Any) -> pa.Table:
+    return dataset.to_table(use_threads=_may_use_threads(dataset), **options)
+
+
+def _may_use_threads(dataset: ds.FileSystemDataset) -> bool:
+    """Whether Arrow's threads may decode it: of Python files they abort a program that ends soon after."""
+    return isinstance(dataset.filesystem, pafs.LocalFileSystem)
 
 
 def _files_dataset(storage: Storage, keys: list[str], schema: pa.Schema) -> ds.Dataset:

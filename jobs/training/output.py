@@ -29,6 +29,7 @@ import yaml
 
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from pipeline.storage.base import StorageSettings
+from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import is_local
 
@@ -251,8 +252,7 @@ class TrainingOutput:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.parquet, in order of step; empty when there is none or it cannot be read."""
         try:
-            content = self.storage.read_bytes(METRICS)
-            rows = pq.read_table(io.BytesIO(content)).to_pylist()
+            rows = read_parquet(self.storage.read_bytes(METRICS)).to_pylist()
         except (FileNotFoundError, pa.ArrowInvalid):
             return []
         return [{name: value for name, value in row.items() if value is not None} for row in rows]

@@ -35,6 +35,7 @@ from pipeline.manifest import (
     to_json,
 )
 from pipeline.storage.base import Storage
+from pipeline.storage.parquet import read_parquet
 
 Number = TypeVar("Number", int, float)
 
@@ -205,8 +206,8 @@ def vacuum(storage: Storage, plan: Plan) -> list[str]:
     """
     if not storage.exists(FINAL_KEY):
         raise RunError(f"{storage.uri} is not sealed; files without a commit may still be committed")
-    manifest = io.BytesIO(storage.read_bytes(MANIFEST_KEY))
-    named_keys = {table: pq.read_table(manifest, columns=[f"{table}_key"]).column(0) for table in TABLES}
+    manifest = read_parquet(storage.read_bytes(MANIFEST_KEY), [f"{table}_key" for table in TABLES])
+    named_keys = {table: manifest[f"{table}_key"] for table in TABLES}
     named_keys["plan"] = pa.array([part.key for part in plan.parts], pa.string())
     unnamed: list[str] = []
     for folder in named_keys:

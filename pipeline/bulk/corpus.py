@@ -32,6 +32,7 @@ from pipeline.manifest import (
 )
 from pipeline.run_spec import InputSpec
 from pipeline.storage.base import Storage
+from pipeline.storage.parquet import open_parquet, read_parquet
 
 GROUP_SIZE = 256  # images in a row group of a part
 MAX_GROUPS_PER_SHARD = 16
@@ -102,12 +103,13 @@ class Plan:
             first = start + len(rows) - part_start
             last = min(stop - part_start, part.rows)  # exclusive
             with self.storage.open_input(part.key) as file:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                parquet = open_parquet(file, verify_pages=True)
                 num_rows = parquet.metadata.num_rows
                 if num_rows != part.rows:
                     raise RunError(f"{part.key} holds {num_rows} images, the plan was sealed with {part.rows}")
                 groups = range(first // GROUP_SIZE, (last - 1) // GROUP_SIZE + 1)
-                table = parquet.read_row_groups(list(groups)).slice(first - groups[0] * GROUP_SIZE, last - first)
+                table = parquet.read_row_groups(list(groups), use_threads=False)
+                table = table.slice(first - groups[0] * GROUP_SIZE, last - first)
             rows += from_table(table)
             number += 1
         return rows
@@ -220,7 +222,7 @@ def _earlier_parts(storage: Storage) -> tuple[list[DataFile], str]:
             continue
         try:
             data = storage.read_bytes(info.key)
-            table = pq.read_table(io.BytesIO(data), columns=["image_id"])
+            table = read_parquet(data, ["image_id"])
         except (FileNotFoundError, pa.ArrowException):  # removed by its planner, which lost the race; or half written
             continue
         if table.num_rows == PART_ROWS and table.schema.metadata[_AFTER] == last_id.encode():

@@ -18,14 +18,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_plus
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from pipeline.storage.base import ObjectInfo, Storage
+from pipeline.storage.parquet import iter_parquet, open_parquet
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import is_local
 
@@ -201,8 +201,8 @@ def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
     with storage.open_input(key) as file:
         try:
             if key.endswith(".parquet"):
-                _need_column(list_uri, column, pq.ParquetFile(file).schema_arrow.names)
-                for batch in _parquet_batches(file, [column]):
+                _need_column(list_uri, column, open_parquet(file).schema_arrow.names)
+                for batch in iter_parquet(file, [column]):
                     yield from batch[column].to_pylist()
                 return
             text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, encoding="utf-8", newline="")
@@ -219,13 +219,6 @@ def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
                     yield row[column]
         except _UNREADABLE as error:
             raise CorpusError(f"{list_uri}: not readable as a list of images: {error}") from error
-
-
-def _parquet_batches(file: BinaryIO, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, in flat memory: `iter_batches` over all row groups takes more the more there are."""
-    parquet = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-    for group in range(parquet.num_row_groups):
-        yield from parquet.iter_batches(10_000, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _need_column(list_uri: str, column: str, names: Iterable[str]) -> None:
@@ -273,7 +266,7 @@ def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
 
 def _inventory_rows(data: bytes, file_format: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     if file_format == "PARQUET":
-        for batch in _parquet_batches(io.BytesIO(data)):
+        for batch in iter_parquet(data):
             for row in batch.to_pylist():
                 yield {name.lower(): value for name, value in row.items()}
     elif file_format == "CSV":

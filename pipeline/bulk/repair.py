@@ -11,18 +11,17 @@ the last one is finished.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.bulk.commit import read_commits, sum_counts, write_manifest
 from pipeline.bulk.encode import INSTANCES_ORDER
 from pipeline.manifest import Run, RunError, ShardFiles, from_sealed_json, repair_prefix, to_sealed_json
 from pipeline.schema import STATUSES
 from pipeline.storage.base import Storage
+from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
 
 REPAIR_KEY = "repair.json"
@@ -101,7 +100,7 @@ def begin_repair(run: Run, statuses: tuple[str, ...]) -> Repair | None:
 def read_shard_tables(run: Run, files: ShardFiles) -> tuple[pa.Table, pa.Table]:
     """The images and the instances of one shard as readers see them now; `files` is one of `run.files`."""
     images, instances = (
-        pq.read_table(io.BytesIO(run.storage.read_bytes(file.key))) for file in (files.images, files.instances)
+        read_parquet(run.storage.read_bytes(file.key)) for file in (files.images, files.instances)
     )
     return images, instances
 
@@ -137,8 +136,8 @@ def seal_repair(repair: Repair) -> dict[str, int]:
 
 def _num_images_with(run: Run, files: ShardFiles, statuses: tuple[str, ...]) -> int:
     """How many images of a shard have one of the statuses."""
-    data = io.BytesIO(run.storage.read_bytes(files.images.key))
-    return sum(status in statuses for status in pq.read_table(data, columns=["status"])["status"].to_pylist())
+    data = run.storage.read_bytes(files.images.key)
+    return sum(status in statuses for status in read_parquet(data, ["status"])["status"].to_pylist())
 
 
 def _without_images(table: pa.Table, image_ids: pa.ChunkedArray) -> pa.Table:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.bulk.corpus import Plan, read_plan
 from pipeline.bulk.repair import Repair
@@ -28,6 +26,7 @@ from pipeline.manifest import (
 from pipeline.masks.rle import rle_areas
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK, STATUSES
 from pipeline.storage.base import Storage
+from pipeline.storage.parquet import read_parquet
 
 
 @dataclass(frozen=True)
@@ -82,34 +81,34 @@ def verify_run(run: Run) -> Iterator[Fault]:
 
 def _verify_plan(plan: Plan) -> Iterator[Fault]:
     for part in plan.parts:
-        yield from _verify_bytes(plan.storage, part)
+        if isinstance(read := _read_committed(plan.storage, part), Fault):
+            yield read
     if sum(part.rows for part in plan.parts) != plan.num_images:
         yield Fault(PLAN_KEY, "its parts do not add up to its number of images")
 
 
-def _verify_bytes(storage: Storage, file: DataFile) -> Iterator[Fault]:
+def _read_committed(storage: Storage, file: DataFile) -> bytes | Fault:
+    """The content of a file, or how it differs from what was committed."""
     try:
         data = storage.read_bytes(file.key)
     except FileNotFoundError:
-        yield Fault(file.key, "the file is missing")
-        return
+        return Fault(file.key, "the file is missing")
     if len(data) != file.bytes:
-        yield Fault(file.key, f"{len(data)} bytes, {file.bytes} were committed")
-    elif sha256_of(data) != file.sha256:
-        yield Fault(file.key, "its bytes are not those that were committed (sha256)")
+        return Fault(file.key, f"{len(data)} bytes, {file.bytes} were committed")
+    if sha256_of(data) != file.sha256:
+        return Fault(file.key, "its bytes are not those that were committed (sha256)")
+    return data
 
 
 def _verify_shard(run: Run, plan: Plan, commit: Commit) -> Iterator[Fault]:
     tables: dict[str, pa.Table] = {}
     for name, schema in zip(TABLES, (IMAGES_SCHEMA, INSTANCES_SCHEMA)):
         file: DataFile = getattr(commit, name)
-        faults = list(_verify_bytes(run.storage, file))
-        yield from faults
-        if faults:
+        if isinstance(data := _read_committed(run.storage, file), Fault):
+            yield data
             return
         try:
-            data = io.BytesIO(run.storage.read_bytes(file.key))
-            table = pq.ParquetFile(data, page_checksum_verification=True).read()
+            table = read_parquet(data, verify_pages=True)
         except (OSError, pa.ArrowException) as error:
             yield Fault(file.key, f"unreadable: {error}")
             return

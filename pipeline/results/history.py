@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.evaluation.metrics import Metrics
 from pipeline.manifest import sha256_of, to_json
 from pipeline.storage.base import Storage
+from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
 
 if TYPE_CHECKING:
@@ -98,11 +99,13 @@ def load_history(history: str | Storage, *, iou_type: str | None = None, metric:
     """
     storage = open_storage(history) if isinstance(history, str) else history
     tables = [
-        pq.read_table(io.BytesIO(storage.read_bytes(info.key)), schema=HISTORY_SCHEMA)
+        read_parquet(storage.read_bytes(info.key))
         for info in storage.iter_objects()
         if info.key.endswith(".parquet") and "/" not in info.key
     ]
-    frame = (pa.concat_tables(tables) if tables else HISTORY_SCHEMA.empty_table()).to_pandas()
+    # Columns that an earlier version did not write are null.
+    table = pa.concat_tables([HISTORY_SCHEMA.empty_table(), *tables], promote_options="default")
+    frame = table.select(HISTORY_SCHEMA.names).to_pandas()
     for column, value in (("iou_type", iou_type), ("metric", metric)):
         if value is not None:
             frame = frame[frame[column] == value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 
@@ -96,3 +97,18 @@ def test_a_file_that_no_commit_names_is_a_fault(planned_run: tuple[LocalStorage,
     storage.write_bytes("attempts/000000000/a.json", b"{}")
     faults = list(verify_run(open_run(storage.uri)))
     assert [(fault.key, fault.reason) for fault in faults] == [("images/000000/notes.txt", "no commit names it")]
+
+
+def test_each_table_is_downloaded_once(planned_run: tuple[LocalStorage, str, Plan]) -> None:
+    storage, run_id, plan = planned_run
+    commits = [commit_shard(storage, write_shard(storage, plan, run_id, shard, "a")) for shard in range(3)]
+    seal_run(storage, plan, run_id)
+    gets: Counter[str] = Counter()
+
+    class CountingStorage(LocalStorage):
+        def read_bytes(self, key: str) -> bytes:
+            gets[key] += 1
+            return super().read_bytes(key)
+
+    assert list(verify_run(open_run(CountingStorage(storage.uri)))) == []
+    assert {gets[file.key] for commit in commits for file in (commit.images, commit.instances)} == {1}
