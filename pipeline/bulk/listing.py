@@ -205,7 +205,7 @@ def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
                 for batch in iter_parquet(file, [column]):
                     yield from batch[column].to_pylist()
                 return
-            text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, encoding="utf-8", newline="")
+            text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, encoding="utf-8-sig", newline="")
             if key.removesuffix(".gz").endswith(".csv"):
                 reader = csv.DictReader(text)
                 _need_column(list_uri, column, reader.fieldnames or [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.reading import detect_format, load_annotations
 from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
+from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance, mask_to_box
 from pipeline.storage.uri import base_name
 
@@ -141,11 +142,8 @@ class _FaultLog:
 
 
 def check_data(
-    uri: str,
+    source: str | AnnotationSource,
     *,
-    format: str = "auto",
-    image_root: str | None = None,
-    default_category: str = "object",
     in_channels: int = 3,
     extra_channels: str | None = None,
     max_examples: int = 10,
@@ -155,7 +153,7 @@ def check_data(
     """Reads every annotation, decodes every photo, and reports their faults.
 
     Args:
-        uri, format, image_root, default_category: see `load_annotations`.
+        source: see `load_annotations`.
         in_channels: bands of a photo, those of its extra file included.
         extra_channels: pattern of that file, see `channels.with_extra_channels`.
         max_examples: faults of each kind that are kept as examples.
@@ -165,19 +163,24 @@ def check_data(
     Raises:
         AnnotationError: there is no annotation file. Every other fault is a finding.
     """
+    if isinstance(source, str):
+        source = AnnotationSource(uri=source)
+    uri, format = source.uri, source.format
     if format == "auto":
-        format = detect_format(str(uri))
+        format = detect_format(uri)
+        source = replace(source, format=format)
     faults = _FaultLog(max_examples)
     try:
-        annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
+        annotated = load_annotations(source)
         if extra_channels is not None:
             annotated = with_extra_channels(annotated, extra_channels)
-    except AnnotationError as error:
-        for fault in error.faults:
-            faults.add("refused_annotations", Example(None, base_name(str(uri)), fault), count=0)
-        faults.counts["refused_annotations"] = error.count
-        return DataReport(str(uri), format, 0, 0, 0, {}, faults.findings(), {})
-    return _check_set(annotated, faults, str(uri), format, in_channels, num_threads, progress)
+    except ValueError as error:
+        named, count = (error.faults, error.count) if isinstance(error, AnnotationError) else ((str(error),), 1)
+        for fault in named:
+            faults.add("refused_annotations", Example(None, base_name(uri), fault), count=0)
+        faults.counts["refused_annotations"] = count
+        return DataReport(uri, format, 0, 0, 0, {}, faults.findings(), {})
+    return _check_set(annotated, faults, uri, format, in_channels, num_threads, progress)
 
 
 def check_learnable(annotated: AnnotatedSet, where: str, *, in_channels: int = 3) -> None:

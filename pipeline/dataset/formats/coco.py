@@ -51,7 +51,8 @@ def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "
         AnnotationError: see `coco_file.read_coco`; or no photo is found.
     """
     json_path = coco_file(plain_uri(str(json_path)))
-    return from_coco(read_coco(json_path, unknown=unknown), json_path, image_root)
+    with files.no_collection():
+        return from_coco(read_coco(json_path, unknown=unknown), json_path, image_root)
 
 
 def from_coco(content: CocoFile, json_path: str, image_root: str | None = None) -> AnnotatedSet:
@@ -213,8 +214,9 @@ def _to_instance(
     segmentation = cast("Polygons | Rle", annotation.segmentation)
     height, width = image.height, image.width
     x, y, w, h = coco_box(annotation)
-    x1, x2 = (min(max(value, 0.0), float(width)) for value in (x, x + w))
-    y1, y2 = (min(max(value, 0.0), float(height)) for value in (y, y + h))
+    right, bottom = float(width), float(height)
+    x1, y1 = min(max(x, 0.0), right), min(max(y, 0.0), bottom)
+    x2, y2 = min(max(x + w, 0.0), right), min(max(y + h, 0.0), bottom)
     area = annotation.area
     if area is None:
         is_rle = isinstance(segmentation, Mapping)

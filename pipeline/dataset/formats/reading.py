@@ -7,40 +7,32 @@ from pipeline.dataset.formats.coco import json_files_of, load_coco
 from pipeline.dataset.formats.labelme import load_labelme
 from pipeline.dataset.formats.via import load_via
 from pipeline.dataset.formats.voc import load_voc
+from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import FORMATS, AnnotatedSet, AnnotationError
 from pipeline.storage import files
 from pipeline.storage.uri import join_uri, plain_uri
 
 
-def load_annotations(
-    uri: str,
-    *,
-    format: str = "auto",
-    image_root: str | None = None,
-    unknown: str = "refuse",
-    default_category: str = "object",
-) -> AnnotatedSet:
+def load_annotations(source: str | AnnotationSource, *, unknown: str = "refuse") -> AnnotatedSet:
     """Reads a data set, of a detected format unless it is named.
 
     Args:
-        uri: a JSON file or a folder (for VOC also one of its lists of names).
-        format: one of FORMATS, or "auto".
-        image_root: folder of the photos, where it is not the format's usual one.
+        source: the annotations and how they are read; a URI alone takes the other settings' defaults.
         unknown: COCO annotations of a category that is not declared: "refuse", "ignore" (neither positive nor
             negative) or "drop".
-        default_category: name of the only class in VIA files whose regions have no attributes.
 
     Raises:
         AnnotationError: an unknown format, no annotations (the message says what was looked for), or annotations that
             the format's reader refuses.
     """
-    uri = plain_uri(str(uri))
-    if format == "auto":
-        format = detect_format(uri)
+    if isinstance(source, str):
+        source = AnnotationSource(uri=source)
+    uri, image_root = plain_uri(source.uri), source.image_root
+    format = detect_format(uri) if source.format == "auto" else source.format
     if format == "coco":
         return load_coco(uri, image_root, unknown=unknown)
     if format == "via":
-        return load_via(uri, image_root, default_category=default_category)
+        return load_via(uri, image_root, default_category=source.default_category)
     if format == "voc":
         return load_voc(uri, image_root)
     if format == "cityscapes":
@@ -70,6 +62,9 @@ def detect_format(uri: str) -> str:
         return "cityscapes"
     if json_files := json_files_of(uri):
         return _format_of_json(json_files[0])
+    nested = next((key for key in files.iter_names(uri, recursive=True) if key.lower().endswith(".json")), None)
+    if nested is not None and b'"shapes"' in files.read_bytes(join_uri(uri, nested)):
+        return "labelme"  # the only format whose JSON files may lie in sub-folders
     raise AnnotationError(
         f"{uri} holds no annotations that are understood: looked for via_region_data.json (VIA), "
         "*.json (COCO, LabelMe), SegmentationObject/ (VOC), gtFine/ (Cityscapes)"
@@ -78,6 +73,8 @@ def detect_format(uri: str) -> str:
 
 def _format_of_json(uri: str) -> str:
     content = files.read_bytes(uri)  # searched, not parsed: COCO's own file has half a gigabyte
+    if b"\0" in content[:4]:  # UTF-16 or UTF-32
+        content = files.decode_text(content, uri).encode()
     if b'"images"' in content and (b'"annotations"' in content or b'"categories"' in content):
         return "coco"
     if b'"shapes"' in content:
