@@ -279,8 +279,10 @@ def export(
     if dry_run:
         say(f"would export {settings.run.uri} to {settings.export.to}")
         return
-    target, count = run_or_fail(lambda: write_export(settings))
-    say(f"{count:,} files -> {target}")
+    target, exported = run_or_fail(lambda: write_export(settings))
+    for note, count in exported.notes.items():
+        say(f"note: {note}: {count:,}")
+    say(f"{exported.num_files:,} files -> {target}")
 
 
 @configured("check-data")

@@ -14,7 +14,7 @@ from jobs.config.results import ExportConfig, HistoryConfig, ReportConfig
 from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, open_finished
 from jobs.training.output import CONFIG, TrainingOutput
 from pipeline.manifest import RUN_KEY, Run, RunError
-from pipeline.results.export import export_run
+from pipeline.results.export import Exported, export_run
 from pipeline.results.history import FIGURES, load_history, plot_trend, trend
 from pipeline.results.report import build_report
 from pipeline.storage.stores import open_storage
@@ -55,8 +55,8 @@ def _evaluation_of(config: ReportConfig, run: Run) -> dict[str, Any] | None:
         raise RunError(f"report.evaluation: {evaluation_uri} holds no {METRICS_JSON}") from None
 
 
-def write_export(config: ExportConfig) -> tuple[str, int]:
-    """Writes a run in another tool's format; returns the target's URI and the number of files.
+def write_export(config: ExportConfig) -> tuple[str, Exported]:
+    """Writes a run in another tool's format; returns the target's URI and what was written.
 
     Raises:
         RunError: no finished run there.
@@ -65,8 +65,8 @@ def write_export(config: ExportConfig) -> tuple[str, int]:
     run = open_finished(config.run.uri, "run.uri")
     settings = config.export
     target = config.output.uri or f"{run.storage.uri.rstrip('/')}.{settings.to}"
-    count = export_run(run, target, settings.to, min_score=settings.min_score, tolerance_px=settings.tolerance_px)
-    return target, count
+    exported = export_run(run, target, settings.to, min_score=settings.min_score, tolerance_px=settings.tolerance_px)
+    return target, exported
 
 
 def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:

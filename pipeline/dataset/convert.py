@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.dataset.formats.cityscapes import write_cityscapes
 from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.id_masks import OVERLAPS
 from pipeline.dataset.formats.labelme import write_labelme
 from pipeline.dataset.formats.reading import detect_format, load_annotations
 from pipeline.dataset.formats.via import write_via
 from pipeline.dataset.formats.voc import write_voc
-from pipeline.dataset.types import FORMATS, AnnotationError
+from pipeline.dataset.source import AnnotationSource
+from pipeline.dataset.types import FORMATS, AnnotatedSet, AnnotationError
 from pipeline.storage import files
 
 
@@ -38,34 +40,31 @@ class Conversion:
 
 
 def convert_annotations(
-    source: str,
+    source: str | AnnotationSource,
     target: str,
     *,
-    source_format: str = "auto",
     target_format: str,
-    image_root: str | None = None,
     copy_photos: bool = True,
     overlap: str = "refuse",
     unknown: str = "refuse",
-    default_category: str = "object",
 ) -> Conversion:
     """Reads annotations in one format and writes them in another; masks stay the same to the pixel.
 
     Args:
-        source, target: URIs; a JSON file for COCO, a folder for the others. The target must not exist, or must be an
-            empty folder.
-        source_format: one of FORMATS, or "auto".
+        source: see `load_annotations`.
+        target: URI of a JSON file for COCO, of a folder for the others. It must not exist, or must be an empty folder.
         target_format: one of FORMATS.
-        image_root: folder of the source's photos, where it is not the format's usual one.
         copy_photos: False leaves the photos where they are and refers to them (COCO, VIA, LabelMe).
         overlap: objects that share pixels, which VOC and Cityscapes cannot hold: "refuse" them, or give the pixels to
             the smaller object ("smaller_on_top").
-        unknown, default_category: see `load_annotations`.
+        unknown: see `load_annotations`.
 
     Raises:
         AnnotationError: a source of no known format, a target that exists, an unknown format, or a data set that the
             target format cannot hold.
     """
+    if overlap not in OVERLAPS:
+        raise AnnotationError(f"overlap: {overlap!r} is no choice; allowed are {', '.join(OVERLAPS)}")
     if target_format not in FORMATS:
         raise AnnotationError(f"no annotation format {target_format!r}; allowed are {', '.join(FORMATS)}")
     if target_format == "coco" and not target.lower().endswith(".json"):
@@ -74,26 +73,16 @@ def convert_annotations(
         raise AnnotationError(f"{target_format} keeps its photos in folders of its own, so they must be copied")
     if files.is_file(target) or next(files.iter_names(target, recursive=True), None) is not None:
         raise AnnotationError(f"the target {target} is there already; nothing is written over")
-    if source_format == "auto":
-        source_format = detect_format(source)
-    annotated = load_annotations(
-        source,
-        format=source_format,
-        image_root=image_root,
-        unknown=unknown,
-        default_category=default_category,
-    )
-    losses: Counter[str]
-    if target_format == "coco":
-        losses = write_coco(annotated, target, copy_photos=copy_photos)
-    elif target_format == "via":
-        losses = write_via(annotated, target, copy_photos=copy_photos)
-    elif target_format == "labelme":
-        losses = write_labelme(annotated, target, copy_photos=copy_photos)
-    elif target_format == "voc":
-        losses = write_voc(annotated, target, overlap=overlap)
-    else:
-        losses = write_cityscapes(annotated, target, overlap=overlap)
+    if isinstance(source, str):
+        source = AnnotationSource(uri=source)
+    source_format = detect_format(source.uri) if source.format == "auto" else source.format
+    annotated = load_annotations(replace(source, format=source_format), unknown=unknown)
+    if unreadable := [image.file_name for image in annotated.images if not image.height]:
+        raise AnnotationError(
+            f"{len(unreadable)} photos cannot be read, so their size is not known: {', '.join(unreadable[:10])}; "
+            f"{source_format} annotations do not state it"
+        )
+    losses = _write(annotated, target, target_format, copy_photos, overlap)
     return Conversion(
         source_format,
         target_format,
@@ -103,3 +92,18 @@ def convert_annotations(
         annotated.notes,
         dict(losses),
     )
+
+
+def _write(annotated: AnnotatedSet, target: str, format: str, copy_photos: bool, overlap: str) -> Counter[str]:
+    """Writes the set; returns what the format cannot hold: description -> count."""
+    if format == "coco":
+        return write_coco(annotated, target, copy_photos=copy_photos)
+    if format == "via":
+        return write_via(annotated, target, copy_photos=copy_photos)
+    if format == "labelme":
+        return write_labelme(annotated, target, copy_photos=copy_photos)
+    if format == "voc":
+        return write_voc(annotated, target, overlap=overlap)
+    if format == "cityscapes":
+        return write_cityscapes(annotated, target, overlap=overlap)
+    raise AnnotationError(f"no annotation format {format!r}; allowed are {', '.join(FORMATS)}")

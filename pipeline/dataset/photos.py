@@ -104,7 +104,7 @@ def _load(uri: str, image: AnnotatedImage, num_bands: int | None) -> tuple[np.nd
     """One file's pixels in the annotated orientation (uint8 RGB for three bands, else as `to_unit`) and EXIF_*."""
     try:
         data = files.read_bytes(uri)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL, a URI of no store
         absent = isinstance(error, FileNotFoundError)
         reason = "there is no such file" if absent else f"unreadable: {_one_line(error)}"
         raise UnusablePhoto(reason if uri == image.path else f"{uri}: {reason}") from None

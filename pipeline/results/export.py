@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from pipeline.manifest import Run, open_run
@@ -21,6 +23,7 @@ from pipeline.results.render import open_photo
 from pipeline.schema import OK
 from pipeline.storage.base import Storage
 from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import parent_uri, relative_uri
 from pipeline.tables import decode_mask, decode_masks, iter_shards, load_images, load_instances
 
 if TYPE_CHECKING:
@@ -34,6 +37,14 @@ class ExportError(ValueError):
     """A run that cannot be exported in a format. The message says why."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: the number of files, and what it left out, description -> count."""
+
+    num_files: int
+    notes: Mapping[str, int]
+
+
 def export_run(
     run: str | Run,
     target: str | Storage,
@@ -42,7 +53,7 @@ def export_run(
     min_score: float = 0.0,
     image_ids: Mapping[str, int] | None = None,
     tolerance_px: float = 0.0,
-) -> int:
+) -> Exported:
     """Writes a run in one of FORMATS.
 
     COCO gives `coco.json`, COCO results `results.json`. The other formats give a file for each image, below `labels/`
@@ -58,9 +69,6 @@ def export_run(
             in the order of the images table, as in "coco".
         tolerance_px: for YOLO and LabelMe, see `mask_to_part_polygons`.
 
-    Returns:
-        Number of files written.
-
     Raises:
         ExportError: an unknown format, or two images whose files would have one name.
     """
@@ -69,6 +77,7 @@ def export_run(
     run = open_run(run) if isinstance(run, str) else run
     storage = open_storage(target) if isinstance(target, str) else target
     images = load_images(run)
+    notes: Counter[str] = Counter({"images that were not segmented left out": int((images["status"] != OK).sum())})
     images = images[images["status"] == OK]
     if to in ("coco", "coco-results"):
         instances = load_instances(run, filters=[("score", ">=", min_score)])
@@ -79,39 +88,34 @@ def export_run(
             numbers = image_ids or {image_id: index + 1 for index, image_id in enumerate(images["image_id"])}
             name, content = "results.json", to_coco_results(instances, numbers)
         storage.write_bytes(name, json.dumps(content, ensure_ascii=False).encode())
-        return 1
+        return Exported(1, +notes)
+    photos = images.set_index("image_id")
     categories = categories_of(run)
-    write: Callable[[str, pd.DataFrame], bytes]
-    if to == "yolo":
-        label_of = {category_id: label for label, category_id in enumerate(categories)}
-        folder, ending = "labels", ".txt"
-
-        def write(image_id: str, rows: pd.DataFrame) -> bytes:
-            return to_yolo(rows, label_of, tolerance_px=tolerance_px).encode()
-    elif to == "labelme":
-        folder, ending = "labelme", ".json"
-
-        def write(image_id: str, rows: pd.DataFrame) -> bytes:
-            size = sizes[image_id]
-            return json.dumps(to_labelme(rows, image_id, size, tolerance_px=tolerance_px), ensure_ascii=False).encode()
-    else:
-        folder, ending = "png", ".png"
-
-        def write(image_id: str, rows: pd.DataFrame) -> bytes:
-            buffer = io.BytesIO()
-            Image.fromarray(to_index_image(rows, sizes[image_id])).save(buffer, "PNG")
-            return buffer.getvalue()
-
-    sizes = {row.image_id: (int(row.height), int(row.width)) for row in images.itertuples()}
+    label_of = {category_id: label for label, category_id in enumerate(categories)}
+    folder, ending = {"yolo": ("labels", ".txt"), "labelme": ("labelme", ".json"), "png": ("png", ".png")}[to]
     names = file_names(images["image_id"], ending)
-    num_files = 0
     for image_id, rows in _by_image(run, min_score):
-        storage.write_bytes(f"{folder}/{names[image_id]}", write(image_id, rows))
-        num_files += 1
+        key, photo = f"{folder}/{names[image_id]}", photos.loc[image_id]
+        size = (int(photo["height"]), int(photo["width"]))
+        if to == "png":
+            pixels = to_index_image(rows, size)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            data = buffer.getvalue()
+            notes["instances without a pixel of their own left out"] += len(rows) - len(set(np.unique(pixels)) - {0})
+        else:
+            notes["instances without a polygon left out"] += to_polygons(rows, tolerance_px=tolerance_px).count([])
+            if to == "yolo":
+                data = to_yolo(rows, label_of, tolerance_px=tolerance_px).encode()
+            else:
+                image_path = relative_uri(photo["uri"], parent_uri(storage.uri_of(key)))
+                content = to_labelme(rows, image_path, size, tolerance_px=tolerance_px)
+                data = json.dumps(content, ensure_ascii=False).encode()
+        storage.write_bytes(key, data)
     if to == "yolo":
         storage.write_bytes("data.yaml", _data_yaml(list(categories.values())).encode())
-        num_files += 1
-    return num_files
+        notes["category ids numbered anew, from 0"] += sum(number != label for number, label in label_of.items())
+    return Exported(len(images) + (to == "yolo"), +notes)
 
 
 def to_coco(instances: pd.DataFrame, images: pd.DataFrame, categories: Mapping[int, str]) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def to_yolo(rows: pd.DataFrame, label_of: Mapping[int, int], *, tolerance_px: fl
 
 
 def to_labelme(
-    rows: pd.DataFrame, image_id: str, image_size: tuple[int, int], *, tolerance_px: float = 0.0
+    rows: pd.DataFrame, image_path: str, image_size: tuple[int, int], *, tolerance_px: float = 0.0
 ) -> dict[str, Any]:
     """One image's LabelMe file, as a JSON object.
 
@@ -207,6 +211,7 @@ def to_labelme(
 
     Args:
         rows: the image's rows of the instances table.
+        image_path: of the photo, relative to the file, or its URI.
         image_size: (height, width) in pixels.
         tolerance_px: see `mask_to_part_polygons`.
     """
@@ -227,7 +232,7 @@ def to_labelme(
         "version": "5.5.0",
         "flags": {},
         "shapes": shapes,
-        "imagePath": image_id,
+        "imagePath": image_path,
         "imageData": None,
         "imageHeight": image_size[0],
         "imageWidth": image_size[1],
@@ -355,11 +360,6 @@ def _stem(name: str) -> str:
 
 
 def _data_yaml(names: Sequence[str]) -> str:
-    """YOLO's description of a data set with these class names."""
-    lines = [
-        "# For YOLO segmentation; class numbers are those of the label files.",
-        "path: .",
-        "train: images",
-        "val: images",
-    ]
-    return "\n".join([*lines, "names:", *(f"  {n}: {json.dumps(name)}" for n, name in enumerate(names))]) + "\n"
+    """YOLO's description of a data set with these class names; class numbers are those of the label files."""
+    content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -1,19 +1,27 @@
 """Cityscapes: reads and writes instance maps (`*_instanceIds.png`).
 
 A pixel's value is class * 1000 + number for one object. For a group of objects that are not told apart, which is a
-crowd region, it is the class alone (below 1000). https://github.com/mcordts/cityscapesScripts (helpers/labels.py)
+crowd region, it is the class alone (below 1000). Values 0 to 23 are the classes that have no objects, such as road:
+they are background unless declared. https://github.com/mcordts/cityscapesScripts (helpers/labels.py)
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from model.categories import Category
+from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.formats.class_names import check_distinct
 from pipeline.dataset.formats.id_masks import draw_id_map, id_map_to_instances, read_id_map, write_id_map
+from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
+from pipeline.dataset.formats.records import Name, to_record
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage import files
 from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri
@@ -28,9 +36,16 @@ CITYSCAPES_CATEGORIES = (
     Category(32, "motorcycle"),
     Category(33, "bicycle"),
 )
-_NOT_EVALUATED = (29, 30)  # caravan and trailer: annotated as objects, but not in the benchmark
+_MAX_CLASS_ID = 64
+_NUM_STUFF_IDS = 24  # 0 to 23: void, ground, buildings, sky ...
+_IGNORE_ID = 65  # what ignore regions are written as: no data set can declare it
 _IDS_ENDING = "_instanceIds.png"
 _CATEGORIES_FILE = "categories.json"
+
+
+class _Category(msgspec.Struct):
+    id: Annotated[int, Meta(ge=1, le=_MAX_CLASS_ID)]
+    name: Name
 
 
 def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
@@ -42,21 +57,19 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
 
     Returns:
         Image ids are `city_sequence_frame`. The classes are the eight of the benchmark, or those of a
-        `categories.json` ([{"id", "name"}, ...], ids 1 to 64) in the Cityscapes folder. Caravans and trailers are
-        regions that are neither positive nor negative.
+        `categories.json` ([{"id", "name"}, ...], ids 1 to 64) in the Cityscapes folder. Objects of other classes
+        (caravans, trailers) are regions that are neither positive nor negative, counted in `notes`.
 
     Raises:
-        AnnotationError: the folder has no instance map, or `categories.json` has an id out of range.
+        AnnotationError: the folder has no instance map, or `categories.json` is no such list.
     """
     uri = plain_uri(str(uri)).rstrip("/")
     keys = [key for key in files.iter_names(uri, recursive=True) if key.endswith(_IDS_ENDING)]
     if not keys:
         raise AnnotationError(f"{uri} holds no Cityscapes annotations: there is no *{_IDS_ENDING} below it")
     root, categories = _find_root(uri)
-    labels: dict[int, int] = {}
-    for index, category in enumerate(categories):
-        labels[category.id] = index + 1
-    ignored = set(_NOT_EVALUATED) - set(labels)
+    labels = {category.id: index + 1 for index, category in enumerate(categories)}
+    notes = NoteList()
     images = []
     for key in keys:
         ids_uri = join_uri(uri, key)
@@ -64,8 +77,10 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
         label_of_value = {}
         for value in np.unique(ids).tolist():
             class_id = value if value < 1000 else value // 1000
-            if class_id in labels or class_id in ignored:
+            if class_id in labels or value >= _NUM_STUFF_IDS:
                 label_of_value[value] = labels.get(class_id, 0)
+            if label_of_value.get(value) == 0 and class_id != _IGNORE_ID:
+                notes.add(f"objects of class {class_id}, which is not declared, are ignore regions", key)
         instances = tuple(
             replace(instance, iscrowd=value < 1000 or instance.label == 0)
             for value, instance in id_map_to_instances(ids, label_of_value).items()
@@ -80,7 +95,7 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
                 file_name,
             )
         images.append(AnnotatedImage(name, file_name, join_uri(photo_folder, file_name), height, width, instances))
-    return AnnotatedSet(tuple(images), categories)
+    return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
 def write_cityscapes(
@@ -89,7 +104,7 @@ def write_cityscapes(
     """Writes `gtFine/`, `leftImg8bit/` and `categories.json`.
 
     Category ids are kept where all are 1 to 64, else they are numbered from 1. Photos keep their file format. Crowd
-    regions of one class and image become one group.
+    regions of one class and image become one group. Ignore regions are objects of class 65, which is never declared.
 
     Returns:
         What Cityscapes cannot hold: description -> count.
@@ -98,36 +113,33 @@ def write_cityscapes(
         AnnotationError: more than 64 classes, more than 1000 objects of a class on an image, two photos of the same
             name, or objects that share pixels (`overlap`, see `draw_id_map`).
     """
-    losses: Counter[str] = Counter()
-    ids_kept = all(1 <= category.id <= 64 for category in annotated.categories)
-    if len(annotated.categories) > 64:
-        raise AnnotationError(f"Cityscapes' 16 bits hold at most 64 classes, not {len(annotated.categories)}")
-    class_ids = [category.id if ids_kept else index + 1 for index, category in enumerate(annotated.categories)]
-    if not ids_kept:
-        losses["category ids numbered anew"] += len(class_ids)
+    num_classes = len(annotated.categories)
+    if num_classes > _MAX_CLASS_ID:
+        raise AnnotationError(f"Cityscapes' 16 bits hold at most {_MAX_CLASS_ID} classes, not {num_classes}")
+    own_ids = [category.id for category in annotated.categories]
+    class_ids = own_ids if all(1 <= i <= _MAX_CLASS_ID for i in own_ids) else list(range(1, num_classes + 1))
     names = flat_names(annotated)
-    for index, image in enumerate(annotated.images):
+    stems = [file_stem(name) for name in names]
+    losses = count_losses(annotated, names, image_ids=stems, category_ids=class_ids)
+    for image, photo, stem in zip(annotated.images, names, stems, strict=True):
         numbers: Counter[int] = Counter()
         values = []
         for instance in image.instances:
-            if instance.label == 0:
-                losses["ignore regions without a class"] += 1
-                values.append(0)
-                continue
-            class_id = class_ids[instance.label - 1]
-            values.append(class_id if instance.iscrowd else class_id * 1000 + numbers[class_id])
-            numbers[class_id] += not instance.iscrowd
-        if numbers and max(numbers.values()) > 1000:
-            raise AnnotationError(f"image {image.file_name} has over 1000 objects of a class; Cityscapes holds no more")
+            class_id = class_ids[instance.label - 1] if instance.label else _IGNORE_ID
+            is_group = instance.iscrowd and instance.label
+            values.append(class_id if is_group else class_id * 1000 + numbers[class_id])
+            numbers[class_id] += not is_group
+        if numbers[_IGNORE_ID] > 2**16 - _IGNORE_ID * 1000 or max(numbers.values(), default=0) > 1000:
+            raise AnnotationError(
+                f"image {image.file_name} has too many objects; Cityscapes holds 1000 of a class and "
+                f"{2**16 - _IGNORE_ID * 1000} ignore regions"
+            )
         ids = draw_id_map(image, values, overlap=overlap)
-        name, ending = file_stem(names[index]), names[index].rpartition(".")[2]
-        target = join_uri(folder, f"gtFine/{split}/{city}/{name}_gtFine{_IDS_ENDING}")
-        write_id_map(target, ids, bits=16)
-        copy_photo(image, join_uri(folder, f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.{ending}"), losses)
-        losses["keypoints"] += sum(i.keypoints is not None for i in image.instances)
-        losses["lists of labelled classes"] += image.labelled_classes is not None
-        losses["extra channels"] += len(image.extra_paths)
-        losses["objects without a pixel of their own"] += len(set(values) - {0} - set(np.unique(ids).tolist()))
+        write_id_map(join_uri(folder, f"gtFine/{split}/{city}/{stem}_gtFine{_IDS_ENDING}"), ids, bits=16)
+        ending = photo.removeprefix(stem)
+        copy_photo(image, join_uri(folder, f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit{ending}"), losses)
+        losses["crowd regions of one class joined"] += len(values) - len(set(values))
+        losses["objects without a pixel of their own"] += len(set(values) - set(np.unique(ids).tolist()))
     categories = [{"id": i, "name": c.name} for i, c in zip(class_ids, annotated.categories, strict=True)]
     files.write_json(join_uri(folder, _CATEGORIES_FILE), categories)
     return +losses
@@ -140,9 +152,15 @@ def _find_root(uri: str) -> tuple[str, tuple[Category, ...]]:
     listing = join_uri(root, _CATEGORIES_FILE)
     if not files.is_file(listing):
         return root, CITYSCAPES_CATEGORIES
-    categories = tuple(Category(int(entry["id"]), str(entry["name"])) for entry in files.read_json(listing))
-    if out_of_range := [category.id for category in categories if not 1 <= category.id <= 64]:
-        raise AnnotationError(f"{listing}: category id {out_of_range[0]} does not fit; allowed are 1 to 64")
+    faults = FaultList()
+    entries = files.read_json(listing)
+    if not isinstance(entries, list) or not entries:
+        raise AnnotationError(f"{listing} is {shown(entries)}; allowed is a list of one or more categories")
+    records = [to_record(entry, _Category, f"category {index}", faults) for index, entry in enumerate(entries)]
+    faults.refuse_if_any(listing)
+    categories = tuple(Category(record.id, record.name) for record in records if record is not None)
+    check_distinct((category.name for category in categories), listing)
+    check_distinct((category.id for category in categories), listing)
     return root, categories
 
 
@@ -154,4 +172,5 @@ def _photo_folder(ids_uri: str, root: str, image_root: str | None) -> str:
 
 def _frame_of(name: str) -> str:
     stem = name.removesuffix(_IDS_ENDING)
-    return stem.removesuffix("_gtFine").removesuffix("_gtCoarse")
+    ending = next((ending for ending in ("_gtFine", "_gtCoarse") if stem.endswith(ending)), "")
+    return stem.removesuffix(ending)

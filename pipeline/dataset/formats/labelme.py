@@ -8,14 +8,21 @@ from __future__ import annotations
 import base64
 import io
 import math
+import posixpath
 from collections import Counter
 from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 
 from model.categories import Category
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, reference_to
+from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.formats.class_names import BACKGROUND_NAME, check_distinct, check_writable, read_lines
+from pipeline.dataset.formats.losses import count_losses
+from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
+from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
+from pipeline.dataset.formats.records import Coordinate, Length, Name, to_record
 from pipeline.dataset.types import (
     IGNORE_NAME,
     AnnotatedImage,
@@ -24,70 +31,112 @@ from pipeline.dataset.types import (
     Instance,
     Polygons,
     mask_to_instance,
-    polygon_area,
-    polygons_to_box,
     segmentation_to_mask,
 )
 from pipeline.masks.contours import mask_to_loops, mask_to_polygons
 from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri
+from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, relative_uri
 
-_CIRCLE_POINTS = 64
+_POLYGONS = ("polygon", "rotation", "oriented_rectangle")  # the last two: rectangles of four corners in other tools
 _SHAPES_WITHOUT_AREA = ("point", "line", "linestrip", "points")
-_BACKGROUND_NAME = "_background_"
+_SHAPES = (*_POLYGONS, "rectangle", "circle", "mask", *_SHAPES_WITHOUT_AREA)
+_NUM_POINTS = {"rectangle": (0, 1, 2, 4), "circle": (0, 1, 2), "mask": (2,)}
+
+
+class _Flags(msgspec.Struct):
+    iscrowd: bool | None = None
+
+
+class _Shape(msgspec.Struct):
+    label: Name | int
+    points: list[tuple[Coordinate, Coordinate]]
+    shape_type: str | None = None
+    group_id: int | str | None = None
+    flags: _Flags | None = None
+    mask: str | None = None
+
+
+class _Photo(msgspec.Struct):
+    shapes: list[Any]
+    image_path: Name = msgspec.field(name="imagePath")
+    height: Length = msgspec.field(name="imageHeight")
+    width: Length = msgspec.field(name="imageWidth")
 
 
 def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
-    """Reads a folder of LabelMe files, or one file: polygons, rectangles, circles and masks.
+    """Reads a folder of LabelMe files and its sub-folders, or one file: polygons, rectangles, circles and masks.
 
     Shapes of one label with the same `group_id` are one object. Shapes labelled `__ignore__`, or with the flag
-    `iscrowd`, are regions that are neither positive nor negative. Points and lines are left out and counted in `notes`.
+    `iscrowd`, are regions that are neither positive nor negative. A label that is a whole number is read as its digits.
+    A shape without a type is a polygon. Points and lines are left out and counted in `notes`, as are JSON files without
+    'shapes'.
 
     Args:
         uri: the folder, or one JSON file.
-        image_root: folder of the photos; by default each file's `imagePath` is followed.
+        image_root: folder of the photos, each in the sub-folder of its file; by default each file's `imagePath` is
+            followed.
 
     Returns:
         Images in order of file name, ids from 1. Classes are in the order of `labels.txt` where the folder has one
         (LabelMe's own convention), else in order of name; category ids from 1.
 
     Raises:
-        AnnotationError: no LabelMe file, an unknown shape type, a mask beyond the image, or a label that `labels.txt`
-            lacks.
+        AnnotationError: no LabelMe file, entries that break the format's schema, an unknown shape type, a mask beyond
+            the image, a label that `labels.txt` lacks, or two files of one photo.
     """
     uri = plain_uri(str(uri)).rstrip("/")
     folder = parent_uri(uri) if uri.lower().endswith(".json") else uri
-    names = [base_name(uri)] if folder != uri else [n for n in files.iter_names(uri) if n.endswith(".json")]
-    contents = [(name, files.read_json(join_uri(folder, name))) for name in names]
-    contents = [(name, content) for name, content in contents if isinstance(content, dict) and "shapes" in content]
-    if not contents:
+    keys = [base_name(uri)] if folder != uri else list(files.iter_names(uri, recursive=True))
+    faults, notes = FaultList(), NoteList()
+    photos: dict[str, tuple[_Photo, list[_Shape]]] = {}
+    for key in sorted(key for key in keys if key.lower().endswith(".json")):
+        content = files.read_json(join_uri(folder, key))
+        if not isinstance(content, dict) or "shapes" not in content:
+            notes.add("JSON files without 'shapes' left out", key)
+        elif (photo := to_record(content, _Photo, key, faults)) is not None:
+            entries = enumerate(photo.shapes)
+            records = (to_record(entry, _Shape, f"{key}: shape {index}", faults) for index, entry in entries)
+            photos[key] = (photo, [record for record in records if record is not None])
+    faults.refuse_if_any(uri)
+    if not photos:
         raise AnnotationError(f"{uri} holds no LabelMe annotations: there is no JSON file with 'shapes'")
-    classes = _class_names(folder, contents)
+    classes = _class_names(folder, {str(shape.label) for _, shapes in photos.values() for shape in shapes})
     label_of = {name: index + 1 for index, name in enumerate(classes)} | {IGNORE_NAME: 0}
-    notes: Counter[str] = Counter()
-    images = []
-    for number, (name, entry) in enumerate(contents, start=1):
-        where = join_uri(folder, name)
-        height, width = int(entry["imageHeight"]), int(entry["imageWidth"])
-        groups: dict[Any, list[dict[str, Any]]] = {}
-        for index, shape in enumerate(entry["shapes"]):
-            if shape["label"] not in label_of:
-                raise AnnotationError(
-                    f"{where}: the label {shape['label']!r} is not in labels.txt: {', '.join(classes)}"
-                )
-            if shape.get("shape_type", "polygon") in _SHAPES_WITHOUT_AREA:
-                notes["points and lines left out"] += 1
-                continue
-            group = shape.get("group_id")
-            groups.setdefault((shape["label"], index if group is None else f"group {group}"), []).append(shape)
-        instances = tuple(
-            _to_instance(shapes, label_of[label], height, width, where) for (label, _), shapes in groups.items()
+    images: list[AnnotatedImage] = []
+    key_of_path: dict[str, str] = {}
+    for key, (photo, shapes) in photos.items():
+        size = (photo.height, photo.width)
+        groups: dict[tuple[str, str], dict[int, _Shape]] = {}
+        for index, shape in enumerate(shapes):
+            name, kind, label = f"{key}: shape {index}", shape.shape_type or "polygon", str(shape.label)
+            if label not in label_of:
+                faults.add(f"{name} has the label {label!r}, which is not in labels.txt: {', '.join(classes)}")
+            elif kind not in _SHAPES:
+                faults.add(f"{name} has shape_type {shown(kind)}; allowed are {', '.join(_SHAPES)}")
+            elif kind in _SHAPES_WITHOUT_AREA:
+                notes.add("points and lines left out")
+            elif len(shape.points) not in _NUM_POINTS.get(kind, (len(shape.points),)):
+                faults.add(f"{name}, a {kind}, has {len(shape.points)} points; allowed are {_NUM_POINTS[kind][-1]}")
+            else:
+                group = f"shape {index}" if shape.group_id is None else f"group {shape.group_id!r}"
+                groups.setdefault((label, group), {})[index] = shape
+        instances = (
+            _to_instance(members, label_of[label], size, f"{key}: ", faults, notes)
+            for (label, _), members in groups.items()
         )
-        file_name = str(entry["imagePath"]).replace("\\", "/")
-        path = join_uri(image_root, base_name(file_name)) if image_root else join_uri(folder, file_name)
-        images.append(AnnotatedImage(number, file_name, path, height, width, instances))
+        path = photo.image_path.replace("\\", "/")
+        file_name = path if "://" in path else posixpath.normpath(posixpath.join(posixpath.dirname(key), path))
+        if image_root:
+            path = join_uri(image_root, posixpath.join(posixpath.dirname(key), base_name(path)))
+        else:
+            path = join_uri(folder, file_name)
+        if (first_key := key_of_path.setdefault(path, key)) != key:
+            faults.add(f"{first_key} and {key} are of one photo, {path}")
+        present = tuple(instance for instance in instances if instance is not None)
+        images.append(AnnotatedImage(len(images) + 1, file_name, path, *size, present))
+    faults.refuse_if_any(uri)
     categories = tuple(Category(index + 1, name) for index, name in enumerate(classes))
-    return AnnotatedSet(tuple(images), categories, notes=dict(notes))
+    return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
 def write_labelme(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True) -> Counter[str]:
@@ -99,87 +148,104 @@ def write_labelme(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = T
         What LabelMe cannot hold: description -> count.
 
     Raises:
-        AnnotationError: two photos of the same name.
+        AnnotationError: two photos of the same name, or a class that a list of lines cannot hold.
     """
-    losses: Counter[str] = Counter()
+    check_writable(annotated.categories, "LabelMe")
     names = flat_names(annotated)
-    for index, image in enumerate(annotated.images):
+    keys = [f"{file_stem(name)}.json" for name in names]
+    id_of = {key: index + 1 for index, key in enumerate(sorted(keys))}
+    losses = count_losses(
+        annotated,
+        names,
+        image_ids=[id_of[key] for key in keys],
+        category_ids=range(1, len(annotated.categories) + 1),
+    )
+    for image, name, key in zip(annotated.images, names, keys, strict=True):
         shapes: list[dict[str, Any]] = []
         for group, instance in enumerate(image.instances, start=1):
             label = annotated.categories[instance.label - 1].name if instance.label else IGNORE_NAME
-            shapes += _to_shapes(instance, label, group, image.height, image.width)
-            losses["keypoints"] += instance.keypoints is not None
-        losses["lists of labelled classes"] += image.labelled_classes is not None
-        losses["extra channels"] += len(image.extra_paths)
+            parts = _to_shapes(instance, label, group, image.height, image.width)
+            losses["objects without a mask"] += not parts
+            shapes += parts
         if copy_photos:
-            copy_photo(image, join_uri(folder, names[index]), losses)
+            copy_photo(image, join_uri(folder, name), losses)
         content: dict[str, Any] = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": names[index] if copy_photos else reference_to(image, folder),
+            "imagePath": name if copy_photos else relative_uri(image.path, folder),
             "imageData": None,
             "imageHeight": image.height,
             "imageWidth": image.width,
         }
-        files.write_json(join_uri(folder, f"{file_stem(names[index])}.json"), content)
-    if [c.id for c in annotated.categories] != list(range(1, len(annotated.categories) + 1)):
-        losses["category ids numbered anew"] += len(annotated.categories)
-    lines = [IGNORE_NAME, _BACKGROUND_NAME, *(category.name for category in annotated.categories)]
+        files.write_json(join_uri(folder, key), content)
+    lines = [IGNORE_NAME, BACKGROUND_NAME, *(category.name for category in annotated.categories)]
     files.write_bytes(join_uri(folder, "labels.txt"), "".join(f"{line}\n" for line in lines).encode())
     return +losses
 
 
-def _class_names(folder: str, contents: list[tuple[str, dict[str, Any]]]) -> list[str]:
+def _class_names(folder: str, used: set[str]) -> list[str]:
     listing = join_uri(folder, "labels.txt")
-    if files.is_file(listing):
-        names = [line.strip() for line in files.read_bytes(listing).decode().splitlines() if line.strip()]
-    else:
-        names = sorted({str(shape["label"]) for _, content in contents for shape in content["shapes"]})
-    return [name for name in names if name not in (IGNORE_NAME, _BACKGROUND_NAME)]
+    names = [line for line in read_lines(listing) if line] if files.is_file(listing) else sorted(used)
+    check_distinct(names, listing)
+    return [name for name in names if name not in (IGNORE_NAME, BACKGROUND_NAME)]
 
 
-def _to_instance(shapes: list[dict[str, Any]], label: int, height: int, width: int, where: str) -> Instance:
-    iscrowd = label == 0 or any((shape.get("flags") or {}).get("iscrowd") for shape in shapes)
-    if any(shape.get("shape_type") == "mask" for shape in shapes):
-        mask = np.zeros((height, width), dtype=bool)
-        for shape in shapes:
-            mask |= _shape_pixels(shape, height, width, where)
-        return mask_to_instance(label, mask, iscrowd=iscrowd)
-    polygons = [_outline(shape, where) for shape in shapes]
-    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
-    return Instance(label, polygons_to_box(polygons, height, width), polygons, iscrowd, polygon_area(polygons))
+def _to_instance(
+    shapes: dict[int, _Shape], label: int, size: tuple[int, int], where: str, faults: FaultList, notes: NoteList
+) -> Instance | None:
+    """The object of these shapes by index; None, and a fault or a note, where there is none."""
+    iscrowd = label == 0 or any(shape.flags is not None and shape.flags.iscrowd for shape in shapes.values())
+    if not any(shape.shape_type == "mask" for shape in shapes.values()):
+        name = f"{where}shape {', '.join(map(str, shapes))}"
+        outlines = [_outline(shape) for shape in shapes.values()]
+        return outlines_to_instance(label, outlines, size, iscrowd=iscrowd, name=name, notes=notes)
+    mask = np.zeros(size, dtype=bool)
+    for index, shape in shapes.items():
+        try:
+            mask |= _shape_pixels(shape, *size)
+        except ValueError as error:
+            faults.add(f"{where}shape {index} {error}")
+    if not mask.any():
+        notes.add("objects without a pixel left out", f"{where}shape {', '.join(map(str, shapes))}")
+        return None
+    return mask_to_instance(label, mask, iscrowd=iscrowd)
 
 
-def _outline(shape: dict[str, Any], where: str) -> list[float]:
-    kind, points = shape.get("shape_type", "polygon"), shape["points"]
-    if kind == "polygon":
-        points = points[:-1] if len(points) > 1 and points[0] == points[-1] else points
-        return [float(value) for point in points for value in point]
-    if kind == "rectangle":
-        (x1, y1), (x2, y2) = points[0], points[-1] if len(points) == 2 else points[2]
-        return [float(v) for v in (x1, y1, x2, y1, x2, y2, x1, y2)]
-    if kind == "circle":
+def _outline(shape: _Shape) -> list[float]:
+    """The outline as one flat polygon, without a closing point that repeats the first."""
+    points = shape.points
+    if shape.shape_type == "rectangle" and len(points) > 1:
+        (x1, x2), (y1, y2) = ((min(values), max(values)) for values in zip(*points, strict=True))
+        return [x1, y1, x2, y1, x2, y2, x1, y2]
+    if shape.shape_type == "circle" and len(points) == 2:
         (cx, cy), (px, py) = points
         radius = math.hypot(px - cx, py - cy)
-        angles = [2 * math.pi * step / _CIRCLE_POINTS for step in range(_CIRCLE_POINTS)]
-        return [v for a in angles for v in (cx + radius * math.cos(a), cy + radius * math.sin(a))]
-    raise AnnotationError(f"{where}: a shape of type {kind!r}; allowed are polygon, rectangle, circle, mask")
+        return ellipse_outline(cx, cy, radius, radius)
+    points = points[:-1] if len(points) > 1 and points[0] == points[-1] else points
+    return [value for point in points for value in point]
 
 
-def _shape_pixels(shape: dict[str, Any], height: int, width: int, where: str) -> np.ndarray:
-    """A shape's mask: bool [H, W]. The two points of a shape of type `mask` are its first and its last pixel."""
-    if shape.get("shape_type") != "mask":
-        return segmentation_to_mask([_outline(shape, where)], height, width) != 0
-    with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
-        window = np.asarray(image.convert("L")) != 0
-    x, y = (round(value) for value in shape["points"][0])
-    if x < 0 or y < 0 or y + window.shape[0] > height or x + window.shape[1] > width:
-        raise AnnotationError(
-            f"{where}: a mask of {window.shape} pixels at ({x}, {y}) on an image of [{height}, {width}]"
-        )
+def _shape_pixels(shape: _Shape, height: int, width: int) -> np.ndarray:
+    """A shape's mask: bool [H, W]. The two points of a shape of type `mask` are its first and its last pixel.
+
+    Raises:
+        ValueError: a mask that is no image, or not within the photo; the message is the end of a sentence.
+    """
+    if shape.shape_type != "mask":
+        return segmentation_to_mask([_outline(shape)], height, width) != 0
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape.mask or "", validate=True))) as image:
+            window = np.asarray(image.convert("L")) != 0
+    except Exception:  # Pillow's plugins raise almost anything on broken files
+        raise ValueError(f"has the mask {shown(shape.mask)}; allowed is a PNG in base64") from None
+    (x, y), (x_last, y_last) = ((round(px), round(py)) for px, py in shape.points)
+    if (y_last - y + 1, x_last - x + 1) != window.shape:
+        raise ValueError(f"has a mask of {window.shape} pixels (H, W), but points {shown(shape.points)}")
+    if x < 0 or y < 0 or y_last >= height or x_last >= width:
+        raise ValueError(f"has a mask of {window.shape} pixels at ({x}, {y}) on an image of [{height}, {width}]")
     pixels = np.zeros((height, width), dtype=bool)
-    pixels[y : y + window.shape[0], x : x + window.shape[1]] = window
+    pixels[y : y_last + 1, x : x_last + 1] = window
     return pixels
 
 

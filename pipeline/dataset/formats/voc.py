@@ -17,7 +17,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.categories import Category
+from pipeline.dataset.faults import NoteList
+from pipeline.dataset.formats.class_names import (
+    BACKGROUND_NAME,
+    check_distinct,
+    check_writable,
+    is_one_line,
+    read_lines,
+)
 from pipeline.dataset.formats.id_masks import draw_id_map, id_map_to_instances, read_id_map, write_id_map
+from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.types import IGNORE_NAME, AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage import files
@@ -28,6 +37,7 @@ VOC_CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _VOID = 255
+_DIFFICULT = {"": False, "0": False, "Unspecified": False, "1": True}
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
     Args:
         uri: the folder that holds SegmentationObject, for all its images, or one of its lists such as
             `ImageSets/Segmentation/train.txt`.
-        image_root: folder of the photos; JPEGImages by default.
+        image_root: folder of the photos; JPEGImages by default. Of several photos of one name the .jpg is used.
 
     Returns:
         Image ids are the names without extension. Classes are those of `class_names.txt` where there is one (first
@@ -51,49 +61,46 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
         out and counted in `notes`.
 
     Raises:
-        AnnotationError: no such folder, no instance masks, invalid XML, or an object without a class.
+        AnnotationError: no such folder, no instance masks, invalid XML, a list of classes that is no such list, or an
+            object whose class is not stated or not listed.
     """
     uri = plain_uri(str(uri)).rstrip("/")
     root, names = _names_of(uri)
-    notes: Counter[str] = Counter()
+    notes = NoteList()
     objects = {name: _read_xml(join_uri(root, f"Annotations/{name}.xml")) for name in names}
     classes = _class_names(root, objects.values())
-    label_of = {name: index + 1 for index, name in enumerate(classes)}
     photo_root = image_root or join_uri(root, "JPEGImages")
-    photos = {file_stem(name): name for name in files.iter_names(photo_root)}
+    photos: dict[str, list[str]] = {}
+    for photo in files.iter_names(photo_root):
+        photos.setdefault(file_stem(photo), []).append(photo)
     images = []
     for name in names:
         ids_uri = join_uri(root, f"SegmentationObject/{name}.png")
         if not files.is_file(ids_uri):
-            notes["images without an instance mask left out"] += 1
+            is_known = name in photos or objects[name] is not None
+            notes.add("images without an instance mask left out" if is_known else "listed names without a file", name)
             continue
         ids = read_id_map(ids_uri)
         numbers = [int(n) for n in np.unique(ids) if n not in (0, _VOID)]
-        listed = objects[name]
+        listed = objects[name] or []
         labels = _labels_by_class_map(root, name, ids, numbers, len(classes))
         if labels is None:
-            labels = {}
-            for number in numbers:
-                if listed is None or not 1 <= number <= len(listed):
-                    raise AnnotationError(
-                        f"{ids_uri}: object {number} has no class: there is no "
-                        f"SegmentationClass/{name}.png, and Annotations/{name}.xml lists "
-                        f"{len(listed or ())} objects"
-                    )
-                labels[number] = label_of.get(listed[number - 1].name, 0)
+            labels = _labels_by_xml(root, name, listed, numbers, classes)
         # The XML's flags are those of the masks only where it lists an object for each of their numbers.
-        flags = listed if listed is not None and numbers and len(listed) >= max(numbers) else None
+        flags = listed if len(listed) >= max(numbers, default=0) else None
         instances = tuple(
             replace(instance, iscrowd=instance.label == 0 or (flags is not None and flags[number - 1].difficult))
             for number, instance in id_map_to_instances(ids, labels).items()
         )
-        photo = photos.get(name, f"{name}.jpg")
+        found = sorted(photos.get(name, [f"{name}.jpg"]), key=lambda photo: not photo.lower().endswith(".jpg"))
+        if len(found) > 1:
+            notes.add("photos of one name, of which the .jpg or else the first is used", ", ".join(found))
         height, width = ids.shape
-        images.append(AnnotatedImage(name, photo, join_uri(photo_root, photo), height, width, instances))
+        images.append(AnnotatedImage(name, found[0], join_uri(photo_root, found[0]), height, width, instances))
     if not images:
         raise AnnotationError(f"{uri}: none of the {len(names)} images has a mask in {root}/SegmentationObject")
     categories = tuple(Category(index + 1, name) for index, name in enumerate(classes))
-    return AnnotatedSet(tuple(images), categories, notes=dict(notes))
+    return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
 def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", split: str = "train") -> Counter[str]:
@@ -105,47 +112,53 @@ def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", 
         What VOC cannot hold: description -> count.
 
     Raises:
-        AnnotationError: more than 254 objects on an image, more than 254 classes, two photos of the same name, or
-            objects that share pixels (`overlap`, see `draw_id_map`).
+        AnnotationError: more than 254 objects on an image, more than 254 classes, names of photos or classes that a
+            list of lines cannot hold, two photos of the same name, or objects that share pixels (`overlap`, see
+            `draw_id_map`).
     """
-    losses: Counter[str] = Counter()
+    check_writable(annotated.categories, "VOC")
     names = flat_names(annotated)
+    stems = [file_stem(name) for name in names]
+    if odd := [stem for stem in stems if not is_one_line(stem)]:
+        raise AnnotationError(f"a photo is named {odd[0]!r}, which VOC's lists of one name a line cannot hold")
     if len(annotated.categories) >= _VOID:
         raise AnnotationError(f"VOC holds at most 254 classes, not {len(annotated.categories)}")
-    for index, image in enumerate(annotated.images):
+    losses = count_losses(annotated, names, image_ids=stems, category_ids=range(1, len(annotated.categories) + 1))
+    for image, photo, name in zip(annotated.images, names, stems, strict=True):
         if len(image.instances) >= _VOID:
             raise AnnotationError(f"image {image.file_name} has {len(image.instances)} objects; VOC holds at most 254")
-        name = file_stem(names[index])
         ids = draw_id_map(image, list(range(1, len(image.instances) + 1)), overlap=overlap)
         classes = np.array([0] + [i.label if i.label else _VOID for i in image.instances])[ids]
         write_id_map(join_uri(folder, f"SegmentationObject/{name}.png"), ids)
         write_id_map(join_uri(folder, f"SegmentationClass/{name}.png"), classes)
-        xml = _to_xml(image, names[index], annotated.categories)
-        files.write_bytes(join_uri(folder, f"Annotations/{name}.xml"), xml)
-        copy_photo(image, join_uri(folder, f"JPEGImages/{names[index]}"), losses)
-        losses["keypoints"] += sum(i.keypoints is not None for i in image.instances)
-        losses["lists of labelled classes"] += image.labelled_classes is not None
-        losses["extra channels"] += len(image.extra_paths)
+        files.write_bytes(join_uri(folder, f"Annotations/{name}.xml"), _to_xml(image, photo, annotated.categories))
+        copy_photo(image, join_uri(folder, f"JPEGImages/{photo}"), losses)
         losses["objects without a pixel of their own"] += len(image.instances) - len(set(np.unique(ids)) - {0})
-    listing = "".join(f"{file_stem(name)}\n" for name in names.values())
+    listing = "".join(f"{name}\n" for name in stems)
     files.write_bytes(join_uri(folder, f"ImageSets/Segmentation/{split}.txt"), listing.encode())
-    lines = "".join(f"{line}\n" for line in ["_background_", *(c.name for c in annotated.categories)])
+    lines = "".join(f"{line}\n" for line in [BACKGROUND_NAME, *(c.name for c in annotated.categories)])
     files.write_bytes(join_uri(folder, "class_names.txt"), lines.encode())
     return +losses
 
 
 def _names_of(uri: str) -> tuple[str, list[str]]:
-    """The VOC folder, and the names of the images to read."""
-    if uri.lower().endswith(".txt"):
-        if not files.is_file(uri):
-            raise AnnotationError(f"there is no list {uri}")
-        root = parent_uri(parent_uri(parent_uri(uri)))
-        lines = files.read_bytes(uri).decode("utf-8", "replace").splitlines()
-        return root, [line.split()[0] for line in lines if line.strip()]
-    names = [file_stem(n) for n in files.iter_names(join_uri(uri, "SegmentationObject")) if n.endswith(".png")]
-    if not names:
-        raise AnnotationError(f"{uri} is no VOC folder with instance masks: SegmentationObject/*.png is empty")
-    return uri, names
+    """The VOC folder, and the names of the images to read.
+
+    A line of a list is a name, which may have blanks; or, in the lists of one class, a name and a number behind it.
+    """
+    root = parent_uri(parent_uri(parent_uri(uri))) if uri.lower().endswith(".txt") else uri
+    masks = [file_stem(n) for n in files.iter_names(join_uri(root, "SegmentationObject")) if n.endswith(".png")]
+    if not masks:
+        raise AnnotationError(f"{root} is no VOC folder with instance masks: SegmentationObject/*.png is empty")
+    if root == uri:
+        return root, masks
+    if not files.is_file(uri):
+        raise AnnotationError(f"there is no list {uri}")
+    known = set(masks)
+    names = [line if line in known else line.split()[0] for line in read_lines(uri) if line]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise AnnotationError(f"{uri}: the image {repeated[0]!r} stands there twice")
+    return root, names
 
 
 def _read_xml(uri: str) -> list[_XmlObject] | None:
@@ -153,21 +166,29 @@ def _read_xml(uri: str) -> list[_XmlObject] | None:
         return None
     try:
         tree = ET.fromstring(files.read_bytes(uri))
-    except ET.ParseError as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two: an encoding that is not supported
         raise AnnotationError(f"{uri} is not valid XML: {error}") from None
-    return [
-        _XmlObject((entry.findtext("name") or "").strip(), (entry.findtext("difficult") or "0").strip() == "1")
-        for entry in tree.findall("object")
-    ]
+    objects = []
+    for number, entry in enumerate(tree.findall("object"), start=1):
+        difficult = (entry.findtext("difficult") or "").strip()
+        if difficult not in _DIFFICULT:
+            raise AnnotationError(f"{uri}: object {number} has <difficult> {difficult!r}; allowed are 0 and 1")
+        objects.append(_XmlObject((entry.findtext("name") or "").strip(), _DIFFICULT[difficult]))
+    return objects
 
 
 def _class_names(root: str, objects: Iterable[list[_XmlObject] | None]) -> tuple[str, ...]:
     listing = join_uri(root, "class_names.txt")
-    if files.is_file(listing):
-        lines = files.read_bytes(listing).decode().split("\n")
-        return tuple(line.strip() for line in lines[1:] if line.strip())
-    used = {entry.name for entries in objects for entry in entries or ()} - {IGNORE_NAME}
-    return VOC_CLASSES if used <= set(VOC_CLASSES) else tuple(sorted(used))
+    if not files.is_file(listing):
+        used = {entry.name for entries in objects for entry in entries or ()} - {IGNORE_NAME, ""}
+        return VOC_CLASSES if used <= set(VOC_CLASSES) else tuple(sorted(used))
+    first, *names = read_lines(listing) or [""]
+    if first != BACKGROUND_NAME or not names or "" in names:
+        raise AnnotationError(
+            f"{listing} must have {BACKGROUND_NAME} in its first line and a class in each further line, none blank"
+        )
+    check_distinct(names, listing)
+    return tuple(names)
 
 
 def _labels_by_class_map(
@@ -186,6 +207,27 @@ def _labels_by_class_map(
         if label != _VOID and not 1 <= label <= num_classes:
             raise AnnotationError(f"{uri}: object {number} is of class {label}; allowed are 1 to {num_classes}")
         labels[number] = 0 if label == _VOID else label
+    return labels
+
+
+def _labels_by_xml(
+    root: str, name: str, listed: list[_XmlObject], numbers: list[int], classes: Sequence[str]
+) -> dict[int, int]:
+    """Each object's class by its entry in the XML file."""
+    label_of = {name: index + 1 for index, name in enumerate(classes)} | {IGNORE_NAME: 0}
+    labels = {}
+    for number in numbers:
+        if number > len(listed):
+            raise AnnotationError(
+                f"{root}/SegmentationObject/{name}.png: object {number} has no class: there is no "
+                f"SegmentationClass/{name}.png, and Annotations/{name}.xml lists {len(listed)} objects"
+            )
+        if (class_name := listed[number - 1].name) not in label_of:
+            raise AnnotationError(
+                f"{root}/Annotations/{name}.xml: object {number} is of class {class_name!r}; allowed are "
+                f"{', '.join(classes)}"
+            )
+        labels[number] = label_of[class_name]
     return labels
 
 

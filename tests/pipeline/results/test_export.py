@@ -12,9 +12,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from model.categories import Category
 from pipeline.dataset.formats.coco import load_coco
+from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.results.export import ExportError, crops, export_run, file_names, to_polygons
+from pipeline.results.export import FORMATS, Exported, ExportError, crops, export_run, file_names, to_polygons
 from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_masks, load_images, load_instances
 from tests.pipeline.made_run import image_row, instance_row, write_run
@@ -27,7 +30,8 @@ def fill(polygons: list[list[float]], shape: tuple[int, int]) -> np.ndarray:
 
 
 def test_coco_and_back(drawn_run, tmp_path):
-    assert export_run(drawn_run.uri, str(tmp_path), "coco") == 1
+    exported = export_run(drawn_run.uri, str(tmp_path), "coco")
+    assert exported == Exported(1, {"images that were not segmented left out": 1})
     instances = load_instances(drawn_run.uri)
     content = json.loads((tmp_path / "coco.json").read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -63,7 +67,7 @@ def test_coco_results_are_what_loadres_takes(drawn_run, tmp_path):
 
 
 def test_yolo_lines_give_the_masks_back(drawn_run, tmp_path):
-    assert export_run(drawn_run.uri, str(tmp_path), "yolo", min_score=0.3) == 8
+    assert export_run(drawn_run.uri, str(tmp_path), "yolo", min_score=0.3).num_files == 8
     assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"] == {0: "circle", 1: "square", 2: "triangle"}
     images = load_images(drawn_run.uri).set_index("image_id")
     instances = load_instances(drawn_run.uri, filters=[("score", ">=", 0.3)])
@@ -85,8 +89,59 @@ def test_labelme_holds_every_part(drawn_run, tmp_path):
     union = np.max(decode_masks(rows), axis=0)
     polygons = [np.ravel(shape["points"]).tolist() for shape in content["shapes"]]
     np.testing.assert_array_equal(fill(polygons, union.shape), union)
-    assert content["imagePath"] == "sub/photo_1.png" and content["imageData"] is None
+    photo = tmp_path / "labelme/sub" / content["imagePath"]
+    assert photo.resolve() == (drawn_run.photos / "sub/photo_1.png").resolve() and content["imageData"] is None
     assert (content["imageHeight"], content["imageWidth"]) == union.shape
+
+
+def test_labelme_is_read_back_in_its_place(drawn_run, tmp_path):
+    export_run(drawn_run.uri, str(tmp_path), "labelme")
+    rows = load_instances(drawn_run.uri)
+    for image_root in (None, str(drawn_run.photos)):
+        again = load_annotations(str(tmp_path / "labelme"), image_root=image_root)
+        assert not again.notes and len(again) == 7
+        masks = {}
+        for image in again.images:
+            load_photo(image)
+            for instance in image.instances:
+                name = again.categories[instance.label - 1].name
+                masks[image.path, name, instance.mask(image.height, image.width).tobytes()] = instance
+        assert set(masks) == {
+            (str(drawn_run.photos / row.image_id), row.category, drawn_run.masks[row.image_id, row.instance].tobytes())
+            for row in rows.itertuples()
+        }
+
+
+def test_what_an_export_leaves_out_is_counted(tmp_path: Path):
+    full, empty = np.ones((8, 9), bool), np.zeros((8, 9), bool)
+    photos = [image_row("a.png", "a.png", "ok", (8, 9), 3, 0), image_row("b.png", "b.png", "corrupt", None, 0, 0)]
+    instances = [
+        instance_row("a.png", number, SHAPE_CATEGORIES[0], score, mask)
+        for number, (score, mask) in enumerate([(0.9, full), (0.8, full), (0.7, empty)])
+    ]
+    run = str(write_run(tmp_path / "run", [(photos, instances)]))
+    notes = {to: dict(export_run(run, str(tmp_path / to), to).notes) for to in FORMATS}
+    failed = {"images that were not segmented left out": 1}
+    assert notes["coco"] == notes["coco-results"] == failed
+    assert notes["labelme"] == failed | {"instances without a polygon left out": 1}
+    assert notes["yolo"] == notes["labelme"] | {"category ids numbered anew, from 0": 3}
+    assert notes["png"] == failed | {"instances without a pixel of their own left out": 2}
+
+
+NAMES = ["x", "a: b", "'q'\"", "true", "null", "1", "Ünï", "🦊", "line\nbreak", "a\x7fb", "- x", ""]
+
+
+def test_yolo_names_are_read_back_from_yaml(tmp_path: Path):
+    mask = np.ones((8, 9), bool)
+    instances = [
+        instance_row("a.png", number, Category(number + 1, name), 0.9, mask) for number, name in enumerate(NAMES)
+    ]
+    run = write_run(tmp_path / "run", [([image_row("a.png", "a.png", "ok", (8, 9), len(NAMES), 0)], instances)])
+    spec = json.loads((run / "run.json").read_text())
+    spec["model"]["categories"] = [{"id": number + 1, "name": name} for number, name in enumerate(NAMES)]
+    (run / "run.json").write_text(json.dumps(spec))
+    export_run(str(run), str(tmp_path), "yolo")
+    assert yaml.safe_load((tmp_path / "data.yaml").read_text())["names"] == dict(enumerate(NAMES))
 
 
 def test_png_numbers_the_instances(drawn_run, tmp_path):
@@ -154,5 +209,5 @@ def test_a_run_in_a_bucket_is_exported_to_a_bucket(bucket, drawn_run):
     for path in sorted(root.rglob("*")):
         if path.is_file():
             open_storage(f"{bucket}/run").write_bytes(path.relative_to(root).as_posix(), path.read_bytes())
-    assert export_run(f"{bucket}/run", f"{bucket}/yolo", "yolo") == 8
+    assert export_run(f"{bucket}/run", f"{bucket}/yolo", "yolo").num_files == 8
     assert {info.key for info in open_storage(f"{bucket}/yolo").iter_objects()} >= {"data.yaml"}

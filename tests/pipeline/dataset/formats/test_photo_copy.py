@@ -1,4 +1,4 @@
-"""Photos that are copied into, or referred to from, the folders of an annotation format."""
+"""Photos that are copied into the folders of an annotation format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, name_below, reference_to
+from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, names_below
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 
@@ -18,7 +18,7 @@ def photo(path: str, file_name: str = "a.png") -> AnnotatedImage:
 
 def test_folders_become_part_of_the_name() -> None:
     images = (photo("x", "train/a.png"), photo("y", "val/a.png"), photo("z", "b.png"))
-    assert flat_names(AnnotatedSet(images, SHAPE_CATEGORIES)) == {0: "train__a.png", 1: "val__a.png", 2: "b.png"}
+    assert flat_names(AnnotatedSet(images, SHAPE_CATEGORIES)) == ["train__a.png", "val__a.png", "b.png"]
 
 
 def test_photos_that_would_differ_in_their_extension_only_are_refused() -> None:
@@ -40,7 +40,25 @@ def test_photos_that_would_differ_in_their_extension_only_are_refused() -> None:
     ],
 )
 def test_names_of_copies_stay_below_their_folder(file_name: str, expected: str) -> None:
-    assert name_below(photo("x", file_name)) == expected
+    assert names_below(AnnotatedSet((photo("x", file_name),), SHAPE_CATEGORIES)) == [expected]
+
+
+def test_two_photos_that_would_be_copied_to_one_name_are_refused() -> None:
+    images = (photo("x", "../a.png"), photo("y", "..__a.png"))
+    with pytest.raises(AnnotationError, match=r"'\.\./a\.png' and '\.\.__a\.png' would both"):
+        names_below(AnnotatedSet(images, SHAPE_CATEGORIES))
+
+
+@pytest.mark.parametrize("file_name", ["", "..", "a\0.png", "deep/" * 50 + "a.png", "ü" * 101])
+def test_a_name_that_no_file_can_have_is_refused(file_name: str) -> None:
+    with pytest.raises(AnnotationError, match="cannot be written; allowed are 1 to 200 bytes"):
+        flat_names(AnnotatedSet((photo("x", file_name),), SHAPE_CATEGORIES))
+
+
+def test_a_copy_that_cannot_be_written_is_an_error_and_no_unreadable_photo(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"any bytes")
+    with pytest.raises(OSError, match=r"a\.png"):
+        copy_photo(photo(str(tmp_path / "a.png")), str(tmp_path / "a.png" / "b.png"), Counter())
 
 
 def test_a_copy_has_the_same_bytes_and_an_absent_photo_is_counted(tmp_path: Path) -> None:
@@ -50,16 +68,3 @@ def test_a_copy_has_the_same_bytes_and_an_absent_photo_is_counted(tmp_path: Path
     assert (tmp_path / "new/folder/b.png").read_bytes() == b"any bytes" and not losses
     copy_photo(photo(str(tmp_path / "absent.png")), str(tmp_path / "c.png"), losses)
     assert losses == {"photos that cannot be read": 1} and not (tmp_path / "c.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("path", "folder", "expected"),
-    [
-        ("/data/photos/a.png", "/data/labels", "../photos/a.png"),
-        ("/data/a.png", "file:///data", "a.png"),
-        ("s3://bucket/a.png", "/data/labels", "s3://bucket/a.png"),
-        ("s3://bucket/a.png", "s3://bucket/labels", "s3://bucket/a.png"),
-    ],
-)
-def test_references_are_relative_on_one_disk_and_full_uris_elsewhere(path: str, folder: str, expected: str) -> None:
-    assert reference_to(photo(path), folder) == expected
