@@ -30,28 +30,9 @@ def test_torchvision_by_itself_still_imports_the_compiler() -> None:
 
 
 @pytest.mark.long
-def test_torchvisions_question_to_the_compiler_gets_its_answer() -> None:
+def test_the_compiler_works_afterwards() -> None:
     program = """
-import sys
-from model.vision import roi_align
-asked = sys.modules["torchvision.ops.roi_align"].is_compile_supported
-assert "torch._dynamo" not in sys.modules
-from torch._dynamo.utils import is_compile_supported
-assert asked("cpu") == is_compile_supported("cpu")
-print(sys.modules["torch._dynamo.utils"].__file__ is not None)
+import model.vision, torch
+print(torch.compile(lambda x: 2 * x + 1, backend="eager")(torch.ones(2)).tolist())
 """
-    assert run(program) == "True"
-
-
-@pytest.mark.long
-def test_the_compiler_itself_can_be_imported_afterwards() -> None:
-    program = """
-import sys
-import model.vision
-from torch._dynamo.utils import counters
-import torch._dynamo
-assert counters is torch._dynamo.utils.counters
-torch._dynamo.reset()
-print(sys.modules["torch._dynamo"].__file__ is not None)
-"""
-    assert run(program) == "True"
+    assert run(program) == "[3.0, 3.0]"

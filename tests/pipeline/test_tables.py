@@ -9,17 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline import tables
 from pipeline.manifest import RunError, open_run
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.storage.local import LocalStorage
 from pipeline.storage.s3 import S3Storage
 from pipeline.storage.stores import open_storage
 from pipeline.tables import (
-    _files_dataset,
     counts,
     decode_mask,
     decode_masks,
@@ -69,45 +65,6 @@ def test_filters_and_columns_agree_with_pandas(drawn_run):
     assert len(either) == ((everything["category"] == "circle") | (everything["score"] < 0.2)).sum()
     nothing = load_instances(drawn_run.uri, filters=[("score", ">", 2)])
     assert len(nothing) == 0 and list(nothing.columns) == INSTANCES_SCHEMA.names
-
-
-def test_row_groups_without_a_match_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    table = pa.table(
-        {"category": ["a"] * 50_000 + ["b"] * 50_000, "rle_counts": [f"{i:0100d}" for i in range(100_000)]}
-    )
-    schema = pa.schema([INSTANCES_SCHEMA.field("category"), INSTANCES_SCHEMA.field("rle_counts")])
-    pq.write_table(table.cast(schema), tmp_path / "t.parquet", row_group_size=10_000, compression="none")
-
-    class CountingFile:
-        """A file whose bytes read are added up."""
-
-        closed = False
-
-        def __init__(self, file):
-            self.file = file
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def read(self, size=-1):
-            data = self.file.read(size)
-            num_read.append(len(data))
-            return data
-
-    class CountingStorage(LocalStorage):
-        def open_input(self, key):
-            return CountingFile(super().open_input(key))
-
-    num_read: list[int] = []
-    # So that the storage is read through Arrow's Python file system, as a bucket is.
-    monkeypatch.setattr(tables, "LocalStorage", type("NotLocal", (), {}))
-    dataset = _files_dataset(CountingStorage(tmp_path), ["t.parquet"], schema)
-    size = (tmp_path / "t.parquet").stat().st_size
-    assert dataset.to_table(filter=pa.compute.field("category") == "nowhere").num_rows == 0
-    assert sum(num_read) < size / 20
-    num_read.clear()
-    assert dataset.to_table(filter=pa.compute.field("category") == "b").num_rows == 50_000
-    assert size / 3 < sum(num_read) < size * 0.7
 
 
 def test_streaming_gives_the_same_rows(drawn_run):

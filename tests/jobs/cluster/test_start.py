@@ -35,12 +35,14 @@ seen |= {"after": ray.is_initialized(), "driver": os.getcwd()}
 print(json.dumps(seen))
 """
 FOLDERS = """
-import json
+import json, os
 from pathlib import Path
+import ray
 from jobs.cluster import start
 from jobs.config.base import ClusterSection
 folders = []
-start._start = lambda section, folder: folders.append((str(folder), len(list(folder.iterdir()))))
+ray.init = lambda **options: folders.append((os.getcwd(), len(os.listdir())))
+ray.shutdown = lambda: None
 for installed in (True, False):
     start.is_installed = lambda: installed
     with start.cluster(ClusterSection(num_cpus=1)):
