@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.bench_predict import segment_ours, start_ray
 from benchmarks.figures import print_figures
 from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.metrics import evaluate_run
 
 # Name of the variant: (segment.mode, decode.scaled).
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--default-category", help="category of annotations whose format has no category names")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    truth = load_annotations(options.truth, default_category=options.default_category)
+    truth = load_annotations(AnnotationSource(uri=options.truth, default_category=options.default_category))
     start_ray(options.threads)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -13,14 +13,7 @@ from pipeline.storage.stores import open_storage
 def run_check_data(config: CheckDataConfig) -> DataReport:
     """Checks every annotation and image; with output.uri, also writes data_report.json and pictures of the faults."""
     data = config.data
-    report = check_data(
-        data.uri,
-        format=data.format,
-        image_root=data.image_root,
-        default_category=data.default_category,
-        in_channels=data.in_channels,
-        extra_channels=data.extra_channels,
-    )
+    report = check_data(data, in_channels=data.in_channels, extra_channels=data.extra_channels)
     if config.output.uri is not None:
         open_storage(config.output.uri).write_bytes("data_report.json", to_json(report.to_dict()))
         draw_offenders(report, config.output.uri)
@@ -47,15 +40,12 @@ def run_convert(config: ConvertConfig) -> Conversion:
     """Writes the annotations in the format `convert.to` to output.uri; returns counts, notes and losses."""
     data, settings = config.data, config.convert
     return convert_annotations(
-        data.uri,
+        data,
         config.output.uri,
-        source_format=data.format,
         target_format=settings.to,
-        image_root=data.image_root,
         copy_photos=settings.copy_photos,
         overlap=settings.overlap,
         unknown=settings.unknown,
-        default_category=data.default_category,
     )
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from jobs.config.load import ConfigError
 from jobs.config.results import CompareConfig
 from jobs.evaluate import fit_truth, load_truth, open_finished, write_frame
+from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.compare import Comparison, check_gates, compare
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.manifest import Run, to_json
@@ -38,13 +39,13 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
         ValueError: the ground truth cannot be read.
     """
     runs = open_finished(config.run_a.uri, "run_a.uri"), open_finished(config.run_b.uri, "run_b.uri")
-    if config.ground_truth.uri is None:
+    source = config.ground_truth
+    if source.uri is None:
         if config.gate.max_drop is not None or config.gate.min_ap is not None:
             raise ConfigError("gate.max_drop and gate.min_ap look at AP, which needs ground_truth.uri; it is null")
         return ComparePlan(config, runs, None)
-    truth = load_truth(**dict(config.ground_truth))
-    truth = fit_truth(truth, runs[0], config.ground_truth.uri, config.ground_truth.format)
-    return ComparePlan(config, runs, truth)
+    annotations = AnnotationSource(**vars(source))
+    return ComparePlan(config, runs, fit_truth(load_truth(annotations), runs[0], annotations))
 
 
 def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]]:

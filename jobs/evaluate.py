@@ -14,6 +14,7 @@ from rich.table import Table
 from jobs.config.load import ConfigError, config_hash
 from jobs.config.results import EvaluateConfig
 from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.compare import check_gates
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
 from pipeline.evaluation.metrics import Metrics, evaluate_run
@@ -67,8 +68,8 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     """
     check_gate(config)
     run = open_finished(config.run.uri, "run.uri")
-    as_read = load_truth(**dict(config.ground_truth))
-    truth = fit_truth(as_read, run, config.ground_truth.uri, config.ground_truth.format)
+    as_read = load_truth(config.ground_truth)
+    truth = fit_truth(as_read, run, config.ground_truth)
     if config.evaluate.num_shares > 1:
         try:
             check_can_be_shared(truth, config.evaluate.iou_types)
@@ -179,29 +180,30 @@ def open_finished(uri: str, key: str) -> Run:
     return run
 
 
-def load_truth(uri: str, format: str, image_root: str | None, default_category: str) -> Truth:
+def load_truth(source: AnnotationSource) -> Truth:
     """Loads ground truth of any annotation format; a COCO JSON file is taken as it is, its images are not looked for.
 
     Raises:
-        ValueError: there is no such file or folder, or it cannot be read as `format`.
+        ValueError: there is no such file or folder, or it cannot be read as the source's format.
     """
-    if format == "auto":
-        format = detect_format(uri)
-    if format == "coco" and uri.lower().endswith(".json"):
-        return Truth.load(uri)
-    annotated = load_annotations(uri, format=format, image_root=image_root, default_category=default_category)
-    return Truth.load(annotated)
+    if _format_of(source) == "coco" and source.uri.lower().endswith(".json"):
+        return Truth.load(source.uri)
+    return Truth.load(load_annotations(source))
 
 
-def fit_truth(truth: Truth, run: Run, uri: str, format: str) -> Truth:
+def fit_truth(truth: Truth, run: Run, source: AnnotationSource) -> Truth:
     """The ground truth with category ids that match the run's.
 
     COCO has category ids of its own, which stay. The other formats name classes only: each class takes the id of the
     run's class of the same name.
     """
-    if (detect_format(uri) if format == "auto" else format) == "coco":
+    if _format_of(source) == "coco":
         return truth
     return truth.with_ids_of({category.id: category.name for category in run.spec.model.categories})
+
+
+def _format_of(source: AnnotationSource) -> str:
+    return detect_format(source.uri) if source.format == "auto" else source.format
 
 
 def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:

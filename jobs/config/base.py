@@ -8,6 +8,8 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.storage.uri import Uri
+
 
 class Section(BaseModel):
     """A group of settings. Unknown keys are refused; values cannot change after validation."""
@@ -18,7 +20,7 @@ class Section(BaseModel):
 class OutputSection(Section):
     """Where a command writes its result."""
 
-    uri: str = Field(min_length=1, description="Folder or s3:// prefix that receives the result; one URI is one run.")
+    uri: Uri = Field(min_length=1, description="Folder or s3:// prefix that receives the result; one URI is one run.")
 
 
 class ClusterSection(Section):
@@ -29,6 +31,12 @@ class ClusterSection(Section):
     )
     num_cpus: int | None = Field(None, ge=1, description="CPU cores of a local cluster; null is all of this machine's.")
     num_gpus: int | None = Field(None, ge=0, description="GPUs of a local cluster; null is all of this machine's.")
+
+
+def field_of(settings: type, name: str) -> Any:
+    """A field of a section with the default, range and description of a component's setting."""
+    field = next(field for field in fields(settings) if field.name == name)
+    return Field(field.default, **field.metadata)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 
 from jobs.config.base import ClusterSection, Section
+from pipeline.storage.uri import Uri
 
 
 class DemoOutputSection(Section):
     """Where the demo writes."""
 
-    uri: str = Field(
+    uri: Uri = Field(
         "demo", min_length=1, description="Folder that receives data, model, run, evaluation and pictures."
     )
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section
+from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
 from pipeline.dataset.types import FORMATS as ANNOTATION_FORMATS
 from pipeline.results.export import FORMATS as EXPORT_FORMATS
 from pipeline.results.history import FIGURES
 from pipeline.schema import IMAGES_SCHEMA
+from pipeline.settings import setting
 from pipeline.storage.base import StorageSettings
-
-AnnotationFormat = Literal[("auto", *ANNOTATION_FORMATS)]  # type: ignore[valid-type]
+from pipeline.storage.uri import Uri
 
 
 class RunSection(Section):
     """A bulk run."""
 
-    uri: str = Field(min_length=1, description="output.uri of the run.")
-
-
-class GroundTruthSection(Section):
-    """The annotations that a run is measured against."""
-
-    uri: str = Field(min_length=1, description="Annotations: COCO JSON, or a folder with annotations; see format.")
-    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
-    image_root: str | None = Field(None, description="Folder of the images; null looks beside the annotations.")
-    default_category: str = Field(
-        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
-    )
+    uri: Uri = Field(min_length=1, description="output.uri of the run.")
 
 
 class FoundSection(Section):
@@ -111,7 +102,7 @@ class GateSection(Section):
 class HistorySection(Section):
     """The history of evaluations that this one is added to."""
 
-    uri: str | None = Field(
+    uri: Uri | None = Field(
         None, description="Folder to which each evaluation adds a small file; null keeps no history."
     )
     label: str | None = Field(None, description="Free text that names this evaluation in the history.")
@@ -120,7 +111,7 @@ class HistorySection(Section):
 class OptionalOutputSection(Section):
     """Where a command writes; by default beside what it reads."""
 
-    uri: str | None = Field(
+    uri: Uri | None = Field(
         None,
         description="Folder or file to write; null writes beside the run, under its name (check-data and history then "
         "write nothing).",
@@ -138,7 +129,7 @@ class EvaluateConfig(Section):
     """All settings of `maskfleet evaluate`."""
 
     run: RunSection
-    ground_truth: GroundTruthSection
+    ground_truth: AnnotationSource
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     gate: GateSection = Field(default_factory=GateSection)
     history: HistorySection = Field(default_factory=HistorySection)
@@ -164,27 +155,12 @@ class CompareSection(Section):
     )
 
 
-class OptionalGroundTruthSection(Section):
-    """The annotations that two runs are measured against; without them the drift between their outputs is reported."""
-
-    uri: str | None = Field(
-        None,
-        description="Annotations: COCO JSON, or a folder with annotations; see format. Null compares without ground "
-        "truth.",
-    )
-    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
-    image_root: str | None = Field(None, description="Folder of the images; null looks beside the annotations.")
-    default_category: str = Field(
-        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
-    )
-
-
 class CompareConfig(Section):
     """All settings of `maskfleet compare`."""
 
     run_a: RunSection
     run_b: RunSection
-    ground_truth: OptionalGroundTruthSection = Field(default_factory=OptionalGroundTruthSection)
+    ground_truth: OptionalSource = Field(default_factory=OptionalSource)
     evaluate: FoundSection = Field(default_factory=FoundSection)
     compare: CompareSection = Field(default_factory=CompareSection)
     gate: GateSection = Field(default_factory=GateSection)
@@ -195,7 +171,7 @@ class CompareConfig(Section):
 class KeptHistorySection(Section):
     """The history of evaluations that is shown."""
 
-    uri: str = Field(min_length=1, description="Folder of the history, as history.uri of `maskfleet evaluate`.")
+    uri: Uri = Field(min_length=1, description="Folder of the history, as history.uri of `maskfleet evaluate`.")
     figures: tuple[str, ...] = Field(
         FIGURES,
         min_length=1,
@@ -215,7 +191,7 @@ class ReportSection(Section):
     """What the HTML report shows."""
 
     num_images: int = Field(120, ge=1, le=2000, description="Most images in the gallery.")
-    evaluation: str | None = Field(
+    evaluation: Uri | None = Field(
         None, description="Folder of an evaluation of the run; null takes RUN.evaluation where it exists."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the choice of images.")
@@ -252,25 +228,15 @@ class ExportConfig(Section):
     storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
-class AnnotationsSection(Section):
-    """An annotated data set."""
-
-    uri: str = Field(min_length=1, description="Annotations: COCO JSON, or a folder with annotations; see format.")
-    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
-    image_root: str | None = Field(None, description="Folder of the images; null looks beside the annotations.")
-    default_category: str = Field(
-        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
-    )
-
-
-class CheckedDataSection(AnnotationsSection):
+@dataclass(frozen=True, kw_only=True)
+class CheckedDataSection(AnnotationSource):
     """An annotated data set, checked for a training on it."""
 
-    in_channels: int = Field(3, ge=1, le=64, description="Channels that the network takes (model.spec.in_channels).")
-    extra_channels: str | None = Field(
+    in_channels: int = setting(3, "Channels that the network takes (model.spec.in_channels).", ge=1, le=64)
+    extra_channels: Uri | None = setting(
         None,
-        description="Pattern of a second file for each image with its further channels, such as "
-        "{folder}/../depth/{stem}.png; null is none.",
+        "Pattern of a second file for each image with its further channels, such as {folder}/../depth/{stem}.png; null "
+        "is none.",
     )
 
 
@@ -292,7 +258,7 @@ class ConvertSection(Section):
         description="To VOC or Cityscapes, objects that share pixels: 'refuse' them, or give the pixels to the "
         "smaller object.",
     )
-    unknown: Literal["refuse", "ignore", "drop"] = Field(
+    unknown: UnknownCategories = Field(
         "refuse",
         description="Objects of a category that the source does not declare: 'refuse' the set, 'ignore' them (keep "
         "them as ignored regions), or 'drop' them.",
@@ -302,7 +268,7 @@ class ConvertSection(Section):
 class ConvertConfig(Section):
     """All settings of `maskfleet convert`."""
 
-    data: AnnotationsSection
+    data: AnnotationSource
     convert: ConvertSection = Field(default_factory=ConvertSection)
     output: OutputSection
     storage: StorageSettings = Field(default_factory=StorageSettings)

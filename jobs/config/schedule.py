@@ -13,9 +13,11 @@ from cronsim import CronSim, CronSimError
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from jobs.config.base import ClusterSection, Section
-from jobs.config.results import AnnotationFormat, EvaluateConfig
+from jobs.config.results import EvaluateConfig
 from jobs.config.segment import SegmentConfig
+from pipeline.dataset.source import AnnotationFormat
 from pipeline.storage.base import StorageSettings
+from pipeline.storage.uri import Uri
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 FIELDS = ("date", "time", "task", "model", "data")
@@ -36,7 +38,7 @@ def check_template(template: str) -> str:
 class ScheduleSection(Section):
     """The scheduler itself: its state, clock and cluster."""
 
-    state: str = Field(
+    state: Uri = Field(
         min_length=1,
         description="Folder or s3:// prefix that keeps which ticks were run; several schedulers may share it.",
     )
@@ -85,23 +87,23 @@ class DataSetSection(Section):
     """A named set of images with ground truth."""
 
     name: str = Field(pattern=NAME, description="Name of the data set; {data} in templates.")
-    images: str = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
-    ground_truth: str = Field(min_length=1, description="Annotations, as ground_truth.uri of `maskfleet evaluate`.")
+    images: Uri = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
+    ground_truth: Uri = Field(min_length=1, description="Annotations, as ground_truth.uri of `maskfleet evaluate`.")
     format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
 
 
 class EvaluationSection(Section):
     """Segments and evaluates every model on every data set, unless the history has that evaluation already."""
 
-    models: tuple[str, ...] = Field(
+    models: tuple[Uri, ...] = Field(
         min_length=1,
         description="Checkpoint folders, or training outputs, of which each tick takes the newest complete checkpoint.",
     )
     data: tuple[DataSetSection, ...] = Field(min_length=1, description="The data sets.")
-    history: str = Field(
+    history: Uri = Field(
         min_length=1, description="Folder of all evaluations; an evaluation that is in it is not done again."
     )
-    run_uri: str = Field(min_length=1, description="Template of the runs' output.uri; must hold {model} and {data}.")
+    run_uri: Uri = Field(min_length=1, description="Template of the runs' output.uri; must hold {model} and {data}.")
     segment: dict[str, Any] = Field(
         default_factory=dict, description="Further sections of the configuration of `maskfleet segment`."
     )
@@ -127,9 +129,9 @@ class EvaluationSection(Section):
 class SegmentationSection(Section):
     """A bulk run over what is new in a folder or bucket."""
 
-    checkpoint: str = Field(min_length=1, description="Trained model, as model.checkpoint of `maskfleet segment`.")
-    images: str = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
-    output_uri: str = Field(min_length=1, description="Template of the runs' output.uri; must hold {date}.")
+    checkpoint: Uri = Field(min_length=1, description="Trained model, as model.checkpoint of `maskfleet segment`.")
+    images: Uri = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
+    output_uri: Uri = Field(min_length=1, description="Template of the runs' output.uri; must hold {date}.")
     new_only: bool = Field(
         True, description="Leave out images that the task's earlier runs have segmented and that have not changed."
     )

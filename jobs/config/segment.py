@@ -14,22 +14,34 @@ from pipeline.run_spec import Slicing
 from pipeline.schema import RETRYABLE, STATUSES
 from pipeline.settings import setting
 from pipeline.storage.base import StorageSettings
+from pipeline.storage.uri import Uri
 
 
 class ModelSection(Section):
     """The trained model."""
 
-    checkpoint: str = Field(
+    checkpoint: Uri = Field(
         min_length=1,
-        description="A checkpoint folder, or the output of a training (its newest complete checkpoint is taken); "
-        "local or in a bucket.",
+        description="A checkpoint folder, or the output of a training (its newest complete checkpoint is taken), local "
+        "or in a bucket; or published weights: coco (torchvision's Mask R-CNN R50-FPN V2), torchvision:NAME, or a file "
+        "of torchvision's (.pth) or detectron2's form (.pkl, .pth).",
+    )
+    network: str | None = Field(
+        None,
+        description="Published network that a file of weights belongs to, such as mask_rcnn_R_50_FPN_3x; null tells it "
+        "by the file's tensors.",
+    )
+    classes: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Classes of a file of weights, in the order of its labels; null is COCO's 80 with their own ids.",
     )
 
 
 class InputSection(Section):
     """Which images are segmented, and how they are listed."""
 
-    uri: str = Field(
+    uri: Uri = Field(
         min_length=1,
         description="Folder or s3:// prefix of images, searched with all its subfolders; or a list of URIs (Parquet, "
         "CSV, JSONL), the manifest.json of a bucket inventory, a tar file, or a folder of tar files (with kind: tars).",
@@ -40,13 +52,13 @@ class InputSection(Section):
         "otherwise a folder.",
     )
     uri_column: str = Field("uri", min_length=1, description="Column of the URIs in a list (Parquet, CSV, JSONL).")
-    extra_channels: str | None = Field(
+    extra_channels: Uri | None = Field(
         None,
         description="Pattern of a second file for each image with its further channels, such as "
         "{folder}/../depth/{stem}.png, for a model of more than three; null where the images' own files hold all "
         "channels. These files must not change during the run.",
     )
-    since_run: str | None = Field(
+    since_run: Uri | None = Field(
         None,
         description="output.uri of an earlier, finished run on the same input: segment only images that are new or "
         "changed since.",

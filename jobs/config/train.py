@@ -6,11 +6,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from jobs.config.base import ClusterSection, OutputSection, Section
+from jobs.config.base import ClusterSection, OutputSection, Section, field_of
 from model.presets import preset
 from model.spec import ModelSpec
+from pipeline.dataset.source import AnnotationFormat, AnnotationSource, UnknownCategories
 from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.storage.base import StorageSettings
+from pipeline.storage.uri import Uri
 
 
 class TrainModelSection(Section):
@@ -25,12 +27,12 @@ class TrainModelSection(Section):
         default_factory=ModelSpec,
         description="Architecture of the network; num_classes 0 takes the number of classes in the training data.",
     )
-    weights: str | None = Field(
+    weights: Uri | None = Field(
         None,
         description="Weights to start from: 'coco' or 'imagenet' (torchvision's), or a file of weights, local or in a "
         "bucket; null starts from random weights.",
     )
-    checkpoint: str | None = Field(
+    checkpoint: Uri | None = Field(
         None,
         description="Checkpoint folder or training output to fine-tune from; tensors that fit by name and shape are "
         "taken.",
@@ -55,16 +57,12 @@ class TrainModelSection(Section):
 class TrainDataSection(Section):
     """Which annotated images are trained and validated on, under which classes."""
 
-    train: str = Field(
+    train: Uri = Field(
         min_length=1, description="Training set: annotations in COCO JSON, or a folder with annotations; see format."
     )
-    val: str | None = Field(None, description="Validation set, given like train; null is none.")
-    format: Literal["auto", "coco", "via", "voc", "cityscapes", "labelme"] = Field(
-        "auto", description="Format of the annotations; auto recognises it."
-    )
-    default_category: str = Field(
-        "object", min_length=1, description="Category name of all objects in VIA annotations that have no classes."
-    )
+    val: Uri | None = Field(None, description="Validation set, given like train; null is none.")
+    format: AnnotationFormat = field_of(AnnotationSource, "format")
+    default_category: str = field_of(AnnotationSource, "default_category")
     classes: tuple[str, ...] | None = Field(
         None,
         min_length=1,
@@ -73,15 +71,15 @@ class TrainDataSection(Section):
     rename: dict[str, str] = Field(
         default_factory=dict, description="New name for a category, by the name in the data; several may get the same."
     )
-    unknown_categories: Literal["refuse", "ignore", "drop"] = Field(
+    unknown_categories: UnknownCategories = Field(
         "refuse",
         description="Objects of a category that is not declared, or not among the classes: 'refuse' the set, 'ignore' "
         "them (neither positive nor negative), or 'drop' them (they become background).",
     )
-    image_root: str | None = Field(
+    image_root: Uri | None = Field(
         None, description="Folder of the training images; null looks beside the annotations."
     )
-    val_image_root: str | None = Field(
+    val_image_root: Uri | None = Field(
         None, description="Folder of the validation images; null looks beside their annotations."
     )
     num_images: int | None = Field(
@@ -90,7 +88,7 @@ class TrainDataSection(Section):
         description="Train on a random subset of this many images, drawn by train.seed; smaller subsets lie within "
         "larger ones. Null takes all.",
     )
-    extra_channels: str | None = Field(
+    extra_channels: Uri | None = Field(
         None,
         description="Pattern of a second file for each image with its further channels, such as "
         "{folder}/../depth/{stem}.png, for model.spec.in_channels above 3; null where the images' own files hold all "

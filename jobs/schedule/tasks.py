@@ -34,6 +34,7 @@ from jobs.evaluate import load_truth
 from jobs.home import HOME
 from jobs.schedule.state import ScheduleState
 from model.checkpoint_folder import CHECKPOINT_MARKER
+from pipeline.dataset.source import AnnotationSource
 from pipeline.manifest import sha256_of, to_json
 from pipeline.results.history import load_history
 from pipeline.storage.stores import open_storage
@@ -181,7 +182,7 @@ def due_evaluations(section: EvaluationSection) -> Iterator[tuple[str, DataSetSe
         checkpoint = find_checkpoint(uri)
         model = weights_hash(checkpoint)
         for data in section.data:
-            truth = load_truth(data.ground_truth, data.format, None, "object")
+            truth = load_truth(AnnotationSource(uri=data.ground_truth, format=data.format))
             identity = (model, sha256_of(to_json(truth.content)))
             if identity not in evaluated:
                 evaluated.add(identity)

@@ -9,6 +9,7 @@ from model.categories import Category
 from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.class_map import align_categories, choose_categories
 from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.subset import SubsetRecord, take_subset
 from pipeline.dataset.types import AnnotatedSet
 
@@ -48,13 +49,10 @@ def load_validation_set(data: TrainDataSection, categories: Sequence[Category]) 
 
 
 def _load(data: TrainDataSection, uri: str, image_root: str | None) -> AnnotatedSet:
-    annotated = load_annotations(
-        uri,
-        format=data.format,
-        image_root=image_root,
-        unknown=data.unknown_categories,
-        default_category=data.default_category,
+    source = AnnotationSource(
+        uri=uri, format=data.format, image_root=image_root, default_category=data.default_category
     )
+    annotated = load_annotations(source, unknown=data.unknown_categories)
     return annotated if data.extra_channels is None else with_extra_channels(annotated, data.extra_channels)
 
 

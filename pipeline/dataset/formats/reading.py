@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.dataset.formats.cityscapes import load_cityscapes
 from pipeline.dataset.formats.coco import json_files_of, load_coco
 from pipeline.dataset.formats.labelme import load_labelme
@@ -13,20 +15,21 @@ from pipeline.storage import files
 from pipeline.storage.uri import join_uri, plain_uri
 
 
-def load_annotations(source: str | AnnotationSource, *, unknown: str = "refuse") -> AnnotatedSet:
+def load_annotations(source: str | AnnotationSource, *, unknown: str = "refuse", **settings: Any) -> AnnotatedSet:
     """Reads a data set, of a detected format unless it is named.
 
     Args:
-        source: the annotations and how they are read; a URI alone takes the other settings' defaults.
+        source: the annotations and how they are read, or their URI alone.
         unknown: COCO annotations of a category that is not declared: "refuse", "ignore" (neither positive nor
             negative) or "drop".
+        settings: further fields of `AnnotationSource`, where only the URI is given.
 
     Raises:
         AnnotationError: an unknown format, no annotations (the message says what was looked for), or annotations that
             the format's reader refuses.
     """
-    if isinstance(source, str):
-        source = AnnotationSource(uri=source)
+    if not isinstance(source, AnnotationSource):
+        source = AnnotationSource(uri=str(source), **settings)
     uri, image_root = plain_uri(source.uri), source.image_root
     format = detect_format(uri) if source.format == "auto" else source.format
     if format == "coco":

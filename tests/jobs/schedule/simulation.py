@@ -23,6 +23,7 @@ from model.categories import Category
 from model.checkpoint import save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
+from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.metrics import Metrics
 from pipeline.manifest import sha256_of, to_json
 from pipeline.results.history import append_history
@@ -79,7 +80,7 @@ class World:
             return 0, ""
         run = self.runs[settings["run"]["uri"]]
         model = weights_hash(run["model"]["checkpoint"])
-        truth = load_truth(settings["ground_truth"]["uri"], "auto", None, "object")
+        truth = load_truth(AnnotationSource(uri=settings["ground_truth"]["uri"]))
         self.evaluated[model, settings["ground_truth"]["uri"]] += 1
         append_history(
             settings["history"]["uri"],

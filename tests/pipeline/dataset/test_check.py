@@ -10,6 +10,7 @@ import pytest
 from pipeline.dataset.check import ERROR, KINDS, check_data
 from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotatedSet, AnnotationError
 from tests.paths import DOCS
 
@@ -68,7 +69,7 @@ def test_annotations_that_cannot_be_read_are_a_finding(tmp_path: Path) -> None:
 
 
 def test_other_formats_are_checked_too(shared_data: Path) -> None:
-    report = check_data(str(shared_data / "balloon/val"), default_category="balloon")
+    report = check_data(AnnotationSource(uri=str(shared_data / "balloon/val"), default_category="balloon"))
     assert report.ok and report.format == "via" and report.class_counts == {"balloon": 50}
 
 

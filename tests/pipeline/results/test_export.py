@@ -17,6 +17,7 @@ from pipeline.dataset.formats.coco import load_coco
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.dataset.source import AnnotationSource
 from pipeline.results.export import FORMATS, Exported, ExportError, crops, export_run, file_names, to_polygons
 from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_masks, load_images, load_instances
@@ -98,7 +99,7 @@ def test_labelme_is_read_back_in_its_place(drawn_run, tmp_path):
     export_run(drawn_run.uri, str(tmp_path), "labelme")
     rows = load_instances(drawn_run.uri)
     for image_root in (None, str(drawn_run.photos)):
-        again = load_annotations(str(tmp_path / "labelme"), image_root=image_root)
+        again = load_annotations(AnnotationSource(uri=str(tmp_path / "labelme"), image_root=image_root))
         assert not again.notes and len(again) == 7
         masks = {}
         for image in again.images:

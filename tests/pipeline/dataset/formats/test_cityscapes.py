@@ -35,7 +35,7 @@ def make_cityscapes(root: Path, extra: int = 7) -> np.ndarray:
 @pytest.mark.parametrize("part", ["", "gtFine", "gtFine/val", "gtFine/val/ulm"])
 def test_cityscapes_objects_groups_and_ignored_classes_are_read(tmp_path: Path, part: str) -> None:
     ids = make_cityscapes(tmp_path)
-    annotated = load_annotations(str(tmp_path / part), format="auto")
+    annotated = load_annotations(str(tmp_path / part))
     assert [c.id for c in annotated.categories] == [24, 25, 26, 27, 28, 31, 32, 33]
     (image,) = annotated.images
     assert image.image_id == "ulm_000001_000019" and Path(image.path).is_file()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotationError
 
 
@@ -34,4 +35,4 @@ def test_other_files_and_folders_are_refused_with_the_reason(tmp_path: Path) -> 
     with pytest.raises(AnnotationError, match=r"looked for via_region_data\.json"):
         load_annotations(str(tmp_path / "empty"))
     with pytest.raises(AnnotationError, match="no annotation format 'yolo'; allowed are auto, coco"):
-        load_annotations(str(tmp_path), format="yolo")
+        load_annotations(AnnotationSource(uri=str(tmp_path), format="yolo"))

@@ -13,6 +13,7 @@ import pytest
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.formats.via import load_via
 from pipeline.dataset.loader import SampleSet
+from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotatedImage, AnnotationError
 
 SQUARE = {"name": "polygon", "all_points_x": [5, 15, 15, 5, 5], "all_points_y": [4, 4, 14, 14, 4]}
@@ -41,7 +42,7 @@ def region(shape: dict, **attributes: object) -> dict:
 def test_lists_dicts_and_projects_are_read(via_folder: Callable[..., Path], project: bool, as_dict: bool) -> None:
     regions = [region(SQUARE)]
     folder = via_folder(dict(enumerate(regions)) if as_dict else regions, project=project)
-    annotated = load_annotations(str(folder), default_category="balloon")
+    annotated = load_annotations(AnnotationSource(uri=str(folder), default_category="balloon"))
     (instance,) = annotated.images[0].instances
     assert (annotated.images[0].height, annotated.images[0].width) == (20, 30)
     assert instance.segmentation == [[5, 4, 15, 4, 15, 14, 5, 14]]  # without the closing point
@@ -103,7 +104,7 @@ def test_an_absent_photo_has_no_size_and_is_counted(via_folder: Callable[..., Pa
 
 @pytest.mark.parametrize(("split", "num_images", "num_regions"), [("train", 61, 255), ("val", 13, 50)])
 def test_balloon_has_its_stated_counts(shared_data: Path, split: str, num_images: int, num_regions: int) -> None:
-    annotated = load_annotations(str(shared_data / "balloon" / split), default_category="balloon")
+    annotated = load_annotations(AnnotationSource(uri=str(shared_data / "balloon" / split), default_category="balloon"))
     assert (len(annotated), annotated.num_instances) == (num_images, num_regions)
     assert len(annotated.categories) == 1 and not annotated.notes
     outlines: list[tuple[AnnotatedImage, list[float]]] = []
