@@ -1,12 +1,13 @@
 """The program: `maskfleet COMMAND --config FILE key=value ...`.
 
 Exit codes: 0 done; 1 failed; 2 bad configuration or input, nothing started; 3 finished, but more images failed than
-`segment.max_failed_fraction` allows; 4 a gate on quality failed.
+`segment.max_failed_fraction` allows; 4 a gate on quality failed; 130 interrupted, the last line says how to go on.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from inspect import Parameter
@@ -17,6 +18,7 @@ import typer
 
 from jobs.commands import COMMANDS, read_settings
 from jobs.home import VERSION
+from jobs.interrupt import Interrupted, Interrupts
 from jobs.terminal import Exit, check_or_refuse, end_at_gate, fail, print_table, run_or_fail, say
 
 app = typer.Typer(
@@ -87,7 +89,7 @@ def _settings(name: str, file: Path | None, words: list[str] | None, **options: 
     from pipeline.storage.stores import use_settings
 
     if hasattr(settings, "storage"):
-        check_or_refuse(lambda: use_settings(settings.storage))
+        use_settings(settings.storage)
     return settings
 
 
@@ -114,6 +116,8 @@ def train(settings: Any, dry_run: bool) -> None:
 
     plan = check_or_refuse(lambda: prepare_train(settings))
     if dry_run:
+        for note in plan.notes:
+            say(f"note: {note}")
         say(plan.describe())
         return
     with ProgressLine("train") as line:
@@ -287,7 +291,7 @@ def export(
 
 @configured("check-data")
 def check_data(settings: Any, dry_run: bool) -> None:
-    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 1 if something would."""
+    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 2 if something would."""
     from jobs.annotations import describe_report, run_check_data
 
     if dry_run:
@@ -296,7 +300,7 @@ def check_data(settings: Any, dry_run: bool) -> None:
     result = check_or_refuse(lambda: run_check_data(settings))
     say(describe_report(result))
     if not result.ok:
-        raise typer.Exit(Exit.FAILED)
+        raise typer.Exit(Exit.BAD_INPUT)
 
 
 @configured("convert")
@@ -492,10 +496,16 @@ def stop_job(job_id: JobId, address: Address = None) -> None:
 
 def main() -> None:
     """The entry point of `maskfleet` and `python -m maskfleet`."""
+    interrupts = Interrupts(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
+    interrupts.listen()
+    # Ray, which reads it as it is imported, would start another one for a thread that outlives its shutdown.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         app()
-    except KeyboardInterrupt:
-        fail("interrupted; run the same command again to go on", Exit.FAILED)
+    except BaseException as error:  # typer and others turn an interrupt into errors of their own
+        if interrupts.first is not None and getattr(error, "code", Exit.INTERRUPTED) != Exit.DONE:
+            interrupts.end()
+        raise
 
 
 def _line_of(command: str, words: list[str]) -> dict[str, Any]:
@@ -522,8 +532,9 @@ def _follow(jobs: Any, job_id: str) -> None:
 
     try:
         state = run_or_fail(lambda: jobs.follow(job_id, write))
-    except KeyboardInterrupt:
-        fail(f"job {job_id} goes on; see: maskfleet jobs status {job_id}", Exit.FAILED)
+    except Interrupted as interrupt:
+        interrupt.go_on = f"job {job_id} goes on; see: maskfleet jobs status {job_id} --address {jobs.address}"
+        raise
     if ended and not ended.endswith("\n"):
         say("")
     if state.status == SUCCEEDED:

@@ -19,6 +19,7 @@ class Exit(IntEnum):
     BAD_INPUT = 2
     TOO_MANY_FAILED = 3
     GATE = 4
+    INTERRUPTED = 130
 
 
 def check_or_refuse(check: Callable[[], Any]) -> Any:

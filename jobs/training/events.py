@@ -46,17 +46,24 @@ class Board:
     def __init__(self) -> None:
         self._events: list[Any] = []
         self._stopped: str | None = None
+        self._has_unsaved_steps = False
 
     def push(self, event: Any) -> None:
         """Appends an event of a worker."""
         self._events.append(event)
 
-    def stop(self, sentence: str) -> None:
-        """Asks the workers to end, for the reason that the sentence gives."""
+    def stop(self, sentence: str) -> bool:
+        """Asks the workers to end, for the reason that the sentence gives; returns whether they write a checkpoint."""
         self._stopped = sentence
+        return self._has_unsaved_steps
 
-    def stopped(self) -> str | None:
-        """The reason why the workers are asked to end; None while they are not."""
+    def stopped(self, has_unsaved_steps: bool) -> str | None:
+        """The reason why the workers are asked to end; None while they are not.
+
+        Args:
+            has_unsaved_steps: Whether the worker that asks has done steps since its newest checkpoint.
+        """
+        self._has_unsaved_steps = has_unsaved_steps
         return self._stopped
 
     def drain(self) -> list[Any]:
@@ -73,6 +80,23 @@ def start_board() -> Any:
         ray.get_runtime_context().get_node_id(), soft=False
     )
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()  # type: ignore[call-overload]
+
+
+class StopRequests:
+    """A worker's view of its board's request to stop, which it asks for at most every `every_s` seconds."""
+
+    def __init__(self, board: Any, every_s: float = 0.5) -> None:
+        self._board, self._every_s = board, every_s
+        self._asked_at, self._said_unsaved = float("-inf"), False
+
+    def reason(self, has_unsaved_steps: bool) -> str | None:
+        """As `Board.stopped`; None also where it was asked a moment ago."""
+        import ray
+
+        if has_unsaved_steps == self._said_unsaved and time.monotonic() - self._asked_at < self._every_s:
+            return None
+        self._asked_at, self._said_unsaved = time.monotonic(), has_unsaved_steps
+        return ray.get(self._board.stopped.remote(has_unsaved_steps))
 
 
 class Collector:

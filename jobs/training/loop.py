@@ -22,7 +22,7 @@ from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.config.load import config_hash
 from jobs.config.train import TrainConfig, TrainSection
 from jobs.training.data import BatchStream, StepBatches
-from jobs.training.events import TrainEvent
+from jobs.training.events import StopRequests, TrainEvent
 from jobs.training.history import History
 from jobs.training.output import TrainingOutput, checkpoint_name
 from jobs.training.sets import load_training_set, load_validation_set
@@ -174,14 +174,23 @@ class TrainingRun:
     """One worker's part of a training: network, optimizer, metrics and progress.
 
     `report` is called for what people should see: on rank 0 for everything, elsewhere for broken and unturned images.
+    `stop_reason` is asked on rank 0 after each step, with whether steps were done since the newest checkpoint; where it
+    gives a reason, a checkpoint is written and the training ends.
     """
 
-    def __init__(self, config: TrainConfig, worker: Worker, report: Report) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        worker: Worker,
+        report: Report,
+        stop_reason: Callable[[bool], str | None] = lambda has_unsaved_steps: None,
+    ) -> None:
         self.config = config
         self.train = config.train
         self.worker = worker
         self.report = report if worker.rank == 0 else _ignore_event
         self.report_always = report
+        self.stop_reason = stop_reason
         self.output = TrainingOutput(config.output.uri, config.storage)
         self.annotated, _ = load_training_set(config)
         self.spec = resolve_spec(config.model.spec, self.annotated.categories)
@@ -272,7 +281,8 @@ class TrainingRun:
         """Trains to the end.
 
         Raises:
-            TrainingStopped: The checkpoint has no training state, or too many steps were not finite.
+            TrainingStopped: The checkpoint has no training state, too many steps were not finite, or `stop_reason`
+                gave a reason.
         """
         self.resume()
         with contextlib.ExitStack() as stack:
@@ -296,7 +306,9 @@ class TrainingRun:
             self._train_step(batches, window, schedule.rate_at(self.step))
             is_last = self.step == max_steps
             is_validation = self._is_validation_step(is_last)
-            is_checkpoint = self.step % self.train.checkpoint_every_steps == 0 or is_last or is_validation
+            stop_reason = None if is_last else self._stop_reason(has_unsaved_steps=True)
+            is_due = self.step % self.train.checkpoint_every_steps == 0
+            is_checkpoint = is_due or is_last or is_validation or stop_reason is not None
             # A row ends at each checkpoint too, so that a resumed training has the same rows as an undisturbed one.
             if self.step % self.train.log_every_steps == 0 or is_checkpoint:
                 self._log(window, max_steps)
@@ -305,11 +317,18 @@ class TrainingRun:
                 paused_at = time.perf_counter()
                 self._finish_validation()
                 self._save(is_last)
+                stop_reason = stop_reason or self._stop_reason(has_unsaved_steps=False)
+                if stop_reason is not None and not self.is_stopped_early:
+                    raise TrainingStopped(stop_reason)
                 if is_validation and not self.is_stopped_early:
                     self._validate()
                 window.started_at += time.perf_counter() - paused_at
             if self.is_stopped_early:
                 return
+
+    def _stop_reason(self, has_unsaved_steps: bool) -> str | None:
+        reason = self.stop_reason(has_unsaved_steps) if self.worker.rank == 0 else None
+        return _broadcast(reason, self.worker)
 
     def _open_stream(self, num_steps: int) -> BatchStream:
         train, data = self.train, self.config.data
@@ -524,7 +543,7 @@ def train_worker(settings: Mapping[str, Any]) -> LoopResult | TrainingStopped:
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
     board = settings["board"]
-    stopped = ray.get(board.stopped.remote())
+    stopped = ray.get(board.stopped.remote(False))
     if stopped is not None:
         return TrainingStopped(stopped)
 
@@ -533,7 +552,7 @@ def train_worker(settings: Mapping[str, Any]) -> LoopResult | TrainingStopped:
 
     report("started", f"worker {worker.rank} of {worker.world_size} started", pid=os.getpid())
     try:
-        return TrainingRun(config, worker, report).run()
+        return TrainingRun(config, worker, report, StopRequests(board).reason).run()
     except TrainingStopped as error:  # decided by all workers together
         return error
     except ValueError as error:

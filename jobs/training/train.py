@@ -6,20 +6,24 @@ is left as it is; settings that would train something else are refused, naming t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from jobs.checkpoints import local_weights, open_checkpoint
-from jobs.cluster.start import cluster, total
+from jobs.cluster.start import cluster, total, workers_that_fit
 from jobs.config.base import flatten
-from jobs.config.load import ConfigError, to_plain
+from jobs.config.load import Config, ConfigError, to_plain
+from jobs.config.places import map_places
 from jobs.config.train import NOT_IDENTITY, TrainConfig
+from jobs.interrupt import END_S, Interrupted
 from jobs.training.events import Collector, Listener, TrainEvent, last_line, start_board
 from jobs.training.loop import (
     LoopResult,
@@ -36,14 +40,15 @@ from jobs.training.output import TrainingOutput
 from jobs.training.sets import load_training_set, load_validation_set
 from jobs.training.summary import write_summary
 from model.categories import Category
-from model.presets import PUBLISHED
 from model.spec import ModelSpec
 from model.weights.loading import find_state_dict
 from pipeline.dataset.check import all_notes, check_learnable
 from pipeline.dataset.subset import SubsetRecord, hash_annotations
 from pipeline.manifest import to_json
+from pipeline.storage.uri import absolute_uri, scheme_of
 
 SUBSET = "subset.json"
+CHECKPOINT_S = 900.0  # an interrupted training whose workers have written no checkpoint by then is ended without one
 
 
 @dataclass(frozen=True)
@@ -345,27 +350,16 @@ def _same_rates(started: Mapping[str, Any], settings: Mapping[str, Any], num_don
 def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainConfig:
     """The settings with absolute paths and URIs, as workers run in other folders and on other machines."""
 
-    def absolute(uri: str | None) -> str | None:
-        if uri is None or "://" in uri or uri.startswith("{folder}"):
-            return uri
-        return os.path.abspath(os.path.expanduser(uri))
+    def absolute(section: Config) -> Config:
+        kind = type(section)
+        # What has a scheme stays as it is written, as in trainings that were begun before.
+        places = map_places(kind, to_plain(section), lambda _, uri: uri if scheme_of(uri) else absolute_uri(uri))
+        return kind.model_validate(places)
 
-    data, model = config.data, config.model
     return config.model_copy(
         update={
-            "data": data.model_copy(
-                update={
-                    name: absolute(getattr(data, name))
-                    for name in ("train", "val", "image_root", "val_image_root", "extra_channels")
-                }
-            ),
-            "model": model.model_copy(
-                update={
-                    # Published weights have names, all others are files.
-                    "weights": model.weights if model.weights in PUBLISHED else absolute(model.weights),
-                    "checkpoint": absolute(model.checkpoint),
-                }
-            ),
+            "data": absolute(config.data),
+            "model": absolute(config.model),
             "output": config.output.model_copy(update={"uri": output.uri}),
         }
     )
@@ -379,13 +373,19 @@ def check_cluster(config: TrainConfig) -> None:
     """
     train = config.train
     num_workers = train.min_workers or train.num_workers
-    for name, per_worker in (("CPU", train.cpus_per_worker or 1), ("GPU", int(train.use_gpu))):
+    cpus = train.cpus_per_worker or 1
+    for name, per_worker in (("CPU", cpus), ("GPU", int(train.use_gpu))):
         needed, present = per_worker * num_workers, total(name)
         if needed > present:
             raise ConfigError(
                 f"train.num_workers: {num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
                 f"at most {present // per_worker} workers"
             )
+    if (room := workers_that_fit(cpus, int(train.use_gpu))) < num_workers:
+        raise ConfigError(
+            f"train.num_workers: {num_workers} workers of {cpus} CPUs{' and a GPU' if train.use_gpu else ''} find no "
+            f"room on the nodes of the cluster; allowed are at most {room}"
+        )
 
 
 def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> TrainResult:
@@ -418,9 +418,14 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
         )
         listener.start()
         try:
-            outcome: LoopResult | TrainingStopped = trainer.fit().return_value  # type: ignore[attr-defined]
+            outcome: LoopResult | TrainingStopped = _run_fit(trainer, board, say).return_value
         except ray.train.TrainingFailedError as error:
             outcome = TrainingStopped(last_line(error))
+        except Interrupted as interrupt:
+            steps = output.steps()
+            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
+            interrupt.go_on = f"{kept}; run the same command again to go on"
+            raise
         finally:
             listener.stop()
             ray.kill(board)
@@ -439,6 +444,37 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
         unturned_images=frozenset(listener.collector.unturned),
         num_restarts=listener.num_restarts,
     )
+
+
+def _run_fit(trainer: Any, board: Any, say: Callable[[TrainEvent], None]) -> Any:
+    """Runs a trainer to its end; once interrupted, lets the workers write a checkpoint first.
+
+    It runs in a thread of its own: in the main thread, Ray Train would put its own handler in the place of ours.
+
+    Raises:
+        Interrupted: The training was interrupted and its workers have ended, or had nothing to save.
+    """
+    import ray
+
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(trainer.fit())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="training", daemon=True).start()
+    try:
+        return done.result()
+    except Interrupted as interrupt:
+        interrupt.end_within(CHECKPOINT_S)
+        if ray.get(board.stop.remote("it was interrupted")):
+            say(TrainEvent("interrupted", "a checkpoint is written first, which takes as long as one takes"))
+            with contextlib.suppress(ray.train.TrainingFailedError):
+                done.result()
+        interrupt.end_within(END_S)
+        raise
 
 
 def _result(output: TrainingOutput, step: int, **values: Any) -> TrainResult:

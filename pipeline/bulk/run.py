@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import ray
@@ -20,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import malloc
 from pipeline.bulk.commit import claim_run, committed_shards, seal_run, vacuum
-from pipeline.bulk.corpus import Plan, list_corpus, read_plan, seal_plan
+from pipeline.bulk.corpus import Plan, plan_corpus, read_plan
 from pipeline.bulk.listing import in_chunks
 from pipeline.bulk.progress import REPORT_EVERY_S, Progress
 from pipeline.bulk.repair import Repair, begin_repair, seal_repair
@@ -49,11 +48,8 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
     """
     output = open_storage(job.output_uri)
     run_id = claim_run(output, job.spec.to_json())
-    plan = read_plan(output) or seal_plan(
-        output,
-        partial(list_corpus, job.spec.input),
-        shard_size=job.shard_size,
-        num_workers=job.num_workers[1],
+    plan = read_plan(output) or plan_corpus(
+        output, job.spec.input, shard_size=job.shard_size, num_workers=job.num_workers[1]
     )
     done = committed_shards(output)
     num_resumed = sum(plan.num_images_of(shard) for shard in done)
@@ -119,7 +115,8 @@ def segment_shards(
 
     # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
     remote_wave = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave)
-    with ThreadPoolExecutor(1) as background:
+    background = ThreadPoolExecutor(1)
+    try:
         for number, wave in enumerate(in_chunks(shards, WAVE_SHARDS)):
             if number == 0:
                 running = background.submit(segment_wave, call, wave)
@@ -130,6 +127,8 @@ def segment_shards(
                 report()
                 time.sleep(REPORT_EVERY_S)
             running.result()
+    finally:  # of an interrupted call, the wave goes on until its caller ends Ray: it must not be waited for
+        background.shutdown(wait=False, cancel_futures=True)
     report()
     return time.monotonic() - started
 

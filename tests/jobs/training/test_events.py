@@ -12,9 +12,10 @@ def test_a_board_hands_out_each_event_once_and_in_order() -> None:
     for event in ("first", "second"):
         board.push(event)
     assert (board.drain(), board.drain()) == (["first", "second"], [])
-    assert board.stopped() is None
-    board.stop("the data is gone")
-    assert board.stopped() == "the data is gone"
+    assert board.stopped(has_unsaved_steps=False) is None
+    assert not board.stop("the data is gone"), "nothing would be lost"
+    assert board.stopped(has_unsaved_steps=True) == "the data is gone"
+    assert board.stop("the data is gone"), "a worker has steps to save"
 
 
 def test_a_broken_image_is_told_once_and_an_unturned_one_is_only_counted() -> None:
