@@ -23,10 +23,9 @@ from pipeline.bulk.worker import BulkJob
 from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.base import StorageError
 from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import aligned_uri, is_local, local_path
+from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
         CheckpointError: the checkpoint does not exist or is damaged.
         OtherRunError: the output belongs to another run.
     """
-    input_uri, output_uri = _absolute(config.input.uri), _absolute(config.output.uri)
+    input_uri, output_uri = absolute_uri(config.input.uri), absolute_uri(config.output.uri)
     _check_input(config, input_uri, output_uri)
     checkpoint_uri = find_checkpoint(config.model.checkpoint)
     checkpoint = open_checkpoint(checkpoint_uri)
@@ -85,7 +84,7 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
             raise ConfigError(f"input.uri: {section.uri!r} is not a folder; allowed is a folder of images")
         if kind != "folder" and not path.exists():
             raise ConfigError(f"input.uri: {section.uri!r} does not exist; allowed is what input.kind={kind} means")
-    if kind == "folder" and (output_uri + "/").startswith(input_uri.rstrip("/") + "/"):
+    if kind == "folder" and is_within(output_uri, input_uri):
         raise ConfigError(
             f"output.uri: {config.output.uri!r} lies inside input.uri {section.uri!r}; "
             "the run would segment its own files, choose a place outside"
@@ -98,7 +97,7 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
         except ValueError as error:
             raise ConfigError(f"input.extra_channels: {error}") from None
     if section.since_run is not None:
-        earlier = open_run(_absolute(section.since_run))
+        earlier = open_run(absolute_uri(section.since_run))
         if not earlier.sealed:
             raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
 
@@ -114,7 +113,7 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> R
             pattern=given.pattern,
             uri_column=given.uri_column,
             extra_channels=_absolute_pattern(given.extra_channels),
-            since_run=None if given.since_run is None else _absolute(given.since_run),
+            since_run=None if given.since_run is None else absolute_uri(given.since_run),
         ),
         model=RunModel(
             sha256=checkpoint.sha256,
@@ -166,7 +165,7 @@ def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
         RunError: no run there, one that is not finished, or one without images.
         ConfigError, CheckpointError, OtherRunError: as `prepare_segment`; `words` must not change the specification.
     """
-    run = open_run(_absolute(uri))
+    run = open_run(absolute_uri(uri))
     if not run.sealed:
         raise RunError(f"run.uri: {uri} is not finished; run its segment command again first")
     files = run.images_files()
@@ -196,7 +195,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
     """
     config = plan.config
     return BulkJob(
-        output_uri=_absolute(config.output.uri),
+        output_uri=absolute_uri(config.output.uri),
         spec=plan.spec,
         checkpoint=plan.checkpoint,
         metadata=file_metadata(plan),
@@ -240,12 +239,4 @@ def _all_workers(config: SegmentConfig) -> tuple[int, int]:
 
 
 def _absolute_pattern(pattern: str | None) -> str | None:
-    return pattern if pattern is None or pattern.startswith("{folder}") else _absolute(pattern)
-
-
-def _absolute(uri: str) -> str:
-    """An absolute path for a local one, as workers run in other folders; other URIs without a trailing slash."""
-    try:
-        return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
-    except ValueError as error:
-        raise StorageError(f"{uri}: {error}") from error
+    return pattern if pattern is None or pattern.startswith("{folder}") else absolute_uri(pattern)

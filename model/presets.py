@@ -7,6 +7,7 @@ from typing import Any
 from model.spec import ModelSpec
 
 PUBLISHED = ("coco", "imagenet")  # names of published weights; any other value is a path
+TORCHVISION_PREFIX = "torchvision:"  # of a name of torchvision's weights
 
 
 def torchvision_v1(num_classes: int = 90, **changes: Any) -> ModelSpec:

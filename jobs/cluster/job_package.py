@@ -17,11 +17,13 @@ from pydantic import BaseModel
 
 from jobs.cluster.submission import SUBMISSION
 from jobs.commands import COMMANDS
+from jobs.config.base import type_of
 from jobs.config.load import ConfigError, find_config, is_override, to_plain
+from jobs.config.places import map_places
+from jobs.config.segment import RetryConfig
 from jobs.home import HOME
-from model.presets import PUBLISHED
 from pipeline.manifest import sha256_of, to_json
-from pipeline.storage.uri import is_local, local_path
+from pipeline.storage.uri import absolute_uri, is_local
 
 FOLDERS = ("maskfleet", "jobs", "pipeline", "model", "configs")  # the last lies in maskfleet/ where it is installed
 SHIPPED = (".py", ".j2", ".yaml", ".typed")  # endings; what an editor or a user leaves beside them stays here
@@ -29,11 +31,6 @@ CONFIG, BASE = "config.yaml", "base.yaml"
 # These are for the machine that they are typed on.
 HERE = ("demo", "schedule", "manifests")
 SUBMITTED = (*(name for name in COMMANDS if name not in HERE), "retry")
-# Settings of these names are URIs or paths; no others are.
-URI_KEYS = frozenset(
-    {"uri", "checkpoint", "weights", "train", "val", "image_root", "val_image_root", "extra_channels", "since_run"}
-    | {"evaluation"}
-)
 # A credential of the storage section, and the variable under which the AWS tools look for it.
 CREDENTIALS = {
     "access_key": "AWS_ACCESS_KEY_ID",
@@ -81,8 +78,16 @@ class Submission:
 
     def local_paths(self) -> list[str]:
         """Settings that name paths, as 'key=path': every node of the cluster has to see them."""
-        settings = [f"{key}={value}" for key, value in _uri_settings(self.config or {}) if is_local(value)]
-        return settings + [word for word in self.args[1:] if self.config is None and word.startswith("/")]
+        if self.config is None:
+            return [word for word in self.args[1:] if word.startswith("/")]
+        found: list[str] = []
+
+        def note(key: str, value: str) -> str:
+            found.extend([f"{key}={value}"] if is_local(value) else [])
+            return value
+
+        map_places(COMMANDS[self.command].config, self.config, note)
+        return found
 
 
 def from_settings(
@@ -111,7 +116,8 @@ def from_settings(
     if command == "sweep" and values["sweep"]["base"] is not None:
         files[BASE] = _read_config(values["sweep"]["base"])
         values["sweep"]["base"] = BASE
-    return Submission(command, (command, "--config", CONFIG, *switches), _with_absolute_uris(values), handed, files)
+    values = map_places(type(settings), values, lambda _, uri: absolute_uri(uri))
+    return Submission(command, (command, "--config", CONFIG, *switches), values, handed, files)
 
 
 def from_words(command: str, words: Sequence[str], environment: Mapping[str, str]) -> Submission:
@@ -122,8 +128,11 @@ def from_words(command: str, words: Sequence[str], environment: Mapping[str, str
         name = key.removeprefix("storage.")
         if key.startswith("storage.") and name in CREDENTIALS:
             handed[CREDENTIALS[name]] = value
+        elif is_override(word):
+            place = map_places(type_of(RetryConfig, key), value, lambda _, uri: absolute_uri(uri))
+            kept.append(f"{key}={place}")
         else:
-            kept.append(word if is_override(word) else _absolute(word))
+            kept.append(absolute_uri(word))
     return Submission(command, (command, *kept, "cluster.address=auto"), None, handed)
 
 
@@ -204,37 +213,8 @@ def _name_of(requirement: str) -> str:
     return requirement[:end].strip().lower()
 
 
-def _uri_settings(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Every setting that is a URI or a path, as (dotted key, value)."""
-    settings: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            settings += _uri_settings(value, f"{prefix}{name}.")
-        elif _is_uri(name, value):
-            settings.append((prefix + name, value))
-    return settings
-
-
-def _with_absolute_uris(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _with_absolute_uris(value)
-        if isinstance(value, Mapping)
-        else (_absolute(value) if _is_uri(name, value) else value)
-        for name, value in values.items()
-    }
-
-
-def _is_uri(key: str, value: Any) -> bool:
-    named = key.rpartition(".")[2] in URI_KEYS  # a sweep's keys are dotted
-    return named and isinstance(value, str) and value not in PUBLISHED and not value.startswith("{")
-
-
 def _read_config(file: str) -> str:
     try:
         return find_config(file, "train", "sweep.base").read_text()
     except OSError as error:
         raise ConfigError(f"sweep.base: {file!r} cannot be read: {error.strerror}") from None
-
-
-def _absolute(uri: str) -> str:
-    return str(local_path(uri)) if is_local(uri) else uri

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,6 +57,23 @@ def fields_of(section: Any) -> dict[str, FieldInfo]:
         return {}
     types = get_type_hints(section, include_extras=True)
     return {name: FieldInfo(types[name], description) for name, description in descriptions.items()}
+
+
+def section_of(kind: Any, path: Sequence[str]) -> Any:
+    """The class (a pydantic model or a dataclass) of the section at `path`; a section that may be null counts."""
+    for name in path:
+        field = fields_of(kind).get(name)
+        if field is None:
+            return kind
+        kind = next((arg for arg in get_args(field.annotation) if isinstance(arg, type)), field.annotation)
+    return kind
+
+
+def type_of(kind: Any, key: str) -> Any:
+    """The type, as annotated, of the setting of a dotted key; None where there is none."""
+    *path, name = key.split(".")
+    field = fields_of(section_of(kind, path)).get(name)
+    return None if field is None else field.annotation
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,14 +12,15 @@ import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from jobs.config.base import fields_of
+from jobs.config.base import fields_of, section_of
 from jobs.home import shipped_configs
 from pipeline.manifest import sha256_of, to_json
+from pipeline.settings import Settings
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -57,7 +58,7 @@ def load_config(
         raise ConfigError("\n".join(_sentence(kind, fault) for fault in error.errors()) + where) from None
 
 
-def to_plain(config: BaseModel) -> dict[str, Any]:
+def to_plain(config: BaseModel | Settings) -> dict[str, Any]:
     """A configuration as dicts, lists and scalars, as YAML and JSON hold them."""
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
@@ -176,20 +177,10 @@ def _is_secret(key: str) -> bool:
 
 def _keys_of(kind: type[BaseModel], path: list[str]) -> list[str]:
     """The keys of the section at `path`, sorted."""
-    return sorted(fields_of(_section(kind, path)))
+    return sorted(fields_of(section_of(kind, path)))
 
 
 def _about(kind: type[BaseModel], path: list[str]) -> str:
     """The description of the field at `path`."""
-    field = fields_of(_section(kind, path[:-1])).get(path[-1])
+    field = fields_of(section_of(kind, path[:-1])).get(path[-1])
     return field.description if field is not None and field.description else "it must be given"
-
-
-def _section(kind: Any, path: list[str]) -> Any:
-    """The class (a pydantic model or a dataclass) of the section at `path`; a section that may be null counts."""
-    for name in path:
-        field = fields_of(kind).get(name)
-        if field is None:
-            return kind
-        kind = next((arg for arg in get_args(field.annotation) if isinstance(arg, type)), field.annotation)
-    return kind

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
 from pipeline.dataset.types import FORMATS as ANNOTATION_FORMATS
+from pipeline.evaluation.settings import BootstrapSettings, CountSettings, EvaluationSettings
 from pipeline.results.export import FORMATS as EXPORT_FORMATS
 from pipeline.results.history import FIGURES
-from pipeline.schema import IMAGES_SCHEMA
 from pipeline.settings import setting
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import Uri
@@ -24,68 +24,24 @@ class RunSection(Section):
     uri: Uri = Field(min_length=1, description="output.uri of the run.")
 
 
-class FoundSection(Section):
-    """Thresholds from which a detection counts as a true positive."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSection(EvaluationSettings):
+    """What is measured, from which thresholds a detection counts as a true positive, and on how many cores."""
 
-    score_threshold: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Least score of the instances that precision, recall and mean IoU count; AP uses all instances.",
-    )
-    iou_threshold: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="Least IoU with an annotated object for a true positive in precision, recall and mean IoU.",
-    )
-
-
-class EvaluateSection(FoundSection):
-    """What is measured, and from which thresholds a detection counts as a true positive."""
-
-    iou_types: tuple[Literal["bbox", "segm", "keypoints"], ...] = Field(
-        ("bbox", "segm"),
-        min_length=1,
-        description="What the IoU is of: bounding boxes (bbox), masks (segm), or object keypoint similarity "
-        "(keypoints).",
-    )
-    backend: Literal["auto", "compiled", "pycocotools"] = Field(
-        "auto", description="Evaluator; auto takes the faster one wherever both give identical figures."
-    )
-    also: tuple[Literal["voc", "cityscapes", "confusion"], ...] = Field(
-        (), description="Further figures: VOC's AP (area and 11 points), Cityscapes' AP of masks, the confusion matrix."
-    )
-    slices: tuple[Literal[("size", "crowding", "overlap", *IMAGES_SCHEMA.names)], ...] = Field(  # type: ignore[valid-type]
-        (),
-        description="Break figures down by object size, by crowding and overlap of the image, or by any column of "
-        "images/.",
-    )
-    num_shares: int = Field(
+    num_shares: int = setting(
         1,
+        "Parts of the run that are measured in parallel on Ray, one core each; 1 measures in this process, without "
+        "Ray.",
         ge=1,
         le=10_000,
-        description="Parts of the run that are measured in parallel on Ray, one core each; 1 measures in this "
-        "process, without Ray.",
     )
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if "cityscapes" in self.also and "segm" not in self.iou_types:
-            raise ValueError(
-                f"evaluate.also has 'cityscapes', which measures masks; evaluate.iou_types is {list(self.iou_types)} "
-                "and must have 'segm'"
-            )
-        if (self.also or self.slices) and self.iou_types == ("keypoints",):
-            raise ValueError(
-                "evaluate.also and evaluate.slices look at boxes or masks; evaluate.iou_types is ['keypoints'] and "
-                "must have 'bbox' or 'segm'"
-            )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         unsharded = [name for name in self.also if name != "confusion"] + [f"slices {name}" for name in self.slices]
         unsharded += ["backend pycocotools"] if self.backend == "pycocotools" else []
         if self.num_shares > 1 and unsharded:
             raise ValueError(f"evaluate.num_shares is {self.num_shares}; allowed is 1 with {', '.join(unsharded)}")
-        return self
 
 
 class GateSection(Section):
@@ -138,20 +94,12 @@ class EvaluateConfig(Section):
     storage: StorageSettings = Field(default_factory=StorageSettings)
 
 
-class CompareSection(Section):
-    """How two runs are compared."""
+@dataclass(frozen=True, kw_only=True)
+class CompareSection(BootstrapSettings):
+    """How two runs are compared, with ground truth or without."""
 
-    iou_type: Literal["segm", "bbox"] = Field("segm", description="What the IoU is of: masks (segm) or boxes (bbox).")
-    num_resamples: int = Field(
-        300,
-        ge=0,
-        le=100_000,
-        description="Bootstrap samples of the images for the confidence interval; 0 computes none.",
-    )
-    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence level of the interval.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the resampling.")
-    min_score: float = Field(
-        0.05, ge=0, le=1, description="Without ground truth: least score of the instances that are compared."
+    min_score: float = setting(
+        0.05, "Without ground truth: least score of the instances that are compared.", ge=0, le=1
     )
 
 
@@ -161,7 +109,7 @@ class CompareConfig(Section):
     run_a: RunSection
     run_b: RunSection
     ground_truth: OptionalSource = Field(default_factory=OptionalSource)
-    evaluate: FoundSection = Field(default_factory=FoundSection)
+    evaluate: CountSettings = Field(default_factory=CountSettings)
     compare: CompareSection = Field(default_factory=CompareSection)
     gate: GateSection = Field(default_factory=GateSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section, flatten
+from jobs.config.places import OverridesOf
+from jobs.config.train import TrainConfig
 from pipeline.storage.base import StorageSettings
 
 Figure = Literal["segm_AP", "segm_AP50", "segm_AP75", "bbox_AP", "bbox_AP50", "bbox_AP75", "mean_iou"]
@@ -31,13 +33,13 @@ class SweepSection(Section):
         description="Configuration file of `maskfleet train` that every trial starts from; may name one that ships "
         "with the program.",
     )
-    fixed: dict[str, Any] = Field(
+    fixed: Annotated[dict[str, Any], OverridesOf(TrainConfig)] = Field(
         default_factory=dict, description="Overrides of the base that all trials share, by dotted key."
     )
-    cases: dict[str, dict[str, Any]] = Field(
+    cases: dict[str, Annotated[dict[str, Any], OverridesOf(TrainConfig)]] = Field(
         default_factory=dict, description="Named groups of overrides; each case is one value of an axis of its own."
     )
-    grid: dict[str, list[Any]] = Field(
+    grid: Annotated[dict[str, list[Any]], OverridesOf(TrainConfig)] = Field(
         default_factory=dict, description="Lists of values to try, by dotted key; every combination is a trial."
     )
     seeds: tuple[int, ...] = Field(

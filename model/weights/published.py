@@ -17,7 +17,7 @@ from model.categories import Category, check_categories
 from model.checkpoint import Checkpoint, new_checkpoint
 from model.checkpoint_folder import CheckpointError
 from model.network import build_model
-from model.presets import DETECTRON2_NAMES, TORCHVISION_NAMES, preset
+from model.presets import DETECTRON2_NAMES, TORCHVISION_NAMES, TORCHVISION_PREFIX, preset
 from model.spec import ModelSpec
 from model.vision import detection
 from model.weights.detectron2 import is_detectron2
@@ -25,7 +25,6 @@ from model.weights.loading import find_state_dict, load_state_dict, read_state_d
 
 COCO = "coco"
 _DEFAULT_NETWORK = "maskrcnn_resnet50_fpn_v2"  # what "coco" stands for: torchvision's best Mask R-CNN
-TORCHVISION_PREFIX = "torchvision:"
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
 
 _CLASS_SCORES = "roi_heads.box_predictor.cls_score.weight"

@@ -60,6 +60,31 @@ def test_the_package_of_a_sweep_holds_its_base(tmp_path: Path) -> None:
     assert read_settings("sweep", tmp_path / "config.yaml", []).sweep.base == "base.yaml"
 
 
+def test_every_place_of_a_sweep_becomes_absolute() -> None:
+    words = ["sweep.grid.data.train=[a.json, s3://b/c.json]", "sweep.grid.model.weights=[coco, w.pth]"]
+    cases = ["sweep.cases={deep: {data.extra_channels: '{folder}/{stem}.png'}, other: {data.image_root: photos}}"]
+    config = from_settings("sweep", read_settings("sweep", None, [*words, *cases, "output.uri=o"]), {}).config
+    assert config is not None
+    here = Path.cwd()
+    assert config["sweep"]["grid"]["data.train"] == [str(here / "a.json"), "s3://b/c.json"]
+    assert config["sweep"]["grid"]["model.weights"] == ["coco", str(here / "w.pth")]
+    assert config["sweep"]["cases"]["deep"] == {"data.extra_channels": "{folder}/{stem}.png"}
+    assert config["sweep"]["cases"]["other"] == {"data.image_root": str(here / "photos")}
+
+
+def test_places_among_the_words_of_retry_become_absolute() -> None:
+    words = ["run", "model.checkpoint=m", "input.since_run=file:///a%20b", "input.pattern=*.jpg", "no.such=x"]
+    kept = from_words("retry", words, {}).args
+    here = Path.cwd()
+    assert kept[1:-1] == (
+        str(here / "run"),
+        f"model.checkpoint={here / 'm'}",
+        "input.since_run=/a b",
+        "input.pattern=*.jpg",
+        "no.such=x",
+    )
+
+
 def test_retry_is_submitted_as_words_without_secrets() -> None:
     submission = from_words("retry", ["s3://b/run", "storage.secret_key=b", "segment.batch_size=2"], {})
     assert submission.args == ("retry", "s3://b/run", "segment.batch_size=2", "cluster.address=auto")

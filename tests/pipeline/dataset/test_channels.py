@@ -16,6 +16,7 @@ from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.photos import UnusablePhoto
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from tests.pipeline.images.tiff_files import random_bands
 
@@ -57,7 +58,9 @@ def test_extra_channels_are_transformed_with_the_photo(tmp_path: Path) -> None:
     annotated = AnnotatedSet((annotated_image(tmp_path / "a.png", 12, 16),), SHAPE_CATEGORIES)
     deep = with_extra_channels(annotated, "{folder}/{stem}_depth.png")
     transforms = build_transforms(
-        horizontal_flip=0.5, rotation=0.5, rotation_degrees=40, resize="large_scale_jitter", resize_size=(20, 20)
+        Augmentation(
+            horizontal_flip=0.5, rotation=0.5, rotation_degrees=40, resize="large_scale_jitter", resize_size=(20, 20)
+        )
     )
     samples = SampleSet(deep, transforms, in_channels=4)
     for epoch in range(10):

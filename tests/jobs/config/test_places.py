@@ -1,0 +1,85 @@
+"""Which settings are places is told by their types, in every command's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.commands import COMMANDS, read_settings
+from jobs.config.load import to_plain
+from jobs.config.places import map_places
+from jobs.config.sweep import SweepConfig
+from tests.paths import ROOT
+
+LINES = {
+    "train": [
+        "data.train=t",
+        "data.val=v",
+        "data.image_root=r",
+        "model.weights=w",
+        "train.max_steps=1",
+        "output.uri=o",
+    ],
+    "segment": [
+        "model.checkpoint=m",
+        "input.uri=i",
+        "input.since_run=s",
+        "input.extra_channels=x/{stem}",
+        "output.uri=o",
+    ],
+    "evaluate": ["run.uri=r", "ground_truth.uri=g", "ground_truth.image_root=i", "history.uri=h", "output.uri=o"],
+    "compare": ["run_a.uri=a", "run_b.uri=b", "ground_truth.uri=g"],
+    "report": ["run.uri=r", "report.evaluation=e"],
+    "check-data": ["data.uri=d", "data.image_root=i", "data.extra_channels=x/{stem}"],
+    "convert": ["data.uri=d", "output.uri=o"],
+}
+
+
+def places_of(kind: Any, values: dict[str, Any]) -> dict[str, str]:
+    """Every place among the settings, by its key."""
+    found: dict[str, str] = {}
+    assert map_places(kind, values, lambda key, value: found.setdefault(key, value)) == values
+    return found
+
+
+@pytest.mark.parametrize("command", LINES)
+def test_every_place_of_a_command_is_found_and_nothing_else(command: str) -> None:
+    words = LINES[command]
+    places = {key: value for key, _, value in (word.partition("=") for word in words) if not key.endswith("max_steps")}
+    assert places_of(COMMANDS[command].config, to_plain(read_settings(command, None, words))) == places
+
+
+def test_names_and_patterns_of_the_photos_own_folder_are_no_places() -> None:
+    words = [
+        "model.checkpoint=torchvision:x",
+        "input.uri=i",
+        "input.extra_channels={folder}/{stem}.png",
+        "output.uri=o",
+    ]
+    values = to_plain(read_settings("segment", None, words))
+    assert places_of(COMMANDS["segment"].config, values) == {"input.uri": "i", "output.uri": "o"}
+
+
+def test_a_schedule_names_the_places_of_its_tasks() -> None:
+    values = to_plain(read_settings("schedule", ROOT / "configs/schedule/nightly.yaml", []))
+    places = places_of(COMMANDS["schedule"].config, values)
+    for key in ("schedule.state", "tasks.evaluate.history", "tasks.evaluate.data.ground_truth", "tasks.segment.images"):
+        assert key in places
+    assert not {key for key in places if key.endswith((".name", ".cron", ".format"))}
+
+
+def test_a_sweeps_overrides_are_those_of_a_training() -> None:
+    fixed = {"data.train": Path("a").name, "data.default_category": "coin", "train.batch_size": 2}
+    values = {"sweep": {"fixed": fixed, "grid": {"data.val": ["a", "b"]}}, "output": {"uri": "o"}}
+    seen: list[tuple[str, str]] = []
+
+    def note(key: str, value: str) -> str:
+        seen.append((key, value))
+        return value.upper()
+
+    changed = map_places(SweepConfig, values, note)
+    assert seen == [("data.train", "a"), ("data.val", "a"), ("data.val", "b"), ("output.uri", "o")]
+    assert changed["sweep"]["fixed"] == {**fixed, "data.train": "A"}
+    assert changed["sweep"]["grid"] == {"data.val": ["A", "B"]}
