@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pipeline.dataset.types import FORMATS
 from tests.paths import DOCS, ROOT
 
 NAMES = {
@@ -20,7 +21,9 @@ NAMES = {
     "pipeline/dataset/formats/labelme.py": ("load_labelme", "write_labelme"),
     "pipeline/dataset/formats/photo_copy.py": ("flat_names", "copy_photo"),
     "pipeline/dataset/formats/reading.py": ("load_annotations", "detect_format"),
-    "pipeline/dataset/convert.py": ("convert_annotations",),
+    "pipeline/dataset/formats/records.py": ("to_record",),
+    "pipeline/dataset/formats/losses.py": ("count_losses",),
+    "pipeline/dataset/convert.py": ("convert_annotations", "_write"),
     "tests/pipeline/dataset/test_convert.py": ("TARGETS",),
 }
 EXAMPLES = (DOCS / "architecture.md").read_text().split("## Your first change")[1].split("## Every module")[0]
@@ -35,7 +38,6 @@ def test_the_names_of_the_examples_are_defined_in_their_files(file: str) -> None
         assert f"`{name}" in EXAMPLES or name.endswith("_labelme"), name
 
 
-def test_the_last_branch_of_convert_is_cityscapes() -> None:
-    assert re.search(
-        r"\n    else:\n        losses = write_cityscapes\(", (ROOT / "pipeline/dataset/convert.py").read_text()
-    )
+def test_convert_has_a_branch_for_each_format() -> None:
+    text = (ROOT / "pipeline/dataset/convert.py").read_text()
+    assert text.count('    if format == "') == len(FORMATS) == len(re.findall(r"return write_\w+\(", text))

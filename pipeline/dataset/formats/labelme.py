@@ -35,7 +35,7 @@ from pipeline.dataset.types import (
 )
 from pipeline.masks.contours import mask_to_loops, mask_to_polygons
 from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, relative_uri
+from pipeline.storage.uri import base_name, file_stem, is_full, join_uri, parent_uri, plain_uri, relative_uri
 
 _POLYGONS = ("polygon", "rotation", "oriented_rectangle")  # the last two: rectangles of four corners in other tools
 _SHAPES_WITHOUT_AREA = ("point", "line", "linestrip", "points")
@@ -125,7 +125,7 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
             for (label, _), members in groups.items()
         )
         path = photo.image_path.replace("\\", "/")
-        file_name = path if "://" in path else posixpath.normpath(posixpath.join(posixpath.dirname(key), path))
+        file_name = path if is_full(path) else posixpath.normpath(posixpath.join(posixpath.dirname(key), path))
         if image_root:
             path = join_uri(image_root, posixpath.join(posixpath.dirname(key), base_name(path)))
         else:

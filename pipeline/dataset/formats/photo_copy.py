@@ -7,7 +7,7 @@ from collections import Counter
 
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage import files
-from pipeline.storage.uri import file_stem
+from pipeline.storage.uri import file_stem, is_full
 
 _MAX_NAME_BYTES = 200  # file systems hold 255; what a format adds to the name must fit too
 
@@ -41,7 +41,7 @@ def names_below(annotated: AnnotatedSet) -> list[str]:
     photo_of: dict[str, AnnotatedImage] = {}
     for image in annotated.images:
         name = posixpath.normpath(image.file_name)
-        if name.startswith(("../", "/")) or "://" in image.file_name:
+        if name.startswith("../") or is_full(image.file_name):
             name = image.file_name.replace("/", "__")
         if (first := photo_of.setdefault(name, image)) is not image:
             raise AnnotationError(

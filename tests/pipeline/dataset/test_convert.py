@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from model.categories import Category
 from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.convert import convert_annotations
-from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.cityscapes import write_cityscapes
+from pipeline.dataset.formats.coco import to_coco, write_coco
 from pipeline.dataset.formats.labelme import write_labelme
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.formats.via import write_via
 from pipeline.dataset.formats.voc import write_voc
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.photos import load_photo
-from pipeline.dataset.types import AnnotatedSet, AnnotationError, mask_to_instance
+from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, mask_to_instance
+from pipeline.storage import files
 
 
 def content(annotated: AnnotatedSet) -> dict[bytes, Counter[tuple[str, bool, bytes]]]:
@@ -53,7 +59,7 @@ def test_round_trip_keeps_every_mask(awkward_set: AnnotatedSet, tmp_path: Path, 
         5,
         awkward_set.num_instances,
     )
-    assert not {name for name in conversion.losses if "numbered" not in name}
+    assert not {name for name in conversion.losses if "numbered anew" not in name}
     converted = load_annotations(there)  # the format is detected
     assert content(converted) == content(awkward_set)
     assert {c.name for c in converted.categories} == {"circle", "square", "triangle"}
@@ -82,8 +88,8 @@ def test_boxes_and_areas_are_those_of_the_masks(awkward_set: AnnotatedSet, tmp_p
             assert instance.area == len(rows)
 
 
-@pytest.mark.parametrize("target_format", ["via", "labelme", "voc"])
-def test_ignore_regions_survive_by_name(awkward_set: AnnotatedSet, tmp_path: Path, target_format: str) -> None:
+@pytest.mark.parametrize("target_format", ["via", "labelme", "voc", "cityscapes"])
+def test_ignore_regions_survive(awkward_set: AnnotatedSet, tmp_path: Path, target_format: str) -> None:
     image = awkward_set.images[0]
     ignored = replace(image.instances[0], label=0, iscrowd=True)
     changed = replace(image, instances=(ignored, *image.instances[1:]))
@@ -92,6 +98,7 @@ def test_ignore_regions_survive_by_name(awkward_set: AnnotatedSet, tmp_path: Pat
         "via": write_via,
         "labelme": write_labelme,
         "voc": write_voc,
+        "cityscapes": write_cityscapes,
     }
     writers[target_format](annotated, str(tmp_path / "out"))
     assert content(load_annotations(str(tmp_path / "out"))) == content(annotated)
@@ -135,8 +142,124 @@ def test_refusals_name_format_or_target(awkward_set: AnnotatedSet, tmp_path: Pat
         convert_annotations(source, str(tmp_path / "x"), target_format="coco")
     with pytest.raises(AnnotationError, match="is there already"):
         convert_annotations(source, source, target_format="coco")
+    with pytest.raises(AnnotationError, match="overlap: 'any' is no choice; allowed are refuse"):
+        convert_annotations(source, str(tmp_path / "x"), target_format="voc", overlap="any")
     with pytest.raises(AnnotationError, match="must be copied"):
         convert_annotations(source, str(tmp_path / "x"), target_format="voc", copy_photos=False)
+
+
+def write_photos(folder: Path, *names: str) -> str:
+    """A COCO file of photos of different colours and sizes, with one square on each; its path."""
+    images = []
+    for number, name in enumerate(names):
+        path = (folder / "in" / name).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + number, 20), (9 * number, 0, 50)).save(path, "PNG")
+        mask = np.zeros((20, 30 + number), dtype=bool)
+        mask[number : number + 6, 4:9] = True
+        images.append(AnnotatedImage(number + 1, name, str(path), *mask.shape, (mask_to_instance(1, mask),)))
+    (folder / "in").mkdir(exist_ok=True)
+    files.write_json(str(folder / "in/ann.json"), to_coco(AnnotatedSet(tuple(images), SHAPE_CATEGORIES)))
+    return str(folder / "in/ann.json")
+
+
+# The photos' names -> the formats with one folder for all photos refuse them with this, or read them back where None.
+NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "one base name in two folders": (("s/a.png", "t/a.png"), None),
+    "names that differ in case": (("A.png", "a.png"), None),
+    "dots and endings": (("a.b.c.png", "a.b.png", "noext", ".hidden.png"), None),
+    "blanks and marks": (("a b.png", "a#1.png", "a?x.png", "100%.png", "a%20b.png", "é ß 日.png"), None),
+    "names that lead upwards": (("../../a.png", "../a.png"), None),
+    "flat names that clash": (("s/a.png", "s__a.png"), "two photos are named s__a"),
+    "one stem": (("a.jpg", "a.png"), "two photos are named a,"),
+    "a flat name that is too long": (("deep/" * 45 + "a.png",), "cannot be written; allowed are 1 to 200 bytes"),
+}
+
+
+@pytest.mark.parametrize("target_format", TARGETS)
+@pytest.mark.parametrize("kind", NAMES)
+def test_photos_of_every_name_are_read_back_in_place_or_refused(tmp_path: Path, kind: str, target_format: str) -> None:
+    names, refusal = NAMES[kind]
+    source = write_photos(tmp_path / "a/b/c", *names)
+    before = set(tmp_path.rglob("*"))
+    target = tmp_path / "x/y" / TARGETS[target_format]
+    if refusal is not None and target_format != "coco":
+        with pytest.raises(AnnotationError, match=refusal):
+            convert_annotations(source, str(target), target_format=target_format)
+        return
+    losses = convert_annotations(source, str(target), target_format=target_format).losses
+    assert content(load_annotations(str(target))) == content(load_annotations(source))
+    assert all(path.is_relative_to(tmp_path / "x") for path in set(tmp_path.rglob("*")) - before)
+    is_renamed = any("/" in name for name in names) and (target_format != "coco" or "../" in names[0])
+    assert losses.get("photos renamed", 0) == (len(names) if is_renamed else 0)
+
+
+CLASSES = ["a,b", "a: b", "'q'\"", "Ünï", "true", "null", "1", "two words", "🦊"]
+ODD_CLASSES = ["x ", " x", "line\nbreak", "a\x01b", "__ignore__", "_background_", "a\u2028b"]
+
+
+@pytest.mark.parametrize("target_format", TARGETS)
+def test_class_names_are_kept_or_refused(awkward_set: AnnotatedSet, tmp_path: Path, target_format: str) -> None:
+    for number, name in enumerate(CLASSES + ODD_CLASSES):
+        categories = (Category(103, name), *awkward_set.categories[1:])
+        source, target = str(tmp_path / f"{number}.json"), str(tmp_path / f"to{number}" / TARGETS[target_format])
+        write_coco(replace(awkward_set, categories=categories), source, copy_photos=False)
+        if name in ODD_CLASSES and target_format in ("via", "voc", "labelme"):
+            with pytest.raises(AnnotationError, match=r"category 103 is named .*cannot hold; allowed is one line"):
+                convert_annotations(source, target, target_format=target_format)
+        else:
+            convert_annotations(source, target, target_format=target_format)
+            assert content(load_annotations(target)) == content(load_annotations(source))
+
+
+@pytest.mark.parametrize("target_format", TARGETS)
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize("is_turned", [True, False])
+def test_photos_with_an_exif_turn_keep_size_and_masks(
+    tmp_path: Path, write_photo: Callable[..., np.ndarray], target_format: str, orientation: int, is_turned: bool
+) -> None:
+    write_photo(tmp_path / "in/a.png", 20, 30, orientation=orientation)
+    size = (30, 20) if is_turned and orientation >= 5 else (20, 30)
+    mask = np.zeros(size, dtype=bool)
+    mask[3:9, 2:14] = True  # fits both ways
+    image = AnnotatedImage(1, "a.png", str(tmp_path / "in/a.png"), *size, (mask_to_instance(1, mask),))
+    files.write_json(str(tmp_path / "in/ann.json"), to_coco(AnnotatedSet((image,), SHAPE_CATEGORIES)))
+    target, back = str(tmp_path / "there" / TARGETS[target_format]), str(tmp_path / "back/ann.json")
+    convert_annotations(str(tmp_path / "in/ann.json"), target, target_format=target_format)
+    convert_annotations(target, back, target_format="coco")
+    for uri in (target, back):
+        (again,) = load_annotations(uri).images
+        assert (again.height, again.width) == size and np.array_equal(again.instances[0].mask(*size), mask)
+        assert np.array_equal(load_photo(again)[0], load_photo(image)[0])
+
+
+def test_what_other_formats_cannot_hold_is_counted(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
+    categories = tuple(Category(category.id + 100, category.name) for category in awkward_set.categories)
+    images = [replace(image, image_id=f"id {image.image_id}") for image in awkward_set.images]
+    source = str(tmp_path / "source.json")
+    write_coco(replace(awkward_set, images=tuple(images), categories=categories), source)
+    for target_format in ("via", "voc", "cityscapes", "labelme"):
+        losses = convert_annotations(source, str(tmp_path / target_format), target_format=target_format).losses
+        assert losses == {"category ids numbered anew": 3, "image ids numbered anew or replaced by names": 5}
+
+
+@pytest.mark.parametrize("target_format", TARGETS)
+def test_a_photo_that_cannot_be_read_is_counted(tmp_path: Path, target_format: str) -> None:
+    source = write_photos(tmp_path, "a.png", "b.png")
+    (tmp_path / "in/b.png").unlink()
+    target = str(tmp_path / "out" / TARGETS[target_format])
+    losses = convert_annotations(source, target, target_format=target_format).losses
+    assert losses["photos that cannot be read"] == 1
+    again = load_annotations(target)  # the sizes are there, though the photo is not
+    assert [(i.height, i.width) for i in again.images] == [(20, 30), (20, 31)] and again.num_instances == 2
+
+
+def test_via_without_sizes_or_photos_is_refused(tmp_path: Path) -> None:
+    shape = {"name": "polygon", "all_points_x": [1, 5, 5], "all_points_y": [1, 1, 5]}
+    entry = {"filename": "gone.png", "regions": [{"shape_attributes": shape}]}
+    (tmp_path / "x.json").write_text(json.dumps({"k": entry}))
+    with pytest.raises(AnnotationError, match=r"1 photos cannot be read, so their size is not known: gone\.png"):
+        convert_annotations(str(tmp_path / "x.json"), str(tmp_path / "out.json"), target_format="coco")
 
 
 def test_file_uris_with_blanks(awkward_set: AnnotatedSet, tmp_path: Path) -> None:

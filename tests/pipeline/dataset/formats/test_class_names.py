@@ -19,7 +19,7 @@ def test_lists_of_every_editor_are_read(tmp_path: Path, content: str) -> None:
 
 def test_a_list_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes("Kätzchen".encode("latin1"))
-    with pytest.raises(AnnotationError, match=r"labels\.txt must be UTF-8 text"):
+    with pytest.raises(ValueError, match=r"labels\.txt is no text in UTF-8: .* line 1, column 2"):
         read_lines(str(tmp_path / "labels.txt"))
 
 
