@@ -27,10 +27,10 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # All that takes longer or needs more: whole commands, Ray clusters of several nodes and hosts, a real S3 server (Ceph's
-# RADOS Gateway, fetched once from Debian's packages), tutorial and README typed as they stand. `make test-all ONLY=s3`
-# runs those of one marker (long, s3, cluster, docs). What cannot run on a machine skips with its reason.
+# RADOS Gateway) and Chromium, both fetched once from Debian's packages, tutorial and README typed as they stand. `make
+# test-all ONLY=s3` runs those of one marker (long, browser, s3, cluster, docs). What cannot run skips with its reason.
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '($(or $(ONLY),long or s3 or cluster or docs)) and not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '($(or $(ONLY),long or browser or s3 or cluster or docs)) and not slow'
 
 # The fault suite in its long form: hours of kills, lost nodes, failing stores and broken files.
 chaos: $(STAMP)

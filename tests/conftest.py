@@ -52,12 +52,13 @@ def moto() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
     """A real S3 server; skips with the reason where there can be none."""
-    from tests.chaos.rgw import NoCeph, Rgw
+    from tests.chaos.rgw import Rgw
+    from tests.debian import Unavailable
 
     try:
         gateway = Rgw(tmp_path_factory.mktemp("ceph") / "rgw")
         gateway.start()
-    except NoCeph as reason:
+    except Unavailable as reason:
         pytest.skip(f"no RADOS gateway here: {reason}")
     yield gateway
     gateway.stop()

@@ -1,16 +1,13 @@
 """A real S3 server on loopback for the tests: Ceph's RADOS Gateway with one monitor and one in-memory OSD.
 
-The daemons come from Debian's packages, which are fetched once into a cache folder and unpacked there without being
-installed. Needs no docker and no systemd; starts in about 13 s. `python tests/chaos/rgw.py` starts a server by hand and
-prints its endpoint.
+The daemons come from Debian's packages, see tests/debian.py. Needs no docker and no systemd; starts in about 13 s.
+`python -m tests.chaos.rgw` starts a server by hand and prints its endpoint.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,56 +18,24 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+from tests.debian import TRIPLET, Unavailable, library_folders, unpacked
+
 ACCESS_KEY, SECRET_KEY = "test", "testsecret"
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd")
-_UNPACKED = ".unpacked"
-_TRIPLET = f"{platform.machine()}-linux-gnu"
 _NUM_ATTEMPTS = 4  # a new monitor sometimes refuses its own cluster ('wrong fsid'); the next one does not
 
 
-class NoCeph(Exception):
-    """The gateway cannot be started here; the message says why."""
-
-
 def ceph_root() -> Path:
-    """The folder with the unpacked packages: $CEPH_ROOT, or a cache folder filled on first use.
+    """The folder with the unpacked packages: $CEPH_ROOT, or one in the cache, filled on first use.
 
     Raises:
-        NoCeph: the packages are neither there nor can they be fetched.
+        Unavailable: the packages are neither there nor can they be fetched.
     """
     if root_set_by_user := os.environ.get("CEPH_ROOT"):
         return Path(root_set_by_user)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet" / "ceph"
-    root = cache / "root"
-    if (root / _UNPACKED).exists():
-        return root
-    for tool in ("apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise NoCeph(f"{tool} is not here; set CEPH_ROOT to a folder with Ceph's daemons")
     if os.getuid() != 0:
-        raise NoCeph("only root can run Ceph's daemons here; set CEPH_ROOT to a folder where you can")
-    packages = cache / "packages"
-    packages.mkdir(parents=True, exist_ok=True)
-    plan = ["apt-get", "install", "--simulate", "--no-install-recommends", *PACKAGES]
-    try:
-        planned = _output(plan)
-    except NoCeph:  # a fresh machine has no lists yet
-        _output(["apt-get", "update"])
-        planned = _output(plan)
-    names = [line.split()[1] for line in planned.splitlines() if line.startswith("Inst ")]
-    _output(["apt-get", "download", *names], cwd=packages)
-    for package in sorted(packages.glob("*.deb")):
-        _output(["dpkg", "-x", str(package), str(root)])
-    (root / _UNPACKED).touch()
-    shutil.rmtree(packages)
-    return root
-
-
-def _output(command: list[str], cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise NoCeph(f"`{' '.join(command[:3])} ...` failed: {done.stderr.strip()[-300:]}")
-    return done.stdout
+        raise Unavailable("only root can run Ceph's daemons here; set CEPH_ROOT to a folder where you can")
+    return unpacked("ceph", *PACKAGES)
 
 
 def free_port() -> int:
@@ -105,13 +70,13 @@ class Rgw:
         self.stop()
 
     def start(self) -> None:
-        """Starts monitor, OSD and gateway, makes the user. Raises NoCeph with the end of what a failed one wrote."""
+        """Starts monitor, OSD and gateway, makes the user. Raises Unavailable with the end of a failed one's output."""
         base = self.folder
         for attempt in range(_NUM_ATTEMPTS):
             self.folder = base / str(attempt)
             try:
                 return self._start()
-            except NoCeph:
+            except Unavailable:
                 self.stop()
                 if attempt == _NUM_ATTEMPTS - 1:
                     raise
@@ -125,11 +90,9 @@ class Rgw:
         port = free_port()
         self.endpoint = f"http://{self.address}:{port}"
         config = self.folder / "ceph.conf"
-        library = self.root / "usr/lib" / _TRIPLET
-        libraries = [library, library / "ceph", self.root / "usr/lib", self.root / "lib" / _TRIPLET]
         self._environment = {
             "PATH": f"{self.root / 'usr/bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
-            "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
+            "LD_LIBRARY_PATH": ":".join(map(str, library_folders(self.root))),
             "PYTHONPATH": str(self.root / "usr/lib/python3/dist-packages"),
             "CEPH_CONF": str(config),
         }
@@ -160,9 +123,9 @@ class Rgw:
         while not self._answers():
             for name, daemon in self._daemons.items():
                 if daemon.poll() is not None:
-                    raise NoCeph(f"the {name} daemon ended: {self._end_of_output(name)}")
+                    raise Unavailable(f"the {name} daemon ended: {self._end_of_output(name)}")
             if time.monotonic() > deadline_s:
-                raise NoCeph(f"the gateway does not answer: {self._end_of_output('rgw')}")
+                raise Unavailable(f"the gateway does not answer: {self._end_of_output('rgw')}")
             time.sleep(0.1)
 
     def kill_gateway(self) -> None:
@@ -201,7 +164,7 @@ class Rgw:
             timeout=120,
         )
         if done.returncode != 0:
-            raise NoCeph(f"`{' '.join(command[:3])} ...` failed: {done.stderr.strip()[-500:]}")
+            raise Unavailable(f"`{' '.join(command[:3])} ...` failed: {done.stderr.strip()[-500:]}")
 
     def _spawn(self, name: str, *command: str) -> None:
         with open(self.folder / "log" / f"{name}.out", "ab") as log:
@@ -228,7 +191,7 @@ _AS_ROOT = ("--setuser", "root", "--setgroup", "root") if os.getuid() == 0 else 
 
 
 def _config(folder: Path, root: Path, cluster_id: str, monitor: str, endpoint: str) -> str:
-    library = root / "usr/lib" / _TRIPLET
+    library = root / "usr/lib" / TRIPLET
     return f"""[global]
 fsid = {cluster_id}
 mon initial members = a

@@ -16,8 +16,9 @@ import pytest
 
 from pipeline.dataset.shapes import draw_shapes
 from tests.chaos.hosts import Hosts, NoHosts
-from tests.chaos.rgw import NoCeph, Rgw
+from tests.chaos.rgw import Rgw
 from tests.chaos.s3 import environment_for
+from tests.debian import Unavailable
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -67,7 +68,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     try:
         with Hosts(3) as hosts, Rgw(tmp_path / "rgw", hosts.addresses[HEAD], hosts.prefix(HEAD)) as rgw:
             yield start_lab(hosts, rgw, tmp_path, ray_folder)
-    except (NoHosts, NoCeph) as reason:
+    except (NoHosts, Unavailable) as reason:
         pytest.skip(f"no network namespaces or no gateway here: {reason}")
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)

@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import os
 import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tests.debian import Unavailable, library_folders, unpacked
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's own key for an element
 ENTER, ESCAPE, RIGHT, TAB = "\ue007", "\ue00c", "\ue014", "\ue004"
 
 
-def missing() -> str | None:
-    """What is not installed, or None."""
-    if not (shutil.which("chromium") or shutil.which("google-chrome")):
-        return "needs Chromium, which is not installed"
-    return None if shutil.which("chromedriver") else "needs chromedriver, which is not installed"
+def programs() -> tuple[str, str, dict[str, str]]:
+    """Chromium, chromedriver and the environment for both: those installed, else those of Debian's packages.
+
+    Raises:
+        Unavailable: They are neither here nor can they be fetched.
+    """
+    installed, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if installed and driver:
+        return installed, driver, dict(os.environ)
+    root = unpacked("chromium", "chromium", "chromium-driver")
+    libraries = ":".join(map(str, library_folders(root)))
+    # Not usr/bin/chromium, a script that starts what is installed.
+    return (
+        f"{root}/usr/lib/chromium/chromium",
+        f"{root}/usr/bin/chromedriver",
+        os.environ | {"LD_LIBRARY_PATH": libraries},
+    )
 
 
 class Browser:
-    """One browser with one page."""
+    """One browser with one page. Raises Unavailable where there can be none."""
 
     def __init__(self, folder: Path) -> None:
+        binary, driver, environment = programs()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        driver = shutil.which("chromedriver")
-        assert driver is not None
         self.driver = subprocess.Popen(
-            [driver, f"--port={self.port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [driver, f"--port={self.port}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self.session = ""
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         arguments += [f"--user-data-dir={folder}", "--window-size=1200,900", "--disable-background-networking"]
-        options: dict[str, Any] = {"args": arguments}
-        if binary := shutil.which("chromium"):
-            options["binary"] = binary
+        options = {"args": arguments, "binary": binary}
         capabilities = {
             "browserName": "chrome",
             "goog:chromeOptions": options,
@@ -50,6 +62,10 @@ class Browser:
             try:
                 answer = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
                 break
+            except urllib.error.HTTPError as error:  # chromedriver runs, Chromium does not start
+                self.driver.terminate()
+                self.driver.wait()
+                raise Unavailable(json.loads(error.read())["value"]["message"].partition("\n")[0]) from None
             except OSError:
                 if attempt == 99 or self.driver.poll() is not None:
                     raise
@@ -96,6 +112,3 @@ class Browser:
         messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url[:100] for url in sent]
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self._ask("GET", self.session + "/screenshot", None)))

@@ -19,6 +19,7 @@ from pipeline.evaluation.metrics import evaluate_run
 from pipeline.manifest import to_json
 from pipeline.results.report import build_report, choose_images
 from pipeline.tables import load_images, load_instances
+from tests.debian import Unavailable
 from tests.pipeline.made_run import image_row, instance_row, write_run
 from tests.pipeline.results import browser as chromium
 
@@ -160,9 +161,10 @@ def test_of_ten_thousand_images_every_class_is_seen_in_less_than_twenty_megabyte
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[chromium.Browser]:
-    if reason := chromium.missing():
-        pytest.skip(reason)
-    browser = chromium.Browser(tmp_path_factory.mktemp("chromium"))
+    try:
+        browser = chromium.Browser(tmp_path_factory.mktemp("chromium"))
+    except Unavailable as reason:
+        pytest.skip(f"no Chromium here: {reason}")
     yield browser
     browser.close()
 
@@ -179,6 +181,7 @@ DRAWN = "return document.querySelectorAll('#gallery .card:not([hidden]) svg path
 SET = "const e = document.getElementById(arguments[0]); e.value = arguments[1]; e.dispatchEvent(new Event('input'))"
 
 
+@pytest.mark.browser
 def test_the_page_loads_whole_and_asks_for_nothing_else(opened, page):
     broken = "return [...document.images].filter(i => !i.complete || i.naturalWidth === 0).map(i => i.alt)"
     assert opened.run(broken) == []
@@ -190,6 +193,7 @@ def test_the_page_loads_whole_and_asks_for_nothing_else(opened, page):
     assert opened.run("return [...document.querySelectorAll('.card span')].map(s => s.textContent)").count(NASTY) == 1
 
 
+@pytest.mark.browser
 def test_filters_show_the_instances_of_a_class_size_and_score(opened, page):
     data = gallery_of(page.read_text("utf-8"))
     opened.run(SET, "score", "0.3")
@@ -210,6 +214,7 @@ def test_filters_show_the_instances_of_a_class_size_and_score(opened, page):
     assert opened.run(DRAWN) == 0 and opened.run(VISIBLE) == len(data)
 
 
+@pytest.mark.browser
 def test_masks_lie_on_their_photos_in_cards_of_one_size(opened):
     ratios = """return [...document.querySelectorAll('.card .photo')].map(p => {
       const box = p.getBoundingClientRect(); return box.width / box.height })"""
@@ -222,6 +227,7 @@ def test_masks_lie_on_their_photos_in_cards_of_one_size(opened):
     assert fit == "contain" and box == f"0 0 {width} {height}"
 
 
+@pytest.mark.browser
 def test_instances_of_low_scores_are_shown_at_first_where_there_are_no_others(browser, tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (60, 40), (9, 99, 9)).save(path)
@@ -234,6 +240,7 @@ def test_instances_of_low_scores_are_shown_at_first_where_there_are_no_others(br
     assert browser.run("return document.getElementById('score').value") == "0.2"
 
 
+@pytest.mark.browser
 def test_pictures_enlarge_by_mouse_and_by_keyboard(opened):
     is_open = "return document.getElementById('large').open"
     title = "return document.getElementById('large-title').textContent"
@@ -253,6 +260,7 @@ def test_pictures_enlarge_by_mouse_and_by_keyboard(opened):
     assert width > 300 and bottom <= opened.run("return innerHeight")
 
 
+@pytest.mark.browser
 def test_letters_keep_their_size_in_an_enlarged_picture(opened):
     opened.run(SET, "score", "0.3")
     size = "return document.querySelector('#large-photo text').getBoundingClientRect().height"
@@ -267,6 +275,7 @@ def test_letters_keep_their_size_in_an_enlarged_picture(opened):
     assert 8 < seen[0] <= seen[1] < 24 and seen[1] - seen[0] < 6
 
 
+@pytest.mark.browser
 def test_sections_and_long_tables_are_reached_by_keyboard(opened):
     targets = opened.run("return [...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
     assert len(targets) == 5 and all(targets)
@@ -277,6 +286,7 @@ def test_sections_and_long_tables_are_reached_by_keyboard(opened):
     assert opened.run(focusable)
 
 
+@pytest.mark.browser
 def test_the_page_fits_a_phone(opened):
     opened.devtools("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
     try:
@@ -287,6 +297,7 @@ def test_the_page_fits_a_phone(opened):
         opened.devtools("Emulation.clearDeviceMetricsOverride")
 
 
+@pytest.mark.browser
 def test_dark_mode_is_readable(opened):
     contrast = """
       const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(v => { v /= 255;
