@@ -17,6 +17,7 @@ from pipeline.manifest import RUN_KEY, Run, RunError
 from pipeline.results.export import Exported, export_run
 from pipeline.results.history import FIGURES, load_history, plot_trend, trend
 from pipeline.results.report import build_report
+from pipeline.storage import files
 from pipeline.storage.stores import open_storage
 
 
@@ -38,8 +39,7 @@ def write_report(config: ReportConfig) -> str:
     else:
         raise RunError(f"run.uri: {uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
     target = config.output.uri or f"{storage.uri.rstrip('/')}.report.html"
-    folder, _, name = target.rpartition("/")
-    open_storage(folder or ".").write_bytes(name, html.encode())
+    files.write_bytes(target, html.encode())
     return target
 
 

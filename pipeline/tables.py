@@ -21,8 +21,7 @@ from pipeline.masks.rle import decode_rle
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import base_name, parent_uri
+from pipeline.storage.stores import open_file, open_storage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +201,7 @@ def _dataset(table: str, uri: str | Run, schema: pa.Schema) -> ds.Dataset:
 def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset:
     """A Parquet file, or all Parquet files below a folder; raises `error` where a folder has none."""
     if uri.endswith(".parquet"):
-        storage, name = open_storage(parent_uri(uri)), base_name(uri)
+        storage, name = open_file(uri)
         if storage.exists(name):
             return _files_dataset(storage, [name], schema)
         raise RunError(f"there is no file {uri}") from error

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from jobs.cluster.job_package import Submission, code_hash, pinned_dependencies, write_package
 from jobs.cluster.submission import PYTHON
 from jobs.config.load import ConfigError
+from pipeline.storage.uri import scheme_of
 
 Answer = TypeVar("Answer")
 
@@ -33,6 +34,9 @@ RUNNING = ("PENDING", "RUNNING")
 SUCCEEDED = "SUCCEEDED"
 POLL_S = 0.5
 SETUP_HOOK = "jobs.cluster.submission.setup_worker"
+# Ray calls the hook of a runtime environment in workers only; with this variable, which it sets for them, also in the
+# process that starts the command. Ray has no public name for it; a test compares it with Ray's own.
+HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 LOST_TRIES = 20  # failed connections in a row: a busy head answers in the end, one that is gone does not
 
 
@@ -165,17 +169,14 @@ class Jobs:
             return self.state(job_id), True
 
     def _start(self, job_id: str, submission: Submission, dependencies: str, driver_cpus: float) -> None:
-        from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-
         with tempfile.TemporaryDirectory(prefix="maskfleet-submit-") as scratch:
             write_package(Path(scratch), submission)
             runtime_env: dict[str, Any] = {
                 "working_dir": scratch,
                 "worker_process_setup_hook": SETUP_HOOK,
-                # Nothing secret: Ray logs and shows these. Ray itself calls the hook in workers only; with the variable
-                # it also calls it in the process that starts the command.
+                # Nothing secret: Ray logs and shows these.
                 "env_vars": {
-                    WORKER_PROCESS_SETUP_HOOK_ENV_VAR: SETUP_HOOK,
+                    HOOK_VARIABLE: SETUP_HOOK,
                     "RAY_TRAIN_V2_ENABLED": "1",
                     "RAY_worker_niceness": "0",
                 },
@@ -322,7 +323,7 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 
 def _url(address: str) -> str:
-    url = address if "://" in address else f"http://{address}"
+    url = address if scheme_of(address) else f"http://{address}"
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
         raise ConfigError(f"--address {address!r} is not allowed; allowed is the dashboard's, such as http://head:8265")

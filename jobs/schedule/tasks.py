@@ -38,6 +38,7 @@ from pipeline.dataset.source import AnnotationSource
 from pipeline.manifest import sha256_of, to_json
 from pipeline.results.history import load_history
 from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import base_name, parent_uri
 
 GATE = 4  # exit code of `maskfleet evaluate` where a gate failed
 STOP_S = 20  # between SIGTERM and SIGKILL
@@ -197,8 +198,9 @@ def weights_hash(checkpoint: str) -> str:
 
 def model_name(checkpoint: str) -> str:
     """The value of {model} in templates: training and step, or the folder's name, and 8 digits of the weights' hash."""
-    parts = [part for part in checkpoint.split("/") if part and part != "checkpoints"]
-    name = "-".join(parts[-2:] if "/checkpoints/" in checkpoint else parts[-1:])
+    folder, name = parent_uri(checkpoint), base_name(checkpoint)
+    if base_name(folder) == "checkpoints":
+        name = f"{base_name(parent_uri(folder))}-{name}"
     return f"{name}-{weights_hash(checkpoint)[:8]}"
 
 

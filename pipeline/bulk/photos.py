@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from pipeline.bulk.fetch import load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.schema import OK
+from pipeline.storage.uri import absolute_uri
 
 Photo = str | os.PathLike[str] | np.ndarray | Image.Image
 
@@ -131,7 +131,7 @@ class PhotoPredictor:
                 return PlannedImage(str(number), ""), Decoded("unsupported_format", fault, None, None, None, None)
             return PlannedImage(str(number), ""), Decoded(OK, None, photo, photo.shape[0], photo.shape[1], None)
         name = os.fspath(photo)
-        uri = name if "://" in name else str(Path(name).absolute())
+        uri = absolute_uri(name)
         image = PlannedImage(name, uri)
         return image, load_image(pool, self._limits, image, num_bands=self._num_bands)
 

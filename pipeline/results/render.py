@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.manifest import Run, open_run
 from pipeline.schema import OK
-from pipeline.storage.stores import open_storage
+from pipeline.storage import files
 from pipeline.tables import decode_masks, load_images, load_instances
 
 _MASK_OPACITY = 0.45
@@ -151,9 +151,7 @@ def open_photo(uri: str) -> Image.Image:
         FileNotFoundError: there is no such file.
         OSError: it cannot be decoded, or has more than 200 million pixels.
     """
-    folder, _, name = uri.rpartition("/")
-    data = open_storage(folder or ".").read_bytes(name)
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(files.read_bytes(uri)))
     if image.width * image.height > _MAX_PIXELS:
         raise OSError(f"{uri} has {image.width} x {image.height} pixels, too many to draw on")
     return to_rgb(ImageOps.exif_transpose(image))

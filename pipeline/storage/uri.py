@@ -160,6 +160,14 @@ def file_stem(uri: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def folder_before(uri: str, name: str) -> str | None:
+    """The URI of the folder in which the folder `name` lies on the way to a place; None where none is of that name."""
+    parts = plain_uri(uri).split("/")
+    if name not in parts:
+        return None
+    return "/".join(parts[: parts.index(name)]) or ("/" if uri.startswith("/") else ".")
+
+
 def aligned_uri(pattern: str, uri: str) -> str:
     """The URI of the file that holds more channels of a photo, such as depth or infrared.
 

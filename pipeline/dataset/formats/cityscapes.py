@@ -24,7 +24,7 @@ from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.formats.records import Name, to_record
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri
+from pipeline.storage.uri import base_name, file_stem, folder_before, join_uri, parent_uri, plain_uri
 
 CITYSCAPES_CATEGORIES = (
     Category(24, "person"),
@@ -147,8 +147,7 @@ def write_cityscapes(
 
 def _find_root(uri: str) -> tuple[str, tuple[Category, ...]]:
     """The Cityscapes folder above (or at) `uri`, and its class map."""
-    parts = uri.split("/")
-    root = "/".join(parts[: parts.index("gtFine")]) or "." if "gtFine" in parts else uri
+    root = folder_before(uri, "gtFine") or uri
     listing = join_uri(root, _CATEGORIES_FILE)
     if not files.is_file(listing):
         return root, CITYSCAPES_CATEGORIES

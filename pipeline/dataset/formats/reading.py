@@ -12,7 +12,7 @@ from pipeline.dataset.formats.voc import load_voc
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import FORMATS, AnnotatedSet, AnnotationError
 from pipeline.storage import files
-from pipeline.storage.uri import join_uri, plain_uri
+from pipeline.storage.uri import folder_before, join_uri, plain_uri
 
 
 def load_annotations(source: str | AnnotationSource, *, unknown: str = "refuse", **settings: Any) -> AnnotatedSet:
@@ -61,7 +61,7 @@ def detect_format(uri: str) -> str:
         return "via"
     if files.is_folder(join_uri(uri, "SegmentationObject")):
         return "voc"
-    if "gtFine" in uri.split("/") or files.is_folder(join_uri(uri, "gtFine")):
+    if folder_before(uri, "gtFine") or files.is_folder(join_uri(uri, "gtFine")):
         return "cityscapes"
     if json_files := json_files_of(uri):
         return _format_of_json(json_files[0])

@@ -409,3 +409,9 @@ def test_a_log_whose_connection_breaks_is_shown_whole_and_nothing_twice(monkeypa
         thread.join()
     assert state.status == "SUCCEEDED" and dashboard.num_tails == 3
     assert "".join(written) == "".join(LOG)
+
+
+def test_the_variable_of_the_setup_hook_is_rays_own() -> None:
+    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR  # it has no public name
+
+    assert submit.HOOK_VARIABLE == WORKER_PROCESS_SETUP_HOOK_ENV_VAR
