@@ -11,6 +11,7 @@ from pipeline.dataset.formats.coco import write_coco
 from pipeline.dataset.formats.id_masks import OVERLAPS
 from pipeline.dataset.formats.labelme import write_labelme
 from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.formats.records import MOST_PIXELS
 from pipeline.dataset.formats.via import write_via
 from pipeline.dataset.formats.voc import write_voc
 from pipeline.dataset.source import AnnotationSource
@@ -82,6 +83,10 @@ def convert_annotations(
             f"{len(unreadable)} photos cannot be read, so their size is not known: {', '.join(unreadable[:10])}; "
             f"{source_format} annotations do not state it"
         )
+    if too_large := [image.file_name for image in annotated.images if image.height * image.width > MOST_PIXELS]:
+        raise AnnotationError(f"{too_large[0]} is annotated as of more than {MOST_PIXELS:,} pixels, which is the most")
+    if not annotated.categories:
+        raise AnnotationError(f"{source.uri} has no category; allowed is at least one")
     losses = _write(annotated, target, target_format, copy_photos, overlap)
     return Conversion(
         source_format,

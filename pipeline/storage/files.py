@@ -95,8 +95,11 @@ def parse_json(data: bytes, where: str) -> Any:
         return msgspec.json.decode(data)
     text = decode_text(data, where)
     try:
-        return json.loads(text)  # also takes NaN and integers of any length; its message has line and column
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)  # also takes NaN and integers of any length; its message has line and column
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half a pair, such as "\\ud800", is no text
+        return value
+    except (json.JSONDecodeError, RecursionError, UnicodeEncodeError) as error:
         raise ValueError(f"{where} is not valid JSON: {error}") from None
 
 

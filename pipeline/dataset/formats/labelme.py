@@ -22,7 +22,7 @@ from pipeline.dataset.formats.class_names import BACKGROUND_NAME, check_distinct
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
-from pipeline.dataset.formats.records import Coordinate, Length, Name, to_record
+from pipeline.dataset.formats.records import MOST_PIXELS, Coordinate, Length, Name, to_record
 from pipeline.dataset.types import (
     IGNORE_NAME,
     AnnotatedImage,
@@ -97,6 +97,8 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
             entries = enumerate(photo.shapes)
             records = (to_record(entry, _Shape, f"{key}: shape {index}", faults) for index, entry in entries)
             photos[key] = (photo, [record for record in records if record is not None])
+            if photo.height * photo.width > MOST_PIXELS:
+                faults.add(f"{key} is of {photo.height} x {photo.width} pixels; allowed are {MOST_PIXELS:,} in all")
     faults.refuse_if_any(uri)
     if not photos:
         raise AnnotationError(f"{uri} holds no LabelMe annotations: there is no JSON file with 'shapes'")

@@ -8,7 +8,8 @@ from pipeline.dataset.faults import NoteList
 from pipeline.dataset.types import Instance, Polygons, polygon_area, polygons_to_box
 
 _NUM_POINTS = 64
-_FARTHEST_PX = 2**31
+_LONGEST_SIDE_PX = 2**31
+_FARTHEST_PX = 1e6  # beyond it no polygon is filled; circles and rectangles may reach there
 
 
 def ellipse_outline(cx: float, cy: float, rx: float, ry: float, theta: float = 0.0) -> list[float]:
@@ -39,8 +40,8 @@ def outlines_to_instance(
     Returns:
         None for an object without a point, or without one in the image.
     """
-    height, width = (side or _FARTHEST_PX for side in size)
-    points = [outline for outline in outlines if outline]
+    height, width = (side or _LONGEST_SIDE_PX for side in size)
+    points = [[min(max(value, -_FARTHEST_PX), _FARTHEST_PX) for value in outline] for outline in outlines if outline]
     if not points:
         notes.add("objects without a point left out", name)
         return None

@@ -14,6 +14,8 @@ Coordinate = Annotated[float, Meta(ge=-1e6, le=1e6)]
 """Pixels; NaN and infinity are outside of the range."""
 Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 """A side of an image in pixels."""
+MOST_PIXELS = 2**30
+"""Of an image whose masks are drawn."""
 Name = Annotated[str, Meta(pattern=r"^[^\0]+$")]
 """Of a file or a class: not empty, without NUL."""
 

@@ -254,6 +254,18 @@ def test_a_photo_that_cannot_be_read_is_counted(tmp_path: Path, target_format: s
     assert [(i.height, i.width) for i in again.images] == [(20, 30), (20, 31)] and again.num_instances == 2
 
 
+def test_a_set_without_categories_or_with_huge_images_is_refused(tmp_path: Path) -> None:
+    labelme = {"shapes": [], "imagePath": "a.png", "imageHeight": 20, "imageWidth": 30}
+    (tmp_path / "a.json").write_text(json.dumps(labelme))
+    with pytest.raises(AnnotationError, match=r"a\.json has no category; allowed is at least one"):
+        convert_annotations(str(tmp_path / "a.json"), str(tmp_path / "out"), target_format="voc")
+    huge = AnnotatedImage(1, "a.png", "a.png", 10**6, 10**6)
+    (tmp_path / "b.json").write_text(json.dumps(to_coco(AnnotatedSet((huge,), SHAPE_CATEGORIES))))
+    Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
+    with pytest.raises(AnnotationError, match=r"a\.png is annotated as of more than 1,073,741,824 pixels"):
+        convert_annotations(str(tmp_path / "b.json"), str(tmp_path / "out"), target_format="voc")
+
+
 def test_via_without_sizes_or_photos_is_refused(tmp_path: Path) -> None:
     shape = {"name": "polygon", "all_points_x": [1, 5, 5], "all_points_y": [1, 1, 5]}
     entry = {"filename": "gone.png", "regions": [{"shape_attributes": shape}]}

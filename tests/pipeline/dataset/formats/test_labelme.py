@@ -139,6 +139,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "height absent": ({"imageHeight": ABSENT}, r"a\.json has no imageHeight"),
     "height as text": ({"imageHeight": "20"}, r"a\.json has imageHeight '20'"),
     "height 0": ({"imageHeight": 0}, r"a\.json has imageHeight 0; allowed is a whole number from 1"),
+    "size of too many pixels": ({"imageHeight": 10**6, "imageWidth": 10**6}, r"a\.json is of 1000000 x 1000000 pixels"),
+    "half a character": ({"label": "\ud800"}, r"a\.json is not valid JSON: .*surrogates not allowed"),
     "path null": ({"imagePath": None}, r"a\.json has imagePath None; allowed is a text"),
     "shapes null": ({"shapes": None}, r"a\.json has shapes None; allowed is a list"),
     "shape null": ({"shapes": [None]}, r"a\.json: shape 0 is None; allowed is an object"),
@@ -169,7 +171,7 @@ def test_odd_shapes_are_read_or_become_ignore_regions(tmp_path: Path, kind: str)
 def test_wrong_entries_are_refused_by_file_shape_key_and_value(tmp_path: Path, kind: str) -> None:
     change, sentence = REFUSED[kind]
     write_changed(tmp_path, change)
-    with pytest.raises(AnnotationError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         load_labelme(str(tmp_path))
 
 

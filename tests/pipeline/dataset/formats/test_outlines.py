@@ -29,6 +29,7 @@ def test_an_ellipse_has_its_area_and_its_turn() -> None:
         ([[3.5, 4.0]], (3, 4, 4, 5), True, "without an area that are ignore regions"),
         ([[3.5, 4.0, 7.0, 9.5]], (3, 4, 7, 10), True, "without an area that are ignore regions"),
         ([[3.0, 4, 5, 4, 9, 4]], (3, 4, 9, 5), True, "without an area that are ignore regions"),
+        ([[-2e6, -3e6, 2e6, -3e6, 2e6, 3e6, -2e6, 3e6]], (0, 0, 30, 20), False, ""),  # a square that is far too large
         ([[-5.0, 1, -1, 1, -1, 4]], None, False, "outside the image left out (dog)"),
         ([[30.0, 1, 40, 1, 40, 4]], None, False, "outside the image left out (dog)"),
         ([[], []], None, False, "without a point left out (dog)"),
