@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.checkpoints import find_checkpoint, is_weights, open_checkpoint, place_checkpoint
+from jobs.checkpoints import find_checkpoint, open_checkpoint
 from jobs.cluster import start
 from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.segment import RetryConfig, SegmentConfig
 from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
-from pipeline.bulk.commit import check_run, claim_run
+from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
-from pipeline.bulk.listing import has_images, tell_kind
+from pipeline.bulk.listing import tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
-from pipeline.manifest import MODEL_FOLDER, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
+from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.parquet import open_parquet
@@ -54,24 +54,19 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """Checks everything that can be checked before a cluster starts; writes nothing.
 
     Raises:
-        ConfigError: an input that does not exist or is empty, an output inside the input, or a `since_run` that is not
-            finished.
-        CorpusError: a list, inventory or tar file that is not readable as one, as far as it was read.
+        ConfigError: an input that does not exist, an output inside the input, or a `since_run` that is not finished.
         CheckpointError: the checkpoint does not exist or is damaged.
         OtherRunError: the output belongs to another run.
     """
     input_uri, output_uri = absolute_uri(config.input.uri), absolute_uri(config.output.uri)
     _check_input(config, input_uri, output_uri)
-    model = config.model
-    checkpoint_uri = find_checkpoint(model.checkpoint, model.network, model.classes)
+    checkpoint_uri = find_checkpoint(config.model.checkpoint)
     checkpoint = open_checkpoint(checkpoint_uri)
     spec = run_spec(config, input_uri, checkpoint)
-    output = open_storage(output_uri, config.storage)
+    output = open_storage(output_uri)
     check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
     plan = read_plan(output)
-    if plan is None and not config.input.allow_empty:
-        _check_not_empty(spec.input)
     if plan is not None and config.corpus.shard_size not in (None, plan.shard_size):
         notes.append(
             f"corpus.shard_size={config.corpus.shard_size} is ignored: the plan was sealed with {plan.shard_size}"
@@ -102,18 +97,9 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
         except ValueError as error:
             raise ConfigError(f"input.extra_channels: {error}") from None
     if section.since_run is not None:
-        earlier = open_run(absolute_uri(section.since_run), config.storage)
+        earlier = open_run(absolute_uri(section.since_run))
         if not earlier.sealed:
             raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
-
-
-def _check_not_empty(source: InputSpec) -> None:
-    """Raises ConfigError for an input without any image; images that earlier runs have done count, too."""
-    if not has_images(source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column):
-        matching = "" if source.pattern == "*" else f" that matches input.pattern={source.pattern}"
-        raise ConfigError(
-            f"input.uri: {source.uri} holds no image{matching}; set input.allow_empty=true for a run without rows"
-        )
 
 
 def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> RunSpec:
@@ -169,7 +155,7 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
 def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
     """Segments the corpus, or resumes the run; returns the run's totals."""
     with start.cluster(plan.config.cluster):
-        return segment_corpus(bulk_job(_with_shared_checkpoint(plan)), on_progress)
+        return segment_corpus(bulk_job(plan), on_progress)
 
 
 def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
@@ -199,16 +185,7 @@ def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambd
     """
     assert isinstance(plan.config, RetryConfig)
     with start.cluster(plan.config.cluster):
-        return repair_corpus(bulk_job(_with_shared_checkpoint(plan)), plan.config.retry.statuses, on_progress)
-
-
-def _with_shared_checkpoint(plan: SegmentPlan) -> SegmentPlan:
-    """The plan with a checkpoint that every node can read: published weights are put into the run's own folder."""
-    if not is_weights(plan.config.model.checkpoint):
-        return plan
-    output_uri = absolute_uri(plan.config.output.uri)
-    claim_run(open_storage(output_uri), plan.spec.to_json())
-    return replace(plan, checkpoint=place_checkpoint(plan.checkpoint, f"{output_uri}/{MODEL_FOLDER}"))
+        return repair_corpus(bulk_job(plan), plan.config.retry.statuses, on_progress)
 
 
 def bulk_job(plan: SegmentPlan) -> BulkJob:

@@ -110,8 +110,8 @@ def segment_shards(
     started = time.monotonic()
 
     def report() -> None:
-        progress: ray.ObjectRef[Progress] = call.board.progress.remote(num_resumed, time.monotonic() - started)
-        on_progress(ray.get(progress))
+        progress: Progress = ray.get(call.board.progress.remote(num_resumed, time.monotonic() - started))
+        on_progress(progress)
 
     # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
     remote_wave = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave)

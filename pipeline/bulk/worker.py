@@ -26,7 +26,7 @@ from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import commit_shard, read_commit, sum_counts, write_table
 from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
-from pipeline.bulk.fetch import StoreGuard, load_image, load_options, map_ahead
+from pipeline.bulk.fetch import load_image, load_options, map_ahead
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of_commit
@@ -121,9 +121,7 @@ class ShardWorker:
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        source = job.spec.input
-        guard = StoreGuard(self.output, source.uri if source.kind == "folder" else None)
-        self.load = partial(load_image, self.pool, job.limits, guard=guard, **load_options(job.spec))
+        self.load = partial(load_image, self.pool, job.limits, **load_options(job.spec))
         warm_up()
         self.predictor = job.predictor(
             job.checkpoint,

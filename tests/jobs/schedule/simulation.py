@@ -16,7 +16,7 @@ import yaml
 
 from jobs.config.load import load_config
 from jobs.config.schedule import ScheduleConfig
-from jobs.evaluate import truth_hash
+from jobs.evaluate import load_truth
 from jobs.schedule.scheduler import Scheduler, Start, run_start
 from jobs.schedule.tasks import weights_hash
 from model.categories import Category
@@ -80,7 +80,7 @@ class World:
             return 0, ""
         run = self.runs[settings["run"]["uri"]]
         model = weights_hash(run["model"]["checkpoint"])
-        truth = truth_hash(AnnotationSource(uri=settings["ground_truth"]["uri"]))
+        truth = load_truth(AnnotationSource(uri=settings["ground_truth"]["uri"]))
         self.evaluated[model, settings["ground_truth"]["uri"]] += 1
         append_history(
             settings["history"]["uri"],
@@ -88,7 +88,7 @@ class World:
             when=self.now,
             run_id=sha256_of(to_json(run))[:16],
             model_sha256=model,
-            truth_sha256=truth,
+            truth_sha256=sha256_of(to_json(truth.content)),
             config_sha256=sha256_of(to_json(settings)),
             label=settings["history"]["label"],
         )

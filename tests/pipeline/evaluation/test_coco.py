@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pipeline.evaluation.input_check import are_plain_results, is_plain_truth
 
 from pipeline.evaluation.coco import evaluate_part, evaluate_results, evaluate_table, merge_parts
 from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.input_check import are_plain_results, is_plain_truth
 from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.run_detections import align
 from tests.pipeline.evaluation.random_cases import random_case

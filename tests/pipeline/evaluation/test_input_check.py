@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from pipeline.evaluation.input_check import are_plain_results, is_plain_truth
 
 FIELDS: dict[str, Any] = {
