@@ -15,7 +15,7 @@ def run_check_data(config: CheckDataConfig) -> DataReport:
     data = config.data
     report = check_data(data, in_channels=data.in_channels, extra_channels=data.extra_channels)
     if config.output.uri is not None:
-        open_storage(config.output.uri).write_bytes("data_report.json", to_json(report.to_dict()))
+        open_storage(config.output.uri, config.storage).write_bytes("data_report.json", to_json(report.to_dict()))
         draw_offenders(report, config.output.uri)
     return report
 

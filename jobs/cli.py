@@ -322,7 +322,7 @@ def verify(settings: Any, dry_run: bool) -> None:
     from pipeline.bulk.verify import verify_run
     from pipeline.manifest import open_run
 
-    run = check_or_refuse(lambda: open_run(settings.run.uri))
+    run = check_or_refuse(lambda: open_run(settings.run.uri, settings.storage))
     if dry_run:
         say(f"would verify run {run.run_id} at {settings.run.uri}")
         return

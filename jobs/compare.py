@@ -38,7 +38,9 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
         ConfigError: a gate on AP without ground truth.
         ValueError: the ground truth cannot be read.
     """
-    runs = open_finished(config.run_a.uri, "run_a.uri"), open_finished(config.run_b.uri, "run_b.uri")
+    keys = {"run_a.uri": config.run_a.uri, "run_b.uri": config.run_b.uri}
+    first, second = (open_finished(uri, key, config.storage) for key, uri in keys.items())
+    runs = first, second
     source = config.ground_truth
     if source.uri is None:
         if config.gate.max_drop is not None or config.gate.min_ap is not None:
@@ -66,7 +68,7 @@ def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]
         if min_ap is not None and not result.ap[1] >= min_ap:
             reasons.append(f"{result.iou_type} AP is {result.ap[1]:.4f}; gate.min_ap asks for {min_ap:.4f}")
     if plan.config.output.uri is not None:
-        output = open_storage(plan.config.output.uri)
+        output = open_storage(plan.config.output.uri, plan.config.storage)
         if isinstance(result, Comparison):
             names = ("iou_type", "ap", "difference", "interval", "confidence")
             output.write_bytes("comparison.json", to_json({name: getattr(result, name) for name in names}))

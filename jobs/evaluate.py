@@ -29,7 +29,7 @@ from pipeline.evaluation.sharding import (
 from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
 from pipeline.results.history import append_history
 from pipeline.storage.base import Storage, StorageSettings
-from pipeline.storage.stores import open_storage, use_settings
+from pipeline.storage.stores import open_storage
 
 METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
@@ -67,7 +67,7 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         ValueError: the ground truth cannot be read.
     """
     check_gate(config)
-    run = open_finished(config.run.uri, "run.uri")
+    run = open_finished(config.run.uri, "run.uri", config.storage)
     as_read = load_truth(config.ground_truth)
     truth = fit_truth(as_read, run, config.ground_truth)
     if config.evaluate.num_shares > 1:
@@ -75,7 +75,7 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
             check_can_be_shared(truth, config.evaluate.iou_types)
         except EvaluationError as error:
             raise ConfigError(f"evaluate.num_shares is {config.evaluate.num_shares}; allowed is 1: {error}") from None
-    output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
+    output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX, config.storage)
     return EvaluatePlan(config, run, truth, as_read, output)
 
 
@@ -112,7 +112,7 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
         write_frame(plan.output, CONFUSION_PARQUET, metrics.confusion.reset_index())
     if plan.config.history.uri is not None:
         append_history(
-            open_storage(plan.config.history.uri),
+            open_storage(plan.config.history.uri, plan.config.storage),
             metrics,
             when=datetime.now(UTC),
             run_id=plan.run.run_id,
@@ -145,8 +145,7 @@ def _measure_share(
     uri: str, document: dict[str, Any], storage: StorageSettings, share: Share, options: dict[str, Any]
 ) -> MeasuredShare:
     """Measures one share of a run; runs as a Ray task."""
-    use_settings(storage)
-    return measure_share(Run(open_storage(uri), document), share, **options)
+    return measure_share(Run(open_storage(uri, storage), document), share, **options)
 
 
 def check_gate(config: EvaluateConfig) -> None:
@@ -168,13 +167,13 @@ def check_gate(config: EvaluateConfig) -> None:
         )
 
 
-def open_finished(uri: str, key: str) -> Run:
+def open_finished(uri: str, key: str, settings: StorageSettings) -> Run:
     """Opens the finished run at a URI; `key` is the setting that holds the URI, for messages.
 
     Raises:
         RunError: no run there, or one that is not finished.
     """
-    run = open_run(uri)
+    run = open_run(uri, settings)
     if not run.sealed:
         raise RunError(f"{key}: {uri} is not finished; run its segment command again first")
     return run

@@ -17,8 +17,7 @@ from pipeline.manifest import RUN_KEY, Run, RunError
 from pipeline.results.export import Exported, export_run
 from pipeline.results.history import FIGURES, load_history, plot_trend, trend
 from pipeline.results.report import build_report
-from pipeline.storage import files
-from pipeline.storage.stores import open_storage
+from pipeline.storage.stores import open_file, open_storage
 
 
 def write_report(config: ReportConfig) -> str:
@@ -28,25 +27,26 @@ def write_report(config: ReportConfig) -> str:
         RunError: neither a finished run nor a training there, or `report.evaluation` holds no figures.
     """
     uri = config.run.uri.rstrip("/")
-    storage = open_storage(uri)
+    storage = open_storage(uri, config.storage)
     settings: dict[str, Any] = {"num_images": config.report.num_images, "seed": config.report.seed}
     if storage.exists(RUN_KEY):
-        run = open_finished(uri, "run.uri")
+        run = open_finished(uri, "run.uri", config.storage)
         html = build_report(run, evaluation=_evaluation_of(config, run), **settings)
     elif storage.exists(CONFIG):
-        metrics = pd.DataFrame(TrainingOutput(uri).read_metrics())
+        metrics = pd.DataFrame(TrainingOutput(uri, config.storage).read_metrics())
         html = build_report(training=metrics, title=f"Training {uri}", **settings)
     else:
         raise RunError(f"run.uri: {uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
     target = config.output.uri or f"{storage.uri.rstrip('/')}.report.html"
-    files.write_bytes(target, html.encode())
+    storage, key = open_file(target, config.storage)
+    storage.write_bytes(key, html.encode())
     return target
 
 
 def _evaluation_of(config: ReportConfig, run: Run) -> dict[str, Any] | None:
     """The figures at `report.evaluation`, or of the evaluation beside the run; None where there is none beside it."""
     evaluation_uri = config.report.evaluation
-    storage = open_storage(evaluation_uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX)
+    storage = open_storage(evaluation_uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX, config.storage)
     try:
         return json.loads(storage.read_bytes(METRICS_JSON))
     except FileNotFoundError:
@@ -62,10 +62,11 @@ def write_export(config: ExportConfig) -> tuple[str, Exported]:
         RunError: no finished run there.
         ExportError: names that clash or would leave the folder.
     """
-    run = open_finished(config.run.uri, "run.uri")
+    run = open_finished(config.run.uri, "run.uri", config.storage)
     settings = config.export
     target = config.output.uri or f"{run.storage.uri.rstrip('/')}.{settings.to}"
-    exported = export_run(run, target, settings.to, min_score=settings.min_score, tolerance_px=settings.tolerance_px)
+    storage = open_storage(target, config.storage)
+    exported = export_run(run, storage, settings.to, min_score=settings.min_score, tolerance_px=settings.tolerance_px)
     return target, exported
 
 
@@ -76,7 +77,7 @@ def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
         ConfigError: a figure that no kept evaluation has.
         ValueError: output.uri is set and the history is empty, so there is nothing to plot.
     """
-    kept, figures = load_history(config.history.uri), config.history.figures
+    kept, figures = load_history(open_storage(config.history.uri, config.storage)), config.history.figures
     allowed = trend(kept, sorted(set(kept["iou_type"] + " " + kept["metric"]))).columns if len(kept) else ()
     if len(kept) and figures != FIGURES and (unknown := [name for name in figures if name not in allowed]):
         listed = ", ".join(name for name in allowed if " " in name)
@@ -84,7 +85,7 @@ def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
         raise ConfigError(f"history.figures: {unknown[0]!r} is in no evaluation of {uri}; allowed are {listed}")
     if config.output.uri is None:
         return trend(kept, figures), None
-    storage = open_storage(config.output.uri)
+    storage = open_storage(config.output.uri, config.storage)
     storage.write_bytes("history.png", plot_trend(kept, figures))
     return trend(kept, figures), storage.uri_of("history.png")
 

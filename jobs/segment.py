@@ -63,7 +63,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     checkpoint_uri = find_checkpoint(config.model.checkpoint)
     checkpoint = open_checkpoint(checkpoint_uri)
     spec = run_spec(config, input_uri, checkpoint)
-    output = open_storage(output_uri)
+    output = open_storage(output_uri, config.storage)
     check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
     plan = read_plan(output)
@@ -97,7 +97,7 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
         except ValueError as error:
             raise ConfigError(f"input.extra_channels: {error}") from None
     if section.since_run is not None:
-        earlier = open_run(absolute_uri(section.since_run))
+        earlier = open_run(absolute_uri(section.since_run), config.storage)
         if not earlier.sealed:
             raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from pipeline.run_spec import RunSpec
 from pipeline.schema import OK
-from pipeline.storage.base import Storage
+from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
 
@@ -316,14 +316,14 @@ class Run:
         return [each.instances for each in self.files]
 
 
-def open_run(uri: str | Storage) -> Run:
-    """The run at a URI or in a storage. Reads its specification only.
+def open_run(uri: str | Storage, settings: StorageSettings | None = None) -> Run:
+    """The run at a URI, reached with these settings, or in a storage. Reads its specification only.
 
     Raises:
         RunError: there is no run there, or its specification is unreadable.
         StorageError: the URI itself cannot be used.
     """
-    storage = open_storage(uri) if isinstance(uri, str) else uri
+    storage = open_storage(uri, settings) if isinstance(uri, str) else uri
     try:
         document = json.loads(storage.read_bytes(RUN_KEY))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -69,7 +69,7 @@ class Scheduler:
 
     def __init__(self, config: ScheduleConfig, say: Callable[[str], None] = lambda text: None) -> None:
         self.config = config
-        self.state = ScheduleState(open_storage(config.schedule.state))
+        self.state = ScheduleState(open_storage(config.schedule.state, config.storage))
         self.say = say
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 

@@ -154,7 +154,7 @@ def _end(program: subprocess.Popen[str], has_timed_out: threading.Event | None =
 def credentials_of(config: ScheduleConfig) -> dict[str, str]:
     """The storage section's credentials as AWS_* environment variables, so that none is written into a file."""
     secrets = {variable: getattr(config.storage, name) for name, variable in CREDENTIALS.items()}
-    return {variable: secret.get_secret_value() for variable, secret in secrets.items() if secret is not None}
+    return {variable: secret.reveal() for variable, secret in secrets.items() if secret is not None}
 
 
 def run_tick(config: ScheduleConfig, task: TaskSection, tick: datetime, state: ScheduleState, runner: Runner) -> Result:
