@@ -27,7 +27,7 @@ from pipeline.dataset.types import (
 )
 from pipeline.masks.rle import polygons_to_rle, rle_areas
 from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, relative_uri
+from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, scheme_of, relative_uri
 
 # A smaller object may have no pixel, so that its mask is filled to see.
 _SMALL_AREA_PX, _SMALL_SIDE_PX = 4.0, 2.0
@@ -175,7 +175,7 @@ def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
     roots = [folder, *(join_uri(folder, name) for name in names)]
     parent = parent_uri(folder) if folder != "." else ".."
     roots += [parent, *(join_uri(parent, name) for name in names)]
-    for file_name in file_names:
+    for file_name in (name for name in file_names if scheme_of(name) not in ("http", "https")):
         for root in roots:
             if files.is_file(join_uri(root, _existing_name(root, file_name))):
                 return root

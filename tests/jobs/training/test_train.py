@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jobs.training.train import (
     check_same_training,
     prepare_train,
     run_train,
+    run_train_here,
     to_saved,
 )
 from pipeline.dataset.shapes import draw_shapes
@@ -146,6 +148,59 @@ class TestRefusals:
         config = config.model_copy(update={"data": config.data.model_copy(update={"val": None})})
         with pytest.raises(ValueError, match=r"train\.validate_every_epochs is set, but data\.val is null"):
             prepare_train(config)
+
+
+class TestResumedData:
+    """What a resumed training says of annotations that are no longer those it was started with."""
+
+    def config(self, shapes: Path, folder: Path, max_steps: int) -> TrainConfig:
+        config = train_config(shapes, folder / "out", max_steps=max_steps, schedule="constant")
+        data = config.data.model_copy(update={"train": str(folder / "train.json"), "image_root": str(shapes / "train")})
+        return config.model_copy(update={"data": data})
+
+    def start(self, shapes: Path, folder: Path) -> TrainConfig:
+        """Trains two steps on a copy of the shapes' annotations, `folder/train.json`; returns the settings."""
+        (folder / "train.json").write_text((shapes / "train.json").read_text())
+        run_train_here(prepare_train(self.config(shapes, folder, 2)))
+        return self.config(shapes, folder, 2)
+
+    def change(self, folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        content = json.loads((folder / "train.json").read_text())
+        change(content)
+        (folder / "train.json").write_text(json.dumps(content))
+
+    def test_other_classes_are_refused_with_the_difference(self, shapes: Path, tmp_path: Path):
+        config = self.start(shapes, tmp_path)
+        assert prepare_train(config).notes == ()
+
+        def swap_names(content: dict[str, Any]) -> None:
+            first, _, third = content["categories"]
+            first["name"], third["name"] = third["name"], first["name"]
+
+        self.change(tmp_path, swap_names)
+        with pytest.raises(ValueError, match=r"label 1: 10 'circle' there, 10 'triangle' now; label 3: 30 'triangle'"):
+            prepare_train(config)
+        self.change(tmp_path, swap_names)
+        self.change(tmp_path, lambda content: content["categories"].append({"id": 40, "name": "star"}))
+        with pytest.raises(ValueError, match=r"label 4: none there, 40 'star' now"):
+            prepare_train(config)
+
+    def test_changed_annotations_are_noted_once(self, shapes: Path, tmp_path: Path):
+        config = self.start(shapes, tmp_path)
+        self.change(tmp_path, lambda content: content["annotations"].pop())
+        (note,) = prepare_train(config).notes
+        assert note.startswith("the annotations of data.train have changed since this training was started")
+        said: list[str] = []
+        longer = self.config(shapes, tmp_path, 3)
+        run_train_here(prepare_train(longer), on_progress=lambda event: said.append(event.describe()))
+        assert f"note: {note}" in said
+        assert prepare_train(longer).notes == ()
+
+    def test_a_training_from_before_the_hash_was_written_is_resumed(self, shapes: Path, tmp_path: Path):
+        config = self.start(shapes, tmp_path)
+        (tmp_path / "out/annotations.json").unlink()
+        self.change(tmp_path, lambda content: content["annotations"].pop())
+        assert prepare_train(config).notes == ()
 
 
 @pytest.mark.long

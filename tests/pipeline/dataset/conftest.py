@@ -61,5 +61,5 @@ def write_photo() -> Callable[..., np.ndarray]:
 
 @pytest.fixture
 def faulty_file(tmp_path: Path, write_photo: Callable[..., np.ndarray]) -> Path:
-    """A COCO file with one fault of each kind, see `faulty_coco`."""
+    """A COCO file with each kind of warning, see `faulty_coco`."""
     return write_faulty_coco(tmp_path, write_photo)

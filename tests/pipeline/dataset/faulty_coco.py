@@ -1,4 +1,4 @@
-"""A COCO data set with one fault of each kind that `check_data` knows."""
+"""A COCO data set with one of each kind of warning that `check_data` gives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def image(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def write_faulty_coco(folder: Path, write_photo: Callable[..., np.ndarray]) -> Path:
-    """Writes `data.json` and its photos into a folder: one fault of each kind that a COCO file can have."""
+    """Writes `data.json` and its photos into a folder: one of each kind of warning that a COCO file can give.
+
+    Photos 1 and 5 are one file under two names.
+    """
     for number in range(1, 8):
         write_photo(folder / f"{number}.png", 20, 30, orientation=6 if number == 6 else None)
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:200])
@@ -38,27 +41,21 @@ def write_faulty_coco(folder: Path, write_photo: Callable[..., np.ndarray]) -> P
         "images": [
             image(1),
             image(2, labelled_category_ids=[2]),
-            image(2, file_name="1.png"),  # duplicate_image_id
             image(3, height=40, width=60),  # size_disagrees
             image(4),  # unreadable_photo
-            image(5, file_name="1.png"),  # duplicate_photo
+            image(5, file_name=str(folder / "1.png")),  # duplicate_photo
             image(6),  # exif_not_applied
             image(7),
         ],
         "annotations": [
             annotation(1, 1),
-            annotation(1, 7),  # duplicate_annotation_id
             annotation(2, 2),  # class_not_looked_for
-            annotation(3, 7, category_id=9),  # unknown_category
-            annotation(4, 99),  # unlisted_image
-            annotation(5, 7, bbox=[5, 4, 0, 10]),  # empty_box (and box_off_mask)
-            annotation(6, 7, segmentation=[[5.2, 4.2, 5.3, 4.2, 5.3, 4.3]], bbox=[5, 4, 1, 1]),  # empty_mask
+            annotation(5, 7, segmentation=[[50, 4, 60, 4, 60, 14]], bbox=[50, 4, 10, 10]),  # empty_box, empty_mask
             annotation(7, 7, segmentation=[[5, 4, 15, 4, 15, 28.5]], bbox=[5, 4, 10, 16]),  # polygon_outside
             annotation(8, 7, bbox=[1, 4, 14, 10]),  # box_off_mask
-            annotation(9, 7, bbox=[5, 3, 10, 10], segmentation={"size": [5, 5], "counts": [25]}),  # unusable_mask
             annotation(10, 7, bbox=[5.5, 4, 10, 10]),
             annotation(11, 7, bbox=[5.5, 4, 10, 10]),  # duplicate_object
-            annotation(12, 7, bbox=[6, 4, 9, 10], keypoints=[1, 2, 2]),  # wrong_keypoints
+            annotation(12, 7, segmentation=None),  # a note
         ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
     }

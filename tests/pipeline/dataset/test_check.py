@@ -1,13 +1,14 @@
-"""The check finds each kind of fault that is planted, and nothing in clean data."""
+"""The check finds each kind of warning that is planted, nothing in clean data, and refuses what training refuses."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.check import ERROR, KINDS, check_data
+from pipeline.dataset.check import ERROR, KINDS, check_data, check_learnable
 from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.formats.coco import write_coco
 from pipeline.dataset.source import AnnotationSource
@@ -26,46 +27,65 @@ def test_clean_data_has_no_finding(awkward_set: AnnotatedSet, tmp_path: Path) ->
     assert draw_offenders(report, str(tmp_path / "pictures")) == []
 
 
-def test_every_planted_fault_is_found_once(faulty_file: Path) -> None:
+def test_every_planted_warning_is_found_once(faulty_file: Path) -> None:
     report = check_data(str(faulty_file))
     counts = {finding.kind: finding.count for finding in report.findings}
-    expected = dict.fromkeys(KINDS, 1)
-    del expected["unreadable_annotations"]
-    # The box of width 0 does not fit its mask either.
-    assert counts == {**expected, "box_off_mask": 2}
-    assert not report.ok
-    severities = [finding.severity for finding in report.findings]
-    assert severities == sorted(severities, key=lambda severity: severity != ERROR)
+    expected = dict.fromkeys((kind for kind, (severity, _) in KINDS.items() if severity != ERROR), 1)
+    assert counts == {**expected, "polygon_outside": 2}  # that of the object outside, too
+    assert report.ok
     examples = {finding.kind: finding.examples[0] for finding in report.findings}
     assert "20 x 30 px (H x W), but annotated as 40 x 60" in examples["size_disagrees"].detail
-    assert "annotation 3 has category_id 9" in examples["unknown_category"].detail
-    assert "8.5 px outside" in examples["polygon_outside"].detail
+    assert "30.0 px outside" in examples["polygon_outside"].detail
     assert examples["unreadable_photo"].file_name == "4.png"
-    assert examples["duplicate_image_id"].image_id == 2
-    assert report.class_counts == {"cat": 11, "dog": 0}
+    assert examples["duplicate_photo"].image_id == 5
+    assert report.class_counts == {"cat": 8, "dog": 0}
+    ignored = "annotations that are ignore regions, neither positive nor negative: it has no segmentation"
+    assert report.notes[f"{ignored} (annotation 12)"] == 1 and report.notes["classes without an object ('dog')"] == 1
 
 
 def test_the_report_can_be_written_as_json(faulty_file: Path) -> None:
     report = check_data(str(faulty_file))
     content = json.loads(json.dumps(report.to_dict()))
-    assert content["ok"] is False and len(content["findings"]) == len(report.findings)
+    assert content["ok"] is True and len(content["findings"]) == len(report.findings)
     assert set(content["findings"][0]) == {"kind", "severity", "meaning", "count", "examples"}
     assert report.count("empty_box") == 1 and report.count("nothing") == 0
 
 
 def test_examples_are_limited_and_counts_are_not(faulty_file: Path) -> None:
     report = check_data(str(faulty_file), max_examples=1)
-    (off,) = (finding for finding in report.findings if finding.kind == "box_off_mask")
-    assert off.count == 2 and len(off.examples) == 1
+    (outside,) = (finding for finding in report.findings if finding.kind == "polygon_outside")
+    assert outside.count == 2 and len(outside.examples) == 1
 
 
-def test_annotations_that_cannot_be_read_are_a_finding(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')
+def test_annotations_that_are_refused_are_a_finding_with_their_count(tmp_path: Path) -> None:
+    images = [{"id": number} for number in range(30)]
+    (tmp_path / "x.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     report = check_data(str(tmp_path / "x.json"))
-    assert [finding.kind for finding in report.findings] == ["unreadable_annotations"]
-    assert "file_name" in report.findings[0].examples[0].detail
+    (finding,) = report.findings
+    assert (finding.kind, finding.count, len(finding.examples), report.ok) == ("refused_annotations", 30, 10, False)
+    assert finding.examples[0].detail == "image 0 has no file_name"
+    (tmp_path / "x.json").write_text('{"images": [], "annotations": [}')
+    assert "line 1 column" in check_data(str(tmp_path / "x.json")).findings[0].examples[0].detail
     with pytest.raises(AnnotationError, match="there is no annotation file"):
         check_data(str(tmp_path / "gone.json"))
+
+
+def test_a_set_without_an_object_to_learn_is_an_error_with_the_reason(
+    awkward_set: AnnotatedSet, tmp_path: Path
+) -> None:
+    check_learnable(awkward_set, "here")
+    crowds = [replace(i, instances=tuple(replace(j, iscrowd=True) for j in i.instances)) for i in awkward_set.images]
+    only_crowds = replace(awkward_set, images=tuple(crowds), notes={"masks left out (annotation 3)": 1})
+    with pytest.raises(AnnotationError, match=r"^here has no object to learn.*5 images.*\(annotation 3\): 1$"):
+        check_learnable(only_crowds, "here")
+    no_photos = [replace(image, path=str(tmp_path / "gone.png")) for image in awkward_set.images]
+    with pytest.raises(AnnotationError, match=r"none of the photos .* gone\.png: there is no such file"):
+        check_learnable(replace(awkward_set, images=tuple(no_photos)), "here")
+    one_photo = replace(awkward_set, images=(*no_photos[:-1], awkward_set.images[-1]))
+    check_learnable(one_photo, "here")
+    write_coco(only_crowds, str(tmp_path / "x.json"))
+    report = check_data(str(tmp_path / "x.json"))
+    assert not report.ok and report.count("nothing_to_learn") == 1
 
 
 def test_other_formats_are_checked_too(shared_data: Path) -> None:

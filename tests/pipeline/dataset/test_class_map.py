@@ -73,3 +73,8 @@ def test_a_renamed_class_keeps_its_id_unless_the_new_name_has_one() -> None:
     assert merged == (Category(9, "emu"), Category(7, "dog"))
     with pytest.raises(AnnotationError, match=r"categories \['fox'\] are renamed, but the data has"):
         choose_categories(animals(), rename={"fox": "cat"})
+
+
+def test_a_class_wanted_twice_is_refused(awkward_set: AnnotatedSet) -> None:
+    with pytest.raises(AnnotationError, match="the class 'circle' is wanted twice"):
+        choose_categories(awkward_set, names=["circle", "square", "circle"])

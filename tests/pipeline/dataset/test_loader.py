@@ -57,7 +57,7 @@ def test_negatives_have_no_objects_and_crowds_are_ignored(awkward_set: Annotated
     assert target["iscrowd"].sum() == 0
 
     no_mask = Instance(1, (3.0, 4.0, 20.0, 30.0), [])
-    no_box = Instance(1, (3.0, 4.0, 3.0, 30.0), [[3, 4, 20, 4, 20, 30]])
+    no_box = Instance(1, (3.0, 4.0, 3.0, 30.0), [])
     changed = replace(awkward_set.images[3], instances=(no_mask, no_box))
     _, target = SampleSet(replace(awkward_set, images=(changed,)))[0]
     assert target["labels"].tolist() == [] and target["ignore_boxes"].tolist() == [[3.0, 4.0, 20.0, 30.0]]

@@ -41,11 +41,12 @@ def test_objects_become_labels_boxes_and_masks_and_crowds_become_ignore_boxes() 
     assert "keypoints" not in sample
 
 
-def test_an_object_without_a_mask_is_ignored_and_one_without_a_box_is_left_out() -> None:
+def test_an_object_without_a_mask_is_ignored_and_one_without_a_box_has_that_of_its_mask() -> None:
     no_mask = Instance(1, (3.0, 4.0, 9.0, 10.0), [])
-    no_box = Instance(1, (3.0, 4.0, 3.0, 10.0), [[3, 4, 9, 4, 9, 10]])
-    sample = to_sample_dict(annotated(no_mask, no_box), photo())
-    assert sample["labels"].tolist() == [] and sample["masks"].shape == (0, HEIGHT, WIDTH)
+    no_box = Instance(2, (3.0, 4.0, 3.0, 10.0), [[3, 4, 9, 4, 9, 10, 3, 10]])
+    neither = Instance(3, (3.0, 4.0, 3.0, 10.0), [])
+    sample = to_sample_dict(annotated(no_mask, no_box, neither), photo())
+    assert sample["labels"].tolist() == [2] and sample["boxes"].tolist() == [[3.0, 4.0, 9.0, 10.0]]
     assert sample["ignore_boxes"].tolist() == [[3.0, 4.0, 9.0, 10.0]]
 
 

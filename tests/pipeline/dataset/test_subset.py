@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.dataset.subset import load_subset, save_subset, take_subset
+from pipeline.dataset.subset import hash_annotations, load_subset, save_subset, take_subset
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 
 
@@ -61,3 +61,13 @@ def test_the_record_brings_the_same_images_back(tmp_path: Path) -> None:
 def test_sizes_out_of_range_are_refused(count: int) -> None:
     with pytest.raises(AnnotationError, match="allowed are 1 to 30"):
         take_subset(numbered(30), count)
+
+
+def test_the_hash_follows_the_annotations_and_not_the_place_of_the_photos(awkward_set: AnnotatedSet) -> None:
+    before = hash_annotations(awkward_set)
+    first, *others = awkward_set.images
+    assert hash_annotations(replace(awkward_set, images=(replace(first, path="elsewhere.png"), *others))) == before
+    moved = replace(first.instances[0], box=(0.0, 0.0, 1.0, 1.0))
+    changed = replace(first, instances=(moved, *first.instances[1:]))
+    assert hash_annotations(replace(awkward_set, images=(changed, *others))) != before
+    assert hash_annotations(replace(awkward_set, categories=awkward_set.categories[::-1])) != before

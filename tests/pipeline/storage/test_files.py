@@ -74,3 +74,20 @@ def test_garbage_is_collected_again_afterwards() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_is_read_in_any_unicode_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes("Übergröße\r\n".encode(encoding))
+    assert files.read_text(str(tmp_path / "x.txt")) == "Übergröße\r\n"
+    (tmp_path / "x.json").write_bytes('{"ü": [NaN, 1]}'.encode(encoding))
+    assert files.read_json(str(tmp_path / "x.json"))["ü"][1] == 1
+
+
+def test_text_in_another_encoding_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes("one\ncaf\xe9".encode("latin-1"))
+    for read in (files.read_text, files.read_json):
+        with pytest.raises(
+            ValueError, match=r"x\.txt is no text in UTF-8: byte 0xe9 in line 2, column 4.*save it as UTF-8"
+        ):
+            read(str(tmp_path / "x.txt"))
