@@ -87,6 +87,11 @@ def convert_annotations(
         raise AnnotationError(f"{too_large[0]} is annotated as of more than {MOST_PIXELS:,} pixels, which is the most")
     if not annotated.categories:
         raise AnnotationError(f"{source.uri} has no category; allowed is at least one")
+    if annotated.images and not any(_is_there(image.path) for image in annotated.images):
+        raise AnnotationError(
+            f"none of the {len(annotated)} photos of {source.uri} is there: looked for {annotated.images[0].path}; say "
+            "where they are with the image root"
+        )
     losses = _write(annotated, target, target_format, copy_photos, overlap)
     return Conversion(
         source_format,
@@ -97,6 +102,13 @@ def convert_annotations(
         annotated.notes,
         dict(losses),
     )
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return files.is_file(path)
+    except (OSError, ValueError):  # ValueError: a URI of no store, a name that no file can have
+        return False
 
 
 def _write(annotated: AnnotatedSet, target: str, format: str, copy_photos: bool, overlap: str) -> Counter[str]:

@@ -266,6 +266,19 @@ def test_a_set_without_categories_or_with_huge_images_is_refused(tmp_path: Path)
         convert_annotations(str(tmp_path / "b.json"), str(tmp_path / "out"), target_format="voc")
 
 
+@pytest.mark.parametrize("name", ["gone.png", "http://127.0.0.1:1/gone.png", "s3:///gone.png"])
+@pytest.mark.parametrize("target_format", TARGETS)
+def test_a_set_without_one_photo_is_refused(tmp_path: Path, name: str, target_format: str) -> None:
+    shape = {"label": "dog", "points": [[1, 1], [5, 1], [5, 5]]}
+    labelme = {"shapes": [shape], "imagePath": name, "imageHeight": 20, "imageWidth": 30}
+    (tmp_path / "a.json").write_text(json.dumps(labelme))
+    target = str(tmp_path / "out" / TARGETS[target_format])
+    with pytest.raises(
+        AnnotationError, match=rf"none of the 1 photos of .*a\.json is there: looked for .*{name[-8:]}; say"
+    ):
+        convert_annotations(str(tmp_path / "a.json"), target, target_format=target_format)
+
+
 def test_via_without_sizes_or_photos_is_refused(tmp_path: Path) -> None:
     shape = {"name": "polygon", "all_points_x": [1, 5, 5], "all_points_y": [1, 1, 5]}
     entry = {"filename": "gone.png", "regions": [{"shape_attributes": shape}]}
