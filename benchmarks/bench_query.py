@@ -12,13 +12,13 @@ cache; when they are read from a bucket, the number of bytes decides.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from benchmarks.memory import peak_mib
 
 CATEGORY, SCORE = "class_07", 0.8
 SIDES = ("filter", "pandas, filter", "whole table", "filter, JSON's share", "JSON")
-DICTIONARY_COLUMNS = ("category", "run_id", "image_id", "status")
+DICTIONARY_COLUMNS = ["category", "run_id", "image_id", "status"]
 _ROWS_A_SHARD = 25_600
 
 
@@ -35,21 +35,9 @@ def draw_tables(folder: Path, num_instances: int, num_json: int, row_group: int)
     """Writes `run/` of `num_instances`, `small/` of `num_json` and `results.json` of the latter, unless they exist."""
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from benchmarks.drawn_predictions import draw
-    from pipeline.manifest import (
-        MANIFEST_KEY,
-        MANIFEST_SCHEMA,
-        Commit,
-        DataFile,
-        commit_key,
-        sha256_of,
-        table_key,
-        to_json,
-    )
+    from benchmarks.drawn_predictions import draw, write_list, write_run
     from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-    from pipeline.storage.local import LocalStorage
     from pipeline.tables import load_instances, load_table
 
     if (folder / "results.json").exists():
@@ -57,45 +45,31 @@ def draw_tables(folder: Path, num_instances: int, num_json: int, row_group: int)
     draw(folder / "pool", num_images=300, num_objects=2160, detections=100, seed=1)
     pool = load_table("instances", str(folder / "pool/run")).combine_chunks()
     rng = np.random.default_rng(0)
-    images = IMAGES_SCHEMA.empty_table()
-    for run_name, num_rows in (("small", num_json), ("run", num_instances)):
-        storage = LocalStorage(folder / run_name)
-        storage.write_bytes("run.json", to_json({"name": run_name}))
-        commits = []
-        for shard in range(-(-num_rows // _ROWS_A_SHARD)):
-            size = min(_ROWS_A_SHARD, num_rows - shard * _ROWS_A_SHARD)
+
+    def shards(num_rows: int) -> Iterator[tuple[pa.Table, pa.Table]]:
+        for shard, first in enumerate(range(0, num_rows, _ROWS_A_SHARD)):
+            size = min(_ROWS_A_SHARD, num_rows - first)
             table = pool.take(pa.array(rng.integers(0, pool.num_rows, size)))
             ids = [f"{shard * 256 + i // 100:012d}.jpg" for i in range(size)]
             table = table.set_column(0, INSTANCES_SCHEMA.field("image_id"), pa.array(ids))
-            table = table.sort_by([("category", "ascending"), ("score", "descending")])
-            files = {}
-            for kind, content in (("images", images), ("instances", table)):
-                buffer = io.BytesIO()
-                dictionary = [name for name in DICTIONARY_COLUMNS if name in content.column_names]
-                pq.write_table(
-                    content, buffer, compression="zstd", row_group_size=row_group, write_page_checksum=True,
-                    write_page_index=True, use_dictionary=dictionary,
-                )  # fmt: skip
-                key = table_key(kind, shard, "a1")
-                storage.write_bytes(key, buffer.getvalue())
-                files[kind] = DataFile(key, content.num_rows, buffer.tell(), sha256_of(buffer.getvalue()))
-            commit = Commit("drawn", shard, "a1", files["images"], files["instances"], {}, {})
-            storage.put_if_absent(commit_key(shard), commit.to_json())
-            commits.append(commit.files.to_row())
-        pq.write_table(pa.Table.from_pylist(commits, schema=MANIFEST_SCHEMA), folder / run_name / MANIFEST_KEY)
-    with open(folder / "results.json", "w") as file:
-        separator = "["
-        for row in load_instances(str(folder / "small")).itertuples():
-            entry = {
+            yield IMAGES_SCHEMA.empty_table(), table.sort_by([("category", "ascending"), ("score", "descending")])
+
+    options = {"row_group_size": row_group, "write_page_index": True, "use_dictionary": DICTIONARY_COLUMNS}
+    for run_name, num_rows in (("small", num_json), ("run", num_instances)):
+        write_run(folder / run_name, shards(num_rows), **options)
+    write_list(
+        folder / "results.json",
+        (
+            {
                 "image_id": int(row.image_id[:12]),
                 "category_id": row.category_id,
                 "score": float(row.score),
                 "bbox": [row.x1, row.y1, row.x2 - row.x1, row.y2 - row.y1],
                 "segmentation": {"size": [row.image_height, row.image_width], "counts": row.rle_counts},
             }
-            file.write(separator + json.dumps(entry))
-            separator = ","
-        file.write("]")
+            for row in load_instances(str(folder / "small")).itertuples()
+        ),
+    )
 
 
 def measure(side: str, folder: Path) -> dict[str, Any]:

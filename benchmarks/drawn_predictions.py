@@ -7,7 +7,9 @@ changes of shape, scale and position, or a false positive. Masks come from the s
 from __future__ import annotations
 
 import io
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +56,48 @@ def draw(folder: Path, *, num_images: int, num_objects: int, detections: int, se
         "categories": [{"id": c + 1, "name": f"class_{c:02d}"} for c in range(NUM_CATEGORIES)],
         "annotations": [],
     }
-    storage = LocalStorage(folder / "run")
-    storage.write_bytes("run.json", to_json({"segment": {"score_threshold": 0.0}}))
-    rows: list[pa.Table] = []
-    commits: list[Commit] = []
-    for image_index in range(num_images):
-        rows.append(_draw_image(rng, truth, image_index, int(objects_per_image[image_index]), detections))
-        if len(rows) == IMAGES_A_SHARD or image_index == num_images - 1:
-            commits.append(_write_shard(storage, len(commits), image_index + 1 - len(rows), rows))
-            rows = []
+    tables = (
+        _draw_image(rng, truth, image_index, int(objects_per_image[image_index]), detections)
+        for image_index in range(num_images)
+    )
+    write_run(folder / "run", _shards(tables), row_group_size=8192)
     (folder / "truth.json").write_text(json.dumps(truth))
-    table = pa.Table.from_pylist([commit.files.to_row() for commit in commits], schema=MANIFEST_SCHEMA)
-    pq.write_table(table, folder / "run" / MANIFEST_KEY)
     _write_results(folder, truth)
+
+
+def write_run(folder: Path, shards: Iterable[tuple[pa.Table, pa.Table]], **parquet_options: Any) -> None:
+    """Writes a sealed run.
+
+    Args:
+        folder: Of the run.
+        shards: The tables `images` and `instances` of each shard.
+        parquet_options: Of `pyarrow.parquet.write_table`, beside zstd and checksums of pages.
+    """
+    storage = LocalStorage(folder)
+    storage.write_bytes("run.json", to_json({"segment": {"score_threshold": 0.0}}))
+    rows = []
+    for shard, tables in enumerate(shards):
+        files = []
+        for kind, table in zip(("images", "instances"), tables):
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **parquet_options)
+            key = table_key(kind, shard, "a1")
+            storage.write_bytes(key, buffer.getvalue())
+            files.append(DataFile(key, table.num_rows, buffer.tell(), sha256_of(buffer.getvalue())))
+        commit = Commit("drawn", shard, "a1", files[0], files[1], {"ok": tables[0].num_rows}, {})
+        storage.put_if_absent(commit_key(shard), commit.to_json())
+        rows.append(commit.files.to_row())
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), folder / MANIFEST_KEY)
+
+
+def write_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Writes a JSON list entry by entry, so that it is never in memory as a whole."""
+    with open(path, "w") as file:
+        separator = "["
+        for entry in entries:
+            file.write(separator + json.dumps(entry))
+            separator = ","
+        file.write("]")
 
 
 def _draw_image(
@@ -143,33 +174,30 @@ def _blobs(angles: np.ndarray, radius: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(-12 * (radius[:, angle_index] - np.hypot(x, y))))).astype(np.float32)
 
 
-def _write_shard(storage: LocalStorage, shard: int, first: int, rows: list[pa.Table]) -> Commit:
-    instances = pa.concat_tables(rows).sort_by([("category", "ascending"), ("score", "descending")])
-    images = pa.Table.from_pylist(
-        [
+def _shards(tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The tables `images` and `instances` of each shard, from the instances of each image."""
+    numbered = enumerate(tables)
+    for shard in itertools.count():
+        rows = list(itertools.islice(numbered, IMAGES_A_SHARD))
+        if not rows:
+            return
+        images = [
             {
-                "image_id": f"{first + i:012d}.jpg",
-                "uri": f"photos/{first + i:012d}.jpg",
+                "image_id": f"{number:012d}.jpg",
+                "uri": f"photos/{number:012d}.jpg",
                 "status": "ok",
                 "height": SIZE[0],
                 "width": SIZE[1],
                 "num_instances": table.num_rows,
                 "shard": shard,
             }
-            for i, table in enumerate(rows)
-        ],
-        schema=IMAGES_SCHEMA,
-    )
-    files = {}
-    for name, table in (("images", images), ("instances", instances)):
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", row_group_size=8192, write_page_checksum=True)
-        key = table_key(name, shard, "a1")
-        storage.write_bytes(key, buffer.getvalue())
-        files[name] = DataFile(key, table.num_rows, buffer.tell(), sha256_of(buffer.getvalue()))
-    commit = Commit("drawn", shard, "a1", files["images"], files["instances"], {"ok": len(rows)}, {})
-    storage.put_if_absent(commit_key(shard), commit.to_json())
-    return commit
+            for number, table in rows
+        ]
+        instances = pa.concat_tables(table for _, table in rows)
+        yield (
+            pa.Table.from_pylist(images, schema=IMAGES_SCHEMA),
+            instances.sort_by([("category", "ascending"), ("score", "descending")]),
+        )
 
 
 def _write_results(folder: Path, truth: dict[str, Any]) -> None:
@@ -177,16 +205,16 @@ def _write_results(folder: Path, truth: dict[str, Any]) -> None:
     from pipeline.tables import iter_instances
 
     ids = {image["file_name"]: image["id"] for image in truth["images"]}
-    with open(folder / "results.json", "w") as file:
-        separator = "["
-        for frame in iter_instances(str(folder / "run")):
-            for row in frame.itertuples():
-                entry = {
-                    "image_id": ids[row.image_id],
-                    "category_id": row.category_id,
-                    "score": float(row.score),
-                    "segmentation": {"size": [row.image_height, row.image_width], "counts": row.rle_counts},
-                }
-                file.write(separator + json.dumps(entry))
-                separator = ","
-        file.write("]")
+    write_list(
+        folder / "results.json",
+        (
+            {
+                "image_id": ids[row.image_id],
+                "category_id": row.category_id,
+                "score": float(row.score),
+                "segmentation": {"size": [row.image_height, row.image_width], "counts": row.rle_counts},
+            }
+            for frame in iter_instances(str(folder / "run"))
+            for row in frame.itertuples()
+        ),
+    )

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import urllib.error
 
 import numpy as np
 import pytest
@@ -24,19 +23,6 @@ V1_FILE = "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
 def report_of(model: MaskRCNN) -> WeightsReport:
     assert model.weights_report is not None
     return model.weights_report
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The empty folder in which torch looks for downloaded files; downloads fail."""
-
-    def refuse(*_args, **_kwargs):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    (tmp_path / "checkpoints").mkdir()
-    return tmp_path / "checkpoints"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import urllib.error
 from dataclasses import replace
 
 import pytest
@@ -24,19 +23,6 @@ def published_state_dict(name, **changes):
     """The state dict of torchvision's network of this name, with random weights."""
     torch.manual_seed(1)
     return getattr(detection, name)(weights=None, weights_backbone=None, **changes).state_dict()
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The empty folder in which torch looks for downloaded files; downloads fail."""
-
-    def refuse(*_args, **_kwargs):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    (tmp_path / "checkpoints").mkdir()
-    return tmp_path / "checkpoints"
 
 
 def test_coco_is_torchvisions_v2_with_cocos_own_ids(hub):
