@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import Uri
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
+NUM_TICKS_CHECKED = 400  # a year of nights
 FIELDS = ("date", "time", "task", "model", "data")
 
 
@@ -131,7 +133,9 @@ class SegmentationSection(Section):
 
     checkpoint: Uri = Field(min_length=1, description="Trained model, as model.checkpoint of `maskfleet segment`.")
     images: Uri = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
-    output_uri: Uri = Field(min_length=1, description="Template of the runs' output.uri; must hold {date}.")
+    output_uri: Uri = Field(
+        min_length=1, description="Template of the runs' output.uri, another name for each tick; must hold {date}."
+    )
     new_only: bool = Field(
         True, description="Leave out images that the task's earlier runs have segmented and that have not changed."
     )
@@ -211,9 +215,40 @@ class ScheduleConfig(Section):
             raise ValueError(f"tasks.name {duplicates[0]!r} is given twice; each task needs its own")
         return self
 
+    @model_validator(mode="after")
+    def _names_of_runs_differ(self) -> Self:
+        for task in self.tasks:
+            if task.segment is not None:
+                _check_one_name_a_tick(task, task.segment.output_uri, self.zone_of(task))
+        return self
+
     def zone_of(self, task: TaskSection) -> ZoneInfo:
         """The time zone of a task's cron expression."""
         return ZoneInfo(task.timezone or self.schedule.timezone)
+
+
+def tick_fields(tick: datetime, zone: ZoneInfo) -> dict[str, str]:
+    """The values of {date} and {time} in templates: of a tick in its zone, with the offset from UTC.
+
+    The offset tells apart the two hours of one name that the end of summer time brings: 0230+0200 and 0230+0100.
+    """
+    local = tick.astimezone(zone)
+    return {"date": f"{local:%Y-%m-%d}", "time": f"{local:%H%M%z}"}
+
+
+def _check_one_name_a_tick(task: TaskSection, template: str, zone: ZoneInfo) -> None:
+    """Refuses a template that gives two ticks of a year one name; the second would find the first one's run done."""
+    used = {name for _, name, _, _ in string.Formatter().parse(template)} & {"date", "time"}
+    previous: tuple[datetime, set[str]] | None = None
+    for tick in itertools.islice(CronSim(task.cron, datetime(2026, 1, 1, tzinfo=zone)), NUM_TICKS_CHECKED):
+        values = {value for field, value in tick_fields(tick, zone).items() if field in used}
+        if previous is not None and previous[1] == values:
+            raise ValueError(
+                f"tasks.segment.output_uri: {template!r} gives the ticks {previous[0]:%Y-%m-%d %H:%M:%S} and "
+                f"{tick:%Y-%m-%d %H:%M:%S} of {task.cron!r} (task {task.name}) one name, and one output is one run; "
+                "allowed is a template with {date} and {time} and a cron expression of at most one tick a minute"
+            )
+        previous = (tick, values)
 
 
 def segment_settings(sections: Mapping[str, Any], checkpoint: str, images: str, output: str) -> dict[str, Any]:

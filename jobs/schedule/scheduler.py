@@ -30,6 +30,7 @@ from pipeline.storage.stores import open_storage
 
 Outcome = Literal["done", "gate_failed", "failed", "skipped", "missed"]
 FAILURES = ("gate_failed", "failed")
+CLOCKS_DIFFER = timedelta(minutes=5)  # by as much as this at most, where all is well
 GRACE = timedelta(seconds=60)  # a start is over this long after its last try must have ended
 
 
@@ -71,6 +72,7 @@ class Scheduler:
         self.config = config
         self.state = ScheduleState(open_storage(config.schedule.state, config.storage))
         self.say = say
+        self._said: set[str] = set()
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def begin(self, now: datetime) -> list[Start]:
@@ -84,8 +86,15 @@ class Scheduler:
 
     def _begin(self, task: TaskSection, now: datetime) -> Start | None:
         zone = self.config.zone_of(task)
-        since = self.state.since(task.name, last_tick(task.cron, zone, now) - timedelta(seconds=1))
+        newest = last_tick(task.cron, zone, now)
+        since = self.state.since(task.name, newest - timedelta(seconds=1))
         after = max(since, self.state.cursor(task.name) or since)
+        if after > now + CLOCKS_DIFFER:
+            self._say_once(
+                f"{task.name}: the state says that all is done up to {after:%Y-%m-%d %H:%M}Z, in the future: "
+                "the clock of a scheduler is or was wrong; ticks are looked up one by one"
+            )
+            after = min(since, newest - timedelta(seconds=1))
         known = self.state.ticks(task.name, after)
         due = list(iter_ticks(task.cron, zone, after, now))
         open_ticks = [tick for tick in due if known.get(tick, TickState()).done is None]
@@ -93,7 +102,7 @@ class Scheduler:
         if done_up_to is not None:
             self.state.move_cursor(task.name, done_up_to)
         started = [tick for tick in open_ticks if known.get(tick, TickState()).started]
-        if any(_until(known[tick]) > now for tick in started):
+        if any(_until(known[tick], now) > now for tick in started):
             self._wait(task, [tick for tick in open_ticks if tick not in started], known, now)
             return None
         wanted = self._wanted(task, open_ticks, known, now)
@@ -111,6 +120,11 @@ class Scheduler:
             else:
                 self._record(task, tick, Ended("skipped", "an earlier tick is running"), now)
         return Start(task, first, number, until)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def _wait(
         self, task: TaskSection, waiting: list[datetime], known: dict[datetime, TickState], now: datetime
@@ -296,8 +310,10 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _until(state: TickState) -> datetime:
-    return datetime.fromisoformat(state.started[-1]["until"])
+def _until(state: TickState, now: datetime) -> datetime:
+    """When the newest start of a tick is over; at once where it was noted in the future, by a clock that was wrong."""
+    when, until = (datetime.fromisoformat(state.started[-1][name]) for name in ("when", "until"))
+    return now if when > now + CLOCKS_DIFFER else until
 
 
 def _seconds_to_next(config: ScheduleConfig) -> float:

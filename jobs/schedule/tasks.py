@@ -29,19 +29,24 @@ from jobs.config.schedule import (
     SegmentationSection,
     TaskSection,
     segment_settings,
+    tick_fields,
 )
-from jobs.evaluate import load_truth
+from jobs.config.segment import SegmentConfig
+from jobs.evaluate import truth_hash
 from jobs.home import HOME
 from jobs.schedule.state import ScheduleState
 from model.checkpoint_folder import CHECKPOINT_MARKER
+from pipeline.bulk.corpus import list_corpus
+from pipeline.bulk.listing import UnsortedListing, tell_kind
 from pipeline.dataset.source import AnnotationSource
-from pipeline.manifest import sha256_of, to_json
+from pipeline.manifest import RUN_KEY, to_json
 from pipeline.results.history import load_history
+from pipeline.run_spec import InputSpec
 from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import base_name, parent_uri
+from pipeline.storage.uri import absolute_uri, base_name, parent_uri
 
 GATE = 4  # exit code of `maskfleet evaluate` where a gate failed
-STOP_S = 20  # between SIGTERM and SIGKILL
+STOP_S = 12  # between SIGTERM and SIGKILL; a command ends in less, see jobs.interrupt
 
 
 class TickFailed(RuntimeError):
@@ -140,14 +145,14 @@ class Programs:
 
 
 def _end(program: subprocess.Popen[str], has_timed_out: threading.Event | None = None) -> None:
-    """Ends a process and its children: SIGTERM, and SIGKILL after STOP_S. Sets `has_timed_out` first, if given."""
+    """Ends a process: SIGTERM, on which it ends its own, and SIGKILL for all after STOP_S; `has_timed_out` is set."""
     if has_timed_out is not None:
         has_timed_out.set()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(program.pid, signal.SIGTERM)
-        try:
-            program.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+    program.terminate()
+    try:
+        program.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, signal.SIGKILL)
 
 
@@ -183,8 +188,7 @@ def due_evaluations(section: EvaluationSection) -> Iterator[tuple[str, DataSetSe
         checkpoint = find_checkpoint(uri)
         model = weights_hash(checkpoint)
         for data in section.data:
-            truth = load_truth(AnnotationSource(uri=data.ground_truth, format=data.format))
-            identity = (model, sha256_of(to_json(truth.content)))
+            identity = (model, truth_hash(AnnotationSource(uri=data.ground_truth, format=data.format)))
             if identity not in evaluated:
                 evaluated.add(identity)
                 yield checkpoint, data
@@ -205,13 +209,12 @@ def model_name(checkpoint: str) -> str:
 
 
 def fill_template(template: str, config: ScheduleConfig, task: TaskSection, tick: datetime, **names: str) -> str:
-    """The URI of a template; {date} and {time} are when the tick was due, in the task's time zone.
+    """The URI of a template; {date} and {time} are when the tick was due, as `tick_fields` has them.
 
     Args:
         names: values of {model} and {data}; {data} is 'all' where it is not given.
     """
-    local = tick.astimezone(config.zone_of(task))
-    return template.format(date=f"{local:%Y-%m-%d}", time=f"{local:%H%M}", task=task.name, **{"data": "all", **names})
+    return template.format(**tick_fields(tick, config.zone_of(task)), task=task.name, **{"data": "all", **names})
 
 
 def _evaluate(
@@ -258,10 +261,36 @@ def _segment(
     earlier = last_run(state, task.name)
     if section.new_only and earlier is not None and earlier != run:
         settings["input"]["since_run"] = earlier
+    if section.new_only and not open_storage(run).exists(RUN_KEY) and not _has_new_images(settings):
+        result.steps.append(f"nothing new in {section.images}")
+        return result
     _step(config, "segment", settings, runner, deadline, result)
     state.storage.write_bytes(f"{task.name}/last_run.json", to_json({"run": run}))
     result.steps.append(f"segmented {section.images}: {run}")
     return result
+
+
+def _has_new_images(settings: dict[str, Any]) -> bool:
+    """Whether a segmentation with these settings would find an image; always so where an input may be empty.
+
+    Raises:
+        ValueError, OSError: the images or an earlier run cannot be listed.
+    """
+    section = SegmentConfig.model_validate(settings).input
+    uri = absolute_uri(section.uri)
+    source = InputSpec(
+        uri=uri,
+        kind=section.kind or tell_kind(uri),
+        pattern=section.pattern,
+        uri_column=section.uri_column,
+        since_run=section.since_run,
+    )
+    if section.allow_empty:
+        return True
+    try:
+        return next(list_corpus(source, ""), None) is not None
+    except UnsortedListing:
+        return next(list_corpus(source, "", sort=True), None) is not None
 
 
 def last_run(state: ScheduleState, task: str) -> str | None:

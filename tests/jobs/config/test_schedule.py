@@ -10,7 +10,7 @@ import pytest
 from jobs.config.load import ConfigError, load_config
 from jobs.config.schedule import ScheduleConfig, check_template, check_zone, segment_settings
 
-SEGMENT = {"checkpoint": "m", "images": "i", "output_uri": "runs/{date}"}
+SEGMENT = {"checkpoint": "m", "images": "i", "output_uri": "runs/{date}-{time}"}
 EVALUATE = {
     "models": ["m"],
     "data": [{"name": "val", "images": "i", "ground_truth": "g"}],
@@ -87,3 +87,26 @@ def test_the_settings_of_a_segmentation_fill_in_what_the_task_says() -> None:
         "output": {"uri": "o"},
     }
     assert sections["input"] == {"pattern": "*.jpg", "uri": "other"}
+
+
+@pytest.mark.parametrize(
+    ("cron", "template", "zone", "is_allowed"),
+    [
+        ("0 3 * * *", "runs/{date}", "UTC", True),
+        ("30 2 * * *", "runs/{date}", "Europe/Berlin", True),  # comes twice on one day of the year, and runs once
+        ("0 3,15 * * *", "runs/{date}", "UTC", False),
+        ("0 3,15 * * *", "runs/{date}-{time}", "UTC", True),
+        ("0 * * * *", "runs/{date}", "UTC", False),
+        ("0 * * * *", "runs/{date}/{time}", "Europe/Berlin", True),
+        ("* * * * *", "runs/{date}/{time}", "UTC", True),
+        ("*/30 * * * * *", "runs/{date}/{time}", "UTC", False),  # a sixth field: seconds
+        ("0 3,15 29 2 *", "runs/{date}", "UTC", False),  # every four years
+    ],
+)
+def test_a_template_gives_each_tick_another_name(cron: str, template: str, zone: str, is_allowed: bool) -> None:
+    task = {"cron": cron, "timezone": zone, "segment": SEGMENT | {"output_uri": template}}
+    if is_allowed:
+        assert schedule_config(task).tasks[0].cron == cron
+    else:
+        with pytest.raises(ConfigError, match=r"one name, and one output is one run; .*\{time\}"):
+            schedule_config(task)

@@ -25,7 +25,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def metrics(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Metrics:
     """The figures of a run that detects nothing on the first data set."""
     truth = Truth.load(str(drawn / "1/val.json"))
-    names = [image["file_name"] for image in truth.content["images"]]
+    names = truth.file_names
     rows = [image_row(name, name, "ok", (64, 64), 0, 0) for name in names]
     folder = write_run(tmp_path_factory.mktemp("made") / "run", [(rows, [])])
     return evaluate_run(str(folder), truth)

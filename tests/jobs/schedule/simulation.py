@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -16,17 +17,22 @@ import yaml
 
 from jobs.config.load import load_config
 from jobs.config.schedule import ScheduleConfig
-from jobs.evaluate import load_truth
+from jobs.evaluate import truth_hash
 from jobs.schedule.scheduler import Scheduler, Start, run_start
 from jobs.schedule.tasks import weights_hash
 from model.categories import Category
 from model.checkpoint import save_checkpoint
 from model.network import build_model
 from model.spec import ModelSpec
+from pipeline.bulk.corpus import plan_corpus
 from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.metrics import Metrics
-from pipeline.manifest import sha256_of, to_json
+from pipeline.manifest import RUN_KEY, sha256_of, to_json
 from pipeline.results.history import append_history
+from pipeline.run_spec import InputSpec
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import absolute_uri
+from tests.pipeline.made_run import SPEC as RUN_SPEC
 
 SPEC = ModelSpec.tiny(1, fpn_channels=8, box_head_channels=8, mask_head_channels=(8,), mask_deconv_channels=8)
 
@@ -56,6 +62,14 @@ def make_config(drawn: Path, models: Path, root: Path, **task: Any) -> ScheduleC
     return load_config(ScheduleConfig, None, [], base=values)
 
 
+def plan_run(uri: str, given: dict[str, Any]) -> None:
+    """Writes what a bulk run writes first, its specification and its plan: the images that it will segment."""
+    source = InputSpec(uri=absolute_uri(given["uri"]), since_run=given.get("since_run"))
+    storage = open_storage(uri)
+    storage.write_bytes(RUN_KEY, to_json(RUN_SPEC | {"input": asdict(source)}))
+    plan_corpus(storage, source, shard_size=None, num_workers=1)
+
+
 class World:
     """A clock moved by hand, and a Runner whose commands take no time: it writes what they would write."""
 
@@ -77,10 +91,11 @@ class World:
             return 1, "OSError: the network is down"
         if command == "segment":
             self.runs[settings["output"]["uri"]] = settings
+            plan_run(settings["output"]["uri"], settings["input"])
             return 0, ""
         run = self.runs[settings["run"]["uri"]]
         model = weights_hash(run["model"]["checkpoint"])
-        truth = load_truth(AnnotationSource(uri=settings["ground_truth"]["uri"]))
+        truth = truth_hash(AnnotationSource(uri=settings["ground_truth"]["uri"]))
         self.evaluated[model, settings["ground_truth"]["uri"]] += 1
         append_history(
             settings["history"]["uri"],
@@ -88,7 +103,7 @@ class World:
             when=self.now,
             run_id=sha256_of(to_json(run))[:16],
             model_sha256=model,
-            truth_sha256=sha256_of(to_json(truth.content)),
+            truth_sha256=truth,
             config_sha256=sha256_of(to_json(settings)),
             label=settings["history"]["label"],
         )

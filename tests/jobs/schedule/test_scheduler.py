@@ -193,3 +193,42 @@ def test_cron_in_a_zone_whose_clocks_change() -> None:
     autumn = list(iter_ticks("30 2 * * *", zone, at("2026-10-24T12:00:00"), at("2026-10-25T12:00:00")))
     assert len(autumn) == 1  # 02:30 is there twice, and runs once
     assert last_tick("* * * * *", zone, at("2026-03-01T10:00:00")) == at("2026-03-01T10:00:00")
+
+
+def test_a_state_from_a_clock_that_was_ahead_is_said_once_and_does_not_silence_the_schedule(
+    drawn: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    scheduler = Scheduler(make_config(drawn, tmp_path, tmp_path), said.append)
+    (first,) = scheduler.begin(at("2026-03-01T10:00:10"))
+    scheduler.end(first, Ended("done"), at("2026-03-01T10:01:00"))
+    scheduler.state.move_cursor("eval", at("2031-01-01T00:00:00"))
+    for hour in (11, 12):
+        now = at(f"2026-03-01T{hour}:00:10")
+        (start,) = scheduler.begin(now)
+        assert start.tick == at(f"2026-03-01T{hour}:00:00")
+        scheduler.end(start, Ended("done"), now)
+        scheduler.state.move_cursor("eval", at("2031-01-01T00:00:00"))
+        assert scheduler.begin(now) == [], "what is done is not done again"
+    assert [text for text in said if "in the future" in text] == [
+        "eval: the state says that all is done up to 2031-01-01 00:00Z, in the future: the clock of a scheduler is or "
+        "was wrong; ticks are looked up one by one"
+    ]
+    assert scheduler.state.cursor("eval") == at("2026-03-01T12:00:00"), "and the cursor is put right"
+
+
+def test_a_schedule_first_seen_by_a_clock_that_was_ahead_runs(drawn: Path, tmp_path: Path) -> None:
+    ahead = Scheduler(make_config(drawn, tmp_path, tmp_path))
+    ahead.begin(at("2031-01-01T00:00:10"))
+    (start,) = Scheduler(make_config(drawn, tmp_path, tmp_path)).begin(at("2026-03-01T10:00:10"))
+    assert start.tick == at("2026-03-01T10:00:00")
+
+
+def test_a_start_noted_by_a_clock_that_was_ahead_does_not_block_its_tick(drawn: Path, tmp_path: Path) -> None:
+    scheduler = Scheduler(make_config(drawn, tmp_path, tmp_path))
+    tick, now = at("2026-03-01T10:00:00"), at("2026-03-01T10:00:10")
+    mark = {"scheduler": "other", "when": "2031-01-01T00:00:00+00:00", "until": "2031-01-01T12:00:00+00:00"}
+    scheduler.state.since("eval", tick - timedelta(seconds=1))
+    scheduler.state.start("eval", tick, 1, mark)
+    (start,) = scheduler.begin(now)
+    assert (start.tick, start.number) == (tick, 2)

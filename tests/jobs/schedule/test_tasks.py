@@ -34,19 +34,29 @@ from pipeline.storage.stores import open_storage
 from tests.jobs.schedule.simulation import World, at, make_config, write_checkpoint
 
 
-def test_a_segmentation_leaves_out_what_the_tasks_last_run_has_segmented(
+def test_a_segmentation_leaves_out_what_earlier_runs_have_segmented_and_writes_no_run_without_anything_new(
     drawn: Path, metrics: Metrics, tmp_path: Path
 ) -> None:
     write_checkpoint(tmp_path / "m", 1)
-    section = {"checkpoint": str(tmp_path / "m"), "images": str(drawn / "1/val")}
-    section["output_uri"] = str(tmp_path / "{date}")
+    images = tmp_path / "photos"
+    images.mkdir()
+    section = {"checkpoint": str(tmp_path / "m"), "images": str(images), "output_uri": str(tmp_path / "{date}")}
     world = World("2026-03-01T10:00:10", metrics)
     scheduler = Scheduler(make_config(drawn, tmp_path, tmp_path, cron="0 10 * * *", evaluate=None, segment=section))
-    for _ in range(2):
+    photos = sorted((drawn / "1/val").iterdir())
+    assert len(photos) == 2
+    steps = []
+    for new in ([], [photos[0]], [], [photos[1]], []):
+        for photo in new:
+            shutil.copy2(photo, images / photo.name)
         (start,) = scheduler.begin(world.now)
-        run_start(scheduler, start, world, lambda: world.now)
+        ended = run_start(scheduler, start, world, lambda: world.now)
+        assert ended.outcome == "done", ended
+        steps += ended.steps
         world.now += timedelta(days=1)
-    first, second = str(tmp_path / "2026-03-01"), str(tmp_path / "2026-03-02")
+    first, second = str(tmp_path / "2026-03-02"), str(tmp_path / "2026-03-04")
+    nothing = f"nothing new in {images}"
+    assert steps == [nothing, f"segmented {images}: {first}", nothing, f"segmented {images}: {second}", nothing]
     assert list(world.runs) == [first, second] and last_run(scheduler.state, "eval") == second
     assert [run["input"].get("since_run") for run in world.runs.values()] == [None, first]
 
@@ -55,7 +65,14 @@ def test_templates_take_the_ticks_own_day_in_its_zone(drawn: Path, tmp_path: Pat
     config = make_config(drawn, tmp_path, tmp_path, timezone="Asia/Tokyo")
     tick, template = at("2026-03-01T18:00:00"), "{date}/{time}/{task}/{model}/{data}"
     filled = fill_template(template, config, config.tasks[0], tick, model="m")
-    assert filled == "2026-03-02/0300/eval/m/all"
+    assert filled == "2026-03-02/0300+0900/eval/m/all"
+
+
+def test_the_hour_that_comes_twice_has_two_names(drawn: Path, tmp_path: Path) -> None:
+    config = make_config(drawn, tmp_path, tmp_path, timezone="Europe/Berlin")
+    ticks = [at("2026-10-25T00:30:00"), at("2026-10-25T01:30:00")]
+    names = [fill_template("{date}-{time}", config, config.tasks[0], tick) for tick in ticks]
+    assert names == ["2026-10-25-0230+0200", "2026-10-25-0230+0100"]
 
 
 def test_a_model_is_named_by_its_training_its_step_and_its_weights(tmp_path: Path) -> None:
