@@ -24,7 +24,8 @@ from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_o
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.parquet import open_parquet
-from pipeline.storage.stores import open_storage
+from pipeline.storage.base import StorageError
+from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
 
 
@@ -84,6 +85,8 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
             raise ConfigError(f"input.uri: {section.uri!r} is not a folder; allowed is a folder of images")
         if kind != "folder" and not path.exists():
             raise ConfigError(f"input.uri: {section.uri!r} does not exist; allowed is what input.kind={kind} means")
+    else:
+        _check_bucket(config, input_uri, kind)
     if kind == "folder" and is_within(output_uri, input_uri):
         raise ConfigError(
             f"output.uri: {config.output.uri!r} lies inside input.uri {section.uri!r}; "
@@ -100,6 +103,20 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
         earlier = open_run(absolute_uri(section.since_run), config.storage)
         if not earlier.sealed:
             raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
+
+
+def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:
+    """Raises ConfigError for a bucket that is not there or not to be read, or a list that is not in it."""
+    try:
+        if kind == "folder":
+            next(open_storage(input_uri, config.storage).iter_objects(), None)
+            return
+        storage, key = open_file(input_uri, config.storage)
+        is_there = storage.exists(key) or kind == "tars"
+    except (OSError, StorageError) as error:
+        raise ConfigError(f"input.uri: {error}") from None
+    if not is_there:
+        raise ConfigError(f"input.uri: {config.input.uri!r} does not exist; allowed is what input.kind={kind} means")
 
 
 def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> RunSpec:

@@ -28,6 +28,7 @@ DASHBOARD_PORT = 8265
 RAY_JOBS = ("train", "segment")
 ANY_DAY = datetime(2026, 1, 1, tzinfo=UTC)  # to try a cron expression on
 NodeSection = GroupSection | HeadSection
+Manifest = dict[str, Any]  # YAML, in the form that Kubernetes and Ray's cluster launcher define
 HEADER = "# Made by `maskfleet manifests --config {source}`; change that file and make this one again.\n# {about}\n"
 
 
@@ -53,7 +54,7 @@ def make_manifests(config: ManifestsConfig, folder: Path, source: str) -> dict[s
         ConfigError: a command's configuration is wrong or holds a credential, or the cron expression is wrong.
     """
     about = "A cluster that stays, with a token; `maskfleet submit` sends jobs to it."
-    files: dict[str, tuple[str, list[dict[str, Any]]]] = {"raycluster.yaml": (about, [_cluster(config)])}
+    files: dict[str, tuple[str, list[Manifest]]] = {"raycluster.yaml": (about, [_cluster(config)])}
     for command in RAY_JOBS:
         section = getattr(config, command)
         settings = _settings(command, folder / section.config, section.words)
@@ -93,7 +94,7 @@ def source_name(file: Path) -> str:
     return "/".join(file.resolve().parts[-3:])
 
 
-def _settings(command: str, file: Path, words: tuple[str, ...]) -> dict[str, Any]:
+def _settings(command: str, file: Path, words: tuple[str, ...]) -> Manifest:
     """A command's checked settings for a process inside the cluster; settings that are not set are left out."""
     config: BaseModel = read_settings(command, file, words)
     values = config.model_dump(mode="json", exclude_unset=True)
@@ -107,7 +108,7 @@ def _settings(command: str, file: Path, words: tuple[str, ...]) -> dict[str, Any
     return values
 
 
-def _settings_map(config: ManifestsConfig, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_map(config: ManifestsConfig, name: str, settings: Mapping[str, Any]) -> Manifest:
     text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
     return {
         "apiVersion": "v1",
@@ -117,16 +118,16 @@ def _settings_map(config: ManifestsConfig, name: str, settings: Mapping[str, Any
     }
 
 
-def _metadata(config: ManifestsConfig, name: str) -> dict[str, Any]:
+def _metadata(config: ManifestsConfig, name: str) -> Manifest:
     return {"name": name, "namespace": config.manifests.namespace, "labels": {"app.kubernetes.io/part-of": "maskfleet"}}
 
 
-def _container(config: ManifestsConfig, name: str, group: NodeSection, settings: str | None) -> dict[str, Any]:
+def _container(config: ManifestsConfig, name: str, group: NodeSection, settings: str | None) -> Manifest:
     """A container whose resource requests equal its limits, which is Kubernetes' Guaranteed quality of service."""
     amount = {"cpu": str(group.cpus), "memory": f"{group.memory_gib}Gi"}
     if isinstance(group, GroupSection) and group.gpus:
         amount["nvidia.com/gpu"] = str(group.gpus)
-    container: dict[str, Any] = {
+    container: Manifest = {
         "name": name,
         "image": config.manifests.image,
         "resources": {"requests": amount, "limits": dict(amount)},
@@ -142,15 +143,15 @@ def _container(config: ManifestsConfig, name: str, group: NodeSection, settings:
     return container
 
 
-def _pod(config: ManifestsConfig, name: str, group: NodeSection, settings: str | None) -> dict[str, Any]:
-    volumes: list[dict[str, Any]] = []
+def _pod(config: ManifestsConfig, name: str, group: NodeSection, settings: str | None) -> Manifest:
+    volumes: list[Manifest] = []
     if name.startswith("ray"):
         # Shared memory for Ray's object store: 30 % of the memory, which is Ray's default.
         size = max(1, group.memory_gib * 3 // 10)
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{size}Gi"}})
     if settings is not None:
         volumes.append({"name": "settings", "configMap": {"name": f"{config.manifests.name}-{settings}"}})
-    pod: dict[str, Any] = {
+    pod: Manifest = {
         # Only the head's autoscaler talks to Kubernetes.
         "automountServiceAccountToken": name == "ray-head",
         "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
@@ -161,7 +162,7 @@ def _pod(config: ManifestsConfig, name: str, group: NodeSection, settings: str |
     return pod
 
 
-def _cluster_spec(config: ManifestsConfig, settings: str | None = None) -> dict[str, Any]:
+def _cluster_spec(config: ManifestsConfig, settings: str | None = None) -> Manifest:
     section = config.manifests
     head = _pod(config, "ray-head", section.head, settings)
     head["containers"][0]["ports"] = [
@@ -188,7 +189,7 @@ def _groups(config: ManifestsConfig) -> dict[str, GroupSection]:
     return {name: group for name, group in groups.items() if group.max_count}
 
 
-def _workers(config: ManifestsConfig, name: str, group: GroupSection) -> dict[str, Any]:
+def _workers(config: ManifestsConfig, name: str, group: GroupSection) -> Manifest:
     return {
         "groupName": name,
         "replicas": group.min_count,
@@ -199,7 +200,7 @@ def _workers(config: ManifestsConfig, name: str, group: GroupSection) -> dict[st
     }
 
 
-def _cluster(config: ManifestsConfig) -> dict[str, Any]:
+def _cluster(config: ManifestsConfig) -> Manifest:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
@@ -208,7 +209,7 @@ def _cluster(config: ManifestsConfig) -> dict[str, Any]:
     }
 
 
-def _job_spec(config: ManifestsConfig, entrypoint: str, settings: str) -> dict[str, Any]:
+def _job_spec(config: ManifestsConfig, entrypoint: str, settings: str) -> Manifest:
     return {
         "entrypoint": entrypoint,
         "shutdownAfterJobFinishes": True,
@@ -218,7 +219,7 @@ def _job_spec(config: ManifestsConfig, entrypoint: str, settings: str) -> dict[s
     }
 
 
-def _ray_job(config: ManifestsConfig, command: str) -> dict[str, Any]:
+def _ray_job(config: ManifestsConfig, command: str) -> Manifest:
     entrypoint = f"maskfleet {command} --config {MOUNT}/{command}.yaml"
     return {
         "apiVersion": "ray.io/v1",
@@ -228,7 +229,7 @@ def _ray_job(config: ManifestsConfig, command: str) -> dict[str, Any]:
     }
 
 
-def _ray_cron_job(config: ManifestsConfig) -> dict[str, Any]:
+def _ray_cron_job(config: ManifestsConfig) -> Manifest:
     entrypoint = f"maskfleet schedule --once --config {MOUNT}/evaluate.yaml"
     return {
         "apiVersion": "ray.io/v1",
@@ -241,7 +242,7 @@ def _ray_cron_job(config: ManifestsConfig) -> dict[str, Any]:
     }
 
 
-def _cron_job(config: ManifestsConfig) -> dict[str, Any]:
+def _cron_job(config: ManifestsConfig) -> Manifest:
     section = config.manifests
     pod = _pod(config, "schedule", section.head, "schedule")
     container = pod["containers"][0]
@@ -270,11 +271,11 @@ def _dashboard(config: ManifestsConfig) -> str:
     return f"http://{section.name}-head-svc.{section.namespace}.svc:{DASHBOARD_PORT}"
 
 
-def _launcher(config: ManifestsConfig) -> dict[str, Any]:
+def _launcher(config: ManifestsConfig) -> Manifest:
     section = config.manifests
     groups = _groups(config)
     start = "ulimit -n 65536; RAY_AUTH_MODE=token ray start"
-    types: dict[str, Any] = {
+    types: Manifest = {
         "head": {
             "node_config": {"InstanceType": section.head.instance, **_disk()},
             "resources": {"CPU": 0},
@@ -309,5 +310,5 @@ def _launcher(config: ManifestsConfig) -> dict[str, Any]:
     }
 
 
-def _disk() -> dict[str, Any]:
+def _disk() -> Manifest:
     return {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 200, "Encrypted": True}}]}

@@ -18,9 +18,12 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from jobs.config.base import fields_of, section_of
+from jobs.config.places import map_places
 from jobs.home import shipped_configs
 from pipeline.manifest import sha256_of, to_json
 from pipeline.settings import Settings
+from pipeline.storage.base import StorageError
+from pipeline.storage.stores import check_uri
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -46,16 +49,30 @@ def load_config(
         folder: as for `find_config`.
 
     Raises:
-        ConfigError: an unreadable file, a wrong key or a value out of range; a line for each fault.
+        ConfigError: an unreadable file, a wrong key, a value out of range, or a place that no store can have; a line
+            for each fault.
     """
     values = read_yaml(find_config(file, folder)) if file is not None else copy.deepcopy(base or {})
     for word in overrides:
         _override(values, word)
+    where = f" (in {file} and the command line)" if file is not None else ""
     try:
-        return kind.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
-        where = f" (in {file} and the command line)" if file is not None else ""
         raise ConfigError("\n".join(_sentence(kind, fault) for fault in error.errors()) + where) from None
+    faults: list[str] = []
+
+    def check(key: str, uri: str) -> str:
+        try:
+            check_uri(uri)
+        except StorageError as error:
+            faults.append(f"{key}: {error}")
+        return uri
+
+    map_places(kind, to_plain(config), check)
+    if faults:
+        raise ConfigError("\n".join(faults) + where)
+    return config
 
 
 def to_plain(config: BaseModel | Settings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.uri import local_path, scheme_of, split_uri
+from pipeline.storage.uri import is_local, local_path, scheme_of, split_uri
 
 _settings: StorageSettings | None = None
 
@@ -28,16 +28,26 @@ def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
     Raises:
         StorageError: an empty URI, a scheme without a store, or an s3:// URI that names no bucket.
     """
+    check_uri(uri)
+    if is_local(uri):
+        return LocalStorage(local_path(uri))
+    from pipeline.storage.s3 import S3Storage  # users of local folders need not import s3fs, which takes a second
+
+    return S3Storage(uri, settings or _settings)
+
+
+def check_uri(uri: str) -> None:
+    """Checks that a URI names a place in a store that there is, whether anything lies there or not.
+
+    Raises:
+        StorageError: an empty URI, a scheme without a store, or a URI that can name nothing.
+    """
     if not uri:
         raise StorageError("an empty URI names no place; give a folder or s3://bucket/prefix")
     scheme = scheme_of(uri)
-    if scheme in ("", "file"):
-        return LocalStorage(local_path(uri))
-    if scheme == "s3":
-        from pipeline.storage.s3 import S3Storage  # users of local folders need not import s3fs, which takes a second
-
-        return S3Storage(uri, settings or _settings)
-    raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")
+    if scheme not in ("", "file", "s3"):
+        raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")
+    split_uri(uri)
 
 
 def open_file(uri: str, settings: StorageSettings | None = None) -> tuple[Storage, str]:

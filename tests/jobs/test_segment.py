@@ -67,6 +67,30 @@ def test_too_many_failures_end_with_an_exit_code_of_their_own(
     assert "5 images" in call(Exit.DONE, "segment", *words, "segment.max_failed_fraction=0.2"), "the run is finished"
 
 
+@pytest.mark.parametrize("place", ["input.uri", "output.uri"])
+def test_a_bucket_that_is_not_there_is_refused_before_anything_is_written(
+    place: str, tiny_checkpoint: Path, moto: str, bucket: str
+) -> None:
+    """The settings of the configuration alone lead to the store: nothing else in the process does."""
+    places = {"input.uri": bucket, "output.uri": f"{bucket}-out/run", place: "s3://there-is-none/x"}
+    words = [f"model.checkpoint={tiny_checkpoint}", *(f"{key}={uri}" for key, uri in places.items())]
+    for more in (["--dry-run"], []):
+        text = call(Exit.BAD_INPUT, "segment", *words, *storage_words(moto), *more)
+        assert "there is no bucket 'there-is-none'" in text
+        assert place == "output.uri" or "input.uri: " in text
+    assert list(open_storage(bucket).iter_objects()) == []
+
+
+def test_an_output_inside_the_input_is_seen_through_links_and_spellings(
+    folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    for out in (f"{folder}/run", f"{tmp_path}/link/run", f"file://{folder}/./run/", f"{folder}/../photos/run"):
+        words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={out}"]
+        text = call(Exit.BAD_INPUT, "segment", *words)
+        assert "lies inside input.uri" in text
+
+
 @pytest.mark.long
 def test_since_run_segments_only_new_and_changed_images(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}"]

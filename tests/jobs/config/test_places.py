@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.commands import COMMANDS, read_settings
-from jobs.config.load import to_plain
+from jobs.config.load import ConfigError, to_plain
 from jobs.config.places import map_places
 from jobs.config.sweep import SweepConfig
 from tests.paths import ROOT
@@ -83,3 +83,34 @@ def test_a_sweeps_overrides_are_those_of_a_training() -> None:
     assert seen == [("data.train", "a"), ("data.val", "a"), ("data.val", "b"), ("output.uri", "o")]
     assert changed["sweep"]["fixed"] == {**fixed, "data.train": "A"}
     assert changed["sweep"]["grid"] == {"data.val": ["A", "B"]}
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("input.uri=http://host/photos", "input.uri: http://host/photos: no store for the scheme 'http'"),
+        ("input.uri=s3://[x/", "input.uri: 's3://[x/' names no bucket"),
+        ("output.uri=s3://", "output.uri: 's3://' names no bucket"),
+        ("output.uri=file://data/x", "output.uri: 'file://data/x' names no path of this machine"),
+        ('input.since_run="a\\0b"', "input.since_run: 'a\\x00b' has a NUL"),
+        ("input.extra_channels=gs://b/{stem}.png", "input.extra_channels: gs://b/{stem}.png: no store"),
+    ],
+)
+def test_a_place_that_no_store_can_have_is_named_by_its_key(word: str, sentence: str) -> None:
+    words = ["model.checkpoint=m", "input.uri=i", "output.uri=o", word]
+    with pytest.raises(ConfigError) as caught:
+        read_settings("segment", None, words)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_all_places_of_a_command_are_looked_at_before_it_starts() -> None:
+    words = ["run.uri=r", "ground_truth.uri=g", "history.uri=ftp://x/y", "output.uri=S3:///k"]
+    with pytest.raises(ConfigError) as caught:
+        read_settings("evaluate", None, words)
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["history.uri", "output.uri"]
+
+
+def test_credentials_in_a_uri_are_not_shown() -> None:
+    with pytest.raises(ConfigError, match=r"output\.uri: a URI of s3:// with credentials in it") as caught:
+        read_settings("evaluate", None, ["run.uri=r", "ground_truth.uri=g", "output.uri=s3://key:planted@lab/x"])
+    assert "planted" not in str(caught.value)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.storage import files
 from pipeline.storage.base import StorageError, StorageSettings
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.s3 import S3Storage
-from pipeline.storage.stores import open_storage, use_settings
+from pipeline.storage.stores import open_file, open_storage, use_settings
+from pipeline.storage.uri import base_name, join_uri, parent_uri
+from tests.pipeline.storage.test_uri import NAMES
+
+ODD_NAMES = [*NAMES, "x/a#b?c.jpg", "x y/100%.jpg", "s3:/a", "file:a"]
 
 
 @pytest.fixture
@@ -43,7 +49,37 @@ def test_a_bucket_is_reached_with_the_settings_given_else_those_of_the_process(n
     assert settings_of(of_call) is of_call
 
 
-@pytest.mark.parametrize("uri", ["", "ftp://host/x", "gopher://x"])
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_object_is_reached_by_its_uri_whatever_its_name(name: str, bucket: str, tmp_path: Path) -> None:
+    decoys = ("a", "b", "A", "100", "a b", "x", "x/y", "a/b", "y")
+    for root in (str(tmp_path), *([] if "\n" in name else [bucket])):  # moto knows no key with a line break
+        storage = open_storage(root)
+        for decoy in decoys:
+            if decoy != name and not name.startswith(f"{decoy}/") and not decoy.startswith(f"{name}/"):
+                with contextlib.suppress(OSError):  # a file where the name's folder is to be
+                    storage.write_bytes(decoy, b"another")
+        storage.write_bytes(name, b"this")
+        opened, key = open_file(f"{root}/{name}")
+        assert opened.read_bytes(key) == b"this"
+        assert files.read_bytes(storage.uri_of(name)) == files.read_bytes(join_uri(root, name)) == b"this"
+        below, base = open_storage(parent_uri(f"{root}/{name}")), base_name(f"{root}/{name}")
+        assert below.read_bytes(base) == b"this"
+
+
+@pytest.mark.parametrize("name", ["/x", "x//y", "x/", "./x", "x/../y"])
+def test_slashes_and_dots_of_a_key_are_part_of_it(name: str, bucket: str) -> None:
+    storage = open_storage(bucket)
+    for key in ("x", "y", "x/y"):
+        storage.write_bytes(key, b"another")
+    storage.write_bytes(name, b"this")
+    opened, key = open_file(f"{bucket}/{name}")
+    assert key == name and opened.read_bytes(key) == b"this"
+    assert {info.key for info in storage.iter_objects()} >= {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "ftp://host/x", "gopher://x", "s3://", "s3://[x/", "s3:///x", "file://host/x", "a\0"]
+)
 def test_unusable_uris_are_refused(uri: str) -> None:
     with pytest.raises(StorageError):
         open_storage(uri)
