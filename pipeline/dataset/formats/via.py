@@ -237,7 +237,7 @@ def _read_region(
     kind = region.shape_attributes.get("name")
     if kind == "point":
         return name, region, None
-    if kind not in _SHAPES:
+    if not isinstance(kind, str) or kind not in _SHAPES:
         faults.add(f"{name} is of shape {shown(kind)}; allowed are {', '.join(_SHAPES)}, point")
         return None
     shape = to_record(region.shape_attributes, _SHAPES[kind], name, faults)
@@ -264,7 +264,7 @@ def _class_of(region: _Region, attribute: str | None, default: str, name: str, f
         value = chosen[0] if len(chosen) == 1 else value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         faults.add(f"{name} has {attribute!r} {shown(value)}; allowed is a text that is not empty, the class")
         return default
     return value

@@ -171,6 +171,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no shape": ([{"region_attributes": {}}], "region 0 has no shape_attributes"),
     "shape null": ([{"shape_attributes": None}], "region 0 has shape_attributes None; allowed is an object"),
     "shape without a name": ([region({"x": 1})], "region 0 is of shape None; allowed are polygon"),
+    "shape of a list": ([region({"name": ["rect"]})], r"region 0 is of shape \['rect'\]; allowed are polygon"),
+    "class with a NUL": ([region(SQUARE, a="x\0")], r"region 0 has 'a' 'x.x00'; allowed is a text"),
     "points absent": ([region({"name": "polygon", "all_points_x": []})], "region 0 has no all_points_y"),
     "points null": ([region(polygon(None, [1]))], "region 0 has all_points_x None; allowed is a list"),
     "a null among the points": (
