@@ -18,7 +18,13 @@ def run(program: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["model.network", "model.inference.predictor", "pipeline.bulk.worker"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "model.inference.predictor",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("model.network", "pipeline.bulk.worker")),
+    ],
+)
 def test_the_compiler_is_left_out(module: str) -> None:
     assert run(f"import sys, {module}; print({COMPILER} & set(sys.modules))") == "set()"
 

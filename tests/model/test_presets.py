@@ -12,8 +12,15 @@ from model.network import build_model
 from model.presets import detectron2, preset, torchvision_keypoint, torchvision_v1, torchvision_v2
 from tests.model.small_trainings import samples
 
-SIZES: dict[str, Any] = {"min_size": 128, "max_size": 192, "box_score_thresh": 0.01}
-OUR_SIZES: dict[str, Any] = {"image_min_size": 128, "image_max_size": 192, "score_threshold": 0.01}
+# Small images and few proposals: the same in both.
+SIZES: dict[str, Any] = {
+    **{"min_size": 128, "max_size": 192, "box_score_thresh": 0.01, "box_detections_per_img": 20},
+    **{"rpn_post_nms_top_n_train": 200, "rpn_post_nms_top_n_test": 100},
+}
+OUR_SIZES: dict[str, Any] = {
+    **{"image_min_size": 128, "image_max_size": 192, "score_threshold": 0.01, "max_detections": 20},
+    **{"rpn_post_nms_train": 200, "rpn_post_nms_test": 100},
+}
 # torchvision builds with plain batch norm where it is given no weights.
 CASES = {
     "maskrcnn_resnet50_fpn": torchvision_v1(num_classes=6, norm="batch", norm_eps=None, frozen_stages=0, **OUR_SIZES),

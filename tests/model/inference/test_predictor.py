@@ -143,8 +143,19 @@ def test_outputs_that_are_not_finite_are_refused():
 
 
 # Convolutions of 256 channels over maps large enough for all of the predictor's faster convolutions.
-LARGE_SIZES = {"min_size": 320, "max_size": 512, "box_score_thresh": 0.012}
-LARGE_SPEC = ModelSpec(num_classes=90, norm="batch", image_min_size=320, image_max_size=512, score_threshold=0.012)
+LARGE_SIZES = {
+    **{"min_size": 192, "max_size": 320, "box_score_thresh": 0.012},
+    **{"rpn_post_nms_top_n_test": 200, "box_detections_per_img": 50},
+}
+LARGE_SPEC = ModelSpec(
+    num_classes=90,
+    norm="batch",
+    image_min_size=192,
+    image_max_size=320,
+    score_threshold=0.012,
+    rpn_post_nms_test=200,
+    max_detections=50,
+)
 
 
 def smooth_image(height, width, seed):
@@ -171,7 +182,7 @@ def networks():
 def test_exact_mode_finds_torchvisions_detections_one_to_one(networks):
     reference, ours = networks
     predictor = Predictor(ours, LARGE_SPEC)
-    pictures = [smooth_image(320, 416, 0), smooth_image(300, 200, 1)]
+    pictures = [smooth_image(192, 256, 0), smooth_image(180, 120, 1)]
     for picture in pictures:
         with torch.inference_mode():
             (expected,) = reference([as_tensor(picture)])
