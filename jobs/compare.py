@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pandas as pd
 
 from jobs.config.load import ConfigError
 from jobs.config.results import CompareConfig
-from jobs.evaluate import fit_truth, load_truth, open_finished, write_frame
+from jobs.evaluate import check_fits, fit_truth, load_truth, open_finished, write_frame
 from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.compare import Comparison, check_gates, compare
 from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.settings import BootstrapSettings, CountSettings
 from pipeline.manifest import Run, to_json
 from pipeline.results.drift import drift
 from pipeline.schema import OK
@@ -36,7 +37,7 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
     Raises:
         RunError: no run there, or one that is not finished.
         ConfigError: a gate on AP without ground truth.
-        ValueError: the ground truth cannot be read.
+        ValueError: the ground truth cannot be read, or does not fit the runs.
     """
     keys = {"run_a.uri": config.run_a.uri, "run_b.uri": config.run_b.uri}
     first, second = (open_finished(uri, key, config.storage) for key, uri in keys.items())
@@ -47,7 +48,10 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
             raise ConfigError("gate.max_drop and gate.min_ap look at AP, which needs ground_truth.uri; it is null")
         return ComparePlan(config, runs, None)
     annotations = AnnotationSource(**vars(source))
-    return ComparePlan(config, runs, fit_truth(load_truth(annotations), runs[0], annotations))
+    truth = fit_truth(load_truth(annotations), runs[0], annotations, config.evaluate)
+    for run in runs:
+        check_fits(truth, run, [config.compare.iou_type])
+    return ComparePlan(config, runs, truth)
 
 
 def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]]:
@@ -70,7 +74,7 @@ def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]
     if plan.config.output.uri is not None:
         output = open_storage(plan.config.output.uri, plan.config.storage)
         if isinstance(result, Comparison):
-            names = ("iou_type", "ap", "difference", "interval", "confidence")
+            names = ("iou_type", "ap", "difference", "interval", "confidence", "missing_a", "missing_b", "notes")
             output.write_bytes("comparison.json", to_json({name: getattr(result, name) for name in names}))
             write_frame(output, "categories.parquet", result.by_category)
             write_frame(output, "images.parquet", result.images)
@@ -91,24 +95,20 @@ def describe(result: Comparison | pd.DataFrame) -> str:
             f"{result.confidence:.0%} interval [{low:+.4f}, {high:+.4f}], {verdict}\n\n"
             f"by category:\n{result.by_category.head(20).to_string(index=False)}\n\n"
             f"worst images:\n{result.images.head(10).to_string(index=False)}"
+            + "".join(f"\nnote: {note}" for note in result.notes)
         )
 
 
 def _compare(plan: ComparePlan, truth: Truth) -> Comparison:
-    (a, b), evaluate, settings = plan.runs, plan.config.evaluate, plan.config.compare
-    return compare(
-        load_instances(a),
-        load_instances(b),
-        truth,
-        images_a=load_images(a),
-        images_b=load_images(b),
-        iou_type=settings.iou_type,
-        num_resamples=settings.num_resamples,
-        confidence=settings.confidence,
-        seed=settings.seed,
-        score_threshold=evaluate.score_threshold,
-        iou_threshold=evaluate.iou_threshold,
-    )
+    (a, b), sections = plan.runs, (plan.config.evaluate, plan.config.compare)
+    settings = {
+        each.name: getattr(section, each.name)
+        for section, kind in zip(sections, (CountSettings, BootstrapSettings), strict=True)
+        for each in fields(kind)
+        if each.name != "classes"  # the plan's truth has been cut to them
+    }
+    tables = load_instances(a), load_instances(b)
+    return compare(*tables, truth, images_a=load_images(a), images_b=load_images(b), **settings)
 
 
 def _drift(plan: ComparePlan) -> pd.DataFrame:

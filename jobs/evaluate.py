@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,25 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from jobs.config.load import ConfigError, config_hash
-from jobs.config.results import EvaluateConfig
+from jobs.config.load import ConfigError, to_plain
+from jobs.config.results import EvaluateConfig, EvaluateSection
+from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import detect_format, load_annotations
 from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.compare import check_gates
-from pipeline.evaluation.ground_truth import EvaluationError, Truth
-from pipeline.evaluation.metrics import Metrics, evaluate_run
-from pipeline.evaluation.sharding import (
-    MeasuredShare,
-    Share,
-    check_can_be_shared,
-    measure_share,
-    merge_shares,
-    share_out,
-)
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.metrics import Measured, Metrics, check_measurable, classes_of, evaluate_run
+from pipeline.evaluation.run_detections import check_categories, match_images
+from pipeline.evaluation.settings import CountSettings, EvaluationSettings
+from pipeline.evaluation.sharding import Share, measure_share, merge_shares, share_out
 from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
 from pipeline.results.history import append_history
+from pipeline.storage import files
 from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.stores import open_storage
+from pipeline.tables import load_images
 
 METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
@@ -46,15 +45,13 @@ class EvaluatePlan:
     Attributes:
         config: as given.
         run: the finished run.
-        truth: the ground truth, with the category ids of the run's classes (see `fit_truth`).
-        as_read: the ground truth with its own category ids; its hash identifies it in the history.
+        truth: the ground truth of the classes asked for, see `fit_truth`.
         output: where the figures are written.
     """
 
     config: EvaluateConfig
     run: Run
     truth: Truth
-    as_read: Truth
     output: Storage
 
 
@@ -63,20 +60,15 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 
     Raises:
         RunError: no run there, or one that is not finished.
-        ConfigError: a gate on what is not measured, or figures that cannot be computed in shares.
-        ValueError: the ground truth cannot be read.
+        ConfigError: a gate on what is not measured.
+        ValueError: the ground truth cannot be read, or does not fit the run.
     """
     check_gate(config)
     run = open_finished(config.run.uri, "run.uri", config.storage)
-    as_read = load_truth(config.ground_truth)
-    truth = fit_truth(as_read, run, config.ground_truth)
-    if config.evaluate.num_shares > 1:
-        try:
-            check_can_be_shared(truth, config.evaluate.iou_types)
-        except EvaluationError as error:
-            raise ConfigError(f"evaluate.num_shares is {config.evaluate.num_shares}; allowed is 1: {error}") from None
+    truth = fit_truth(load_truth(config.ground_truth), run, config.ground_truth, config.evaluate)
+    check_fits(truth, run, config.evaluate.iou_types)
     output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX, config.storage)
-    return EvaluatePlan(config, run, truth, as_read, output)
+    return EvaluatePlan(config, run, truth, output)
 
 
 def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
@@ -93,16 +85,7 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
     if settings.num_shares > 1:
         metrics = _evaluate_in_shares(plan)
     else:
-        metrics = evaluate_run(
-            plan.run,
-            plan.truth,
-            iou_types=settings.iou_types,
-            score_threshold=settings.score_threshold,
-            iou_threshold=settings.iou_threshold,
-            backend=settings.backend,
-            also=settings.also,
-            slices=settings.slices,
-        )
+        metrics = evaluate_run(plan.run, plan.truth, **_evaluation_settings(settings))
     plan.output.write_bytes(METRICS_JSON, to_json({"run_id": plan.run.run_id, **metrics.to_dict()}))
     write_frame(plan.output, METRICS_PARQUET, metrics.to_frame())
     if metrics.slices:
@@ -117,8 +100,8 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
             when=datetime.now(UTC),
             run_id=plan.run.run_id,
             model_sha256=plan.run.spec.model.sha256,
-            truth_sha256=sha256_of(to_json(plan.as_read.content)),
-            config_sha256=config_hash(settings.model_copy(update={"num_shares": 1})),  # num_shares changes no figure
+            truth_sha256=truth_hash(plan.config.ground_truth),
+            config_sha256=_settings_hash(settings),
             label=plan.config.history.label,
         )
     return metrics, check_gates(metrics, min_ap=plan.config.gate.min_ap)
@@ -130,22 +113,38 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
 
     from jobs.cluster.start import cluster
 
-    settings = plan.config.evaluate
-    thresholds = {"score_threshold": settings.score_threshold, "iou_threshold": settings.iou_threshold}
-    options = {"iou_types": settings.iou_types, "also": settings.also, **thresholds}
-    shares = share_out(plan.run, plan.truth, settings.num_shares)
+    settings = EvaluationSettings(**_evaluation_settings(plan.config.evaluate))
+    shares = share_out(plan.run, plan.truth, plan.config.evaluate.num_shares)
     with cluster(plan.config.cluster):
         task = ray.remote(_measure_share)
         run = plan.run.storage.uri, plan.run.document, plan.config.storage
-        measured = ray.get([task.remote(*run, share, options) for share in shares])
-    return merge_shares(plan.run, plan.truth, shares, measured, **thresholds)
+        measured = ray.get([task.remote(*run, share, settings) for share in shares])
+    return merge_shares(plan.run, plan.truth, shares, measured, settings)
 
 
 def _measure_share(
-    uri: str, document: dict[str, Any], storage: StorageSettings, share: Share, options: dict[str, Any]
-) -> MeasuredShare:
+    uri: str, document: dict[str, Any], storage: StorageSettings, share: Share, settings: EvaluationSettings
+) -> Measured:
     """Measures one share of a run; runs as a Ray task."""
-    return measure_share(Run(open_storage(uri, storage), document), share, **options)
+    return measure_share(Run(open_storage(uri, storage), document), share, settings)
+
+
+def _evaluation_settings(section: EvaluateSection) -> dict[str, Any]:
+    """The section's part of `EvaluationSettings`, without the classes, which the plan's truth has been cut to."""
+    return {each.name: getattr(section, each.name) for each in fields(EvaluationSettings) if each.name != "classes"}
+
+
+def _settings_hash(section: EvaluateSection) -> str:
+    """The hash that identifies the settings in the history.
+
+    `num_shares` changes no figure. Settings that were added later are hashed only where they are set.
+    """
+    plain = to_plain(replace(section, num_shares=1))
+    default = to_plain(EvaluateSection())
+    for name in ("max_detections", "classes"):
+        if plain[name] == default[name]:
+            del plain[name]
+    return sha256_of(to_json(plain))
 
 
 def check_gate(config: EvaluateConfig) -> None:
@@ -190,15 +189,38 @@ def load_truth(source: AnnotationSource) -> Truth:
     return Truth.load(load_annotations(source))
 
 
-def fit_truth(truth: Truth, run: Run, source: AnnotationSource) -> Truth:
-    """The ground truth with category ids that match the run's.
+def fit_truth(truth: Truth, run: Run, source: AnnotationSource, settings: CountSettings) -> Truth:
+    """The ground truth of the classes asked for, with category ids that match the run's.
 
     COCO has category ids of its own, which stay. The other formats name classes only: each class takes the id of the
     run's class of the same name.
+
+    Raises:
+        EvaluationError: a class that the truth does not have.
     """
-    if _format_of(source) == "coco":
-        return truth
-    return truth.with_ids_of({category.id: category.name for category in run.spec.model.categories})
+    if _format_of(source) != "coco":
+        truth = truth.with_ids_of(classes_of(run))
+    return truth.of_classes(settings.classes)
+
+
+def check_fits(truth: Truth, run: Run, iou_types: Sequence[str]) -> None:
+    """Checks that the truth can measure these kinds of IoU, and that its images and categories meet the run's.
+
+    Raises:
+        EvaluationError: it cannot, or they do not.
+    """
+    check_measurable(truth, iou_types)
+    check_categories(classes_of(run), truth.names)
+    match_images(load_images(run, ["image_id"])["image_id"], truth)
+
+
+def truth_hash(source: AnnotationSource) -> str:
+    """The hash of a ground truth's images, annotations and categories, which identifies it in the history."""
+    if _format_of(source) == "coco" and source.uri.lower().endswith(".json"):
+        content = files.read_json(source.uri)
+    else:
+        content = to_coco(load_annotations(source))
+    return sha256_of(to_json({key: content.get(key) for key in ("images", "annotations", "categories")}))
 
 
 def _format_of(source: AnnotationSource) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +17,12 @@ from model.network import MaskRCNN
 from model.spec import ModelSpec
 from model.training.train_step import ALONE, WorkerRank
 from pipeline.bulk.encode import encode_instances
+from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.photos import UnusablePhoto, load_photo
 from pipeline.dataset.types import AnnotatedSet
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.ground_truth import Truth
 
 # Columns that a validation adds to metrics.parquet: column -> (kind of IoU, figure of pipeline.evaluation.metrics).
 FIGURES = {
@@ -33,7 +38,7 @@ _MASK_THRESHOLD = 0.5
 Columns = dict[str, list[Any]]
 """Instances of one image by column; each list has one value per instance."""
 _Photo = tuple[str, np.ndarray]
-"""File name and pixels, as `pipeline.dataset.photos.load_photo` gives them."""
+"""Path and pixels, as `pipeline.dataset.photos.load_photo` gives them."""
 
 
 class Validation:
@@ -47,6 +52,9 @@ class Validation:
         worker: Its share is every world_size-th image, starting with image number `rank`.
         batch_size: Most images of one forward pass.
         num_processes: Processes that read images; 0 reads them in this process, between predictions.
+
+    Raises:
+        ValueError: See `validation_truth`.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Validation:
         self.worker = worker
         self.batch_size = batch_size
         self.num_processes = num_processes
+        self.truth = validation_truth(annotated)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
 
     def __enter__(self) -> Validation:
@@ -86,10 +95,10 @@ class Validation:
 
     def evaluate_later(self, shares: Sequence[list[Columns]]) -> Future[dict[str, float]]:
         """Computes the figures of all workers' shares in another thread; see `evaluate_shares`."""
-        return self._thread.submit(evaluate_shares, shares, self.annotated)
+        return self._thread.submit(evaluate_shares, shares, self.truth)
 
     def _batches(self, predictor: Predictor) -> Iterator[list[_Photo]]:
-        """Batches of (file name, pixels) that share one padded size; the last batch of a size may be smaller."""
+        """Batches of (path, pixels) that share one padded size; the last batch of a size may be smaller."""
         indices = range(self.worker.rank, len(self.annotated), self.worker.world_size)
         photos = _Photos(self.annotated, indices, self.spec.in_channels)
         loader = DataLoader(
@@ -111,13 +120,30 @@ class Validation:
         yield from (batch for batch in batches.values() if batch)
 
     def _predict(self, predictor: Predictor, batch: list[_Photo]) -> Iterator[Columns]:
-        for (name, pixels), detections in zip(batch, predictor.predict([pixels for _, pixels in batch])):
+        for (path, pixels), detections in zip(batch, predictor.predict([pixels for _, pixels in batch])):
             columns = encode_instances(detections, self.categories, pixels.shape[:2], _MASK_THRESHOLD)
             if columns["score"]:
-                yield {**columns, "image_id": [name] * len(columns["score"])}
+                yield {**columns, "image_id": [path] * len(columns["score"])}
 
 
-def evaluate_shares(shares: Sequence[list[Columns]], truth: AnnotatedSet) -> dict[str, float]:
+def validation_truth(annotated: AnnotatedSet) -> Truth:
+    """The ground truth of a validation set, checked before anything is trained.
+
+    Images are named by their paths, since file names of several sets can be equal.
+
+    Raises:
+        ValueError: the set cannot be measured with: it has no image, one photo twice, or objects and no mask.
+    """
+    from pipeline.evaluation.ground_truth import Truth
+    from pipeline.evaluation.metrics import check_measurable
+
+    images = tuple(replace(image, file_name=image.path) for image in annotated.images)
+    truth = Truth.from_coco(to_coco(replace(annotated, images=images)), "the validation set")
+    check_measurable(truth, ("bbox", "segm"))
+    return truth
+
+
+def evaluate_shares(shares: Sequence[list[Columns]], truth: Truth) -> dict[str, float]:
     """The FIGURES over all workers' predictions, and accuracy; figures that cannot be measured are left out.
 
     Accuracy is TP / (TP + FP + FN), where a true positive has a mask IoU and a score of at least 0.5. It says less than
@@ -141,7 +167,7 @@ def evaluate_shares(shares: Sequence[list[Columns]], truth: AnnotatedSet) -> dic
 
 
 class _Photos(Dataset[_Photo | None]):
-    """Images with their file names, turned as their annotations are; None for one that cannot be read."""
+    """Images with their paths, turned as their annotations are; None for one that cannot be read."""
 
     def __init__(self, annotated: AnnotatedSet, indices: Sequence[int], in_channels: int) -> None:
         self.annotated = annotated
@@ -156,7 +182,7 @@ class _Photos(Dataset[_Photo | None]):
             raise IndexError(index)
         image = self.annotated.images[self.indices[index]]
         try:
-            return image.file_name, load_photo(image, in_channels=self.in_channels)[0]
+            return image.path, load_photo(image, in_channels=self.in_channels)[0]
         except UnusablePhoto:
             return None
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation.coco import evaluate_table, overlaps_for
+from pipeline.evaluation.coco import MAX_DETECTIONS, CocoMatches
 from pipeline.evaluation.detections import DetectionTable
-from pipeline.evaluation.ground_truth import Truth, match_images
-from pipeline.evaluation.iou import Overlaps
-from pipeline.evaluation.matching import Matches, greedy_match, iter_pairs, match
-from pipeline.evaluation.run_detections import TruthSource, align
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.iou import find_overlaps
+from pipeline.evaluation.matching import Matches, match
+from pipeline.evaluation.run_detections import match_images
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,21 +27,18 @@ CROWDING = {"no object": (0, 0), "1 object": (1, 1), "2-5": (2, 5), "6-15": (6, 
 OVERLAP = {"apart (<0.1)": (0.0, 0.1), "touching (<0.5)": (0.1, 0.5), "piled up": (0.5, 1.01)}
 
 
-def threshold_figures(truth: Truth, category_ids: np.ndarray, matches: Matches) -> dict[int | None, dict[str, float]]:
+def threshold_figures(truth: Truth, matches: Matches) -> dict[int | None, dict[str, float]]:
     """Figures at one score threshold and one IoU threshold, from matches.
-
-    Args:
-        category_ids: int64 [N], of the table that `matches.rows` refer to.
 
     Returns:
         `precision`, `recall`, `F1`, `mean_iou` (over the true positives), `true_positives`, `false_positives` and
         `false_negatives` by category id, and over all classes under None; NaN for a ratio or mean of nothing.
     """
-    row_classes = category_ids[matches.rows]
+    row_classes = matches.category_ids
     figures: dict[int | None, dict[str, float]] = {}
     for number in (None, *truth.names):
         rows = np.ones(len(row_classes), bool) if number is None else row_classes == number
-        truths = matches.counted if number is None else matches.counted & (truth.category_ids == number)
+        truths = matches.counted if number is None else matches.counted & (truth.annotations.category_ids == number)
         hits = matches.is_true & rows
         tp, fp = int(hits.sum()), int((matches.is_false & rows).sum())
         fn = int((truths & ~matches.found).sum())
@@ -57,24 +55,19 @@ def threshold_figures(truth: Truth, category_ids: np.ndarray, matches: Matches) 
 
 
 def confusion_matrix(
-    truth: Truth,
-    detections: DetectionTable,
-    *,
-    iou_type: str = "segm",
-    iou_threshold: float = 0.5,
-    score_threshold: float = 0.5,
+    truth: Truth, detections: DetectionTable, matches: Matches, *, iou_type: str, iou_threshold: float
 ) -> pd.DataFrame:
     """The confusion matrix: how many objects of each class were detected as which class.
 
     Pairs of one class are matched first, so the diagonal holds the true positives of `evaluate`. The detections and
     objects that remain are then matched whatever their classes. The last column counts objects that no detection
-    matches, the last row detections that match no object. Crowd regions are left out, and so are detections on crowd
-    regions of their class.
+    matches, the last row detections that match no object. Regions are left out, and so are detections on regions of
+    their class.
 
     Args:
+        matches: of detections with objects of their class.
         iou_type: bbox or segm.
         iou_threshold: the least IoU of a pair.
-        score_threshold: detections below it are left out.
 
     Returns:
         int64 [K + 1, K + 1], rows by true class, columns by detected class, both by category name, then BACKGROUND.
@@ -83,44 +76,31 @@ def confusion_matrix(
 
     index_of = {category_id: index for index, category_id in enumerate(truth.names)}
     background = len(index_of)
+
+    def indices(category_ids: np.ndarray) -> np.ndarray:
+        return np.array([index_of[number] for number in category_ids.tolist()], np.int64)
+
+    true_classes, found_classes = indices(truth.annotations.category_ids), indices(detections.category_ids)
+    hits = matches.truths[matches.is_true]
+    rows = matches.rows[matches.is_false]
+    missed = np.flatnonzero(matches.counted & ~matches.found)
+    rest_truth = replace(truth, annotations=truth.annotations.take(missed))
+    rest = detections.take(rows)
+    overlaps = find_overlaps(rest_truth, rest, iou_type, by_class=False)
+    others = match(rest_truth, rest, overlaps, iou_threshold=iou_threshold, score_threshold=0.0)
+    confused = others.is_true
     matrix = np.zeros((background + 1, background + 1), np.int64)
-    category_of, crowd = truth.category_ids, truth.is_crowd
-    settings: dict[str, Any] = {"score_threshold": score_threshold}
-    same = match(truth, detections, iou_type, iou_threshold=iou_threshold, max_detections=None, **settings)
-    truth_of = dict(zip(same.rows[same.is_true].tolist(), same.truths[same.is_true].tolist(), strict=True))
-    left_out = set(same.rows[same.ignored].tolist())
-    for pairs in iter_pairs(truth, detections, iou_type, **settings):
-        rows = [row for row in pairs.rows.tolist() if row not in left_out]
-        for row in rows:
-            if row in truth_of:
-                index = index_of[int(category_of[truth_of[row]])]
-                matrix[index, index] += 1
-        free_rows = np.array([row not in truth_of and row not in left_out for row in pairs.rows.tolist()], bool)
-        free_columns = ~same.found[pairs.truths] & ~crowd[pairs.truths]
-        truths = pairs.truths[free_columns]
-        taken = greedy_match(pairs.ious[np.ix_(free_rows, free_columns)], np.zeros(len(truths), bool), iou_threshold)
-        for row, column in zip(pairs.rows[free_rows].tolist(), taken.tolist(), strict=True):
-            true_class = index_of[int(category_of[truths[column]])] if column >= 0 else background
-            matrix[true_class, index_of[int(detections.category_ids[row])]] += 1
-        for column in set(range(len(truths))) - set(taken.tolist()):
-            matrix[index_of[int(category_of[truths[column]])], background] += 1
+    np.add.at(matrix, (true_classes[hits], true_classes[hits]), 1)
+    confused_rows = rows[others.rows[confused]]
+    np.add.at(matrix, (true_classes[missed[others.truths[confused]]], found_classes[confused_rows]), 1)
+    np.add.at(matrix, (background, found_classes[rows[others.rows[~confused]]]), 1)
+    np.add.at(matrix, (true_classes[missed[~others.found]], background), 1)
     names = [*truth.names.values(), BACKGROUND]
     return pd.DataFrame(matrix, index=pd.Index(names, name="truth"), columns=pd.Index(names, name="found"))
 
 
-def size_figures(
-    truth: Truth,
-    detections: DetectionTable,
-    *,
-    iou_type: str = "segm",
-    iou_threshold: float = 0.5,
-    score_threshold: float = 0.5,
-    overlaps: Overlaps | None = None,
-) -> pd.DataFrame:
+def size_figures(truth: Truth, matches: Matches) -> pd.DataFrame:
     """Recall and mean IoU by the size of the object.
-
-    Args:
-        overlaps: see `match`.
 
     Returns:
         One row for each bin of `SIZE_EDGES_PX` (the annotations' `area`, in square pixels): `size`, `objects`,
@@ -128,10 +108,7 @@ def size_figures(
     """
     import pandas as pd
 
-    at: dict[str, Any] = {"iou_threshold": iou_threshold, "score_threshold": score_threshold}
-    matches = match(truth, detections, iou_type, **at, overlaps=overlaps)
-    area = np.array([entry["area"] for entry in truth.annotations], np.float64)
-    bins = np.digitize(area, SIZE_EDGES_PX[1:-1])
+    bins = np.digitize(truth.areas, SIZE_EDGES_PX[1:-1])
     hits = matches.is_true
     rows = []
     for size_bin, name in enumerate(SIZE_NAMES):
@@ -143,18 +120,15 @@ def size_figures(
     return pd.DataFrame(rows, columns=["size", "objects", "found", "recall", "mean_iou"])
 
 
-def slice_images(
-    truth: Truth, by: str, images: pd.DataFrame | None = None, *, num_bins: int = 4
-) -> dict[str, list[Any]]:
+def slice_images(truth: Truth, by: str, images: pd.DataFrame | None = None) -> dict[str, list[int]]:
     """Slices of the truth's images, as image ids by name of the slice.
 
     Args:
         by: "crowding" (number of objects on the image), "overlap" (largest IoU of the boxes of two objects on it), or a
-            column of the images table. A column gives a slice for each of its values, or for each quantile if it has
+            column of the images table. A column gives a slice for each of its values, or for each quarter if it has
             more than 12 different numbers. `image_id` and `uri` are sliced by folder. Of more than `MAX_SLICES` values
             the rarest become one slice, "others". Images of the truth that the run does not have are the slice MISSING.
         images: the images table, for a column of it.
-        num_bins: number of quantiles.
 
     Raises:
         ValueError: no such column.
@@ -170,67 +144,42 @@ def slice_images(
         raise ValueError(f"images cannot be sliced by {by!r}; allowed are crowding, overlap{columns}")
     import pandas as pd
 
-    truth_id = match_images(images["image_id"], truth.images).truth_id
+    truth_id = match_images(images["image_id"], truth).truth_id
     matched = images[images["image_id"].isin(list(truth_id))]
     values = matched[by]
     if by in ("image_id", "uri"):
         values = values.str.rpartition("/")[0]
     names: dict[Any, str] = {}
     if pd.api.types.is_numeric_dtype(values) and values.nunique() > 12:
-        values, edges = pd.qcut(values, num_bins, duplicates="drop", retbins=True)
+        values, edges = pd.qcut(values, 4, duplicates="drop", retbins=True)
         pairs = zip(edges.tolist(), edges[1:].tolist())
         names = dict(zip(values.cat.categories, (f"{low:g} to {high:g}" for low, high in pairs), strict=True))
     counts = values.value_counts()
     if len(counts) > MAX_SLICES:
         values = values.where(values.isin(counts.index[: MAX_SLICES - 1]), "others")
-    slices: dict[str, list[Any]] = {}
+    slices: dict[str, list[int]] = {}
     for value, image_id in sorted(zip(values, matched["image_id"], strict=True), key=lambda pair: _sort_key(pair[0])):
         slices.setdefault("none" if pd.isna(value) else names.get(value, str(value)), []).append(truth_id[image_id])
     in_run = set(truth_id.values())
-    if missing := [image["id"] for image in truth.images if image["id"] not in in_run]:
+    if missing := [image_id for image_id in truth.image_ids.tolist() if image_id not in in_run]:
         slices[MISSING] = missing
     return slices
 
 
-def evaluate_slices(
-    instances: pd.DataFrame,
-    images: pd.DataFrame | None,
-    ground_truth: TruthSource,
-    slices: str | Mapping[str, Sequence[Any]],
-    *,
-    iou_type: str = "segm",
-    **settings: Any,
-) -> pd.DataFrame:
-    """`slice_figures` on a run's tables.
-
-    Args:
-        instances, images, ground_truth: as `evaluate` takes them.
-        slices: the `by` of `slice_images`, or image ids of the truth by name of the slice.
-        settings: of `slice_figures`.
-    """
-    truth = Truth.load(ground_truth)
-    table, _ = align(instances, images, truth, masks=iou_type == "segm")
-    image_ids = slice_images(truth, slices, images) if isinstance(slices, str) else slices
-    return slice_figures(truth, table, image_ids, iou_type=iou_type, **settings)
-
-
 def slice_figures(
     truth: Truth,
-    detections: DetectionTable,
-    slices: Mapping[str, Sequence[Any]],
-    *,
-    iou_type: str = "segm",
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-    backend: str = "auto",
+    coco: CocoMatches,
+    matches: Matches,
+    slices: Mapping[str, Sequence[int]],
+    max_detections: int = MAX_DETECTIONS,
 ) -> pd.DataFrame:
-    """Figures of each slice of the images, each evaluated by itself.
+    """Figures of each slice of the images, those of an evaluation of its images alone.
 
     Args:
+        coco: the matches of all images at COCO's thresholds.
+        matches: those at one score threshold and IoU threshold, for `precision`, `recall` and `mean_iou`.
         slices: image ids of the truth by name of the slice.
-        iou_type: bbox or segm.
-        score_threshold, iou_threshold: of `precision`, `recall` and `mean_iou`.
-        backend: see `evaluate_table`.
+        max_detections: see `CocoMatches.result`.
 
     Returns:
         One row for each slice, after one for "all": `slice`, `images`, `objects`, `AP`, `AP50`, `AR100`, `precision`,
@@ -239,52 +188,50 @@ def slice_figures(
     import pandas as pd
 
     rows = []
-    for name, image_ids in {"all": [image["id"] for image in truth.images], **slices}.items():
-        kept_ids = set(image_ids)
-        part = truth.only(kept_ids)
-        table = detections.take(np.isin(detections.image_ids, list(kept_ids)))
-        overlaps = overlaps_for(part, table, iou_type, backend=backend)
-        result = evaluate_table(part, table, iou_type, backend=backend, overlaps=overlaps)
+    for name, image_ids in {"all": truth.image_ids.tolist(), **slices}.items():
+        result = coco.result(max_detections, np.isin(coco.image_ids, image_ids).astype(np.int64))
         stats = {key: float("nan") if value == -1 else value for key, value in zip(result.names, result.stats.tolist())}
-        limits: dict[str, Any] = {"iou_threshold": iou_threshold, "score_threshold": score_threshold}
-        matches = match(part, table, iou_type, **limits, overlaps=overlaps)
-        at_threshold = threshold_figures(part, table.category_ids, matches)[None]
+        part = matches.on_images(image_ids, truth)
+        at_threshold = threshold_figures(truth, part)[None]
         rows.append(
             {
                 "slice": name,
-                "images": len(part.images),
-                "objects": int(matches.counted.sum()),
-                **{key: stats[key] for key in ("AP", "AP50", "AR100")},
+                "images": len(image_ids),
+                "objects": int(part.counted.sum()),
+                **{key: stats[key] for key in ("AP", "AP50", result.names[8])},
                 **{key: at_threshold[key] for key in ("precision", "recall", "mean_iou")},
             }
         )
     return pd.DataFrame(rows)
 
 
-def _objects(truth: Truth) -> dict[Any, list[int]]:
-    """Indices of the annotations that are no crowd regions, by image id."""
-    return {
-        image_id: [index for index in indices if not truth.annotations[index].get("iscrowd", 0)]
-        for image_id, indices in truth.by_image.items()
-    }
+def _objects(truth: Truth) -> dict[int, list[int]]:
+    """Indices of the annotations that are no crowd regions, by image id; every image has an entry."""
+    objects: dict[int, list[int]] = {image_id: [] for image_id in truth.image_ids.tolist()}
+    for index in np.flatnonzero(~truth.annotations.is_crowd).tolist():
+        objects[int(truth.annotations.image_ids[index])].append(index)
+    return objects
 
 
 def _largest_overlap(truth: Truth, objects: Sequence[int]) -> float:
     """The largest IoU of the boxes of two of these annotations (indices), 0 for fewer than two."""
     if len(objects) < 2:
         return 0.0
-    from pycocotools import mask as coco_mask
-
-    boxes = np.array([truth.annotations[index]["bbox"] for index in objects], np.float64)
-    ious = coco_mask.iou(boxes, boxes, [0] * len(boxes))
-    return float((ious - 2 * np.eye(len(boxes))).max())
+    boxes = truth.annotations.boxes[list(objects)]
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    low, high = np.maximum(corners[:, None, :2], corners[:, :2]), np.minimum(corners[:, None, 2:], corners[:, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=2)
+    areas = np.prod(boxes[:, 2:], axis=1)
+    ious = shared / np.maximum(areas[:, None] + areas - shared, np.finfo(float).tiny)
+    np.fill_diagonal(ious, 0)
+    return float(ious.max())
 
 
 def _in_ranges(
-    values: Mapping[Any, float], ranges: Mapping[str, tuple[float, float]], *, include_upper: bool = False
-) -> dict[str, list[Any]]:
+    values: Mapping[int, float], ranges: Mapping[str, tuple[float, float]], *, include_upper: bool = False
+) -> dict[str, list[int]]:
     """Keys by the name of the range that their value lies in, without empty ranges."""
-    keys_of: dict[str, list[Any]] = {}
+    keys_of: dict[str, list[int]] = {}
     for name, (low, high) in ranges.items():
         for key, value in values.items():
             if low <= value and (value <= high if include_upper else value < high):

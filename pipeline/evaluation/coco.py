@@ -1,6 +1,6 @@
-"""COCO's average precision and recall: a fast compiled evaluator, and pycocotools for input that it does not take.
+"""COCO's average precision and recall: compiled matching and accumulation over flat arrays, and pycocotools to compare.
 
-Both give the same figures to the last digit; pycocotools is the reference. The compiled evaluator works on flat arrays.
+Both give the same figures to the last digit; pycocotools is the reference.
 
 Source: Lin et al., Microsoft COCO (2014), section 5, as `pycocotools.cocoeval` computes it.
 """
@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from pipeline.evaluation.detections import DetectionTable
-from pipeline.evaluation.ground_truth import Truth, to_rle
-from pipeline.evaluation.input_check import OddInput, are_plain_results, is_plain_truth
-from pipeline.evaluation.iou import MOST_OF_A_CLASS, Overlaps, find_overlaps, in_threads
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.iou import Overlaps, in_threads
+from pipeline.evaluation.kernel_types import Groups
 
-IOU_TYPES = ("bbox", "segm", "keypoints")
 BACKENDS = ("auto", "compiled", "pycocotools")
 STAT_NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -31,6 +31,12 @@ KEYPOINT_STAT_NAMES = (
     "AP", "AP50", "AP75", "AP_medium", "AP_large",
     "AR", "AR50", "AR75", "AR_medium", "AR_large",
 )  # fmt: skip
+MAX_DETECTIONS = 100
+"""How many detections of an image and class COCO's AP counts at most: those with the best scores."""
+_MAX_KEYPOINT_DETECTIONS = 20
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
+_AREAS_PX = np.array([[0, 1e10], [0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class CocoResult:
         category_ids: the K categories.
         iou_thresholds: float64 [T].
         recall_thresholds: float64 [R].
+        max_detections: of an image and class that were counted at most.
         backend: the evaluator that computed them, compiled or pycocotools.
     """
 
@@ -56,12 +63,14 @@ class CocoResult:
     category_ids: tuple[int, ...]
     iou_thresholds: np.ndarray
     recall_thresholds: np.ndarray
+    max_detections: int
     backend: str
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of `stats`."""
-        return KEYPOINT_STAT_NAMES if self.iou_type == "keypoints" else STAT_NAMES
+        """Names of `stats`; AR100 has the number of detections that were counted at most in its name."""
+        names = KEYPOINT_STAT_NAMES if self.iou_type == "keypoints" else STAT_NAMES
+        return tuple(f"AR{self.max_detections}" if name == "AR100" else name for name in names)
 
     def by_category(self) -> dict[int, dict[str, float]]:
         """AP, AP50, AP75 and AR100 (AR for keypoints) by category id: over all areas, with as many detections of an
@@ -75,7 +84,7 @@ class CocoResult:
                     name: _mean(precision[np.isclose(self.iou_thresholds, threshold)])
                     for name, threshold in (("AP50", 0.5), ("AP75", 0.75))
                 },
-                "AR" if self.iou_type == "keypoints" else "AR100": _mean(recall),
+                "AR" if self.iou_type == "keypoints" else f"AR{self.max_detections}": _mean(recall),
             }
         return figures
 
@@ -104,236 +113,165 @@ class CocoResult:
         return self.recall_thresholds, mean
 
 
-def overlaps_for(
-    truth: Truth, detections: DetectionTable, iou_type: str, *, backend: str = "auto", areas: np.ndarray | None = None
-) -> Overlaps | None:
-    """The IoU that the compiled evaluator needs, or None where pycocotools is to evaluate.
-
-    That is so where it is asked for, and with `auto` where the input is odd.
-
-    Args:
-        iou_type: bbox, segm or keypoints.
-        backend: see `evaluate_table`.
-        areas: see `find_overlaps`.
-
-    Raises:
-        ValueError: see `evaluate_table`.
-    """
-    _check_choice("iou_type", iou_type, IOU_TYPES)
-    _check_choice("backend", backend, BACKENDS)
-    if backend == "pycocotools":
-        return None
-    try:
-        return find_overlaps(truth, detections, iou_type, areas)
-    except OddInput:
-        if backend == "compiled":
-            raise
-        return None
-
-
-def evaluate_table(
-    truth: Truth,
-    detections: DetectionTable,
-    iou_type: str,
-    *,
-    backend: str = "auto",
-    overlaps: Overlaps | None = None,
-) -> CocoResult:
-    """COCO's evaluation of a table of detections.
-
-    Args:
-        iou_type: bbox, segm or keypoints.
-        backend: compiled, pycocotools, or auto: compiled where the input is plain, else pycocotools.
-        overlaps: those of the same detections and truth, where they are known. Then the compiled evaluator is used,
-            whatever `backend` is.
-
-    Raises:
-        ValueError: an unknown iou_type or backend, detections without what the kind of IoU needs, or odd input with
-            `compiled`.
-    """
-    if overlaps is None:
-        overlaps = overlaps_for(truth, detections, iou_type, backend=backend)
-    if overlaps is None:
-        return _by_pycocotools(truth.content, detections.to_results(iou_type), iou_type)
-    return _accumulate(_match(truth, detections, overlaps, iou_type), iou_type)
-
-
-def evaluate_results(
-    truth: Truth | Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str, *, backend: str = "auto"
-) -> CocoResult:
-    """COCO's evaluation of result entries, exactly as pycocotools does it.
-
-    Args:
-        truth: the ground truth, or a COCO JSON object.
-        results: COCO result entries. None give figures of 0, or -1 where there are no objects.
-        iou_type: bbox, segm or keypoints.
-        backend: see `evaluate_table`.
-
-    Raises:
-        KeyError, AssertionError, ...: what pycocotools raises for entries without a needed field, results of unknown
-            images, and the like. `auto` raises the same, because odd input goes to pycocotools.
-        ValueError: see `evaluate_table`.
-    """
-    _check_choice("iou_type", iou_type, IOU_TYPES)
-    _check_choice("backend", backend, BACKENDS)
-    content = truth.content if isinstance(truth, Truth) else truth
-    if backend != "pycocotools" and is_plain_truth(content, iou_type) and are_plain_results(content, results, iou_type):
-        plain_truth = Truth(content["images"], content["annotations"], content["categories"])
-        table, areas = _to_table(plain_truth, results, iou_type)
-        overlaps = overlaps_for(plain_truth, table, iou_type, backend=backend, areas=areas)
-        if overlaps is not None:
-            return _accumulate(_match(plain_truth, table, overlaps, iou_type), iou_type)
-    elif backend == "compiled":
-        raise OddInput("the input is not plain; backend auto or pycocotools takes it")
-    return _by_pycocotools(content, results, iou_type)
-
-
-def evaluate_part(
-    truth: Truth, detections: DetectionTable, iou_type: str, *, overlaps: Overlaps | None = None
-) -> bytes:
-    """The matches of a share of the images as bytes, which `merge_parts` puts together.
-
-    Args:
-        truth: the share's images and annotations (`Truth.only`), with all categories.
-        detections: the detections on these images.
-        iou_type: bbox, segm or keypoints.
-        overlaps: see `evaluate_table`.
-
-    Returns:
-        A NumPy archive (npz), to be sent by a worker.
-
-    Raises:
-        ValueError: an unknown iou_type, or odd input, see `evaluate_table`.
-    """
-    _check_choice("iou_type", iou_type, IOU_TYPES)
-    overlaps = find_overlaps(truth, detections, iou_type) if overlaps is None else overlaps
-    sink = io.BytesIO()
-    np.savez(sink, iou_type=np.array(iou_type), **_match(truth, detections, overlaps, iou_type).__dict__)
-    return sink.getvalue()
-
-
-def merge_parts(parts: Iterable[bytes], iou_type: str) -> CocoResult:
-    """The figures of all shares together: exactly those of one evaluation over all images, in any order of the parts.
-
-    Args:
-        parts: what `evaluate_part` returned for each share.
-
-    Raises:
-        ValueError: no part, or parts of different categories or of another kind of IoU.
-    """
-    loaded = [dict(np.load(io.BytesIO(part), allow_pickle=False)) for part in parts]
-    if not loaded:
-        raise ValueError("there is no part to merge")
-    first = loaded[0]["category_ids"]
-    for part in loaded:
-        if str(part.pop("iou_type")) != iou_type or not np.array_equal(part["category_ids"], first):
-            raise ValueError(f"a part is of another kind of IoU than {iou_type}, or of other categories")
-    rows = {name: np.concatenate([part[name] for part in loaded]) for name in _Matched.ROWS}
-    order = np.lexsort((rows["rank"], rows["image_ids"], rows["categories"]))
-    num_objects = np.sum([part["num_objects"] for part in loaded], axis=0)
-    return _accumulate(
-        _Matched(**{name: value[order] for name, value in rows.items()}, num_objects=num_objects, category_ids=first),
-        iou_type,
-    )
-
-
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
-_AREAS_PX = np.array([[0, 1e10], [0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
-
-
-def _rules(iou_type: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranges of area in square pixels, float64 [A, 2], and limits of detections of an image and class, int64 [M]."""
-    if iou_type == "keypoints":
-        return _AREAS_PX[[0, 2, 3]], np.array([MOST_OF_A_CLASS[iou_type]])
-    return _AREAS_PX, np.array([1, 10, MOST_OF_A_CLASS[iou_type]])
-
-
 @dataclass(frozen=True)
-class _Matched:
-    """The outcome of matching for each detection, sorted by category, image and rank.
+class CocoMatches:
+    """COCO's matching of all detections, at all its thresholds and in all its ranges of area.
 
-    No row depends on other images, so outcomes of shares of the images can be concatenated.
+    No detection depends on other images. So the matches of parts of the images can be joined, and those of some images
+    be taken, or taken several times.
 
     Attributes:
-        image_ids: int64 [N].
-        categories: int64 [N], indices into `category_ids`.
+        iou_type: bbox, segm or keypoints.
+        category_ids: int64 [K], sorted.
+        image_ids: int64 [I], sorted.
+        images, categories: int64 [N], indices into `image_ids` and `category_ids`; detections are sorted by category,
+            image and rank.
         rank: int64 [N], within image and class, 0 for the best.
         scores: float64 [N].
         outcome: uint32 [N, A], see `kernel.match_groups`.
-        num_objects: int64 [K, A], the number of annotations that count, by category and range of area.
-        category_ids: int64 [K], sorted.
+        object_images, object_categories: int64 [G], likewise, of the annotations.
+        is_counted: bool [G, A], whether each annotation counts in each range of area.
+        num_unreadable: see `Overlaps`.
     """
 
+    iou_type: str
+    category_ids: np.ndarray
     image_ids: np.ndarray
+    images: np.ndarray
     categories: np.ndarray
     rank: np.ndarray
     scores: np.ndarray
     outcome: np.ndarray
-    num_objects: np.ndarray
-    category_ids: np.ndarray
+    object_images: np.ndarray
+    object_categories: np.ndarray
+    is_counted: np.ndarray
+    num_unreadable: int
 
-    ROWS: ClassVar[tuple[str, ...]] = ("image_ids", "categories", "rank", "scores", "outcome")
+    def result(self, max_detections: int = MAX_DETECTIONS, weights: np.ndarray | None = None) -> CocoResult:
+        """COCO's figures.
 
+        Args:
+            max_detections: how many detections of an image and class count at most (of keypoints at most 20).
+            weights: int64 [I], how often each image counts; None: once. A weight of 2 equals two copies of the image.
+        """
+        limit = self.limit(max_detections)
+        limits = np.array([limit]) if self.iou_type == "keypoints" else np.minimum([1, 10, limit], limit)
+        precision, recall = self._accumulate(slice(None), limits, weights)
+        return CocoResult(
+            iou_type=self.iou_type,
+            stats=_summarize(precision, recall, self.iou_type),
+            precision=precision,
+            recall=recall,
+            category_ids=tuple(self.category_ids.tolist()),
+            iou_thresholds=IOU_THRESHOLDS,
+            recall_thresholds=RECALL_THRESHOLDS,
+            max_detections=limit,
+            backend="compiled",
+        )
 
-def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, iou_type: str) -> _Matched:
-    """COCO's matching at all its thresholds and ranges of area."""
-    from pipeline.evaluation import kernel
+    def limit(self, max_detections: int) -> int:
+        """How many detections of an image and class AP counts at most; of keypoints COCO counts at most 20."""
+        return min(max_detections, _MAX_KEYPOINT_DETECTIONS) if self.iou_type == "keypoints" else max_detections
 
-    ranges = _rules(iou_type)[0]
-    areas = np.array([entry["area"] for entry in truth.annotations], np.float64)
-    left_out = np.array([overlaps.ignored | (areas < low) | (areas > high) for low, high in ranges])
-    outcome = np.zeros((len(overlaps.rows), len(ranges)), np.uint32)
+    def average_precision(
+        self, max_detections: int = MAX_DETECTIONS, weights: np.ndarray | None = None
+    ) -> dict[int | None, float]:
+        """COCO's AP (all areas) by category id, and the mean under None; NaN without objects. `result` has the rest.
 
-    def fill(begin: int, stop: int) -> None:
-        groups, bounds = slice(begin, stop), slice(begin, stop + 1)
-        kernel.match_groups(
-            outcome, overlaps.ious, overlaps.pairs[bounds], overlaps.areas, overlaps.starts[bounds],
-            overlaps.first[groups], overlaps.end[groups], overlaps.truths, truth.is_crowd, left_out, ranges,
-            IOU_THRESHOLDS,
-        )  # fmt: skip
+        Args:
+            max_detections, weights: as for `result`.
+        """
+        precision = self._accumulate(slice(1), np.array([max_detections]), weights)[0][:, :, :, 0, 0]
+        figures: dict[int | None, float] = {None: _mean(precision)}
+        figures |= {number: _mean(precision[:, :, k]) for k, number in enumerate(self.category_ids.tolist())}
+        return {number: float("nan") if value == -1 else value for number, value in figures.items()}
 
-    in_threads(fill, overlaps.starts)
-    truth_categories = np.searchsorted(overlaps.category_ids, truth.category_ids)
-    num_objects = np.zeros((len(overlaps.category_ids), len(ranges)), np.int64)
-    for index, is_left_out in enumerate(left_out):
-        num_objects[:, index] = np.bincount(truth_categories[~is_left_out], minlength=len(num_objects))
-    return _Matched(
-        image_ids=overlaps.of_rows(overlaps.image_ids[overlaps.images]),
-        categories=overlaps.of_rows(overlaps.categories),
-        rank=overlaps.rank,
-        scores=table.scores[overlaps.rows],
-        outcome=outcome,
-        num_objects=num_objects,
-        category_ids=overlaps.category_ids,
-    )
-
-
-def _accumulate(matched: _Matched, iou_type: str) -> CocoResult:
-    """COCO's precision-recall curves and figures from the outcome of matching."""
-    from pipeline.evaluation import kernel
-
-    bounds = np.searchsorted(matched.categories, np.arange(len(matched.category_ids) + 1))
-    order = np.concatenate(
-        [
-            begin + np.argsort(-matched.scores[begin:end], kind="stable")
+    @cached_property
+    def _best_first(self) -> tuple[np.ndarray, np.ndarray]:
+        """The detections by category, best score first (int64 [N]), and where each category begins (int64 [K + 1])."""
+        bounds = np.searchsorted(self.categories, np.arange(len(self.category_ids) + 1))
+        parts = [
+            begin + np.argsort(-self.scores[begin:end], kind="stable")
             for begin, end in itertools.pairwise(bounds.tolist())
         ]
+        return np.concatenate([np.zeros(0, np.int64), *parts]), bounds
+
+    def _accumulate(
+        self, areas: slice, limits: np.ndarray, weights: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Precision and recall in some of the ranges of area, see `kernel.accumulate`."""
+        from pipeline.evaluation import kernel
+
+        weights = np.ones(len(self.image_ids), np.int64) if weights is None else weights
+        order, bounds = self._best_first
+        is_counted = self.is_counted[:, areas]
+        num_objects = np.zeros((len(self.category_ids), is_counted.shape[1]), np.int64)
+        np.add.at(num_objects, self.object_categories, is_counted * weights[self.object_images, None])
+        return kernel.accumulate(
+            np.ascontiguousarray(self.outcome[order, areas]), self.rank[order], weights[self.images[order]], bounds,
+            num_objects, len(IOU_THRESHOLDS), RECALL_THRESHOLDS, limits.astype(np.int64),
+        )  # fmt: skip
+
+
+def match_coco(truth: Truth, table: DetectionTable, overlaps: Overlaps) -> CocoMatches:
+    """COCO's matching; `overlaps` are those of the same detections and truth."""
+    from pipeline.evaluation import kernel
+
+    ranges = _AREAS_PX[[0, 2, 3]] if overlaps.iou_type == "keypoints" else _AREAS_PX
+    areas = truth.areas
+    left_out = np.array([overlaps.ignored | (areas < low) | (areas > high) for low, high in ranges])
+    outcome = np.zeros((len(overlaps.groups.rows), len(ranges)), np.uint32)
+
+    def fill(part: Groups) -> None:
+        kernel.match_groups(
+            outcome, overlaps.ious, overlaps.areas, part, overlaps.regions, left_out, ranges, IOU_THRESHOLDS
+        )
+
+    in_threads(fill, overlaps.groups)
+    return CocoMatches(
+        iou_type=overlaps.iou_type,
+        category_ids=overlaps.category_ids,
+        image_ids=overlaps.image_ids,
+        images=overlaps.of_rows(overlaps.images),
+        categories=overlaps.of_rows(overlaps.categories),
+        rank=overlaps.rank,
+        scores=table.scores[overlaps.groups.rows],
+        outcome=outcome,
+        object_images=np.searchsorted(overlaps.image_ids, truth.annotations.image_ids),
+        object_categories=np.searchsorted(overlaps.category_ids, truth.annotations.category_ids),
+        is_counted=~left_out.T,
+        num_unreadable=overlaps.num_unreadable,
     )
-    limits = _rules(iou_type)[1]
-    precision, recall = kernel.accumulate(
-        matched.outcome[order], matched.rank[order], bounds, matched.num_objects, len(IOU_THRESHOLDS),
-        RECALL_THRESHOLDS, limits,
-    )  # fmt: skip
-    return CocoResult(
-        iou_type=iou_type,
-        stats=_summarize(precision, recall, iou_type),
-        precision=precision,
-        recall=recall,
-        category_ids=tuple(matched.category_ids.tolist()),
-        iou_thresholds=IOU_THRESHOLDS,
-        recall_thresholds=RECALL_THRESHOLDS,
-        backend="compiled",
+
+
+def join_matches(parts: Sequence[CocoMatches]) -> CocoMatches:
+    """The matches of parts of the images as those of all: exactly those of one matching, in any order of the parts.
+
+    Args:
+        parts: of different images and the same categories and kind of IoU; at least one.
+    """
+    image_ids = np.sort(np.concatenate([part.image_ids for part in parts]))
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def images(name: str) -> np.ndarray:
+        return np.concatenate([np.searchsorted(image_ids, part.image_ids[getattr(part, name)]) for part in parts])
+
+    order = np.lexsort((column("rank"), images("images"), column("categories")))
+    return CocoMatches(
+        iou_type=parts[0].iou_type,
+        category_ids=parts[0].category_ids,
+        image_ids=image_ids,
+        images=images("images")[order],
+        categories=column("categories")[order],
+        rank=column("rank")[order],
+        scores=column("scores")[order],
+        outcome=column("outcome")[order],
+        object_images=images("object_images"),
+        object_categories=column("object_categories"),
+        is_counted=column("is_counted"),
+        num_unreadable=sum(part.num_unreadable for part in parts),
     )
 
 
@@ -351,58 +289,75 @@ def _summarize(precision: np.ndarray, recall: np.ndarray, iou_type: str) -> np.n
     return np.array([_mean(values) for values in figures])
 
 
-def _to_table(
-    truth: Truth, results: Sequence[Mapping[str, Any]], iou_type: str
-) -> tuple[DetectionTable, np.ndarray | None]:
-    """Plain result entries as a table; and their areas where they have boxes, from which pycocotools takes the area."""
-    first: Mapping[str, Any] = results[0] if results else {}
-    bboxes = np.array([entry["bbox"] for entry in results], np.float64).reshape(-1, 4) if "bbox" in first else None
-    masks = None
-    if iou_type == "segm":
-        sizes: dict[Any, tuple[Any, Any]] = {i["id"]: (i.get("height"), i.get("width")) for i in truth.images}
-        masks = [to_rle(entry["segmentation"], *sizes[entry["image_id"]]) for entry in results]
-    table = DetectionTable(
-        image_ids=np.array([entry["image_id"] for entry in results], np.int64),
-        category_ids=np.array([entry["category_id"] for entry in results], np.int64),
-        scores=np.array([entry["score"] for entry in results], np.float64),
-        bboxes=np.zeros((len(results), 4)) if bboxes is None else bboxes,
-        counts=None if masks is None else [mask["counts"] for mask in masks],
-        sizes=None if masks is None else np.array([mask["size"] for mask in masks], np.int64).reshape(-1, 2),
-        keypoints=[entry["keypoints"] for entry in results] if iou_type == "keypoints" else None,
-    )
-    return table, None if bboxes is None else bboxes[:, 2] * bboxes[:, 3]
-
-
-def _by_pycocotools(content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str) -> CocoResult:
+def evaluate_by_pycocotools(
+    truth: Truth, table: DetectionTable, overlaps: Overlaps, max_detections: int = MAX_DETECTIONS
+) -> CocoResult:
+    """The figures of `CocoMatches.result` by pycocotools itself, from the same checked annotations and detections."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    iou_type = overlaps.iou_type
+    content = _to_coco_json(truth, overlaps)
+    results = table.take(np.sort(overlaps.groups.rows)).to_results(iou_type)
     with _silence():
-        truth = COCO()
-        # pycocotools writes into the entries it evaluates, so it gets copies.
-        truth.dataset = {**content, "annotations": [dict(entry) for entry in content.get("annotations", [])]}
-        truth.createIndex()
+        coco_truth, coco_detections = COCO(), COCO()
+        coco_truth.dataset = content
+        coco_truth.createIndex()
         if results:
-            detections = truth.loadRes([dict(entry) for entry in results])
+            coco_detections = coco_truth.loadRes(results)
         else:
-            detections = COCO()
-            detections.dataset = {**content, "annotations": []}
-            detections.createIndex()
-        evaluator = COCOeval(truth, detections, iou_type)
+            coco_detections.dataset = {**content, "annotations": []}
+            coco_detections.createIndex()
+        evaluator = COCOeval(coco_truth, coco_detections, iou_type)
+        evaluator.params.maxDets = [min(limit, max_detections) for limit in evaluator.params.maxDets[:-1]]
+        most = _MAX_KEYPOINT_DETECTIONS if iou_type == "keypoints" else max_detections
+        evaluator.params.maxDets += [min(most, max_detections)]
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    params = evaluator.params
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     return CocoResult(
         iou_type=iou_type,
-        stats=np.asarray(evaluator.stats, np.float64),
-        precision=evaluator.eval["precision"],
-        recall=evaluator.eval["recall"],
-        category_ids=tuple(int(i) for i in params.catIds),
-        iou_thresholds=np.asarray(params.iouThrs),
-        recall_thresholds=np.asarray(params.recThrs),
+        stats=_summarize(precision, recall, iou_type),
+        precision=precision,
+        recall=recall,
+        category_ids=tuple(int(i) for i in evaluator.params.catIds),
+        iou_thresholds=np.asarray(evaluator.params.iouThrs),
+        recall_thresholds=np.asarray(evaluator.params.recThrs),
+        max_detections=int(evaluator.params.maxDets[-1]),
         backend="pycocotools",
     )
+
+
+def _to_coco_json(truth: Truth, overlaps: Overlaps) -> dict[str, Any]:
+    """The truth as pycocotools takes it: annotation ids from 1, masks as RLE, ignore regions as crowd regions."""
+    annotations = truth.annotations
+    sizes = truth.image_sizes[truth.image_index].tolist()
+    entries: list[dict[str, Any]] = [
+        {"id": index + 1, "image_id": image_id, "category_id": category_id, "area": area, "bbox": box, "iscrowd": crowd}
+        for index, (image_id, category_id, area, box, crowd) in enumerate(
+            zip(
+                annotations.image_ids.tolist(),
+                annotations.category_ids.tolist(),
+                truth.areas.tolist(),
+                annotations.boxes.tolist(),
+                overlaps.regions.astype(int).tolist(),
+                strict=True,
+            )
+        )
+    ]
+    if overlaps.iou_type == "segm":
+        for entry, size, counts in zip(entries, sizes, truth.rles, strict=True):
+            entry["segmentation"] = {"size": size, "counts": counts}
+    if overlaps.iou_type == "keypoints":
+        labelled = annotations.num_keypoints.tolist()
+        for entry, keypoints, num in zip(entries, annotations.keypoints, labelled, strict=True):
+            entry |= {"keypoints": keypoints or [0.0] * 51, "num_keypoints": num}
+    images = zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True)
+    return {
+        "images": [{"id": image_id, "height": height, "width": width} for image_id, (height, width) in images],
+        "annotations": entries,
+        "categories": [{"id": number, "name": name} for number, name in truth.names.items()],
+    }
 
 
 @contextlib.contextmanager
@@ -410,11 +365,6 @@ def _silence() -> Iterator[None]:
     """Discards what pycocotools prints about its progress."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
 
 
 def _mean(values: np.ndarray) -> float:

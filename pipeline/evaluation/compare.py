@@ -8,60 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation.detections import DetectionTable
-from pipeline.evaluation.ground_truth import Truth
-from pipeline.evaluation.matching import greedy_match, iter_pairs, match
-from pipeline.evaluation.metrics import Metrics
-from pipeline.evaluation.run_detections import TruthSource, align
+from pipeline.evaluation.coco import CocoMatches, match_coco
+from pipeline.evaluation.ground_truth import EvaluationError, Truth
+from pipeline.evaluation.iou import find_overlaps
+from pipeline.evaluation.matching import Matches, match
+from pipeline.evaluation.metrics import Metrics, check_measurable
+from pipeline.evaluation.notes import notes_on
+from pipeline.evaluation.run_detections import TruthSource, align, match_images
+from pipeline.evaluation.settings import ComparisonSettings
 
 if TYPE_CHECKING:
     import pandas as pd
-
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
-_MAX_DETECTIONS = 100
-_EPSILON = np.spacing(1)
-
-
-@dataclass(frozen=True)
-class _ClassMatches:
-    """One category's detections over all images, best score first, and its objects.
-
-    Attributes:
-        images: int64 [D], the index of each detection's image.
-        hits, ignored: bool [T, D], whether it is a true positive or counts neither way, by IoU threshold.
-        objects: int64 [I], the number of objects on each image.
-    """
-
-    images: np.ndarray
-    hits: np.ndarray
-    ignored: np.ndarray
-    objects: np.ndarray
-
-
-@dataclass(frozen=True)
-class MatchedRun:
-    """A run matched with the truth at COCO's ten IoU thresholds, from which AP follows for any sample of the images.
-
-    Attributes:
-        image_ids: of the truth, sorted.
-        classes: by category id.
-    """
-
-    image_ids: tuple[Any, ...]
-    classes: dict[int, _ClassMatches]
-
-    def average_precision(self, weights: np.ndarray | None = None) -> dict[int | None, float]:
-        """COCO's AP (all areas, 100 detections) by category id, and the mean under None; NaN without objects.
-
-        Args:
-            weights: int64 [I], how often each image is in the sample; None: once each, which gives exactly the AP of
-                COCO's evaluation. A weight of 2 is equal to two copies of the image.
-        """
-        weights = np.ones(len(self.image_ids), np.int64) if weights is None else weights
-        figures: dict[int | None, float] = {number: _ap(matches, weights) for number, matches in self.classes.items()}
-        measured = [value for value in figures.values() if value == value]
-        return {None: float(np.mean(measured)) if measured else float("nan"), **figures}
 
 
 @dataclass(frozen=True)
@@ -76,9 +33,11 @@ class Comparison:
         confidence: of the interval, between 0 and 1.
         by_category: one row for each category, largest loss first: `category_id`, `category`, `objects`, `ap_a`,
             `ap_b`, `difference`, `low`, `high` (the interval).
-        images: one row for each image, largest loss of b first: `image` (the truth's file name), `errors_a`,
+        images: one row for each image compared, largest loss of b first: `image` (the truth's file name), `errors_a`,
             `errors_b` (false positives and missed objects at the thresholds), `iou_a`, `iou_b` (summed over the objects
             found), `change` (errors_b - errors_a).
+        missing_a, missing_b: file names of the truth that the run does not have.
+        notes: sentences about images that a run does not have, and about what was left out.
     """
 
     iou_type: str
@@ -88,60 +47,14 @@ class Comparison:
     confidence: float
     by_category: pd.DataFrame
     images: pd.DataFrame
+    missing_a: tuple[str, ...]
+    missing_b: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def is_significant(self) -> bool:
         """Whether 0 lies outside of the interval."""
         return not self.interval[0] <= 0 <= self.interval[1]
-
-
-def match_run(truth: Truth, detections: DetectionTable, iou_type: str) -> MatchedRun:
-    """Matches a run's detections at COCO's ten IoU thresholds, for `MatchedRun.average_precision`.
-
-    Raises:
-        ValueError: an iou_type other than bbox and segm.
-    """
-    # COCO goes through images by id, and equal scores on two images keep that order.
-    image_ids = tuple(sorted(image["id"] for image in truth.images))
-    index_of = {image_id: index for index, image_id in enumerate(image_ids)}
-    category_of, crowd = truth.category_ids, truth.is_crowd
-    # By category id: for each image its index, and scores, hits, ignored of its detections.
-    parts_of: dict[int, list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]] = {number: [] for number in truth.names}
-    objects = {number: np.zeros(len(image_ids), np.int64) for number in truth.names}
-    for pairs in iter_pairs(truth, detections, iou_type):
-        index = index_of[pairs.image_id]
-        for number in category_of[pairs.truths][~crowd[pairs.truths]]:
-            objects[int(number)][index] += 1
-        labels = detections.category_ids[pairs.rows]
-        for number in np.unique(labels).tolist():
-            if number not in parts_of:
-                continue
-            of_class = np.flatnonzero(labels == number)[:_MAX_DETECTIONS]
-            columns = np.flatnonzero(category_of[pairs.truths] == number)
-            is_crowd = crowd[pairs.truths[columns]]
-            ious = pairs.ious[np.ix_(of_class, columns)]
-            hits = np.zeros((len(IOU_THRESHOLDS), len(of_class)), bool)
-            ignored = np.zeros_like(hits)
-            if ious.size and ious.max() >= IOU_THRESHOLDS[0]:
-                for t, threshold in enumerate(IOU_THRESHOLDS):
-                    taken = greedy_match(ious, is_crowd, threshold)
-                    ignored[t] = (taken >= 0) & is_crowd[taken]
-                    hits[t] = (taken >= 0) & ~ignored[t]
-            parts_of[number].append((index, detections.scores[pairs.rows[of_class]], hits, ignored))
-    classes = {}
-    for number, parts in parts_of.items():
-        parts.sort(key=lambda part: part[0])
-        empty = np.zeros((len(IOU_THRESHOLDS), 0), bool)
-        scores = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0)
-        order = np.argsort(-scores, kind="stable")
-        images = np.repeat([part[0] for part in parts], [len(part[1]) for part in parts]).astype(np.int64)
-        classes[number] = _ClassMatches(
-            images[order],
-            np.concatenate([part[2] for part in parts] or [empty], axis=1)[:, order],
-            np.concatenate([part[3] for part in parts] or [empty], axis=1)[:, order],
-            objects[number],
-        )
-    return MatchedRun(image_ids, classes)
 
 
 def compare(
@@ -151,12 +64,7 @@ def compare(
     *,
     images_a: pd.DataFrame | None = None,
     images_b: pd.DataFrame | None = None,
-    iou_type: str = "segm",
-    num_resamples: int = 300,
-    confidence: float = 0.95,
-    seed: int = 0,
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
+    **settings: Any,
 ) -> Comparison:
     """The AP of run b minus the AP of run a, with a paired bootstrap interval over images.
 
@@ -166,48 +74,60 @@ def compare(
 
     Args:
         instances_a, instances_b: the instances tables of the two runs.
-        ground_truth, images_a, images_b: as `evaluate` takes them.
-        iou_type: bbox or segm.
-        num_resamples: number of bootstrap samples; 0 gives a NaN interval.
-        confidence: of the interval, between 0 and 1.
-        seed: of the resampling.
-        score_threshold, iou_threshold: of the errors in `Comparison.images`.
+        ground_truth, images_a, images_b: as `evaluate` takes them; without its images table a run counts as having all
+            images of the truth.
+        settings: of `ComparisonSettings`.
 
     Raises:
-        EvaluationError: a run that does not fit the truth.
-        ValueError: a confidence outside of 0 to 1.
+        AnnotationError: a ground truth that breaks its schema.
+        EvaluationError: a run that does not fit the truth, or runs that have no image of it in common.
+        ValueError: a setting that is not allowed.
     """
     import pandas as pd
 
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; allowed is more than 0 and less than 1")
-    truth = Truth.load(ground_truth)
-    masks = iou_type == "segm"
-    tables = [
-        align(instances, images, truth, masks=masks)[0]
+    chosen = ComparisonSettings(**settings)
+    truth = Truth.load(ground_truth).of_classes(chosen.classes)
+    check_measurable(truth, [chosen.iou_type])
+    missing_a, missing_b = (
+        () if i is None else match_images(i["image_id"], truth).missing for i in (images_a, images_b)
+    )
+    notes = tuple(
+        f"run {name} lacks {len(missing)} of {len(truth.file_names)} images of the ground truth "
+        f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); "
+        + ("only images that both runs have are compared" if chosen.only_common else "their objects count as missed")
+        for name, missing in (("a", missing_a), ("b", missing_b))
+        if missing
+    )
+    if chosen.only_common and (missing_a or missing_b):
+        truth = truth.only(truth.image_ids[~np.isin(truth.file_names, [*missing_a, *missing_b])])
+        if not len(truth.image_ids):
+            raise EvaluationError("the two runs have no image of the ground truth in common")
+    measured = [
+        _measure(truth, instances, images, chosen)
         for instances, images in ((instances_a, images_a), (instances_b, images_b))
     ]
-    first, second = (match_run(truth, table, iou_type) for table in tables)
-    ap_a, ap_b = first.average_precision(), second.average_precision()
-    samples = _resample(first, second, num_resamples, seed)
-    tail = (1 - confidence) / 2
+    (first, matches_a, notes_a), (second, matches_b, notes_b) = measured
+    ap_a, ap_b = (coco.average_precision(chosen.max_detections) for coco in (first, second))
+    samples = _resample(first, second, chosen)
+    tail = (1 - chosen.confidence) / 2
     intervals = {key: _interval([sample[key] for sample in samples], tail) for key in ap_a}
+    num_objects = np.bincount(first.object_categories[first.is_counted[:, 0]], minlength=len(first.category_ids))
+    objects = dict(zip(first.category_ids.tolist(), num_objects.tolist(), strict=True))
     by_category = pd.DataFrame(
-        [
-            (n, name, int(first.classes[n].objects.sum()), ap_a[n], ap_b[n], ap_b[n] - ap_a[n], *intervals[n])
-            for n, name in truth.names.items()
-        ],
+        [(n, name, objects[n], ap_a[n], ap_b[n], ap_b[n] - ap_a[n], *intervals[n]) for n, name in truth.names.items()],
         columns=["category_id", "category", "objects", "ap_a", "ap_b", "difference", "low", "high"],
     ).sort_values("difference", ignore_index=True, kind="stable")
-    images = _per_image(truth, tables, iou_type, score_threshold, iou_threshold)
     return Comparison(
-        iou_type,
+        chosen.iou_type,
         (ap_a[None], ap_b[None]),
         ap_b[None] - ap_a[None],
         intervals[None],
-        confidence,
+        chosen.confidence,
         by_category,
-        images,
+        _per_image(truth, (matches_a, matches_b)),
+        missing_a,
+        missing_b,
+        tuple(dict.fromkeys((*notes, *notes_a, *notes_b))),
     )
 
 
@@ -249,36 +169,31 @@ def check_gates(
     return reasons
 
 
-def _resample(first: MatchedRun, second: MatchedRun, num: int, seed: int) -> list[Mapping[int | None, float]]:
-    """Differences of AP by category id (None: the mean) in each of `num` bootstrap samples of the images."""
-    rng = np.random.default_rng(seed)
+def _measure(
+    truth: Truth, instances: pd.DataFrame, images: pd.DataFrame | None, settings: ComparisonSettings
+) -> tuple[CocoMatches, Matches, tuple[str, ...]]:
+    """A run's matches at COCO's thresholds and at those of the settings, and notes on them."""
+    table, coverage = align(instances, images, truth, masks=settings.iou_type == "segm")
+    overlaps = find_overlaps(truth, table, settings.iou_type)
+    coco = match_coco(truth, table, overlaps)
+    at = {"iou_threshold": settings.iou_threshold, "score_threshold": settings.score_threshold}
+    notes = notes_on(truth, {settings.iou_type: coco}, coverage, settings.max_detections)
+    return coco, match(truth, table, overlaps, **at), notes
+
+
+def _resample(
+    first: CocoMatches, second: CocoMatches, settings: ComparisonSettings
+) -> list[Mapping[int | None, float]]:
+    """Differences of AP by category id (None: the mean) in each bootstrap sample of the images."""
+    rng = np.random.default_rng(settings.seed)
     num_images = len(first.image_ids)
     samples: list[Mapping[int | None, float]] = []
-    for _ in range(num if num_images else 0):
+    for _ in range(settings.num_resamples if num_images else 0):
         weights = np.bincount(rng.integers(0, num_images, num_images), minlength=num_images)
-        a, b = first.average_precision(weights), second.average_precision(weights)
+        a, b = (coco.average_precision(settings.max_detections, weights) for coco in (first, second))
         # The mean is over the classes that have objects in the sample, the same for both runs.
         samples.append({key: b[key] - a[key] for key in a})
     return samples
-
-
-def _ap(matches: _ClassMatches, weights: np.ndarray) -> float:
-    """COCO's AP of one category; `weights` (int64 [I]) are how often each image is in the sample."""
-    num_objects = int((matches.objects * weights).sum())
-    if not num_objects:
-        return float("nan")
-    row_weights = weights[matches.images]
-    drawn = row_weights > 0
-    row_weights = row_weights[drawn]
-    total = 0.0
-    for hits, ignored in zip(matches.hits[:, drawn], matches.ignored[:, drawn]):
-        true = np.cumsum(np.where(hits, row_weights, 0))
-        false = np.cumsum(np.where(~hits & ~ignored, row_weights, 0))
-        precision = true / (false + true + _EPSILON)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        at = np.searchsorted(true / num_objects, _RECALL_THRESHOLDS, side="left")
-        total += float(envelope[at[at < len(envelope)]].sum())
-    return total / (len(IOU_THRESHOLDS) * len(_RECALL_THRESHOLDS))
 
 
 def _interval(values: Sequence[float], tail: float) -> tuple[float, float]:
@@ -290,21 +205,16 @@ def _interval(values: Sequence[float], tail: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _per_image(
-    truth: Truth, tables: Sequence[DetectionTable], iou_type: str, score_threshold: float, iou_threshold: float
-) -> pd.DataFrame:
+def _per_image(truth: Truth, matches_of_runs: Sequence[Matches]) -> pd.DataFrame:
     """`Comparison.images`: errors of both runs on each image."""
     import pandas as pd
 
-    index_of = {image["id"]: index for index, image in enumerate(truth.images)}
-    truth_images = np.array([index_of[entry["image_id"]] for entry in truth.annotations], np.int64)
-    columns: dict[str, Any] = {"image": [image["file_name"] for image in truth.images]}
-    for name, table in zip("ab", tables, strict=True):
-        matches = match(truth, table, iou_type, score_threshold=score_threshold, iou_threshold=iou_threshold)
-        row_images = np.array([index_of[image_id] for image_id in table.image_ids[matches.rows].tolist()], np.int64)
-        num_images = len(truth.images)
+    num_images = len(truth.image_ids)
+    columns: dict[str, Any] = {"image": list(truth.file_names)}
+    for name, matches in zip("ab", matches_of_runs, strict=True):
+        row_images = truth.index_of(matches.image_ids)
         false = np.bincount(row_images[matches.is_false], minlength=num_images)
-        missed = np.bincount(truth_images[matches.counted & ~matches.found], minlength=num_images)
+        missed = np.bincount(truth.image_index[matches.counted & ~matches.found], minlength=num_images)
         columns[f"errors_{name}"] = false + missed
         hits = matches.is_true
         columns[f"iou_{name}"] = np.bincount(row_images[hits], weights=matches.ious[hits], minlength=num_images)

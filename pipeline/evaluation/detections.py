@@ -1,4 +1,4 @@
-"""Detections as a table of columns (`DetectionTable`), the input of both COCO evaluators and of every other figure."""
+"""Detections as a table of columns (`DetectionTable`), the input of COCO's evaluation and of every other figure."""
 
 from __future__ import annotations
 

@@ -1,20 +1,28 @@
-"""Ground truth as COCO annotations (`Truth`), and the matching of a run's images and categories with it."""
+"""Ground truth as columns (`Truth`): images, classes and annotations, read through the checks of `pipeline.dataset`."""
 
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pipeline.dataset.formats.coco import to_coco
-from pipeline.dataset.types import AnnotatedSet
-from pipeline.masks.rle import FARTHEST_POLYGON_PX
-from pipeline.storage import files
+from pipeline.dataset.formats.coco_file import (
+    IGNORED_NOTE,
+    CocoAnnotation,
+    CocoFile,
+    CocoImage,
+    check_coco,
+    coco_box,
+    read_coco,
+)
+from pipeline.dataset.types import AnnotatedSet, Polygons, Rle
+from pipeline.evaluation.kernel_types import Rles
+from pipeline.masks.rle import polygons_to_rle, rle_areas
 
 
 class EvaluationError(ValueError):
@@ -22,51 +30,135 @@ class EvaluationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Annotated images as COCO's own evaluation reads them: nothing is rounded, clipped or reordered.
+class Annotations:
+    """Annotations as columns, in the order of the file. Each has a box and a mask.
 
     Attributes:
-        images: COCO image entries (`id`, `file_name`, `height`, `width`).
-        annotations: COCO annotations (`bbox` is XYWH in pixels of the image).
-        categories: COCO categories.
-        num_not_labelled: annotations that were left out, because their class was not annotated on their image.
+        positions: int64 [G], the place of each among all that were read; those of a part of the images keep it.
+        labels: what messages call each, such as "annotation 7".
+        image_ids: int64 [G], see `Truth.image_ids`.
+        category_ids: int64 [G].
+        boxes: float64 [G, 4], XYWH in pixels of the image, neither clipped nor rounded.
+        stated_areas: float64 [G], in square pixels; NaN where the file states none.
+        is_crowd: bool [G], a crowd region, which counts neither as found nor as missed.
+        has_mask, has_box: bool [G], False where the file has none that can be used. For masks (boxes) such an
+            annotation is an ignore region: it counts as a crowd region does.
+        mask_faults: why each has no mask; "" where it has one.
+        segmentations: polygons of three points or more, or a compressed RLE of the image's size.
+        keypoints: flat x, y, v triples, or None.
+        num_keypoints: int64 [G], how many of them are labelled.
     """
 
-    images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-    categories: list[dict[str, Any]]
+    positions: np.ndarray
+    labels: list[str]
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray
+    stated_areas: np.ndarray
+    is_crowd: np.ndarray
+    has_mask: np.ndarray
+    has_box: np.ndarray
+    mask_faults: list[str]
+    segmentations: list[Polygons | Rle]
+    keypoints: list[list[float] | None]
+    num_keypoints: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @classmethod
+    def from_records(cls, records: Sequence[CocoAnnotation], number_of: Mapping[int | str, int]) -> Annotations:
+        """The columns of checked COCO annotations; `number_of` gives an image's number by its id."""
+
+        def column(values: Iterable[Any], dtype: type) -> np.ndarray:
+            return np.fromiter(values, dtype, len(records))
+
+        areas = (np.nan if entry.area is None else entry.area for entry in records)
+        boxes = itertools.chain.from_iterable(coco_box(entry) for entry in records)
+        return cls(
+            positions=np.arange(len(records)),
+            labels=[f"annotations[{n}]" if e.id is None else f"annotation {e.id!r}" for n, e in enumerate(records)],
+            image_ids=column((number_of[entry.image_id] for entry in records), np.int64),
+            category_ids=column((entry.category_id for entry in records), np.int64),
+            boxes=np.fromiter(boxes, np.float64, 4 * len(records)).reshape(-1, 4),
+            stated_areas=column(areas, np.float64),
+            is_crowd=column((bool(entry.iscrowd) and not entry.fault for entry in records), bool),
+            has_mask=column((not entry.fault for entry in records), bool),
+            has_box=column((not entry.fault or entry.has_own_box for entry in records), bool),
+            mask_faults=[entry.fault for entry in records],
+            segmentations=[entry.segmentation or [] for entry in records],  # type: ignore[misc]
+            keypoints=[entry.keypoints for entry in records],
+            num_keypoints=column((entry.num_keypoints or 0 for entry in records), np.int64),
+        )
+
+    def take(self, rows: np.ndarray) -> Annotations:
+        """The annotations at these indices (int64) or where `rows` (bool [G]) is True."""
+        indices = np.flatnonzero(rows) if rows.dtype == bool else rows
+        index_list: list[int] = indices.tolist()
+        columns: dict[str, Any] = {column.name: getattr(self, column.name) for column in fields(self)}
+        for name, values in columns.items():
+            is_list = isinstance(values, list)
+            columns[name] = [values[index] for index in index_list] if is_list else values[indices]
+        return Annotations(**columns)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Annotated images as COCO's own evaluation reads them: no value is rounded, clipped or reordered.
+
+    Attributes:
+        image_ids: int64 [I], the file's own ids where they are whole numbers, else counted from 1. COCO's evaluation
+            goes through images in their order.
+        file_names: of the images.
+        image_sizes: int64 [I, 2], height and width.
+        names: category names by id.
+        annotations: of these images and categories.
+        labelled: ids of the categories that were annotated on an image, by image id. On an image without an entry all
+            were. They are the file's `labelled_category_ids`. For LVIS they are the categories of the image's
+            annotations and its `neg_category_ids`, without its `not_exhaustive_category_ids`.
+        num_not_labelled: annotations left out because their class was not annotated on their image. Some of those
+            objects are annotated and some are not, so they count neither as found nor as missed.
+        notes: what was decided in reading, for people to read; what has no mask is said by `Annotations` alone.
+    """
+
+    image_ids: np.ndarray
+    file_names: tuple[str, ...]
+    image_sizes: np.ndarray
+    names: dict[int, str]
+    annotations: Annotations
+    labelled: dict[int, frozenset[int]]
     num_not_labelled: int = 0
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_coco(cls, content: Mapping[str, Any], where: str = "the ground truth") -> Truth:
-        """The truth of a COCO JSON object.
-
-        Where an image says which classes were annotated on it (see `labelled`), annotations of other classes are left
-        out. Some of those objects are annotated and some are not, so they count neither as found nor as missed.
-
-        Args:
-            where: what error messages call the object.
+        """The truth of a COCO JSON object; `where` is what error messages call it.
 
         Raises:
-            EvaluationError: it is no COCO JSON object, or two images or two categories have the same id.
+            AnnotationError: it breaks the schema, see `pipeline.dataset.formats.coco_file`.
         """
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
-                raise EvaluationError(f"{where} has no list {key!r}, so it is no COCO annotation file")
-        for key in ("images", "categories"):
-            ids = [entry["id"] for entry in content[key]]
-            if len(set(ids)) < len(ids):
-                repeated = next(i for n, i in enumerate(ids) if i in ids[:n])
-                raise EvaluationError(f"{where} names {key} id {repeated!r} twice")
-        whole = cls(content["images"], content["annotations"], content["categories"])
-        if not (labelled := whole.labelled):
-            return whole
-        kept = [
-            entry
-            for entry in whole.annotations
-            if (category_ids := labelled.get(entry["image_id"])) is None or entry["category_id"] in category_ids
-        ]
-        return cls(whole.images, kept, whole.categories, len(whole.annotations) - len(kept))
+        return cls.from_file(check_coco(content, where, unknown="drop"))
+
+    @classmethod
+    def from_file(cls, file: CocoFile) -> Truth:
+        """The truth of a checked COCO file."""
+        ids = [image.id for image in file.images]
+        has_numbers = all(isinstance(image_id, int) for image_id in ids)
+        number_of = {image_id: image_id if has_numbers else index + 1 for index, image_id in enumerate(ids)}
+        labelled = _labelled(file.images, file.annotations)
+        records = file.annotations
+        if labelled:
+            records = [e for e in records if e.category_id in labelled.get(e.image_id, (e.category_id,))]
+        return cls(
+            image_ids=np.array(list(number_of.values()), np.int64),
+            file_names=tuple(image.file_name for image in file.images),
+            image_sizes=np.array([(image.height, image.width) for image in file.images], np.int64).reshape(-1, 2),
+            names={category.id: category.name for category in file.categories},
+            annotations=Annotations.from_records(records, number_of),  # type: ignore[arg-type]
+            labelled={int(number_of[image_id]): categories for image_id, categories in labelled.items()},
+            num_not_labelled=len(file.annotations) - len(records),
+            notes=tuple(f"{n} {note}" for note, n in file.notes.items() if not note.startswith(IGNORED_NOTE)),
+        )
 
     @classmethod
     def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str) -> Truth:
@@ -76,29 +168,45 @@ class Truth:
         change a bbox AP in its last digits.
 
         Raises:
-            EvaluationError: it is no COCO file.
+            AnnotationError: it is no COCO file, or breaks the schema.
             FileNotFoundError: there is no such file.
         """
         if isinstance(source, Truth):
             return source
         if isinstance(source, AnnotatedSet):
-            return cls.from_coco(_numbered(to_coco(source)))
+            return cls.from_coco(to_coco(source))
         if isinstance(source, Mapping):
             return cls.from_coco(source)
-        return cls.from_coco(files.read_json(str(source)), str(source))
+        return cls.from_file(read_coco(str(source), unknown="drop"))
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """The truth as one COCO JSON object."""
-        return {"images": self.images, "annotations": self.annotations, "categories": self.categories}
+    def only(self, image_ids: np.ndarray) -> Truth:
+        """The truth of these images alone (int64 ids), with all categories; its notes stay with the whole."""
+        kept = np.flatnonzero(np.isin(self.image_ids, image_ids))
+        return replace(
+            self,
+            image_ids=self.image_ids[kept],
+            file_names=tuple(self.file_names[index] for index in kept.tolist()),
+            image_sizes=self.image_sizes[kept],
+            annotations=self.annotations.take(np.isin(self.annotations.image_ids, image_ids)),
+            num_not_labelled=0,
+            notes=(),
+        )
 
-    def only(self, image_ids: Iterable[Any]) -> Truth:
-        """The truth of these images alone, with all categories."""
-        kept_ids = set(image_ids)
-        return Truth(
-            [image for image in self.images if image["id"] in kept_ids],
-            [entry for entry in self.annotations if entry["image_id"] in kept_ids],
-            self.categories,
+    def of_classes(self, names: Sequence[str] | None) -> Truth:
+        """The truth of the classes of these names alone; None means all.
+
+        Raises:
+            EvaluationError: a name that no class has; the message lists the names there are.
+        """
+        if names is None:
+            return self
+        if unknown := [name for name in names if name not in self.names.values()]:
+            raise EvaluationError(f"classes has {unknown[0]!r}; the ground truth has {', '.join(self.names.values())}")
+        kept = {number: name for number, name in self.names.items() if name in names}
+        return replace(
+            self,
+            names=kept,
+            annotations=self.annotations.take(np.isin(self.annotations.category_ids, list(kept))),
         )
 
     def with_ids_of(self, names: Mapping[int, str]) -> Truth:
@@ -112,284 +220,100 @@ class Truth:
         ids = {name: number for number, name in names.items()}
         free = itertools.count(max([*names, *self.names, 0]) + 1)
         new = {number: ids[name] if name in ids else next(free) for number, name in self.names.items()}
-
-        def renumbered(image: dict[str, Any]) -> dict[str, Any]:
-            labelled = image.get("labelled_category_ids")
-            return image if labelled is None else {**image, "labelled_category_ids": [new[i] for i in labelled]}
-
-        return Truth(
-            [renumbered(image) for image in self.images],
-            [{**entry, "category_id": new[entry["category_id"]]} for entry in self.annotations],
-            [{**category, "id": new[category["id"]]} for category in self.categories],
-            self.num_not_labelled,
+        category_ids = np.array([new[number] for number in self.annotations.category_ids.tolist()], np.int64)
+        return replace(
+            self,
+            names={new[number]: name for number, name in self.names.items()},
+            annotations=replace(self.annotations, category_ids=category_ids),
+            labelled={image_id: frozenset(new[i] for i in labelled) for image_id, labelled in self.labelled.items()},
         )
 
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """Category names by id."""
-        return {category["id"]: category["name"] for category in self.categories}
+    def is_region(self, iou_type: str) -> np.ndarray:
+        """bool [G]: crowd and ignore regions. Several detections may lie on one, and IoU is with their area alone."""
+        is_usable = {"segm": self.annotations.has_mask, "bbox": self.annotations.has_box}
+        return self.annotations.is_crowd | ~is_usable.get(iou_type, np.ones(len(self.annotations), bool))
+
+    def is_ignored(self, iou_type: str) -> np.ndarray:
+        """bool [G]: what counts neither as found nor as missed: regions; for keypoints also objects without any."""
+        regions = self.is_region(iou_type)
+        return regions | (self.annotations.num_keypoints == 0) if iou_type == "keypoints" else regions
+
+    def index_of(self, image_ids: np.ndarray) -> np.ndarray:
+        """int64 [N], the index of each image, by ids (int64 [N]) that the truth has."""
+        order = np.argsort(self.image_ids)
+        return order[np.searchsorted(self.image_ids, image_ids, sorter=order)]
 
     @cached_property
-    def labelled(self) -> dict[Any, frozenset[int]]:
-        """Ids of the categories that were annotated on an image, by image id. On an image without an entry all were.
-
-        They are `labelled_category_ids` of the image. For LVIS they are the categories of its annotations and its
-        `neg_category_ids`, without its `not_exhaustive_category_ids`.
-        """
-        lvis_images = {image["id"] for image in self.images if image.get("neg_category_ids") is not None}
-        annotated: dict[Any, set[int]] = defaultdict(set)
-        for entry in self.annotations if lvis_images else ():
-            if entry["image_id"] in lvis_images:
-                annotated[entry["image_id"]].add(entry["category_id"])
-        labelled: dict[Any, frozenset[int]] = {}
-        for image in self.images:
-            if (ids := image.get("labelled_category_ids")) is not None:
-                labelled[image["id"]] = frozenset(ids)
-            elif image["id"] in lvis_images:
-                checked = annotated[image["id"]] | set(image["neg_category_ids"])
-                labelled[image["id"]] = frozenset(checked - set(image.get("not_exhaustive_category_ids", ())))
-        return labelled
+    def image_index(self) -> np.ndarray:
+        """int64 [G], the index of each annotation's image."""
+        return self.index_of(self.annotations.image_ids)
 
     @cached_property
-    def category_ids(self) -> np.ndarray:
-        """int64 [G], the category id of each annotation."""
-        return np.array([entry["category_id"] for entry in self.annotations], np.int64)
+    def areas(self) -> np.ndarray:
+        """float64 [G], in square pixels: as the file states them, else of the masks."""
+        areas = self.annotations.stated_areas.copy()
+        unstated = np.isnan(areas)
+        if unstated.any():
+            areas[unstated] = rle_areas([self.rles[index] for index in np.flatnonzero(unstated).tolist()])
+        return areas
 
     @cached_property
-    def is_crowd(self) -> np.ndarray:
-        """bool [G], whether each annotation is a crowd region, which counts neither as found nor as missed."""
-        return np.array([bool(entry.get("iscrowd", 0)) for entry in self.annotations], bool)
-
-    @cached_property
-    def rles(self) -> list[dict[str, Any]]:
-        """The annotations' masks as COCO RLE, in order; polygons filled as pycocotools fills them."""
-        filled = self._filled
-        data = filled.text.tobytes()
-        texts = iter([data[start:end] for start, end in itertools.pairwise(filled.offsets.tolist())])
+    def rles(self) -> list[bytes]:
+        """The RLE string of each annotation's mask; polygons filled as pycocotools fills them."""
+        sizes = self.image_sizes[self.image_index]
+        segmentations = self.annotations.segmentations
+        is_one = np.fromiter((isinstance(s, list) and len(s) == 1 for s in segmentations), bool, len(segmentations))
+        polygons = [s[0] for s in segmentations if isinstance(s, list) and len(s) == 1]
+        filled = iter(_fill_polygons(polygons, sizes[is_one]))
         return [
-            {"size": size, "counts": next(texts)} if is_filled else to_rle(entry.get("segmentation"), *size)
-            for entry, is_filled, size in zip(
-                self.annotations, filled.is_filled.tolist(), filled.sizes.tolist(), strict=True
-            )
+            next(filled) if one else _to_counts(segmentation, *size)
+            for one, segmentation, size in zip(is_one.tolist(), segmentations, sizes.tolist(), strict=True)
         ]
 
     @cached_property
-    def rle_text(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The RLE strings of all annotations, concatenated, for the compiled kernels.
-
-        Returns:
-            text: uint8, the characters of `rles`, one string after the other.
-            offsets: int64 [G + 1], where each string begins in `text`.
-            sizes: int64 [G, 2], heights and widths of the masks.
-        """
-        filled, sizes = self._filled, self._filled.sizes.copy()
-        lengths = np.zeros(len(sizes), np.int64)
-        lengths[filled.is_filled] = np.diff(filled.offsets)
-        own_text = {}  # of annotations that are not in `filled`, by index
-        for index in np.flatnonzero(~filled.is_filled).tolist():
-            rle = to_rle(self.annotations[index].get("segmentation"), *sizes[index].tolist())
-            counts = rle["counts"]
-            own_text[index] = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8)
-            lengths[index], sizes[index] = len(own_text[index]), rle["size"]
-        offsets = np.append(0, np.cumsum(lengths))
-        text = np.empty(offsets[-1], np.uint8)
-        read, written = 0, 0
-        for index in [*own_text, len(sizes)]:  # the filled polygons before it in one copy, then its own string
-            stretch = int(offsets[index]) - written
-            text[written : written + stretch] = filled.text[read : read + stretch]
-            read, written = read + stretch, written + stretch
-            if index in own_text:
-                text[written : written + len(own_text[index])] = own_text[index]
-                written += len(own_text[index])
-        return text, offsets, sizes
-
-    @cached_property
-    def _filled(self) -> _FilledPolygons:
-        size_of = {image["id"]: (image["height"], image["width"]) for image in self.images}
-        sizes = np.array([size_of[entry["image_id"]] for entry in self.annotations], np.int64).reshape(-1, 2)
-        return _fill_polygons([entry.get("segmentation") for entry in self.annotations], sizes)
-
-    @cached_property
-    def by_image(self) -> dict[Any, list[int]]:
-        """Indices into `annotations`, by image id; every image has an entry."""
-        indices: dict[Any, list[int]] = {image["id"]: [] for image in self.images}
-        for index, annotation in enumerate(self.annotations):
-            if annotation["image_id"] in indices:
-                indices[annotation["image_id"]].append(index)
-        return indices
+    def masks(self) -> Rles:
+        """`rles` in one piece, for the compiled kernels."""
+        sizes = self.image_sizes[self.image_index]
+        lengths = np.fromiter(map(len, self.rles), np.int64, len(self.rles))
+        text = np.frombuffer(b"".join(self.rles), np.uint8)
+        return Rles(text, np.append(0, np.cumsum(lengths)), sizes[:, 0].copy(), sizes[:, 1].copy())
 
 
-def _numbered(content: dict[str, Any]) -> dict[str, Any]:
-    """The same content with images numbered from 1, where a format (VOC, Cityscapes) has names instead of numbers."""
-    if all(isinstance(image["id"], int) for image in content["images"]):
-        return content
-    number = {image["id"]: index + 1 for index, image in enumerate(content["images"])}
-    return {
-        **content,
-        "images": [{**image, "id": number[image["id"]]} for image in content["images"]],
-        "annotations": [{**entry, "image_id": number[entry["image_id"]]} for entry in content["annotations"]],
-    }
+def _labelled(images: Sequence[CocoImage], annotations: Sequence[CocoAnnotation]) -> dict[int | str, frozenset[int]]:
+    """`Truth.labelled`, by the file's own image ids."""
+    annotated: dict[int | str, set[int]] = {i.id: set() for i in images if i.neg_category_ids is not None}
+    for entry in annotations if annotated else ():
+        if entry.image_id in annotated:
+            annotated[entry.image_id].add(entry.category_id)
+    labelled: dict[int | str, frozenset[int]] = {}
+    for image in images:
+        if image.labelled_category_ids is not None:
+            labelled[image.id] = frozenset(image.labelled_category_ids)
+        elif image.neg_category_ids is not None:
+            checked = annotated[image.id] | set(image.neg_category_ids)
+            labelled[image.id] = frozenset(checked - set(image.not_exhaustive_category_ids or ()))
+    return labelled
 
 
-@dataclass(frozen=True)
-class _FilledPolygons:
-    """Masks of the annotations that are one polygon each.
-
-    Attributes:
-        is_filled: bool [G], whether the annotation is one polygon within `FARTHEST_POLYGON_PX`.
-        text: uint8, the RLE strings of those, concatenated.
-        offsets: int64, where each begins in `text`, and where the last one ends.
-        sizes: int64 [G, 2], heights and widths of all annotations' images.
-    """
-
-    is_filled: np.ndarray
-    text: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-
-def _fill_polygons(segmentations: list[Any], sizes: np.ndarray) -> _FilledPolygons:
-    """Fills all segmentations that are one polygon, in one call; the others are left to `to_rle`."""
-    is_filled = np.array([_is_one_polygon(segmentation) for segmentation in segmentations], bool)
-    indices = np.flatnonzero(is_filled)
-    polygons = [segmentations[index][0] for index in indices.tolist()]
-    lengths = np.array([len(corners) for corners in polygons], np.int64)
-    values = np.fromiter(itertools.chain.from_iterable(polygons), np.float64, int(lengths.sum()))
-    is_far = ~(np.abs(values) <= FARTHEST_POLYGON_PX)
-    if is_far.any():
-        of_polygon = np.repeat(np.arange(len(lengths)), lengths)
-        far = np.unique(of_polygon[is_far])
-        is_filled[indices[far]] = False
-        values, lengths = values[~np.isin(of_polygon, far)], np.delete(lengths, far)
-    if not len(lengths):
-        return _FilledPolygons(is_filled, np.zeros(0, np.uint8), np.zeros(1, np.int64), sizes)
+def _fill_polygons(polygons: list[list[float]], sizes: np.ndarray) -> Iterable[bytes]:
+    """The RLE strings of polygons, each in an image of its own size (int64 [N, 2]), all in one call."""
+    if not polygons:
+        return
     from pipeline.masks import polygon_kernel
 
+    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    corners = np.fromiter(itertools.chain.from_iterable(polygons), np.float64, int(lengths.sum()))
     starts = np.append(0, np.cumsum(lengths // 2))
-    heights, widths = (sizes[is_filled, axis] for axis in (0, 1))
-    text, ends = polygon_kernel.fill(values.reshape(-1, 2), starts, heights, widths)
-    return _FilledPolygons(is_filled, text, np.append(0, ends), sizes)
+    heights, widths = (np.ascontiguousarray(sizes[:, axis]) for axis in (0, 1))
+    text, ends = polygon_kernel.fill(corners.reshape(-1, 2), starts, heights, widths)
+    characters = text.tobytes()
+    yield from (characters[start:end] for start, end in itertools.pairwise([0, *ends.tolist()]))
 
 
-def _is_one_polygon(segmentation: Any) -> bool:
-    if not isinstance(segmentation, list) or len(segmentation) != 1:
-        return False
-    corners = segmentation[0]
-    return isinstance(corners, list) and len(corners) >= 6 and len(corners) % 2 == 0
-
-
-def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A COCO segmentation (polygons, compressed or uncompressed RLE) as compressed RLE of its image.
-
-    Args:
-        height, width: of the image, in pixels.
-
-    Returns:
-        `size` and `counts`; an empty list of polygons gives an empty mask.
-
-    Raises:
-        KeyError: the segmentation is None (pycocotools raises the same).
-    """
-    from pycocotools import mask as coco_mask
-
-    if segmentation is None:
-        raise KeyError("segmentation")
-    if isinstance(segmentation, Mapping):
-        if isinstance(segmentation["counts"], str | bytes):
-            return dict(segmentation)
-        return coco_mask.frPyObjects(dict(segmentation), height, width)
-    if not segmentation:
-        return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-
-
-@dataclass(frozen=True)
-class ImageMatch:
-    """Images of a run matched with images of the truth.
-
-    Attributes:
-        truth_id: the truth's image id by the run's `image_id`, for each matched image.
-        missing: file names of the truth that the run does not have.
-        extra: number of images of the run that the truth does not have.
-    """
-
-    truth_id: dict[str, Any]
-    missing: tuple[str, ...]
-    extra: int
-
-
-def match_images(image_ids: Iterable[str], images: Sequence[Mapping[str, Any]]) -> ImageMatch:
-    """Matches a run's `image_id` with the truth's `file_name`: by the whole name, or else by the base name.
-
-    Args:
-        image_ids: of the run; repetitions are ignored.
-        images: COCO image entries.
-
-    Raises:
-        EvaluationError: several images of one side share a base name and have no whole name in common with the other
-            side (the message lists them), or the two sides have no image in common.
-    """
-    keys = list(dict.fromkeys(image_ids))
-    run_keys = set(keys)
-    truth_id: dict[str, Any] = {}
-    unmatched: dict[str, list[Mapping[str, Any]]] = defaultdict(list)  # of the truth, by base name
-    for image in images:
-        if image["file_name"] in run_keys:
-            truth_id[image["file_name"]] = image["id"]
-        else:
-            unmatched[_base_name(image["file_name"])].append(image)
-    keys_of: dict[str, list[str]] = defaultdict(list)  # unmatched ones of the run, by base name
-    for key in keys:
-        if key not in truth_id:
-            keys_of[_base_name(key)].append(key)
-    missing = []
-    for base, entries in unmatched.items():
-        candidates = keys_of.get(base, [])
-        if not candidates:
-            missing += [entry["file_name"] for entry in entries]
-        elif len(candidates) > 1 or len(entries) > 1:
-            raise EvaluationError(
-                f"images cannot be matched by base name: {base!r} is {_listing(candidates)} in the run and "
-                f"{_listing([entry['file_name'] for entry in entries])} in the ground truth"
-            )
-        else:
-            truth_id[candidates[0]] = entries[0]["id"]
-    if keys and images and not truth_id:
-        raise EvaluationError(
-            f"the run and the ground truth have no image in common: the run has e.g. {keys[0]!r}, the ground truth "
-            f"{images[0]['file_name']!r}"
-        )
-    return ImageMatch(truth_id, tuple(missing), len(keys) - len(truth_id))
-
-
-def check_categories(run: Mapping[int, str], truth: Mapping[int, str]) -> None:
-    """Checks that a category id means the same class in the run and in the truth.
-
-    Args:
-        run, truth: category names by id. Categories that only one side has are no clash.
-
-    Raises:
-        EvaluationError: an id has two names, or a name has two ids.
-    """
-    ids = {name: number for number, name in truth.items()}
-    clashes = [
-        f"{number} is {name!r} in the run and {truth[number]!r} in the ground truth"
-        for number, name in run.items()
-        if number in truth and name != truth[number]
-    ]
-    clashes += [
-        f"{name!r} is {number} in the run and {ids[name]} in the ground truth"
-        for number, name in run.items()
-        if number not in truth and name in ids
-    ]
-    if clashes:
-        raise EvaluationError("category ids do not agree: " + "; ".join(clashes[:10]))
-
-
-def _base_name(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
-
-
-def _listing(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def _to_counts(segmentation: Polygons | Rle, height: int, width: int) -> bytes:
+    """The RLE string of several polygons, or of an RLE."""
+    if isinstance(segmentation, list):
+        return polygons_to_rle(segmentation, height, width).encode()
+    counts = segmentation["counts"]
+    assert isinstance(counts, str | bytes), "checked on reading"
+    return counts.encode() if isinstance(counts, str) else counts

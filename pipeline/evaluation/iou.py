@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.evaluation.detections import DetectionTable, to_text
-from pipeline.evaluation.ground_truth import Truth
-from pipeline.evaluation.input_check import OddInput, is_plain_truth
+from pipeline.evaluation.ground_truth import EvaluationError, Truth
+from pipeline.evaluation.kernel_types import Groups, Rles
 
-T = TypeVar("T")
-# `Overlaps.rows`, `starts`, `first`, `end`, `truths`
-_Groups: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-MOST_OF_A_CLASS = {"bbox": 100, "segm": 100, "keypoints": 20}
-"""How many detections of an image and class COCO evaluates at most: those with the best scores."""
-_OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+IOU_TYPES = ("bbox", "segm", "keypoints")
+OKS_SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 
 
 @dataclass(frozen=True)
@@ -30,233 +25,213 @@ class Overlaps:
     A group is one class on one image; there is one for each class and image that has detections.
 
     Attributes:
-        rows: int64 [N], the detections as rows of their table: group after group, best score first within a group.
+        iou_type: bbox, segm or keypoints.
+        groups: the detections and annotations of each group.
         rank: int64 [N], 0 for the best detection of a group, 1 for the next.
-        starts: int64 [C + 1], where each group begins in `rows`.
         categories, images: int64 [C], the class and image of each group: indices into `category_ids` and `image_ids`.
-        truths: int64 [G], the annotations (indices into `Truth.annotations`), by class, then image.
-        first, end: int64 [C], where each group's annotations begin and end in `truths`.
-        pairs: int64 [C + 1], where the IoU of each group begin in `ious`.
-        ious: float64 [P], of all pairs of a group, detection after detection. With a crowd region it is the
-            intersection over the detection's area. For keypoints it is the object keypoint similarity.
+        ious: float64 [P], of all pairs of a group, detection after detection. With a region it is the intersection
+            over the detection's area. For keypoints it is the object keypoint similarity.
         areas: float64 [N], of the detections' masks, boxes, or boxes around their keypoints.
-        ignored: bool [G], for each annotation of the truth whether it counts neither as found nor as missed (crowd
-            regions; for keypoints also objects without any).
+        regions, ignored: bool [G], see `Truth.is_region` and `Truth.is_ignored`.
         category_ids, image_ids: int64, those of the truth, sorted.
+        num_unreadable: detections in no group, because their score, box, mask or keypoints cannot be read.
     """
 
-    rows: np.ndarray
+    iou_type: str
+    groups: Groups
     rank: np.ndarray
-    starts: np.ndarray
     categories: np.ndarray
     images: np.ndarray
-    truths: np.ndarray
-    first: np.ndarray
-    end: np.ndarray
-    pairs: np.ndarray
     ious: np.ndarray
     areas: np.ndarray
+    regions: np.ndarray
     ignored: np.ndarray
     category_ids: np.ndarray
     image_ids: np.ndarray
+    num_unreadable: int
 
     def of_rows(self, of_group: np.ndarray) -> np.ndarray:
         """A value of each group, repeated for its detections: [N]."""
-        return np.repeat(of_group, np.diff(self.starts))
+        return np.repeat(of_group, np.diff(self.groups.starts))
+
+    def block(self, group: int) -> np.ndarray:
+        """The IoU of a group, float64 [detections, annotations]."""
+        begin, end = self.groups.pairs[group : group + 2]
+        return self.ious[begin:end].reshape(self.groups.starts[group + 1] - self.groups.starts[group], -1)
 
 
-def find_overlaps(truth: Truth, table: DetectionTable, iou_type: str, areas: np.ndarray | None = None) -> Overlaps:
-    """The IoU of all detections with the annotations of their class, at most `MOST_OF_A_CLASS` of an image and class.
+def find_overlaps(truth: Truth, table: DetectionTable, iou_type: str, *, by_class: bool = True) -> Overlaps:
+    """The IoU of all detections with the annotations of their image and class.
 
     Args:
         iou_type: bbox, segm or keypoints.
-        areas: float64 [N], to be used instead of the areas of the detections' own boxes or masks.
+        by_class: False makes one group of each image, whatever the classes; `categories` are then 0.
 
     Raises:
-        OddInput: a truth, scores or masks that are left to pycocotools.
-        ValueError: detections without what the kind of IoU needs.
+        EvaluationError: annotations with another number of keypoints than COCO's 17.
+        ValueError: an unknown iou_type, or detections without what it needs, or on images or of categories that the
+            truth does not have.
     """
-    from pipeline.evaluation import kernel
-
-    if not is_plain_truth(truth.content, iou_type):
-        raise OddInput("the ground truth is not plain; backend auto or pycocotools takes it")
-    if not np.isfinite(table.scores).all():
-        raise OddInput("a score is not finite; backend auto or pycocotools takes it")
-    category_ids = np.array(sorted(category["id"] for category in truth.categories), np.int64)
-    image_ids = np.array(sorted(image["id"] for image in truth.images), np.int64)
+    if iou_type not in IOU_TYPES:
+        raise ValueError(f"iou_type is {iou_type!r}; allowed are {', '.join(IOU_TYPES)}")
+    measure = {"bbox": _box_ious, "segm": _mask_ious, "keypoints": _keypoint_similarities}[iou_type]
+    category_ids = np.array(sorted(truth.names) if by_class else [0], np.int64)
+    image_ids = np.sort(truth.image_ids)
 
     def group_of(images: np.ndarray, categories: np.ndarray) -> np.ndarray:
         """The number of the group, counted by class, then image."""
-        return _indices(category_ids, categories) * len(image_ids) + _indices(image_ids, images)
+        of_class = _indices(category_ids, categories) if by_class else np.zeros(len(categories), np.int64)
+        return of_class * len(image_ids) + _indices(image_ids, images)
 
-    truth_images = np.array([entry["image_id"] for entry in truth.annotations], np.int64)
-    truth_groups = group_of(truth_images, truth.category_ids)
-    truths = np.argsort(truth_groups, kind="stable")
-    truth_groups = truth_groups[truths]
+    truth_groups = group_of(truth.annotations.image_ids, truth.annotations.category_ids)
     row_groups = group_of(table.image_ids, table.category_ids)
-    rows = np.lexsort((-table.scores, row_groups))  # stable: equal scores keep their order
-    row_groups = row_groups[rows]
-    begins = _begins(row_groups)
-    rank = np.arange(len(rows)) - np.repeat(begins, np.diff(begins, append=len(rows)))
-    kept = rank < MOST_OF_A_CLASS[iou_type]
-    rows, rank, row_groups = rows[kept], rank[kept], row_groups[kept]
-    begins = _begins(row_groups)
-    groups = row_groups[begins]
-    starts = np.append(begins, len(rows)).astype(np.int64)
-    first, end = (np.searchsorted(truth_groups, groups, side) for side in ("left", "right"))
-    pairs = np.concatenate([[0], np.cumsum(np.diff(starts) * (end - first))]).astype(np.int64)
-    ious, own_areas = np.zeros(pairs[-1]), np.zeros(len(rows))
-    ignored = truth.is_crowd
-    layout = (rows, starts, first, end, truths)
-    if iou_type == "segm":
-        _fill_mask_ious(ious, own_areas, pairs, layout, truth, table)
-    elif iou_type == "bbox":
-        boxes = np.array([entry["bbox"] for entry in truth.annotations], np.float64).reshape(-1, 4)
-        kernel.fill_box_ious(ious, pairs, table.bboxes, *layout, boxes, truth.is_crowd)
-        own_areas = (table.bboxes[:, 2] * table.bboxes[:, 3])[rows]
-    else:
-        _fill_keypoint_similarities(ious, own_areas, pairs, layout, truth, table)
-        ignored = ignored | np.array([entry["num_keypoints"] == 0 for entry in truth.annotations], bool)
+    is_readable = np.isfinite(table.scores) & np.isfinite(table.bboxes).all(axis=1)
+    groups, numbers = _group(truth_groups, row_groups, table.scores, is_readable)
+    regions = truth.is_region(iou_type)
+    ious, areas = measure(truth, table, groups, regions)
+    if (areas < 0).any():
+        is_readable[groups.rows[areas < 0]] = False
+        groups, numbers = _group(truth_groups, row_groups, table.scores, is_readable)
+        ious, areas = measure(truth, table, groups, regions)
     num_images = max(len(image_ids), 1)
     return Overlaps(
-        rows=rows,
-        rank=rank,
-        starts=starts,
-        categories=groups // num_images,
-        images=groups % num_images,
-        truths=truths,
-        first=first,
-        end=end,
-        pairs=pairs,
+        iou_type=iou_type,
+        groups=groups,
+        rank=np.arange(len(groups.rows)) - np.repeat(groups.starts[:-1], np.diff(groups.starts)),
+        categories=numbers // num_images,
+        images=numbers % num_images,
         ious=ious,
-        areas=own_areas if areas is None else areas[rows],
-        ignored=ignored,
+        areas=areas,
+        regions=regions,
+        ignored=truth.is_ignored(iou_type),
         category_ids=category_ids,
         image_ids=image_ids,
+        num_unreadable=len(table) - len(groups.rows),
     )
+
+
+def _group(
+    truth_groups: np.ndarray, row_groups: np.ndarray, scores: np.ndarray, is_readable: np.ndarray
+) -> tuple[Groups, np.ndarray]:
+    """The groups of the readable detections, best score first, and the number of each group."""
+    truths = np.argsort(truth_groups, kind="stable")
+    rows = np.flatnonzero(is_readable)
+    rows = rows[np.lexsort((-scores[rows], row_groups[rows]))]  # stable: equal scores keep their order
+    begins = np.flatnonzero(np.diff(row_groups[rows], prepend=-1))
+    numbers = row_groups[rows][begins]
+    starts = np.append(begins, len(rows)).astype(np.int64)
+    first, end = (np.searchsorted(truth_groups[truths], numbers, side) for side in ("left", "right"))
+    pairs = np.append(0, np.cumsum(np.diff(starts) * (end - first))).astype(np.int64)
+    return Groups(rows, starts, first, end, truths, pairs), numbers
 
 
 def _indices(sorted_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The index of each id in the sorted ones.
 
     Raises:
-        OddInput: an id is not among them.
+        ValueError: an id is not among them.
     """
     indices = np.searchsorted(sorted_ids, ids)
     if len(ids) and (not len(sorted_ids) or (sorted_ids[np.minimum(indices, len(sorted_ids) - 1)] != ids).any()):
-        raise OddInput("detections on images or of categories that the truth does not have")
+        raise ValueError("detections on images or of categories that the truth does not have")
     return indices
 
 
-def _begins(sorted_numbers: np.ndarray) -> np.ndarray:
-    """The index of the first of each run of equal numbers."""
-    return np.flatnonzero(np.diff(sorted_numbers, prepend=-1))
-
-
-def in_threads(fill: Callable[[int, int], T], starts: np.ndarray) -> list[T]:
-    """Calls `fill(begin, stop)` on ranges of groups in threads, one for each core, and returns the results.
+def in_threads(fill: Callable[[Groups], None], groups: Groups) -> None:
+    """Calls `fill` on parts of the groups in threads, one for each core.
 
     Args:
-        starts: int64 [C + 1], where each group's detections begin; the ranges hold about equally many detections.
+        fill: takes a part of the groups; parts hold about equally many detections.
     """
-    num = min(os.cpu_count() or 1, len(starts) - 1)
+    num = min(os.cpu_count() or 1, len(groups.first))
     if num < 1:
-        return []
-    cuts = np.searchsorted(starts, np.linspace(0, starts[-1], num + 1)).tolist()
+        return
+    cuts = np.searchsorted(groups.starts, np.linspace(0, groups.starts[-1], num + 1)).tolist()
     with ThreadPoolExecutor(num) as pool:
-        return list(pool.map(fill, cuts[:-1], cuts[1:]))
+        list(pool.map(lambda begin, stop: fill(groups.part(begin, stop)), cuts[:-1], cuts[1:]))
 
 
-def _fill_mask_ious(
-    ious: np.ndarray, areas: np.ndarray, pairs: np.ndarray, layout: _Groups, truth: Truth, table: DetectionTable
-) -> None:
-    """Writes the IoU of masks into `ious` and their areas into `areas`.
+def _mask_ious(
+    truth: Truth, table: DetectionTable, groups: Groups, regions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The IoU of all pairs, and the area of each detection's mask: -1 where it cannot be read.
 
     Raises:
-        OddInput: a mask is no plain RLE.
         ValueError: the table has no masks.
     """
     from pipeline.evaluation import kernel
 
     if table.counts is None or table.sizes is None:
         raise ValueError("segm evaluation needs masks; load the instances with rle_counts")
-    edges = _truth_edges(truth)
-    masks = (*_buffers(to_text(table.counts)), *(np.ascontiguousarray(table.sizes[:, axis]) for axis in (0, 1)))
-    rows, starts, first, end, truths = layout
-
-    def fill(begin: int, stop: int) -> int:
-        groups, bounds = slice(begin, stop), slice(begin, stop + 1)
-        part = (rows, starts[bounds], first[groups], end[groups], truths)
-        return kernel.fill_mask_ious(ious, areas, pairs[bounds], *masks, *part, *edges, truth.is_crowd)
-
-    if (bad := max(in_threads(fill, starts), default=-1)) >= 0:
-        raise OddInput(f"the mask of detection {bad} is not plain RLE; backend auto or pycocotools takes it")
+    heights, widths = (np.ascontiguousarray(table.sizes[:, axis]) for axis in (0, 1))
+    rles = Rles(*_buffers(to_text(table.counts)), heights, widths)
+    edges = kernel.fill_truth_edges(truth.masks)
+    ious, areas = np.zeros(groups.pairs[-1]), np.zeros(len(groups.rows))
+    in_threads(lambda part: kernel.fill_mask_ious(ious, areas, rles, part, edges, regions), groups)
+    return ious, areas
 
 
-def _truth_edges(truth: Truth) -> tuple[np.ndarray, ...]:
-    """The annotations' masks for the kernels: edges, starts, boxes and areas, see `kernel.fill_truth_edges`."""
+def _box_ious(
+    truth: Truth, table: DetectionTable, groups: Groups, regions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The IoU of all pairs, and the area of each detection's box."""
     from pipeline.evaluation import kernel
 
-    text, offsets, sizes = truth.rle_text
-    heights, widths = (np.ascontiguousarray(sizes[:, axis]) for axis in (0, 1))
-    *edges, bad = kernel.fill_truth_edges(text, offsets, heights, widths)
-    if bad >= 0:
-        raise OddInput(f"the mask of annotation {truth.annotations[bad]['id']} is not plain RLE")
-    return tuple(edges)
+    ious = np.zeros(groups.pairs[-1])
+    kernel.fill_box_ious(ious, table.bboxes, groups, truth.annotations.boxes, regions)
+    return ious, (table.bboxes[:, 2] * table.bboxes[:, 3])[groups.rows]
 
 
-def _fill_keypoint_similarities(
-    ious: np.ndarray, areas: np.ndarray, pairs: np.ndarray, layout: _Groups, truth: Truth, table: DetectionTable
-) -> None:
-    """Writes object keypoint similarities into `ious`, and the areas of the boxes around the keypoints into `areas`.
+def _keypoint_similarities(
+    truth: Truth, table: DetectionTable, groups: Groups, regions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Object keypoint similarities of all pairs by numpy, with sums in the order of pycocotools; and areas.
+
+    An area is that of the box around a detection's keypoints, -1 where they cannot be read.
 
     Raises:
-        OddInput: detections with another number of keypoints than COCO's 17.
+        EvaluationError: annotations with another number of keypoints than COCO's 17, or no detection with them.
         ValueError: the table has no keypoints.
     """
     if table.keypoints is None:
         raise ValueError("keypoint evaluation needs keypoints; load the instances with keypoints")
-    points = np.array([list(keypoints) for keypoints in table.keypoints], np.float64)
-    points = points.reshape(len(table), -1) if len(table) else np.zeros((0, 51))
-    if len(table) and points.shape[1] != 3 * len(_OKS_SIGMAS):
-        raise OddInput("detections need 17 keypoints; backend auto or pycocotools takes others")
-    rows, starts, first, end, truths = layout
-    points = points.reshape(len(table), len(_OKS_SIGMAS), 3)[rows]
-    if len(rows):
-        areas[:] = np.ptp(points[:, :, 0], axis=1) * np.ptp(points[:, :, 1], axis=1)
-    _fill_oks(ious, pairs, points, starts, first, end, [truth.annotations[i] for i in truths.tolist()])
+    num = len(OKS_SIGMAS)
+    for label, keypoints in zip(truth.annotations.labels, truth.annotations.keypoints, strict=True):
+        if keypoints is not None and len(keypoints) != 3 * num:
+            raise EvaluationError(
+                f"{label} has {len(keypoints) / 3:g} keypoints; AP of keypoints is that of COCO's {num}"
+            )
+    ious, areas = np.zeros(groups.pairs[-1]), np.full(len(groups.rows), -1.0)
+    points = np.full((len(groups.rows), num, 3), np.nan)
+    for at, row in enumerate(groups.rows.tolist()):
+        if (detected := table.keypoints[row]) is not None and len(detected) == 3 * num:
+            points[at] = np.reshape(np.asarray(detected, np.float64), (num, 3))
+    is_readable = np.isfinite(points).all(axis=(1, 2))
+    if len(points) and not is_readable.any():
+        raise EvaluationError(f"no detection has {num} keypoints, which AP of keypoints needs")
+    areas[is_readable] = np.prod([np.ptp(points[is_readable, :, axis], axis=1) for axis in (0, 1)], axis=0)
+    for group in np.flatnonzero(groups.end > groups.first).tolist():
+        of_group = points[groups.starts[group] : groups.starts[group + 1]]
+        table_of_group = ious[groups.pairs[group] : groups.pairs[group + 1]].reshape(len(of_group), -1)
+        for column, index in enumerate(groups.truths[groups.first[group] : groups.end[group]].tolist()):
+            table_of_group[:, column] = _similarities(of_group, truth, index)
+    return ious, areas
 
 
-def _fill_oks(
-    ious: np.ndarray,
-    pairs: np.ndarray,
-    points: np.ndarray,
-    starts: np.ndarray,
-    first: np.ndarray,
-    end: np.ndarray,
-    entries: Sequence[Mapping[str, Any]],
-) -> None:
-    """Object keypoint similarity of every pair, by numpy, with sums in the order of pycocotools."""
-    variances = (_OKS_SIGMAS * 2) ** 2
-    for group in np.flatnonzero(end > first).tolist():
-        detected = points[starts[group] : starts[group + 1]]
-        table = ious[pairs[group] : pairs[group + 1]].reshape(len(detected), -1)
-        for column, entry in enumerate(entries[first[group] : end[group]]):
-            x, y, seen = np.array(entry["keypoints"]).reshape(-1, 3).T
-            dx, dy = detected[:, :, 0] - x, detected[:, :, 1] - y
-            visible = seen > 0
-            if not visible.any():
-                left, top, width, height = entry["bbox"]
-                dx, dy = (
-                    np.maximum(0, low - detected[:, :, axis]) + np.maximum(0, detected[:, :, axis] - high)
-                    for axis, low, high in (
-                        (0, left - width, left + width * 2),
-                        (1, top - height, top + height * 2),
-                    )
-                )
-                visible[:] = True
-            error = (dx**2 + dy**2) / variances / (entry["area"] + np.spacing(1)) / 2
-            table[:, column] = np.exp(-np.ascontiguousarray(error[:, visible])).sum(axis=1) / visible.sum()
+def _similarities(detected: np.ndarray, truth: Truth, index: int) -> np.ndarray:
+    """Object keypoint similarity of detections (float64 [d, 17, 3]) with one annotation."""
+    x, y, seen = np.array(truth.annotations.keypoints[index] or [0.0] * 3 * len(OKS_SIGMAS)).reshape(-1, 3).T
+    dx, dy = detected[:, :, 0] - x, detected[:, :, 1] - y
+    visible = seen > 0
+    if not visible.any():
+        left, top, width, height = truth.annotations.boxes[index].tolist()
+        dx, dy = (
+            np.maximum(0, low - detected[:, :, axis]) + np.maximum(0, detected[:, :, axis] - high)
+            for axis, low, high in ((0, left - width, left + width * 2), (1, top - height, top + height * 2))
+        )
+        visible[:] = True
+    error = (dx**2 + dy**2) / (OKS_SIGMAS * 2) ** 2 / (truth.areas[index] + np.spacing(1)) / 2
+    return np.exp(-np.ascontiguousarray(error[:, visible])).sum(axis=1) / visible.sum()
 
 
 def _buffers(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:

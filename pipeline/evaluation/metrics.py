@@ -13,21 +13,14 @@ import pyarrow as pa
 
 from pipeline import malloc
 from pipeline.evaluation.breakdown import confusion_matrix, size_figures, slice_figures, slice_images, threshold_figures
-from pipeline.evaluation.coco import (
-    BACKENDS,
-    MAX_DETECTIONS,
-    CocoMatches,
-    CocoResult,
-    evaluate_by_pycocotools,
-    match_coco,
-)
+from pipeline.evaluation.coco import CocoMatches, CocoResult, evaluate_by_pycocotools, match_coco
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
-from pipeline.evaluation.image_match import check_categories
-from pipeline.evaluation.iou import IOU_TYPES, Overlaps, find_overlaps
+from pipeline.evaluation.iou import Overlaps, find_overlaps
 from pipeline.evaluation.matching import Matches, match
 from pipeline.evaluation.notes import notes_on, understated
-from pipeline.evaluation.run_detections import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align
+from pipeline.evaluation.run_detections import COLUMNS, MASK_COLUMNS, Coverage, TruthSource, align, check_categories
+from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.manifest import Run
 from pipeline.schema import IMAGES_SCHEMA
@@ -35,60 +28,6 @@ from pipeline.tables import load_images, load_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ALSO = ("voc", "cityscapes", "confusion")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is measured, and from which thresholds a detection counts as a true positive.
-
-    Attributes:
-        iou_types: of bbox, segm, keypoints.
-        score_threshold: the least score of an instance that counts for precision, recall, F1 and mean IoU. AP uses all
-            instances.
-        iou_threshold: the least IoU of a true positive for precision, recall, F1 and mean IoU.
-        max_detections: how many detections of an image and class AP counts at most, those with the best scores.
-        classes: names of the classes that are measured; None: all of the ground truth.
-        backend: compiled, or pycocotools for COCO's own figures; auto is compiled, since both give the same.
-        also: of voc (VOC's AP, by area and by 11 points, at an IoU of 0.5), cityscapes (its AP, of masks), confusion.
-        slices: of "size", "crowding", "overlap" and the columns of the images table. These, and the confusion matrix,
-            are of masks where `iou_types` has segm, else of boxes.
-
-    Raises:
-        ValueError: a value that is not allowed, or figures that need boxes or masks where they are not measured.
-    """
-
-    iou_types: Sequence[str] = ("bbox", "segm")
-    score_threshold: float = 0.5
-    iou_threshold: float = 0.5
-    max_detections: int = MAX_DETECTIONS
-    classes: Sequence[str] | None = None
-    backend: str = "auto"
-    also: Sequence[str] = ()
-    slices: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("score_threshold", "iou_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 0 to 1")
-        if self.max_detections < 1:
-            raise ValueError(f"max_detections is {self.max_detections}; allowed is 1 or more")
-        for name, values, allowed in (
-            ("iou_types", self.iou_types, IOU_TYPES), ("backend", [self.backend], BACKENDS), ("also", self.also, ALSO)
-        ):  # fmt: skip
-            if unknown := [value for value in values if value not in allowed]:
-                raise ValueError(f"{name} is {unknown[0]!r}; allowed are {', '.join(allowed)}")
-        if "cityscapes" in self.also and "segm" not in self.iou_types:
-            raise ValueError(f"also is 'cityscapes', which needs segm; iou_types is {', '.join(self.iou_types)}")
-        if (self.also or self.slices) and not {"bbox", "segm"} & set(self.iou_types):
-            asked = ", ".join((*self.also, *self.slices))
-            raise ValueError(f"{asked}: these need bbox or segm; iou_types is {', '.join(self.iou_types)}")
-
-    @property
-    def breakdown_type(self) -> str:
-        """The kind of IoU of slices and confusion matrix."""
-        return "segm" if "segm" in self.iou_types else "bbox"
 
 
 @dataclass(frozen=True)
@@ -283,13 +222,13 @@ def measure(
     truth: Truth, table: DetectionTable, coverage: Coverage, settings: EvaluationSettings
 ) -> tuple[Measured, dict[str, Overlaps]]:
     """Matches detections with the truth, and gives the IoU of all pairs by kind of IoU."""
-    overlaps = {kind: find_overlaps(truth, table, kind) for kind in settings.iou_types}
+    overlaps: dict[str, Overlaps] = {kind: find_overlaps(truth, table, kind) for kind in settings.iou_types}
     at = {"iou_threshold": settings.iou_threshold, "score_threshold": settings.score_threshold}
     matches = {kind: match(truth, table, each, **at) for kind, each in overlaps.items() if kind != "keypoints"}
     confusion = None
     if "confusion" in settings.also:
-        kind = settings.breakdown_type
-        confusion = confusion_matrix(truth, table, matches[kind], iou_type=kind, iou_threshold=settings.iou_threshold)
+        by = settings.breakdown_type
+        confusion = confusion_matrix(truth, table, matches[by], iou_type=by, iou_threshold=settings.iou_threshold)
     coco = {kind: match_coco(truth, table, each) for kind, each in overlaps.items()}
     return Measured(coco, matches, coverage, confusion), overlaps
 

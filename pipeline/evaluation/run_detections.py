@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.dataset.types import AnnotatedSet
 from pipeline.evaluation.detections import DetectionTable, to_text
-from pipeline.evaluation.ground_truth import EvaluationError, ImageMatch, Truth, check_categories, match_images
+from pipeline.evaluation.ground_truth import EvaluationError, Truth
 from pipeline.schema import OK
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Coverage:
         num_truths: annotated objects, without crowd regions.
         num_truths_lost: annotated objects on images that failed or are missing.
         num_instances: detections that were measured.
-        num_other_category: detections of categories that the ground truth does not have; left out.
+        num_other_category: detections of categories that are not measured, since the ground truth does not have them or
+            other classes were asked for; left out.
         num_not_labelled: detections of classes that were not annotated on their image; left out.
         num_truths_not_labelled: annotated objects of such classes; left out.
         num_other_size: detections whose image has another size in the ground truth; their masks match nothing.
@@ -56,6 +57,21 @@ class Coverage:
     num_not_labelled: int = 0
     num_truths_not_labelled: int = 0
     num_other_size: int = 0
+
+
+@dataclass(frozen=True)
+class ImageMatch:
+    """Images of a run matched with images of the truth.
+
+    Attributes:
+        truth_id: the truth's image id by the run's `image_id`, for each matched image.
+        missing: file names of the truth that the run does not have.
+        extra: number of images of the run that the truth does not have.
+    """
+
+    truth_id: dict[str, int]
+    missing: tuple[str, ...]
+    extra: int
 
 
 def align(
@@ -78,7 +94,7 @@ def align(
         Detections in the order of the rows. Boxes become XYWH in float64 (x2 - x1 of the float32 values, exactly).
 
     Raises:
-        EvaluationError: see `match_images` and `check_categories`.
+        EvaluationError: see `match_images` and `check_categories`; or an image that stands twice in `images`.
         ValueError: a column is missing.
     """
     needed = [*COLUMNS, *(MASK_COLUMNS if masks else ()), *(["keypoints"] if keypoints else [])]
@@ -91,7 +107,8 @@ def align(
     # Each image id is matched once, and rows refer to it by number: Python strings are the slow part of large runs.
     encoded = rows["image_id"].dictionary_encode().combine_chunks()
     codes, image_ids = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    matched = match_images(image_ids if images is None else images["image_id"], truth.images)
+    _check_unique(images)
+    matched = match_images(image_ids if images is None else images["image_id"], truth)
     _check_classes(rows, truth)
 
     def column(name: str, dtype: type) -> np.ndarray:
@@ -127,6 +144,20 @@ def align(
     )
 
 
+def _check_unique(images: pd.DataFrame | None) -> None:
+    """Checks that no two images of a run have one `image_id`.
+
+    Raises:
+        EvaluationError: two have; the message has their URIs where the table does.
+    """
+    if images is None or not (repeated := images["image_id"].duplicated(keep=False)).any():
+        return
+    image_id = images["image_id"][repeated].iloc[0]
+    rows = images[images["image_id"] == image_id]
+    uris = f", for {' and '.join(map(repr, rows['uri'][:5]))}" if "uri" in rows else ""
+    raise EvaluationError(f"image_id {image_id!r} stands {len(rows)} times among the run's images{uris}")
+
+
 def _check_classes(rows: pa.Table, truth: Truth) -> None:
     """Checks that each category id stands for one class, and for the same class in the run and in the truth.
 
@@ -148,22 +179,17 @@ def _with_truth_sizes(table: DetectionTable, truth: Truth) -> tuple[DetectionTab
 
     Such masks count as detections that match nothing. They are no error, which would stop the evaluation of all others.
     """
-    size_of = {image["id"]: (image["height"], image["width"]) for image in truth.images}
-    image_ids = np.array(sorted(size_of), np.int64)
-    image_sizes = np.array([size_of[image_id] for image_id in image_ids.tolist()], np.int64).reshape(-1, 2)
-    sizes = image_sizes[np.searchsorted(image_ids, table.image_ids)]
+    sizes = truth.image_sizes[truth.index_of(table.image_ids)]
     other_size = np.flatnonzero((sizes != table.sizes).any(axis=1))
     if not len(other_size):
         return table, 0
     from pipeline.masks.rle import runs_to_rle
 
-    counts = [rle["counts"] for rle in table.to_rles()]
+    counts = to_text(table.counts).to_pylist()
     for row in other_size:
         height, width = sizes[row].tolist()
         counts[row] = runs_to_rle([height * width], height, width)
-    return DetectionTable(
-        table.image_ids, table.category_ids, table.scores, table.bboxes, counts, sizes, table.keypoints
-    ), len(other_size)
+    return replace(table, counts=counts, sizes=sizes), len(other_size)
 
 
 def _is_labelled(truth: Truth, image_ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
@@ -183,7 +209,7 @@ def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dic
     """The fields of `Coverage` that count images and annotated objects, by name."""
     failed: Counter[str] = Counter()
     if images is None:
-        ok = {image["id"] for image in truth.images}
+        ok = set(truth.image_ids.tolist())
     else:
         ok = set()
         for image_id, status in zip(images["image_id"], images["status"], strict=True):
@@ -192,14 +218,94 @@ def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dic
                     ok.add(truth_id)
                 else:
                     failed[status] += 1
-    object_images = [entry["image_id"] for entry in truth.annotations if not entry.get("iscrowd", 0)]
+    object_images = truth.annotations.image_ids[~truth.annotations.is_crowd]
     return {
-        "num_images": len(truth.images),
+        "num_images": len(truth.image_ids),
         "num_ok": len(ok),
         "failed": dict(failed),
         "num_missing": 0 if images is None else len(matched.missing),
         "num_extra_images": matched.extra,
         "num_truths": len(object_images),
-        "num_truths_lost": sum(image_id not in ok for image_id in object_images),
+        "num_truths_lost": int((~np.isin(object_images, list(ok))).sum()),
         "num_truths_not_labelled": truth.num_not_labelled,
     }
+
+
+def match_images(image_ids: Iterable[str], truth: Truth) -> ImageMatch:
+    """Matches a run's `image_id` with the truth's file names: by the whole name, or else by the base name.
+
+    A backslash in the truth's name is a slash where the run has no image of the name as it is.
+
+    Args:
+        image_ids: of the run; repetitions are ignored.
+
+    Raises:
+        EvaluationError: several images of one side share a base name and have no whole name in common with the other
+            side (the message lists them), or the two sides have no image in common.
+    """
+    keys = list(dict.fromkeys(image_ids))
+    run_keys = set(keys)
+    truth_id: dict[str, int] = {}
+    unmatched: dict[str, list[tuple[str, int]]] = defaultdict(list)  # of the truth, by base name
+    for file_name, image_id in zip(truth.file_names, truth.image_ids.tolist(), strict=True):
+        name = file_name if file_name in run_keys else file_name.replace("\\", "/")
+        if name in run_keys:
+            truth_id[name] = image_id
+        else:
+            unmatched[_base_name(name)].append((file_name, image_id))
+    keys_of: dict[str, list[str]] = defaultdict(list)  # unmatched ones of the run, by base name
+    for key in keys:
+        if key not in truth_id:
+            keys_of[_base_name(key)].append(key)
+    missing = []
+    for base, images in unmatched.items():
+        names = [name for name, _ in images]
+        candidates = keys_of.get(base, [])
+        if not candidates:
+            missing += names
+        elif len(candidates) > 1 or len(images) > 1:
+            raise EvaluationError(
+                f"images cannot be matched by base name: {base!r} is {_listing(candidates)} in the run and "
+                f"{_listing(names)} in the ground truth"
+            )
+        else:
+            truth_id[candidates[0]] = images[0][1]
+    if keys and truth.file_names and not truth_id:
+        raise EvaluationError(
+            f"the run and the ground truth have no image in common: the run has e.g. {keys[0]!r}, the ground truth "
+            f"{truth.file_names[0]!r}"
+        )
+    return ImageMatch(truth_id, tuple(missing), len(keys) - len(truth_id))
+
+
+def check_categories(run: Mapping[int, str], truth: Mapping[int, str]) -> None:
+    """Checks that a category id means the same class in the run and in the truth.
+
+    Args:
+        run, truth: category names by id. Categories that only one side has are no clash.
+
+    Raises:
+        EvaluationError: an id has two names, or a name has two ids.
+    """
+    ids = {name: number for number, name in truth.items()}
+    clashes = [
+        f"{number} is {name!r} in the run and {truth[number]!r} in the ground truth"
+        for number, name in run.items()
+        if number in truth and name != truth[number]
+    ]
+    clashes += [
+        f"{name!r} is {number} in the run and {ids[name]} in the ground truth"
+        for number, name in run.items()
+        if number not in truth and name in ids
+    ]
+    if clashes:
+        raise EvaluationError("category ids do not agree: " + "; ".join(clashes[:10]))
+
+
+def _base_name(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _listing(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

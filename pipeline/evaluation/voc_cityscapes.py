@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth
-from pipeline.evaluation.matching import iter_pairs
+from pipeline.evaluation.iou import Overlaps
 from pipeline.masks.rle import rle_areas
 
 VOC_METHODS = ("area", "11point")
@@ -17,14 +17,9 @@ CITYSCAPES_THRESHOLDS = tuple(np.arange(0.5, 1.0, 0.05).round(2).tolist())
 
 
 def voc_ap(
-    truth: Truth,
-    detections: DetectionTable,
-    *,
-    iou_type: str = "bbox",
-    iou_threshold: float = 0.5,
-    method: str = "area",
-) -> dict[int | None, float]:
-    """Pascal VOC's AP of each category, and their mean under None.
+    truth: Truth, detections: DetectionTable, overlaps: Overlaps, *, iou_threshold: float = 0.5
+) -> dict[int | None, dict[str, float]]:
+    """Pascal VOC's AP of each category, and their means under None.
 
     A detection is assigned to the object of its class that it overlaps most, whether that is taken or not; a second
     detection of an object is a false positive. Crowd regions count as VOC's "difficult" objects: neither as found nor
@@ -32,63 +27,43 @@ def voc_ap(
     worth.
 
     Args:
-        iou_type: bbox or segm.
+        overlaps: of the same detections and truth, of boxes or masks.
         iou_threshold: the least IoU of a true positive.
-        method: "area" under the interpolated curve (VOC 2010 on), or "11point" (VOC 2007).
 
     Returns:
-        AP 0..1 by category id; NaN for a category without objects, 0 where nothing was detected.
-
-    Raises:
-        ValueError: another method or iou_type.
+        By category id `VOC_AP`, the area under the interpolated curve (VOC 2010 on), and `VOC_AP_11point` (VOC 2007),
+        0..1; NaN for a category without objects, 0 where nothing was detected.
 
     Source: Everingham et al., The Pascal Visual Object Classes Challenge (2010), section 4.2; VOC devkit, VOCevaldet.m.
     """
-    if method not in VOC_METHODS:
-        raise ValueError(f"method is {method!r}; allowed are {', '.join(VOC_METHODS)}")
-    return _voc_aps(truth, detections, _voc_states(truth, detections, iou_type, iou_threshold), method)
-
-
-def voc_figures(
-    truth: Truth, detections: DetectionTable, *, iou_type: str = "bbox", iou_threshold: float = 0.5
-) -> dict[int | None, dict[str, float]]:
-    """`voc_ap` by both methods from one matching.
-
-    Returns:
-        `VOC_AP` (area) and `VOC_AP_11point` by category id, and their means under None.
-
-    Raises:
-        ValueError: another iou_type.
-    """
-    states = _voc_states(truth, detections, iou_type, iou_threshold)
-    area, points = (_voc_aps(truth, detections, states, method) for method in VOC_METHODS)
+    state = _voc_states(overlaps, len(detections), iou_threshold)
+    area, points = (_voc_aps(truth, detections, overlaps, state, method) for method in VOC_METHODS)
     return {number: {"VOC_AP": area[number], "VOC_AP_11point": points[number]} for number in area}
 
 
-def _voc_states(truth: Truth, detections: DetectionTable, iou_type: str, iou_threshold: float) -> np.ndarray:
-    """int8 [N]: 1 for a true positive, 0 for a false positive, -1 for a detection on a crowd region."""
-    category_of, crowd = truth.category_ids, truth.is_crowd
-    state = np.full(len(detections), -1, np.int8)
-    for pairs in iter_pairs(truth, detections, iou_type):
+def _voc_states(overlaps: Overlaps, num: int, iou_threshold: float) -> np.ndarray:
+    """int8 [num]: 1 for a true positive, 0 for a false positive, -1 for a detection on a region or in no group."""
+    state = np.full(num, -1, np.int8)
+    state[overlaps.groups.rows] = 0
+    groups = overlaps.groups
+    for group in np.flatnonzero(groups.end > groups.first).tolist():
+        truths = groups.truths[groups.first[group] : groups.end[group]]
+        rows = groups.rows[groups.starts[group] : groups.starts[group + 1]]  # best first
         taken: set[int] = set()
-        labels = detections.category_ids[pairs.rows]
-        for at, row in enumerate(pairs.rows):  # best first
-            columns = np.flatnonzero(category_of[pairs.truths] == labels[at])
-            state[row] = 0
-            if len(columns):
-                best = columns[int(np.argmax(pairs.ious[at, columns]))]
-                if pairs.ious[at, best] >= iou_threshold:
-                    index = int(pairs.truths[best])
-                    state[row] = -1 if crowd[index] else int(index not in taken)
-                    taken.add(index)
+        for row, ious in zip(rows.tolist(), overlaps.block(group), strict=True):
+            best = int(np.argmax(ious))
+            if ious[best] >= iou_threshold:
+                state[row] = -1 if overlaps.regions[truths[best]] else int(best not in taken)
+                taken.add(best)
     return state
 
 
-def _voc_aps(truth: Truth, detections: DetectionTable, state: np.ndarray, method: str) -> dict[int | None, float]:
-    category_of, crowd = truth.category_ids, truth.is_crowd
+def _voc_aps(
+    truth: Truth, detections: DetectionTable, overlaps: Overlaps, state: np.ndarray, method: str
+) -> dict[int | None, float]:
     result: dict[int | None, float] = {}
     for number in truth.names:
-        num_objects = int((~crowd & (category_of == number)).sum())
+        num_objects = int((~overlaps.regions & (truth.annotations.category_ids == number)).sum())
         rows = np.flatnonzero((detections.category_ids == number) & (state >= 0))
         rows = rows[np.argsort(-detections.scores[rows], kind="stable")]
         result[number] = _voc_curve_ap(state[rows] == 1, num_objects, method) if num_objects else float("nan")
@@ -111,6 +86,7 @@ def _voc_curve_ap(hits: np.ndarray, num_objects: int, method: str) -> float:
 def cityscapes_ap(
     truth: Truth,
     detections: DetectionTable,
+    overlaps: Overlaps,
     *,
     thresholds: Sequence[float] = CITYSCAPES_THRESHOLDS,
     min_region_px: int = 100,
@@ -123,19 +99,17 @@ def cityscapes_ap(
     smaller than `min_region_px`.
 
     Args:
+        overlaps: of the same detections and truth, of masks.
         thresholds: of the IoU; `AP` is the mean over them, and `AP50` is there if 0.5 is one of them.
         min_region_px: least area of an object that counts, in pixels.
 
     Returns:
         `AP` and `AP50` by category id, and their means under None; NaN for a category without objects.
 
-    Raises:
-        ValueError: detections without masks.
-
     Source: Cordts et al., The Cityscapes Dataset (2016), section 4.3; cityscapesScripts,
     evalInstanceLevelSemanticLabeling.py.
     """
-    cells = _cityscapes_cells(truth, detections, min_region_px)
+    cells = _cityscapes_cells(truth, detections, overlaps, min_region_px)
     result: dict[int | None, dict[str, float]] = {}
     for number in truth.names:
         values = {threshold: _cityscapes_class(cells[number], threshold) for threshold in thresholds}
@@ -165,24 +139,29 @@ class _Cell:
     counts: np.ndarray
 
 
-def _cityscapes_cells(truth: Truth, detections: DetectionTable, min_region_px: int) -> dict[int, list[_Cell]]:
-    category_of, crowd = truth.category_ids, truth.is_crowd
-    detection_areas, truth_areas = _mask_areas(truth, detections)
+def _cityscapes_cells(
+    truth: Truth, detections: DetectionTable, overlaps: Overlaps, min_region_px: int
+) -> dict[int, list[_Cell]]:
+    groups, category_ids = overlaps.groups, overlaps.category_ids.tolist()
+    truth_areas = rle_areas(truth.rles).astype(np.float64)
+    counts = ~overlaps.regions & (truth_areas >= min_region_px)
     cells: dict[int, list[_Cell]] = {number: [] for number in truth.names}
-    for pairs in iter_pairs(truth, detections, "segm"):
-        row_classes, truth_classes = detections.category_ids[pairs.rows], category_of[pairs.truths]
-        for number in np.union1d(row_classes, truth_classes).tolist():
-            if number not in cells:
-                continue
-            of_class, columns = np.flatnonzero(row_classes == number), np.flatnonzero(truth_classes == number)
-            rows, truths = pairs.rows[of_class], pairs.truths[columns]
-            areas, regions = detection_areas[rows], truth_areas[truths]
-            shared = _intersections(pairs.ious[np.ix_(of_class, columns)], areas, regions, crowd[truths])
-            # The true IoU with crowd regions too: a detection that matches one is no false positive.
-            union = areas[:, None] + regions[None] - shared
-            ious = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-            counts = ~crowd[truths] & (regions >= min_region_px)
-            cells[number].append(_Cell(detections.scores[rows], areas, shared, ious, counts))
+    has_detections = np.zeros(len(counts), bool)
+    for group, category in enumerate(overlaps.categories.tolist()):
+        of_group = slice(groups.starts[group], groups.starts[group + 1])
+        truths = groups.truths[groups.first[group] : groups.end[group]]
+        has_detections[truths] = True
+        areas, regions = overlaps.areas[of_group], truth_areas[truths]
+        shared = _intersections(overlaps.block(group), areas, regions, overlaps.regions[truths])
+        # The true IoU with crowd regions too: a detection that matches one is no false positive.
+        union = areas[:, None] + regions[None] - shared
+        ious = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+        scores = detections.scores[groups.rows[of_group]]
+        cells[category_ids[category]].append(_Cell(scores, areas, shared, ious, counts[truths]))
+    for number in truth.names:  # objects on images without a detection of their class
+        alone = counts[~has_detections & (truth.annotations.category_ids == number)]
+        nothing = np.zeros((0, len(alone)))
+        cells[number].append(_Cell(np.zeros(0), np.zeros(0), nothing, nothing, alone))
     return cells
 
 
@@ -233,15 +212,6 @@ def _intersections(ious: np.ndarray, areas: np.ndarray, regions: np.ndarray, cro
     """
     shared = np.where(crowd[None], ious * areas[:, None], ious * (areas[:, None] + regions[None]) / (1 + ious))
     return np.round(shared)
-
-
-def _mask_areas(truth: Truth, detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of the detections' and of the annotations' masks, float64 [N] and [G]."""
-    if detections.counts is None:
-        raise ValueError("Cityscapes' AP needs masks; load the instances with rle_counts")
-    truth_areas = rle_areas([rle["counts"] for rle in truth.rles])
-    detection_areas = rle_areas([rle["counts"] for rle in detections.to_rles()])
-    return detection_areas.astype(np.float64), truth_areas.astype(np.float64)
 
 
 def _mean(values: Iterable[float]) -> float:

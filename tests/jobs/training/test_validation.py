@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.training.validation import FIGURES, Validation, evaluate_shares
+from jobs.training.validation import FIGURES, Validation, evaluate_shares, validation_truth
 from model.network import build_model
 from model.training.train_step import WorkerRank
 from pipeline.dataset.formats.reading import load_annotations
@@ -32,7 +32,7 @@ def as_detected(annotated: AnnotatedSet, image: AnnotatedImage, score: float = 0
     num = len(masks)
     categories = [annotated.categories[instance.label - 1] for instance in image.instances]
     return {
-        "image_id": [image.file_name] * num,
+        "image_id": [image.path] * num,
         "instance": list(range(num)),
         "category_id": [category.id for category in categories],
         "category": [category.name for category in categories],
@@ -48,7 +48,7 @@ def as_detected(annotated: AnnotatedSet, image: AnnotatedImage, score: float = 0
 
 def test_the_annotated_objects_themselves_are_perfect(annotated: AnnotatedSet) -> None:
     detected = [as_detected(annotated, image) for image in annotated.images if image.instances]
-    figures = evaluate_shares([detected[::2], detected[1::2]], annotated)
+    figures = evaluate_shares([detected[::2], detected[1::2]], validation_truth(annotated))
     assert figures == pytest.approx(dict.fromkeys((*FIGURES, "accuracy"), 1.0))
 
 
@@ -57,19 +57,19 @@ def test_accuracy_counts_objects_that_were_missed_and_made_up(annotated: Annotat
     half = len(images) // 2
     detected = [as_detected(annotated, image) for image in images[:half]]
     found, missed = (sum(len(image.instances) for image in part) for part in (images[:half], images[half:]))
-    assert evaluate_shares([detected], annotated)["accuracy"] == pytest.approx(found / (found + missed))
+    assert evaluate_shares([detected], validation_truth(annotated))["accuracy"] == pytest.approx(found / (found + missed))
     twice = [{name: column * 2 for name, column in columns.items()} for columns in detected]
     for columns in twice:
         columns["instance"] = list(range(len(columns["instance"])))
-    assert evaluate_shares([twice], annotated)["accuracy"] == pytest.approx(found / (2 * found + missed))
+    assert evaluate_shares([twice], validation_truth(annotated))["accuracy"] == pytest.approx(found / (2 * found + missed))
     low = [as_detected(annotated, image, score=0.4) for image in images]
-    figures = evaluate_shares([low], annotated)
+    figures = evaluate_shares([low], validation_truth(annotated))
     assert figures["accuracy"] == 0 and figures["segm_AP"] == pytest.approx(1.0)
     assert "mean_iou" not in figures  # of no pair at all
 
 
 def test_without_any_detection_every_figure_is_0(annotated: AnnotatedSet) -> None:
-    assert evaluate_shares([[], []], annotated) == dict.fromkeys((*FIGURES, "accuracy"), 0.0)
+    assert evaluate_shares([[], []], validation_truth(annotated)) == dict.fromkeys((*FIGURES, "accuracy"), 0.0)
 
 
 def test_the_shares_of_two_workers_are_those_of_one_and_broken_photos_are_left_out(
@@ -90,7 +90,7 @@ def test_the_shares_of_two_workers_are_those_of_one_and_broken_photos_are_left_o
             return {columns["image_id"][0]: columns for columns in validation.predict(model)}
 
     alone = predict(0, 1)
-    assert len(alone) > 5 and broken.file_name not in alone
+    assert len(alone) > 5 and broken.path not in alone
     first, second = predict(0, 2), predict(1, 2, batch_size=1, num_processes=1)
     assert not first.keys() & second.keys() and first.keys() | second.keys() == alone.keys()
     for name, columns in {**first, **second}.items():

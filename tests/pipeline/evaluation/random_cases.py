@@ -15,11 +15,11 @@ SIZE = (40, 50)  # height, width of every image
 
 
 def rle_of(box: np.ndarray) -> dict[str, Any]:
-    """A full rectangle (XYWH, whole pixels) as COCO's compressed RLE, its counts as bytes."""
+    """A full rectangle (XYWH, whole pixels) as COCO's compressed RLE."""
     x, y, w, h = box.tolist()
     mask = np.zeros(SIZE, np.uint8, order="F")
     mask[y : y + h, x : x + w] = 1
-    return coco_mask.encode(mask)
+    return {"size": list(SIZE), "counts": coco_mask.encode(mask)["counts"].decode()}
 
 
 def polygon_of(box: np.ndarray) -> list[float]:
@@ -41,8 +41,7 @@ def random_case(seed: int, num_detections: int = 400) -> tuple[Truth, DetectionT
 
     segmentations: list[Callable[[np.ndarray], Any]] = [
         lambda box: [polygon_of(box)],
-        lambda box: rle_of(box),
-        lambda box: {**rle_of(box), "counts": rle_of(box)["counts"].decode()},
+        rle_of,
         lambda box: [polygon_of(box), polygon_of(box + [3, 2, 0, 0])],
         lambda box: {"size": list(SIZE), "counts": [0, SIZE[0] * 3, SIZE[0] * (SIZE[1] - 3)]},
     ]
@@ -59,7 +58,8 @@ def random_case(seed: int, num_detections: int = 400) -> tuple[Truth, DetectionT
         for number, box in enumerate(boxes(60))
     ]
     images = [{"id": i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]} for i in image_ids]
-    truth = Truth(images, annotations, [{"id": i, "name": f"class {i}"} for i in (3, 1, 2)])
+    categories = [{"id": i, "name": f"class {i}"} for i in (3, 1, 2)]
+    truth = Truth.from_coco({"images": images, "annotations": annotations, "categories": categories})
     detected = boxes(num_detections)
     return truth, DetectionTable(
         rng.choice(image_ids, num_detections).astype(np.int64),

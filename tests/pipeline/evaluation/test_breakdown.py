@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.breakdown import BACKGROUND, confusion_matrix, evaluate_slices, size_figures, slice_images
+from pipeline.evaluation.breakdown import BACKGROUND, confusion_matrix, size_figures, slice_images
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.run_detections import align
+from tests.pipeline.evaluation.test_matching import matched
 
 
 @pytest.fixture
@@ -21,7 +22,8 @@ def parts(drawn_run, frames):
 
 
 def test_the_confusion_matrix_adds_up_to_the_figures(drawn_run, frames, parts):
-    matrix = confusion_matrix(*parts, score_threshold=0.3)
+    matches = matched(*parts, score_threshold=0.3)
+    matrix = confusion_matrix(*parts, matches, iou_type="segm", iou_threshold=0.5)
     instances, images = frames
     metrics = evaluate(instances, images, drawn_run.truth, score_threshold=0.3)
     names = [c.name for c in drawn_run.truth.categories]
@@ -38,13 +40,14 @@ def test_detections_on_crowd_regions_are_in_no_cell(drawn_run, frames):
     for entry in content["annotations"]:
         entry["iscrowd"] = 1
     truth = Truth.from_coco(content)
-    matrix = confusion_matrix(truth, align(frames[0], None, truth)[0], score_threshold=0.0)
+    table = align(frames[0], None, truth)[0]
+    matrix = confusion_matrix(truth, table, matched(truth, table), iou_type="segm", iou_threshold=0.5)
     assert matrix.drop(index=BACKGROUND).to_numpy().sum() == 0
     assert 0 < matrix.loc[BACKGROUND].sum() < len(frames[0])
 
 
 def test_sizes_add_up(parts, drawn_run, frames):
-    sizes = size_figures(*parts)
+    sizes = size_figures(parts[0], matched(*parts, score_threshold=0.5))
     instances, images = frames
     metrics = evaluate(instances, images, drawn_run.truth)
     assert sizes["objects"].sum() == drawn_run.truth.num_instances
@@ -56,7 +59,7 @@ def test_slices_share_out_all_images(parts, frames):
     for by in ("crowding", "overlap", "height", "shard", "status", "exif_orientation"):
         slices = slice_images(truth, by, frames[1])
         listed = sorted(image for images in slices.values() for image in images)
-        assert listed == sorted(image["id"] for image in truth.images), by
+        assert listed == sorted(truth.image_ids.tolist()), by
     assert set(slice_images(truth, "status", frames[1])) == {"ok", "corrupt"}
     with pytest.raises(ValueError, match="sliced by 'colour'; allowed are crowding, overlap, image_id"):
         slice_images(truth, "colour", frames[1])
@@ -68,7 +71,11 @@ def test_columns_of_many_values_become_few_slices(parts, frames):
     many = images.assign(height=np.arange(len(images)), etag=[f"e{n}" for n in range(len(images))])
     many = pd.concat([many] * 5, ignore_index=True)
     many["image_id"] = [f"{n}.jpg" for n in range(40)]
-    of_41 = Truth([{"id": n, "file_name": f"{n}.jpg"} for n in range(41)], [], truth.categories)
+    of_41 = Truth.from_coco({
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 9, "width": 9} for n in range(41)],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "x"}],
+    })  # fmt: skip
     assert set(slice_images(of_41, "height", many.assign(height=range(40)))) == {
         "0 to 9.75", "9.75 to 19.5", "19.5 to 29.25", "29.25 to 39", "not in the run",
     }  # fmt: skip
@@ -78,8 +85,8 @@ def test_columns_of_many_values_become_few_slices(parts, frames):
 
 def test_a_slice_has_the_figures_of_a_run_of_its_images_alone(drawn_run, frames):
     instances, images = frames
-    table = evaluate_slices(instances, images, drawn_run.truth, "shard")
-    whole = evaluate(instances, images, drawn_run.truth)
+    whole = evaluate(instances, images, drawn_run.truth, slices=["shard"])
+    table = whole.slices["shard"]
     assert table.loc[0, "slice"] == "all" and table.loc[0, "AP"] == whole.overall("segm", "AP")
     shard = images["shard"].iloc[0]
     names = set(images.loc[images["shard"] == shard, "image_id"])

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.compare import check_gates, compare, match_run
-from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.coco import CocoMatches, match_coco
+from pipeline.evaluation.compare import check_gates, compare
+from pipeline.evaluation.ground_truth import EvaluationError, Truth
+from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.run_detections import align
 
@@ -28,11 +30,16 @@ def crowded(drawn_run) -> dict:
     return content
 
 
+def match_run(content: dict, instances: pd.DataFrame, iou_type: str) -> CocoMatches:
+    truth = Truth.from_coco(content)
+    table = align(instances, None, truth)[0]
+    return match_coco(truth, table, find_overlaps(truth, table, iou_type))
+
+
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_the_ap_of_all_images_is_cocos(drawn_run, frames, iou_type):
     content = crowded(drawn_run)
-    truth = Truth.from_coco(content)
-    got = match_run(truth, align(frames[0], None, truth)[0], iou_type).average_precision()
+    got = match_run(content, frames[0], iou_type).average_precision()
     want = evaluate(frames[0], None, content, iou_types=[iou_type], backend="pycocotools")
     assert got[None] == pytest.approx(want.overall(iou_type, "AP"), abs=1e-12)
     for number, figures in want.coco[iou_type].by_category().items():
@@ -56,8 +63,7 @@ def test_a_weight_equals_copies_of_the_image(drawn_run, frames):
             rows = frames[0][frames[0]["image_id"] == image["file_name"]]
             instances.append(rows.assign(image_id=new["file_name"]))
     want = evaluate(pd.concat(instances), None, repeated, iou_types=["segm"], backend="pycocotools")
-    truth = Truth.from_coco(content)
-    got = match_run(truth, align(frames[0], None, truth)[0], "segm").average_precision(weights)
+    got = match_run(content, frames[0], "segm").average_precision(weights=weights)
     assert got[None] == pytest.approx(want.overall("segm", "AP"), abs=1e-12)
 
 
@@ -79,7 +85,7 @@ def test_a_worse_run_is_found_out_with_its_worst_images_first(drawn_run, frames)
     back = compare(worse, instances, drawn_run.truth, num_resamples=100)
     assert back.interval == pytest.approx((-got.interval[1], -got.interval[0]))
     assert got.by_category["difference"].is_monotonic_increasing
-    with pytest.raises(ValueError, match="confidence is 95"):
+    with pytest.raises(ValueError, match="confidence is 95; it must be less than 1"):
         compare(instances, worse, drawn_run.truth, confidence=95)
 
 
@@ -92,6 +98,26 @@ def test_the_interval_covers_what_it_should(drawn_run, frames):
         first, second = (instances[rng.random(len(instances)) < 0.7] for _ in range(2))
         verdicts.append(compare(first, second, drawn_run.truth, num_resamples=60).is_significant)
     assert sum(verdicts) <= 4
+
+
+def test_images_that_one_run_lacks_are_named_and_left_out_unless_told_otherwise(drawn_run, frames):
+    instances, images = frames
+    lacking = images["image_id"].iloc[[1, 2]].tolist()
+    fewer = images[~images["image_id"].isin(lacking)], instances[~instances["image_id"].isin(lacking)]
+    tables = {"images_a": images, "images_b": fewer[0], "num_resamples": 0}
+    got = compare(instances, fewer[1], drawn_run.truth, **tables)
+    assert got.missing_a == () and got.missing_b == tuple(lacking)
+    assert got.difference == 0 and len(got.images) == 6, "on the images of both the runs are equal"
+    assert got.notes[0] == (
+        f"run b lacks 2 of 8 images of the ground truth ({lacking[0]}, {lacking[1]}); only images that both runs have "
+        "are compared"
+    )
+    everything = compare(instances, fewer[1], drawn_run.truth, only_common=False, **tables)
+    assert everything.difference < 0 and len(everything.images) == 8
+    assert "their objects count as missed" in everything.notes[0]
+    others = images[images["image_id"].isin(lacking)]
+    with pytest.raises(EvaluationError, match="no image of the ground truth in common"):
+        compare(instances, instances, drawn_run.truth, images_a=others, images_b=fewer[0])
 
 
 def test_gates_say_why(drawn_run, frames):

@@ -10,13 +10,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.evaluation.coco import evaluate_results
 from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.metrics import evaluate, evaluate_run
 from pipeline.evaluation.run_detections import align
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.tables import load_instances
-from tests.pipeline.evaluation.coco_results import results_of
+from tests.pipeline.evaluation.coco_results import pycocotools, results_of
 from tests.pipeline.made_run import image_row, instance_row
 
 
@@ -26,7 +26,7 @@ def test_a_run_gives_the_figures_of_pycocotools(drawn_run, backend):
     instances = load_instances(drawn_run.uri)
     for iou_type in ("bbox", "segm"):
         results = results_of(instances, drawn_run.coco, iou_type)
-        want = evaluate_results(drawn_run.coco, results, iou_type, backend="pycocotools")
+        want = pycocotools(drawn_run.coco, results, iou_type)
         np.testing.assert_allclose(metrics.coco[iou_type].stats, want.stats, rtol=0, atol=1e-12)
         assert 0.1 < want.stats[0] < 0.9
         assert metrics.coco[iou_type].backend == backend
@@ -72,9 +72,7 @@ def test_threshold_figures_agree_with_counting_by_hand(drawn_run):
 def test_equal_scores_keep_the_order_of_the_table(drawn_run):
     instances = load_instances(drawn_run.uri).assign(score=np.float32(0.5))
     for frame in (instances, instances.iloc[::-1]):
-        want = evaluate_results(
-            drawn_run.coco, results_of(frame, drawn_run.coco, "segm"), "segm", backend="pycocotools"
-        )
+        want = pycocotools(drawn_run.coco, results_of(frame, drawn_run.coco, "segm"), "segm")
         got = evaluate(frame, None, drawn_run.coco, iou_types=["segm"])
         np.testing.assert_array_equal(got.coco["segm"].stats, want.stats)
 
@@ -192,7 +190,7 @@ def test_keypoints_are_evaluated_from_the_table(drawn_run, frames):
         }
         for row in instances.itertuples()
     ]
-    want = evaluate_results(content, results, "keypoints", backend="pycocotools")
+    want = pycocotools(content, results, "keypoints")
     np.testing.assert_allclose(got.coco["keypoints"].stats, want.stats, rtol=0, atol=1e-12)
     assert 0 < want.stats[0] < 1
     assert "AR50" in set(got.to_frame()["metric"])
@@ -204,11 +202,13 @@ def test_voc_cityscapes_confusion_and_slices_are_measured_where_asked_for(drawn_
     metrics = evaluate(instances, images, drawn_run.truth, also=also, slices=slices)
     truth = Truth.load(drawn_run.truth)
     table, _ = align(instances, images, truth)
-    assert metrics.overall("bbox", "VOC_AP") == voc_ap(truth, table)[None]
-    assert metrics.overall("segm", "VOC_AP_11point") == voc_ap(truth, table, iou_type="segm", method="11point")[None]
-    assert metrics.overall("segm", "Cityscapes_AP50") == cityscapes_ap(truth, table)[None]["AP50"]
+    boxes, masks = (find_overlaps(truth, table, kind) for kind in ("bbox", "segm"))
+    voc = voc_ap(truth, table, boxes)
+    assert metrics.overall("bbox", "VOC_AP") == voc[None]["VOC_AP"]
+    assert metrics.overall("segm", "VOC_AP_11point") == voc_ap(truth, table, masks)[None]["VOC_AP_11point"]
+    assert metrics.overall("segm", "Cityscapes_AP50") == cityscapes_ap(truth, table, masks)[None]["AP50"]
     plain = json.loads(json.dumps(metrics.to_dict()))
-    assert plain["by_category"]["bbox"]["circle"]["VOC_AP"] == voc_ap(truth, table)[10]
+    assert plain["by_category"]["bbox"]["circle"]["VOC_AP"] == voc[10]["VOC_AP"]
     counts = np.array(plain["confusion"]["counts"])
     assert counts.trace() == metrics.overall("segm", "true_positives")
     assert [table["by"] for table in plain["slices"]] == slices
@@ -222,8 +222,8 @@ def test_voc_cityscapes_confusion_and_slices_are_measured_where_asked_for(drawn_
     ("asked", "message"),
     [
         ({"also": ["voc2"]}, "also is 'voc2'; allowed are voc, cityscapes, confusion"),
-        ({"also": ["cityscapes"], "iou_types": ["bbox"]}, "needs segm; iou_types is bbox"),
-        ({"slices": ["size"], "iou_types": ["keypoints"]}, "size: these need bbox or segm"),
+        ({"also": ["cityscapes"], "iou_types": ["bbox"]}, "which measures masks; iou_types is \\['bbox'\\]"),
+        ({"slices": ["size"], "iou_types": ["keypoints"]}, "must have 'bbox' or 'segm'"),
         ({"slices": ["weather"]}, "cannot be sliced by 'weather'; allowed are crowding, overlap, image_id"),
     ],
 )

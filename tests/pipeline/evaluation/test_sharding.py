@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.evaluation.ground_truth import EvaluationError, Truth
+from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import Metrics, evaluate_run
-from pipeline.evaluation.sharding import check_can_be_shared, measure_share, merge_shares, share_out
+from pipeline.evaluation.settings import EvaluationSettings
+from pipeline.evaluation.sharding import measure_share, merge_shares, share_out
 from pipeline.manifest import open_run
 
 THRESHOLDS: dict[str, Any] = {"score_threshold": 0.3, "iou_threshold": 0.5}
@@ -24,8 +25,9 @@ def in_shares(
     run = open_run(uri)
     shares = share_out(run, truth, num_shares)
     shares = shares[::-1] if is_reversed else shares
-    measured = [measure_share(run, share, iou_types=("bbox", "segm"), also=also, **THRESHOLDS) for share in shares]
-    return merge_shares(run, truth, shares, measured, **THRESHOLDS)
+    settings = EvaluationSettings(also=also, **THRESHOLDS)
+    measured = [measure_share(run, share, settings) for share in shares]
+    return merge_shares(run, truth, shares, measured, settings)
 
 
 def check_same(got: Metrics, want: Metrics) -> None:
@@ -65,18 +67,24 @@ def test_a_share_needs_its_own_files_and_no_others(drawn_run, tmp_path):
     run = open_run(str(folder))
     first, *others = share_out(run, Truth.load(drawn_run.truth), 3)
     assert [len(share.files) for share in (first, *others)] == [1, 1, 1]
-    assert sorted(image["id"] for share in (first, *others) for image in share.truth.images) == list(range(1, 9))
+    assert sorted(i for share in (first, *others) for i in share.truth.image_ids.tolist()) == list(range(1, 9))
     for share in others:
         (folder / share.files[0].instances.key).unlink()
-    measured = measure_share(run, first, iou_types=("bbox",), **THRESHOLDS)
-    assert measured.coverage.num_images == len(first.truth.images) and measured.coverage.num_instances > 0
+    measured = measure_share(run, first, EvaluationSettings(iou_types=("bbox",)))
+    assert measured.coverage.num_images == len(first.truth.image_ids) and measured.coverage.num_instances > 0
     with pytest.raises(FileNotFoundError):
-        measure_share(run, others[0], iou_types=("bbox",), **THRESHOLDS)
+        measure_share(run, others[0], EvaluationSettings(iou_types=("bbox",)))
 
 
-def test_an_odd_truth_is_not_shared_out(drawn_run):
+def test_odd_annotations_and_detections_are_noted_once_whatever_the_shares(drawn_run):
     content = drawn_run.coco
-    check_can_be_shared(Truth.from_coco(content), ("bbox", "segm"))
-    del content["annotations"][0]["iscrowd"]
-    with pytest.raises(EvaluationError, match="measured whole, by pycocotools"):
-        check_can_be_shared(Truth.from_coco(content), ("bbox",))
+    for entry in content["annotations"][::4]:
+        entry["segmentation"] = [[1, 1, 9, 9]]
+    truth = Truth.from_coco(content)
+    want = evaluate_run(drawn_run.uri, truth, max_detections=1, **THRESHOLDS)
+    assert any("annotations are ignore regions" in note for note in want.notes)
+    assert any("counts the best 1 detections" in note for note in want.notes)
+    run = open_run(drawn_run.uri)
+    settings = EvaluationSettings(max_detections=1, **THRESHOLDS)
+    shares = share_out(run, truth, 3)
+    check_same(merge_shares(run, truth, shares, [measure_share(run, s, settings) for s in shares], settings), want)
