@@ -50,6 +50,7 @@ def test_every_output_is_where_the_readme_says(finished: tuple[Path, list[str]])
     assert len(pd.read_parquet(out / "evaluation" / "metrics.parquet")) > 10
 
 
+@pytest.mark.long
 def test_a_second_call_repeats_no_step(finished: tuple[Path, list[str]]) -> None:
     out, lines = finished
     kept = [*out.glob("model/*"), *out.glob("*run/**/*.parquet"), *out.glob("training/checkpoints/*/*")]

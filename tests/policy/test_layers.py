@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,13 @@ ROOM_PATHS = [[room] for room in ROOMS]
 MAX_MODULES = 15  # in a folder
 
 
-def runtime_imports(path: Path) -> set[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def runtime_imports(path: Path) -> frozenset[str]:
     """Every module a file imports when it runs, late imports too; `if TYPE_CHECKING:` blocks do not count."""
     found: set[str] = set()
 
@@ -38,8 +45,8 @@ def runtime_imports(path: Path) -> set[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text()))
-    return found
+    visit(parsed(path))
+    return frozenset(found)
 
 
 def imports_of(path: Path, *packages: str) -> list[str]:
@@ -108,7 +115,7 @@ def circles_of(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = {name: (runtime_imports(path) & MODULES.keys()) - {name} for name, path in MODULES.items()}
+    graph = {name: set(runtime_imports(path) & MODULES.keys()) - {name} for name, path in MODULES.items()}
     # `from package import module` names the package too; its own file counts only where something else is taken of it.
     for name, path in MODULES.items():
         graph[name] -= {package for package in graph[name] if not _takes_from(path, package)}
@@ -117,7 +124,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def _takes_from(path: Path, module: str) -> bool:
     """Whether a file imports a name of this very module, not only modules below it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module == module:
             if any(f"{module}.{alias.name}" not in MODULES for alias in node.names):
                 return True
@@ -147,14 +154,14 @@ def test_model_and_ground_floor_import_without_ray() -> None:
 def test_nothing_prints_or_exits_outside_jobs(path: Path) -> None:
     if path.relative_to(ROOT).parts[0] == "jobs" or path.name in PROGRAMS:
         return
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
     names = {ast.unparse(call.func) for call in calls}
     assert not names & {"print", "sys.exit", "exit", "quit", "os._exit"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_every_module_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text())), "a module starts with a docstring"
+    assert ast.get_docstring(parsed(path)), "a module starts with a docstring"
     assert path.stem not in ("utils", "util", "common", "helpers", "misc")
 
 

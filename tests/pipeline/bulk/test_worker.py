@@ -52,6 +52,7 @@ def segment_with(
     return pd.read_parquet(out / "images").set_index("image_id")
 
 
+@pytest.mark.long
 def test_an_image_that_kills_its_worker_costs_one_row(ten_photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     images = segment_with(DeadlyPredictor, DEADLY, ten_photos, tiny_checkpoint, tmp_path / "run")
     assert images.loc["2.png", "status"] == "predict_failed" and "died" in images.loc["2.png", "error"]
