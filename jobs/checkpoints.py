@@ -1,25 +1,44 @@
-"""Checkpoints and weights by URI: finds the newest complete checkpoint, and fetches what lies in a bucket."""
+"""Checkpoints and weights by URI: a folder, the newest of a training, published weights; fetched from buckets."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
 from jobs.training.output import TrainingOutput
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.presets import PUBLISHED
-from pipeline.storage.cache import local_file, local_folder
+from model.weights.published import checkpoint_from_weights, is_published_name, is_weights_file
+from pipeline.manifest import sha256_of
+from pipeline.storage.base import StorageSettings
+from pipeline.storage.cache import cached_folder, local_file, local_folder
 from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import is_local
+from pipeline.storage.uri import is_local, local_path
 
 
-def find_checkpoint(uri: str) -> str:
+def is_weights(uri: str) -> bool:
+    """Whether a checkpoint is given as published weights, by name or as a file, instead of as a folder."""
+    return is_published_name(uri) or (is_weights_file(uri) and not (is_local(uri) and local_path(uri).is_dir()))
+
+
+def find_checkpoint(uri: str, network: str | None = None, class_names: Sequence[str] | None = None) -> str:
     """The URI of the checkpoint folder that a URI names.
 
     Args:
-        uri: a checkpoint folder; or a training output, which stands for its newest complete `checkpoints/step-*`.
+        uri: a checkpoint folder; a training output, which stands for its newest complete `checkpoints/step-*`; or
+            published weights ("coco", "torchvision:NAME", a file), which become a checkpoint in this machine's cache.
+        network, class_names: for a file of weights, see `model.weights.published.checkpoint_from_weights`.
 
     Raises:
-        CheckpointError: the folder does not exist, cannot be read, or holds no complete checkpoint.
+        CheckpointError: the folder does not exist, cannot be read, or holds no complete checkpoint; weights that
+            cannot be fetched or are of no known network.
     """
+    if is_weights(uri):
+        return str(_convert(uri, network, class_names))
+    if network is not None or class_names is not None:
+        raise CheckpointError(f"{uri} is a checkpoint, which knows its network and classes; leave out those settings")
     output = TrainingOutput(uri)
     try:
         if output.storage.exists(CHECKPOINT_MARKER):
@@ -31,22 +50,64 @@ def find_checkpoint(uri: str) -> str:
         return output.checkpoint_uri(steps[-1])
     fault = "does not exist" if output.is_absent() else "holds no checkpoint"
     raise CheckpointError(
-        f"{output.uri} {fault}; give a checkpoint folder (it has a {CHECKPOINT_MARKER}) or a training output"
+        f"{output.uri} {fault}; give a checkpoint folder (it has a {CHECKPOINT_MARKER}), a training output, 'coco', "
+        "or a file of published weights (.pth, .pkl)"
     )
 
 
-def open_checkpoint(uri: str) -> Checkpoint:
-    """Loads the checkpoint that a URI names (see `find_checkpoint`); one in a bucket is first fetched into the cache.
+def open_checkpoint(
+    uri: str | os.PathLike[str], network: str | None = None, class_names: Sequence[str] | None = None
+) -> Checkpoint:
+    """Loads the checkpoint that a URI names, as `find_checkpoint` does; one in a bucket is fetched into the cache.
 
     Raises:
         CheckpointError: no complete checkpoint there, or a damaged one. The message names its URI, not the cached copy.
     """
-    checkpoint_uri = find_checkpoint(uri)
+    uri = os.fspath(uri)
+    if is_weights(uri):
+        return _from_weights(uri, network, class_names)
+    checkpoint_uri = find_checkpoint(uri, network, class_names)
     folder = local_folder(checkpoint_uri, CHECKPOINT_MARKER)
     try:
         return load_checkpoint(folder)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(folder), checkpoint_uri)) from error
+
+
+def place_checkpoint(folder: str, uri: str, storage_settings: StorageSettings | None = None) -> str:
+    """Copies a local checkpoint folder below a URI, the marker last, unless it is there already; returns the URI.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    storage = open_storage(uri, storage_settings)
+    if not storage.exists(CHECKPOINT_MARKER):
+        paths = sorted(Path(folder).iterdir(), key=lambda path: (path.name == CHECKPOINT_MARKER, path.name))
+        for path in paths:
+            storage.write_bytes(path.name, path.read_bytes())
+    return uri
+
+
+def _from_weights(source: str, network: str | None, class_names: Sequence[str] | None) -> Checkpoint:
+    path = source if is_published_name(source) else str(local_file(source))
+    return checkpoint_from_weights(path, network=network, class_names=class_names)
+
+
+def _convert(source: str, network: str | None, class_names: Sequence[str] | None) -> Path:
+    """The cache folder of the checkpoint that published weights are."""
+    checkpoint = _from_weights(source, network, class_names)
+
+    def fill(folder: Path) -> None:
+        save_checkpoint(
+            folder,
+            model=checkpoint.build(),
+            spec=checkpoint.spec,
+            categories=checkpoint.categories,
+            progress=checkpoint.progress,
+        )
+
+    name = sha256_of(f"{checkpoint.sha256}\n{checkpoint.spec}\n{checkpoint.categories}".encode())
+    return cached_folder(name, fill)
 
 
 def local_weights(weights: str | None) -> str | None:

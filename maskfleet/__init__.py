@@ -1,13 +1,15 @@
 """Public names, each imported when it is first asked for; `python -m maskfleet` is the program.
 
-`import maskfleet` therefore loads nothing else. `_MODULES` says which module each name comes from.
+`import maskfleet` therefore loads nothing else. `_MODULES` says which module each name comes from, and its name there
+where that is another.
 """
 
 TYPE_CHECKING = False  # not from typing: a `typing.py` in the current folder would run before the path is put right
 if TYPE_CHECKING:
     from typing import Any
 
-    from model.checkpoint import load_checkpoint as load_checkpoint
+    from jobs.checkpoints import open_checkpoint as load_checkpoint  # noqa: F401 (its public name)
+    from jobs.predict import load_predictor as load_predictor
     from model.spec import ModelSpec as ModelSpec
     from pipeline.dataset.formats.reading import load_annotations as load_annotations
     from pipeline.evaluation.compare import compare as compare
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
-    "__version__": "jobs.home",
+    "__version__": "jobs.home:VERSION",
     "Metrics": "pipeline.evaluation.metrics",
     "ModelSpec": "model.spec",
     "compare": "pipeline.evaluation.compare",
@@ -48,10 +50,11 @@ _MODULES = {
     "iter_instances": "pipeline.tables",
     "iter_shards": "pipeline.tables",
     "load_annotations": "pipeline.dataset.formats.reading",
-    "load_checkpoint": "model.checkpoint",
+    "load_checkpoint": "jobs.checkpoints:open_checkpoint",
     "load_history": "pipeline.results.history",
     "load_images": "pipeline.tables",
     "load_instances": "pipeline.tables",
+    "load_predictor": "jobs.predict",
     "open_run": "pipeline.manifest",
     "overlay": "pipeline.results.render",
     "to_coco": "pipeline.results.export",
@@ -70,7 +73,8 @@ def __getattr__(name: str) -> "Any":
     from maskfleet.packages import check_packages
 
     check_packages()
-    value = getattr(import_module(_MODULES[name]), "VERSION" if name == "__version__" else name)
+    module, _, attribute = _MODULES[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
     globals()[name] = value
     return value
 

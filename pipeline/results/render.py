@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -46,7 +47,7 @@ def palette(categories: Iterable[str]) -> dict[str, tuple[int, int, int]]:
 
 
 def overlay(
-    photo: np.ndarray | Image.Image,
+    photo: str | os.PathLike[str] | np.ndarray | Image.Image,
     instances: pd.DataFrame,
     *,
     colors: Mapping[str, tuple[int, int, int]] | None = None,
@@ -58,9 +59,11 @@ def overlay(
     """A photo with its instances drawn on it, best score on top.
 
     Args:
-        photo: uint8 [H, W, 3] RGB, or a PIL image, of the size that the run segmented (turned by its EXIF orientation).
+        photo: uint8 [H, W, 3] RGB, or a PIL image, of the size that the run segmented (turned by its EXIF orientation);
+            or its path or URI, which is opened as `open_photo` does.
         instances: this photo's rows of the instances table (`category`, `score`, `x1` .. `y2`, `rle_counts`,
-            `image_height`, `image_width`); without rows nothing is drawn.
+            `image_height`, `image_width`); without rows nothing is drawn. Where they are of several photos, those whose
+            `image_id` is the path or URI as given are drawn.
         colors: by class, e.g. `palette` of all classes of a run; a class that is not in it gets `color_of`.
         min_score: rows below it are left out.
         masks, boxes, labels: whether to draw them.
@@ -71,6 +74,11 @@ def overlay(
     Raises:
         ValueError: the masks are of another size than the photo.
     """
+    if isinstance(photo, str | os.PathLike):
+        name = os.fspath(photo)
+        photo = open_photo(name)
+        if "image_id" in instances and instances["image_id"].nunique() > 1:
+            instances = instances[instances["image_id"] == name]
     image = Image.fromarray(photo) if isinstance(photo, np.ndarray) else photo
     image = image.convert("RGB")
     rows = instances[instances["score"] >= min_score].sort_values("score", kind="stable")

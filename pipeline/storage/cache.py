@@ -35,7 +35,7 @@ def local_file(uri: str) -> Path:
     try:
         info = storage.stat(key)
         # The etag differs when the content does.
-        folder = _cached(
+        folder = cached_folder(
             sha256_of(f"{uri}\n{info.etag}\n{info.size_bytes}".encode()),
             lambda temporary: _fetch(storage, key, info.etag, temporary / name),
         )
@@ -64,13 +64,18 @@ def local_folder(uri: str, marker: str) -> Path:
                 _fetch(storage, info.key, info.etag, temporary / info.key)
 
     try:
-        return _cached(sha256_of(storage.read_bytes(marker)), fetch_all)
+        return cached_folder(sha256_of(storage.read_bytes(marker)), fetch_all)
     except OSError as error:
         raise StorageError(f"{uri} cannot be fetched: {_words(error)}") from error
 
 
-def _cached(name: str, fill: Callable[[Path], None]) -> Path:
-    """The cache folder `name`. The first process fills it; others on this machine wait for that."""
+def cached_folder(name: str, fill: Callable[[Path], None]) -> Path:
+    """The cache folder `name`. The first process fills it; others on this machine wait for that.
+
+    Args:
+        name: a hash that stands for the folder's content.
+        fill: writes the content into the empty folder it is given.
+    """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet"
     folder = root / name
     if folder.is_dir():

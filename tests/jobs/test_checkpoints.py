@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from torchvision.models import detection
 
-from jobs.checkpoints import find_checkpoint, local_weights, open_checkpoint
+from jobs.checkpoints import find_checkpoint, local_weights, open_checkpoint, place_checkpoint
 from jobs.config.load import load_config
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig
@@ -20,7 +23,9 @@ from jobs.training.train import prepare_train
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CheckpointError
 from model.network import build_model
+from pipeline.bulk.verify import verify_run
 from pipeline.dataset.shapes import draw_shapes
+from pipeline.manifest import open_run
 from pipeline.storage.base import StorageError
 from pipeline.storage.stores import open_storage, use_settings
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
@@ -73,6 +78,63 @@ def test_a_damaged_checkpoint_is_named_by_its_uri(in_bucket: str) -> None:
     open_storage(step).write_bytes("spec.json", b"{}")
     with pytest.raises(CheckpointError, match=rf"{step}: spec\.json has 2 bytes"):
         open_checkpoint(in_bucket)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of torchvision's form with random weights, fine-tuned to two classes."""
+    torch.manual_seed(4)
+    path = tmp_path_factory.mktemp("published") / "cells.pth"
+    torch.save(detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict(), path)
+    return path
+
+
+def test_a_file_of_published_weights_becomes_a_checkpoint_in_the_cache(published: Path, cache: Path) -> None:
+    names = ("cell", "nucleus")
+    folder = find_checkpoint(str(published), class_names=names)
+    assert Path(folder).parent == cache
+    assert load_checkpoint(folder).sha256 == open_checkpoint(str(published), class_names=names).sha256
+    assert find_checkpoint(str(published), class_names=names) == folder
+    renamed = find_checkpoint(str(published), class_names=("nucleus", "cell"))
+    assert renamed != folder and load_checkpoint(renamed).sha256 == load_checkpoint(folder).sha256
+    with pytest.raises(CheckpointError, match=r"2 classes have no names in the file"):
+        find_checkpoint(str(published))
+
+
+def test_settings_of_a_weights_file_are_refused_beside_a_checkpoint(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="knows its network and classes; leave out those settings"):
+        open_checkpoint(str(tiny_checkpoint), class_names=("a",))
+
+
+def test_a_folder_that_is_called_like_a_file_of_weights_is_a_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pth").symlink_to(tiny_checkpoint)
+    assert open_checkpoint(str(tmp_path / "model.pth")).sha256 == load_checkpoint(tiny_checkpoint).sha256
+
+
+def test_a_placed_checkpoint_is_complete_and_placed_once(bucket: str, tiny_checkpoint: Path) -> None:
+    uri = place_checkpoint(str(tiny_checkpoint), f"{bucket}/run/model")
+    assert open_checkpoint(uri).sha256 == load_checkpoint(tiny_checkpoint).sha256
+    open_storage(uri).delete("spec.json")
+    assert place_checkpoint(str(tiny_checkpoint), uri) == uri
+    assert not open_storage(uri).exists("spec.json"), "what is complete is never written again"
+
+
+@pytest.mark.long
+def test_a_run_begun_with_published_weights_holds_its_model(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tmp_path / "photos/a.png")
+    config = SegmentConfig.model_validate(
+        {
+            "model": {"checkpoint": str(published), "classes": ["cell", "nucleus"]},
+            "input": {"uri": str(tmp_path / "photos")},
+            "output": {"uri": str(tmp_path / "run")},
+        }
+    )
+    plan = prepare_segment(config)
+    assert not (tmp_path / "run").exists()
+    assert run_segment(plan).statuses == {"ok": 1}
+    assert load_checkpoint(tmp_path / "run/model").sha256 == plan.spec.model.sha256
+    assert list(verify_run(open_run(str(tmp_path / "run")))) == []
 
 
 def train_config(tmp_path: Path, **model: Any) -> TrainConfig:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from jobs.commands import COMMANDS, read_settings
+from jobs.config.base import fields_of
 from jobs.config.load import ConfigError
 
 
@@ -16,21 +17,22 @@ def is_setting(config: type[BaseModel], key: str) -> bool:
     """Whether a dotted key names a setting of a configuration."""
     section: Any = config
     for name in key.split("."):
-        if not (isinstance(section, type) and issubclass(section, BaseModel) and name in section.model_fields):
+        known = fields_of(section)
+        if name not in known:
             return False
-        section = section.model_fields[name].annotation
+        section = known[name].annotation
     return True
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_words_and_options_stand_for_settings_of_the_command(name: str) -> None:
     command = COMMANDS[name]
-    keys = [*command.words, *command.options.values()]
+    keys = [*command.words, *command.options.values(), *filter(None, [command.list_word])]
     assert [key for key in keys if not is_setting(command.config, key)] == []
     assert not is_setting(command.config, "no.such")
 
 
-def test_leading_words_fill_their_settings_in_order_and_options_come_last() -> None:
+def test_words_fill_their_settings_in_order_and_options_come_last() -> None:
     settings = read_settings("compare", None, ["s3://b/a", "s3://b/b=c", "compare.seed=3"], ground_truth="truth.json")
     assert (settings.run_a.uri, settings.run_b.uri, settings.ground_truth.uri) == (
         "s3://b/a",
@@ -42,6 +44,16 @@ def test_leading_words_fill_their_settings_in_order_and_options_come_last() -> N
     assert (settings.run_a.uri, settings.run_b.uri, settings.ground_truth.uri) == ("first", "second", None)
     words = ["run", "export.to=yolo"]
     assert read_settings("export", None, words, to="png").export.to == "png"
+
+
+def test_words_and_settings_may_stand_in_any_order() -> None:
+    settings = read_settings("compare", None, ["compare.seed=3", "a", "storage.num_retries=1", "b"], ground_truth=None)
+    assert (settings.run_a.uri, settings.run_b.uri) == ("a", "b")
+
+
+def test_all_words_together_are_a_list_where_the_command_takes_one() -> None:
+    words = ["b.jpg", "model.checkpoint=coco", "a: 1.jpg", "['x'].png"]
+    assert read_settings("predict", None, words).input.photos == ("b.jpg", "a: 1.jpg", "['x'].png")
 
 
 def test_words_win_over_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""`maskfleet predict` and `load_predictor`: instances of a few photos, in this process, without a cluster."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from jobs.checkpoints import open_checkpoint
+from jobs.config.load import ConfigError
+from jobs.config.predict import PredictConfig
+from model.checkpoint import Checkpoint
+from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
+from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
+from pipeline.results.render import overlay, palette
+from pipeline.schema import OK, SCHEMA_VERSION
+from pipeline.storage import files
+from pipeline.storage.stores import open_storage
+from pipeline.storage.uri import base_name, is_local, is_within, join_uri, local_path
+
+PHOTO_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2"),
+    *(".heic", ".heif"),
+)
+"""Endings of the files that are taken from a folder; a file that is named itself may end in anything."""
+
+_TABLE_ROWS = 20  # photos that the printed table lists
+
+
+def load_predictor(
+    checkpoint: str | os.PathLike[str],
+    *,
+    score_threshold: float = 0.5,
+    max_detections: int = 100,
+    mask_threshold: float = 0.5,
+    mode: str = "exact",
+    device: str | None = None,
+    network: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> PhotoPredictor:
+    """A predictor to call with photos: `load_predictor("coco")("photo.jpg")` is a DataFrame of instances.
+
+    Args:
+        checkpoint: what `model.checkpoint` takes: a checkpoint folder, a training output, "coco", "torchvision:NAME"
+            or a file of weights; local or in a bucket.
+        score_threshold: detections with a lower score are dropped.
+        max_detections: detections of one photo, at most.
+        mask_threshold: probability from which a pixel belongs to a mask.
+        mode: "exact", or "fast", which computes in bfloat16 where the hardware does.
+        device: "cuda" or "cpu"; None takes a GPU where there is one.
+        network, classes: for a file of weights, see `model.weights.published.checkpoint_from_weights`.
+
+    Raises:
+        CheckpointError: no such checkpoint or weights, or damaged ones.
+        ValueError: a setting out of its range.
+    """
+    return PhotoPredictor(
+        open_checkpoint(os.fspath(checkpoint), network, classes),
+        device=device,
+        mode=mode,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        mask_threshold=mask_threshold,
+    )
+
+
+@dataclass(frozen=True)
+class PredictPlan:
+    """A checked configuration: the photos as paths or URIs, sorted within each folder, and the loaded checkpoint."""
+
+    config: PredictConfig
+    photos: tuple[str, ...]
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The tables of the photos, see `pipeline.schema`, and where they were written."""
+
+    images: pd.DataFrame
+    instances: pd.DataFrame
+    output_uri: str
+
+    @property
+    def num_failed(self) -> int:
+        """Photos whose status is not ok."""
+        return int((self.images["status"] != OK).sum())
+
+
+def prepare_predict(config: PredictConfig) -> PredictPlan:
+    """Finds the photos and loads the checkpoint; writes nothing.
+
+    Raises:
+        ConfigError: a word that names no photo.
+        CheckpointError: no such checkpoint or weights, or damaged ones.
+    """
+    photos = [photo for word in config.input.photos for photo in find_photos(word, config.output.uri)]
+    checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes)
+    return PredictPlan(config, tuple(dict.fromkeys(photos)), checkpoint)
+
+
+def find_photos(word: str, output_uri: str) -> list[str]:
+    """The photos that a path, a URI, a folder or a pattern names; those below `output_uri` are left out of folders.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    path = local_path(word) if is_local(word) else None
+    if path is not None and path.is_file():
+        return [word]
+    if path is None and is_photo(word):
+        return [word]
+    if path is None or path.is_dir():
+        found = [join_uri(word, key) for key in sorted(info.key for info in open_storage(word).iter_objects())]
+        photos = [uri for uri in found if is_photo(uri) and not is_within(uri, output_uri)]
+        reason = f"a folder without photos ({', '.join(PHOTO_SUFFIXES)})"
+    else:
+        photos = sorted(name for name in glob.glob(word, recursive=True) if os.path.isfile(name) and is_photo(name))
+        reason = "no file, no folder, and a pattern that no photo matches"
+    if not photos:
+        raise ConfigError(f"input.photos: {word!r} is {reason}")
+    return photos
+
+
+def is_photo(name: str) -> bool:
+    """Whether a name ends like a photo's; hidden files are none."""
+    return name.lower().endswith(PHOTO_SUFFIXES) and not base_name(name).startswith(".")
+
+
+def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Prediction:
+    """Predicts the photos and writes pictures and tables.
+
+    Args:
+        plan: the checked configuration.
+        on_progress: called after each photo with the number of those done, and of all.
+
+    Raises:
+        OSError: the output cannot be written.
+    """
+    config, settings, checkpoint = plan.config, plan.config.predict, plan.checkpoint
+    predictor = PhotoPredictor(
+        checkpoint,
+        device=settings.device,
+        mode=settings.mode,
+        score_threshold=settings.score_threshold,
+        max_detections=settings.max_detections,
+        mask_threshold=settings.mask_threshold,
+        limits=config.decode,
+    )
+    colors = palette(category.name for category in checkpoint.categories)
+    rows: list[ImageResult] = []
+    names: set[str] = set()
+    for result in predictor.iter_results(plan.photos):
+        if config.output.overlays and result.pixels is not None:
+            name = _free_name(base_name(result.row.image.image_id), names)
+            files.write_bytes(join_uri(config.output.uri, name), _draw(result, colors))
+        rows.append(result.row)
+        on_progress(len(rows), len(plan.photos))
+    metadata = {"maskfleet.schema_version": str(SCHEMA_VERSION), "maskfleet.model_sha256": checkpoint.sha256}
+    for table_name, table in zip(("images", "instances"), to_tables(rows, shard=0, run_id="")):
+        files.write_bytes(join_uri(config.output.uri, f"{table_name}.parquet"), to_parquet(table, metadata))
+    return Prediction(*to_frames(rows), config.output.uri)
+
+
+def to_rich_table(prediction: Prediction) -> Table:
+    """The photos, their instances by class, and the best score; of many photos the first."""
+    table = Table(box=SIMPLE_HEAD)
+    for title in ("photo", "pixels", "instances", "best score"):
+        table.add_column(title, overflow="fold")
+    by_photo = dict(tuple(prediction.instances.groupby("image_id")))
+    for image in prediction.images.head(_TABLE_ROWS).itertuples():
+        if image.status != OK:
+            table.add_row(image.image_id, "", f"{image.status}: {image.error}", "")
+            continue
+        found = by_photo.get(image.image_id)
+        classes = (
+            "none"
+            if found is None
+            else ", ".join(f"{category} {count}" for category, count in found["category"].value_counts().items())
+        )
+        best = "" if found is None else f"{found['score'].max():.2f}"
+        table.add_row(image.image_id, f"{image.width:.0f} x {image.height:.0f}", classes, best)
+    return table
+
+
+def _draw(result: PhotoResult, colors: dict[str, tuple[int, int, int]]) -> bytes:
+    """The photo with its instances drawn on it, as the bytes of a PNG."""
+    assert result.pixels is not None
+    _, instances = to_frames([result.row])
+    buffer = io.BytesIO()
+    overlay(result.pixels, instances, colors=colors).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _free_name(name: str, names: set[str]) -> str:
+    """A file name for a photo's picture that no earlier photo of the call has."""
+    stem, number = name.rpartition(".")[0] or name, 1
+    free = f"{stem}.png"
+    while free in names:
+        number += 1
+        free = f"{stem}_{number}.png"
+    names.add(free)
+    return free
