@@ -248,19 +248,21 @@ def _encode_box(
     runs: NDArray[np.int64],
     padded: NDArray[np.float32],
     starts: NDArray[np.int64],
-    segment_row: NDArray[np.int64],
-    segment_kind: NDArray[np.int64],
+    segments: tuple[NDArray[np.int64], NDArray[np.int64]],
     box: NDArray[np.int64],
-    height: int,
-    width: int,
+    image_size: tuple[int, int],
     threshold: F32,
     peak: F32,
     fused: bool,
 ) -> tuple[NDArray[np.int64], int]:
     """Fills `runs`, grown where it is too short, with the column-major run lengths of one pasted mask.
 
+    `segments` are the arrays that `_fill_segments` writes to: of rows and of kinds. `image_size` is (H, W).
+
     Returns (runs, number of runs).
     """
+    segment_row, segment_kind = segments
+    height, width = image_size
     side = padded.shape[0]
     last_knot = side - 1
     left, top = box[0], box[1]
@@ -407,7 +409,7 @@ def encode_boxes(
         if not finite:
             return text[:position], ends, areas, n
         runs, num_runs = _encode_box(
-            runs, padded, starts, segment_row, segment_kind, boxes[n], height, width, threshold, peak, fused
+            runs, padded, starts, (segment_row, segment_kind), boxes[n], (height, width), threshold, peak, fused
         )
         text, position = append_counts(text, position, runs, num_runs)
         ends[n] = position

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline.dataset.formats.cityscapes import load_cityscapes, write_cityscape
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, mask_to_instance
+from tests.pipeline.dataset.formats.junk import replaced
 
 
 def make_cityscapes(root: Path, extra: int = 7) -> np.ndarray:
@@ -118,3 +120,15 @@ def test_joined_groups_are_counted_and_too_many_objects_refused(tmp_path: Path) 
     for instances in (objects, tuple(replace(i, label=0, iscrowd=True) for i in objects[:537])):
         with pytest.raises(AnnotationError, match="too many objects; Cityscapes holds 1000 of a class and 536 ignore"):
             write_cityscapes(AnnotatedSet((replace(image, instances=instances),), SHAPE_CATEGORIES), str(tmp_path))
+
+
+def test_whatever_a_category_is_replaced_by_is_read_or_refused_by_name(tmp_path: Path) -> None:
+    make_cityscapes(tmp_path)
+    for content in replaced([{"id": 24, "name": "person"}, {"id": 26, "name": "car"}]):
+        (tmp_path / "categories.json").write_text(json.dumps(content))
+        try:
+            categories = load_cityscapes(str(tmp_path)).categories
+        except ValueError as error:
+            assert "categories.json" in str(error)
+        else:
+            assert all(1 <= category.id <= 64 and category.name for category in categories)

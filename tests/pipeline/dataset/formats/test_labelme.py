@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.dataset.formats.labelme import load_labelme
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.types import AnnotationError
+from tests.pipeline.dataset.formats.junk import replaced
 
 
 def labelme_file(folder: Path, shapes: list[dict], name: str = "a") -> None:
@@ -219,3 +220,27 @@ def test_a_list_of_labels_may_have_a_mark_and_carriage_returns(tmp_path: Path) -
     (tmp_path / "labels.txt").write_text("dog\nzebra\ndog\n")
     with pytest.raises(AnnotationError, match=r"labels\.txt: the class 'dog' stands there twice"):
         load_labelme(str(tmp_path))
+
+
+def test_whatever_a_value_is_replaced_by_is_read_or_refused_by_name(tmp_path: Path) -> None:
+    shapes = [
+        shape("dog", SQUARE, group=1, iscrowd=False),
+        {**shape("cat", [[2, 3], [5, 4]], "mask"), "mask": png(2, 4)},
+        shape("dog", [[12, 12], [14, 14]], "rectangle", group=1),
+        shape("dog", [[20, 12], [22, 14]], "circle"),
+    ]
+    labelme_file(tmp_path, shapes)
+    num_read = num_refused = 0
+    for content in replaced(json.loads((tmp_path / "a.json").read_text())):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        try:
+            annotated = load_labelme(str(tmp_path / "a.json"))
+        except ValueError as error:
+            num_refused += 1
+            assert "a.json" in str(error)
+            continue
+        num_read += 1
+        for image in annotated.images:
+            for instance in image.instances:
+                assert instance.mask(image.height, image.width).any() or instance.area < 4
+    assert num_refused > 4 * num_read > 500

@@ -15,6 +15,7 @@ from pipeline.dataset.formats.via import load_via
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotatedImage, AnnotationError
+from tests.pipeline.dataset.formats.junk import replaced
 
 SQUARE = {"name": "polygon", "all_points_x": [5, 15, 15, 5, 5], "all_points_y": [4, 4, 14, 14, 4]}
 
@@ -235,3 +236,27 @@ def test_a_stated_size_goes_before_the_photo(via_folder: Callable[..., Path]) ->
     content["a.png123"]["file_attributes"] = {"image_height": "tall"}
     (folder / "via_region_data.json").write_text(json.dumps(content))
     assert load_via(str(folder)).images[0].height == 30
+
+
+def test_whatever_a_value_is_replaced_by_is_read_or_refused_by_name(via_folder: Callable[..., Path]) -> None:
+    shapes = [
+        region(SQUARE, kind="dog", iscrowd="1"),
+        region({"name": "rect", "x": 11, "y": 11, "width": 5, "height": 5}, kind={"cat": True}),
+        region({"name": "circle", "cx": 5, "cy": 14, "r": 3}, kind="x"),
+        region({"name": "ellipse", "cx": 20, "cy": 10, "rx": 3, "ry": 2, "theta": 0.1}, kind="x"),
+    ]
+    file = via_folder(shapes) / "via_region_data.json"
+    num_read = num_refused = 0
+    for content in replaced(json.loads(file.read_text())):
+        file.write_text(json.dumps(content))
+        try:
+            annotated = load_via(str(file))
+        except ValueError as error:
+            num_refused += 1
+            assert file.name in str(error)
+            continue
+        num_read += 1
+        for image in annotated.images:
+            for instance in image.instances if image.height else ():
+                assert instance.mask(image.height, image.width).any() or instance.area < 4
+    assert num_refused > 3 * num_read > 500
