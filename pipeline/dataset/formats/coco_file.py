@@ -62,8 +62,8 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     As `read_coco` gives it, everything is usable: `bbox` is XYWH in pixels of the image, as annotated (it may cross the
     image's border); `segmentation` is polygons of three points or more, or an RLE of the image's size with a string;
     `iscrowd` is 0 or 1; `keypoints` are triples, or None. An object that cannot be used as annotated is an ignore
-    region: then `fault` says why, `iscrowd` is 1, and `segmentation` is the rectangle of `bbox`. `has_own_box` says
-    whether only its mask is at fault, so that by its box it is an object like others.
+    region: then `fault` says why, `iscrowd` is 1, and `segmentation` is the rectangle of `bbox` inside the image.
+    `has_own_box` says whether only its mask is at fault; by its box it is then what `is_own_crowd` says.
     """
 
     image_id: _ImageId
@@ -77,6 +77,7 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     num_keypoints: int | None = None
     fault: str = msgspec.field(default="", name="_fault_of_reader")
     has_own_box: bool = msgspec.field(default=False, name="_has_own_box_of_reader")
+    is_own_crowd: bool = msgspec.field(default=False, name="_is_own_crowd_of_reader")
 
 
 class _Content(msgspec.Struct, gc=False):
@@ -129,7 +130,10 @@ def read_coco(json_path: str, *, unknown: str = "refuse") -> CocoFile:
     try:
         with files.no_collection():
             content = msgspec.json.decode(data, type=_Content)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # the exact path finds what is wrong, or that all is well (a byte-order mark, NaN)
+    except (
+        msgspec.DecodeError,
+        UnicodeDecodeError,
+    ):  # the exact path finds what is wrong, or that all is well (a byte-order mark, NaN)
         return check_coco(files.parse_json(data, json_path), json_path, unknown=unknown)
     del data
     with files.no_collection():
@@ -292,8 +296,10 @@ def _make_usable(annotation: CocoAnnotation, image: CocoImage, name: str, faults
             faults.add(f"{name} has neither a mask ({fault}) nor a bbox ({shown(bbox)}) that can be used")
             return
     x, y, width, height = coco_box(annotation)
-    annotation.segmentation = [[x, y, x + width, y, x + width, y + height, x, y + height]]
-    annotation.has_own_box = has_box and not annotation.iscrowd
+    x1, x2 = (min(max(value, 0.0), float(image.width)) for value in (x, x + width))
+    y1, y2 = (min(max(value, 0.0), float(image.height)) for value in (y, y + height))
+    annotation.segmentation = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+    annotation.has_own_box, annotation.is_own_crowd = has_box, bool(annotation.iscrowd)
     annotation.iscrowd = 1
     annotation.fault = fault
     notes.add(f"{IGNORED_NOTE}: {fault}", name)
