@@ -34,6 +34,11 @@ LEARNING_RATE = 0.005
 BATCH_SIZE = 4
 
 
+def order_of(annotated: AnnotatedSet) -> SampleOrder:
+    """The order in which both loops take the photos."""
+    return SampleOrder([(image.height, image.width) for image in annotated.images], seed=0)
+
+
 def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) -> Iterator[None]:
     """Yields after each step of torchvision's references/detection/engine.py, without its warm-up and its printing."""
     torch.manual_seed(0)
@@ -41,7 +46,7 @@ def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) ->
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     samples = SampleSet(annotated, build_transforms(Augmentation(horizontal_flip=0.5)))
-    order = SampleOrder([(image.height, image.width) for image in annotated.images], seed=0)
+    order = order_of(annotated)
     same_photos = [order[position][1] for position in range(num_steps * BATCH_SIZE)]
     for images, targets in DataLoader(
         samples, batch_size=BATCH_SIZE, sampler=same_photos, num_workers=1, collate_fn=lambda batch: tuple(zip(*batch))
@@ -63,7 +68,7 @@ def our_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int, waits: l
     optimizer = build_optimizer(model, name="sgd", learning_rate=LEARNING_RATE)
     trainer = Trainer(model, optimizer, StepSettings(seed=0))
     samples = SampleSet(annotated, build_transforms(Augmentation(horizontal_flip=0.5)))
-    with BatchStream(samples, batch_size=BATCH_SIZE, num_steps=num_steps, num_processes=1) as stream:
+    with BatchStream(samples, order_of(annotated), batch_size=BATCH_SIZE, num_steps=num_steps) as stream:
         for step, batches in enumerate(stream):
             trainer.step(batches.micro_batches, step=step, learning_rate=LEARNING_RATE)
             waits.append(batches.wait_s)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from model.training.train_step import MicroBatch
+from model.training.train_step import ALONE, MicroBatch, WorkerRank
 from pipeline.dataset.loader import Sample, SampleSet, sample_at
 from pipeline.dataset.photos import EXIF_KEPT
 
@@ -35,6 +35,24 @@ class StepBatches:
     wait_s: float
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How samples are prepared; it does not change them.
+
+    Attributes:
+        num_processes: Processes that prepare samples; 0 prepares them in the loop, while training waits.
+        prefetch_batches: Steps that are prepared ahead.
+        pin_memory: Put batches into page-locked memory, for faster copies to a GPU.
+    """
+
+    num_processes: int = 1
+    prefetch_batches: int = 4
+    pin_memory: bool = False
+
+
+DEFAULT_LOADING = Loading()
+
+
 class BatchStream:
     """Iterates over the steps of one worker, from any position in the stream of samples. A context manager.
 
@@ -43,51 +61,39 @@ class BatchStream:
 
     Args:
         samples: The training set with its augmentation.
+        order: The order of all samples.
         batch_size: Images of one forward pass on this worker.
         accumulate_steps: Forward passes of a step.
-        rank, world_size: This worker and the number of workers.
-        seed: Seed of the order.
+        worker: This worker.
         num_seen: Samples of the stream that all workers together have consumed before.
         num_steps: Number of steps to iterate over.
-        group_size: Length of the groups of images of one orientation, see `SampleOrder`; 0 does not group.
-        num_processes: Processes that prepare samples; 0 prepares them in the loop, while training waits.
-        prefetch_batches: Steps that are prepared ahead.
-        pin_memory: Put batches into page-locked memory, for faster copies to a GPU.
+        loading: How samples are prepared.
     """
 
     def __init__(
         self,
         samples: SampleSet,
+        order: SampleOrder,
         *,
         batch_size: int,
         accumulate_steps: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
+        worker: WorkerRank = ALONE,
         num_seen: int = 0,
         num_steps: int,
-        group_size: int = 0,
-        num_processes: int = 1,
-        prefetch_batches: int = 4,
-        pin_memory: bool = False,
+        loading: Loading = DEFAULT_LOADING,
     ) -> None:
         self.batch_size = batch_size
-        sizes = [(image.height, image.width) for image in samples.annotated.images]
         self.order = _Order(
-            SampleOrder(sizes, seed=seed, group_size=group_size),
-            batch_size=batch_size * accumulate_steps,
-            rank=rank,
-            world_size=world_size,
-            num_seen=num_seen,
-            num_steps=num_steps,
+            order, batch_size=batch_size * accumulate_steps, worker=worker, num_seen=num_seen, num_steps=num_steps
         )
+        num_processes = loading.num_processes
         self._loader = DataLoader(
             _Samples(samples),
             batch_sampler=self.order,
             num_workers=num_processes,
             collate_fn=_Prepared,
-            pin_memory=pin_memory,
-            prefetch_factor=max(1, -(-prefetch_batches // num_processes)) if num_processes else None,
+            pin_memory=loading.pin_memory,
+            prefetch_factor=max(1, -(-loading.prefetch_batches // num_processes)) if num_processes else None,
             # fork shares the annotations of a large set with the children; other methods would send each a copy.
             multiprocessing_context="fork" if num_processes else None,
         )
@@ -205,12 +211,11 @@ class _Order(Sampler[list[tuple[int, int]]]):
     """The samples of each step of one worker, as lists of (epoch, index); can be iterated repeatedly."""
 
     def __init__(
-        self, order: SampleOrder, *, batch_size: int, rank: int, world_size: int, num_seen: int, num_steps: int
+        self, order: SampleOrder, *, batch_size: int, worker: WorkerRank, num_seen: int, num_steps: int
     ) -> None:
         self.order = order
         self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
+        self.worker = worker
         self.num_seen = num_seen
         self.num_steps = num_steps
 
@@ -218,7 +223,8 @@ class _Order(Sampler[list[tuple[int, int]]]):
         return self.num_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.batch_size * self.world_size
+        rank, world_size = self.worker.rank, self.worker.world_size
+        size = self.batch_size * world_size
         for step in range(self.num_steps):
             first = self.num_seen + step * size
-            yield [self.order[position] for position in range(first + self.rank, first + size, self.world_size)]
+            yield [self.order[position] for position in range(first + rank, first + size, world_size)]

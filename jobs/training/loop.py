@@ -21,7 +21,7 @@ import torch.distributed as dist
 from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.config.load import config_hash
 from jobs.config.train import TrainConfig, TrainSection
-from jobs.training.data import BatchStream, StepBatches
+from jobs.training.data import BatchStream, Loading, SampleOrder, StepBatches
 from jobs.training.events import StopRequests, TrainEvent
 from jobs.training.history import History
 from jobs.training.output import TrainingOutput, checkpoint_name
@@ -333,26 +333,24 @@ class TrainingRun:
     def _open_stream(self, num_steps: int) -> BatchStream:
         train, data = self.train, self.config.data
         transforms = build_transforms(data.augment, self.annotated.keypoint_names)
-        return BatchStream(
-            SampleSet(
-                self.annotated,
-                transforms,
-                seed=train.seed,
-                in_channels=self.spec.in_channels,
-                copy_paste=data.copy_paste,
-            ),
-            batch_size=train.batch_size,
-            accumulate_steps=train.accumulate_steps,
-            rank=self.worker.rank,
-            world_size=self.worker.world_size,
+        samples = SampleSet(
+            self.annotated, transforms, seed=train.seed, in_channels=self.spec.in_channels, copy_paste=data.copy_paste
+        )
+        order = SampleOrder(
+            [(image.height, image.width) for image in self.annotated.images],
             seed=train.seed,
-            num_seen=self.num_seen,
-            num_steps=num_steps,
             # The configured number of workers, not the present one: the order must not change when a worker is lost.
             group_size=images_per_step(train, train.num_workers) if train.group_aspect_ratios else 0,
-            num_processes=train.data_workers,
-            prefetch_batches=train.prefetch_batches,
-            pin_memory=self.worker.device.type == "cuda",
+        )
+        return BatchStream(
+            samples,
+            order,
+            batch_size=train.batch_size,
+            accumulate_steps=train.accumulate_steps,
+            worker=self.worker,
+            num_seen=self.num_seen,
+            num_steps=num_steps,
+            loading=Loading(train.data_workers, train.prefetch_batches, pin_memory=self.worker.device.type == "cuda"),
         )
 
     def _train_step(self, batches: StepBatches, window: Window, learning_rate: float) -> None:

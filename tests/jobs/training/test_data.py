@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.training.data import BatchStream, SampleOrder, StepBatches
+from jobs.training.data import BatchStream, Loading, SampleOrder, StepBatches
+from model.training.train_step import WorkerRank
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.shapes import draw_shapes
@@ -60,12 +61,17 @@ def small_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def order_of(samples: SampleSet) -> SampleOrder:
+    return SampleOrder([(image.height, image.width) for image in samples.annotated.images], seed=1)
+
+
 def read(small_shapes: Path, **options: Any) -> list[StepBatches]:
     """All steps of a stream over the training set; `options` override the arguments of BatchStream."""
     samples = SampleSet(
         load_annotations(str(small_shapes / "train.json")), build_transforms(Augmentation(horizontal_flip=0.5)), seed=1
     )
-    with BatchStream(samples, **{"batch_size": 2, "num_steps": 6, "num_processes": 0, "seed": 1, **options}) as stream:
+    options = {"batch_size": 2, "num_steps": 6, "loading": Loading(num_processes=0), **options}
+    with BatchStream(samples, order_of(samples), **options) as stream:
         return list(stream)
 
 
@@ -76,7 +82,7 @@ def ids_of(steps: list[StepBatches]) -> list[list[str]]:
 
 def test_the_samples_of_a_step_do_not_depend_on_how_many_workers_share_them(small_shapes: Path):
     alone = read(small_shapes, batch_size=4, num_steps=5)
-    first, second = (read(small_shapes, rank=rank, world_size=2, num_steps=5) for rank in (0, 1))
+    first, second = (read(small_shapes, worker=WorkerRank(rank, 2), num_steps=5) for rank in (0, 1))
     for whole, first_share, second_share in zip(ids_of(alone), ids_of(first), ids_of(second)):
         assert Counter(whole) == Counter(first_share + second_share)
     seen = Counter(name for step in ids_of(alone)[:2] for name in step)
@@ -85,7 +91,7 @@ def test_the_samples_of_a_step_do_not_depend_on_how_many_workers_share_them(smal
 
 def test_a_resumed_stream_in_child_processes_gives_the_same_pixels(small_shapes: Path):
     whole = read(small_shapes)
-    resumed = read(small_shapes, num_processes=2, num_seen=4, num_steps=4)  # after 2 steps of 2 images
+    resumed = read(small_shapes, loading=Loading(num_processes=2), num_seen=4, num_steps=4)  # after 2 steps of 2 images
     assert ids_of(whole)[2:] == ids_of(resumed)
     for expected, step in zip(whole[2:], resumed):
         for expected_image, image in zip(expected.micro_batches[0].images, step.micro_batches[0].images):
@@ -103,7 +109,9 @@ def test_the_child_processes_end_with_the_block_after_an_error_too(small_shapes:
             if number == 1:
                 raise KeyError("in the middle")
 
-    with pytest.raises(KeyError), BatchStream(samples, batch_size=2, num_steps=50, num_processes=2) as stream:
+    loading = Loading(num_processes=2)
+    stream = BatchStream(samples, order_of(samples), batch_size=2, num_steps=50, loading=loading)
+    with pytest.raises(KeyError), stream:
         take_two(stream)
     assert len(multiprocessing.active_children()) == num_before
 
