@@ -39,8 +39,9 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
 
     if side == "parquet":
         from pipeline.evaluation import kernel
-        from pipeline.evaluation.coco import evaluate_table
+        from pipeline.evaluation.coco import match_coco
         from pipeline.evaluation.ground_truth import Truth
+        from pipeline.evaluation.iou import find_overlaps
         from pipeline.evaluation.run_detections import COLUMNS, MASK_COLUMNS, align
         from pipeline.tables import load_images, load_table
 
@@ -48,7 +49,7 @@ def measure(side: str, folder: Path) -> dict[str, Any]:
         ground_truth = Truth.load(truth)
         images = load_images(run, ["image_id", "status"])
         table, _ = align(load_table("instances", run, [*COLUMNS, *MASK_COLUMNS]), images, ground_truth)
-        stats = evaluate_table(ground_truth, table, "segm", backend="compiled").stats
+        stats = match_coco(ground_truth, table, find_overlaps(ground_truth, table, "segm")).result().stats
     elif side == "parquet, evaluate_run":
         from pipeline.evaluation import kernel  # noqa: F401
         from pipeline.evaluation.metrics import evaluate_run
