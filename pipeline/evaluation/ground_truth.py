@@ -41,8 +41,8 @@ class Annotations:
         boxes: float64 [G, 4], XYWH in pixels of the image, neither clipped nor rounded.
         stated_areas: float64 [G], in square pixels; NaN where the file states none.
         is_crowd: bool [G], a crowd region, which counts neither as found nor as missed.
-        has_mask, has_box: bool [G], False where the file has none that can be used. For masks (boxes) such an
-            annotation is an ignore region: it counts as a crowd region does.
+        has_mask, has_box: bool [G], False where the file has none that can be used. For masks (for boxes and
+            keypoints) such an annotation is an ignore region: it counts as a crowd region does.
         mask_faults: why each has no mask; "" where it has one.
         segmentations: polygons of three points or more, or a compressed RLE of the image's size.
         keypoints: flat x, y, v triples, or None.
@@ -82,7 +82,7 @@ class Annotations:
             category_ids=column((entry.category_id for entry in records), np.int64),
             boxes=np.fromiter(boxes, np.float64, 4 * len(records)).reshape(-1, 4),
             stated_areas=column(areas, np.float64),
-            is_crowd=column((bool(entry.iscrowd) and not entry.fault for entry in records), bool),
+            is_crowd=column((bool(e.is_own_crowd if e.fault else e.iscrowd) for e in records), bool),
             has_mask=column((not entry.fault for entry in records), bool),
             has_box=column((not entry.fault or entry.has_own_box for entry in records), bool),
             mask_faults=[entry.fault for entry in records],
@@ -230,8 +230,8 @@ class Truth:
 
     def is_region(self, iou_type: str) -> np.ndarray:
         """bool [G]: crowd and ignore regions. Several detections may lie on one, and IoU is with their area alone."""
-        is_usable = {"segm": self.annotations.has_mask, "bbox": self.annotations.has_box}
-        return self.annotations.is_crowd | ~is_usable.get(iou_type, np.ones(len(self.annotations), bool))
+        is_usable = self.annotations.has_mask if iou_type == "segm" else self.annotations.has_box
+        return self.annotations.is_crowd | ~is_usable
 
     def is_ignored(self, iou_type: str) -> np.ndarray:
         """bool [G]: what counts neither as found nor as missed: regions; for keypoints also objects without any."""

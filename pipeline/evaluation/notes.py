@@ -59,7 +59,19 @@ def _on_annotations(truth: Truth, has_masks: bool) -> Iterator[str]:
             f"{len(labels)} annotations are ignore regions, which count neither way, because they have no {lacking} "
             f"({', '.join(labels[:_MOST_NAMES])}{_more(len(labels))})"
         )
+    if has_masks:
+        empty = [n for n, counts in enumerate(truth.rles) if _is_empty(counts) and annotations.has_mask[n]]
+        if empty:
+            labels = ", ".join(annotations.labels[index] for index in empty[:_MOST_NAMES])
+            yield (
+                f"{len(empty)} annotations have a mask without a pixel ({labels}{_more(len(empty))}); they count as missed"
+            )
     yield from truth.notes
+
+
+def _is_empty(counts: bytes) -> bool:
+    """Whether an RLE string has one run alone, which is outside; a number ends with a character without bit 32."""
+    return len(counts) < 8 and sum(not (character - 48) & 32 for character in counts) == 1
 
 
 def _on_coverage(coverage: Coverage) -> Iterator[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.dataset.types import AnnotatedSet
 from pipeline.evaluation.detections import DetectionTable, to_text
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
-from pipeline.schema import OK
+from pipeline.schema import INSTANCES_SCHEMA, OK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,6 +104,8 @@ def align(
     rows = (
         instances if isinstance(instances, pa.Table) else pa.Table.from_pandas(instances[needed], preserve_index=False)
     )
+    if not rows.num_rows:  # a frame without rows does not know its types
+        rows = INSTANCES_SCHEMA.empty_table().select(needed)
     # Each image id is matched once, and rows refer to it by number: Python strings are the slow part of large runs.
     encoded = rows["image_id"].dictionary_encode().combine_chunks()
     codes, image_ids = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
@@ -195,7 +197,7 @@ def _with_truth_sizes(table: DetectionTable, truth: Truth) -> tuple[DetectionTab
 def _is_labelled(truth: Truth, image_ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
     """bool [N]: whether the detection's class was annotated on its image (always, unless `truth.labelled` says no)."""
     labelled = np.ones(len(image_ids), bool)
-    if not truth.labelled:
+    if not truth.labelled or not len(image_ids):
         return labelled
     order = np.argsort(image_ids, kind="stable")
     unique_ids, starts = np.unique(image_ids[order], return_index=True)

@@ -8,9 +8,65 @@ import pytest
 
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
 from pipeline.evaluation.metrics import evaluate
-from pipeline.evaluation.run_detections import align
+from pipeline.evaluation.run_detections import align, check_categories, match_images
 from pipeline.manifest import open_run
 from pipeline.tables import load_table
+
+
+def truth_of(*file_names: str) -> Truth:
+    images = [{"id": n, "file_name": name, "height": 9, "width": 9} for n, name in enumerate(file_names)]
+    return Truth.from_coco({"images": images, "annotations": [], "categories": []})
+
+
+def test_a_class_means_the_same_on_both_sides():
+    check_categories({1: "cat", 9: "horse"}, {1: "cat", 2: "dog"})
+    with pytest.raises(EvaluationError, match="1 is 'dog' in the run and 'cat' in the ground truth"):
+        check_categories({1: "dog"}, {1: "cat"})
+    with pytest.raises(EvaluationError, match="'cat' is 5 in the run and 1 in the ground truth"):
+        check_categories({5: "cat"}, {1: "cat"})
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "want"),
+    [
+        (["a/1.jpg", "b/1.jpg"], ["a/1.jpg", "b/1.jpg"], {"a/1.jpg": 0, "b/1.jpg": 1}),
+        (["deep/a/1.jpg", "2.jpg"], ["1.jpg", "val/2.jpg"], {"deep/a/1.jpg": 0, "2.jpg": 1}),
+        (["x/1.jpg", "1.jpg"], ["1.jpg"], {"1.jpg": 0}),  # the whole name wins, the other is simply not in the truth
+        (["a/1.jpg", "b/1.jpg", "c\\1.jpg"], ["b\\1.jpg", "a\\1.jpg"], {"a/1.jpg": 1, "b/1.jpg": 0}),
+        (["c\\1.jpg", "c/1.jpg"], ["c\\1.jpg"], {"c\\1.jpg": 0}),
+        ([], ["1.jpg"], {}),
+    ],
+)
+def test_images_are_matched_whole_first_then_by_base_name(keys, names, want):
+    assert match_images(keys, truth_of(*names)).truth_id == want
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "message"),
+    [
+        (["a/1.jpg", "b/1.jpg"], ["1.jpg"], "'1.jpg' is 'a/1.jpg', 'b/1.jpg' in the run"),
+        (["1.jpg"], ["a/1.jpg", "b/1.jpg"], "'a/1.jpg', 'b/1.jpg' in the ground truth"),
+        (["1.jpg"], ["2.jpg"], "no image in common"),
+    ],
+)
+def test_a_base_name_of_several_images_is_an_error_that_lists_them(keys, names, message):
+    with pytest.raises(EvaluationError, match=message):
+        match_images(keys, truth_of(*names))
+
+
+def test_an_image_that_stands_twice_in_a_run_is_refused_with_both_its_places(drawn_run, frames):
+    instances, images = frames
+    twice = pd.concat([images, images.iloc[[2]].assign(uri="elsewhere/photo.png")])
+    with pytest.raises(EvaluationError, match=r"'sub/photo_2.png' stands 2 times .* and 'elsewhere/photo.png'"):
+        evaluate(instances, twice, drawn_run.truth)
+
+
+def test_a_run_without_a_detection_needs_no_types(drawn_run):
+    content = drawn_run.coco
+    content["images"][0]["labelled_category_ids"] = [20]
+    columns = ["image_id", "category_id", "category", "score", "x1", "y1", "x2", "y2"]
+    metrics = evaluate(pd.DataFrame(columns=columns), None, content, iou_types=["bbox"])
+    assert metrics.overall("bbox", "AP") == 0 and metrics.coverage.num_instances == 0
 
 
 def test_masks_of_another_size_find_nothing_and_are_counted(drawn_run, frames):
