@@ -25,9 +25,16 @@ BOX_LOSSES = ("smooth_l1", "l1", "iou", "giou", "diou", "ciou")
 _MASK_HEAD_DEPTHS = {"fcn": range(0, 33), "conv5": (5,), "mlp": (2, 3), "none": range(0, 33)}
 
 
-def _field(default: Any, low: float | None = None, high: float | None = None, allowed: tuple[Any, ...] = ()) -> Any:
-    """A dataclass field whose range `ModelSpec.__post_init__` checks; `low` and `high` are inclusive."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "allowed": allowed})
+def _field(
+    default: Any,
+    description: str,
+    low: float | None = None,
+    high: float | None = None,
+    allowed: tuple[Any, ...] = (),
+) -> Any:
+    """A dataclass field with its meaning and the range that `ModelSpec.__post_init__` checks, both ends inclusive."""
+    metadata = {"description": description, "low": low, "high": high, "allowed": allowed}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,152 +50,239 @@ class ModelSpec:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic reads a plain attribute)
 
-    # Foreground classes K; the network has K + 1 logits. 0 = as many as the data has (filled in before building).
-    num_classes: int = _field(0, 0, 100_000)
+    num_classes: int = _field(
+        0,
+        "Foreground classes K; the network has K + 1 logits. 0 = as many as the data has (filled in before building).",
+        0,
+        100_000,
+    )
 
     # --- image --------------------------------------------------------------------------------------------------------
-    # Channels of an input image: three colours, then others such as depth.
-    in_channels: int = _field(3, 1, 64)
-    # The order in which the network wants the first three channels; images are always handed over as RGB.
-    channel_order: str = _field("rgb", allowed=("rgb", "bgr"))
-    # The shorter side is resized to this, unless the longer one would then exceed `image_max_size`.
-    image_min_size: int = _field(800, 16, 8192)
-    image_max_size: int = _field(1333, 16, 8192)
-    # Subtracted from, and dividing, the 0..1 pixel values, one value for each channel, in `channel_order`.
-    # (0, ...) and (1, ...) leave the pixels as they are.
-    image_mean: tuple[float, ...] = _field((0.485, 0.456, 0.406))
-    image_std: tuple[float, ...] = _field((0.229, 0.224, 0.225), 1e-6)
+    in_channels: int = _field(3, "Channels of an input image: three colours, then others such as depth.", 1, 64)
+    channel_order: str = _field(
+        "rgb",
+        "The order in which the network wants the first three channels; images are always handed over as RGB.",
+        allowed=("rgb", "bgr"),
+    )
+    image_min_size: int = _field(
+        800,
+        "The shorter side is resized to this many pixels, unless the longer one would then exceed image_max_size.",
+        16,
+        8192,
+    )
+    image_max_size: int = _field(1333, "Upper bound of the longer side of the resized image, in pixels.", 16, 8192)
+    image_mean: tuple[float, ...] = _field(
+        (0.485, 0.456, 0.406),
+        "Subtracted from the 0..1 pixel values, one value for each channel, in channel_order. (0, ...) leaves the "
+        "pixels as they are.",
+    )
+    image_std: tuple[float, ...] = _field(
+        (0.229, 0.224, 0.225),
+        "Divides the 0..1 pixel values after image_mean was subtracted, one value for each channel, in "
+        "channel_order. (1, ...) leaves the pixels as they are.",
+        1e-6,
+    )
 
     # --- backbone -----------------------------------------------------------------------------------------------------
-    backbone: str = _field("resnet50", allowed=BACKBONES)
-    # The feature maps that the heads use. "fpn": a pyramid of strides 4 to 64. "c4": one map of stride 16; the last
-    # stage runs on every RoI. "c5": the last stage's map, stride 32. "dc5": the same, dilated, stride 16.
-    neck: str = _field("fpn", allowed=NECKS)
-    # The backbone's normalisation. "frozen_batch" only makes sense with loaded weights. VGG-16 has none.
-    norm: str = _field("frozen_batch", allowed=NORMS)
-    # Added to the variance. None = what the backbone's published weights were trained with (1e-5; MobileNet 1e-3).
-    # torchvision's first COCO weights (V1) need 0.
-    norm_eps: float | None = _field(None, 0, 0.1)
-    # Stages that are not trained, counted from the image: 0 none, 1 the stem, 2 the stem and the first stage...
-    frozen_stages: int = _field(0, 0, 5)
-    # Whether a ResNet's bottleneck has its stride in its first (1x1) convolution, as in the first ResNets and
-    # detectron2's R50 and R101, or in its 3x3 one.
-    stride_in_1x1: bool = _field(False)
-    # "squeeze_excite" reweights the channels after each stage, starting as the identity.
-    attention: str = _field("none", allowed=("none", "squeeze_excite"))
-    # The first convolution's weights when those loaded are for another number of channels: theirs, repeated and scaled
-    # to the same sum ("inflate"), or random ("fresh").
-    stem_init: str = _field("inflate", allowed=("inflate", "fresh"))
-    fpn_channels: int = _field(256, 8, 2048)
-    # Normalisation in the pyramid and in the convolutions of the box and mask heads.
-    head_norm: str = _field("none", allowed=("none", "batch", "sync_batch", "group"))
+    backbone: str = _field(
+        "resnet50",
+        "The network that makes feature maps of the image; tiny is ours, the others are torchvision's.",
+        allowed=BACKBONES,
+    )
+    neck: str = _field(
+        "fpn",
+        "The feature maps that the heads use. fpn: a pyramid of strides 4 to 64. c4: one map of stride 16; the "
+        "last stage runs on every RoI. c5: the last stage's map, stride 32. dc5: the same, dilated, stride 16.",
+        allowed=NECKS,
+    )
+    norm: str = _field(
+        "frozen_batch",
+        "The backbone's normalisation. frozen_batch only makes sense with loaded weights. VGG-16 has none.",
+        allowed=NORMS,
+    )
+    norm_eps: float | None = _field(
+        None,
+        "Added to the variance. null = what the backbone's published weights were trained with (1e-5; MobileNet "
+        "1e-3). torchvision's first COCO weights (V1) need 0.",
+        0,
+        0.1,
+    )
+    frozen_stages: int = _field(
+        0,
+        "Stages that are not trained, counted from the image: 0 none, 1 the stem, 2 the stem and the first stage...",
+        0,
+        5,
+    )
+    stride_in_1x1: bool = _field(
+        False,
+        "Whether a ResNet's bottleneck has its stride in its first (1x1) convolution, as in the first ResNets and "
+        "detectron2's R50 and R101, or in its 3x3 one.",
+    )
+    attention: str = _field(
+        "none",
+        "squeeze_excite reweights the channels after each stage, starting as the identity.",
+        allowed=("none", "squeeze_excite"),
+    )
+    stem_init: str = _field(
+        "inflate",
+        "The first convolution's weights when those loaded are for another number of channels. inflate: those, "
+        "repeated and scaled to the same sum. fresh: random.",
+        allowed=("inflate", "fresh"),
+    )
+    fpn_channels: int = _field(256, "Channels of every map of the pyramid.", 8, 2048)
+    head_norm: str = _field(
+        "none",
+        "Normalisation in the pyramid and in the convolutions of the box and mask heads.",
+        allowed=("none", "batch", "sync_batch", "group"),
+    )
 
     # --- region proposals ---------------------------------------------------------------------------------------------
-    # Side of the square whose area an anchor has: one tuple for each map, finest first (5 maps with "fpn").
-    anchor_sizes: tuple[tuple[float, ...], ...] = _field(((32,), (64,), (128,), (256,), (512,)), 1)
-    # Height / width, the same on each map.
-    anchor_ratios: tuple[float, ...] = _field((0.5, 1.0, 2.0), 0.01, 100)
-    # "torchvision": sides rounded to whole pixels, spaced by image side // map side. "detectron2": sides not rounded,
-    # spaced by the map's stride.
-    anchor_style: str = _field("torchvision", allowed=("torchvision", "detectron2"))
-    # Channels of the RPN's 3x3 convolutions, None = those of the maps; and how many convolutions.
-    rpn_channels: int | None = _field(None, 8, 4096)
-    rpn_convs: int = _field(1, 1, 8)
-    # Proposals kept for each map before, and for each image after, non-maximum suppression.
-    rpn_pre_nms_train: int = _field(2000, 1)
-    rpn_pre_nms_test: int = _field(1000, 1)
-    rpn_post_nms_train: int = _field(2000, 1)
-    rpn_post_nms_test: int = _field(1000, 1)
-    # Where suppression leaves fewer, the best of the suppressed boxes fill up to this number.
-    rpn_min_proposals: int = _field(0, 0)
-    rpn_nms_threshold: float = _field(0.7, 0, 1)
-    # Anchors whose IoU is at or above the foreground value are positive, below the background value negative; those
-    # between the two are not used.
-    rpn_foreground_iou: float = _field(0.7, 0, 1)
-    rpn_background_iou: float = _field(0.3, 0, 1)
-    # Anchors sampled for the loss in each image, and the largest fraction of them that is positive.
-    rpn_batch_size_per_image: int = _field(256, 1)
-    rpn_positive_fraction: float = _field(0.5, 0, 1)
-    # The boxes that the RoI heads are trained on: the RPN's proposals, or the true boxes, with the RPN's where an image
-    # has none. Training only: a prediction always uses the RPN's and refuses true boxes.
-    proposals: str = _field("rpn", allowed=("rpn", "ground_truth"))
+    anchor_sizes: tuple[tuple[float, ...], ...] = _field(
+        ((32,), (64,), (128,), (256,), (512,)),
+        "Side of the square whose area an anchor has: one tuple for each map, finest first (5 maps with fpn).",
+        1,
+    )
+    anchor_ratios: tuple[float, ...] = _field((0.5, 1.0, 2.0), "Height / width, the same on each map.", 0.01, 100)
+    anchor_style: str = _field(
+        "torchvision",
+        "torchvision: sides rounded to whole pixels, spaced by image side // map side. detectron2: sides not "
+        "rounded, spaced by the map's stride.",
+        allowed=("torchvision", "detectron2"),
+    )
+    rpn_channels: int | None = _field(
+        None, "Channels of the RPN's 3x3 convolutions; null = those of the maps.", 8, 4096
+    )
+    rpn_convs: int = _field(1, "Number of the RPN's 3x3 convolutions.", 1, 8)
+    rpn_pre_nms_train: int = _field(2000, "Proposals kept for each map before non-maximum suppression, in training.", 1)
+    rpn_pre_nms_test: int = _field(1000, "The same in prediction.", 1)
+    rpn_post_nms_train: int = _field(
+        2000, "Proposals kept for each image after non-maximum suppression, in training.", 1
+    )
+    rpn_post_nms_test: int = _field(1000, "The same in prediction.", 1)
+    rpn_min_proposals: int = _field(
+        0, "Where suppression leaves fewer, the best of the suppressed boxes fill up to this number.", 0
+    )
+    rpn_nms_threshold: float = _field(0.7, "IoU above which the proposal with the lower score is suppressed.", 0, 1)
+    rpn_foreground_iou: float = _field(0.7, "Anchors whose IoU with a true box is at or above this are positive.", 0, 1)
+    rpn_background_iou: float = _field(
+        0.3,
+        "Anchors whose IoU with every true box is below this are negative; those between the two values are not used.",
+        0,
+        1,
+    )
+    rpn_batch_size_per_image: int = _field(256, "Anchors sampled for the loss in each image.", 1)
+    rpn_positive_fraction: float = _field(0.5, "Largest fraction of the sampled anchors that is positive.", 0, 1)
+    proposals: str = _field(
+        "rpn",
+        "The boxes that the RoI heads are trained on: the RPN's proposals, or the true boxes, with the RPN's where "
+        "an image has none. Training only: a prediction always uses the RPN's and refuses true boxes.",
+        allowed=("rpn", "ground_truth"),
+    )
 
     # --- regions of interest ------------------------------------------------------------------------------------------
-    # "align": bilinear samples at exact positions. "pool": whole pixels of the rounded RoI. "warp": bilinear samples of
-    # the rounded RoI. `roi_reduce` makes one value of those in a bin.
-    roi_op: str = _field("align", allowed=("align", "pool", "warp"))
-    roi_reduce: str = _field("average", allowed=("average", "max"))
-    # Samples along each side of a bin; 0 = as many as the bin has pixels (for "max": 2).
-    roi_sampling_ratio: int = _field(2, 0, 16)
-    # Whether RoIAlign shifts by half a pixel, so that pixel centres lie at .5 (detectron2's ROIAlignV2).
-    roi_half_pixel: bool = _field(False)
+    roi_op: str = _field(
+        "align",
+        "align: bilinear samples at exact positions. pool: whole pixels of the rounded RoI. warp: bilinear samples "
+        "of the rounded RoI.",
+        allowed=("align", "pool", "warp"),
+    )
+    roi_reduce: str = _field("average", "Makes one value of the samples in a bin.", allowed=("average", "max"))
+    roi_sampling_ratio: int = _field(
+        2, "Samples along each side of a bin; 0 = as many as the bin has pixels (for max: 2).", 0, 16
+    )
+    roi_half_pixel: bool = _field(
+        False,
+        "Whether RoIAlign shifts by half a pixel, so that pixel centres lie at .5 (detectron2's ROIAlignV2).",
+    )
 
     # --- box head -----------------------------------------------------------------------------------------------------
-    # Number and channels of 3x3 convolutions, then number and width of fully connected layers. Not used with "c4".
-    box_head_convs: int = _field(0, 0, 16)
-    box_head_conv_channels: int = _field(256, 8, 4096)
-    box_head_fcs: int = _field(2, 1, 8)
-    box_head_channels: int = _field(1024, 8, 8192)
-    # RoIs sampled for the loss in each image, and the largest fraction of them that is positive (1:3).
-    box_batch_size_per_image: int = _field(512, 1)
-    box_positive_fraction: float = _field(0.25, 0, 1)
-    box_foreground_iou: float = _field(0.5, 0, 1)
-    box_background_iou: float = _field(0.5, 0, 1)
-    # Scale of the regression targets (dx, dy, dw, dh).
-    box_regression_weights: tuple[float, ...] = _field((10.0, 10.0, 5.0, 5.0), 1e-6)
+    box_head_convs: int = _field(0, "3x3 convolutions of the box head, which neck c4 does not have.", 0, 16)
+    box_head_conv_channels: int = _field(256, "Channels of the box head's convolutions.", 8, 4096)
+    box_head_fcs: int = _field(2, "Fully connected layers of the box head, after its convolutions.", 1, 8)
+    box_head_channels: int = _field(1024, "Width of the box head's fully connected layers.", 8, 8192)
+    box_batch_size_per_image: int = _field(512, "RoIs sampled for the loss in each image.", 1)
+    box_positive_fraction: float = _field(0.25, "Largest fraction of the sampled RoIs that is positive.", 0, 1)
+    box_foreground_iou: float = _field(0.5, "RoIs whose IoU with a true box is at or above this are positive.", 0, 1)
+    box_background_iou: float = _field(0.5, "RoIs whose IoU with every true box is below this are negative.", 0, 1)
+    box_regression_weights: tuple[float, ...] = _field(
+        (10.0, 10.0, 5.0, 5.0), "Scale of the regression targets (dx, dy, dw, dh).", 1e-6
+    )
 
     # --- mask head ----------------------------------------------------------------------------------------------------
-    # "fcn": 3x3 convolutions at half the output size, then a deconvolution. "conv5": five 3x3 convolutions at 7x7, then
-    # deconvolutions. "mlp": two or three fully connected layers on 7x7, then all pixels at once. "none": boxes (and
-    # keypoints) alone.
-    mask_head: str = _field("fcn", allowed=("fcn", "conv5", "mlp", "none"))
-    # Channels of those convolutions, or widths of the fully connected layers.
-    mask_head_channels: tuple[int, ...] = _field((256, 256, 256, 256), 8, 8192)
-    mask_deconv_channels: int = _field(256, 8, 4096)
-    # Side of the mask over its box.
-    mask_output_size: int = _field(28, allowed=(14, 28, 56))
-    # "sigmoid": each class by itself. "softmax": the classes (and background) compete for each pixel.
-    mask_activation: str = _field("sigmoid", allowed=("sigmoid", "softmax"))
-    # One mask for all classes, instead of one for each.
-    mask_class_agnostic: bool = _field(False)
+    mask_head: str = _field(
+        "fcn",
+        "fcn: 3x3 convolutions at half the output size, then a deconvolution. conv5: five 3x3 convolutions at 7x7, "
+        "then deconvolutions. mlp: two or three fully connected layers on 7x7, then all pixels at once. none: "
+        "boxes (and keypoints) alone.",
+        allowed=("fcn", "conv5", "mlp", "none"),
+    )
+    mask_head_channels: tuple[int, ...] = _field(
+        (256, 256, 256, 256),
+        "Channels of the mask head's convolutions, or widths of its fully connected layers.",
+        8,
+        8192,
+    )
+    mask_deconv_channels: int = _field(256, "Channels of the mask head's deconvolution.", 8, 4096)
+    mask_output_size: int = _field(28, "Side of the mask over its box.", allowed=(14, 28, 56))
+    mask_activation: str = _field(
+        "sigmoid",
+        "sigmoid: each class by itself. softmax: the classes (and background) compete for each pixel.",
+        allowed=("sigmoid", "softmax"),
+    )
+    mask_class_agnostic: bool = _field(
+        False,
+        "One mask for all classes, instead of one for each.",
+    )
 
     # --- keypoint head ------------------------------------------------------------------------------------------------
-    # Keypoints of an instance; 0 = no keypoint head. One-hot heat maps of 56 x 56.
-    num_keypoints: int = _field(0, 0, 1000)
-    keypoint_head_channels: tuple[int, ...] = _field((512,) * 8, 8, 8192)
+    num_keypoints: int = _field(
+        0, "Keypoints of an instance, as one-hot heat maps of 56 x 56; 0 = no keypoint head.", 0, 1000
+    )
+    keypoint_head_channels: tuple[int, ...] = _field(
+        (512,) * 8, "Channels of the keypoint head's 3x3 convolutions.", 8, 8192
+    )
 
     # --- losses -------------------------------------------------------------------------------------------------------
-    # "focal": sigmoid focal loss; class scores are then sigmoids in prediction too, not a softmax.
-    class_loss: str = _field("cross_entropy", allowed=("cross_entropy", "focal"))
-    focal_alpha: float = _field(0.25, 0, 1)
-    focal_gamma: float = _field(2.0, 0, 10)
-    box_loss: str = _field("smooth_l1", allowed=BOX_LOSSES)
-    # Absolute error at which smooth L1 turns from quadratic to linear.
-    box_loss_beta: float = _field(1 / 9, 1e-6, 10)
-    mask_loss: str = _field("bce", allowed=("bce", "dice", "bce_dice"))
-    class_loss_weight: float = _field(1.0, 0)
-    box_loss_weight: float = _field(1.0, 0)
-    mask_loss_weight: float = _field(1.0, 0)
-    keypoint_loss_weight: float = _field(1.0, 0)
-    # The RPN's box term, with the same names.
-    rpn_box_loss: str = _field("smooth_l1", allowed=BOX_LOSSES)
-    rpn_box_loss_beta: float = _field(1 / 9, 1e-6, 10)
-    rpn_class_loss_weight: float = _field(1.0, 0)
-    rpn_box_loss_weight: float = _field(1.0, 0)
-    # An anchor or RoI with at least this fraction of its area in an ignored region is no negative.
-    ignore_overlap: float = _field(0.5, 1e-6, 1)
-    # Whether the RPN, which knows no classes, takes negatives from images where only some of the classes (but at least
-    # one) were annotated.
-    rpn_partial_negatives: bool = _field(True)
+    class_loss: str = _field(
+        "cross_entropy",
+        "focal: sigmoid focal loss; class scores are then sigmoids in prediction too, not a softmax.",
+        allowed=("cross_entropy", "focal"),
+    )
+    focal_alpha: float = _field(0.25, "Weight of the positive class in the focal loss.", 0, 1)
+    focal_gamma: float = _field(2.0, "Exponent of the focal loss.", 0, 10)
+    box_loss: str = _field("smooth_l1", "Loss of the boxes.", allowed=BOX_LOSSES)
+    box_loss_beta: float = _field(1 / 9, "Absolute error at which smooth L1 turns from quadratic to linear.", 1e-6, 10)
+    mask_loss: str = _field(
+        "bce", "Loss of the masks: binary cross-entropy, Dice, or their sum.", allowed=("bce", "dice", "bce_dice")
+    )
+    class_loss_weight: float = _field(1.0, "Factor of the class loss in the sum of losses.", 0)
+    box_loss_weight: float = _field(1.0, "Factor of the box loss in the sum of losses.", 0)
+    mask_loss_weight: float = _field(1.0, "Factor of the mask loss in the sum of losses.", 0)
+    keypoint_loss_weight: float = _field(1.0, "Factor of the keypoint loss in the sum of losses.", 0)
+    rpn_box_loss: str = _field("smooth_l1", "The RPN's box term, with the same names.", allowed=BOX_LOSSES)
+    rpn_box_loss_beta: float = _field(1 / 9, "As box_loss_beta, of the RPN's boxes.", 1e-6, 10)
+    rpn_class_loss_weight: float = _field(1.0, "Factor of the RPN's objectness loss.", 0)
+    rpn_box_loss_weight: float = _field(1.0, "Factor of the RPN's box loss.", 0)
+    ignore_overlap: float = _field(
+        0.5, "An anchor or RoI with at least this fraction of its area in an ignored region is no negative.", 1e-6, 1
+    )
+    rpn_partial_negatives: bool = _field(
+        True,
+        "Whether the RPN, which knows no classes, takes negatives from images where only some of the classes (but "
+        "at least one) were annotated.",
+    )
 
     # --- prediction ---------------------------------------------------------------------------------------------------
-    score_threshold: float = _field(0.05, 0, 1)
-    # Boxes of one class that overlap by more than the threshold are suppressed ("hard"), or get lower scores
-    # (Soft-NMS).
-    nms: str = _field("hard", allowed=("hard", "soft_linear", "soft_gaussian"))
-    nms_threshold: float = _field(0.5, 0, 1)
-    soft_nms_sigma: float = _field(0.5, 1e-6)
-    max_detections: int = _field(100, 1)
+    score_threshold: float = _field(0.05, "Detections with a lower score are dropped.", 0, 1)
+    nms: str = _field(
+        "hard",
+        "hard: boxes of one class that overlap by more than nms_threshold are suppressed. soft_linear, "
+        "soft_gaussian: they get lower scores (Soft-NMS).",
+        allowed=("hard", "soft_linear", "soft_gaussian"),
+    )
+    nms_threshold: float = _field(0.5, "IoU above which boxes of one class are suppressed.", 0, 1)
+    soft_nms_sigma: float = _field(0.5, "Width of Soft-NMS's Gaussian.", 1e-6)
+    max_detections: int = _field(100, "Most detections of an image.", 1)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
