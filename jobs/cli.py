@@ -120,8 +120,8 @@ def train(settings: Any, dry_run: bool) -> None:
             say(f"note: {note}")
         say(plan.describe())
         return
-    with ProgressLine("train") as line:
-        result = run_or_fail(lambda: run_train(plan, on_progress=line.take))
+    line = ProgressLine("train")
+    result = run_or_fail(lambda: run_train(plan, on_progress=line.take), line)
     say(result.describe())
 
 
@@ -137,9 +137,9 @@ def sweep(settings: Any, dry_run: bool) -> None:
         for trial in plan.trials:
             say(f"  {trial.name}{'  (trained)' if trial.name in plan.finished else ''}")
         return
-    with ProgressLine("sweep") as line:
-        line.note(plan.describe())
-        result = run_or_fail(lambda: run_sweep(plan, on_progress=line.show))
+    line = ProgressLine("sweep")
+    line.note(plan.describe())
+    result = run_or_fail(lambda: run_sweep(plan, on_progress=line.show), line)
     say(result.describe())
     if result.num_failed:
         raise typer.Exit(Exit.FAILED)
@@ -164,14 +164,13 @@ def segment(
         say(f"would segment {plan.spec.input.uri} with {plan.checkpoint} into {settings.output.uri}")
         say(f"run {plan.run_id}")
         return
-    states: list[Progress] = []
+    line, states = ProgressLine("segment"), list[Progress]()
 
     def show(progress: Progress) -> None:
         states[:] = [progress]
         line.show(describe(progress))
 
-    with ProgressLine("segment") as line:
-        totals = run_or_fail(lambda: run_segment(plan, show))
+    totals = run_or_fail(lambda: run_segment(plan, show), line)
     say(f"{totals.num_images:,} images, {totals.num_instances:,} instances -> {settings.output.uri}")
     say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals.statuses.items())))
     if profile:
@@ -201,8 +200,8 @@ def retry(words: Words = None, dry_run: DryRun = False) -> None:
     if dry_run:
         say(f"would try again what failed in run {plan.run_id} with {plan.checkpoint}")
         return
-    with ProgressLine("retry") as line:
-        statuses = run_or_fail(lambda: run_retry(plan, lambda progress: line.show(describe(progress))))
+    line = ProgressLine("retry")
+    statuses = run_or_fail(lambda: run_retry(plan, lambda progress: line.show(describe(progress))), line)
     if not statuses:
         say("no image ended with a status that is tried again")
     else:

@@ -16,7 +16,7 @@ from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
 from pipeline.bulk.commit import check_run
 from pipeline.bulk.corpus import read_plan
-from pipeline.bulk.listing import tell_kind
+from pipeline.bulk.listing import has_images, tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
@@ -55,7 +55,9 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """Checks everything that can be checked before a cluster starts; writes nothing.
 
     Raises:
-        ConfigError: an input that does not exist, an output inside the input, or a `since_run` that is not finished.
+        ConfigError: an input that does not exist or is empty, an output inside the input, or a `since_run` that is not
+            finished.
+        CorpusError: a list, inventory or tar file that is not readable as one, as far as it was read.
         CheckpointError: the checkpoint does not exist or is damaged.
         OtherRunError: the output belongs to another run.
     """
@@ -68,6 +70,8 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
     plan = read_plan(output)
+    if plan is None and not config.input.allow_empty:
+        _check_not_empty(spec.input)
     if plan is not None and config.corpus.shard_size not in (None, plan.shard_size):
         notes.append(
             f"corpus.shard_size={config.corpus.shard_size} is ignored: the plan was sealed with {plan.shard_size}"
@@ -103,6 +107,15 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
         earlier = open_run(absolute_uri(section.since_run), config.storage)
         if not earlier.sealed:
             raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
+
+
+def _check_not_empty(source: InputSpec) -> None:
+    """Raises ConfigError for an input without any image; images that earlier runs have done count, too."""
+    if not has_images(source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column):
+        matching = "" if source.pattern == "*" else f" that matches input.pattern={source.pattern}"
+        raise ConfigError(
+            f"input.uri: {source.uri} holds no image{matching}; set input.allow_empty=true for a run without rows"
+        )
 
 
 def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:

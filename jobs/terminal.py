@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, NoReturn
 
@@ -30,10 +31,14 @@ def check_or_refuse(check: Callable[[], Any]) -> Any:
         fail(_reason(error), Exit.BAD_INPUT)
 
 
-def run_or_fail(work: Callable[[], Any]) -> Any:
-    """Runs the work itself; a wrong setting that only shows then ends with 2, any other fault with 1."""
+def run_or_fail(work: Callable[[], Any], progress: AbstractContextManager[Any] | None = None) -> Any:
+    """Runs the work itself; a wrong setting that only shows then ends with 2, any other fault with 1.
+
+    The context `progress` ends before the reason is written, so that the reason is the last line.
+    """
     try:
-        return work()
+        with progress or nullcontext():
+            return work()
     except (ValueError, OSError) as error:
         from jobs.config.load import ConfigError
 

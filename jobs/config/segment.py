@@ -61,8 +61,9 @@ class InputSection(Section):
     since_run: Uri | None = Field(
         None,
         description="output.uri of an earlier, finished run on the same input: segment only images that are new or "
-        "changed since.",
+        "changed since, or failed there with a status that may pass.",
     )
+    allow_empty: bool = Field(False, description="Whether an input without any image is a run without rows.")
     pattern: str = Field(
         "*", min_length=1, description="Shell pattern that an image's key must match; '*' also matches '/'."
     )

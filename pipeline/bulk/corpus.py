@@ -13,16 +13,25 @@ import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.listing import PlannedImage, from_table, in_chunks, iter_corpus, new_or_changed, to_table
+from pipeline.bulk.listing import (
+    PlannedImage,
+    UnsortedListing,
+    from_table,
+    in_chunks,
+    iter_corpus,
+    new_or_changed,
+    to_table,
+)
 from pipeline.manifest import (
     PLAN_KEY,
     DataFile,
+    Run,
     RunError,
     from_sealed_json,
     open_run,
@@ -31,6 +40,7 @@ from pipeline.manifest import (
     to_sealed_json,
 )
 from pipeline.run_spec import InputSpec
+from pipeline.schema import RETRYABLE
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import open_parquet, read_parquet
 
@@ -133,6 +143,7 @@ def seal_plan(
     *,
     shard_size: int | None,
     num_workers: int,
+    take_over: bool = True,
 ) -> Plan:
     """Lists the corpus, writes the plan and seals it; returns the sealed plan, which may be another planner's.
 
@@ -143,16 +154,22 @@ def seal_plan(
         list_images: yields the images whose id is greater than the given one ('' for all), in order of id.
         shard_size: images in a shard; None chooses by `choose_shard_size`.
         num_workers: how many workers share the shards.
+        take_over: whether to take over the parts of killed planners.
 
     Atomic: until `plan.json` is there, no part counts. Of several planners at once one wins; the others remove their
     own parts.
     """
     attempt = uuid.uuid4().hex[:8]
-    parts, last_id = _earlier_parts(storage)
+    parts, last_id = _earlier_parts(storage) if take_over else ([], "")
     own_parts = []
-    for number, rows in enumerate(in_chunks(list_images(last_id), PART_ROWS), start=len(parts)):
-        own_parts.append(_write_part(storage, plan_part_key(number, attempt), rows, last_id))
-        last_id = rows[-1].image_id
+    try:
+        for number, rows in enumerate(in_chunks(list_images(last_id), PART_ROWS), start=len(parts)):
+            own_parts.append(_write_part(storage, plan_part_key(number, attempt), rows, last_id))
+            last_id = rows[-1].image_id
+    except UnsortedListing:
+        for part in own_parts:
+            storage.delete(part.key)
+        raise
     parts += own_parts
     num_images = sum(part.rows for part in parts)
     sealed = Plan(storage, tuple(parts), num_images, shard_size or choose_shard_size(num_images, num_workers))
@@ -181,19 +198,29 @@ def read_plan(storage: Storage) -> Plan | None:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
 
 
-def list_corpus(source: InputSpec, after: str) -> Iterator[PlannedImage]:
-    """The images of a run's input in order of id, without those that earlier runs have planned unchanged.
+def plan_corpus(storage: Storage, source: InputSpec, *, shard_size: int | None, num_workers: int) -> Plan:
+    """Lists a run's input and seals the plan, see `seal_plan`; sorts what a store lists in no order."""
+    try:
+        return seal_plan(storage, partial(list_corpus, source), shard_size=shard_size, num_workers=num_workers)
+    except UnsortedListing:
+        images = partial(list_corpus, source, sort=True)
+        return seal_plan(storage, images, shard_size=shard_size, num_workers=num_workers, take_over=False)
+
+
+def list_corpus(source: InputSpec, after: str, *, sort: bool = False) -> Iterator[PlannedImage]:
+    """The images of a run's input in order of id, without those that earlier runs have done unchanged.
 
     Args:
         source: where the images are; with `since_run` set, that run and the runs before it are the earlier ones.
         after: only images whose id is greater.
+        sort: see `iter_corpus`.
 
     Raises:
         CorpusError: the input cannot be listed.
         RunError: an earlier run is not there or is unreadable.
     """
     images = iter_corpus(
-        source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column, after=after
+        source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column, after=after, sort=sort
     )
     if source.since_run is None:
         return images
@@ -201,16 +228,31 @@ def list_corpus(source: InputSpec, after: str) -> Iterator[PlannedImage]:
 
 
 def _planned_before(uri: str | None) -> Iterator[PlannedImage]:
-    """The images in the plans of a run and of its chain of `since_run`, in order of id; of each id the newest."""
-    plans = []
+    """The images of a run and of its chain of `since_run` that need no other try, in order of id.
+
+    Of each id the newest run tells: an image that failed there with a status that may pass is left out.
+    """
+    runs = []
     while uri is not None:
         run = open_run(uri)
         plan = read_plan(run.storage)
         if plan is not None:
-            plans.append(plan.iter_images())
+            runs.append(_with_status(run, plan))
         uri = run.spec.input.since_run
-    merged = heapq.merge(*plans, key=lambda image: image.image_id)  # stable: of equal ids the newest run's comes first
-    return (next(versions) for _, versions in groupby(merged, key=lambda image: image.image_id))
+    merged = heapq.merge(*runs, key=lambda row: row[0].image_id)  # stable: of equal ids the newest run's comes first
+    newest = (next(versions) for _, versions in groupby(merged, key=lambda row: row[0].image_id))
+    return (image for image, status in newest if status not in RETRYABLE)
+
+
+def _with_status(run: Run, plan: Plan) -> Iterator[tuple[PlannedImage, str | None]]:
+    """The images of a plan, each with its status as readers see it now; None where its shard is not committed."""
+    files = {each.shard: each.images for each in run.files}
+    for shard in range(plan.num_shards):
+        images, statuses = plan.read_shard(shard), dict[str, str]()
+        if shard in files:
+            table = read_parquet(run.storage.read_bytes(files[shard].key), ["image_id", "status"])
+            statuses = dict(zip(table["image_id"].to_pylist(), table["status"].to_pylist()))
+        yield from ((image, statuses.get(image.image_id)) for image in images)
 
 
 def _earlier_parts(storage: Storage) -> tuple[list[DataFile], str]:

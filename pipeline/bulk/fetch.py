@@ -6,11 +6,13 @@ ahead of the predictor, and at most `lookahead` images are held at a time.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import replace
-from functools import lru_cache
 from itertools import islice
 from typing import TypedDict, TypeVar
 
@@ -20,10 +22,11 @@ from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.progress import StageClock
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.images.pixels import to_unit
+from pipeline.manifest import RUN_KEY
 from pipeline.run_spec import RunSpec
-from pipeline.storage.base import Storage, StorageError
-from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import aligned_uri, is_local, local_path
+from pipeline.storage.base import CredentialsError, ObjectArchived, Storage, StorageError
+from pipeline.storage.stores import open_file, open_storage
+from pipeline.storage.uri import aligned_uri, is_local, split_uri
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,6 +59,7 @@ def load_image(
     num_bands: int = 3,
     extra_channels: str | None = None,
     resize_to: tuple[int, int] | None = None,
+    guard: StoreGuard | None = None,
     clock: StageClock | None = None,
 ) -> Decoded:
     """Reads and decodes one image. A bad image never raises: the result's status says what was wrong.
@@ -69,16 +73,20 @@ def load_image(
         extra_channels: pattern of the file whose bands are the last channels, see `pipeline.storage.uri.aligned_uri`.
         resize_to: sides that the network resizes an image to, see `pipeline.images.decode_image.decode_image`; a photo
             with extra channels is always decoded at full size.
+        guard: ends the run where the store is at fault, not the image.
         clock: counts the seconds of reading as 'fetch'.
+
+    Raises:
+        CredentialsError, StoreFault: as `fetch_bytes`.
     """
     with (clock or StageClock())("fetch"):
-        data = fetch_bytes(limits, image)
+        data = fetch_bytes(limits, image, guard)
     if isinstance(data, Decoded):
         return data
     if extra_channels is None:
         return pool.submit(data, num_bands=num_bands, resize_to=resize_to).result()
     extra_uri = aligned_uri(extra_channels, image.uri)
-    extra_data = fetch_bytes(limits, PlannedImage(image.image_id, extra_uri))
+    extra_data = fetch_bytes(limits, PlannedImage(image.image_id, extra_uri), guard)
     extra = extra_data if isinstance(extra_data, Decoded) else pool.submit(extra_data, num_bands=None).result()
     if extra.image is None:
         return replace(extra, error=f"{extra_uri}: {extra.error}")
@@ -94,19 +102,31 @@ def load_image(
     return replace(photo, image=np.concatenate([to_unit(photo.image), extra.image], axis=2))
 
 
-def fetch_bytes(limits: DecodeLimits, image: PlannedImage) -> bytes | Decoded:
-    """The bytes of an image, or the failure that its row will show: missing, unreadable, too large or changed."""
+def fetch_bytes(limits: DecodeLimits, image: PlannedImage, guard: StoreGuard | None = None) -> bytes | Decoded:
+    """The bytes of an image, or the failure that its row will show: missing, unreadable, too large or changed.
+
+    Raises:
+        CredentialsError, StoreFault: the fault is not the image's; see `StoreGuard`.
+    """
     if image.size_bytes is not None and image.size_bytes > limits.max_bytes:
         return _failure("too_large", f"{image.size_bytes} bytes; the limit is {limits.max_bytes}")
     try:
         data, etag = read_planned(image)
-    except FileNotFoundError:
-        return _failure("not_found", "gone since it was planned" if image.etag else "the listed name leads nowhere")
-    except (OSError, StorageError) as error:
+    except CredentialsError:
+        raise
+    except ObjectArchived as error:
+        return _failure("archived", str(error))
+    except (OSError, ValueError) as error:
+        if guard is not None:
+            guard.check(image, error)
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return _failure("not_found", "gone since it was planned" if image.etag else "the listed name leads nowhere")
         return _failure("unreadable", str(error))
+    if guard is not None:
+        guard.note(image)
     if image.size_bytes is not None and len(data) != image.size_bytes:
         return _failure("changed", f"{len(data)} bytes now, {image.size_bytes} when planned")
-    if image.etag is not None and etag != image.etag:
+    if image.etag is not None and etag and etag != image.etag:
         return _failure("changed", f"its etag is {etag} now, {image.etag} when planned")
     if len(data) > limits.max_bytes:
         return _failure("too_large", f"{len(data)} bytes; the limit is {limits.max_bytes}")
@@ -115,24 +135,69 @@ def fetch_bytes(limits: DecodeLimits, image: PlannedImage) -> bytes | Decoded:
 
 def read_planned(image: PlannedImage) -> tuple[bytes, str]:
     """An image's bytes (of a tar member its part of the tar file) and the etag of their object, in one request."""
-    root, key = split_uri(image.uri)
+    storage, key = open_file(image.uri)
     if image.offset is None:
-        return _storage(root).read_object(key)
-    return _storage(root).read_object(key, image.offset, image.size_bytes)
+        return storage.read_object(key)
+    return storage.read_object(key, image.offset, image.size_bytes)
 
 
-def split_uri(uri: str) -> tuple[str, str]:
-    """The root of a URI's store ('/' or 's3://bucket') and the key below it."""
-    if is_local(uri):
-        return "/", str(local_path(uri))[1:]
-    scheme, rest = uri.split("://", 1)
-    bucket, _, key = rest.partition("/")
-    return f"{scheme}://{bucket}", key
+class StoreFault(OSError):
+    """A store fails on everything, not on one image: the run cannot go on. The message is for the user."""
 
 
-@lru_cache(maxsize=64)
-def _storage(root: str) -> Storage:
-    return open_storage(root)
+class StoreGuard:
+    """Tells a fault of a store from a fault of one image: reads again what could be read before.
+
+    Args:
+        output: the run, whose run.json was read at its start.
+        corpus: the folder that was listed; None where the images come from a list, an inventory or tar files.
+    """
+
+    def __init__(self, output: Storage, corpus: str | None) -> None:
+        self._output = output
+        self._corpus = None if corpus is None else open_storage(corpus)
+        self._last_read: dict[str, PlannedImage] = {}  # by the root of its store
+
+    def note(self, image: PlannedImage) -> None:
+        """Takes an image that was read."""
+        self._last_read[split_uri(image.uri)[0]] = image
+
+    def check(self, image: PlannedImage, error: Exception) -> None:
+        """Returns when an image alone cannot be read.
+
+        Raises:
+            StoreFault: what was read before cannot be read either, or the folder of the corpus is gone.
+        """
+        try:
+            root = split_uri(image.uri)[0]
+            if isinstance(error, FileNotFoundError):
+                self._check_folder()
+            elif not self._something_is_read(root):
+                return
+        except (OSError, ValueError) as second:
+            if isinstance(second, StorageError) and second.args == error.args:
+                return  # the URI itself is at fault
+            raise StoreFault(f"{error}; and what could be read before cannot be read either: {second}") from error
+
+    def _something_is_read(self, root: str) -> bool:
+        """Reads something of a store; returns whether there was anything to read, raises when it cannot be read."""
+        if (known := self._last_read.get(root)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                storage, key = open_file(known.uri)
+                storage.read_object(key, known.offset or 0, 1)
+                return True
+        if split_uri(self._output.uri)[0] == root != "/":
+            self._output.read_bytes(RUN_KEY)
+            return True
+        if self._corpus is not None and split_uri(self._corpus.uri)[0] == root != "/":
+            next(self._corpus.iter_objects(), None)
+            return True
+        return False
+
+    def _check_folder(self) -> None:
+        """Raises FileNotFoundError when the corpus is a local folder that is gone or, as when unmounted, empty."""
+        if self._corpus is not None and is_local(self._corpus.uri) and not any(os.scandir(self._corpus.uri)):
+            raise FileNotFoundError(errno.ENOENT, "the folder is empty", self._corpus.uri)
 
 
 def map_ahead(

@@ -12,22 +12,23 @@ import heapq
 import io
 import itertools
 import json
+import posixpath
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import unquote, unquote_plus
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import unquote_plus
 
 import pyarrow as pa
 import pyarrow.csv
 
-from pipeline.storage.base import ObjectInfo, Storage
+from pipeline.storage.base import ObjectInfo, Storage, StorageError
 from pipeline.storage.parquet import iter_parquet, open_parquet
 from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import is_local
+from pipeline.storage.uri import base_name, is_local, join_uri, parent_uri
 
 KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time
@@ -36,13 +37,13 @@ _MERGE_BATCH = 250  # images of each sorted chunk that are in memory while the c
 # What readers raise on files that are cut short, damaged or of another format.
 _UNREADABLE = (
     pa.ArrowException,
-    UnicodeDecodeError,
     csv.Error,
     gzip.BadGzipFile,
     EOFError,
     zlib.error,
-    json.JSONDecodeError,
 )
+_CSV_END = "\0end\0"
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -59,6 +60,10 @@ Item = TypeVar("Item")
 
 class CorpusError(ValueError):
     """The input cannot be listed; the message says what was expected."""
+
+
+class UnsortedListing(CorpusError):
+    """A store lists a folder in another order than that of its keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +87,21 @@ class PlannedImage:
 
 def tell_kind(uri: str) -> str:
     """The kind of a corpus (one of KINDS) by its URI's ending: list, inventory or tar file; otherwise a folder."""
-    name = uri.rstrip("/").rsplit("/", 1)[-1].lower()
+    name = base_name(uri).lower()
     if name == "manifest.json":
         return "inventory"
     if name.endswith((".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")):
         return "list"
-    return "tars" if name.endswith(".tar") else "folder"
+    return "tars" if name.endswith((".tar", *_COMPRESSED_TARS)) else "folder"
 
 
 def iter_corpus(
-    uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri", after: str = ""
+    uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri", after: str = "", sort: bool = False
 ) -> Iterator[PlannedImage]:
     """Yields every image of a corpus whose id matches a shell pattern, once, in order of id.
+
+    An entry that names no image, such as an empty row of a list, a link in a tar file to a member that is not there, or
+    a folder that cannot be read, is yielded, too: its URI leads nowhere, and its row will say so.
 
     Args:
         uri: the folder or prefix; the list; the inventory's manifest.json; the tar file or the folder of tar files.
@@ -101,21 +109,44 @@ def iter_corpus(
         pattern: as in `fnmatch`, against the whole image id ('*' also crosses '/').
         uri_column: the column of a list that holds the URIs.
         after: only images whose id is greater; the listing of a bucket starts there.
+        sort: sorts the listing of a folder, too, which is not begun before all of it is known.
 
     Raises:
-        CorpusError: the list, inventory or tar file is not readable as one.
+        CorpusError: the list, inventory or tar file is not readable as one, to its very end.
+        UnsortedListing: the store lists a folder in another order; `sort` reads it.
     """
-    if kind == "folder":
-        images: Iterable[PlannedImage] = _iter_folder(open_storage(uri), after)
-    elif kind == "list":
-        images = sort_images(_iter_list(uri, uri_column))
-    elif kind == "inventory":
-        images = sort_images(_iter_inventory(uri))
-    elif kind == "tars":
-        images = sort_images(_iter_tars(uri))
-    else:
-        raise CorpusError(f"input.kind is {kind!r}; allowed are {', '.join(KINDS)}")
+    images = _iter_unsorted(uri, kind, uri_column, "" if sort else after)
+    images = _in_order(images) if kind == "folder" and not sort else sort_images(images)
     return (image for image in images if image.image_id > after and fnmatch.fnmatchcase(image.image_id, pattern))
+
+
+def has_images(uri: str, *, kind: str, pattern: str, uri_column: str) -> bool:
+    """Whether a corpus has any image; reads no more of it than the first. Arguments and errors as `iter_corpus`."""
+    images = _iter_unsorted(uri, kind, uri_column, "")
+    return any(fnmatch.fnmatchcase(image.image_id, pattern) for image in images)
+
+
+def _iter_unsorted(uri: str, kind: str, uri_column: str, after: str) -> Iterator[PlannedImage]:
+    if kind == "folder":
+        return _iter_folder(open_storage(uri), after)
+    if kind == "list":
+        return _iter_list(uri, uri_column)
+    if kind == "inventory":
+        return _iter_inventory(uri)
+    if kind == "tars":
+        return _iter_tars(uri)
+    raise CorpusError(f"input.kind is {kind!r}; allowed are {', '.join(KINDS)}")
+
+
+def _in_order(images: Iterable[PlannedImage]) -> Iterator[PlannedImage]:
+    """The images of a store that lists in order of key; a key that comes twice in a row is taken once."""
+    last_id = ""
+    for image in images:
+        if image.image_id < last_id:
+            raise UnsortedListing(f"the store lists {image.image_id!r} after {last_id!r}")
+        if image.image_id != last_id:
+            yield image
+        last_id = image.image_id
 
 
 def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iterator[PlannedImage]:
@@ -179,53 +210,103 @@ def _spill(table: pa.Table, path: Path) -> Iterator[PlannedImage]:
 
 def _iter_folder(storage: Storage, after: str) -> Iterator[PlannedImage]:
     for info in storage.iter_objects(after=after):
-        known = info.size_bytes >= 0
-        yield PlannedImage(
-            info.key, storage.uri_of(info.key), info.etag if known else None, info.size_bytes if known else None
-        )
+        size_bytes = info.size_bytes if info.size_bytes >= 0 else None
+        yield PlannedImage(_as_text(info.key), storage.uri_of(info.key), info.etag or None, size_bytes)
 
 
 def _iter_list(uri: str, column: str) -> Iterator[PlannedImage]:
     storage, key = _parent(uri)
-    for value in _iter_values(storage, key, column):
-        if not isinstance(value, str) or not value:
-            raise CorpusError(f"{uri}: column {column!r} holds {value!r}; allowed are URIs and paths")
-        # A relative path is relative to the list's own folder.
-        image_uri = value if "://" in value or value.startswith("/") else storage.uri_of(value)
-        yield PlannedImage(value, image_uri)
+    for number, value in enumerate(_iter_values(storage, key, column), start=1):
+        text = _as_text(value) if isinstance(value, str | bytes) else ""
+        if text:
+            yield PlannedImage(text, _place(storage.uri, text))
+        else:
+            yield _nameless(uri, number)
+
+
+def _nameless(uri: str, number: int) -> PlannedImage:
+    """A row (from 1) of a list or inventory that names no image: a row of the run whose URI leads nowhere."""
+    return PlannedImage(f"{base_name(uri)}/row {number}", f"{uri}/row {number}, which names no image")
+
+
+def _place(folder: str, name: str) -> str:
+    """The URI of a name, which is relative to the list's own folder; one that no file can have stays as it is."""
+    try:
+        return join_uri(folder, name)
+    except StorageError:
+        return name
 
 
 def _iter_values(storage: Storage, key: str, column: str) -> Iterator[Any]:
-    """The values of one column of a Parquet, CSV or JSON Lines file."""
-    list_uri = storage.uri_of(key)
+    """The values of one column of a Parquet, CSV or JSON Lines file; None where a row has none."""
+    list_uri, num_rows = storage.uri_of(key), 0
     with storage.open_input(key) as file:
         try:
-            if key.endswith(".parquet"):
-                _need_column(list_uri, column, open_parquet(file).schema_arrow.names)
-                for batch in iter_parquet(file, [column]):
-                    yield from batch[column].to_pylist()
-                return
-            text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, encoding="utf-8-sig", newline="")
-            if key.removesuffix(".gz").endswith(".csv"):
-                reader = csv.DictReader(text)
-                _need_column(list_uri, column, reader.fieldnames or [])
-                for row in reader:
-                    yield row[column]
-                return
-            for line in text:
-                if line.strip():
-                    row = json.loads(line)
-                    _need_column(list_uri, column, row if isinstance(row, dict) else [])
-                    yield row[column]
+            for value in _values_of(file, key, list_uri, column):
+                yield value
+                num_rows += 1
         except _UNREADABLE as error:
-            raise CorpusError(f"{list_uri}: not readable as a list of images: {error}") from error
+            where = f"{list_uri}: after {num_rows:,} rows"
+            raise CorpusError(f"{where}: not readable as a list of images: {error}") from error
 
 
-def _need_column(list_uri: str, column: str, names: Iterable[str]) -> None:
+def _values_of(file: BinaryIO, key: str, list_uri: str, column: str) -> Iterator[Any]:
+    if key.endswith(".parquet"):
+        schema = open_parquet(file).schema_arrow
+        _need_column(list_uri, column, schema.names)
+        if not _holds_text(schema.field(column).type):
+            held = schema.field(column).type
+            raise CorpusError(f"{list_uri}: column {column!r} holds {held}; allowed are URIs and paths")
+        for batch in iter_parquet(file, [column]):
+            yield from batch[column].to_pylist()
+        return
+    text = io.TextIOWrapper(gzip.open(file) if key.endswith(".gz") else file, "utf-8-sig", "backslashreplace", "")
+    if key.removesuffix(".gz").endswith(".csv"):
+        rows = _csv_rows(text)
+        names = next(rows, [])
+        _need_column(list_uri, column, names)
+        index = names.index(column)
+        yield from (row[index] if index < len(row) else None for row in rows)
+        return
+    lines = (_json_object(line) for line in text if line.strip())
+    first = next(lines, None)
+    if first is not None:
+        _need_column(list_uri, column, first)
+        yield from (row.get(column) for row in itertools.chain([first], lines))
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null))
+
+
+def _csv_rows(text: Iterable[str]) -> Iterator[list[str]]:
+    """The rows of a CSV file that are not blank. Raises csv.Error at a quote that is never closed."""
+    # A last row of our own: an open quote would take it, like all the rows before it, for a part of a field.
+    reader = csv.reader(itertools.chain(text, [_CSV_END]))
+    for row in reader:
+        if row == [_CSV_END]:
+            return
+        if row and _CSV_END in row[-1]:
+            break
+        if row:
+            yield row
+    raise csv.Error(f"a quote is open from row to end (line {reader.line_num - 1:,})")
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    """The object in a line of JSON; {} where it holds none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _need_column(list_uri: str, column: str, names: Iterable[str], setting: str = "input.uri_column") -> None:
     if column not in names:
-        raise CorpusError(
-            f"{list_uri}: has no column {column!r} (input.uri_column); it has {', '.join(names) or 'none'}"
-        )
+        raise CorpusError(f"{list_uri}: has no column {column!r} ({setting}); it has {', '.join(names) or 'none'}")
 
 
 def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
@@ -240,21 +321,23 @@ def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
         raise CorpusError(f"{uri}: no inventory manifest (sourceBucket, fileFormat, files): {error!r}") from error
     root = _inventory_root(manifest, storage)
     for data_key in data_keys:
+        data_uri = root.uri_of(data_key)
         try:
             data = root.read_bytes(data_key)
         except FileNotFoundError as error:
-            raise CorpusError(f"{root.uri_of(data_key)}: the inventory names this file and it is not there") from error
+            raise CorpusError(f"{data_uri}: the inventory names this file and it is not there") from error
         try:
-            for row in _inventory_rows(data, file_format, columns):
+            for number, row in enumerate(_inventory_rows(data, data_uri, file_format, columns), start=1):
                 if row.get("islatest") in ("false", False) or row.get("isdeletemarker") in ("true", True):
                     continue
-                name, size, etag = row["key"], row.get("size"), row.get("etag") or row.get("e_tag")
-                size_bytes = None if size in (None, "") else int(size)
-                yield PlannedImage(name, f"s3://{bucket}/{name}", etag or None, size_bytes)
-        except KeyError as error:
-            raise CorpusError(f"{root.uri_of(data_key)}: a row of the inventory has no column {error}") from error
-        except (*_UNREADABLE, ValueError) as error:
-            raise CorpusError(f"{root.uri_of(data_key)}: not readable as a file of an inventory: {error}") from error
+                name, size, etag = row.get("key"), row.get("size"), row.get("etag") or row.get("e_tag")
+                if name:
+                    size_bytes = int(str(size)) if str(size).isdecimal() else None
+                    yield PlannedImage(_as_text(name), f"s3://{bucket}/{name}", etag or None, size_bytes)
+                else:
+                    yield _nameless(data_uri, number)
+        except _UNREADABLE as error:
+            raise CorpusError(f"{data_uri}: not readable as a file of an inventory: {error}") from error
 
 
 def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
@@ -264,54 +347,115 @@ def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
     return open_storage("s3://" + manifest.get("destinationBucket", "").removeprefix("arn:aws:s3:::"))
 
 
-def _inventory_rows(data: bytes, file_format: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _inventory_rows(data: bytes, data_uri: str, file_format: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     if file_format == "PARQUET":
+        names = [name.lower() for name in open_parquet(data).schema_arrow.names]
+        _need_column(data_uri, "key", names, "a field")
         for batch in iter_parquet(data):
             for row in batch.to_pylist():
                 yield {name.lower(): value for name, value in row.items()}
     elif file_format == "CSV":
-        text = io.TextIOWrapper(gzip.open(io.BytesIO(data)), encoding="utf-8", newline="")
+        text = io.TextIOWrapper(gzip.open(io.BytesIO(data)), "utf-8", "backslashreplace", "")
         names = [name.lower().replace(" ", "") for name in columns]
-        for values in csv.reader(text):
+        _need_column(data_uri, "key", names, "a field")
+        for values in _csv_rows(text):
             row = dict(zip(names, values))
-            row["key"] = unquote_plus(row["key"])  # CSV inventories hold URL-encoded keys
-            yield row
+            yield row | {"key": unquote_plus(row.get("key", ""))}  # CSV inventories hold URL-encoded keys
     else:
-        raise CorpusError(f"an inventory of format {file_format!r} is not read; allowed are CSV and Parquet")
+        raise CorpusError(
+            f"{data_uri}: an inventory of format {file_format!r} is not read; allowed are CSV and Parquet"
+        )
 
 
 def _iter_tars(uri: str) -> Iterator[PlannedImage]:
     """The members of one tar file, or of every tar file below a folder (WebDataset's shards)."""
-    storage, keys = open_storage(uri), None
-    if uri.lower().endswith(".tar"):
+    if tell_kind(uri) == "tars":
         storage, key = _parent(uri)
-        keys = iter([storage.stat(key)])
-    for info in keys or (info for info in storage.iter_objects() if info.key.lower().endswith(".tar")):
-        yield from _iter_members(storage, info)
+        infos = iter([storage.stat(key)])
+    else:
+        storage = open_storage(uri)
+        infos = storage.iter_objects()
+    for info in infos:
+        name = info.key.lower()
+        if name.endswith(_COMPRESSED_TARS):
+            raise CorpusError(f"{storage.uri_of(info.key)}: members of a compressed tar cannot be read; decompress it")
+        if name.endswith(".tar"):
+            yield from _iter_members(storage, info)
 
 
 def _iter_members(storage: Storage, tar: ObjectInfo) -> Iterator[PlannedImage]:
+    """The files and links in a tar file, and in those that follow it in the same file, to the end mark of the last."""
     uri = storage.uri_of(tar.key)
+    start: int | None = 0
+    archive: tarfile.TarFile | None = None
+    places: dict[str, tuple[int, int]] = {}  # offset and size by name, of all members, for the links between them
+    links: list[tuple[str, str]] = []
     try:
-        with storage.open_input(tar.key) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.isfile():
-                    name = f"{tar.key}/{_as_utf8(member.name.removeprefix('./'))}"
-                    yield PlannedImage(name, uri, tar.etag, member.size, member.offset_data)
-                archive.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
-    except tarfile.TarError as error:
-        raise CorpusError(f"{uri}: not readable as an uncompressed tar file: {error}") from error
+        with storage.open_input(tar.key) as file:
+            while start is not None:
+                file.seek(start)
+                with tarfile.open(fileobj=file, mode="r:") as archive:
+                    for member in archive:
+                        if member.size < 0 or archive.offset <= member.offset:
+                            raise tarfile.ReadError("a header gives a size below 0")
+                        name = posixpath.normpath(member.name)
+                        if member.islnk() or member.issym():
+                            folder = posixpath.dirname(name) if member.issym() else ""
+                            links.append((name, posixpath.normpath(posixpath.join(folder, member.linkname))))
+                        elif member.isfile():
+                            # Of two members of one name both are taken; extracting would keep the second.
+                            shown = f"{name}#{member.offset_data}" if name in places else name
+                            places[name] = member.offset_data, member.size
+                            yield _member(tar, uri, shown, None if member.issparse() else places[name])
+                        archive.members = []  # type: ignore[attr-defined]  # otherwise every header stays in memory
+                start = _after_end_mark(file, archive.offset)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        where = "" if archive is None else f" at byte {archive.offset:,}"
+        raise CorpusError(f"{uri}: not readable as an uncompressed tar file{where}: {error}") from error
+    target_of = dict(links)
+    for name, target in links:
+        for _ in links:  # a link to a link, and so on; never round in a circle
+            target = target_of.get(target, target)
+        yield _member(tar, uri, name, places.get(target))
 
 
-def _as_utf8(name: str) -> str:
-    """A tar member's name with the bytes that are no UTF-8 written as escapes, as in listings of local folders."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _member(tar: ObjectInfo, uri: str, name: str, place: tuple[int, int] | None) -> PlannedImage:
+    """A member by its offset and size; None for one without data of its own, whose URI leads nowhere."""
+    image_id = f"{tar.key}/{_as_text(name)}"
+    if place is None:
+        return PlannedImage(image_id, f"{uri}/{_as_text(name)}")
+    return PlannedImage(image_id, uri, tar.etag or None, place[1], place[0])
+
+
+def _after_end_mark(file: BinaryIO, offset: int) -> int | None:
+    """Where another tar begins behind the end mark that is due at this offset; None where nothing follows.
+
+    Raises:
+        ReadError: there is no end mark: the tar is cut short, or a header in its middle is damaged.
+    """
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends there without an end mark, as if it were cut short")
+    if any(block):
+        raise tarfile.ReadError("the header is damaged")
+    while block := file.read(tarfile.BLOCKSIZE):
+        offset += tarfile.BLOCKSIZE
+        if any(block):
+            return offset
+    return None
+
+
+def _as_text(name: str | bytes) -> str:
+    """A name as valid text: bytes that are no UTF-8 become escapes, as in listings of local folders."""
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "backslashreplace")
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone half of a UTF-16 pair
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _parent(uri: str) -> tuple[Storage, str]:
     """The storage of a file's folder, and the file's name in it."""
-    if is_local(uri):
-        path = Path(unquote(uri.removeprefix("file://"))) if uri.startswith("file://") else Path(uri)
-        return open_storage(str(path.parent)), path.name
-    folder, name = uri.rstrip("/").rsplit("/", 1)
-    return open_storage(folder), name
+    return open_storage(parent_uri(uri)), base_name(uri)

@@ -99,9 +99,7 @@ def begin_repair(run: Run, statuses: tuple[str, ...]) -> Repair | None:
 
 def read_shard_tables(run: Run, files: ShardFiles) -> tuple[pa.Table, pa.Table]:
     """The images and the instances of one shard as readers see them now; `files` is one of `run.files`."""
-    images, instances = (
-        read_parquet(run.storage.read_bytes(file.key)) for file in (files.images, files.instances)
-    )
+    images, instances = (read_parquet(run.storage.read_bytes(file.key)) for file in (files.images, files.instances))
     return images, instances
 
 

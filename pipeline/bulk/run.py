@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import malloc
@@ -24,8 +25,8 @@ from pipeline.bulk.listing import in_chunks
 from pipeline.bulk.progress import REPORT_EVERY_S, Progress
 from pipeline.bulk.repair import Repair, begin_repair, seal_repair
 from pipeline.bulk.shard_queue import SHARDS_AT_ONCE
-from pipeline.bulk.worker import BulkCall, BulkJob, ProgressBoard, RepairWorker, ShardWorker
-from pipeline.manifest import RunTotals, open_run
+from pipeline.bulk.worker import BulkCall, BulkJob, ProgressBoard, RepairWorker, ShardWorker, WorkerError
+from pipeline.manifest import RunError, RunTotals, open_run
 from pipeline.storage.stores import open_storage
 
 WAVE_SHARDS = 2_000  # shards in one Ray dataset; bounds what Ray Data holds at a time
@@ -110,8 +111,8 @@ def segment_shards(
     started = time.monotonic()
 
     def report() -> None:
-        progress: Progress = ray.get(call.board.progress.remote(num_resumed, time.monotonic() - started))
-        on_progress(progress)
+        progress: ray.ObjectRef[Progress] = call.board.progress.remote(num_resumed, time.monotonic() - started)
+        on_progress(ray.get(progress))
 
     # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
     remote_wave = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave)
@@ -126,11 +127,21 @@ def segment_shards(
             while not running.done():
                 report()
                 time.sleep(REPORT_EVERY_S)
-            running.result()
+            try:
+                running.result()
+            except WorkerError as error:
+                raise RunError(f"{_cause_of(error)}. The run has stopped; the same command goes on with it") from None
     finally:  # of an interrupted call, the wave goes on until its caller ends Ray: it must not be waited for
         background.shutdown(wait=False, cancel_futures=True)
     report()
     return time.monotonic() - started
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """The error that was raised in a worker, from what Ray makes of it on its way here."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
 
 
 def segment_wave(call: BulkCall, shards: list[int]) -> None:
@@ -140,6 +151,7 @@ def segment_wave(call: BulkCall, shards: list[int]) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = 0  # any other value drops data in silence
+    context.raise_original_map_exception = True  # a worker's error is the driver's, not one of Ray Data's about it
     context.max_consecutive_actor_init_deaths = 5
     context.execution_no_progress_timeout_s = job.longest_shard_s
     min_actors, max_actors = (min(size, len(shards)) for size in job.num_workers)

@@ -26,12 +26,12 @@ from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import commit_shard, read_commit, sum_counts, write_table
 from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
-from pipeline.bulk.fetch import load_image, load_options, map_ahead
+from pipeline.bulk.fetch import StoreGuard, load_image, load_options, map_ahead
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
-from pipeline.bulk.shard_queue import ShardQueue
+from pipeline.bulk.shard_queue import ShardAborted, ShardQueue
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.run_spec import RunSpec
@@ -107,6 +107,16 @@ class BulkCall:
     repair: Repair | None = None
 
 
+class WorkerError(RuntimeError):
+    """Why a worker cannot go on, in words for the user.
+
+    The first argument is a tuple of the reason: to a text Ray Data would add a paragraph about its retries.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0][0])
+
+
 class ShardWorker:
     """Actor that segments shards, writes their two tables and commits them; Ray Data calls it with shard numbers."""
 
@@ -121,7 +131,9 @@ class ShardWorker:
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self.load = partial(load_image, self.pool, job.limits, **load_options(job.spec))
+        source = job.spec.input
+        guard = StoreGuard(self.output, source.uri if source.kind == "folder" else None)
+        self.load = partial(load_image, self.pool, job.limits, guard=guard, **load_options(job.spec))
         warm_up()
         self.predictor = job.predictor(
             job.checkpoint,
@@ -136,11 +148,16 @@ class ShardWorker:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Segments and commits the shards of a Ray Data batch that have no commit yet; returns their numbers."""
         for shard in batch["shard"].tolist():
-            commit = read_commit(self.output, shard)
-            if commit is None:
-                self.queue.process(partial(self.segment_shard, shard), self.write_shard)
-            else:
-                self.send(report_of_commit(self.name, commit))
+            try:
+                commit = read_commit(self.output, shard)
+                if commit is None:
+                    self.queue.process(partial(self.segment_shard, shard), self.write_shard)
+                else:
+                    self.send(report_of_commit(self.name, commit))
+            except ShardAborted as error:
+                raise WorkerError((str(error.__cause__),)) from error
+            except (OSError, ValueError) as error:
+                raise WorkerError((str(error),)) from error
         return {"shard": batch["shard"]}
 
     def segment_shard(self, shard: int) -> SegmentedShard:

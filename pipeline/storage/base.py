@@ -20,6 +20,14 @@ class StorageError(ValueError):
     """A URI that cannot be used, or a store that lacks what a run needs. The message is for the user."""
 
 
+class CredentialsError(PermissionError, StorageError):
+    """The store takes no request of ours: there are no credentials, they are expired or wrong, or the clock is."""
+
+
+class ObjectArchived(OSError):
+    """The store holds the object in an archive, such as Glacier, and hands out no bytes until it is restored."""
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """One object: key below the root, size in bytes (-1 when unknown), etag (changes when the content does)."""
@@ -103,9 +111,15 @@ class StorageSettings(Settings):
 
 
 class Storage(ABC):
-    """A store's objects below one root. Instances are small, hold no open connection and can be pickled."""
+    """A store's objects below one root. Instances are small, hold no open connection and can be pickled.
+
+    Attributes:
+        uri: the root.
+        settings: how the store is reached; also for opening what lies in the same store below another root.
+    """
 
     uri: str
+    settings: StorageSettings = StorageSettings()
 
     @abstractmethod
     def read_bytes(self, key: str) -> bytes:

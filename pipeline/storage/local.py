@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import heapq
 import json
@@ -12,6 +11,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +19,7 @@ from typing import BinaryIO
 from pipeline.storage.base import ObjectInfo, Storage, StorageError
 
 SORTED_IN_MEMORY = 100_000  # names of one folder
-_ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f])")  # a byte that is not UTF-8, as `_key_text` writes it
+_ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f]|5c)")  # a byte that is not UTF-8, as `_key_text` writes it
 
 
 class LocalStorage(Storage):
@@ -41,9 +41,10 @@ class LocalStorage(Storage):
         if key.startswith("/") or ".." in key.split("/") or "\0" in key:
             raise StorageError(f"{key!r} is no key below {self.uri}: it must be relative, without '..' and NUL")
         path = self.root / key
-        if "\\x" in key and not os.path.lexists(path):
+        if "\\x" in key:
             name = _ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), os.fsencode(key))
-            return Path(os.fsdecode(os.path.join(os.fsencode(self.root), name)))
+            escaped = Path(os.fsdecode(os.path.join(os.fsencode(self.root), name)))
+            return escaped if os.path.lexists(escaped) or not os.path.lexists(path) else path
         return path
 
     def read_bytes(self, key: str) -> bytes:
@@ -52,6 +53,8 @@ class LocalStorage(Storage):
     def read_object(self, key: str, start: int = 0, size: int | None = None) -> tuple[bytes, str]:
         path = self.path(key)
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe or a device would block for ever
+            if path.is_dir():
+                os.scandir(path).close()  # says why a folder cannot be read
             raise OSError(f"{path} is not a regular file")
         with open(path, "rb") as file:
             file.seek(start)
@@ -77,8 +80,10 @@ class LocalStorage(Storage):
     def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
         if prefix and not prefix.endswith("/"):
             raise ValueError(f"prefix must be empty or end in '/', not {prefix!r}")
-        for key, path in self._walk(self.root / prefix, prefix, after, frozenset()):
-            if not _is_temporary(path.name):
+        for key, path in self._walk(self.root / prefix, prefix, after):
+            if key.endswith("/"):  # a folder that cannot be read: listed, found unreadable when read
+                yield ObjectInfo(key, -1, "")
+            elif not _is_temporary(path.name):
                 try:
                     info = os.stat(path)
                     yield ObjectInfo(key, info.st_size, _etag(info))
@@ -86,8 +91,8 @@ class LocalStorage(Storage):
                     yield ObjectInfo(key, -1, "")
 
     def remove_unfinished(self) -> list[str]:
-        walk = self._walk(self.root, "", "", frozenset())
-        unfinished = [(key, path) for key, path in walk if _is_temporary(path.name)]
+        walk = self._walk(self.root, "", "")
+        unfinished = [(key, path) for key, path in walk if _is_temporary(path.name) and not key.endswith("/")]
         for _, path in unfinished:
             path.unlink(missing_ok=True)
         return [key for key, _ in unfinished]
@@ -122,27 +127,54 @@ class LocalStorage(Storage):
                 temporary.unlink(missing_ok=True)
             return _sync_folder(path.parent)
 
-    def _walk(
-        self, folder: Path, prefix: str, after: str, above: frozenset[tuple[int, int]]
-    ) -> Iterator[tuple[str, Path]]:
+    def _walk(self, root: Path, prefix: str, after: str) -> Iterator[tuple[str, Path]]:
         """Every file below a folder as (key, path), in order of key, without keys up to `after`.
 
-        `above` holds (device, inode) of the folders on the way here, to end cycles of symbolic links.
+        A subfolder that cannot be read is given itself, with the key that its files begin with, which ends in '/'. The
+        root itself must be readable, if it is there.
         """
         try:
-            info = os.stat(folder)
-            if (info.st_dev, info.st_ino) in above:  # a symbolic link back up
-                return
-            above |= {(info.st_dev, info.st_ino)}
-            for text, name in _sorted_entries(folder):
-                key, path = prefix + text, folder / name
+            walks = [_Walk.of(root, prefix, frozenset())]
+        except FileNotFoundError:
+            return
+        while walks:
+            walk = walks[-1]
+            for text, name in walk.entries:
+                key, path = walk.prefix + text, walk.folder / name
                 if not text.endswith("/"):
                     if key > after:
                         yield key, path
                 elif key > after or after.startswith(key):
-                    yield from self._walk(path, key, after, above)
-        except FileNotFoundError:
-            return
+                    try:
+                        walks.append(_Walk.of(path, key, walk.above))
+                    except FileNotFoundError:
+                        continue
+                    except OSError:
+                        if key > after:
+                            yield key, path
+                        continue
+                    break
+            else:
+                walks.pop()
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A folder that is being listed: what is left of its entries, and (device, inode) of it and all folders above."""
+
+    folder: Path
+    prefix: str
+    entries: Iterator[tuple[str, str]]
+    above: frozenset[tuple[int, int]]
+
+    @classmethod
+    def of(cls, folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> _Walk:
+        info = os.stat(folder)
+        here = (info.st_dev, info.st_ino)
+        entries: Iterator[tuple[str, str]] = (
+            iter(()) if here in above else _sorted_entries(folder)
+        )  # a symbolic link back up has no entries
+        return cls(folder, prefix, entries, above | {here})
 
 
 def _sorted_entries(folder: Path) -> Iterator[tuple[str, str]]:
@@ -150,16 +182,23 @@ def _sorted_entries(folder: Path) -> Iterator[tuple[str, str]]:
 
     A folder of more than SORTED_IN_MEMORY entries is sorted in runs in temporary files, so that memory stays bounded.
     """
-    with os.scandir(folder) as entries, contextlib.ExitStack() as scratch:
-        texts = ((_key_text(entry.name) + "/" * entry.is_dir(), entry.name) for entry in entries)
-        runs: list[Iterable[tuple[str, str]]] = []
+    runs: list[Iterable[tuple[str, str]]] = []
+    with os.scandir(folder) as entries:
+        texts = ((_key_text(entry.name) + "/" * _is_folder(entry), entry.name) for entry in entries)
         while run := sorted(islice(texts, SORTED_IN_MEMORY)):
-            runs.append(_spill(run, scratch) if len(run) == SORTED_IN_MEMORY else run)
-        yield from heapq.merge(*runs)
+            runs.append(_spill(run) if len(run) == SORTED_IN_MEMORY else run)
+    return iter(heapq.merge(*runs))
 
 
-def _spill(run: list[tuple[str, str]], scratch: contextlib.ExitStack) -> Iterator[tuple[str, str]]:
-    file = scratch.enter_context(tempfile.TemporaryFile("w+", encoding="ascii"))
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or to where we may not look
+        return False
+
+
+def _spill(run: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    file = tempfile.TemporaryFile("w+", encoding="ascii")  # closed with the last reference to its lines
     file.writelines(f"{json.dumps(pair)}\n" for pair in run)
     file.seek(0)
     return (tuple(json.loads(line)) for line in file)
@@ -174,7 +213,10 @@ def _etag(info: os.stat_result) -> str:
 
 
 def _key_text(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name as a key: bytes that are no UTF-8 are escaped, and the backslash of what looks like an escape."""
+    data = os.fsencode(name)
+    data = _ESCAPED.sub(rb"\\x5cx\1", data) if b"\\x" in data else data
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:

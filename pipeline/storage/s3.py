@@ -29,11 +29,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
-from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
+from pipeline.storage.base import CredentialsError, ObjectArchived, ObjectInfo, Storage, StorageError, StorageSettings
 from pipeline.storage.uri import bucket_and_key
 
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _RETRIED_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "InternalError"})
+# With these no request can succeed, whichever object it asks for.
+_CREDENTIAL_CODES = frozenset(
+    {
+        *("NoCredentials", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"),
+        *("RequestTimeTooSkewed", "RequestExpired", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    }
+)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 20.0
 _MARK = "maskfleet-put"
 _READ_AHEAD_BYTES = 1 << 18
@@ -74,7 +81,7 @@ class S3Storage(Storage):
             response = self._request("get_object", key, **part)
         except _RangeNotSatisfiable:
             return b"", self.stat(key).etag
-        return response.data, response.headers["ETag"].strip('"')
+        return response.data, response.headers.get("ETag", "").strip('"')
 
     def write_bytes(self, key: str, data: bytes) -> None:
         self._request("put_object", key, Body=data, ContentMD5=_md5(data))
@@ -102,7 +109,7 @@ class S3Storage(Storage):
 
     def stat(self, key: str) -> ObjectInfo:
         headers = self._request("head_object", key).headers
-        return ObjectInfo(key, headers["ContentLength"], headers["ETag"].strip('"'))
+        return ObjectInfo(key, headers["ContentLength"], headers.get("ETag", "").strip('"'))
 
     def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
         if prefix and not prefix.endswith("/"):
@@ -115,7 +122,7 @@ class S3Storage(Storage):
                 key = entry["Key"][len(self._prefix) :]
                 is_folder = entry["Size"] == 0 and key.endswith("/")  # written by web consoles to show a folder
                 if key and not is_folder:
-                    yield ObjectInfo(key, entry["Size"], entry["ETag"].strip('"'))
+                    yield ObjectInfo(key, entry["Size"], entry.get("ETag", "").strip('"'))
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -169,6 +176,10 @@ class S3Storage(Storage):
             return StorageError(f"{uri}: there is no bucket {self.bucket!r}")
         if failure.status == 404:
             return FileNotFoundError(errno.ENOENT, "no such object", uri)
+        if failure.code in _CREDENTIAL_CODES:
+            return CredentialsError(errno.EACCES, f"{verb} is not allowed: {words}", uri)
+        if failure.code == "InvalidObjectState":
+            return ObjectArchived(errno.EACCES, f"the object is archived and must be restored first: {words}", uri)
         if failure.status in (401, 403):
             return PermissionError(errno.EACCES, f"{verb} is not allowed ({words}); check the credentials", uri)
         if failure.is_ours:
@@ -227,7 +238,9 @@ class _Failure:
             return cls(status, code, words, may_pass, retry_after_s=wait_s)
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
             words = "no credentials; set them in the storage settings, or anonymous for a public bucket"
-            return cls(0, "", words, False, is_ours=True)
+            return cls(0, "NoCredentials", words, False)
+        if isinstance(error, boto.CredentialRetrievalError | boto.TokenRetrievalError | boto.SSOError):
+            return cls(0, "NoCredentials", f"no credentials could be had: {error}", False)
         if isinstance(error, boto.ParamValidationError | boto.UnknownRegionError | ValueError):
             return cls(0, "", str(error), False, is_ours=True)
         cut_off = (boto.ConnectionError, boto.HTTPClientError, boto.ResponseStreamingError, boto.IncompleteReadError)

@@ -14,6 +14,7 @@ Faults, by name:
     lost_answer          the server carries the request out, the answer says 500
     twice                passed on twice, as by a proxy that lost the first answer; the second answer is returned
     truncate             half of the answer's body, then the connection is cut
+    expired, skewed, denied   as the numbers; they are not among the random faults, since no second try helps
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ from urllib.parse import urlsplit
 
 _CODES = {"503": "SlowDown", "500": "InternalError", "409": "ConditionalRequestConflict", "429": "TooManyRequests"}
 FAULTS = (*_CODES, "slow", "cut_before", "cut_request", "cut_after", "lost_answer", "twice", "truncate")
+_REFUSALS = {
+    "expired": (400, "ExpiredToken"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+    "denied": (403, "AccessDenied"),
+}
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 Plan = Callable[[str, str], str | None]
@@ -162,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.proxy.slow_s)
         if fault in _CODES:
             return self._refuse(int(str(fault)), _CODES[str(fault)])
+        if fault in _REFUSALS:
+            return self._refuse(*_REFUSALS[fault])
         if fault == "cut_before":
             return self._cut()
         if fault == "cut_request":

@@ -64,3 +64,28 @@ def test_a_gateway_killed_in_the_middle_of_a_run(
     finally:
         kill_everything(program)
     check_exact(out, undisturbed, settings_for(gateway.endpoint), ignore=OF_THE_BUCKET)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["expired", "denied"])
+def test_credentials_that_expire_in_the_middle_of_a_run_end_it_and_it_goes_on(
+    fault: str, moto: str, tiny_checkpoint: Path, photos: Path, undisturbed: Path
+) -> None:
+    inside, out = copy_photos(photos, moto), f"s3://{make_bucket(moto)}/run"
+    commits: list[str] = []
+
+    def plan(method: str, path: str) -> str | None:
+        if len(commits) == 3:
+            return fault
+        if method == "PUT" and "/commits/" in path:
+            commits.append(path)
+        return None
+
+    with FaultProxy(moto, plan) as proxy:
+        environment = environment_for(proxy.url)
+        output = finish(start(tiny_checkpoint, inside, out, **environment), code=1)
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("maskfleet: ") and "is not allowed" in last and "the same command goes on" in last, output
+    assert 3 <= sum(1 for _ in open_storage(out, settings_for(moto)).iter_objects("commits/")) < 15
+    finish(start(tiny_checkpoint, inside, out, **environment_for(moto)))
+    check_exact(out, undisturbed, settings_for(moto), ignore=OF_THE_BUCKET)

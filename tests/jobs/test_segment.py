@@ -67,6 +67,21 @@ def test_too_many_failures_end_with_an_exit_code_of_their_own(
     assert "5 images" in call(Exit.DONE, "segment", *words, "segment.max_failed_fraction=0.2"), "the run is finished"
 
 
+def test_an_input_without_an_image_is_refused_and_leaves_nothing(
+    folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "l.csv").write_text("url\n")
+    uris = [f"model.checkpoint={tiny_checkpoint}", f"output.uri={tmp_path / 'run'}"]
+    empty = ([f"input.uri={tmp_path / 'none'}"], [f"input.uri={folder}", "input.pattern=*.tif"])
+    for words in (*empty, [f"input.uri={tmp_path / 'l.csv'}", "input.uri_column=url"]):
+        for more in (["--dry-run"], []):
+            text = call(Exit.BAD_INPUT, "segment", *uris, *words, *more)
+            assert "holds no image" in text and "set input.allow_empty=true" in text
+    assert "has no column 'uri'" in call(Exit.BAD_INPUT, "segment", *uris, f"input.uri={tmp_path / 'l.csv'}")
+    assert not (tmp_path / "run").exists(), "nothing that would refuse the corrected command"
+
+
 @pytest.mark.parametrize("place", ["input.uri", "output.uri"])
 def test_a_bucket_that_is_not_there_is_refused_before_anything_is_written(
     place: str, tiny_checkpoint: Path, moto: str, bucket: str

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.bulk import corpus
+from pipeline.bulk.commit import claim_run, commit_shard, seal_run
 from pipeline.bulk.corpus import choose_shard_size, list_corpus, read_plan, seal_plan
+from pipeline.bulk.encode import ImageResult
 from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
 from pipeline.run_spec import InputSpec, RunSpec
 from pipeline.storage.local import LocalStorage
+from tests.pipeline.bulk.shards import write_shard
 
 
 def images(count: int) -> list[PlannedImage]:
@@ -124,3 +127,22 @@ def test_new_images_are_those_that_no_run_of_the_chain_has_planned(tmp_path: Pat
     assert list(list_corpus(source, "")) == []
     storage.write_bytes(photos[1].image_id, b"changed")
     assert [image.image_id for image in list_corpus(source, "")] == [photos[1].image_id]
+
+
+def test_what_failed_with_a_status_that_may_pass_is_taken_up_again(tmp_path: Path) -> None:
+    source, runs = InputSpec(uri=str(tmp_path / "photos")), []
+    statuses = [("ok", "unreadable", "corrupt", "archived"), ("timeout", "ok")]
+    for name in "abcd":
+        LocalStorage(tmp_path / "photos").write_bytes(name, b"x")
+    for number, of_run in enumerate(statuses):
+        run = LocalStorage(tmp_path / f"run{number}")
+        run_id = claim_run(run, RunSpec(schema_version=1, input=source).to_json())
+        plan = seal_plan(run, partial(list_corpus, source), shard_size=4, num_workers=1)
+        planned = plan.read_shard(0)
+        results = [ImageResult(image, status, "why") for image, status in zip(planned, of_run, strict=True)]
+        commit_shard(run, write_shard(run, plan, run_id, 0, "a", results))
+        seal_run(run, plan, run_id)
+        runs.append([image.image_id for image in planned])
+        source = replace(source, since_run=run.uri)
+    assert runs == [["a", "b", "c", "d"], ["b", "d"]]
+    assert [image.image_id for image in list_corpus(source, "")] == ["b"], "of each image the newest run tells"

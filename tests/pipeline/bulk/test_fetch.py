@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 
-from pipeline.bulk.fetch import fetch_bytes, load_image, map_ahead, split_uri
+from pipeline.bulk.fetch import StoreFault, StoreGuard, fetch_bytes, load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedImage
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
+from pipeline.storage.base import CredentialsError
+from pipeline.storage.stores import open_storage, use_settings
+from tests.chaos.fault_proxy import FaultProxy
+from tests.chaos.s3 import make_bucket, settings_for
 from tests.pipeline.images.image_files import encoded, exif_of
 from tests.pipeline.images.tiff_files import random_bands
 
@@ -56,16 +61,107 @@ def test_a_folder_is_unreadable_and_a_size_limit_holds_without_a_planned_size(tm
     assert failure_of(DecodeLimits(max_bytes=3), unlisted).error == "4 bytes; the limit is 3"
 
 
+@pytest.fixture
+def faults() -> list[tuple[str, str]]:
+    """(Part of the path, fault): what the store does to every request with such a path."""
+    return []
+
+
+@pytest.fixture
+def bucket(moto: str, faults: list[tuple[str, str]]) -> Iterator[str]:
+    """A bucket of three photos behind a proxy, which is the store of this process."""
+
+    def plan(method: str, path: str) -> str | None:
+        return next((fault for part, fault in faults if part in path), None)
+
+    uri = f"s3://{make_bucket(moto)}"
+    for name in ("photos/a.jpg", "photos/b.jpg", "photos/c.jpg", "run/run.json"):
+        open_storage(uri, settings_for(moto)).write_bytes(name, b"x")
+    with FaultProxy(moto, plan) as proxy:
+        use_settings(settings_for(proxy.url, num_retries=1))
+        yield uri
+        use_settings(None)
+
+
+def photo(bucket: str, name: str) -> PlannedImage:
+    return PlannedImage(name, f"{bucket}/photos/{name}")
+
+
+@pytest.mark.parametrize("fault", ["expired", "skewed"])
+def test_expired_credentials_are_no_fault_of_an_image(bucket: str, faults: list[tuple[str, str]], fault: str) -> None:
+    faults.append(("a.jpg", fault))
+    with pytest.raises(CredentialsError):
+        fetch_bytes(LIMITS, photo(bucket, "a.jpg"), StoreGuard(open_storage("/nowhere"), None))
+
+
+@pytest.mark.parametrize("fault", ["denied", "503", "cut_before"])
+def test_an_image_alone_is_at_fault_while_what_was_read_before_can_be_read(
+    bucket: str, faults: list[tuple[str, str]], fault: str
+) -> None:
+    guard = StoreGuard(open_storage("/nowhere"), None)
+    faults.append(("b.jpg", fault))
+    assert fetch_bytes(LIMITS, photo(bucket, "a.jpg"), guard) == b"x"
+    failure = fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+    assert isinstance(failure, Decoded) and failure.status == "unreadable"
+    faults.append(("a.jpg", fault))  # what was read before cannot be read now
+    with pytest.raises(StoreFault, match=r"b\.jpg.*cannot be read either.*a\.jpg"):
+        fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+    faults.clear()
+    assert fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard) == b"x"
+
+
 @pytest.mark.parametrize(
-    ("uri", "root", "key"),
-    [
-        ("/photos/a b.jpg", "/", "photos/a b.jpg"),
-        ("file:///photos/a.jpg", "/", "photos/a.jpg"),
-        ("s3://bucket/photos/a.jpg", "s3://bucket", "photos/a.jpg"),
-    ],
+    ("output", "corpus", "known"), [("run", None, "run.json"), ("", "photos", "list-type")], ids=["run.json", "listing"]
 )
-def test_a_uri_is_split_into_its_store_and_its_key(uri: str, root: str, key: str) -> None:
-    assert split_uri(uri) == (root, key)
+def test_before_any_image_run_json_or_the_listing_tell(
+    bucket: str, faults: list[tuple[str, str]], output: str, corpus: str | None, known: str
+) -> None:
+    run = open_storage(f"{bucket}/{output}" if output else "/nowhere")
+    guard = StoreGuard(run, None if corpus is None else f"{bucket}/{corpus}")
+    faults.append(("b.jpg", "denied"))
+    failure = fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+    assert isinstance(failure, Decoded) and failure.status == "unreadable"
+    faults.append((known, "denied"))
+    with pytest.raises(StoreFault):
+        fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+
+
+def test_a_name_that_no_store_has_is_the_images_own_fault(bucket: str) -> None:
+    guard = StoreGuard(open_storage(f"{bucket}/run"), f"{bucket}/photos")
+    for uri in (
+        "s3://[x/a.jpg",
+        "s3://",
+        "http://host/a.jpg",
+        "s3://no-such-bucket-of-ours/a.jpg",
+        f"{bucket}/a\0.jpg",
+    ):
+        failure = fetch_bytes(LIMITS, PlannedImage("a", uri), guard)
+        assert isinstance(failure, Decoded) and failure.status == "unreadable", uri
+
+
+def test_a_folder_that_is_gone_is_no_fault_of_an_image(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"x")
+    guard = StoreGuard(open_storage(str(tmp_path / "run")), str(folder))
+    missing = PlannedImage("b.jpg", str(folder / "b.jpg"))
+    failure = fetch_bytes(LIMITS, missing, guard)
+    assert isinstance(failure, Decoded) and failure.status == "not_found"
+    (folder / "a.jpg").unlink()  # as an unmounted disk leaves it
+    with pytest.raises(StoreFault, match="the folder is empty"):
+        fetch_bytes(LIMITS, missing, guard)
+    folder.rmdir()
+    with pytest.raises(StoreFault):
+        fetch_bytes(LIMITS, missing, guard)
+
+
+def test_an_archived_object_has_a_status_of_its_own(bucket: str, moto: str) -> None:
+    boto = boto3.client(
+        "s3", endpoint_url=moto, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+    )
+    boto.put_object(Bucket=bucket.removeprefix("s3://"), Key="photos/a.jpg", Body=b"x", StorageClass="DEEP_ARCHIVE")
+    failure = fetch_bytes(LIMITS, photo(bucket, "a.jpg"))
+    assert isinstance(failure, Decoded) and failure.status == "archived" and "restored first" in str(failure.error)
 
 
 def test_results_come_in_order_with_a_bounded_number_ahead() -> None:

@@ -120,6 +120,6 @@ def test_a_lost_shard_is_segmented_again_and_nothing_else(
 
 def test_an_empty_folder_is_a_run_without_rows(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    totals = segment(tiny_checkpoint, tmp_path / "none", tmp_path / "run")
+    totals = segment(tiny_checkpoint, tmp_path / "none", tmp_path / "run", "input.allow_empty=true")
     assert (totals.num_images, totals.num_instances, totals.failed_fraction) == (0, 0, 0.0)
     assert list(verify_run(open_run(str(tmp_path / "run")))) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,44 @@ def test_odd_names_are_listed_and_found(tmp_path: Path) -> None:
     listed = {info.key: info.size_bytes for info in storage.iter_objects()}
     assert listed == {"caf\\xe9.jpg": 3, "dangling": -1}
     assert storage.read_bytes("caf\\xe9.jpg") == b"odd"
+
+
+def test_what_cannot_be_followed_is_listed_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    for key in ("a.jpg", "closed/secret.jpg", "d/b.jpg"):
+        storage.write_bytes(key, b"x")
+    (tmp_path / "d/up").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:  # the tests may run as root, whom no permission stops
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    listed = {info.key: info.size_bytes for info in storage.iter_objects()}
+    assert listed == {"a.jpg": 1, "closed/": -1, "d/b.jpg": 1, "itself": -1, "nowhere": -1}
+    assert list(listed) == sorted(listed)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        storage.read_bytes("closed/")
+    assert [info.key for info in storage.iter_objects(after="closed/z")] == ["d/b.jpg", "itself", "nowhere"]
+    with pytest.raises(PermissionError):
+        list(LocalStorage(tmp_path / "closed").iter_objects())
+
+
+def test_folders_may_be_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
+    folder, folders = tmp_path, list[Path]()
+    for _ in range(1100):
+        folder = folder / "d"
+        folder.mkdir()
+        folders.append(folder)
+    (folder / "deep.jpg").write_bytes(b"x")
+    assert [info.key for info in LocalStorage(tmp_path).iter_objects()] == ["d/" * 1100 + "deep.jpg"]
+    (folder / "deep.jpg").unlink()
+    for folder in reversed(folders):  # pytest's own removal would recurse
+        folder.rmdir()
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import s3
-from pipeline.storage.base import StorageError, StorageSettings
+from pipeline.storage.base import CredentialsError, ObjectArchived, StorageError, StorageSettings
 from pipeline.storage.s3 import S3Storage
 from pipeline.storage.stores import open_storage
 from tests.chaos.fault_proxy import FAULTS, FaultProxy, random_faults, scripted_faults
@@ -372,6 +372,29 @@ def test_missing_credentials_are_an_error_at_once(moto: str, monkeypatch: pytest
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(StorageError, match="no credentials"):
         S3Storage("s3://bucket", StorageSettings(endpoint_url=moto, region="us-west-1")).read_bytes("x")
+
+
+@pytest.mark.parametrize("fault", ["expired", "skewed"])
+def test_credentials_that_no_request_can_pass_with_are_told_from_a_refusal(moto: str, fault: str) -> None:
+    uri = f"s3://{make_bucket(moto)}"
+    with FaultProxy(moto, scripted_faults(("photo", fault), ("photo", "denied"))) as proxy:
+        storage = S3Storage(uri, settings_for(proxy.url))
+        with pytest.raises(
+            CredentialsError, match=r"get is not allowed: 40\d (ExpiredToken|RequestTimeTooSkewed)"
+        ) as raised:
+            storage.read_bytes("photo.jpg")
+        assert proxy.counts[fault] == 1, "no second try"
+        assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value), "it crosses the cluster"
+        with pytest.raises(PermissionError) as refused:
+            storage.read_bytes("photo.jpg")
+        assert not isinstance(refused.value, CredentialsError)
+
+
+def test_an_archived_object_is_told(moto: str) -> None:
+    storage = S3Storage(f"s3://{make_bucket(moto)}", settings_for(moto))
+    storage._request("put_object", "old.jpg", Body=b"x", StorageClass="GLACIER")
+    with pytest.raises(ObjectArchived, match="must be restored first: 403 InvalidObjectState"):
+        storage.read_bytes("old.jpg")
 
 
 def test_credentials_of_the_environment_are_taken(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
