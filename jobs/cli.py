@@ -19,7 +19,7 @@ import typer
 from jobs.commands import COMMANDS, read_settings
 from jobs.home import VERSION
 from jobs.interrupt import Interrupted, Interrupts
-from jobs.terminal import Exit, check_or_refuse, end_at_gate, fail, print_table, run_or_fail, say
+from jobs.terminal import Exit, check_or_refuse, counted, end_at_gate, fail, print_table, run_or_fail, say
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +30,7 @@ app = typer.Typer(
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; see configs/.")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, over those of the file.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the settings as they would be used, and end.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, and end.")]
 Address = Annotated[
     str | None,
@@ -109,7 +110,7 @@ def _program(
 
 
 @configured("train")
-def train(settings: Any, dry_run: bool) -> None:
+def train(settings: Any, dry_run: bool, quiet: Quiet = False) -> None:
     """Train a Mask R-CNN; run the same command again to resume."""
     from jobs.progress import ProgressLine
     from jobs.training.train import prepare_train, run_train
@@ -120,13 +121,13 @@ def train(settings: Any, dry_run: bool) -> None:
             say(f"note: {note}")
         say(plan.describe())
         return
-    line = ProgressLine("train")
+    line = ProgressLine("train", quiet=quiet)
     result = run_or_fail(lambda: run_train(plan, on_progress=line.take), line)
     say(result.describe())
 
 
 @configured("sweep")
-def sweep(settings: Any, dry_run: bool) -> None:
+def sweep(settings: Any, dry_run: bool, quiet: Quiet = False) -> None:
     """Train every point of a grid and make one table of it; run the same command again to go on."""
     from jobs.progress import ProgressLine
     from jobs.sweep.run import prepare_sweep, run_sweep
@@ -137,7 +138,7 @@ def sweep(settings: Any, dry_run: bool) -> None:
         for trial in plan.trials:
             say(f"  {trial.name}{'  (trained)' if trial.name in plan.finished else ''}")
         return
-    line = ProgressLine("sweep")
+    line = ProgressLine("sweep", quiet=quiet)
     line.note(plan.describe())
     result = run_or_fail(lambda: run_sweep(plan, on_progress=line.show), line)
     say(result.describe())
@@ -149,11 +150,12 @@ def sweep(settings: Any, dry_run: bool) -> None:
 def segment(
     settings: Any,
     dry_run: bool,
+    quiet: Quiet = False,
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
 ) -> None:
     """Segment a folder of images into Parquet; run the same command again to resume."""
     from jobs.profile import describe_profile
-    from jobs.progress import ProgressLine, describe
+    from jobs.progress import ProgressLine
     from jobs.segment import prepare_segment, run_segment
     from pipeline.bulk.progress import Progress
 
@@ -164,11 +166,11 @@ def segment(
         say(f"would segment {plan.spec.input.uri} with {plan.checkpoint} into {settings.output.uri}")
         say(f"run {plan.run_id}")
         return
-    line, states = ProgressLine("segment"), list[Progress]()
+    line, states = ProgressLine("segment", quiet=quiet), list[Progress]()
 
     def show(progress: Progress) -> None:
         states[:] = [progress]
-        line.show(describe(progress))
+        line.show_run(progress)
 
     totals = run_or_fail(lambda: run_segment(plan, show), line)
     say(f"{totals.num_images:,} images, {totals.num_instances:,} instances -> {settings.output.uri}")
@@ -183,8 +185,32 @@ def segment(
         raise typer.Exit(Exit.TOO_MANY_FAILED)
 
 
+@configured("predict")
+def predict(settings: Any, dry_run: bool, quiet: Quiet = False) -> None:
+    """Look at a few photos, without a cluster: `maskfleet predict PHOTO... model.checkpoint=coco`; see output.uri."""
+    from jobs.predict import prepare_predict, run_predict, to_rich_table
+    from jobs.progress import ProgressLine
+
+    plan = check_or_refuse(lambda: prepare_predict(settings))
+    if dry_run:
+        say(f"would predict {counted(len(plan.photos), 'photo')} with {settings.model.checkpoint}")
+        return
+    line = ProgressLine("predict", quiet=quiet)
+
+    def show(num_done: int, num_photos: int) -> None:
+        line.show(f"{num_done:,}/{num_photos:,} photos")
+
+    prediction = run_or_fail(lambda: run_predict(plan, show), line)
+    print_table(to_rich_table(prediction))
+    found = f"{counted(len(prediction.images), 'photo')}, {counted(len(prediction.instances), 'instance')}"
+    say(f"{found} -> {prediction.output_uri}")
+    if prediction.num_failed:
+        say(f"{counted(prediction.num_failed, 'photo')} could not be used")
+        raise typer.Exit(Exit.TOO_MANY_FAILED)
+
+
 @app.command()
-def retry(words: Words = None, dry_run: DryRun = False) -> None:
+def retry(words: Words = None, dry_run: DryRun = False, quiet: Quiet = False) -> None:
     """Try again what failed in a finished run: `maskfleet retry RUN_URI`; nothing sealed is touched."""
     from jobs.config.load import is_override
 
@@ -193,15 +219,15 @@ def retry(words: Words = None, dry_run: DryRun = False) -> None:
     uri, *overrides = words
     # The run's own settings are read from the run, which may lie where only these words lead.
     _settings("verify", None, [uri, *(word for word in overrides if word.startswith("storage."))])
-    from jobs.progress import ProgressLine, describe
+    from jobs.progress import ProgressLine
     from jobs.segment import prepare_retry, run_retry
 
     plan = check_or_refuse(lambda: prepare_retry(uri, overrides))
     if dry_run:
         say(f"would try again what failed in run {plan.run_id} with {plan.checkpoint}")
         return
-    line = ProgressLine("retry")
-    statuses = run_or_fail(lambda: run_retry(plan, lambda progress: line.show(describe(progress))), line)
+    line = ProgressLine("retry", quiet=quiet)
+    statuses = run_or_fail(lambda: run_retry(plan, line.show_run), line)
     if not statuses:
         say("no image ended with a status that is tried again")
     else:
@@ -264,8 +290,9 @@ def history(settings: Any, dry_run: bool) -> None:
 @configured("report")
 def report(settings: Any, dry_run: bool) -> None:
     """Write one HTML file with pictures of a run or a training: `maskfleet report RUN_URI`."""
-    from jobs.report import write_report
+    from jobs.report import check_source, write_report
 
+    check_or_refuse(lambda: check_source(settings))
     if dry_run:
         say(f"would write a report of {settings.run.uri}")
         return
@@ -277,8 +304,9 @@ def export(
     settings: Any, dry_run: bool, to: Annotated[str | None, typer.Option("--to", help="Short for export.to=.")] = None
 ) -> None:
     """Write a run in another tool's form: `maskfleet export RUN_URI --to coco|coco-results|yolo|labelme|png`."""
-    from jobs.report import write_export
+    from jobs.report import check_source, write_export
 
+    check_or_refuse(lambda: check_source(settings))
     if dry_run:
         say(f"would export {settings.run.uri} to {settings.export.to}")
         return
@@ -329,7 +357,7 @@ def verify(settings: Any, dry_run: bool) -> None:
     for fault in faults:
         say(f"{fault.key}: {fault.reason}")
     if faults:
-        say(f"run {run.run_id}: {len(faults)} faults")
+        say(f"run {run.run_id}: {counted(len(faults), 'fault')}")
         raise typer.Exit(Exit.FAILED)
     totals = run.final
     assert totals is not None  # a run without totals has a fault
@@ -452,8 +480,11 @@ def list_jobs(address: Address = None) -> None:
     from jobs.cluster.submit import Jobs
 
     jobs = check_or_refuse(lambda: Jobs(address))
-    for state in run_or_fail(jobs.list):
+    states = run_or_fail(jobs.list)
+    for state in states:
         say(state.describe())
+    if not states:
+        say(f"no job was submitted to {jobs.address}")
 
 
 @jobs_app.command("status")

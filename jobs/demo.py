@@ -26,7 +26,7 @@ from jobs.config.results import EvaluateConfig
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig
 from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_table
-from jobs.progress import ProgressLine, describe
+from jobs.progress import ProgressLine
 from jobs.segment import prepare_segment, run_segment
 from jobs.training.train import prepare_train, run_train
 from model.checkpoint_folder import CHECKPOINT_MARKER, is_checkpoint
@@ -126,7 +126,7 @@ def _segment(model: Path, images: Path, run: Path) -> None:
         SegmentConfig, SEGMENT_CONFIG, [f"model.checkpoint={model}", f"input.uri={images}", f"output.uri={run}"]
     )
     with ProgressLine("segment") as line:
-        run_segment(prepare_segment(settings), lambda progress: line.show(describe(progress)))
+        run_segment(prepare_segment(settings), line.show_run)
 
 
 def _describe(instances: pd.DataFrame, images: pd.DataFrame) -> str:

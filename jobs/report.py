@@ -20,11 +20,24 @@ from pipeline.results.report import build_report
 from pipeline.storage.stores import open_file, open_storage
 
 
+def check_source(config: ReportConfig | ExportConfig) -> None:
+    """Looks whether there is something to read, before anything is written.
+
+    Raises:
+        RunError: no finished run there and, for a report, no training either.
+    """
+    storage = open_storage(config.run.uri, config.storage)
+    if isinstance(config, ExportConfig) or storage.exists(RUN_KEY):
+        open_finished(config.run.uri, "run.uri", config.storage)
+    elif not storage.exists(CONFIG):
+        raise RunError(f"run.uri: {config.run.uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
+
+
 def write_report(config: ReportConfig) -> str:
     """Writes the HTML report of a run, with its evaluation where there is one, or of a training; returns its URI.
 
     Raises:
-        RunError: neither a finished run nor a training there, or `report.evaluation` holds no figures.
+        RunError: no finished run there (see `check_source`), or `report.evaluation` holds no figures.
     """
     uri = config.run.uri.rstrip("/")
     storage = open_storage(uri, config.storage)
@@ -32,11 +45,9 @@ def write_report(config: ReportConfig) -> str:
     if storage.exists(RUN_KEY):
         run = open_finished(uri, "run.uri", config.storage)
         html = build_report(run, evaluation=_evaluation_of(config, run), **settings)
-    elif storage.exists(CONFIG):
+    else:
         metrics = pd.DataFrame(TrainingOutput(uri, config.storage).read_metrics())
         html = build_report(training=metrics, title=f"Training {uri}", **settings)
-    else:
-        raise RunError(f"run.uri: {uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
     target = config.output.uri or f"{storage.uri.rstrip('/')}.report.html"
     storage, key = open_file(target, config.storage)
     storage.write_bytes(key, html.encode())

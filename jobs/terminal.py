@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 import typer
+
+# Packages whose errors say all that there is to say; a traceback is printed of others.
+FORESEEN = ("jobs", "pipeline", "model", "ray")
 
 
 class Exit(IntEnum):
@@ -44,7 +48,8 @@ def run_or_fail(work: Callable[[], Any], progress: AbstractContextManager[Any] |
 
         fail(_reason(error), Exit.BAD_INPUT if isinstance(error, ConfigError) else Exit.FAILED)
     except Exception as error:
-        traceback.print_exc()
+        if type(error).__module__.split(".")[0] not in FORESEEN:
+            traceback.print_exc()
         fail(_reason(error), Exit.FAILED)
 
 
@@ -58,9 +63,25 @@ def end_at_gate(reasons: list[str]) -> None:
 
 def _reason(error: BaseException) -> str:
     """What went wrong in one sentence; of an error that crossed the cluster, the original one."""
-    error = getattr(error, "cause", None) or error
-    text = str(error).strip()
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+    cause = getattr(error, "cause", None) or error
+    package = type(cause).__module__.split(".")[0]
+    if package == "ray":
+        return _reason_in(str(error))
+    text = str(cause).strip()
+    is_ours = isinstance(cause, ValueError) or package in FORESEEN
+    return text if is_ours and text else f"{type(cause).__name__}: {text}".rstrip(": ")
+
+
+def _reason_in(text: str) -> str:
+    """The cause in the text of an error of Ray's, which holds the traceback of the process that failed, if it did."""
+    for line in reversed(re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()):
+        named = re.fullmatch(
+            r"(?P<place>[\w.]*\.)?(?P<name>\w+(Error|Exception|Interrupt|Exit))(: (?P<text>.+))?", line
+        )
+        if named is not None and not (named["place"] or "").startswith("ray."):
+            ours = (named["place"] or "").split(".")[0] in FORESEEN and named["text"]
+            return named["text"] if ours else line.removeprefix(named["place"] or "")
+    return "a worker process was lost: it was killed, or its machine ran out of memory or was taken away"
 
 
 def fail(reason: str, code: int) -> NoReturn:
@@ -80,3 +101,8 @@ def print_table(table: Any) -> None:
     from rich.console import Console
 
     Console(width=110).print(table)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 photo", "2,000 photos"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -42,6 +42,7 @@ from pipeline.dataset.source import AnnotationSource
 from pipeline.manifest import RUN_KEY, to_json
 from pipeline.results.history import load_history
 from pipeline.run_spec import InputSpec
+from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import absolute_uri, base_name, parent_uri
 
@@ -120,7 +121,7 @@ class Programs:
         try:
             assert program.stdout is not None
             for line in program.stdout:
-                self.say(f"  {args[0]}: {line.rstrip()}")
+                self.say(f"  {args[0]}: {line.rstrip().removeprefix(f'{args[0]}: ')}")
                 last_line = line.strip() or last_line
             code = program.wait()
         finally:
@@ -176,17 +177,19 @@ def run_tick(config: ScheduleConfig, task: TaskSection, tick: datetime, state: S
     return _segment(config, task, task.segment, tick, state, runner, deadline)
 
 
-def due_evaluations(section: EvaluationSection) -> Iterator[tuple[str, DataSetSection]]:
+def due_evaluations(
+    section: EvaluationSection, settings: StorageSettings | None = None
+) -> Iterator[tuple[str, DataSetSection]]:
     """Each (URI of the checkpoint folder, data set) whose figures are not in the history.
 
     A checkpoint is identified by the hash of its weights, a data set by the hash of its ground truth: a copy under
     another URI is not due again.
     """
-    history = load_history(open_storage(section.history))
+    history = load_history(open_storage(section.history, settings))
     evaluated = set(zip(history["model_sha256"], history["truth_sha256"]))
     for uri in section.models:
-        checkpoint = find_checkpoint(uri)
-        model = weights_hash(checkpoint)
+        checkpoint = find_checkpoint(uri, settings=settings)
+        model = weights_hash(checkpoint, settings)
         for data in section.data:
             identity = (model, truth_hash(AnnotationSource(uri=data.ground_truth, format=data.format)))
             if identity not in evaluated:
@@ -194,18 +197,18 @@ def due_evaluations(section: EvaluationSection) -> Iterator[tuple[str, DataSetSe
                 yield checkpoint, data
 
 
-def weights_hash(checkpoint: str) -> str:
+def weights_hash(checkpoint: str, settings: StorageSettings | None = None) -> str:
     """The SHA-256 of a checkpoint's weights, from its marker file. Raises OSError where that cannot be read."""
-    marker = json.loads(open_storage(checkpoint).read_bytes(CHECKPOINT_MARKER))
+    marker = json.loads(open_storage(checkpoint, settings).read_bytes(CHECKPOINT_MARKER))
     return marker["files"]["model.safetensors"]["sha256"]
 
 
-def model_name(checkpoint: str) -> str:
+def model_name(checkpoint: str, settings: StorageSettings | None = None) -> str:
     """The value of {model} in templates: training and step, or the folder's name, and 8 digits of the weights' hash."""
     folder, name = parent_uri(checkpoint), base_name(checkpoint)
     if base_name(folder) == "checkpoints":
         name = f"{base_name(parent_uri(folder))}-{name}"
-    return f"{name}-{weights_hash(checkpoint)[:8]}"
+    return f"{name}-{weights_hash(checkpoint, settings)[:8]}"
 
 
 def fill_template(template: str, config: ScheduleConfig, task: TaskSection, tick: datetime, **names: str) -> str:
@@ -226,8 +229,8 @@ def _evaluate(
     deadline: float,
 ) -> Result:
     result = Result()
-    for checkpoint, data in list(due_evaluations(section)):
-        model = model_name(checkpoint)
+    for checkpoint, data in list(due_evaluations(section, config.storage)):
+        model = model_name(checkpoint, config.storage)
         run = fill_template(section.run_uri, config, task, tick, model=model, data=data.name)
         settings = segment_settings(section.segment, checkpoint, data.images, run)
         settings["cluster"] = {**to_plain(config.cluster), **settings.get("cluster", {})}
@@ -254,8 +257,8 @@ def _segment(
     deadline: float,
 ) -> Result:
     result = Result()
-    checkpoint = find_checkpoint(section.checkpoint)
-    run = fill_template(section.output_uri, config, task, tick, model=model_name(checkpoint))
+    checkpoint = find_checkpoint(section.checkpoint, settings=config.storage)
+    run = fill_template(section.output_uri, config, task, tick, model=model_name(checkpoint, config.storage))
     settings = segment_settings(section.segment, checkpoint, section.images, run)
     settings["cluster"] = {**to_plain(config.cluster), **settings.get("cluster", {})}
     earlier = last_run(state, task.name)

@@ -6,7 +6,8 @@ import io
 
 import pytest
 
-from jobs.progress import ProgressLine, describe, format_seconds
+from jobs.progress import ProgressLine, bar, describe, format_seconds
+from jobs.training.events import TrainEvent
 from pipeline.bulk.progress import Progress
 
 
@@ -39,6 +40,37 @@ def test_a_terminal_gets_one_line_that_is_overwritten() -> None:
         line.show("step 2")
     start = "\r\x1b[Ktrain: "
     assert stream.getvalue() == f"{start}step 1{start}validated\n{start}step 2\n"
+
+
+def test_a_terminal_shows_a_bar_that_fits_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    stream = Terminal()
+    with ProgressLine("segment", stream) as line:
+        line.show_run(Progress(2000, 500, {"ok": 250}, 1234, 50.0))
+        shown = stream.getvalue().removeprefix("\r\x1b[K")
+        assert shown.startswith("segment: [#######-------------]  37%  750/2,000 images") and len(shown) == 59
+    log = io.StringIO()
+    with ProgressLine("segment", log) as line:
+        line.show_run(Progress(2000, 500, {"ok": 250}, 1234, 50.0))
+    assert log.getvalue().startswith("segment: 750/2,000 images")
+    assert (bar(0), bar(0.999), bar(1)) == (f"[{'-' * 20}]   0%", f"[{'#' * 19}-]  99%", f"[{'#' * 20}] 100%")
+
+
+def test_a_training_on_a_terminal_has_a_bar_too() -> None:
+    stream = Terminal()
+    with ProgressLine("train", stream) as line:
+        line.take(TrainEvent("step", "step 30/120", 0, {"step": 30, "max_steps": 120}))
+        line.take(TrainEvent("validation", "step 30: segm_AP 0.5", 0, {"step": 30}))
+    assert "train: [#####---------------]  25%  step 30/120" in stream.getvalue()
+    assert "train: step 30: segm_AP 0.5\n" in stream.getvalue()
+
+
+def test_a_quiet_command_shows_no_progress() -> None:
+    stream = Terminal()
+    with ProgressLine("train", stream, quiet=True) as line:
+        line.show("step 1", 0.5)
+        line.note("validated")
+    assert stream.getvalue() == ""
 
 
 def test_a_bulk_run_in_one_line() -> None:

@@ -21,8 +21,10 @@ def test_a_report_is_one_page_with_the_runs_evaluation(runs: Path, tmp_path: Pat
 
 
 def test_a_folder_without_a_run_or_a_training_has_no_report(tmp_path: Path) -> None:
-    text = call("report", tmp_path, code=Exit.FAILED)
+    text = call("report", tmp_path, code=Exit.BAD_INPUT)
     assert "holds neither a run (run.json) nor a training (config.yaml)" in " ".join(text.split())
+    assert "holds no run" in call("export", tmp_path, "--to", "coco", code=Exit.BAD_INPUT)
+    assert "holds no run" in call("export", tmp_path, "--to", "coco", "--dry-run", code=Exit.BAD_INPUT)
 
 
 def test_a_run_is_exported_in_each_form(runs: Path, tmp_path: Path) -> None:

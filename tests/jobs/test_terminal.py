@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ray
 import typer
 
 from jobs.config.load import ConfigError
@@ -57,3 +58,30 @@ def test_a_gate_ends_with_its_own_code_and_all_reasons(capsys: pytest.CaptureFix
     assert ended.value.exit_code == Exit.GATE
     said = capsys.readouterr().err
     assert "AP 0.3 below 0.5" in said and "recall 0.1 below 0.2" in said
+
+
+RAY_TEXT = """[36mray::MapWorker(MapBatches(W)).submit()[39m (pid=1, ip=10.0.0.1)
+  File "w.py", line 3, in __call__
+    raise FileNotFoundError("disk is gone")
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (RAY_TEXT.format("FileNotFoundError: disk is gone"), "FileNotFoundError: disk is gone"),
+        (RAY_TEXT.format("pipeline.storage.base.StorageError: s3://a is gone"), "s3://a is gone"),
+        (RAY_TEXT.format("OSError: gone\n\nray.exceptions.ActorDiedError: The actor died"), "OSError: gone"),
+        ("The actor died unexpectedly before finishing this task.", "a worker process was lost: it was killed"),
+        ("", "a worker process was lost"),
+    ],
+)
+def test_an_error_of_rays_ends_with_its_cause_in_our_words_and_no_traceback(
+    text: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit):
+        run_or_fail(failing(ray.exceptions.RaySystemError(text)))
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("maskfleet: ") and reason in error.splitlines()[-1]
+    assert "Traceback" not in error

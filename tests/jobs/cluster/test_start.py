@@ -8,11 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from jobs.cluster.start import workers_that_fit
 from jobs.home import HOME
 
 OWN_RAY = """
@@ -33,6 +41,19 @@ with cluster(ClusterSection(num_cpus=1, num_gpus=0)):
     seen["after_inner"] = ray.is_initialized()
 seen |= {"after": ray.is_initialized(), "driver": os.getcwd()}
 print(json.dumps(seen))
+"""
+JOIN = """
+import json, sys, time
+from jobs.cluster.start import cluster
+from jobs.config.base import ClusterSection
+from jobs.config.load import ConfigError
+started = time.monotonic()
+try:
+    with cluster(ClusterSection(address=ADDRESS)):
+        reason = "joined"
+except ConfigError as error:
+    reason = str(error)
+print(json.dumps([reason, time.monotonic() - started]))
 """
 FOLDERS = """
 import json, os
@@ -59,6 +80,7 @@ def run(program: str, folder: Path) -> Any:
         [sys.executable, "-P", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == "", "Ray says nothing on stderr"
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -85,3 +107,92 @@ def test_this_environment_has_us_installed(tmp_path: Path) -> None:
     shutil.copytree(HOME / "jobs", copied / "jobs")
     shutil.copytree(HOME / "pipeline", copied / "pipeline")
     assert run(f"import sys; sys.path.insert(0, {str(copied)!r})\n{program}", tmp_path) is False
+
+
+def join(address: str, folder: Path) -> str:
+    """What joining a cluster is refused with, within 30 s; nothing may be written to stderr."""
+    reason, took_s = run(f"ADDRESS = {address!r}\n{JOIN}", folder)
+    assert took_s < 30
+    return reason
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def test_an_address_where_nobody_answers_is_named(listener: socket.socket, tmp_path: Path) -> None:
+    port = listener.getsockname()[1]
+    allowed = "allowed is a running cluster ('auto', 'host:6379', 'ray://host:10001'), or null to start one here"
+    reason = join(f"127.0.0.1:{port}", tmp_path)  # takes connections and says nothing
+    assert reason == f"cluster.address: nobody answers at 127.0.0.1:{port} (timed out); {allowed}"
+    listener.close()
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "no-such-host.invalid:6379"):
+        reason = join(address, tmp_path)
+        assert reason.startswith(f"cluster.address: nobody answers at {address} (") and allowed in reason
+    assert join("head", tmp_path).startswith("cluster.address: head: Invalid address format")
+
+
+def test_an_address_of_something_else_is_named(listener: socket.socket, tmp_path: Path) -> None:
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    threading.Thread(target=answer, daemon=True).start()
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    assert join(address, tmp_path).startswith(f"cluster.address: what answers at {address} is no Ray cluster; ")
+
+
+@pytest.mark.long
+def test_a_temporary_folder_too_long_for_rays_sockets_is_met_by_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("a-long-name-" * 8)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    before = set(Path("/tmp").glob("mf-*"))
+    assert run(OWN_RAY, tmp_path)["totals"] == [1, 0]
+    assert set(Path("/tmp").glob("mf-*")) == before
+
+
+@pytest.mark.long
+def test_a_cluster_that_wants_a_token_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    port = address.rpartition(":")[2]
+    head = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
+    head += [f"--port={port}", "--num-cpus=1", "--num-gpus=0"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
+    with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp") as session:
+        head.append(f"--temp-dir={session}")
+        log = tmp_path / "head.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(head, env=os.environ | token, stdout=output, stderr=output)
+        try:
+            deadline = time.monotonic() + 120
+            while "nobody answers" in (reason := join(address, tmp_path)):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            assert "if it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in reason
+            monkeypatch.setenv("RAY_AUTH_MODE", "token")
+            monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+            assert "the cluster asks for a token; set RAY_AUTH_TOKEN" in join(address, tmp_path)
+            monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 32)
+            assert "the cluster refuses the token" in join(address, tmp_path)
+            monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 32)
+            assert join(address, tmp_path) == "joined"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def test_workers_fit_where_one_node_has_room_for_all_that_one_reserves(ray_cluster: None) -> None:
+    assert [workers_that_fit(cpus, gpus) for cpus, gpus in ((1, 0), (2, 0), (3, 0), (1, 1), (0.5, 0))] == [
+        2,
+        1,
+        0,
+        0,
+        4,
+    ]
