@@ -15,7 +15,7 @@ from pipeline.manifest import sha256_of
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.cache import cached_folder, local_file, local_folder
 from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import is_local, local_path
+from pipeline.storage.uri import is_local, local_path, plain_uri
 
 
 def is_weights(uri: str) -> bool:
@@ -23,23 +23,29 @@ def is_weights(uri: str) -> bool:
     return is_published_name(uri) or (is_weights_file(uri) and not (is_local(uri) and local_path(uri).is_dir()))
 
 
-def find_checkpoint(uri: str, network: str | None = None, class_names: Sequence[str] | None = None) -> str:
+def find_checkpoint(
+    uri: str,
+    network: str | None = None,
+    class_names: Sequence[str] | None = None,
+    settings: StorageSettings | None = None,
+) -> str:
     """The URI of the checkpoint folder that a URI names.
 
     Args:
         uri: a checkpoint folder; a training output, which stands for its newest complete `checkpoints/step-*`; or
             published weights ("coco", "torchvision:NAME", a file), which become a checkpoint in this machine's cache.
         network, class_names: for a file of weights, see `model.weights.published.checkpoint_from_weights`.
+        settings: for buckets, see `open_storage`.
 
     Raises:
         CheckpointError: the folder does not exist, cannot be read, or holds no complete checkpoint; weights that
             cannot be fetched or are of no known network.
     """
     if is_weights(uri):
-        return str(_convert(uri, network, class_names))
+        return str(_convert(uri, network, class_names, settings))
     if network is not None or class_names is not None:
         raise CheckpointError(f"{uri} is a checkpoint, which knows its network and classes; leave out those settings")
-    output = TrainingOutput(uri)
+    output = TrainingOutput(uri, settings)
     try:
         if output.storage.exists(CHECKPOINT_MARKER):
             return output.uri
@@ -56,7 +62,10 @@ def find_checkpoint(uri: str, network: str | None = None, class_names: Sequence[
 
 
 def open_checkpoint(
-    uri: str | os.PathLike[str], network: str | None = None, class_names: Sequence[str] | None = None
+    uri: str | os.PathLike[str],
+    network: str | None = None,
+    class_names: Sequence[str] | None = None,
+    settings: StorageSettings | None = None,
 ) -> Checkpoint:
     """Loads the checkpoint that a URI names, as `find_checkpoint` does; one in a bucket is fetched into the cache.
 
@@ -65,9 +74,9 @@ def open_checkpoint(
     """
     uri = os.fspath(uri)
     if is_weights(uri):
-        return _from_weights(uri, network, class_names)
-    checkpoint_uri = find_checkpoint(uri, network, class_names)
-    folder = local_folder(checkpoint_uri, CHECKPOINT_MARKER)
+        return _from_weights(uri, network, class_names, settings)
+    checkpoint_uri = find_checkpoint(uri, network, class_names, settings)
+    folder = local_folder(checkpoint_uri, CHECKPOINT_MARKER, settings)
     try:
         return load_checkpoint(folder)
     except CheckpointError as error:
@@ -88,14 +97,18 @@ def place_checkpoint(folder: str, uri: str, storage_settings: StorageSettings | 
     return uri
 
 
-def _from_weights(source: str, network: str | None, class_names: Sequence[str] | None) -> Checkpoint:
-    path = source if is_published_name(source) else str(local_file(source))
+def _from_weights(
+    source: str, network: str | None, class_names: Sequence[str] | None, settings: StorageSettings | None
+) -> Checkpoint:
+    path = source if is_published_name(source) else str(local_file(source, settings))
     return checkpoint_from_weights(path, network=network, class_names=class_names)
 
 
-def _convert(source: str, network: str | None, class_names: Sequence[str] | None) -> Path:
+def _convert(
+    source: str, network: str | None, class_names: Sequence[str] | None, settings: StorageSettings | None
+) -> Path:
     """The cache folder of the checkpoint that published weights are."""
-    checkpoint = _from_weights(source, network, class_names)
+    checkpoint = _from_weights(source, network, class_names, settings)
 
     def fill(folder: Path) -> None:
         save_checkpoint(
@@ -110,17 +123,17 @@ def _convert(source: str, network: str | None, class_names: Sequence[str] | None
     return cached_folder(name, fill)
 
 
-def local_weights(weights: str | None) -> str | None:
+def local_weights(weights: str | None, settings: StorageSettings | None = None) -> str | None:
     """Weights in the form that the model layer takes: a preset's name, a local path, or None.
 
-    A file or checkpoint folder in a bucket is fetched into the cache, and its local path is returned. Everything else
-    is returned as given.
+    A file or checkpoint folder in a bucket is fetched into the cache, reached with these settings, and its local path
+    is returned; of a file:// URI its path. Everything else is returned as given.
 
     Raises:
         StorageError: the bucket holds nothing of that name, or it cannot be read.
     """
     if weights is None or weights in PUBLISHED or is_local(weights):
-        return weights
-    if open_storage(weights).exists(CHECKPOINT_MARKER):
-        return str(local_folder(weights, CHECKPOINT_MARKER))
-    return str(local_file(weights))
+        return weights if weights is None else plain_uri(weights)
+    if open_storage(weights, settings).exists(CHECKPOINT_MARKER):
+        return str(local_folder(weights, CHECKPOINT_MARKER, settings))
+    return str(local_file(weights, settings))

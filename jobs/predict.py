@@ -101,7 +101,7 @@ def prepare_predict(config: PredictConfig) -> PredictPlan:
         CheckpointError: no such checkpoint or weights, or damaged ones.
     """
     photos = [photo for word in config.input.photos for photo in find_photos(word, config.output.uri)]
-    checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes)
+    checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
     return PredictPlan(config, tuple(dict.fromkeys(photos)), checkpoint)
 
 

@@ -43,6 +43,7 @@ from model.training.train_step import (
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.subset import take_subset
 from pipeline.dataset.transforms.augment import build_transforms
+from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import use_settings
 
 # Called for each event people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
@@ -215,11 +216,13 @@ class TrainingRun:
         torch.manual_seed(mix_seed(train.seed, 0))
         # A resumed training does not need what it started from, which may not exist any more.
         is_new = self._start is None
-        model = build_model(self.spec, weights=local_weights(self.config.model.weights) if is_new else None)
+        model = build_model(
+            self.spec, weights=local_weights(self.config.model.weights, self.config.storage) if is_new else None
+        )
         if model.weights_report is not None:
             self.report("start", str(model.weights_report))
         if is_new and self.config.model.checkpoint is not None:
-            self.report("start", load_fitting(model, self.config.model.checkpoint))
+            self.report("start", load_fitting(model, self.config.model.checkpoint, self.config.storage))
         # With a resizing augmentation the network trains at the sizes that gives; prediction always resizes.
         model.transform.resizes_in_training = self.config.data.augment.resize == "none"
         model.to(self.worker.device).train()
@@ -501,13 +504,13 @@ class TrainingRun:
             self.is_stopped_early = _broadcast(is_over, self.worker)
 
 
-def load_fitting(model: torch.nn.Module, source: str) -> str:
+def load_fitting(model: torch.nn.Module, source: str, settings: StorageSettings | None = None) -> str:
     """Copies every tensor of the same name and shape from a checkpoint into a network; returns a sentence about it.
 
     Raises:
         ValueError: No readable checkpoint at `source`, or no tensor fits.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, settings=settings)
     present = model.state_dict()
     fitting = {
         name: value

@@ -235,8 +235,8 @@ def _check_start(config: TrainConfig, spec: ModelSpec) -> None:
         ValueError: They are not there, or cannot be read.
     """
     if config.model.checkpoint is not None:
-        open_checkpoint(config.model.checkpoint)
-    if (weights := local_weights(config.model.weights)) is not None:
+        open_checkpoint(config.model.checkpoint, settings=config.storage)
+    if (weights := local_weights(config.model.weights, config.storage)) is not None:
         find_state_dict(spec, weights)
 
 

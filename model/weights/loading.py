@@ -123,7 +123,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         ValueError: There is no such file, or it holds no state dict.
     """
-    path = Path(str(path).removeprefix("file://"))
+    path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.manifest import sha256_of
-from pipeline.storage.base import Storage, StorageError
+from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import base_name, is_local, local_path
 
 _PART_BYTES = 64 << 20
 
 
-def local_file(uri: str) -> Path:
+def local_file(uri: str, settings: StorageSettings | None = None) -> Path:
     """The path of a file on this machine: its own path for a local URI, else that of a copy of the object as it is now.
 
     Raises:
@@ -31,12 +31,12 @@ def local_file(uri: str) -> Path:
     """
     if is_local(uri):
         return local_path(uri)
-    (storage, key), name = open_file(uri), base_name(uri)
+    (storage, key), name = open_file(uri, settings), base_name(uri)
     try:
         info = storage.stat(key)
-        # The etag differs when the content does.
+        # The etag differs when the content does; another endpoint's object of the same name is another one.
         folder = cached_folder(
-            sha256_of(f"{uri}\n{info.etag}\n{info.size_bytes}".encode()),
+            sha256_of(f"{storage.settings.endpoint_url}\n{uri}\n{info.etag}\n{info.size_bytes}".encode()),
             lambda temporary: _fetch(storage, key, info.etag, temporary / name),
         )
     except OSError as error:
@@ -44,19 +44,20 @@ def local_file(uri: str) -> Path:
     return folder / name
 
 
-def local_folder(uri: str, marker: str) -> Path:
+def local_folder(uri: str, marker: str, settings: StorageSettings | None = None) -> Path:
     """The path of a folder on this machine: its own path for a local URI, else that of a copy of its direct objects.
 
     Args:
         uri: a folder or prefix. Objects in its subfolders are not copied.
         marker: the file in it that is written last and holds the hashes of the others. Its own hash names the copy.
+        settings: for buckets, see `open_storage`.
 
     Raises:
         StorageError: there is no such folder with a marker, or it cannot be read.
     """
     if is_local(uri):
         return local_path(uri)
-    storage = open_storage(uri)
+    storage = open_storage(uri, settings)
 
     def fetch_all(temporary: Path) -> None:
         for info in storage.iter_objects():

@@ -29,6 +29,7 @@ from pipeline.manifest import open_run
 from pipeline.storage.base import StorageError
 from pipeline.storage.stores import open_storage, use_settings
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
+from tests.chaos.s3 import make_bucket, settings_for
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +185,16 @@ def test_missing_weights_and_checkpoints_are_refused_before_training(
     with pytest.raises(CheckpointError, match="does not exist"):
         prepare_train(train_config(tmp_path, spec=spec, checkpoint=f"{in_bucket}/no"))
     assert local_weights("coco") == "coco" and local_weights(None) is None
+    assert local_weights("file:///w%20a/x%23.pth") == "/w a/x#.pth"
+
+
+def test_one_name_in_two_stores_is_two_files(moto: str, cache: Path, tmp_path: Path) -> None:
+    """The settings of the call lead to the store; the cache tells the stores apart."""
+    name = make_bucket(moto)
+    stores = {endpoint: settings_for(endpoint) for endpoint in (moto, moto.replace("127.0.0.1", "localhost"))}
+    open_storage(f"s3://{name}", stores[moto]).write_bytes("w.pth", b"weights")
+    paths = {local_weights(f"s3://{name}/w.pth", settings) for settings in stores.values()}
+    assert len(paths) == 2 and {Path(str(path)).read_bytes() for path in paths} == {b"weights"}
 
 
 @pytest.fixture
