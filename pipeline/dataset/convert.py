@@ -85,9 +85,10 @@ def convert_annotations(
         )
     if too_large := [image.file_name for image in annotated.images if image.height * image.width > MOST_PIXELS]:
         raise AnnotationError(f"{too_large[0]} is annotated as of more than {MOST_PIXELS:,} pixels, which is the most")
-    if not annotated.categories:
-        raise AnnotationError(f"{source.uri} has no category; allowed is at least one")
-    if annotated.images and not any(_is_there(image.path) for image in annotated.images):
+    for name, entries in (("image", annotated.images), ("category", annotated.categories)):
+        if not entries:
+            raise AnnotationError(f"{source.uri} has no {name}; allowed is at least one")
+    if not any(_is_there(image.path) for image in annotated.images):
         raise AnnotationError(
             f"none of the {len(annotated)} photos of {source.uri} is there: looked for {annotated.images[0].path}; say "
             "where they are with the image root"

@@ -27,7 +27,7 @@ from pipeline.dataset.types import (
 )
 from pipeline.masks.rle import polygons_to_rle, rle_areas
 from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, scheme_of, relative_uri
+from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, relative_uri, scheme_of
 
 # A smaller object may have no pixel, so that its mask is filled to see.
 _SMALL_AREA_PX, _SMALL_SIDE_PX = 4.0, 2.0

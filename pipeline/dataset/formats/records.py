@@ -1,4 +1,4 @@
-"""Typed records of the entries of LabelMe, VIA and Cityscapes JSON: shared types, and the fault of a wrong entry."""
+"""Typed records of annotation entries in JSON: types that formats share, and the fault of a wrong entry."""
 
 from __future__ import annotations
 

@@ -259,6 +259,9 @@ def test_a_set_without_categories_or_with_huge_images_is_refused(tmp_path: Path)
     (tmp_path / "a.json").write_text(json.dumps(labelme))
     with pytest.raises(AnnotationError, match=r"a\.json has no category; allowed is at least one"):
         convert_annotations(str(tmp_path / "a.json"), str(tmp_path / "out"), target_format="voc")
+    (tmp_path / "c.json").write_text(json.dumps(to_coco(AnnotatedSet((), SHAPE_CATEGORIES))))
+    with pytest.raises(AnnotationError, match=r"c\.json has no image; allowed is at least one"):
+        convert_annotations(str(tmp_path / "c.json"), str(tmp_path / "out"), target_format="voc")
     huge = AnnotatedImage(1, "a.png", "a.png", 10**6, 10**6)
     (tmp_path / "b.json").write_text(json.dumps(to_coco(AnnotatedSet((huge,), SHAPE_CATEGORIES))))
     Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
