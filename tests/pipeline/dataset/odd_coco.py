@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -100,10 +101,10 @@ def _category_id(value: object) -> Callable[[Content], object]:
     return change
 
 
-def _keypoints(keypoints: object, names: list[str] | None = ["head", "tail"]) -> Callable[[Content], object]:  # noqa: B006
+def _keypoints(keypoints: object, names: tuple[str, ...] = ("head", "tail")) -> Callable[[Content], object]:
     def change(content: Content) -> None:
         if names:
-            content["categories"][0]["keypoints"] = names
+            content["categories"][0]["keypoints"] = list(names)
         content["annotations"][0]["keypoints"] = keypoints
 
     return change
@@ -279,8 +280,45 @@ KINDS: dict[str, Kind] = {
     "keypoints with NaN": Kind(_keypoints([NAN, 10, 2, 0, 0, 0]), "refused", "annotation 5 has keypoints[0] nan"),
     "keypoints with null": Kind(_keypoints([None, 10, 2, 0, 0, 0]), "refused", "annotation 5 has keypoints[0] None"),
     "keypoints of visibility 5": Kind(_keypoints([10, 10, 5, 0, 0, 0]), "refused", "the visibilities [5.0, 0.0]"),
-    "keypoints without names": Kind(_keypoints([10, 10, 2], None), "noted", "no category names keypoints"),
+    "keypoints without names": Kind(_keypoints([10, 10, 2], ()), "noted", "no category names keypoints"),
     "keypoint names of two layouts": Kind(
         lambda content: [c.update(keypoints=[c["name"]]) for c in content["categories"]], "refused", "different keypoints"
     ),
 }  # fmt: skip
+
+
+ODD_VALUES: tuple[Any, ...] = (
+    None, "x", "0", "", NAN, -1, 0, 1.5, 1e30, [], {}, True, False, 10**30, 2**31, 2**63, [1], ["a"], {"a": 1}, "\ud800", "\0",
+    [NAN], 1e-320, -0.0, 10**6, -1e6, "../../x", "/", "..", "http://x/y.png", "s3:///x", "train\\a.png", [5, 5, 5, 5],
+    [0, 0, 1e6, 1e6], [79.9, 59.9, 1e-9, 1e-9], [[1, 1, 1, 1, 1, 1]], {"size": [60, 80], "counts": "x"},
+    {"size": [60, 80], "counts": [4800]}, {"size": [1, 1], "counts": [0, 1]},
+)  # fmt: skip
+
+
+def random_damage(random: Random) -> Content:
+    """The valid file, sometimes with keypoints, an RLE or labelled categories, after one to three random changes."""
+    content = valid_content()
+    if random.random() < 0.3:
+        _keypoints([10, 10, 2, 0, 0, 0])(content)
+    if random.random() < 0.3:
+        _object(segmentation={"size": [HEIGHT, WIDTH], "counts": list(RUNS)})(content)
+    if random.random() < 0.2:
+        _image(labelled_category_ids=[1, 2])(content)
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        holder, key = random.choice([place for place in _places(content)])
+        choice = random.random()
+        if choice < 0.15:
+            del holder[key]
+        elif choice < 0.25 and isinstance(holder, list):
+            holder.append(copy.deepcopy(holder[key]))
+        else:
+            holder[key] = copy.deepcopy(random.choice(ODD_VALUES))
+    return content
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each place in a parsed JSON value, as the object or list that holds it and its key there."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places(value[key])

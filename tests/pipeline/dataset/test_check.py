@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from pipeline.dataset.check import ERROR, KINDS, check_data, check_learnable
 from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.formats.coco import write_coco
+from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotatedSet, AnnotationError
 from tests.paths import DOCS
+from tests.pipeline.dataset.odd_coco import KINDS as KINDS_OF_FILES
+from tests.pipeline.dataset.odd_coco import random_damage, write_odd
 
 
 def test_clean_data_has_no_finding(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
@@ -79,13 +84,36 @@ def test_a_set_without_an_object_to_learn_is_an_error_with_the_reason(
     with pytest.raises(AnnotationError, match=r"^here has no object to learn.*5 images.*\(annotation 3\): 1$"):
         check_learnable(only_crowds, "here")
     no_photos = [replace(image, path=str(tmp_path / "gone.png")) for image in awkward_set.images]
-    with pytest.raises(AnnotationError, match=r"none of the photos .* gone\.png: there is no such file"):
+    with pytest.raises(AnnotationError, match=r"none of the photos .*gone\.png: there is no such file"):
         check_learnable(replace(awkward_set, images=tuple(no_photos)), "here")
     one_photo = replace(awkward_set, images=(*no_photos[:-1], awkward_set.images[-1]))
     check_learnable(one_photo, "here")
     write_coco(only_crowds, str(tmp_path / "x.json"))
     report = check_data(str(tmp_path / "x.json"))
     assert not report.ok and report.count("nothing_to_learn") == 1
+
+
+@pytest.mark.parametrize("first", [0, pytest.param(50, marks=pytest.mark.long)])
+def test_random_damage_is_refused_by_check_and_training_alike_or_gives_samples(first: int, tmp_path: Path) -> None:
+    path = write_odd(tmp_path, KINDS_OF_FILES["valid"])
+    num_used = 0
+    for seed in range(first, 50 if first == 0 else 2_000):
+        path.write_text(json.dumps(random_damage(Random(seed))))
+        try:
+            is_ok = check_data(str(path)).ok
+        except AnnotationError:  # no file of a known format
+            is_ok = False
+        try:
+            annotated = load_annotations(str(path))
+            check_learnable(annotated, str(path))
+        except ValueError:
+            assert not is_ok, seed
+            continue
+        assert is_ok, seed
+        samples = SampleSet(annotated)
+        assert all(len(samples[index]) == 2 for index in range(len(samples)))
+        num_used += 1
+    assert num_used > 5
 
 
 def test_other_formats_are_checked_too(shared_data: Path) -> None:

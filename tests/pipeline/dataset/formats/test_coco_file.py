@@ -73,6 +73,14 @@ def test_unknown_categories_are_kept_or_dropped_on_demand() -> None:
         check_coco(content, "x", unknown="keep")
 
 
+def test_the_region_of_an_unusable_mask_lies_inside_the_image() -> None:
+    content = valid_content()
+    content["annotations"][0] |= {"bbox": [70, -10, 1e6, 1e6], "segmentation": None}
+    (annotation, _) = check_coco(content, "x").annotations
+    assert annotation.segmentation == [[70, 0, 80, 0, 80, 60, 70, 60]] and annotation.bbox == [70, -10, 1e6, 1e6]
+    assert (annotation.iscrowd, annotation.fault) == (1, "it has no segmentation")
+
+
 def test_values_are_not_rounded_or_clipped() -> None:
     content = valid_content()
     content["annotations"][0] |= {"bbox": [-5.25, 3.125, 500, 40], "area": 12.34567}
