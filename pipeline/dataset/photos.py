@@ -13,17 +13,24 @@ import numpy as np
 from PIL import Image
 
 from pipeline.dataset.types import AnnotatedImage
+from pipeline.images.damage import check_readable, find_damage, is_cut
 from pipeline.images.pixels import (
     SIDEWAYS,
     TURNED_BACK_BY,
-    find_damage,
     orientation_of,
     to_bands,
     to_rgb,
     to_unit,
     turn,
 )
-from pipeline.images.raster import UnsupportedTiff, is_tiff, read_tiff_bands, read_tiff_header
+from pipeline.images.raster import (
+    UnsupportedTiff,
+    is_tiff,
+    pillow_shows,
+    read_tiff_bands,
+    read_tiff_header,
+    read_tiff_rgb,
+)
 from pipeline.storage import files
 
 EXIF_NONE, EXIF_TURNED, EXIF_KEPT = 0, 1, 2
@@ -110,10 +117,12 @@ def _load(uri: str, image: AnnotatedImage, num_bands: int | None) -> tuple[np.nd
         raise UnusablePhoto(reason if uri == image.path else f"{uri}: {reason}") from None
     unsupported = ""
     try:
-        if num_bands != 3 and is_tiff(data):
+        if is_tiff(data) and (num_bands != 3 or not pillow_shows(data)):
             try:
                 return _decode_tiff(data, image, num_bands)
             except UnsupportedTiff as error:
+                if num_bands == 3 or not pillow_shows(data):
+                    raise
                 unsupported = f" ({error})"  # Pillow reads more compressions, of up to four bands
         return _decode(data, image, num_bands)
     except UnusablePhoto as error:
@@ -125,11 +134,12 @@ def _load(uri: str, image: AnnotatedImage, num_bands: int | None) -> tuple[np.nd
 def _decode_tiff(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
     header = _tiff_header(data)
     turned = choose_turn(header, image.height, image.width)  # before decoding: refuses decompression bombs
-    bands = read_tiff_bands(data, num_bands)
-    return _turned(bands, header.exif_orientation if turned == EXIF_TURNED else 1), turned
+    pixels = read_tiff_rgb(data) if num_bands == 3 else read_tiff_bands(data, num_bands)
+    return _turned(pixels, header.exif_orientation if turned == EXIF_TURNED else 1), turned
 
 
 def _decode(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
+    check_readable(data, "JPEG" if data[:2] == b"\xff\xd8" else None)
     with Image.open(io.BytesIO(data)) as photo:
         # Before anything is decoded: refuses decompression bombs. A PNG's pixels come before its EXIF data.
         if sorted(photo.size) != sorted((image.height, image.width)):
@@ -139,7 +149,9 @@ def _decode(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[
         if damage := find_damage(data, photo.format):
             raise UnusablePhoto(damage)
         photo.load()
-        pixels = np.array(to_rgb(photo)) if num_bands == 3 else to_bands(photo, num_bands)
+        if is_cut(data, photo):
+            raise UnusablePhoto("its pixels end early")
+        pixels = np.array(to_rgb(photo, data)) if num_bands == 3 else to_bands(photo, num_bands)
         if photo.format == "TIFF":  # Pillow has applied the orientation already
             back = TURNED_BACK_BY.get(header.exif_orientation, header.exif_orientation)
             return _turned(pixels, back if turned == EXIF_KEPT else 1), turned

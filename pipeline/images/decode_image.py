@@ -30,16 +30,24 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
-from pipeline.images.pixels import SIDEWAYS, TURNS, WrongBands, find_damage, orientation_of, to_bands, to_rgb, turn
+from pipeline.images.damage import check_readable, find_damage, is_cut
+from pipeline.images.pixels import SIDEWAYS, TURNS, Unsupported, orientation_of, to_bands, to_rgb, turn
 from pipeline.settings import Settings, setting
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Format = Literal["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000"]
+Format = Literal["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "HEIC"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-"""Every format that `sniff_format` can name; the default allow-list."""
+"""Every format that `sniff_format` can name."""
+
+DEFAULT_FORMATS: tuple[Format, ...] = tuple(name for name in FORMATS if name != "HEIC")
+"""The default allow-list: those that need no optional package."""
+
+_HOW_TO_READ_HEIC = "HEIC is read with `pip install 'maskfleet[heif]'` and HEIC in decode.formats"
+# What Pillow's readers say of a file that may be whole.
+_UNSUPPORTED = re.compile("unsupported|not supported|unknown pixel mode|cannot handle", re.IGNORECASE)
 
 STATUSES = ("ok", "too_large", "unsupported_format", "corrupt", "decoder_crashed", "timeout")
 """Every status that decoding can end with; `pipeline.schema.STATUSES` says what they mean."""
@@ -60,7 +68,7 @@ class DecodeLimits(Settings):
     timeout_s: float = setting(60.0, "Longest time for decoding one image, in seconds.", gt=0)
     memory_bytes: int = setting(4 << 30, "Memory limit of one decoding process, in bytes.", ge=2**26)
     formats: tuple[Format, ...] = setting(
-        FORMATS,
+        DEFAULT_FORMATS,
         "Formats that are decoded; a file's format is recognised by content, not by name.",
         min_length=1,
     )
@@ -114,7 +122,9 @@ def sniff_format(data: bytes) -> str | None:
     if data[4:8] == b"ftyp":  # HEIC pictures live in the same container as AVIF; the brands tell them apart.
         end = min(int.from_bytes(data[:4], "big"), 256)
         brands = {data[8:12]} | {data[i : i + 4] for i in range(16, end, 4)}
-        return "AVIF" if brands & {b"avif", b"avis"} else None
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        return "HEIC" if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"} else None
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
         return "BMP"
     if re.match(rb"P[1-6fFy][\s#]", data[:3]):
@@ -144,18 +154,35 @@ def decode_image(
         return Outcome("unsupported_format", f"no known image format; the file starts with {start!r}")
     if name not in limits.formats:
         allowed = ", ".join(limits.formats)
-        return Outcome("unsupported_format", f"{name} is not among the formats allowed: {allowed}")
-    if name == "TIFF" and num_bands != 3:
-        return _decode_tiff(data, limits, num_bands)
+        reason = _HOW_TO_READ_HEIC if name == "HEIC" else f"{name} is not among the formats allowed: {allowed}"
+        return Outcome("unsupported_format", reason)
+    if name == "HEIC":
+        try:
+            import pillow_heif  # late: an optional package
+        except ImportError:
+            return Outcome("unsupported_format", _HOW_TO_READ_HEIC)
+        pillow_heif.options.DECODE_THREADS = 1
+        pillow_heif.register_heif_opener()
+        return _decode_with_pillow(data, "HEIF", limits, None, num_bands)
+    if name == "TIFF":
+        from pipeline.images.raster import pillow_shows
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            by_pillow = num_bands == 3 and pillow_shows(data)
+        if not by_pillow:
+            return _decode_tiff(data, limits, num_bands)
     return _decode_with_pillow(data, name, limits, resize_to, num_bands)
 
 
 def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Outcome:
-    """The bands of a TIFF, by `raster`'s reader, which takes any number of them, else by Pillow."""
+    """A TIFF by `raster`'s reader; bands that it does not take by Pillow."""
     from pipeline.images.raster import (  # late: most decode children never need NumPy
         UnsupportedTiff,
+        pillow_shows,
         read_tiff_bands,
         read_tiff_header,
+        read_tiff_rgb,
     )
 
     height = width = orientation = None
@@ -166,8 +193,15 @@ def _decode_tiff(data: bytes, limits: DecodeLimits, num_bands: int | None) -> Ou
             height, width = width, height
         if height * width > limits.max_pixels:
             return _too_many_pixels(height, width, limits)
-        bands = turn(read_tiff_bands(data, num_bands, max_pages=limits.max_frames), orientation)
+        if header.num_pages > limits.max_frames:
+            return _too_many_frames(header.num_pages, height, width, limits)
+        if num_bands == 3:
+            picture = Image.fromarray(turn(read_tiff_rgb(data), orientation))
+            return Outcome("ok", None, picture, height, width, orientation)
+        bands = turn(read_tiff_bands(data, num_bands), orientation)
     except UnsupportedTiff as error:
+        if num_bands == 3 or not pillow_shows(data):
+            return Outcome("unsupported_format", _words(error), None, height, width, orientation)
         outcome = _decode_with_pillow(data, "TIFF", limits, None, num_bands)
         if outcome.error is None:
             return outcome
@@ -188,10 +222,12 @@ def _decode_with_pillow(
         # `_decode_opened` checks the size, and can report it; but WebP's plugin allocates a canvas here already.
         Image.MAX_IMAGE_PIXELS = (limits.max_pixels + 1) // 2 if name == "WEBP" else None
         try:
+            check_readable(data, name)
             image = Image.open(io.BytesIO(data), formats=[name])
         except UnidentifiedImageError:
             texts = [str(warning.message).partition(" opening failed. ")[2] for warning in reasons]
-            return Outcome("corrupt", f"not readable as {name}: {next(filter(None, texts), 'broken header')}")
+            reason = next(filter(None, texts), "broken header")
+            return _failure(ValueError(reason), limits, f"not readable as {name}: ")
         except Exception as error:
             return _failure(error, limits, f"not readable as {name}: ")
         return _decode_opened(image, name, data, limits, resize_to, num_bands)
@@ -216,22 +252,26 @@ def _decode_opened(
     try:
         num_frames = _count_frames(image)
         if num_frames > limits.max_frames:
-            error = f"{num_frames} frames; at most {limits.max_frames} are allowed"
-            return Outcome("too_large", error, None, height, width)
-        orientation = orientation_of(image)
-        if orientation in SIDEWAYS and name != "TIFF":  # Pillow turns TIFF itself, size and pixels
+            return _too_many_frames(num_frames, height, width, limits)
+        turned = name in ("TIFF", "HEIF")  # by Pillow, in size and pixels
+        orientation = image.info.get("original_orientation") if name == "HEIF" else orientation_of(image)
+        if orientation in SIDEWAYS and not turned:
             height, width = width, height
         if damage := find_damage(data, name):
             raise ValueError(damage)
+        draft_size = None
         if resize_to is not None and name == "JPEG":
             scale = min(resize_to[0] / min(image.size), resize_to[1] / max(image.size))
-            image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+            draft_size = (math.ceil(image.width * scale), math.ceil(image.height * scale))
+            image.draft(None, draft_size)
         image.load()
-        pending_turn = None if name == "TIFF" else orientation
+        if name == "JPEG" and is_cut(data, image, draft_size):
+            raise ValueError("its pixels end early")
+        pending_turn = None if turned else orientation
         if num_bands != 3:
             bands = turn(to_bands(image, num_bands), pending_turn)
             return Outcome("ok", None, None, height, width, orientation, bands=bands)
-        picture = to_rgb(image)
+        picture = to_rgb(image, data)
         if pending_turn in TURNS:
             picture = picture.transpose(TURNS[pending_turn])
     except Exception as error:
@@ -249,14 +289,20 @@ def _too_many_pixels(height: int, width: int, limits: DecodeLimits) -> Outcome:
     return Outcome("too_large", error, None, height, width)
 
 
+def _too_many_frames(num_frames: int, height: int, width: int, limits: DecodeLimits) -> Outcome:
+    error = f"{num_frames} frames; at most {limits.max_frames} are allowed"
+    return Outcome("too_large", error, None, height, width)
+
+
 def _failure(error: Exception, limits: DecodeLimits, prefix: str = "") -> Outcome:
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return Outcome("too_large", out_of_memory_error(limits), out_of_memory=True)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return Outcome("too_large", _words(error))
-    if isinstance(error, WrongBands):
+    if isinstance(error, Unsupported):
         return Outcome("unsupported_format", _words(error))
-    return Outcome("corrupt", prefix + _words(error))
+    status = "unsupported_format" if _UNSUPPORTED.search(str(error)) else "corrupt"
+    return Outcome(status, prefix + _words(error))
 
 
 def _count_frames(image: Image.Image) -> int:

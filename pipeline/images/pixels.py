@@ -1,4 +1,4 @@
-"""Conversion of opened pictures to the pixels a network sees: EXIF turn, RGB or float bands, damage checks.
+"""Conversion of opened pictures to the pixels a network sees: EXIF turn, RGB or float bands.
 
 Training and segmentation both use it, so they see the same pixels; docs/formats.md states the rules. Three channels are
 RGB, to which any picture is converted. Any other number of channels are the picture's own bands. NumPy is imported only
@@ -7,8 +7,6 @@ where it is needed, because most decode children never need it.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -39,10 +37,13 @@ TURNED_BACK_BY = {6: 8, 8: 6}
 """The orientation whose turn undoes the turn of another. Turns that are not named here undo themselves."""
 
 _ORIENTATION_TAG = 0x0112
-_BITS_PER_SAMPLE_TAG = 258
 
 
-class WrongBands(ValueError):
+class Unsupported(ValueError):
+    """A file that may be whole, of a kind that is not read; the message names the kind."""
+
+
+class WrongBands(Unsupported):
     """A file has another number of bands than the network takes."""
 
 
@@ -61,23 +62,81 @@ def orientation_of(picture: Image.Image) -> int | None:
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image, data: bytes = b"") -> Image.Image:
     """A picture of any mode as 8-bit RGB.
 
-    16-bit samples keep their high byte. 32-bit and float samples are scaled from their own range to 0..255. Transparent
-    pixels are blended over white.
+    Samples of more than 8 bits become 8 bits as `to_8_bits` says. Transparent pixels are blended over white; the alpha
+    of a TIFF only where it is a mask, since other fourth bands are named alpha there too.
+
+    Args:
+        picture: of any mode.
+        data: the content of its file: Pillow cannot tell the 12 bits of a coloured PNG that stores them in 16.
 
     Raises:
         ValueError: none of the float samples is a finite number.
     """
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PPM", "PNG")):
-        return _from_16_bit(picture)
-    if picture.mode in ("I", "F"):
-        return _from_own_range(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _from_grey(picture)
+    if data[24:26] in (b"\x10\x02", b"\x10\x06") and picture.format == "PNG":
+        if max(high for _, high in picture.getextrema()[:3]) < 16:  # type: ignore[misc]
+            return _from_dark_png(data)
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
-        return _over_white(rgba.convert("RGB"), rgba.getchannel("A"))
+        alpha = rgba.getchannel("A")
+        if picture.format != "TIFF" or is_mask(alpha):
+            return over_white(rgba.convert("RGB"), alpha)
     return picture.convert("RGB")
+
+
+def to_8_bits(samples: NDArray[Any], *, whole_range: bool = False) -> NDArray[np.uint8]:
+    """Samples of any number type and shape as uint8.
+
+    16-bit samples keep their high byte. Where the largest of them fits into 8, 10 or 12 bits, the samples are taken to
+    have so many bits, and keep the highest 8 of these: the picture would be black otherwise. Signed and 32-bit integers
+    and floats are scaled from their own range (smallest to largest finite sample) to 0..255; a constant picture is
+    black.
+
+    Args:
+        samples: uint8 is returned as it is.
+        whole_range: scales by the range of the number type instead; that of floats is 0 to 1.
+
+    Raises:
+        ValueError: none of the samples is a finite number.
+    """
+    import numpy as np
+
+    if samples.dtype == np.uint8:
+        return samples
+    if samples.dtype == np.uint16:
+        largest = 65535 if whole_range else int(samples.max(initial=0))
+        bits = next((bits for bits in (8, 10, 12) if largest < 1 << bits), 16)
+        return (samples >> (bits - 8)).astype(np.uint8)
+    scaled = np.array(samples, np.float64)  # changed in place below, because it may be large
+    finite = np.isfinite(scaled)
+    if not finite.any():
+        raise ValueError("no sample is a finite number")
+    if whole_range:
+        low, high = 0.0, 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max)
+        np.clip(scaled, low, high, out=scaled)
+    else:
+        low, high = scaled.min(where=finite, initial=np.inf), scaled.max(where=finite, initial=-np.inf)
+    scaled[~finite] = low
+    scaled -= low
+    scaled *= 255.0 / (high - low) if high > low else 0.0
+    return np.rint(scaled, out=scaled).astype(np.uint8)
+
+
+def is_mask(alpha: Image.Image) -> bool:
+    """Whether most of the 8-bit alpha that is not 0 is 255: a mask, and no other band that is named alpha."""
+    counts = alpha.histogram()
+    return counts[255] * 2 > sum(counts[1:])
+
+
+def over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    """The picture blended over white by its alpha."""
+    white = Image.new("RGB", picture.size, (255, 255, 255))
+    white.paste(picture, mask=alpha)
+    return white
 
 
 def to_bands(picture: Image.Image, num_bands: int | None) -> NDArray[np.float32]:
@@ -127,72 +186,26 @@ def turn(samples: NDArray[_Sample], orientation: int | None) -> NDArray[_Sample]
     return samples[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def find_damage(data: bytes, name: str | None) -> str | None:
-    """The damage of a file that Pillow would take for whole, as text; None for none. `name` is its format."""
-    return _DAMAGE[name](data) if name in _DAMAGE else None
-
-
-def _jpeg_damage(data: bytes) -> str | None:
-    """Finds a missing end-of-image marker: Pillow decodes a cut file that is filled up with zeros as half grey."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        if data[position + 1] == 0xDA:  # the pixels start here, and in them FF D9 can only be the end marker
-            has_end = data.find(b"\xff\xd9", position) >= 0
-            return None if has_end else "the file has no end-of-image marker"
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        position += 1 if data[position + 1] == 0xFF else 2 + length
-    return None
-
-
-def _png_damage(data: bytes) -> str | None:
-    """Finds pixel chunks whose checksum is wrong, which Pillow does not compare."""
-    position, kind = 8, b""
-    while position + 12 <= len(data) and kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        checksum = data[end : end + 4]
-        if kind == b"IDAT" and zlib.crc32(data[position + 4 : end]).to_bytes(4, "big") != checksum:
-            return "the checksum of the pixels does not match them"
-        position = end + 4
-    return None
-
-
-_DAMAGE = {"JPEG": _jpeg_damage, "MPO": _jpeg_damage, "PNG": _png_damage}
-
-
-def _from_16_bit(picture: Image.Image) -> Image.Image:
-    """RGB of 16-bit grey: the high byte of each sample; of a 12-bit TIFF, the high 8 of its 12 bits."""
+def _from_grey(picture: Image.Image) -> Image.Image:
+    """RGB of grey of 16 bits, 32 bits or floats; a 16-bit colour key lies on white."""
     import numpy as np
 
-    bits = getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE_TAG, (16,))[0]
     samples = np.asarray(picture)
-    grey = Image.fromarray((samples >> (bits - 8)).clip(0, 255).astype(np.uint8))
+    if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # which Pillow holds as 32-bit integers
+        samples = samples.clip(0, 65535).astype(np.uint16)
+    grey = Image.fromarray(to_8_bits(samples)).convert("RGB")
     key = picture.info.get("transparency")
-    if isinstance(key, int):
-        return _over_white(grey.convert("RGB"), Image.fromarray(((samples != key) * 255).astype(np.uint8)))
-    return grey.convert("RGB")
+    if isinstance(key, int) and samples.dtype == np.uint16:
+        return over_white(grey, Image.fromarray(((samples != key) * 255).astype(np.uint8)))
+    return grey
 
 
-def _from_own_range(picture: Image.Image) -> Image.Image:
-    """RGB of 32-bit or float grey: the smallest..largest finite sample to 0..255; a constant picture is black.
+def _from_dark_png(data: bytes) -> Image.Image:
+    """RGB of a coloured 16-bit PNG, by all of its bits."""
+    import imagecodecs
 
-    The range of such a type says nothing about the range of the picture.
-    """
-    import numpy as np
-
-    samples = np.array(picture, np.float64)  # changed in place below, because it may be large
-    finite = np.isfinite(samples)
-    if not finite.any():
-        raise ValueError("no sample is a finite number")
-    low, high = samples.min(where=finite, initial=np.inf), samples.max(where=finite, initial=-np.inf)
-    samples[~finite] = low
-    samples -= low
-    samples *= 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray(np.rint(samples, out=samples).astype(np.uint8)).convert("RGB")
-
-
-def _over_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
-    """The picture blended over white by its alpha."""
-    white = Image.new("RGB", picture.size, (255, 255, 255))
-    white.paste(picture, mask=alpha)
-    return white
+    samples = imagecodecs.png_decode(data)
+    picture = Image.fromarray(to_8_bits(samples[..., :3]))
+    if samples.shape[2] == 3:
+        return picture
+    return over_white(picture, Image.fromarray(to_8_bits(samples[..., 3], whole_range=True)))

@@ -1,36 +1,32 @@
-"""TIFF reader for any number of bands, which Pillow does not open: TIFF 6.0 and BigTIFF, losslessly compressed."""
+"""TIFF reader for what Pillow does not open or shows wrongly, such as many bands or 16 bits; with tifffile."""
 
 from __future__ import annotations
 
 import io
-import math
-import struct
-import zlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL import Image, TiffImagePlugin
 
-from pipeline.images.pixels import to_unit
+from pipeline.images.pixels import Unsupported, WrongBands, is_mask, over_white, to_8_bits, to_bands, to_unit
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259
-_STRIP_OFFSETS, _BANDS, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
-_PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 322, 323
-_TILE_OFFSETS, _TILE_BYTES, _SAMPLE_FORMAT = 324, 325, 339
-_PHOTOMETRIC, _ORIENTATION = 262, 274
-_NONE, _DEFLATE = (1,), (8, 32946)
-# LZW, PackBits, LZMA, Zstandard: byte streams that libtiff, inside Pillow, decompresses.
-_BY_LIBTIFF = (5, 32773, 34925, 50000)
-_MOST_BANDS = 1024
-# WhiteIsZero, palette, YCbCr, CIE Lab: the stored numbers have to be converted to brightness or colour first.
-_CODED = (0, 3, 6, 8)
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told by exceptions
+
+_ORIENTATION, _MAX_BANDS = 274, 1024
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
+# Palette, YCbCr, CIE Lab: the stored numbers have to be converted to colour first.
+_CODED = (3, 6, 8)
+# None, the fax codes, LZW, JPEG, deflate, PackBits, LZMA, Zstandard.
+_PILLOWS_COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000)
+_PREMULTIPLIED, _ALPHA = 1, 2
 
 
-class UnsupportedTiff(ValueError):
+class UnsupportedTiff(Unsupported):
     """A TIFF of a kind that this reader does not take; the message names the kind."""
 
 
@@ -41,169 +37,203 @@ def is_tiff(data: bytes) -> bool:
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """The size in pixels as stored (before any turn), and the EXIF orientation 1..8, None where there is none."""
+    """The size in pixels as stored (before any turn), EXIF orientation 1..8 or None, and the number of pages."""
 
     height: int
     width: int
     orientation: int | None
+    num_pages: int
 
 
 def read_tiff_header(data: bytes) -> TiffHeader:
-    """Size and orientation of the first page; no pixels are read.
+    """Size and orientation of the first page, and the number of pages; no pixels are read.
 
     Raises:
         ValueError: a broken file.
     """
     try:
-        tags = next(_iter_directories(data))
-        orientation = int(tags.get(_ORIENTATION, 0))
-        header = TiffHeader(int(tags[_HEIGHT]), int(tags[_WIDTH]), orientation if 1 <= orientation <= 8 else None)
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page, num_pages = _first(file), len(file.pages)
+            orientation = page.tags.valueof(_ORIENTATION, default=0)
+    except MemoryError:
+        raise
     except Exception as error:  # broken files raise many kinds of errors
-        raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
-    if header.height < 1 or header.width < 1:
-        raise ValueError(f"a TIFF of {header.height} x {header.width} pixels")
-    return header
+        raise _broken(error) from None
+    known = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else None
+    return TiffHeader(page.imagelength, page.imagewidth, known, num_pages)
 
 
-def read_tiff(data: bytes, *, max_pages: int = 10_000) -> NDArray[Any]:
+def read_tiff(data: bytes) -> NDArray[Any]:
     """The bands of a TIFF as stored: [H, W, C] of the file's own number type, in native byte order.
 
-    Pages of the same size as the first one, directly after it, count as further bands, since some programs write one
-    page for each band.
+    Whole numbers of 9 to 15 bits fill the high bits of 16. Where 0 is white, it becomes the largest number. Pages
+    of the same size as the first one, directly after it, count as further bands, since some programs write one page
+    for each band.
 
     Raises:
-        UnsupportedTiff: a lossy compression, a number type other than integers of 8, 16 or 32 bits and floats of 16, 32
-            or 64 bits, coded colours (such as a palette or YCbCr), or more pages than `max_pages`.
+        UnsupportedTiff: a number type other than integers of 8 to 16 or 32 bits and floats of 16, 32 or 64 bits; coded
+            colours (such as a palette or YCbCr); a compression that is not known.
         ValueError: a broken file.
     """
     pages: list[NDArray[Any]] = []
     try:
-        for tags in _iter_directories(data):
-            if pages and (tags[_HEIGHT], tags[_WIDTH]) != pages[0].shape[:2]:
-                break
-            if len(pages) == max_pages:
-                raise UnsupportedTiff(f"more than {max_pages} pages")
-            pages.append(_read_page(data, tags))
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            for page in _pages(file):
+                if pages and (page.imagelength, page.imagewidth) != pages[0].shape[:2]:
+                    break
+                if page.photometric in _CODED:
+                    raise UnsupportedTiff(f"photometric interpretation {int(page.photometric)}")
+                samples = _samples(page)
+                if page.photometric == _WHITE_IS_ZERO:
+                    if samples.dtype.kind != "u":
+                        raise UnsupportedTiff(f"samples of {samples.dtype} of which 0 is white, and no number is black")
+                    samples = np.iinfo(samples.dtype).max - samples
+                pages.append(samples)
     except (UnsupportedTiff, MemoryError):
         raise
     except Exception as error:  # broken files raise many kinds of errors: missing tags, short strips, bad zlib streams
-        raise ValueError(f"broken TIFF: {type(error).__name__}: {error}") from None
+        raise _broken(error) from None
     if not pages:
-        raise ValueError("a TIFF without a page")
+        raise ValueError("not readable as TIFF: it has no page")
     if any(page.dtype != pages[0].dtype for page in pages):
         raise UnsupportedTiff("pages of different number types")
     return pages[0] if len(pages) == 1 else np.concatenate(pages, axis=2)
 
 
-def read_tiff_bands(data: bytes, num_bands: int | None, *, max_pages: int = 10_000) -> NDArray[np.float32]:
+def read_tiff_bands(data: bytes, num_bands: int | None) -> NDArray[np.float32]:
     """The bands of a TIFF as float32 [H, W, C], scaled by `pipeline.images.pixels.to_unit`.
 
     Args:
         data: the whole file.
         num_bands: the C there must be; None allows any.
-        max_pages: see `read_tiff`.
 
     Raises:
-        UnsupportedTiff: as `read_tiff`; also where one band is wanted of several, which Pillow can convert to grey.
+        UnsupportedTiff: as `read_tiff`; also where one band is wanted of several that Pillow can convert to grey.
         WrongBands: the file has another number of bands.
         ValueError: a broken file.
     """
-    samples = read_tiff(data, max_pages=max_pages)
+    samples = read_tiff(data)
     if num_bands == 1 and samples.shape[2] > 1:
-        raise UnsupportedTiff(f"it has {samples.shape[2]} bands; 1 is wanted")
+        if pillow_shows(data):
+            raise UnsupportedTiff(f"it has {samples.shape[2]} bands; 1 is wanted")
+        return to_bands(Image.fromarray(read_tiff_rgb(data)), 1)
     return to_unit(samples, num_bands)
 
 
-def _iter_directories(data: bytes) -> Iterator[Any]:
-    """The tags of each page in turn, all in the same object, which the next page overwrites."""
-    stream = io.BytesIO(data)
-    directory = ImageFileDirectory_v2(stream.read(16 if data[2:3] in b"+" or data[3:4] == b"+" else 8))
-    seen: set[int] = set()
-    while directory.next:
-        if directory.next in seen:
-            raise ValueError("its pages go round in a circle")
-        seen.add(directory.next)
-        stream.seek(directory.next)
-        directory.load(stream)
-        yield directory
+def pillow_shows(data: bytes) -> bool:
+    """Whether Pillow shows the colours of a TIFF's first page as its tags mean them.
+
+    It does for samples of up to 8 bits, unless they are premultiplied with alpha or in a compression unknown to it.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["TIFF"]) as picture:
+            tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+            return (
+                max(tags.get(258, (1,))) <= 8
+                and tags.get(259, 1) in _PILLOWS_COMPRESSIONS
+                and _PREMULTIPLIED not in tags.get(338, ())
+            )
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's reader raises anything on what it does not know
+        return False
 
 
-def _read_page(data: bytes, tags: Any) -> NDArray[Any]:
-    """The bands of one page: [H, W, C] in native byte order."""
-    height, width, bands = int(tags[_HEIGHT]), int(tags[_WIDTH]), int(tags.get(_BANDS, 1))
-    if bands > _MOST_BANDS:
-        raise UnsupportedTiff(f"{bands} bands are more than {_MOST_BANDS}")
-    if tags.get(_PHOTOMETRIC) in _CODED:
-        raise UnsupportedTiff(f"photometric interpretation {tags[_PHOTOMETRIC]}")
-    dtype = _dtype(tags, "<" if data[:2] == b"II" else ">")
-    compression, predictor = int(tags.get(_COMPRESSION, 1)), int(tags.get(_PREDICTOR, 1))
-    if compression not in (*_NONE, *_DEFLATE, *_BY_LIBTIFF):
-        raise UnsupportedTiff(f"compression {compression}; a TIFF of many bands is read where it is lossless")
-    if predictor not in (1, 3 if dtype.kind == "f" else 2):
-        raise UnsupportedTiff(f"predictor {predictor} of {dtype.name}")
-    is_planar = bands > 1 and int(tags.get(_PLANAR, 1)) == 2
-    if _TILE_OFFSETS in tags:
-        part = (int(tags[_TILE_HEIGHT]), int(tags[_TILE_WIDTH]))
-        offsets, lengths = tags[_TILE_OFFSETS], tags[_TILE_BYTES]
+def read_tiff_rgb(data: bytes) -> NDArray[np.uint8]:
+    """The first page as RGB [H, W, 3], not turned: grey, RGB or CMYK of any number type, with or without alpha.
+
+    Samples become 8 bits by `pipeline.images.pixels.to_8_bits`. Transparent pixels are blended over white, where the
+    band that is tagged as alpha is a mask (`pipeline.images.pixels.is_mask`).
+
+    Raises:
+        UnsupportedTiff: as `read_tiff`; also other colours.
+        WrongBands: neither grey nor three bands, nor these with alpha.
+        ValueError: a broken file.
+    """
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            page = _first(file)
+            photometric, extra = int(page.photometric), tuple(map(int, page.extrasamples))
+            # tifffile converts YCbCr in JPEG to RGB.
+            photometric = _RGB if photometric == 6 and page.compression in (7, 50001) else photometric
+            if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK):
+                raise UnsupportedTiff(f"photometric interpretation {photometric} of {page.bitspersample} bits a sample")
+            samples = _samples(page)
+    except (UnsupportedTiff, MemoryError):
+        raise
+    except Exception as error:
+        raise _broken(error) from None
+    count = samples.shape[2]
+    is_named = photometric in (_RGB, _CMYK)  # further bands than these colours are left out
+    if is_named:
+        num_colours = 4 if photometric == _CMYK else 3
     else:
-        part = (min(int(tags.get(_ROWS_PER_STRIP, height)), height), width)
-        offsets, lengths = tags[_STRIP_OFFSETS], tags[_STRIP_BYTES]
-    down, across = math.ceil(height / part[0]), math.ceil(width / part[1])
-    planes = bands if is_planar else 1
-    bands_in_part = 1 if is_planar else bands
-    canvas = np.zeros((planes, down * part[0], across * part[1], bands_in_part), dtype)
-    for index in range(planes * down * across):
-        plane, index_in_plane = divmod(index, down * across)
-        top, left = index_in_plane // across * part[0], index_in_plane % across * part[1]
-        # The last strip may be shorter than the others; a tile never is.
-        num_rows = part[0] if _TILE_OFFSETS in tags else min(part[0], height - top)
-        row_bytes = part[1] * bands_in_part * dtype.itemsize
-        raw = _decompressed(data[offsets[index] : offsets[index] + lengths[index]], compression, num_rows, row_bytes)
-        if len(raw) < num_rows * row_bytes:
-            raise ValueError(f"part {index} is too short")
-        values = _undo_predictor(raw[: num_rows * row_bytes], (num_rows, part[1], bands_in_part), dtype, predictor)
-        canvas[plane, top : top + len(values), left : left + part[1]] = values
-    page = canvas[:, :height, :width]
-    page = page.transpose(1, 2, 0, 3).reshape(height, width, bands)
-    return np.ascontiguousarray(page.astype(dtype.newbyteorder("=")))
+        num_colours = 1 if count == 1 or (count == 2 and extra and extra[0] in (_PREMULTIPLIED, _ALPHA)) else 3
+    if count < num_colours or (count > num_colours == 3 and not is_named):
+        raise WrongBands(f"it has {count} bands; 3 are wanted")
+    colours = to_8_bits(samples[..., :num_colours])
+    if photometric == _WHITE_IS_ZERO:
+        colours = 255 - colours
+    if photometric == _CMYK:
+        colours = np.asarray(Image.fromarray(colours, "CMYK").convert("RGB"))
+    colours = colours.repeat(3, axis=2) if num_colours == 1 else colours
+    kind = extra[0] if extra and count > num_colours else 0
+    if kind not in (_PREMULTIPLIED, _ALPHA):
+        return colours
+    alpha = Image.fromarray(to_8_bits(samples[..., num_colours], whole_range=True))
+    if not is_mask(alpha):
+        return colours
+    if kind == _PREMULTIPLIED:
+        white = 255 - np.asarray(alpha, np.uint16)[..., None]
+        return (colours + white).clip(max=255).astype(np.uint8)
+    return np.asarray(over_white(Image.fromarray(colours), alpha))
 
 
-def _decompressed(raw: bytes, compression: int, num_rows: int, row_bytes: int) -> bytes:
-    """The bytes of one strip or tile, decompressed."""
-    if compression in _NONE:
-        return raw
-    if compression in _DEFLATE:
-        return zlib.decompressobj().decompress(raw, num_rows * row_bytes)
-    # libtiff is given the part as an 8-bit grey TIFF, whatever its bytes mean.
-    directory = ImageFileDirectory_v2(b"II*\0\0\0\0\0")
-    tags = {_WIDTH: row_bytes, _HEIGHT: num_rows, _BITS: 8, _COMPRESSION: compression, _PHOTOMETRIC: 1, _BANDS: 1}
-    for tag, value in (tags | {_STRIP_OFFSETS: 0, _ROWS_PER_STRIP: num_rows, _STRIP_BYTES: len(raw)}).items():
-        directory[tag] = value
-    content = b"II*\0" + struct.pack("<I", 8) + directory.tobytes(8) + raw  # Pillow counts offsets from the tags' end
-    with Image.open(io.BytesIO(content), formats=["TIFF"]) as grey:
-        return grey.tobytes()
+def _broken(error: Exception) -> ValueError:
+    return ValueError(f"not readable as TIFF: {type(error).__name__}: {error}")
 
 
-def _undo_predictor(raw: bytes, shape: tuple[int, int, int], dtype: np.dtype[Any], predictor: int) -> NDArray[Any]:
-    """The values of one strip or tile, for which predictors 2 and 3 store the differences along each row."""
-    if predictor == 3:  # each row has the highest bytes of all its numbers first, then the next lower ones, and so on
-        steps = np.frombuffer(raw, np.uint8).reshape(shape[0], -1, shape[2])
-        planes = np.cumsum(steps, axis=1, dtype=np.uint8).reshape(shape[0], dtype.itemsize, -1)
-        numbers = np.ascontiguousarray(planes.swapaxes(1, 2)).view(dtype.newbyteorder(">"))
-        return numbers.reshape(shape)
-    values = np.frombuffer(raw, dtype).reshape(shape)
-    return np.cumsum(values, axis=1, dtype=dtype) if predictor == 2 else values
+def _first(file: tifffile.TiffFile) -> tifffile.TiffPage:
+    for page in _pages(file):
+        return page
+    raise ValueError("it has no page")
 
 
-def _dtype(tags: Any, endian: str) -> np.dtype[Any]:
-    """The number type of a page's samples."""
-    bits = tags.get(_BITS, (1,))
-    formats = tags.get(_SAMPLE_FORMAT, (1,))
-    bits, formats = (set(value) if isinstance(value, tuple) else {value} for value in (bits, formats))
-    kinds = {1: "u", 2: "i", 3: "f"}
-    if len(bits) != 1 or len(formats) != 1 or (form := next(iter(formats))) not in kinds:
-        raise UnsupportedTiff(f"bands of {sorted(bits)} bits in formats {sorted(formats)}")
-    size = next(iter(bits))
-    if size not in ((16, 32, 64) if form == 3 else (8, 16, 32)):
-        raise UnsupportedTiff(f"bands of {size} bits")
-    return np.dtype(f"{endian}{kinds[form]}{size // 8}")
+def _pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    """The pages in turn, each with its own tags."""
+    for index in range(len(file.pages)):
+        page = file.pages[index]
+        assert isinstance(page, tifffile.TiffPage)
+        if page.imagelength < 1 or page.imagewidth < 1:
+            raise ValueError(f"a page of {page.imagelength} x {page.imagewidth} pixels")
+        yield page
+
+
+def _samples(page: tifffile.TiffPage) -> NDArray[Any]:
+    """The bands of one page: [H, W, C] in native byte order; C last, however they are stored."""
+    bits, count = page.bitspersample, page.samplesperpixel
+    if page.imagedepth > 1:
+        raise UnsupportedTiff(f"a volume of {page.imagedepth} slices")
+    if count > _MAX_BANDS:
+        raise UnsupportedTiff(f"{count} bands are more than {_MAX_BANDS}")
+    kind = None if page.dtype is None else page.dtype.kind
+    if kind not in ("u", "i", "f") or bits not in ((16, 32, 64) if kind == "f" else (32, *range(8, 17))):
+        raise UnsupportedTiff(f"bands of {bits} bits in sample format {_number(page.sampleformat)}")
+    if 0 in page.databytecounts or len(page.databytecounts) < np.prod(page.chunked):
+        raise ValueError("a strip or tile is missing")
+    try:
+        samples = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, bands of a plane]
+    except (NotImplementedError, KeyError) as error:
+        raise UnsupportedTiff(f"compression {int(page.compression)}: {error}") from None
+    except ValueError as error:
+        if "not supported" in str(error) or "not valid" in str(error) or "unknown" in str(error).lower():
+            raise UnsupportedTiff(f"compression {int(page.compression)}: {error}") from None
+        raise
+    samples = samples.transpose(1, 2, 0, 3).reshape(page.imagelength, page.imagewidth, count)
+    if 8 < bits < 16:
+        samples = samples << (16 - bits)
+    return np.ascontiguousarray(samples)
+
+
+def _number(value: Any) -> Any:
+    return tuple(map(int, value)) if isinstance(value, tuple) else value if value is None else int(value)

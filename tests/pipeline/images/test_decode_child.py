@@ -89,7 +89,7 @@ def expected_status(row: dict) -> str:
     """Our status for the result of Pillow 13 that the manifest states."""
     if row["file"] in NO_FORMAT_OF_OURS:
         return "unsupported_format"
-    if row["pil"] == "ok":
+    if row["pil"] == "ok" or row["file"] == "files/hopper_webp.tif":  # which tifffile reads
         return "ok"
     return "too_large" if row["pil"].startswith("DecompressionBombError") else "corrupt"
 
@@ -110,14 +110,14 @@ def test_awkward_file(name: str, awkward: dict[str, Decoded]) -> None:
     if decoded.status != "ok":
         assert decoded.image is None and decoded.error
         return
-    width, height = row["rgb"]  # after the turn
+    width, height = row.get("rgb", row["size"])  # after the turn
     assert decoded.image is not None and decoded.image.shape == (height, width, 3)
     assert (decoded.height, decoded.width) == (height, width)
     if row["fmt"] != "TIFF":  # Pillow drops the tag of a TIFF when it has turned it
         assert decoded.exif_orientation == row["orient"]
     with warnings.catch_warnings(), Image.open(MANIFEST.parent / name) as image:
         warnings.simplefilter("ignore")
-        plain = image.mode in ("1", "L", "RGB", "CMYK") and not row["transparency"]
+        plain = row["pil"] == "ok" and image.mode in ("1", "L", "RGB", "CMYK") and not row["transparency"]
         if plain:
             upright = ImageOps.exif_transpose(image).convert("RGB")
             np.testing.assert_array_equal(decoded.image, np.asarray(upright))

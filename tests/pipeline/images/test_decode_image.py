@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.images.decode_image import FORMATS, DecodeLimits, Outcome, decode_image, sniff_format
+from tests.pipeline.images.tiff_files import tiff_bytes
 
 LIMITS = DecodeLimits()
 # By the EXIF standard: which side of the scene the stored row 0 and column 0 show.
@@ -227,11 +229,73 @@ def test_alpha_lies_on_white() -> None:
     alpha = np.linspace(0, 255, 80, dtype=np.uint8)[None].repeat(48, 0)
     expected = 255 + (colour.astype(float) - 255) * alpha[:, :, None] / 255
     rgba = np.dstack([colour, alpha])
-    lossless: dict[str, dict[str, Any]] = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True, "exact": True}}
+    lossless: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True, "exact": True}}
     for name, options in lossless.items():
         np.testing.assert_allclose(pixels(write(rgba, name, **options)), expected, atol=1.01)
     grey = Image.merge("LA", [Image.fromarray(colour[:, :, 0]), Image.fromarray(alpha)])
     np.testing.assert_allclose(pixels(write(grey, "PNG"))[:, :, 1], expected[:, :, 0], atol=1.01)
+
+
+def test_alpha_of_a_tiff_lies_on_white_where_it_is_a_mask_and_is_another_band_elsewhere() -> None:
+    colour, mask = scene(), np.zeros((48, 80), np.uint8)
+    mask[8:40, 8:72], mask[8:40, 72:76] = 255, 100
+    near_infrared = scene()[::-1, :, 0]
+    for bands in (colour, colour.astype(np.uint16) * 257):
+        full = np.iinfo(bands.dtype).max
+        for kind in (1, 2):
+            alpha = (mask.astype(np.uint32) * full // 255).astype(bands.dtype)
+            stored = bands.astype(np.uint64) * alpha[..., None] // full if kind == 1 else bands
+            data = tiff_bytes(np.dstack([stored.astype(bands.dtype), alpha]), photometric=2, extra_samples=(kind,))
+            expected = 255 + (colour.astype(float) - 255) * mask[..., None] / 255
+            np.testing.assert_allclose(pixels(data), expected, atol=2.01)
+            band = near_infrared.astype(bands.dtype) * bands.dtype.type(full // 255)
+            data = tiff_bytes(np.dstack([bands, band]), photometric=2, extra_samples=(kind,))
+            np.testing.assert_array_equal(pixels(data), colour)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_further_bands_beside_rgb_are_left_out(bits: int) -> None:
+    colour = scene().astype(f"u{bits // 8}") * (1 if bits == 8 else 257)
+    data = tiff_bytes(np.dstack([colour, colour[..., :2]]), photometric=2, extra_samples=(0, 0))
+    np.testing.assert_array_equal(pixels(data), scene())
+    check_fails(tiff_bytes(np.dstack([colour, colour])), "unsupported_format", "it has 6 bands; 3 are wanted")
+
+
+def test_white_is_zero_is_inverted_for_every_number_type() -> None:
+    grey = scene()[..., :1]
+    for stored in (255 - grey, (65535 - grey.astype(np.uint16) * 257), 1 - grey / np.float32(255)):
+        lightness = (grey - float(grey.min())) / np.ptp(grey) * 255 if stored.dtype == np.float32 else grey
+        for options in ({}, {"deflate": True}, {"tile": 16}, {"endian": ">"}):
+            decoded = pixels(tiff_bytes(stored, photometric=0, **options))
+            np.testing.assert_allclose(decoded, lightness.repeat(3, 2), atol=1.01)
+    bands = decode_image(tiff_bytes(65535 - grey.astype(np.uint16) * 257, photometric=0), LIMITS, None, 1).bands
+    assert bands is not None
+    np.testing.assert_allclose(bands, grey / 255, atol=1e-6)
+    outcome = decode_image(tiff_bytes(1 - grey / np.float32(255), photometric=0), LIMITS, None, 1)
+    assert outcome.status == "unsupported_format" and "0 is white" in str(outcome.error)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_few_bits_in_16_are_not_black(bits: int) -> None:
+    colour = scene().astype(np.uint16) << (bits - 8)
+    grey = np.ascontiguousarray(colour[..., 0])
+    for data in (
+        png(48, 80, 16, 0, grey.astype(">u2").tobytes()),
+        tiff(48, 80, 16, grey.astype("<u2").tobytes()),
+        b"P5 80 48 65535\n" + grey.astype(">u2").tobytes(),
+        write(grey, "JPEG2000", irreversible=False),
+    ):
+        np.testing.assert_array_equal(pixels(data), scene()[..., :1].repeat(3, 2))
+    alpha = np.full((48, 80, 1), 65535, np.uint16)
+    alpha[:, :8] = 0
+    for data in (png(48, 80, 16, 2, colour.astype(">u2").tobytes()), tiff_bytes(colour, photometric=2)):
+        np.testing.assert_array_equal(pixels(data), scene())
+    rgba = np.dstack([colour, alpha]).astype(">u2")
+    expected = np.where(alpha == 0, 255, scene())
+    np.testing.assert_array_equal(pixels(png(48, 80, 16, 6, rgba.tobytes())), expected)
+    whole = decode_image(tiff(48, 80, 16, grey.astype("<u2").tobytes()), LIMITS, None, 1).bands
+    assert whole is not None
+    np.testing.assert_allclose(whole, grey[..., None] / np.float32(65535))  # bands keep the range of their type
 
 
 def test_colour_keys_lie_on_white() -> None:
@@ -303,13 +367,60 @@ def test_every_format_of_the_allow_list(name: str) -> None:
         b"BM is how this text begins, and it is no bitmap",
         b"P5ychology",
         b"\0",
-        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
         b"RIFF\x24\0\0\0WAVEfmt ",
         bytes(1000),
     ],
 )
 def test_what_is_no_image_is_unsupported(data: bytes) -> None:
     check_fails(data, "unsupported_format", "starts with")
+
+
+def test_valid_kinds_that_no_decoder_reads_are_unsupported_and_not_corrupt() -> None:
+    baseline = write(scene(), "JPEG")
+    frame = baseline.index(b"\xff\xc0")
+    twelve = baseline[: frame + 4] + b"\x0c" + baseline[frame + 5 :]
+    lossless = baseline[: frame + 1] + b"\xc3" + baseline[frame + 2 :]
+    bitmap = bytearray(write(scene(), "BMP"))
+    bitmap[30] = 4  # a JPEG inside a bitmap
+    cases = {
+        twelve: "12 bits a sample",
+        lossless: "process 3",
+        bytes(bitmap): "BMP",
+        tiff_bytes(np.zeros((4, 4, 1), np.complex64)): "bands of 64 bits",
+        tiff_bytes(np.zeros((4, 4, 1), np.uint64)): "bands of 64 bits",
+        tiff_bytes(np.zeros((4, 4, 3), np.int64), photometric=2): "bands of 64 bits",
+        tiff_bytes(np.zeros((4, 4, 3), np.uint16), photometric=8): "photometric interpretation 8",
+        tiff_bytes(np.zeros((4, 4, 3), np.uint16), photometric=2, compression=99): "compression 99",
+    }
+    for data, words in cases.items():
+        check_fails(data, "unsupported_format", words)
+    for num_bands in (1, 3, None):
+        assert decode_image(tiff_bytes(np.zeros((4, 4, 1), np.uint64)), LIMITS, None, num_bands).status != "corrupt"
+
+
+def test_heic_is_read_where_it_is_asked_for() -> None:
+    import pillow_heif
+
+    heic, allowed = io.BytesIO(), DecodeLimits(formats=("HEIC",))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(stored(scene(), 6))
+    pillow_heif.from_pillow(picture).save(heic, quality=100, chroma=444, exif=exif.tobytes())
+    data = heic.getvalue()
+    assert sniff_format(data) == "HEIC"
+    outcome = decode_image(data, allowed)
+    assert (outcome.status, outcome.height, outcome.width, outcome.exif_orientation) == ("ok", 48, 80, 6)
+    np.testing.assert_allclose(np.asarray(outcome.picture).astype(int), scene(), atol=10)
+    check_fails(data, "unsupported_format", "pip install 'maskfleet[heif]'`")
+    check_fails(data, "too_large", "48 x 80 pixels", DecodeLimits(formats=("HEIC",), max_pixels=100))
+    for length in range(20, len(data), 97):
+        assert decode_image(data[:length], allowed).status == "corrupt"
+
+
+def test_heic_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    check_fails(data, "unsupported_format", "pip install 'maskfleet[heif]'", DecodeLimits(formats=("HEIC",)))
 
 
 @pytest.mark.parametrize("start", [b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"RIFF\4\0\0\0WEBP"])

@@ -255,7 +255,7 @@ def test_a_child_that_cannot_start_is_an_error_and_no_status() -> None:
     [
         ({"max_bytes": 0}, "max_bytes is 0"),
         ({"timeout_s": -1.0}, "timeout_s is -1.0"),
-        ({"formats": ("JPEG", "HEIC")}, "HEIC"),
+        ({"formats": ("JPEG", "PSD")}, "PSD"),
         ({"formats": ()}, "at least 1 long"),
     ],
 )

@@ -17,8 +17,9 @@ from pipeline.images.pixels import (
     TURNED_BACK_BY,
     TURNS,
     WrongBands,
-    find_damage,
+    is_mask,
     orientation_of,
+    to_8_bits,
     to_bands,
     to_unit,
     turn,
@@ -76,9 +77,9 @@ def test_a_turned_tiff_is_upright(pool: DecodePool) -> None:
     [
         (tiff_bytes(random_bands("u1")), 4, "unsupported_format", "it has 5 bands; 4 are wanted"),
         (encoded(random_bands("u1", 3)), 4, "unsupported_format", "it has 3 bands; 4 are wanted"),
-        (tiff_bytes(random_bands("u1"))[:200], 5, "corrupt", "broken TIFF"),
-        (tiff_bytes(random_bands("u1"), compression=7), 5, "unsupported_format", "compression 7"),
-        (tiff_bytes(random_bands("u1")), 3, "corrupt", "not readable as TIFF"),
+        (tiff_bytes(random_bands("u1"))[:200], 5, "corrupt", "not readable as TIFF"),
+        (tiff_bytes(random_bands("u1"), compression=99), 5, "unsupported_format", "compression 99"),
+        (tiff_bytes(random_bands("u1")), 3, "unsupported_format", "it has 5 bands; 3 are wanted"),
         (b"", 5, "corrupt", "empty"),
     ],
 )
@@ -139,11 +140,22 @@ def test_palettes_and_inks_become_the_colours_they_mean() -> None:
     assert to_bands(Image.new("LA", (2, 1), (51, 255)), None).tolist() == [[[pytest.approx(0.2), 1.0]] * 2]
 
 
-def test_damage_that_pillow_overlooks_is_found() -> None:
-    pixels = random_bands("u1", 3, 40, 40)
-    jpeg, png = encoded(pixels, "JPEG"), encoded(pixels)
-    assert find_damage(jpeg, "JPEG") is None and find_damage(png, "PNG") is None
-    assert "end-of-image" in str(find_damage(jpeg[:-200] + bytes(200), "JPEG"))
-    inside = png.index(b"IDAT") + 20
-    assert "checksum" in str(find_damage(png[:inside] + bytes([png[inside] ^ 1]) + png[inside + 1 :], "PNG"))
-    assert find_damage(b"anything", "GIF") is None
+def test_samples_of_any_type_become_8_bits() -> None:
+    assert to_8_bits(np.array([0, 255, 256, 65535], np.uint16)).tolist() == [0, 0, 1, 255]
+    for bits in (8, 10, 12):  # the picture would be black otherwise
+        assert to_8_bits(np.array([0, (1 << bits) - 1], np.uint16)).tolist() == [0, 255]
+        assert to_8_bits(np.array([0, (1 << bits) - 1], np.uint16), whole_range=True).max() < 16
+    assert to_8_bits(np.array([-2.0, 0.5, 3.0, np.nan])).tolist() == [0, 128, 255, 0]
+    assert to_8_bits(np.array([-2.0, 0.5, 3.0]), whole_range=True).tolist() == [0, 128, 255]
+    assert to_8_bits(np.array([7, 7], np.int32)).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="finite"):
+        to_8_bits(np.full((2, 2), np.nan))
+
+
+def test_a_mask_is_mostly_full_where_it_is_not_empty() -> None:
+    mask = np.zeros((10, 10), np.uint8)
+    assert not is_mask(Image.fromarray(mask))
+    mask[2:5] = 255
+    assert is_mask(Image.fromarray(mask))
+    mask[5:9] = 200
+    assert not is_mask(Image.fromarray(mask))

@@ -20,6 +20,8 @@ def tiff_bytes(
     predictor: bool = False,
     compression: int | None = None,
     orientation: int = 1,
+    photometric: int = 1,
+    extra_samples: tuple[int, ...] = (),
 ) -> bytes:
     """Bands [H, W, C] as a TIFF file of strips, or of square tiles of `tile` pixels."""
     height, width, count = bands.shape
@@ -39,7 +41,7 @@ def tiff_bytes(
     if predictor:
         parts = [np.concatenate([p[:, :1], p[:, 1:] - p[:, :-1]], axis=1).astype(p.dtype) for p in parts]
     chunks = [zlib.compress(part.tobytes()) if deflate else part.tobytes() for part in parts]
-    sample_format = {"u": 1, "i": 2, "f": 3}[bands.dtype.kind]
+    sample_format = {"u": 1, "i": 2, "f": 3, "c": 6}[bands.dtype.kind]
     offsets, position = [], 8
     for chunk in chunks:
         offsets.append(position)
@@ -49,13 +51,15 @@ def tiff_bytes(
         257: (4, [height]),
         258: (3, [bands.dtype.itemsize * 8] * count),
         259: (3, [compression or (8 if deflate else 1)]),
-        262: (3, [1]),
+        262: (3, [photometric]),
         274: (3, [orientation]),
         277: (3, [count]),
         284: (3, [2 if planar else 1]),
         317: (3, [2 if predictor else 1]),
         339: (3, [sample_format] * count),
     }
+    if extra_samples:
+        tags[338] = (3, list(extra_samples))
     if tile:
         tags |= {322: (4, [tile]), 323: (4, [tile]), 324: (4, offsets), 325: (4, [len(c) for c in chunks])}
     else:
