@@ -81,7 +81,9 @@ def test_boxes_and_areas_are_those_of_the_masks(awkward_set: AnnotatedSet, tmp_p
     source = str(tmp_path / "source.json")
     write_coco(awkward_set, source)
     convert_annotations(source, str(tmp_path / "voc"), target_format="voc")
-    for image in load_annotations(str(tmp_path / "voc")).images:
+    images = load_annotations(str(tmp_path / "voc")).images
+    assert sum(len(image.instances) for image in images) >= 5
+    for image in images:
         for instance in image.instances:
             rows, columns = np.nonzero(instance.mask(image.height, image.width))
             assert instance.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
