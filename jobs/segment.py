@@ -24,7 +24,7 @@ from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_o
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.parquet import open_parquet
-from pipeline.storage.base import StorageError
+from pipeline.storage.base import StorageError, StorageSettings
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
 
@@ -71,7 +71,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     notes = [note for note in [_precision(config)[1]] if note is not None]
     plan = read_plan(output)
     if plan is None and not config.input.allow_empty:
-        _check_not_empty(spec.input)
+        _check_not_empty(spec.input, config.storage)
     if plan is not None and config.corpus.shard_size not in (None, plan.shard_size):
         notes.append(
             f"corpus.shard_size={config.corpus.shard_size} is ignored: the plan was sealed with {plan.shard_size}"
@@ -109,9 +109,11 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
             raise ConfigError(f"input.since_run: {section.since_run!r} is not finished; finish it first")
 
 
-def _check_not_empty(source: InputSpec) -> None:
+def _check_not_empty(source: InputSpec, settings: StorageSettings) -> None:
     """Raises ConfigError for an input without any image; images that earlier runs have done count, too."""
-    if not has_images(source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column):
+    if not has_images(
+        source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column, settings=settings
+    ):
         matching = "" if source.pattern == "*" else f" that matches input.pattern={source.pattern}"
         raise ConfigError(
             f"input.uri: {source.uri} holds no image{matching}; set input.allow_empty=true for a run without rows"

@@ -264,7 +264,7 @@ def _segment(
     earlier = last_run(state, task.name)
     if section.new_only and earlier is not None and earlier != run:
         settings["input"]["since_run"] = earlier
-    if section.new_only and not open_storage(run).exists(RUN_KEY) and not _has_new_images(settings):
+    if section.new_only and not open_storage(run, config.storage).exists(RUN_KEY) and not _has_new_images(settings, config.storage):
         result.steps.append(f"nothing new in {section.images}")
         return result
     _step(config, "segment", settings, runner, deadline, result)
@@ -273,7 +273,7 @@ def _segment(
     return result
 
 
-def _has_new_images(settings: dict[str, Any]) -> bool:
+def _has_new_images(settings: dict[str, Any], storage: StorageSettings) -> bool:
     """Whether a segmentation with these settings would find an image; always so where an input may be empty.
 
     Raises:
@@ -291,9 +291,9 @@ def _has_new_images(settings: dict[str, Any]) -> bool:
     if section.allow_empty:
         return True
     try:
-        return next(list_corpus(source, ""), None) is not None
+        return next(list_corpus(source, "", settings=storage), None) is not None
     except UnsortedListing:
-        return next(list_corpus(source, "", sort=True), None) is not None
+        return next(list_corpus(source, "", sort=True, settings=storage), None) is not None
 
 
 def last_run(state: ScheduleState, task: str) -> str | None:

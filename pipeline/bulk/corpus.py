@@ -41,7 +41,7 @@ from pipeline.manifest import (
 )
 from pipeline.run_spec import InputSpec
 from pipeline.schema import RETRYABLE
-from pipeline.storage.base import Storage
+from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.parquet import open_parquet, read_parquet
 
 GROUP_SIZE = 256  # images in a row group of a part
@@ -201,40 +201,49 @@ def read_plan(storage: Storage) -> Plan | None:
 def plan_corpus(storage: Storage, source: InputSpec, *, shard_size: int | None, num_workers: int) -> Plan:
     """Lists a run's input and seals the plan, see `seal_plan`; sorts what a store lists in no order."""
     try:
-        return seal_plan(storage, partial(list_corpus, source), shard_size=shard_size, num_workers=num_workers)
+        images = partial(list_corpus, source, settings=storage.settings)
+        return seal_plan(storage, images, shard_size=shard_size, num_workers=num_workers)
     except UnsortedListing:
-        images = partial(list_corpus, source, sort=True)
+        images = partial(list_corpus, source, settings=storage.settings, sort=True)
         return seal_plan(storage, images, shard_size=shard_size, num_workers=num_workers, take_over=False)
 
 
-def list_corpus(source: InputSpec, after: str, *, sort: bool = False) -> Iterator[PlannedImage]:
+def list_corpus(
+    source: InputSpec, after: str, *, sort: bool = False, settings: StorageSettings | None = None
+) -> Iterator[PlannedImage]:
     """The images of a run's input in order of id, without those that earlier runs have done unchanged.
 
     Args:
         source: where the images are; with `since_run` set, that run and the runs before it are the earlier ones.
         after: only images whose id is greater.
-        sort: see `iter_corpus`.
+        sort, settings: see `iter_corpus`.
 
     Raises:
         CorpusError: the input cannot be listed.
         RunError: an earlier run is not there or is unreadable.
     """
     images = iter_corpus(
-        source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column, after=after, sort=sort
+        source.uri,
+        kind=source.kind,
+        pattern=source.pattern,
+        uri_column=source.uri_column,
+        after=after,
+        sort=sort,
+        settings=settings,
     )
     if source.since_run is None:
         return images
-    return new_or_changed(images, _planned_before(source.since_run))
+    return new_or_changed(images, _planned_before(source.since_run, settings))
 
 
-def _planned_before(uri: str | None) -> Iterator[PlannedImage]:
+def _planned_before(uri: str | None, settings: StorageSettings | None) -> Iterator[PlannedImage]:
     """The images of a run and of its chain of `since_run` that need no other try, in order of id.
 
     Of each id the newest run tells: an image that failed there with a status that may pass is left out.
     """
     runs = []
     while uri is not None:
-        run = open_run(uri)
+        run = open_run(uri, settings)
         plan = read_plan(run.storage)
         if plan is not None:
             runs.append(_with_status(run, plan))

@@ -24,7 +24,7 @@ from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.images.pixels import to_unit
 from pipeline.manifest import RUN_KEY
 from pipeline.run_spec import RunSpec
-from pipeline.storage.base import CredentialsError, ObjectArchived, Storage, StorageError
+from pipeline.storage.base import CredentialsError, ObjectArchived, Storage, StorageError, StorageSettings
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import aligned_uri, is_local, split_uri
 
@@ -38,9 +38,10 @@ class LoadOptions(TypedDict):
     num_bands: int
     extra_channels: str | None
     resize_to: tuple[int, int] | None
+    settings: StorageSettings | None
 
 
-def load_options(spec: RunSpec) -> LoadOptions:
+def load_options(spec: RunSpec, settings: StorageSettings | None = None) -> LoadOptions:
     """How a run loads its images: the channels its network takes, the size it resizes images to."""
     network = spec.model.spec
     scaled = spec.decode.scaled and spec.segment.slice is None  # slices are cut from the original
@@ -48,6 +49,7 @@ def load_options(spec: RunSpec) -> LoadOptions:
         "num_bands": network["in_channels"],
         "extra_channels": spec.input.extra_channels,
         "resize_to": (network["image_min_size"], network["image_max_size"]) if scaled else None,
+        "settings": settings,
     }
 
 
@@ -59,6 +61,7 @@ def load_image(
     num_bands: int = 3,
     extra_channels: str | None = None,
     resize_to: tuple[int, int] | None = None,
+    settings: StorageSettings | None = None,
     guard: StoreGuard | None = None,
     clock: StageClock | None = None,
 ) -> Decoded:
@@ -73,6 +76,7 @@ def load_image(
         extra_channels: pattern of the file whose bands are the last channels, see `pipeline.storage.uri.aligned_uri`.
         resize_to: sides that the network resizes an image to, see `pipeline.images.decode_image.decode_image`; a photo
             with extra channels is always decoded at full size.
+        settings: for buckets, see `open_storage`.
         guard: ends the run where the store is at fault, not the image.
         clock: counts the seconds of reading as 'fetch'.
 
@@ -80,13 +84,13 @@ def load_image(
         CredentialsError, StoreFault: as `fetch_bytes`.
     """
     with (clock or StageClock())("fetch"):
-        data = fetch_bytes(limits, image, guard)
+        data = fetch_bytes(limits, image, guard, settings)
     if isinstance(data, Decoded):
         return data
     if extra_channels is None:
         return pool.submit(data, num_bands=num_bands, resize_to=resize_to).result()
     extra_uri = aligned_uri(extra_channels, image.uri)
-    extra_data = fetch_bytes(limits, PlannedImage(image.image_id, extra_uri), guard)
+    extra_data = fetch_bytes(limits, PlannedImage(image.image_id, extra_uri), guard, settings)
     extra = extra_data if isinstance(extra_data, Decoded) else pool.submit(extra_data, num_bands=None).result()
     if extra.image is None:
         return replace(extra, error=f"{extra_uri}: {extra.error}")
@@ -102,7 +106,12 @@ def load_image(
     return replace(photo, image=np.concatenate([to_unit(photo.image), extra.image], axis=2))
 
 
-def fetch_bytes(limits: DecodeLimits, image: PlannedImage, guard: StoreGuard | None = None) -> bytes | Decoded:
+def fetch_bytes(
+    limits: DecodeLimits,
+    image: PlannedImage,
+    guard: StoreGuard | None = None,
+    settings: StorageSettings | None = None,
+) -> bytes | Decoded:
     """The bytes of an image, or the failure that its row will show: missing, unreadable, too large or changed.
 
     Raises:
@@ -111,7 +120,7 @@ def fetch_bytes(limits: DecodeLimits, image: PlannedImage, guard: StoreGuard | N
     if image.size_bytes is not None and image.size_bytes > limits.max_bytes:
         return _failure("too_large", f"{image.size_bytes} bytes; the limit is {limits.max_bytes}")
     try:
-        data, etag = read_planned(image)
+        data, etag = read_planned(image, settings)
     except CredentialsError:
         raise
     except ObjectArchived as error:
@@ -133,9 +142,9 @@ def fetch_bytes(limits: DecodeLimits, image: PlannedImage, guard: StoreGuard | N
     return data
 
 
-def read_planned(image: PlannedImage) -> tuple[bytes, str]:
+def read_planned(image: PlannedImage, settings: StorageSettings | None = None) -> tuple[bytes, str]:
     """An image's bytes (of a tar member its part of the tar file) and the etag of their object, in one request."""
-    storage, key = open_file(image.uri)
+    storage, key = open_file(image.uri, settings)
     if image.offset is None:
         return storage.read_object(key)
     return storage.read_object(key, image.offset, image.size_bytes)
@@ -155,7 +164,7 @@ class StoreGuard:
 
     def __init__(self, output: Storage, corpus: str | None) -> None:
         self._output = output
-        self._corpus = None if corpus is None else open_storage(corpus)
+        self._corpus = None if corpus is None else open_storage(corpus, output.settings)
         self._last_read: dict[str, PlannedImage] = {}  # by the root of its store
 
     def note(self, image: PlannedImage) -> None:
@@ -183,7 +192,7 @@ class StoreGuard:
         """Reads something of a store; returns whether there was anything to read, raises when it cannot be read."""
         if (known := self._last_read.get(root)) is not None:
             with contextlib.suppress(FileNotFoundError):
-                storage, key = open_file(known.uri)
+                storage, key = open_file(known.uri, self._output.settings)
                 storage.read_object(key, known.offset or 0, 1)
                 return True
         if split_uri(self._output.uri)[0] == root != "/":

@@ -25,7 +25,7 @@ from urllib.parse import unquote_plus
 import pyarrow as pa
 import pyarrow.csv
 
-from pipeline.storage.base import ObjectInfo, Storage, StorageError
+from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import iter_parquet, open_parquet
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import base_name, is_local, join_uri, parent_uri
@@ -96,7 +96,14 @@ def tell_kind(uri: str) -> str:
 
 
 def iter_corpus(
-    uri: str, *, kind: str = "folder", pattern: str = "*", uri_column: str = "uri", after: str = "", sort: bool = False
+    uri: str,
+    *,
+    kind: str = "folder",
+    pattern: str = "*",
+    uri_column: str = "uri",
+    after: str = "",
+    sort: bool = False,
+    settings: StorageSettings | None = None,
 ) -> Iterator[PlannedImage]:
     """Yields every image of a corpus whose id matches a shell pattern, once, in order of id.
 
@@ -110,31 +117,34 @@ def iter_corpus(
         uri_column: the column of a list that holds the URIs.
         after: only images whose id is greater; the listing of a bucket starts there.
         sort: sorts the listing of a folder, too, which is not begun before all of it is known.
+        settings: for buckets, see `open_storage`.
 
     Raises:
         CorpusError: the list, inventory or tar file is not readable as one, to its very end.
         UnsortedListing: the store lists a folder in another order; `sort` reads it.
     """
-    images = _iter_unsorted(uri, kind, uri_column, "" if sort else after)
+    images = _iter_unsorted(uri, kind, uri_column, "" if sort else after, settings)
     images = _in_order(images) if kind == "folder" and not sort else sort_images(images)
     return (image for image in images if image.image_id > after and fnmatch.fnmatchcase(image.image_id, pattern))
 
 
-def has_images(uri: str, *, kind: str, pattern: str, uri_column: str) -> bool:
+def has_images(uri: str, *, kind: str, pattern: str, uri_column: str, settings: StorageSettings | None = None) -> bool:
     """Whether a corpus has any image; reads no more of it than the first. Arguments and errors as `iter_corpus`."""
-    images = _iter_unsorted(uri, kind, uri_column, "")
+    images = _iter_unsorted(uri, kind, uri_column, "", settings)
     return any(fnmatch.fnmatchcase(image.image_id, pattern) for image in images)
 
 
-def _iter_unsorted(uri: str, kind: str, uri_column: str, after: str) -> Iterator[PlannedImage]:
+def _iter_unsorted(
+    uri: str, kind: str, uri_column: str, after: str, settings: StorageSettings | None
+) -> Iterator[PlannedImage]:
     if kind == "folder":
-        return _iter_folder(open_storage(uri), after)
+        return _iter_folder(open_storage(uri, settings), after)
     if kind == "list":
-        return _iter_list(uri, uri_column)
+        return _iter_list(uri, uri_column, settings)
     if kind == "inventory":
-        return _iter_inventory(uri)
+        return _iter_inventory(uri, settings)
     if kind == "tars":
-        return _iter_tars(uri)
+        return _iter_tars(uri, settings)
     raise CorpusError(f"input.kind is {kind!r}; allowed are {', '.join(KINDS)}")
 
 
@@ -214,8 +224,8 @@ def _iter_folder(storage: Storage, after: str) -> Iterator[PlannedImage]:
         yield PlannedImage(_as_text(info.key), storage.uri_of(info.key), info.etag or None, size_bytes)
 
 
-def _iter_list(uri: str, column: str) -> Iterator[PlannedImage]:
-    storage, key = _parent(uri)
+def _iter_list(uri: str, column: str, settings: StorageSettings | None) -> Iterator[PlannedImage]:
+    storage, key = _parent(uri, settings)
     for number, value in enumerate(_iter_values(storage, key, column), start=1):
         text = _as_text(value) if isinstance(value, str | bytes) else ""
         if text:
@@ -309,9 +319,9 @@ def _need_column(list_uri: str, column: str, names: Iterable[str], setting: str 
         raise CorpusError(f"{list_uri}: has no column {column!r} ({setting}); it has {', '.join(names) or 'none'}")
 
 
-def _iter_inventory(uri: str) -> Iterator[PlannedImage]:
+def _iter_inventory(uri: str, settings: StorageSettings | None) -> Iterator[PlannedImage]:
     """The images of an Amazon S3 Inventory: a manifest.json that names data files of CSV or Parquet."""
-    storage, key = _parent(uri)
+    storage, key = _parent(uri, settings)
     try:
         manifest = json.loads(storage.read_bytes(key))
         bucket, file_format = manifest["sourceBucket"], manifest["fileFormat"].upper()
@@ -344,7 +354,8 @@ def _inventory_root(manifest: dict[str, Any], storage: Storage) -> Storage:
     """The storage that holds the manifest's data keys: its destination bucket, or on a disk its own folder."""
     if is_local(storage.uri):
         return storage
-    return open_storage("s3://" + manifest.get("destinationBucket", "").removeprefix("arn:aws:s3:::"))
+    bucket = manifest.get("destinationBucket", "").removeprefix("arn:aws:s3:::")
+    return open_storage(f"s3://{bucket}", storage.settings)
 
 
 def _inventory_rows(data: bytes, data_uri: str, file_format: str, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -367,13 +378,13 @@ def _inventory_rows(data: bytes, data_uri: str, file_format: str, columns: list[
         )
 
 
-def _iter_tars(uri: str) -> Iterator[PlannedImage]:
+def _iter_tars(uri: str, settings: StorageSettings | None) -> Iterator[PlannedImage]:
     """The members of one tar file, or of every tar file below a folder (WebDataset's shards)."""
     if tell_kind(uri) == "tars":
-        storage, key = _parent(uri)
+        storage, key = _parent(uri, settings)
         infos = iter([storage.stat(key)])
     else:
-        storage = open_storage(uri)
+        storage = open_storage(uri, settings)
         infos = storage.iter_objects()
     for info in infos:
         name = info.key.lower()
@@ -456,6 +467,6 @@ def _as_text(name: str | bytes) -> str:
         return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _parent(uri: str) -> tuple[Storage, str]:
+def _parent(uri: str, settings: StorageSettings | None) -> tuple[Storage, str]:
     """The storage of a file's folder, and the file's name in it."""
-    return open_storage(parent_uri(uri)), base_name(uri)
+    return open_storage(parent_uri(uri), settings), base_name(uri)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.bulk.commit import read_commits, sum_counts, write_manifest
-from pipeline.bulk.encode import INSTANCES_ORDER
+from pipeline.bulk.encode import sort_instances
 from pipeline.manifest import Run, RunError, ShardFiles, from_sealed_json, repair_prefix, to_sealed_json
 from pipeline.schema import STATUSES
 from pipeline.storage.base import Storage
@@ -58,7 +58,7 @@ class Repair:
             FileNotFoundError: there is none.
             RunError: its description is unreadable.
         """
-        storage = open_storage(run_storage.uri_of(repair_prefix(number).rstrip("/")))
+        storage = open_storage(run_storage.uri_of(repair_prefix(number).rstrip("/")), run_storage.settings)
         document = from_sealed_json(storage.read_bytes(REPAIR_KEY))
         try:
             statuses, shards = (tuple(document[name]) for name in ("statuses", "shards"))
@@ -80,7 +80,7 @@ def begin_repair(run: Run, statuses: tuple[str, ...]) -> Repair | None:
     if unknown := sorted(set(statuses) - set(STATUSES)):
         raise RunError(f"{unknown[0]!r} is no status; there are {', '.join(STATUSES)}")
     number = run.num_repairs + 1
-    storage = open_storage(run.storage.uri_of(repair_prefix(number).rstrip("/")))
+    storage = open_storage(run.storage.uri_of(repair_prefix(number).rstrip("/")), run.storage.settings)
     if not storage.exists(REPAIR_KEY):
         counts = {each.shard: _num_images_with(run, each, statuses) for each in run.files}
         shards = tuple(shard for shard, count in counts.items() if count)
@@ -116,7 +116,7 @@ def merge_tables(old: tuple[pa.Table, pa.Table], new: tuple[pa.Table, pa.Table])
     indices = [plan_index[image_id] for image_id in images["image_id"].to_pylist()]
     images = images.take(pc.sort_indices(pa.array(indices, pa.int64())))
     instances = pa.concat_tables([_without_images(old_instances, redone_ids), _without_metadata(new_instances)])
-    return images, instances.sort_by(INSTANCES_ORDER)
+    return images, sort_instances(instances)
 
 
 def seal_repair(repair: Repair) -> dict[str, int]:

@@ -47,7 +47,7 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
         RunError: the run's own files contradict each other.
         CorpusError: the input cannot be listed.
     """
-    output = open_storage(job.output_uri)
+    output = open_storage(job.output_uri, job.storage)
     run_id = claim_run(output, job.spec.to_json())
     plan = read_plan(output) or plan_corpus(
         output, job.spec.input, shard_size=job.shard_size, num_workers=job.num_workers[1]
@@ -76,7 +76,7 @@ def repair_corpus(
     Raises:
         RunError: the run is not finished, or an unfinished repair is of other statuses.
     """
-    run = open_run(job.output_uri)
+    run = open_run(job.output_uri, job.storage)
     plan = read_plan(run.storage)
     repair = begin_repair(run, statuses)
     if plan is None or repair is None:

@@ -123,8 +123,8 @@ class ShardWorker:
     def __init__(self, call: BulkCall) -> None:
         self.call, self.job = call, call.job
         job = call.job
-        use_settings(job.storage)
-        self.output = open_storage(job.output_uri)
+        use_settings(job.storage)  # for the checkpoint
+        self.output = open_storage(job.output_uri, job.storage)
         self.name = uuid.uuid4().hex[:12]
         self.send: Callable[[ShardReport], object] = call.board.take.remote
         self.queue = ShardQueue()
@@ -133,7 +133,7 @@ class ShardWorker:
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         source = job.spec.input
         guard = StoreGuard(self.output, source.uri if source.kind == "folder" else None)
-        self.load = partial(load_image, self.pool, job.limits, guard=guard, **load_options(job.spec))
+        self.load = partial(load_image, self.pool, job.limits, guard=guard, **load_options(job.spec, job.storage))
         warm_up()
         self.predictor = job.predictor(
             job.checkpoint,

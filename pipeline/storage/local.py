@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.storage.base import ObjectInfo, Storage, StorageError
+from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
 
 SORTED_IN_MEMORY = 100_000  # names of one folder
 _ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f]|5c)")  # a byte that is not UTF-8, as `_key_text` writes it
@@ -25,9 +25,10 @@ _ESCAPED = re.compile(rb"\\x([89a-f][0-9a-f]|5c)")  # a byte that is not UTF-8, 
 class LocalStorage(Storage):
     """Objects are files below a folder. Safe on shared file systems whose link() is atomic (NFS, Lustre, EFS)."""
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, settings: StorageSettings | None = None) -> None:
         self.root = Path(os.path.abspath(root))
         self.uri = str(self.root)
+        self.settings = settings or StorageSettings()  # for what a run in this folder reads from buckets
 
     def path(self, key: str) -> Path:
         """The path of a key.

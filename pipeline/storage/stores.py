@@ -30,7 +30,7 @@ def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
     """
     check_uri(uri)
     if is_local(uri):
-        return LocalStorage(local_path(uri))
+        return LocalStorage(local_path(uri), settings or _settings)
     from pipeline.storage.s3 import S3Storage  # users of local folders need not import s3fs, which takes a second
 
     return S3Storage(uri, settings or _settings)

@@ -11,11 +11,13 @@ import boto3
 import numpy as np
 import pytest
 
+from pipeline.bulk.corpus import plan_corpus
 from pipeline.bulk.fetch import StoreFault, StoreGuard, fetch_bytes, load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedImage
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
+from pipeline.run_spec import InputSpec
 from pipeline.storage.base import CredentialsError
 from pipeline.storage.stores import open_storage, use_settings
 from tests.chaos.fault_proxy import FaultProxy
@@ -227,3 +229,28 @@ def test_extra_channels_that_do_not_fit_give_a_status_and_a_reason(pool: DecodeP
     assert decoded.status == "not_found" and "depth/a.png" in str(decoded.error)
     Path(pair.uri).unlink()
     assert "depth" not in str(load(pool, pair).error)
+
+
+def test_photos_of_two_stores_are_read_in_one_process(moto: str, tmp_path: Path) -> None:
+    """Each call's settings lead to its store: no earlier one is remembered."""
+    name = make_bucket(moto)
+    right, wrong = settings_for(moto), settings_for("http://127.0.0.1:1", num_retries=0)
+    open_storage(f"s3://{name}", right).write_bytes("a.jpg", b"photo")
+    image = PlannedImage("a.jpg", f"s3://{name}/a.jpg")
+    for settings, expected in ((right, b"photo"), (wrong, None), (right, b"photo")):
+        data = fetch_bytes(LIMITS, image, None, settings)
+        assert data == expected if expected else isinstance(data, Decoded) and data.status == "unreadable"
+
+
+def test_a_corpus_in_a_bucket_is_listed_and_read_with_the_settings_of_the_run(moto: str, tmp_path: Path) -> None:
+    name, settings = make_bucket(moto), settings_for(moto)
+    bucket = open_storage(f"s3://{name}", settings)
+    bucket.write_bytes("photos/a.jpg", b"photo")
+    bucket.write_bytes("list.csv", f"uri\ns3://{name}/photos/a.jpg\n".encode())
+    run = open_storage(str(tmp_path), settings)  # on a disk, and it knows how its photos are reached
+    for number, source in enumerate(
+        (InputSpec(uri=f"s3://{name}/photos"), InputSpec(uri=f"s3://{name}/list.csv", kind="list"))
+    ):
+        below = open_storage(f"{tmp_path}/{number}", run.settings)
+        (image,) = plan_corpus(below, source, shard_size=1, num_workers=1).read_shard(0)
+        assert fetch_bytes(LIMITS, image, None, below.settings) == b"photo"

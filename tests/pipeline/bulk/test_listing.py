@@ -338,11 +338,11 @@ class OddListing(LocalStorage):
 
 
 def test_ids_are_unique_and_sorted_whatever_the_store_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(listing, "open_storage", lambda uri: OddListing(["a", "b", "b", "c"]))
+    monkeypatch.setattr(listing, "open_storage", lambda uri, settings: OddListing(["a", "b", "b", "c"]))
     images = list(iter_corpus("/odd"))
     assert [image.image_id for image in images] == ["a", "b", "c"]
     assert images[0].etag is None, "a store without ETags"
-    monkeypatch.setattr(listing, "open_storage", lambda uri: OddListing(["b", "d", "a", "d", "c"]))
+    monkeypatch.setattr(listing, "open_storage", lambda uri, settings: OddListing(["b", "d", "a", "d", "c"]))
     with pytest.raises(UnsortedListing):
         list(iter_corpus("/odd"))
     plan = plan_corpus(LocalStorage(tmp_path), InputSpec(uri="/odd"), shard_size=2, num_workers=1)
