@@ -12,7 +12,8 @@ _settings: StorageSettings | None = None
 def use_settings(settings: StorageSettings | None) -> None:
     """Sets the settings that `open_storage` takes in this process where a call gives none.
 
-    A program reaches all its buckets the same way: each job, and each of its workers, calls this once at its start.
+    These calls are the readers of annotations (`pipeline.storage.files`), the pictures of a report, and the checkpoint
+    of a bulk actor. Each command, and each of its workers, calls this once at its start.
     """
     global _settings
     _settings = settings
