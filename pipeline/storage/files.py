@@ -91,7 +91,7 @@ def read_json(uri: str) -> Any:
 
 def parse_json(data: bytes, where: str) -> Any:
     """The value of a JSON file's content; otherwise as `read_json`. `where` is what messages call the file."""
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError), no_collection():
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError), no_collection():
         return msgspec.json.decode(data)
     text = decode_text(data, where)
     try:
@@ -99,7 +99,7 @@ def parse_json(data: bytes, where: str) -> Any:
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half a pair, such as "\\ud800", is no text
         return value
-    except (json.JSONDecodeError, RecursionError, UnicodeEncodeError) as error:
+    except (ValueError, RecursionError) as error:  # also integers of thousands of digits
         raise ValueError(f"{where} is not valid JSON: {error}") from None
 
 

@@ -130,10 +130,8 @@ def read_coco(json_path: str, *, unknown: str = "refuse") -> CocoFile:
     try:
         with files.no_collection():
             content = msgspec.json.decode(data, type=_Content)
-    except (
-        msgspec.DecodeError,
-        UnicodeDecodeError,
-    ):  # the exact path finds what is wrong, or that all is well (a byte-order mark, NaN)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # The exact path finds what is wrong, or that all is well (a byte-order mark, NaN).
         return check_coco(files.parse_json(data, json_path), json_path, unknown=unknown)
     del data
     with files.no_collection():

@@ -194,6 +194,13 @@ def test_other_json_beside_is_noted_and_broken_json_named(tmp_path: Path) -> Non
         load_labelme(str(tmp_path))
 
 
+@pytest.mark.parametrize("value", ["[" * 200_000, "[" * 200_000 + "]" * 200_000, "9" * 5000])
+def test_json_that_no_parser_takes_is_named(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.json").write_text(f'{{"shapes": {value}}}')
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON: "):
+        load_labelme(str(tmp_path / "a.json"))
+
+
 def test_sub_folders_are_read_with_their_photos(tmp_path: Path) -> None:
     for name in ("s", "t"):
         (tmp_path / name).mkdir()
