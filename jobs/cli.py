@@ -77,7 +77,9 @@ def configured(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         command.__annotations__ = {each.name: each.annotation for each in parameters}
-        app.command(name, help=inspect.getdoc(body))(command)
+        app.command(name, help=inspect.getdoc(body), epilog=f"Settings and their meaning: maskfleet settings {name}")(
+            command
+        )
         return body
 
     return register
@@ -183,6 +185,25 @@ def segment(
             f"{settings.segment.max_failed_fraction:.1%}"
         )
         raise typer.Exit(Exit.TOO_MANY_FAILED)
+
+
+@app.command("settings")
+def show_settings(
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="Such as train or segment.")],
+    section: Annotated[str, typer.Argument(metavar="[SECTION]", help="Such as train or model.spec; else all.")] = "",
+) -> None:
+    """Print the settings of a command: key, default, type, range and meaning; docs/settings.md has all."""
+    from jobs.config.describe import command_names, settings_of, to_text
+
+    if command not in command_names():
+        fail(
+            f"settings: no command {command!r} takes settings; allowed are {', '.join(command_names())}", Exit.BAD_INPUT
+        )
+    settings = settings_of(command, section)
+    if not settings:
+        sections = dict.fromkeys(each.section for each in settings_of(command))
+        fail(f"settings: {command} has no section {section!r}; it has {', '.join(sections)}", Exit.BAD_INPUT)
+    say(to_text(settings))
 
 
 @configured("predict")

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.checkpoints import find_checkpoint, open_checkpoint
+from jobs.checkpoints import find_checkpoint, is_weights, open_checkpoint, place_checkpoint
 from jobs.cluster import start
 from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.segment import RetryConfig, SegmentConfig
 from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
-from pipeline.bulk.commit import check_run
+from pipeline.bulk.commit import check_run, claim_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.listing import has_images, tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
-from pipeline.manifest import RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
+from pipeline.manifest import MODEL_FOLDER, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.parquet import open_parquet
 from pipeline.storage.base import StorageError, StorageSettings
+from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
 
@@ -63,8 +62,9 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """
     input_uri, output_uri = absolute_uri(config.input.uri), absolute_uri(config.output.uri)
     _check_input(config, input_uri, output_uri)
-    checkpoint_uri = find_checkpoint(config.model.checkpoint)
-    checkpoint = open_checkpoint(checkpoint_uri)
+    model = config.model
+    checkpoint_uri = find_checkpoint(model.checkpoint, model.network, model.classes, config.storage)
+    checkpoint = open_checkpoint(checkpoint_uri, settings=config.storage)
     spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri, config.storage)
     check_run(output, spec.to_json())
@@ -187,7 +187,7 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
 def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
     """Segments the corpus, or resumes the run; returns the run's totals."""
     with start.cluster(plan.config.cluster):
-        return segment_corpus(bulk_job(plan), on_progress)
+        return segment_corpus(bulk_job(_with_shared_checkpoint(plan)), on_progress)
 
 
 def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
@@ -217,7 +217,17 @@ def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambd
     """
     assert isinstance(plan.config, RetryConfig)
     with start.cluster(plan.config.cluster):
-        return repair_corpus(bulk_job(plan), plan.config.retry.statuses, on_progress)
+        return repair_corpus(bulk_job(_with_shared_checkpoint(plan)), plan.config.retry.statuses, on_progress)
+
+
+def _with_shared_checkpoint(plan: SegmentPlan) -> SegmentPlan:
+    """The plan with a checkpoint that every node can read: published weights are put into the run's own folder."""
+    if not is_weights(plan.config.model.checkpoint):
+        return plan
+    output_uri = absolute_uri(plan.config.output.uri)
+    storage = plan.config.storage
+    claim_run(open_storage(output_uri, storage), plan.spec.to_json())
+    return replace(plan, checkpoint=place_checkpoint(plan.checkpoint, f"{output_uri}/{MODEL_FOLDER}", storage))
 
 
 def bulk_job(plan: SegmentPlan) -> BulkJob:
@@ -226,6 +236,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
     Where `segment.num_workers` is not set, the job scales from 1 worker to as many as the cluster has resources for.
     """
     config = plan.config
+    cpus = min(config.segment.cpus_per_worker, start.total("CPU"))
     return BulkJob(
         output_uri=absolute_uri(config.output.uri),
         spec=plan.spec,
@@ -234,8 +245,8 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         limits=config.decode.limits(),
         shard_size=config.corpus.shard_size,
         batch_size=config.segment.batch_size,
-        num_workers=config.segment.num_workers or _all_workers(config),
-        cpus_per_worker=min(config.segment.cpus_per_worker, start.total("CPU")),
+        num_workers=_num_workers(config, cpus),
+        cpus_per_worker=cpus,
         gpus_per_worker=config.segment.gpus_per_worker,
         decode_children=config.segment.decode_children,
         storage=config.storage,
@@ -256,18 +267,16 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     }
 
 
-def _all_workers(config: SegmentConfig) -> tuple[int, int]:
-    per_worker = config.segment.gpus_per_worker
-    if per_worker:
-        available = math.floor(start.total("GPU") / per_worker)
-        if not available:
-            raise ConfigError(
-                f"segment.gpus_per_worker: {per_worker} is not allowed: the cluster has {start.total('GPU')} GPUs; "
-                "set 0 to segment on CPUs"
-            )
-    else:
-        available = start.total("CPU") // config.segment.cpus_per_worker
-    return (1, max(1, available))
+def _num_workers(config: SegmentConfig, cpus: float) -> tuple[int, int]:
+    """The smallest and largest number of workers; ConfigError where no node has room for one, as Ray would wait."""
+    gpus = config.segment.gpus_per_worker
+    room = start.workers_that_fit(cpus, gpus)
+    if not room:
+        raise ConfigError(
+            f"segment.gpus_per_worker: {gpus:g} is not allowed: the cluster has {start.total('GPU')} GPUs, and no node "
+            f"has room for a worker of {gpus:g} GPUs and {cpus:g} CPUs; set 0 to segment on CPUs"
+        )
+    return config.segment.num_workers or (1, room)
 
 
 def _absolute_pattern(pattern: str | None) -> str | None:

@@ -31,6 +31,7 @@ from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
 
 RUN_KEY = "run.json"
+MODEL_FOLDER = "model"  # holds the checkpoint where the run was begun with published weights
 PLAN_KEY = "plan.json"
 MANIFEST_KEY = "manifest.parquet"
 FINAL_KEY = "final.json"

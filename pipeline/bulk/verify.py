@@ -12,6 +12,7 @@ from pipeline.bulk.repair import Repair
 from pipeline.manifest import (
     FINAL_KEY,
     MANIFEST_KEY,
+    MODEL_FOLDER,
     PLAN_KEY,
     RUN_KEY,
     TABLES,
@@ -207,5 +208,5 @@ def _find_unnamed_files(run: Run, plan: Plan, commits: list[Commit]) -> Iterator
     named |= {part.key for part in plan.parts} | {commit_key(shard) for shard in range(plan.num_shards)}
     named |= {RUN_KEY, PLAN_KEY, MANIFEST_KEY, FINAL_KEY}
     for info in run.storage.iter_objects():
-        if info.key not in named and not info.key.startswith(("attempts/", "repairs/")):
+        if info.key not in named and not info.key.startswith(("attempts/", "repairs/", f"{MODEL_FOLDER}/")):
             yield Fault(info.key, "no commit names it")
