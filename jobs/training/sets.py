@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jobs.config.train import TrainConfig, TrainDataSection
 from model.categories import Category
 from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.class_map import align_categories, choose_categories
+from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.subset import SubsetRecord, take_subset
 from pipeline.dataset.types import AnnotatedSet
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.evaluation.metrics import check_measurable
 
 
 def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord | None]:
@@ -37,15 +41,31 @@ def load_validation_set(data: TrainDataSection, categories: Sequence[Category]) 
     """The images of data.val under the training set's class map.
 
     Raises:
-        ValueError: data.val is null, there is no set or image there, or it has a category that data.unknown_categories
-            refuses.
+        ValueError: data.val is null, there is no set or image there, it has a category that data.unknown_categories
+            refuses, or it cannot be measured with, see `validation_truth`.
     """
     if data.val is None:
         raise ValueError("data.val is null; give a validation set")
     annotated = _load(data, data.val, data.val_image_root)
     if len(annotated) == 0:
         raise ValueError(f"data.val={data.val!r} holds no image; allowed is at least one")
-    return _aligned(data, annotated, categories)
+    annotated = _aligned(data, annotated, categories)
+    validation_truth(annotated)
+    return annotated
+
+
+def validation_truth(annotated: AnnotatedSet) -> Truth:
+    """The ground truth of a validation set, checked before anything is trained.
+
+    Images are named by their paths, since file names of several sets can be equal.
+
+    Raises:
+        ValueError: the set cannot be measured with: it has no image, one photo twice, or objects and no mask.
+    """
+    images = tuple(replace(image, file_name=image.path) for image in annotated.images)
+    truth = Truth.from_coco(to_coco(replace(annotated, images=images)), "the validation set")
+    check_measurable(truth, ("bbox", "segm"))
+    return truth
 
 
 def _load(data: TrainDataSection, uri: str, image_root: str | None) -> AnnotatedSet:

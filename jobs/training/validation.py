@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from jobs.training.sets import validation_truth
 from model.categories import Category
 from model.inference.predictor import Predictor
 from model.network import MaskRCNN
 from model.spec import ModelSpec
 from model.training.train_step import ALONE, WorkerRank
 from pipeline.bulk.encode import encode_instances
-from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.photos import UnusablePhoto, load_photo
 from pipeline.dataset.types import AnnotatedSet
 
@@ -54,7 +53,7 @@ class Validation:
         num_processes: Processes that read images; 0 reads them in this process, between predictions.
 
     Raises:
-        ValueError: See `validation_truth`.
+        ValueError: See `jobs.training.sets.validation_truth`.
     """
 
     def __init__(
@@ -124,23 +123,6 @@ class Validation:
             columns = encode_instances(detections, self.categories, pixels.shape[:2], _MASK_THRESHOLD)
             if columns["score"]:
                 yield {**columns, "image_id": [path] * len(columns["score"])}
-
-
-def validation_truth(annotated: AnnotatedSet) -> Truth:
-    """The ground truth of a validation set, checked before anything is trained.
-
-    Images are named by their paths, since file names of several sets can be equal.
-
-    Raises:
-        ValueError: the set cannot be measured with: it has no image, one photo twice, or objects and no mask.
-    """
-    from pipeline.evaluation.ground_truth import Truth
-    from pipeline.evaluation.metrics import check_measurable
-
-    images = tuple(replace(image, file_name=image.path) for image in annotated.images)
-    truth = Truth.from_coco(to_coco(replace(annotated, images=images)), "the validation set")
-    check_measurable(truth, ("bbox", "segm"))
-    return truth
 
 
 def evaluate_shares(shares: Sequence[list[Columns]], truth: Truth) -> dict[str, float]:

@@ -62,9 +62,10 @@ def _on_annotations(truth: Truth, has_masks: bool) -> Iterator[str]:
     if has_masks:
         empty = [n for n, counts in enumerate(truth.rles) if _is_empty(counts) and annotations.has_mask[n]]
         if empty:
-            labels = ", ".join(annotations.labels[index] for index in empty[:_MOST_NAMES])
+            named = ", ".join(annotations.labels[index] for index in empty[:_MOST_NAMES])
             yield (
-                f"{len(empty)} annotations have a mask without a pixel ({labels}{_more(len(empty))}); they count as missed"
+                f"{len(empty)} annotations have a mask without a pixel ({named}{_more(len(empty))}); they count as "
+                "missed"
             )
     yield from truth.notes
 

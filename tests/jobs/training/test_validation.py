@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.training.validation import FIGURES, Validation, evaluate_shares, validation_truth
+from jobs.training.sets import validation_truth
+from jobs.training.validation import FIGURES, Validation, evaluate_shares
 from model.network import build_model
 from model.training.train_step import WorkerRank
 from pipeline.dataset.formats.reading import load_annotations
@@ -57,11 +58,15 @@ def test_accuracy_counts_objects_that_were_missed_and_made_up(annotated: Annotat
     half = len(images) // 2
     detected = [as_detected(annotated, image) for image in images[:half]]
     found, missed = (sum(len(image.instances) for image in part) for part in (images[:half], images[half:]))
-    assert evaluate_shares([detected], validation_truth(annotated))["accuracy"] == pytest.approx(found / (found + missed))
+    assert evaluate_shares([detected], validation_truth(annotated))["accuracy"] == pytest.approx(
+        found / (found + missed)
+    )
     twice = [{name: column * 2 for name, column in columns.items()} for columns in detected]
     for columns in twice:
         columns["instance"] = list(range(len(columns["instance"])))
-    assert evaluate_shares([twice], validation_truth(annotated))["accuracy"] == pytest.approx(found / (2 * found + missed))
+    assert evaluate_shares([twice], validation_truth(annotated))["accuracy"] == pytest.approx(
+        found / (2 * found + missed)
+    )
     low = [as_detected(annotated, image, score=0.4) for image in images]
     figures = evaluate_shares([low], validation_truth(annotated))
     assert figures["accuracy"] == 0 and figures["segm_AP"] == pytest.approx(1.0)
@@ -103,3 +108,15 @@ def test_the_figures_are_computed_in_another_thread(annotated: AnnotatedSet) -> 
     with Validation(annotated, annotated.categories, small_spec(3), device=CPU) as validation:
         figures = validation.evaluate_later([detected]).result(timeout=60)
     assert figures["segm_AP"] == pytest.approx(1.0)
+
+
+def test_a_set_that_cannot_be_measured_with_is_refused_before_the_training(annotated: AnnotatedSet) -> None:
+    first = annotated.images[0]
+    twice = replace(annotated, images=(first, replace(first, image_id=77)))
+    with pytest.raises(ValueError, match=rf"images {first.image_id} and 77 have one file_name"):
+        validation_truth(twice)
+    with pytest.raises(ValueError, match="has no image"):
+        validation_truth(replace(annotated, images=()))
+    other_folder = replace(first, image_id=77, path=first.path.replace(first.file_name, f"b/{first.file_name}"))
+    truth = validation_truth(replace(annotated, images=(first, other_folder)))
+    assert len(truth.file_names) == 2, "equal names in two folders are two images"

@@ -42,7 +42,7 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> DetectionTable:
         bboxes=np.array([entry.get("bbox", [0] * 4) for entry in results], np.float64).reshape(-1, 4),
         counts=[mask["counts"] for mask in masks] if masks or not results else None,
         sizes=np.array([mask["size"] for mask in masks], np.int64).reshape(-1, 2) if masks or not results else None,
-        keypoints=[entry.get("keypoints") for entry in results],
+        keypoints=[entry.get("keypoints", []) for entry in results],
     )
 
 

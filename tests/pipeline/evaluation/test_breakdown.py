@@ -22,8 +22,10 @@ def parts(drawn_run, frames):
 
 
 def test_the_confusion_matrix_adds_up_to_the_figures(drawn_run, frames, parts):
-    matches = matched(*parts, score_threshold=0.3)
-    matrix = confusion_matrix(*parts, matches, iou_type="segm", iou_threshold=0.5)
+    truth, table = parts
+    matrix = confusion_matrix(
+        truth, table, matched(truth, table, score_threshold=0.3), iou_type="segm", iou_threshold=0.5
+    )
     instances, images = frames
     metrics = evaluate(instances, images, drawn_run.truth, score_threshold=0.3)
     names = [c.name for c in drawn_run.truth.categories]
@@ -47,7 +49,7 @@ def test_detections_on_crowd_regions_are_in_no_cell(drawn_run, frames):
 
 
 def test_sizes_add_up(parts, drawn_run, frames):
-    sizes = size_figures(parts[0], matched(*parts, score_threshold=0.5))
+    sizes = size_figures(parts[0], matched(parts[0], parts[1], score_threshold=0.5))
     instances, images = frames
     metrics = evaluate(instances, images, drawn_run.truth)
     assert sizes["objects"].sum() == drawn_run.truth.num_instances

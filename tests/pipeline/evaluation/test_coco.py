@@ -198,7 +198,7 @@ def test_ids_of_annotations_and_an_absent_iscrowd_change_nothing(pair, iou_type,
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_parts_join_to_the_whole(drawn_run, frames, iou_type):
     truth = Truth.load(drawn_run.coco)
-    table, _ = align(*frames, truth)
+    table, _ = align(frames[0], frames[1], truth)
     want = matches_of(truth, table, iou_type).result()
     shares = [[1, 5], [8], [2, 3, 4], [6, 7]]
     parts = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.matching import Matches, match
@@ -14,7 +15,13 @@ from tests.pipeline.evaluation.coco_results import pycocotools, results_of
 from tests.pipeline.evaluation.random_cases import random_case
 
 
-def matched(truth, table, iou_type="segm", iou_threshold=0.5, score_threshold=0.0) -> Matches:
+def matched(
+    truth: Truth,
+    table: DetectionTable,
+    iou_type: str = "segm",
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.0,
+) -> Matches:
     overlaps = find_overlaps(truth, table, iou_type)
     return match(truth, table, overlaps, iou_threshold=iou_threshold, score_threshold=score_threshold)
 
@@ -67,7 +74,7 @@ def test_matches_of_some_images_are_those_of_an_evaluation_of_them_alone():
     ids = np.array([2, 9])
     rows = np.flatnonzero(np.isin(table.image_ids, ids))
     alone = matched(truth.only(ids), table.take(rows))
-    part = whole.on_images(ids, truth)
+    part = whole.on_images(ids.tolist(), truth)
     assert part.rows.tolist() == rows[alone.rows].tolist()
     np.testing.assert_array_equal(part.ious, alone.ious)
     assert part.found.sum() == alone.found.sum() > 0 and part.counted.sum() == alone.counted.sum()

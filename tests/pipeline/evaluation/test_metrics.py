@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
 from pycocotools import mask as coco_mask
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
@@ -17,6 +19,7 @@ from pipeline.evaluation.run_detections import align
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.tables import load_instances
 from tests.pipeline.evaluation.coco_results import pycocotools, results_of
+from tests.pipeline.evaluation.damaged_cases import cases, check_damaged
 from tests.pipeline.made_run import image_row, instance_row
 
 
@@ -231,3 +234,19 @@ def test_a_figure_that_cannot_be_measured_is_refused(drawn_run, frames, asked, m
     instances, images = frames
     with pytest.raises(ValueError, match=message):
         evaluate(instances, images, drawn_run.truth, **{"iou_types": ["bbox", "segm"], **asked})
+
+
+RANDOM: Any = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
+
+
+@settings(max_examples=100, **RANDOM)
+@given(cases())
+def test_damaged_annotations_give_pycocotools_numbers_a_note_or_a_refusal(case):
+    check_damaged(case)
+
+
+@pytest.mark.long
+@settings(max_examples=2000, **RANDOM)
+@given(cases())
+def test_two_thousand_damaged_truths(case):
+    check_damaged(case)

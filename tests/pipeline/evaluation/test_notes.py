@@ -87,14 +87,14 @@ def test_annotations_without_a_mask_or_a_box_are_named_by_kind_of_iou(drawn_run,
     content["annotations"][0]["segmentation"] = [[1, 1, 5, 5]]
     content["annotations"][2] |= {"segmentation": [[3, 3, 9, 3, 6, 3]], "bbox": None}
     labels = [f"annotation {content['annotations'][n]['id']}" for n in (0, 2)]
-    both = evaluate(*frames, content)
+    both = evaluate(frames[0], frames[1], content)
     assert [note for note in both.notes if "ignore regions" in note] == [
         "1 annotations are ignore regions, which count neither way, because they have no mask that can be used: it has "
         f"no polygon of three points ({labels[0]})",
         "1 annotations are ignore regions, which count neither way, because they have no mask that can be used: its "
         f"mask has no area ({labels[1]})",
     ]
-    boxes = evaluate(*frames, content, iou_types=["bbox"])
+    boxes = evaluate(frames[0], frames[1], content, iou_types=["bbox"])
     assert [labels[1] in note for note in boxes.notes if "no box that can be used" in note] == [True]
     found = [metrics.overall(kind, "true_positives") + metrics.overall(kind, "false_negatives")
              for metrics, kind in ((both, "segm"), (boxes, "bbox"))]  # fmt: skip
@@ -104,7 +104,7 @@ def test_annotations_without_a_mask_or_a_box_are_named_by_kind_of_iou(drawn_run,
 def test_masks_without_a_pixel_are_missed_and_named(drawn_run, frames):
     content = drawn_run.coco
     content["annotations"][1] |= {"bbox": [500, 500, 5, 5], "segmentation": [[500, 500, 505, 500, 505, 505]]}
-    notes = evaluate(*frames, content).notes
+    notes = evaluate(frames[0], frames[1], content).notes
     label = f"annotation {content['annotations'][1]['id']}"
     assert f"1 annotations have a mask without a pixel ({label}); they count as missed" in notes
 
@@ -126,7 +126,7 @@ def test_images_of_the_run_alone_are_counted(drawn_run, frames):
     content["images"] = content["images"][:6]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in kept]
-    notes = evaluate(*frames, content).notes
+    notes = evaluate(frames[0], frames[1], content).notes
     assert "2 images of the run are not in the ground truth; their detections were left out" in notes
 
 

@@ -19,9 +19,7 @@ from pipeline.manifest import open_run
 THRESHOLDS: dict[str, Any] = {"score_threshold": 0.3, "iou_threshold": 0.5}
 
 
-def in_shares(
-    uri: str, truth: Truth, num_shares: int, *, is_reversed: bool = False, also: tuple[str, ...] = ()
-) -> Metrics:
+def in_shares(uri: str, truth: Truth, num_shares: int, *, is_reversed: bool = False, also: Any = ()) -> Metrics:
     run = open_run(uri)
     shares = share_out(run, truth, num_shares)
     shares = shares[::-1] if is_reversed else shares

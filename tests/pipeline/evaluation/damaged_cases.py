@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -101,7 +99,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], pd.DataFrame, list[tuple[int
     """A COCO object, an instances table, and damages of some annotations as (index, name)."""
     image_ids = draw(st.permutations([9, 2, 7]))
     num = draw(st.integers(2, 10))
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for index in range(num):
         box = draw(boxes)
         segmentation = draw(st.sampled_from([rle, polygon]))(box)
@@ -142,17 +140,19 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], pd.DataFrame, list[tuple[int
     return content, frame, list({index: name for index, name in damages}.items())
 
 
-def check(case: tuple[dict[str, Any], pd.DataFrame, list[tuple[int, str]]]) -> None:
+def check_damaged(case: tuple[dict[str, Any], pd.DataFrame, list[tuple[int, str]]]) -> None:
+    """Checks the figures, notes or refusal of one case."""
     content, frame, damages = case
     damaged = copy.deepcopy(content)
     whole = content["annotations"]
     for index, name in damages:
+        damage = DAMAGES[name]
         entry = damaged["annotations"][index]
-        DAMAGES[name].change(entry)
-        if DAMAGES[name].expected is None:
+        damage.change(entry)
+        if damage.expected is None:
             whole[index] = None if name in DROPPED else entry
         else:
-            DAMAGES[name].expected(whole[index])
+            damage.expected(whole[index])
     content["annotations"] = [entry for entry in whole if entry is not None]
     try:
         metrics = evaluate(frame, None, damaged)
@@ -171,19 +171,3 @@ def check(case: tuple[dict[str, Any], pd.DataFrame, list[tuple[int, str]]]) -> N
         return
     tp = metrics.overall("segm", "true_positives")
     assert tp + metrics.overall("segm", "false_negatives") == sum(not e["iscrowd"] for e in content["annotations"])
-
-
-QUICK: Any = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
-
-
-@settings(max_examples=100, **QUICK)
-@given(cases())
-def test_damaged_annotations_give_pycocotools_numbers_a_note_or_a_refusal(case) -> None:
-    check(case)
-
-
-@pytest.mark.long
-@settings(max_examples=2000, **QUICK)
-@given(cases())
-def test_two_thousand_damaged_truths(case) -> None:
-    check(case)
