@@ -136,6 +136,8 @@ def test_a_set_without_images_or_with_too_few_is_refused(tmp_path: Path) -> None
     (tmp_path / "a.json").write_text(json.dumps(content | {"images": []}))
     with pytest.raises(ValueError, match=r"data\.train=.*a\.json' holds no image"):
         load_training_set(config)
+    with pytest.raises(ValueError, match=r"data\.val=.*a\.json' holds no image"):
+        load_validation_set(config.data, ())
 
 
 def test_a_subset_is_recorded_and_a_whole_set_is_not(tmp_path: Path) -> None:

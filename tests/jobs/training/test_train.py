@@ -149,6 +149,32 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"train\.validate_every_epochs is set, but data\.val is null"):
             prepare_train(config)
 
+    def test_wanted_classes_are_refused_twice_and_noted_where_no_annotation_has_them(
+        self, shapes: Path, tmp_path: Path
+    ):
+        config = train_config(shapes, tmp_path)
+
+        def plan_with(*classes: str) -> tuple[str, ...]:
+            data = config.data.model_copy(update={"classes": classes})
+            return prepare_train(config.model_copy(update={"data": data})).notes
+
+        assert plan_with("circle", "square", "triangle", "star") == (
+            "data.train: classes without an object ('star'): 1",
+        )
+        with pytest.raises(ValueError, match="the class 'circle' is wanted twice"):
+            plan_with("circle", "square", "triangle", "circle")
+
+    def test_a_set_of_crowds_alone_is_refused(self, shapes: Path, tmp_path: Path):
+        content = json.loads((shapes / "train.json").read_text())
+        for entry in content["annotations"]:
+            entry["iscrowd"] = 1
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        values = to_plain(train_config(shapes, tmp_path / "out"))
+        values["data"] |= {"train": str(tmp_path / "train.json"), "image_root": str(shapes / "train")}
+        with pytest.raises(ValueError, match=r"train\.json has no object to learn"):
+            prepare_train(TrainConfig.model_validate(values))
+        assert not (tmp_path / "out").exists()
+
 
 class TestResumedData:
     """What a resumed training says of annotations that are no longer those it was started with."""
