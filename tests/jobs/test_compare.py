@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -22,3 +23,19 @@ def test_compare_with_and_without_labels(runs: Path, tmp_path: Path) -> None:
     assert "bbox AP 1.0000 -> " in text
     assert "instances per image" in call(*words)
     assert "needs ground_truth.uri" in call(*words, "gate.max_drop=0.1", code=Exit.BAD_INPUT)
+
+
+def test_images_that_a_run_lacks_are_said(runs: Path, tmp_path: Path) -> None:
+    content = json.loads((runs / "data" / "val.json").read_text())
+    image = {**content["images"][0], "id": 999, "file_name": "elsewhere.png"}
+    content["images"].append(image)
+    content["annotations"].append({**content["annotations"][0], "id": 9999, "image_id": 999})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    words = ["compare", runs / "perfect", runs / "worse", "compare.num_resamples=0"]
+    words += ["--ground-truth", tmp_path / "val.json", f"output.uri={tmp_path / 'c'}"]
+    text = " ".join(call(*words).split())
+    assert "note: run a lacks 1 of 13 images of the ground truth (elsewhere.png); only images that both" in text
+    assert "segm AP 1.0000" in text
+    written = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert written["missing_a"] == written["missing_b"] == ["elsewhere.png"]
+    assert "segm AP 1.0000" not in " ".join(call(*words, "compare.only_common=false").split())

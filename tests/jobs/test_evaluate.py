@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -98,3 +100,37 @@ def test_shares_measured_on_ray_give_the_same_files(runs: Path, tmp_path: Path, 
     call(*words, f"output.uri={tmp_path / 'shares'}", "evaluate.num_shares=3")
     for name in ("metrics.json", "metrics.parquet", "confusion.parquet"):
         assert (tmp_path / "shares" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_limits_and_classes_change_what_is_measured(runs: Path, tmp_path: Path) -> None:
+    words = ["evaluate", runs / "perfect", f"ground_truth.uri={runs / 'data' / 'val.json'}", f"output.uri={tmp_path}"]
+    text = call(*words, "evaluate.max_detections=1", "evaluate.classes=[circle,square]")
+    assert "segm AP counts the best 1 detections" in " ".join(text.split())
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(figures["by_category"]["segm"]) == {"circle", "square"}
+    assert figures["overall"]["segm"]["recall"] == 1 > figures["overall"]["segm"]["AP"]
+    text = call(*words, "evaluate.classes=[hexagon]", code=Exit.BAD_INPUT)
+    assert "classes has 'hexagon'; the ground truth has circle, square, triangle" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]), "have one file_name"),
+        (lambda c: [image.update(file_name=f"x{image['id']}.png") for image in c["images"]], "no image in common"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, None, 4]), "bbox[2] None"),
+        (lambda c: [entry.update(segmentation=[]) for entry in c["annotations"]], "no annotation of the ground truth"),
+        (lambda c: [category.update(name=category["name"] + "s") for category in c["categories"]], "do not agree"),
+    ],
+    ids=["one file twice", "other images", "null in a box", "no mask", "other names"],
+)
+def test_a_ground_truth_that_does_not_fit_is_refused_before_anything_is_measured(
+    runs: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    content = json.loads((runs / "data" / "val.json").read_text())
+    change(content)
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    words = [runs / "perfect", f"ground_truth.uri={tmp_path / 'val.json'}", f"output.uri={tmp_path / 'out'}"]
+    assert message in " ".join(call("evaluate", *words, code=Exit.BAD_INPUT).split())
+    assert message in " ".join(call("compare", runs / "worse", *words, code=Exit.BAD_INPUT).split())
+    assert not (tmp_path / "out").exists()
