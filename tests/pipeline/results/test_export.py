@@ -115,7 +115,7 @@ def test_labelme_is_read_back_in_its_place(drawn_run, tmp_path):
 
 def test_what_an_export_leaves_out_is_counted(tmp_path: Path):
     full, empty = np.ones((8, 9), bool), np.zeros((8, 9), bool)
-    photos = [image_row("a.png", "a.png", "ok", (8, 9), 3, 0), image_row("b.png", "b.png", "corrupt", None, 0, 0)]
+    photos = [image_row("a.png", "a.png", "ok", (8, 9), 3, 0), image_row("b.png", "b.png", "corrupt", (8, 9), 0, 0)]
     instances = [
         instance_row("a.png", number, SHAPE_CATEGORIES[0], score, mask)
         for number, (score, mask) in enumerate([(0.9, full), (0.8, full), (0.7, empty)])
