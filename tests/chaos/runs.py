@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,11 +65,11 @@ def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: 
 
 
 def descendants(pid: int) -> list[int]:
-    """The ids of all processes below one, as /proc lists them."""
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    """The ids of all processes below one, whichever of its threads started them, as /proc lists them."""
+    children: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            children += map(int, file.read_text().split())
     return children + [pid for child in children for pid in descendants(child)]
 
 

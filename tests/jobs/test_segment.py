@@ -106,6 +106,20 @@ def test_an_output_inside_the_input_is_seen_through_links_and_spellings(
         assert "lies inside input.uri" in text
 
 
+@pytest.mark.parametrize("words", [[], ["segment.num_workers=[1,2]"]])
+def test_a_gpu_that_no_node_has_is_refused_and_nothing_is_written(
+    words: list[str], folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    plan = prepare_segment(
+        segment_config(tiny_checkpoint, folder, tmp_path / "run", "segment.gpus_per_worker=1", *words)
+    )
+    with pytest.raises(
+        ConfigError, match=r"segment\.gpus_per_worker: 1 is not allowed: the cluster has 0 GPUs, and no"
+    ):
+        run_segment(plan)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.long
 def test_since_run_segments_only_new_and_changed_images(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}"]
