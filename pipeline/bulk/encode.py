@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ INSTANCES_ORDER = [
     ("instance", "ascending"),
 ]
 _MAX_INT32 = 2**31 - 1
+MAX_STRING_BYTES = 2**30  # of a table that Arrow sorts and writes as it is; a string column cannot pass 2 GiB
 
 
 @dataclass
@@ -143,7 +145,18 @@ def to_tables(results: list[ImageResult], *, shard: int, run_id: str) -> tuple[p
     columns["image_id"] = [result.image.image_id for result in nonempty for _ in range(result.num_instances)]
     columns["run_id"] = [run_id] * len(columns["image_id"])
     instances = pa.table({name: columns[name] for name in INSTANCES_SCHEMA.names}, schema=INSTANCES_SCHEMA)
-    return images, instances.sort_by(INSTANCES_ORDER)
+    return images, sort_instances(instances)
+
+
+def sort_instances(instances: pa.Table) -> pa.Table:
+    """The rows of an instances table in the order of its files.
+
+    Arrow does not sort a string column of more than 2 GiB: a larger table comes back with columns of large strings,
+    which `to_parquet` writes as strings.
+    """
+    if instances.nbytes > MAX_STRING_BYTES:
+        instances = instances.cast(_with_text(instances.schema, pa.large_string()))
+    return instances.sort_by(INSTANCES_ORDER)
 
 
 def _text(error: str | None) -> str | None:
@@ -158,16 +171,35 @@ def _size(pixels: int | None) -> int | None:
 
 def to_parquet(table: pa.Table, metadata: dict[str, str]) -> bytes:
     """A table as the bytes of a Parquet file: zstd, page checksums, statistics, `metadata` as key-value metadata."""
-    table = table.replace_schema_metadata(metadata)
-    buffer = io.BytesIO()
-    pq.write_table(
-        table,
+    schema, buffer = _with_text(table.schema, pa.string()).with_metadata(metadata), io.BytesIO()
+    with pq.ParquetWriter(
         buffer,
+        schema,
         compression="zstd",
-        row_group_size=INSTANCES_ROW_GROUP,
         write_page_checksum=True,
         write_statistics=True,
         write_page_index=True,
         use_dictionary=[name for name in ("category", "run_id", "image_id", "status") if name in table.column_names],
-    )
+    ) as writer:
+        for rows in _row_groups(table):
+            if table.schema != schema:  # a copy, whose large strings count from its own first row
+                rows = rows.take(pa.array(range(rows.num_rows))).cast(schema)
+            writer.write_table(rows)
     return buffer.getvalue()
+
+
+def _with_text(schema: pa.Schema, kind: pa.DataType) -> pa.Schema:
+    """A schema whose text columns are of this kind: strings or large strings."""
+    texts = (pa.string(), pa.large_string())
+    return pa.schema([field.with_type(kind) if field.type in texts else field for field in schema])
+
+
+def _row_groups(table: pa.Table) -> Iterator[pa.Table]:
+    """A table in slices of INSTANCES_ROW_GROUP rows, fewer where a string column could not hold them; at least one."""
+    start = 0
+    while start < max(1, table.num_rows):
+        rows = table.slice(start, INSTANCES_ROW_GROUP)
+        while rows.nbytes > MAX_STRING_BYTES and rows.num_rows > 1:
+            rows = rows.slice(0, rows.num_rows // 2)
+        yield rows
+        start += max(1, rows.num_rows)

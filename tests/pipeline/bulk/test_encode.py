@@ -5,13 +5,19 @@ from __future__ import annotations
 import io
 import os
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 
+from pipeline.bulk import encode
 from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.listing import PlannedImage
+from pipeline.bulk.repair import merge_tables
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.parquet import read_parquet
 from tests.pipeline.bulk.shards import image_result
 
 
@@ -65,3 +71,62 @@ def test_impossible_sizes_and_names_that_are_not_utf8_fit_into_rows() -> None:
     assert images["width"].to_pylist() == [2**31 - 1, 0, None]
     assert images["error"].to_pylist() == ["cut short", "caf\\udce9 is not a regular file", None]
     assert instances.num_rows == 0
+
+
+def many_instances() -> tuple[pa.Table, pa.Table]:
+    """Tables of 300 images with 9,000 instances."""
+    scores = tuple(1 - rank / 100 for rank in range(30))
+    results = [image_result(PlannedImage(f"{n}", f"/{n}"), scores, category=f"c{n % 7}") for n in range(300)]
+    return to_tables(results, shard=0, run_id="run")
+
+
+DICTIONARIES = ("category", "run_id", "image_id", "status")
+
+
+def test_ordinary_tables_are_written_as_pyarrow_writes_them_whole() -> None:
+    for table in (*many_instances(), *to_tables([], shard=0, run_id="run")):
+        expected = io.BytesIO()
+        pq.write_table(
+            table.replace_schema_metadata({"a": "b"}),
+            expected,
+            compression="zstd",
+            row_group_size=2048,
+            write_page_checksum=True,
+            write_page_index=True,
+            use_dictionary=[
+                name for name in ("category", "run_id", "image_id", "status") if name in table.column_names
+            ],
+        )
+        assert to_parquet(table, {"a": "b"}) == expected.getvalue()
+
+
+def test_a_table_that_is_too_large_for_strings_has_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    (images, expected), data = many_instances(), to_parquet(many_instances()[1], {})
+    monkeypatch.setattr(encode, "MAX_STRING_BYTES", 100_000)
+    _, large = many_instances()
+    assert large.schema.field("rle_counts").type == pa.large_string()
+    file = pq.ParquetFile(io.BytesIO(to_parquet(large, {})))
+    assert file.read().equals(expected) and file.schema_arrow.equals(INSTANCES_SCHEMA)
+    assert file.num_row_groups > 5 == pq.ParquetFile(io.BytesIO(data)).num_row_groups
+    nothing = to_tables([], shard=0, run_id="run")
+    merged = merge_tables((images, expected), nothing)[1]
+    assert pq.read_table(io.BytesIO(to_parquet(merged, {}))).equals(expected)
+
+
+@pytest.mark.slow
+def test_masks_of_more_than_two_gibibytes_in_a_shard() -> None:
+    count, rle = 2_100, "0" * (1 << 20)
+    result = image_result(PlannedImage("a", "/a"), tuple(1 - rank / count for rank in range(count)))
+    result.instances["rle_counts"] = [rle] * count
+    images, instances = to_tables([result], shard=0, run_id="run")
+    data = to_parquet(instances, {})
+    file = pq.ParquetFile(io.BytesIO(data))
+    assert file.metadata.num_rows == count and file.num_row_groups > 2
+    back = read_parquet(data)
+    assert back.schema.equals(INSTANCES_SCHEMA)
+    assert back["instance"].to_pylist() == list(range(count))
+    assert all(
+        pc.equal(pc.binary_length(chunk), len(rle)).true_count == len(chunk) for chunk in back["rle_counts"].chunks
+    )
+    merged = merge_tables((images, back), to_tables([], shard=0, run_id="run"))[1]
+    assert read_parquet(to_parquet(merged, {})).equals(back)
