@@ -6,6 +6,8 @@ Only the rows and columns asked for are read, and only files that the run's comm
 from __future__ import annotations
 
 import io
+import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -75,6 +77,7 @@ def iter_instances(
     for batch in scanner.to_batches():
         if batch.num_rows:
             yield batch.to_pandas()
+    _wait_until_released(dataset)
 
 
 def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
@@ -213,7 +216,16 @@ def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset
 
 
 def _to_table(dataset: ds.FileSystemDataset, **options: Any) -> pa.Table:
-    return dataset.to_table(use_threads=_may_use_threads(dataset), **options)
+    table = dataset.to_table(use_threads=_may_use_threads(dataset), **options)
+    _wait_until_released(dataset)
+    return table
+
+
+def _wait_until_released(dataset: ds.FileSystemDataset) -> None:
+    """Waits, a second at most, for Arrow's I/O threads, which abort a program that ends while they let go of files."""
+    deadline_s = time.monotonic() + 1.0
+    while not _may_use_threads(dataset) and dataset.filesystem.handler.opened and time.monotonic() < deadline_s:
+        time.sleep(0.001)
 
 
 def _may_use_threads(dataset: ds.FileSystemDataset) -> bool:
@@ -237,6 +249,7 @@ class _StorageFiles(pafs.FileSystemHandler):
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self.opened: weakref.WeakSet[Any] = weakref.WeakSet()  # the files that Arrow still holds
 
     def get_type_name(self) -> str:
         return "maskfleet"
@@ -252,7 +265,9 @@ class _StorageFiles(pafs.FileSystemHandler):
         return pafs.FileInfo(path, pafs.FileType.File, size=size)
 
     def open_input_file(self, path: str) -> pa.PythonFile:
-        return pa.PythonFile(self.storage.open_input(path), mode="r")
+        file = self.storage.open_input(path)
+        self.opened.add(file)
+        return pa.PythonFile(file, mode="r")
 
     def open_input_stream(self, path: str) -> pa.PythonFile:
         return self.open_input_file(path)
