@@ -160,6 +160,7 @@ def test_a_temporary_folder_too_long_for_rays_sockets_is_met_by_a_short_one(
 
 @pytest.mark.long
 def test_a_cluster_that_wants_a_token_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # without the token of this machine, which Ray would send
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     port = address.rpartition(":")[2]
@@ -177,7 +178,6 @@ def test_a_cluster_that_wants_a_token_says_so(tmp_path: Path, monkeypatch: pytes
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             assert "if it has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in reason
             monkeypatch.setenv("RAY_AUTH_MODE", "token")
-            monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
             assert "the cluster asks for a token; set RAY_AUTH_TOKEN" in join(address, tmp_path)
             monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 32)
             assert "the cluster refuses the token" in join(address, tmp_path)
