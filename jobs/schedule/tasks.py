@@ -264,7 +264,11 @@ def _segment(
     earlier = last_run(state, task.name)
     if section.new_only and earlier is not None and earlier != run:
         settings["input"]["since_run"] = earlier
-    if section.new_only and not open_storage(run, config.storage).exists(RUN_KEY) and not _has_new_images(settings, config.storage):
+    if (
+        section.new_only
+        and not open_storage(run, config.storage).exists(RUN_KEY)
+        and not _has_new_images(settings, config.storage)
+    ):
         result.steps.append(f"nothing new in {section.images}")
         return result
     _step(config, "segment", settings, runner, deadline, result)

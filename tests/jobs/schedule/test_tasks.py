@@ -45,7 +45,7 @@ def test_a_segmentation_leaves_out_what_earlier_runs_have_segmented_and_writes_n
     scheduler = Scheduler(make_config(drawn, tmp_path, tmp_path, cron="0 10 * * *", evaluate=None, segment=section))
     photos = sorted((drawn / "1/val").iterdir())
     assert len(photos) == 2
-    steps = []
+    steps: list[str] = []
     for new in ([], [photos[0]], [], [photos[1]], []):
         for photo in new:
             shutil.copy2(photo, images / photo.name)
