@@ -69,7 +69,7 @@ def test_lists_are_sorted_and_name_each_image_once(photo_uris: list[str], tmp_pa
         path.write_text("\n".join(json.dumps({"url": uri}) for uri in photo_uris) + "\n\n")
     else:
         text = "n,url\n" + "".join(f'{i},"{uri}"\n' for i, uri in enumerate(photo_uris))
-        path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+        path.write_bytes(gzip.compress(text.encode(), mtime=0) if name.endswith("gz") else text.encode())
     images = list(iter_corpus(str(path), kind="list", uri_column="url"))
     assert [image.image_id for image in images] == sorted(set(photo_uris))
     assert [fetch_bytes(DecodeLimits(), image) for image in images] == [b"aaa", b"bbb", b"ccc"]
@@ -103,7 +103,7 @@ def test_inventories_give_keys_sizes_and_etags(tmp_path: Path, file_format: str)
     if file_format == "CSV":
         text = io.StringIO()
         csv.writer(text, quoting=csv.QUOTE_ALL).writerows([("b", "z+z/%C3%BC.jpg", 5, "e1"), rows[1]])
-        (tmp_path / "d").write_bytes(gzip.compress(text.getvalue().encode()))
+        (tmp_path / "d").write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
     else:
         columns = dict(zip(("bucket", "key", "size", "e_tag"), zip(*rows)))
         pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), tmp_path / "d")
@@ -175,7 +175,7 @@ def test_a_row_that_names_no_image_is_a_row_of_its_own(tmp_path: Path) -> None:
         images = list(iter_corpus(str(tmp_path / name), kind="list"))
         assert [image.image_id for image in images] == ["a.jpg", *(f"{name}/row {row}" for row in rows)]
         assert [status_of(image) for image in images] == ["ok", *["not_found"] * len(rows)]
-    (tmp_path / "d").write_bytes(gzip.compress(b'"b","a.jpg","large"\n"b"\n"b","","3"\n'))
+    (tmp_path / "d").write_bytes(gzip.compress(b'"b","a.jpg","large"\n"b"\n"b","","3"\n', mtime=0))
     manifest = {"sourceBucket": "b", "fileFormat": "CSV", "fileSchema": "Bucket, Key, Size", "files": [{"key": "d"}]}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     listed = list(iter_corpus(str(tmp_path / "manifest.json"), kind="inventory"))
@@ -227,9 +227,9 @@ def test_names_that_are_not_utf8_lead_to_their_files(tmp_path: Path) -> None:
     [
         ("l.csv", b'uri\na.jpg\n"b.jpg\nc.jpg\nd.jpg\n'),
         ("l.csv", b"uri\n" + b"x" * 200_000 + b"\n"),
-        ("l.csv.gz", gzip.compress(b"uri\na.jpg\n")[:-4]),
-        ("l.csv.gz", gzip.compress(b"uri\na.jpg\n")[:-8] + bytes(8)),
-        ("l.csv.gz", gzip.compress(b"uri\na.jpg\n") + b"and something else"),
+        ("l.csv.gz", gzip.compress(b"uri\na.jpg\n", mtime=0)[:-4]),
+        ("l.csv.gz", gzip.compress(b"uri\na.jpg\n", mtime=0)[:-8] + bytes(8)),
+        ("l.csv.gz", gzip.compress(b"uri\na.jpg\n", mtime=0) + b"and something else"),
     ],
 )
 def test_a_list_is_read_to_its_proven_end_or_refused(tmp_path: Path, name: str, data: bytes) -> None:
@@ -279,7 +279,7 @@ SECOND = tar_of({"later.jpg": b"y"})
         (TEN[: 4 * 1536] + b"?" + TEN[4 * 1536 + 1 :], "at byte 6,144: the header is damaged"),
         (TEN[: 4 * 1536] + bytes(512) + TEN[4 * 1536 + 512 :], "at byte 6,656"),
         (TEN + b"something that is no tar" + bytes(1000), "at byte 20,480"),
-        (gzip.compress(TEN), "not readable as an uncompressed tar"),
+        (gzip.compress(TEN, mtime=0), "not readable as an uncompressed tar"),
         (b"", "not readable as an uncompressed tar"),
     ],
     ids=["between", "in header", "in data", "damaged", "zeroed", "garbage behind", "gzip", "empty"],
@@ -320,7 +320,7 @@ def test_linked_members_are_what_they_lead_to(tmp_path: Path) -> None:
 
 def test_a_compressed_tar_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(TEN)
-    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(TEN))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(TEN, mtime=0))
     for uri in (tmp_path, tmp_path / "b.tar.gz"):
         with pytest.raises(CorpusError, match=r"b\.tar\.gz: members of a compressed tar cannot be read"):
             list(iter_corpus(str(uri), kind="tars"))
