@@ -90,6 +90,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_file_of_published_weights_becomes_a_checkpoint_in_the_cache(published: Path, cache: Path) -> None:
     names = ("cell", "nucleus")
     folder = find_checkpoint(str(published), class_names=names)

@@ -110,7 +110,13 @@ def check_member(spec: ModelSpec) -> None:
         assert detections[0]["keypoints"].shape == (len(detections[0]["scores"]), spec.num_keypoints, 3)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+# The large ones are made of the same blocks as the small ones, and take longer.
+LARGE = ("resnet101", "resnet152", *(name for name in BACKBONES if name.startswith("resnext")))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LARGE else name for name in BACKBONES]
+)
 def test_every_backbone_trains_and_predicts_with_a_pyramid(name):
     check_member(ModelSpec(**{**HEADS, "backbone": name, "norm": "batch"}))
 

@@ -122,6 +122,7 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
+@pytest.mark.long
 def test_an_address_where_nobody_answers_is_named(listener: socket.socket, tmp_path: Path) -> None:
     port = listener.getsockname()[1]
     allowed = "allowed is a running cluster ('auto', 'host:6379', 'ray://host:10001'), or null to start one here"

@@ -68,6 +68,7 @@ def test_every_exif_orientation_is_applied_alike(tmp_path: Path, orientation: in
     assert np.array_equal(pixels_of(path, outcome.height, outcome.width), np.asarray(outcome.picture))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on what it skips
 def test_awkward_files_are_read_alike_or_refused_with_a_reason(shared_data: Path) -> None:
     alike = refused = 0

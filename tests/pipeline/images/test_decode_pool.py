@@ -135,7 +135,8 @@ def test_nothing_stays_behind() -> None:
             images = [future.result(60).image for future in kept]
     assert sum(image is not None for image in images) == 3
     assert children() == []
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (descriptors, threads)
+    # Fewer where what an earlier test had left open was closed in the meantime.
+    assert len(os.listdir("/proc/self/fd")) <= descriptors and threading.active_count() <= threads
     assert set(os.listdir("/dev/shm")) <= shared_memory if os.path.isdir("/dev/shm") else True
 
 

@@ -86,6 +86,7 @@ def test_four_thousand_adversarial_masks_give_the_reference_bytes() -> None:
     run_adversarial(1000, seed=1)
 
 
+@pytest.mark.long  # a process that compiles the kernels anew
 def test_doubtful_pixels_follow_the_reference_arithmetic_on_a_cpu_without_fma(tmp_path) -> None:
     """torch's baseline build rounds differently; a process of its own makes torch use it."""
     code = "from tests.pipeline.masks.test_rle_kernel import *; assert not rle_kernel.torch_resize_is_fused(); "
