@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from torchvision.models import detection
 
 from pipeline.dataset.convert import convert_annotations
 from pipeline.dataset.shapes import draw_shapes
@@ -51,13 +54,22 @@ def test_the_programs_of_queries_and_evaluation_run(
         assert {path.name for path in (tmp_path / "export").iterdir()} == {"coco", "yolo", "labelme", "png"}
 
 
-def test_the_programs_of_readme_and_annotations_run(
-    drawn_run: DrawnRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.long
+def test_the_programs_of_readme_run(drawn_run: DrawnRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(drawn_run.uri, tmp_path / "masks/run1")
+    Image.new("RGB", (96, 64), "gray").save(tmp_path / "photo.jpg")
+    weights = tmp_path / "torch/hub/checkpoints/maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
+    weights.parent.mkdir(parents=True)
+    torch.save(detection.maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict(), weights)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(tmp_path)
+    names = run_programs("README.md", at_least=2)
+    assert "found" in names and len(names["images"]) > 0
+
+
+def test_the_programs_of_annotations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_shapes(str(tmp_path / "drawn"), num_train=12, num_val=0, num_unlabelled=0)
     convert_annotations(str(tmp_path / "drawn/train.json"), str(tmp_path / "balloon/train"), target_format="via")
     monkeypatch.chdir(tmp_path)
-    run_programs("README.md", at_least=1)
     names = run_programs("docs/annotations.md", at_least=2)
     assert names["mask"].any() and len(names["part"]) == 10
