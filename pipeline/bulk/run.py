@@ -152,7 +152,7 @@ def segment_wave(call: BulkCall, shards: list[int]) -> None:
     context.print_on_execution_start = False
     context.max_errored_blocks = 0  # any other value drops data in silence
     context.raise_original_map_exception = True  # a worker's error is the driver's, not one of Ray Data's about it
-    context.max_consecutive_actor_init_deaths = 5
+    context.max_consecutive_actor_init_deaths = 5  # by an exception; processes that die: see ShardWorker
     context.execution_no_progress_timeout_s = job.longest_shard_s
     min_actors, max_actors = (min(size, len(shards)) for size in job.num_workers)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))

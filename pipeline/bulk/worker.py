@@ -32,12 +32,13 @@ from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
 from pipeline.bulk.shard_queue import ShardAborted, ShardQueue
-from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
+from pipeline.images.decode_pool import DecodeChildError, Decoded, DecodeLimits, DecodePool
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.run_spec import RunSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage, use_settings
 
+MAX_STARTS = 5  # of one worker in a row, each of which its process died in; the run then ends
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
@@ -118,13 +119,27 @@ class WorkerError(RuntimeError):
 
 
 class ShardWorker:
-    """Actor that segments shards, writes their two tables and commits them; Ray Data calls it with shard numbers."""
+    """Actor that segments shards, writes their two tables and commits them; Ray Data calls it with shard numbers.
+
+    Ray starts an actor whose process dies again and again, without end. So a worker that died in each of its last
+    MAX_STARTS starts sets nothing up, and ends the run with the first shard that it is given.
+    """
 
     def __init__(self, call: BulkCall) -> None:
         self.call, self.job = call, call.job
-        job = call.job
+        self.output = open_storage(call.job.output_uri, call.job.storage)
+        actor = ray.get_runtime_context().get_actor_id()
+        # Both calls wait, since a message that a dying process has not sent yet would be lost.
+        num_starts: ray.ObjectRef[int] = call.board.begin_start.remote(actor)
+        self.can_start: bool = ray.get(num_starts) <= MAX_STARTS
+        if self.can_start:
+            self.set_up()
+            ray.get(call.board.end_start.remote(actor))
+
+    def set_up(self) -> None:
+        """Starts the decoding processes and threads, and builds the predictor."""
+        call, job = self.call, self.job
         use_settings(job.storage)  # for the checkpoint
-        self.output = open_storage(job.output_uri, job.storage)
         self.name = uuid.uuid4().hex[:12]
         self.send: Callable[[ShardReport], object] = call.board.take.remote
         self.queue = ShardQueue()
@@ -147,6 +162,13 @@ class ShardWorker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Segments and commits the shards of a Ray Data batch that have no commit yet; returns their numbers."""
+        if not self.can_start:
+            raise WorkerError(
+                (
+                    f"a worker died in {MAX_STARTS} starts in a row, before it was ready: its process was killed or "
+                    "crashed, or its machine ran out of memory",
+                )
+            )
         for shard in batch["shard"].tolist():
             try:
                 commit = read_commit(self.output, shard)
@@ -156,7 +178,7 @@ class ShardWorker:
                     self.send(report_of_commit(self.name, commit))
             except ShardAborted as error:
                 raise WorkerError((str(error.__cause__),)) from error
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, DecodeChildError) as error:
                 raise WorkerError((str(error),)) from error
         return {"shard": batch["shard"]}
 
@@ -307,6 +329,7 @@ class ProgressBoard:
     def __init__(self, run_id: str, num_images: int) -> None:
         self.tally = Tally()
         self.num_images = num_images
+        self.num_starts: dict[str, int] = {}  # of each actor, since it was ready last
         self.planned = Gauge("maskfleet_planned_images", "Images of the run.", ("run_id",))
         self.images = Counter("maskfleet_images", "Images committed, by status.", ("run_id", "status"))
         self.instances = Counter("maskfleet_instances", "Instances committed.", ("run_id",))
@@ -314,6 +337,15 @@ class ProgressBoard:
         for metric in (self.planned, self.images, self.instances, self.seconds):
             metric.set_default_tags({"run_id": run_id})
         self.planned.set(num_images)
+
+    def begin_start(self, actor: str) -> int:
+        """Counts a start of the actor with this id; returns how many there were in a row, none of which ended."""
+        self.num_starts[actor] = self.num_starts.get(actor, 0) + 1
+        return self.num_starts[actor]
+
+    def end_start(self, actor: str) -> None:
+        """Notes that the actor is ready."""
+        del self.num_starts[actor]
 
     def take(self, report: ShardReport) -> None:
         """Takes a worker's report; a shard's counts go to the metrics once, when it is committed."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 
 from model.heads.rpn import NonFiniteOutput
 from model.inference.mask_rle import Paste
@@ -30,6 +32,30 @@ class DeadlyPredictor(ImagePredictor):
         if any(is_marked(image, DEADLY) for image in images):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().predict(images, sizes)
+
+
+class DyingPredictor(ImagePredictor):
+    """Ends its whole process before it is ready."""
+
+    def __init__(self, *args, **settings):
+        os._exit(1)
+
+
+class UnreadablePredictor(ImagePredictor):
+    """Raises before it is ready, as where a checkpoint cannot be read."""
+
+    def __init__(self, *args, **settings):
+        raise OSError("the weights cannot be read")
+
+
+class ChildlessPredictor(ImagePredictor):
+    """Breaks the program that its worker starts decoding processes with, and ends those that run."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        sys.executable = "/bin/false"
+        for child in psutil.Process().children():
+            child.kill()
 
 
 class DemandingPredictor(ImagePredictor):

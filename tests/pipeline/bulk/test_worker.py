@@ -12,19 +12,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+import typer
 from PIL import Image
 from ray.data import DataContext
 
 from jobs.segment import bulk_job, prepare_segment, run_segment
+from jobs.terminal import Exit, run_or_fail
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import segment_corpus
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run
-from tests.pipeline.bulk.faulty_predictors import DEADLY, NOT_FINITE, DeadlyPredictor, NotFinitePredictor
+from tests.pipeline.bulk.faulty_predictors import (
+    DEADLY,
+    NOT_FINITE,
+    ChildlessPredictor,
+    DeadlyPredictor,
+    DyingPredictor,
+    NotFinitePredictor,
+    UnreadablePredictor,
+)
 from tests.pipeline.bulk.segmenting import config_of
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+GO_ON = r"\. The run has stopped; the same command goes on with it"
 
 
 @pytest.fixture
@@ -64,6 +75,32 @@ def test_numbers_that_are_not_finite_cost_one_row(ten_photos: Path, tiny_checkpo
     images = segment_with(NotFinitePredictor, NOT_FINITE, ten_photos, tiny_checkpoint, tmp_path / "run")
     assert images.loc["2.png", "status"] == "predict_failed" and "not finite" in images.loc["2.png", "error"]
     assert (images.drop("2.png")["status"] == "ok").all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("predictor", "reason"),
+    [
+        (DyingPredictor, f"a worker died in 5 starts in a row, before it was ready: .*{GO_ON}"),
+        (UnreadablePredictor, "OSError: the weights cannot be read"),
+        (ChildlessPredictor, f"a decode child did not start: the decoder ended with exit code 1{GO_ON}"),
+    ],
+)
+def test_workers_that_cannot_start_end_the_run_in_one_sentence(
+    predictor: type[ImagePredictor],
+    reason: str,
+    ten_photos: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = prepare_segment(config_of(tiny_checkpoint, ten_photos, tmp_path / "run"))
+    job, began_s = bulk_job(plan), time.monotonic()
+    with pytest.raises(typer.Exit) as ended:
+        run_or_fail(lambda: segment_corpus(dataclasses.replace(job, predictor=predictor)))
+    assert ended.value.exit_code == Exit.FAILED and time.monotonic() - began_s < 120
+    assert re.fullmatch(f"maskfleet: {reason}", capsys.readouterr().err.splitlines()[-1])
+    assert segment_corpus(job).statuses == {"ok": 10}
 
 
 @pytest.mark.long
