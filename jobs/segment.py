@@ -187,7 +187,7 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
 def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
     """Segments the corpus, or resumes the run; returns the run's totals."""
     with start.cluster(plan.config.cluster):
-        return segment_corpus(bulk_job(_with_shared_checkpoint(plan)), on_progress)
+        return segment_corpus(_shared_job(plan), on_progress)
 
 
 def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
@@ -217,17 +217,16 @@ def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambd
     """
     assert isinstance(plan.config, RetryConfig)
     with start.cluster(plan.config.cluster):
-        return repair_corpus(bulk_job(_with_shared_checkpoint(plan)), plan.config.retry.statuses, on_progress)
+        return repair_corpus(_shared_job(plan), plan.config.retry.statuses, on_progress)
 
 
-def _with_shared_checkpoint(plan: SegmentPlan) -> SegmentPlan:
-    """The plan with a checkpoint that every node can read: published weights are put into the run's own folder."""
+def _shared_job(plan: SegmentPlan) -> BulkJob:
+    """The job with a checkpoint that every node can read: published weights are put into the run's own folder."""
+    job = bulk_job(plan)
     if not is_weights(plan.config.model.checkpoint):
-        return plan
-    output_uri = absolute_uri(plan.config.output.uri)
-    storage = plan.config.storage
-    claim_run(open_storage(output_uri, storage), plan.spec.to_json())
-    return replace(plan, checkpoint=place_checkpoint(plan.checkpoint, f"{output_uri}/{MODEL_FOLDER}", storage))
+        return job
+    claim_run(open_storage(job.output_uri, job.storage), job.spec.to_json())
+    return replace(job, checkpoint=place_checkpoint(job.checkpoint, f"{job.output_uri}/{MODEL_FOLDER}", job.storage))
 
 
 def bulk_job(plan: SegmentPlan) -> BulkJob:

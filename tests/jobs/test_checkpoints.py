@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.models import detection
 
 from jobs.checkpoints import find_checkpoint, local_weights, open_checkpoint, place_checkpoint
-from jobs.config.load import load_config
+from jobs.config.load import ConfigError, load_config
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig
 from jobs.segment import prepare_retry, prepare_segment, run_segment
@@ -125,14 +125,16 @@ def test_a_placed_checkpoint_is_complete_and_placed_once(bucket: str, tiny_check
 def test_a_run_begun_with_published_weights_holds_its_model(published: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tmp_path / "photos/a.png")
-    config = SegmentConfig.model_validate(
-        {
-            "model": {"checkpoint": str(published), "classes": ["cell", "nucleus"]},
-            "input": {"uri": str(tmp_path / "photos")},
-            "output": {"uri": str(tmp_path / "run")},
-        }
-    )
-    plan = prepare_segment(config)
+    settings = {
+        "model": {"checkpoint": str(published), "classes": ["cell", "nucleus"]},
+        "input": {"uri": str(tmp_path / "photos")},
+        "output": {"uri": str(tmp_path / "run")},
+        "cluster": {"num_cpus": 2, "num_gpus": 0},
+    }
+    without_gpu = SegmentConfig.model_validate(settings | {"segment": {"gpus_per_worker": 1}})
+    with pytest.raises(ConfigError, match=r"segment\.gpus_per_worker: 1 is not allowed: the cluster has 0 GPUs"):
+        run_segment(prepare_segment(without_gpu))
+    plan = prepare_segment(SegmentConfig.model_validate(settings))
     assert not (tmp_path / "run").exists()
     assert run_segment(plan).statuses == {"ok": 1}
     assert load_checkpoint(tmp_path / "run/model").sha256 == plan.spec.model.sha256
