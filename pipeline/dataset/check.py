@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -215,12 +216,12 @@ def all_notes(annotated: AnnotatedSet) -> dict[str, int]:
     used = {instance.label for image in annotated.images for instance in image.instances if not instance.iscrowd}
     similar: defaultdict[str, list[str]] = defaultdict(list)
     for label, category in enumerate(annotated.categories, start=1):
-        similar[category.name.strip().casefold()].append(repr(category.name))
+        similar[unicodedata.normalize("NFKC", category.name).strip().casefold()].append(repr(category.name))
         if label not in used:
             notes.add("classes without an object", repr(category.name))
     for names in similar.values():
         if len(names) > 1:
-            notes.add("classes whose names differ only in capitals or blanks", " and ".join(names))
+            notes.add("classes whose names differ only in capitals, blanks or Unicode forms", " and ".join(names))
     return {**annotated.notes, **notes.to_dict()}
 
 

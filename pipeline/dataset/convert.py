@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.cityscapes import write_cityscapes
 from pipeline.dataset.formats.coco import write_coco
 from pipeline.dataset.formats.id_masks import OVERLAPS
@@ -93,6 +95,8 @@ def convert_annotations(
             f"none of the {len(annotated)} photos of {source.uri} is there: looked for {annotated.images[0].path}; say "
             "where they are with the image root"
         )
+    if copy_photos:
+        _refuse_climbing_names(annotated, is_labelme=source_format == "labelme")
     losses = _write(annotated, target, target_format, copy_photos, overlap)
     return Conversion(
         source_format,
@@ -103,6 +107,19 @@ def convert_annotations(
         annotated.notes,
         dict(losses),
     )
+
+
+def _refuse_climbing_names(annotated: AnnotatedSet, *, is_labelme: bool) -> None:
+    """Refuses file names that lead upwards, save LabelMe's usual `../images/a.jpg` where the photo is really there."""
+    faults = FaultList()
+    for image in annotated.images:
+        is_climbing = posixpath.normpath(image.file_name.replace("\\", "/")).split("/")[0] == ".."
+        if is_climbing and not (is_labelme and _is_there(image.path)):
+            faults.add(
+                f"image {image.image_id!r} has file_name {shown(image.file_name)}, which leads out of the folder of "
+                "the photos; allowed are names inside, or a conversion that copies no photos"
+            )
+    faults.refuse_if_any("photos to copy")
 
 
 def _is_there(path: str) -> bool:

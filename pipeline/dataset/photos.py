@@ -10,7 +10,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.dataset.types import AnnotatedImage
 from pipeline.images.damage import check_readable, find_damage, is_cut
@@ -189,4 +189,6 @@ def _tiff_header(data: bytes) -> PhotoHeader:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its message has the address of a buffer
+        return "no image of a format that is known"
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -18,7 +18,13 @@ from msgspec import Meta
 from model.categories import Category
 from pipeline.dataset.faults import FaultList, NoteList, shown
 from pipeline.dataset.formats.class_names import check_distinct
-from pipeline.dataset.formats.id_masks import draw_id_map, id_map_to_instances, read_id_map, write_id_map
+from pipeline.dataset.formats.id_masks import (
+    check_disjoint,
+    draw_id_map,
+    id_map_to_instances,
+    read_id_map,
+    write_id_map,
+)
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.formats.records import Name, to_record
@@ -121,7 +127,8 @@ def write_cityscapes(
     names = flat_names(annotated)
     stems = [file_stem(name) for name in names]
     losses = count_losses(annotated, names, image_ids=stems, category_ids=class_ids)
-    for image, photo, stem in zip(annotated.images, names, stems, strict=True):
+    values_of_images = []
+    for image in annotated.images:
         numbers: Counter[int] = Counter()
         values = []
         for instance in image.instances:
@@ -134,6 +141,9 @@ def write_cityscapes(
                 f"image {image.file_name} has too many objects; Cityscapes holds 1000 of a class and "
                 f"{2**16 - _IGNORE_ID * 1000} ignore regions"
             )
+        values_of_images.append(values)
+    check_disjoint(annotated, overlap=overlap)
+    for image, values, photo, stem in zip(annotated.images, values_of_images, names, stems, strict=True):
         ids = draw_id_map(image, values, overlap=overlap)
         write_id_map(join_uri(folder, f"gtFine/{split}/{city}/{stem}_gtFine{_IDS_ENDING}"), ids, bits=16)
         ending = photo.removeprefix(stem)
@@ -155,8 +165,11 @@ def _find_root(uri: str) -> tuple[str, tuple[Category, ...]]:
     entries = files.read_json(listing)
     if not isinstance(entries, list) or not entries:
         raise AnnotationError(f"{listing} is {shown(entries)}; allowed is a list of one or more categories")
-    records = [to_record(entry, _Category, f"category {index}", faults) for index, entry in enumerate(entries)]
-    faults.refuse_if_any(listing)
+    records = [
+        to_record(entry, _Category, f"{_CATEGORIES_FILE}: category {index}", faults)
+        for index, entry in enumerate(entries)
+    ]
+    faults.refuse_if_any(root)
     categories = tuple(Category(record.id, record.name) for record in records if record is not None)
     check_distinct((category.name for category in categories), listing)
     check_distinct((category.id for category in categories), listing)

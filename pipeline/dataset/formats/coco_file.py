@@ -7,7 +7,9 @@ never the same id as a number. Other keys than those of the records are not read
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from pipeline.dataset.faults import FaultList, NoteList, shown
-from pipeline.dataset.formats.records import Coordinate, Length, Name, to_record
+from pipeline.dataset.formats.records import MOST_PIXELS, Coordinate, Length, Name, to_record
 from pipeline.dataset.types import AnnotationError
 from pipeline.masks.rle import counts_to_runs, rle_bbox, runs_to_rle
 from pipeline.storage import files
@@ -26,7 +28,7 @@ from pipeline.storage import files
 IGNORED_NOTE = "annotations that are ignore regions, neither positive nor negative"  # begins notes, before the fault
 UNKNOWN_CHOICES = ("refuse", "ignore", "drop")
 
-_ImageId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | str
+_ImageId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Annotated[str, Meta(min_length=1)]
 _CategoryId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -53,7 +55,7 @@ class CocoCategory(msgspec.Struct, gc=False):
 
     id: _CategoryId
     name: Name
-    keypoints: list[str] | None = None
+    keypoints: list[Name] | None = None
 
 
 class CocoAnnotation(msgspec.Struct, gc=False):
@@ -71,10 +73,10 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     id: int | str | None = None
     bbox: list[Coordinate] | None = None
     segmentation: list[list[Coordinate]] | _CocoRle | None = None
-    area: Annotated[float, Meta(ge=0)] | None = None
+    area: Annotated[float, Meta(ge=0, le=1e12)] | None = None
     iscrowd: bool | Annotated[int, Meta(ge=0, le=1)] | None = None
     keypoints: list[Coordinate] | None = None
-    num_keypoints: int | None = None
+    num_keypoints: Annotated[int, Meta(ge=0)] | None = None
     fault: str = msgspec.field(default="", name="_fault_of_reader")
     has_own_box: bool = msgspec.field(default=False, name="_has_own_box_of_reader")
     is_own_crowd: bool = msgspec.field(default=False, name="_is_own_crowd_of_reader")
@@ -127,6 +129,8 @@ def read_coco(json_path: str, *, unknown: str = "refuse") -> CocoFile:
         ValueError: it is no JSON; the message has line and column.
     """
     data = files.read_bytes(json_path)
+    if any(data.count(b'"%b"' % key.encode()) > 1 for key in _RECORDS):
+        _refuse_repeated_keys(data, json_path)
     try:
         with files.no_collection():
             content = msgspec.json.decode(data, type=_Content)
@@ -136,6 +140,20 @@ def read_coco(json_path: str, *, unknown: str = "refuse") -> CocoFile:
     del data
     with files.no_collection():
         return _checked(content, json_path, unknown)
+
+
+def _refuse_repeated_keys(data: bytes, where: str) -> None:
+    """Refuses a file that has one of its lists twice, of which JSON readers drop all but the last."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        counts = Counter(key for key, value in pairs if isinstance(value, list)) if len(values) < len(pairs) else {}
+        if twice := [key for key in _RECORDS if counts.get(key, 0) > 1]:
+            raise AnnotationError(f"{where} has the list {twice[0]!r} twice; allowed is once")
+        return values
+
+    with contextlib.suppress(json.JSONDecodeError, RecursionError, UnicodeError):  # named by the reader
+        json.loads(data, object_pairs_hook=checked)
 
 
 def check_coco(content: Any, where: str, *, unknown: str = "refuse") -> CocoFile:
@@ -187,6 +205,10 @@ def _checked(content: _Content, where: str, unknown: str) -> CocoFile:
     declared = {category.id for category in content.categories}
     images = {image.id: image for image in content.images}
     for image in content.images:
+        if image.height * image.width > MOST_PIXELS:
+            faults.add(
+                f"image {image.id!r} is of {image.height} x {image.width} pixels; allowed are {MOST_PIXELS:,} in all"
+            )
         _check_labelled(image, declared, unknown, faults, notes)
     if content.annotations is None:
         notes.add("no key 'annotations': no image has an object")
@@ -251,6 +273,9 @@ def _file_key(file_name: str) -> str:
 
 
 def _keypoint_names(categories: list[CocoCategory], faults: FaultList) -> tuple[str, ...]:
+    for category in categories:
+        if category.keypoints and len(set(category.keypoints)) < len(category.keypoints):
+            faults.add(f"category {category.id} names a keypoint twice: {shown(category.keypoints)}")
     layouts = {tuple(category.keypoints) for category in categories if category.keypoints}
     if len(layouts) > 1:
         faults.add("its categories have different keypoints; one layout for a set is allowed")
@@ -318,7 +343,7 @@ def _clean_mask(annotation: CocoAnnotation, image: CocoImage, name: str, notes: 
                     return "its RLE does not describe all pixels of its image"
             else:  # the string takes a tenth of the memory
                 annotation.segmentation = {"size": size, "counts": runs_to_rle(counts, image.height, image.width)}
-        except ValueError:
+        except (ValueError, OverflowError):  # a run of more pixels than a number of 32 bits holds
             return "its RLE cannot be read"
         return ""
     # pycocotools takes a "polygon" of four numbers for a box.

@@ -6,9 +6,9 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from pipeline.dataset.types import AnnotatedImage, AnnotationError, Box, Instance
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance
 from pipeline.masks.boxes import xywh_to_xyxy
 from pipeline.masks.rle import rle_areas, rle_bbox, runs_to_rle
 from pipeline.storage import files
@@ -29,6 +29,8 @@ def read_id_map(uri: str) -> np.ndarray:
             return np.asarray(image).astype(np.int64)
     except AnnotationError:
         raise
+    except UnidentifiedImageError:  # its message has the address of a buffer
+        raise AnnotationError(f"{uri} cannot be read: it is no image of a format that is known") from None
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise AnnotationError(f"{uri} cannot be read: {error}") from None
 
@@ -89,6 +91,16 @@ def id_map_to_instances(ids: np.ndarray, labels: Mapping[int, int]) -> dict[int,
 def _as_box(values: np.ndarray) -> Box:
     x1, y1, x2, y2 = (float(value) for value in values)
     return (x1, y1, x2, y2)
+
+
+def check_disjoint(annotated: AnnotatedSet, *, overlap: str = "refuse") -> None:
+    """Checks that `draw_id_map` can draw every image, so that nothing is written of a set that it refuses.
+
+    Raises:
+        AnnotationError: see `draw_id_map`.
+    """
+    for image in annotated.images if overlap == "refuse" else ():
+        draw_id_map(image, list(range(1, len(image.instances) + 1)))
 
 
 def draw_id_map(image: AnnotatedImage, ids: list[int], *, overlap: str = "refuse") -> np.ndarray:

@@ -29,6 +29,7 @@ _WORDS = {
     "object": "an object",
     "null": "null",
 }
+_ALLOWED = {"area": "a number from 0 to 10**12 or null", "iscrowd": "0, 1, true, false or null"}
 
 
 def to_record(entry: object, schema: type[Record], name: str, faults: FaultList) -> Record | None:
@@ -55,5 +56,6 @@ def to_record(entry: object, schema: type[Record], name: str, faults: FaultList)
     allowed = " or ".join(_WORDS.get(kind, kind) for kind in kinds)
     if expected and kinds[0] in ("int", "array"):  # the range or the length
         allowed += expected[2].replace(">=", "from").replace("<=", "up to")
+    allowed = _ALLOWED.get(path, allowed)
     faults.add(f"{name} {f'has {path}' if path else 'is'} {shown(value)}; allowed is {allowed}")
     return None

@@ -25,7 +25,13 @@ from pipeline.dataset.formats.class_names import (
     is_one_line,
     read_lines,
 )
-from pipeline.dataset.formats.id_masks import draw_id_map, id_map_to_instances, read_id_map, write_id_map
+from pipeline.dataset.formats.id_masks import (
+    check_disjoint,
+    draw_id_map,
+    id_map_to_instances,
+    read_id_map,
+    write_id_map,
+)
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.types import IGNORE_NAME, AnnotatedImage, AnnotatedSet, AnnotationError
@@ -123,10 +129,12 @@ def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", 
         raise AnnotationError(f"a photo is named {odd[0]!r}, which VOC's lists of one name a line cannot hold")
     if len(annotated.categories) >= _VOID:
         raise AnnotationError(f"VOC holds at most 254 classes, not {len(annotated.categories)}")
-    losses = count_losses(annotated, names, image_ids=stems, category_ids=range(1, len(annotated.categories) + 1))
-    for image, photo, name in zip(annotated.images, names, stems, strict=True):
+    for image in annotated.images:
         if len(image.instances) >= _VOID:
             raise AnnotationError(f"image {image.file_name} has {len(image.instances)} objects; VOC holds at most 254")
+    check_disjoint(annotated, overlap=overlap)
+    losses = count_losses(annotated, names, image_ids=stems, category_ids=range(1, len(annotated.categories) + 1))
+    for image, photo, name in zip(annotated.images, names, stems, strict=True):
         ids = draw_id_map(image, list(range(1, len(image.instances) + 1)), overlap=overlap)
         classes = np.array([0] + [i.label if i.label else _VOID for i in image.instances])[ids]
         write_id_map(join_uri(folder, f"SegmentationObject/{name}.png"), ids)

@@ -145,6 +145,7 @@ KINDS: dict[str, Kind] = {
     "image id an object": Kind(_renamed_ids({"a": 1}, {"a": 1}), "refused", "has id {'a': 1}"),
     "image id of 100 bits": Kind(_renamed_ids(10**30, 10**30), "refused", "up to 9223372036854775807"),
     "image id twice": Kind(_image(id=2), "refused", "image id 2 stands there twice, for 'a.png' and 'b.png'"),
+    "image id an empty text": Kind(_renamed_ids("", ""), "refused", "image '' has id ''; allowed is a text that is not empty"),
     "image id absent": Kind(_without("images", "id"), "refused", "images[0] has no id"),
     "no image_id that is listed": Kind(
         lambda content: [entry.update(image_id=99) for entry in content["annotations"]],
@@ -169,6 +170,11 @@ KINDS: dict[str, Kind] = {
     "category name a number": Kind(_category(name=1), "refused", "category 1 has name 1"),
     "category name absent": Kind(_without("categories", "name"), "refused", "category 1 has no name"),
     "category name of other case": Kind(_category(name="Dog "), "noted", "'Dog ' and 'dog'"),
+    "category name in another Unicode form": Kind(
+        lambda content: [c.update(name=n) for c, n in zip(content["categories"], ("caf\u00e9", "cafe\u0301"))],
+        "noted",
+        "capitals, blanks or Unicode forms",
+    ),
     "category null": Kind(_append("categories", None), "refused", "categories[2] is None"),
     "category never used": Kind(_append("categories", {"id": 0, "name": "root"}), "noted", "('root')"),
     "no category": Kind(_set("categories", []), "refused", "which is not declared"),
@@ -182,6 +188,7 @@ KINDS: dict[str, Kind] = {
     "height 60.0": Kind(_image(height=60.0), "read"),
     "height -1": Kind(_image(height=-1), "refused", "image 1 has height -1; allowed is a whole number from 1"),
     "height of another photo": Kind(_image(height=61), "read"),  # skipped by name when photos are read
+    "image of too many pixels": Kind(_image(height=10**5, width=10**5), "refused", "image 1 is of 100000 x 100000 pixels"),
     "file_name absent": Kind(_without("images", "file_name"), "refused", "image 1 has no file_name"),
     "file_name null": Kind(_image(file_name=None), "refused", "image 1 has file_name None"),
     "file_name empty": Kind(_image(file_name=""), "refused", "image 1 has file_name ''"),
@@ -206,12 +213,14 @@ KINDS: dict[str, Kind] = {
     "iscrowd a text 0": Kind(_object(iscrowd="0"), "refused", "annotation 5 has iscrowd '0'"),
     "iscrowd a text false": Kind(_object(iscrowd="false"), "refused", "annotation 5 has iscrowd 'false'"),
     "iscrowd a list": Kind(_object(iscrowd=[0]), "refused", "annotation 5 has iscrowd [0]"),
-    "iscrowd 2": Kind(_object(iscrowd=2), "refused", "annotation 5 has iscrowd 2"),
+    "iscrowd 2": Kind(_object(iscrowd=2), "refused", "annotation 5 has iscrowd 2; allowed is 0, 1, true, false or null"),
     "area absent": Kind(_without("annotations", "area"), "read"),
     "area null": Kind(_object(area=None), "read"),
     "area a text": Kind(_object(area="900"), "refused", "annotation 5 has area '900'"),
     "area NaN": Kind(_object(area=NAN), "refused", "annotation 5 has area nan"),
-    "area negative": Kind(_object(area=-1), "refused", "annotation 5 has area -1"),
+    "area negative": Kind(_object(area=-1), "refused", "annotation 5 has area -1; allowed is a number from 0 to 10**12"),
+    "area infinite": Kind(_object(area=float("inf")), "refused", "annotation 5 has area inf"),
+    "area of 308 digits": Kind(_object(area=1e308), "refused", "annotation 5 has area 1e+308"),
     # boxes
     "bbox absent": Kind(_without("annotations", "bbox"), "noted", "without a bbox that can be used"),
     "bbox null": Kind(_object(bbox=None), "noted", "take that of the mask (annotation 5)"),
@@ -255,6 +264,10 @@ KINDS: dict[str, Kind] = {
     "neither mask nor box": Kind(_only_box(None, bbox=None), "refused", "annotation 5 has neither a mask"),
     # RLE
     "RLE of run lengths": Kind(_only_box({"size": [HEIGHT, WIDTH], "counts": RUNS}), "read"),
+    "RLE of a run of 64 bits": Kind(_only_box({"size": [HEIGHT, WIDTH], "counts": [2**63, 9]}), "ignored", "cannot be read"),
+    "RLE of runs whose sum is of 64 bits": Kind(
+        _only_box({"size": [HEIGHT, WIDTH], "counts": [2**62] * 4 + [HEIGHT * WIDTH]}), "ignored", "cannot be read"
+    ),
     "RLE of another size": Kind(_only_box({"size": [WIDTH, HEIGHT], "counts": RUNS}), "ignored", "of another size"),
     "RLE of too few runs": Kind(_only_box({"size": [HEIGHT, WIDTH], "counts": [10, 20]}), "ignored", "cannot be read"),
     "RLE of negative runs": Kind(
@@ -281,6 +294,9 @@ KINDS: dict[str, Kind] = {
     "keypoints with null": Kind(_keypoints([None, 10, 2, 0, 0, 0]), "refused", "annotation 5 has keypoints[0] None"),
     "keypoints of visibility 5": Kind(_keypoints([10, 10, 5, 0, 0, 0]), "refused", "the visibilities [5.0, 0.0]"),
     "keypoints without names": Kind(_keypoints([10, 10, 2], ()), "noted", "no category names keypoints"),
+    "keypoint names twice": Kind(_keypoints([10, 10, 2, 0, 0, 0], ("a", "a")), "refused", "category 1 names a keypoint twice"),
+    "keypoint name empty": Kind(_keypoints([10, 10, 2, 0, 0, 0], ("a", "")), "refused", "category 1 has keypoints[1] ''"),
+    "num_keypoints negative": Kind(_object(num_keypoints=-1), "refused", "annotation 5 has num_keypoints -1"),
     "keypoint names of two layouts": Kind(
         lambda content: [c.update(keypoints=[c["name"]]) for c in content["categories"]], "refused", "different keypoints"
     ),

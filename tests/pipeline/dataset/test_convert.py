@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -117,11 +118,12 @@ def test_shared_pixels_are_refused_or_go_to_the_smaller(
     small[20:25, 20:25] = True
     image = replace(image, instances=(mask_to_instance(1, small), mask_to_instance(2, large)))
     source = str(tmp_path / "source.json")
-    write_coco(replace(awkward_set, images=(image,)), source)
+    write_coco(replace(awkward_set, images=(replace(awkward_set.images[0], instances=()), image)), source)
     with pytest.raises(AnnotationError, match="share 25 pixels"):
         convert_annotations(source, str(tmp_path / "refused"), target_format=target_format)
+    assert not (tmp_path / "refused").exists()  # not even the first image, which could be held
     convert_annotations(source, str(tmp_path / "out"), target_format=target_format, overlap="smaller_on_top")
-    areas = sorted(i.area for i in load_annotations(str(tmp_path / "out")).images[0].instances)
+    areas = sorted(i.area for i in load_annotations(str(tmp_path / "out")).images[1].instances)
     assert areas == [25, 30 * 30 - 25]
 
 
@@ -171,7 +173,8 @@ NAMES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "names that differ in case": (("A.png", "a.png"), None),
     "dots and endings": (("a.b.c.png", "a.b.png", "noext", ".hidden.png"), None),
     "blanks and marks": (("a b.png", "a#1.png", "a?x.png", "100%.png", "a%20b.png", "é ß 日.png"), None),
-    "names that lead upwards": (("../../a.png", "../a.png"), None),
+    "names that lead upwards": (("../../a.png", "b.png"), "image 1 has file_name '../../a.png', which leads out"),
+    "a name that leads upwards behind a folder": (("b.png", "s/../../a.png"), "image 2 has file_name 's/../../a.png'"),
     "flat names that clash": (("s/a.png", "s__a.png"), "two photos are named s__a"),
     "one stem": (("a.jpg", "a.png"), "two photos are named a,"),
     "a flat name that is too long": (("deep/" * 45 + "a.png",), "cannot be written; allowed are 1 to 200 bytes"),
@@ -185,15 +188,33 @@ def test_photos_of_every_name_are_read_back_in_place_or_refused(tmp_path: Path, 
     source = write_photos(tmp_path / "a/b/c", *names)
     before = set(tmp_path.rglob("*"))
     target = tmp_path / "x/y" / TARGETS[target_format]
-    if refusal is not None and target_format != "coco":
-        with pytest.raises(AnnotationError, match=refusal):
+    if refusal is not None and (target_format != "coco" or "upwards" in kind):
+        with pytest.raises(AnnotationError, match=re.escape(refusal)):
             convert_annotations(source, str(target), target_format=target_format)
+        assert set(tmp_path.rglob("*")) == before
         return
     losses = convert_annotations(source, str(target), target_format=target_format).losses
     assert content(load_annotations(str(target))) == content(load_annotations(source))
     assert all(path.is_relative_to(tmp_path / "x") for path in set(tmp_path.rglob("*")) - before)
-    is_renamed = any("/" in name for name in names) and (target_format != "coco" or "../" in names[0])
+    is_renamed = any("/" in name for name in names) and target_format != "coco"
     assert losses.get("photos renamed", 0) == (len(names) if is_renamed else 0)
+
+
+def test_labelme_photos_above_their_folder_are_copied(awkward_set: AnnotatedSet, tmp_path: Path) -> None:
+    write_labelme(replace(awkward_set, images=awkward_set.images[:2]), str(tmp_path / "in/images"))
+    (tmp_path / "in/labels").mkdir()
+    paths = sorted((tmp_path / "in/images").glob("*.json"))
+    for path in paths:
+        values = json.loads(path.read_text())
+        values["imagePath"] = f"../images/{values['imagePath']}"
+        (tmp_path / "in/labels" / path.name).write_text(json.dumps(values))
+        path.unlink()
+    found = convert_annotations(str(tmp_path / "in/labels"), str(tmp_path / "a/set.json"), target_format="coco")
+    assert found.losses["photos renamed"] == 2 and len(list((tmp_path / "a/set").iterdir())) == 2
+    (tmp_path / "in/images" / Path(values["imagePath"]).name).unlink()
+    with pytest.raises(AnnotationError, match=r"image 2 has file_name '\.\./images/.*leads out"):
+        convert_annotations(str(tmp_path / "in/labels"), str(tmp_path / "b/set.json"), target_format="coco")
+    assert not (tmp_path / "b").exists()
 
 
 CLASSES = ["a,b", "a: b", "'q'\"", "Ünï", "true", "null", "1", "two words", "🦊"]
@@ -205,7 +226,7 @@ def test_class_names_are_kept_or_refused(awkward_set: AnnotatedSet, tmp_path: Pa
     for number, name in enumerate(CLASSES + ODD_CLASSES):
         categories = (Category(103, name), *awkward_set.categories[1:])
         source, target = str(tmp_path / f"{number}.json"), str(tmp_path / f"to{number}" / TARGETS[target_format])
-        write_coco(replace(awkward_set, categories=categories), source, copy_photos=False)
+        write_coco(replace(awkward_set, categories=categories), source)
         if name in ODD_CLASSES and target_format in ("via", "voc", "labelme"):
             with pytest.raises(AnnotationError, match=r"category 103 is named .*cannot hold; allowed is one line"):
                 convert_annotations(source, target, target_format=target_format)
@@ -267,7 +288,7 @@ def test_a_set_without_categories_or_with_huge_images_is_refused(tmp_path: Path)
     huge = AnnotatedImage(1, "a.png", "a.png", 10**6, 10**6)
     (tmp_path / "b.json").write_text(json.dumps(to_coco(AnnotatedSet((huge,), SHAPE_CATEGORIES))))
     Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
-    with pytest.raises(AnnotationError, match=r"a\.png is annotated as of more than 1,073,741,824 pixels"):
+    with pytest.raises(AnnotationError, match=r"image 1 is of 1000000 x 1000000 pixels; allowed are 1,073,741,824"):
         convert_annotations(str(tmp_path / "b.json"), str(tmp_path / "out"), target_format="voc")
 
 

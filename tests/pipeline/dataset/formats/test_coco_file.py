@@ -108,3 +108,14 @@ def test_files_that_are_no_json_are_refused_with_the_place(tmp_path: Path) -> No
         path.write_text(text)
         with pytest.raises(AnnotationError, match="has no list 'images', so it is no COCO annotation file"):
             read_coco(str(path))
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_a_list_that_stands_there_twice_is_refused(key: str, tmp_path: Path) -> None:
+    path = write_odd(tmp_path, KINDS["valid"])
+    once = path.read_text()
+    path.write_text(f'{once[:-1]}, "{key}": []}}')
+    with pytest.raises(AnnotationError, match=rf"ann\.json has the list '{key}' twice; allowed is once"):
+        read_coco(str(path))
+    path.write_text(once.replace('"cat"', f'"{key}"'))
+    assert read_coco(str(path)).categories[0].name == key
