@@ -22,8 +22,9 @@ pytestmark = pytest.mark.docs
 # Settings that make a training short; the tutorial's own is run in full by whoever follows it.
 STEPS = os.environ.get("MASKFLEET_DOCS_STEPS", "120")
 SHORT = ["train.max_steps=2", "train.checkpoint_every_steps=2", "train.data_workers=0", "train.warmup_steps=1"]
-# Commands of the README that need what a test does not have: a cluster, a bucket, COCO, or hours.
-ELSEWHERE = ("http://", "s3://", "train --config coco", "maskfleet schedule", "maskfleet sweep", "make ")
+# Commands of the README that need what a test does not have: a cluster, a bucket, COCO, its published weights, or hours.
+# Weights of that form are tried in test_programs.py.
+ELSEWHERE = ("http://", "s3://", "train --config coco", "=coco ", "maskfleet schedule", "maskfleet sweep", "make ")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_a_clean_clone_follows_the_tutorial(clone: Path) -> None:
         assert (clone / name).is_file(), name
 
 
-def test_the_commands_of_the_readme(clone: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_readme(clone: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """On drawn data under the names that the README uses."""
     folder = tmp_path / "readme"
     shutil.copytree(clone, folder, ignore=shutil.ignore_patterns("models", "masks", "shapes"))
@@ -92,6 +93,8 @@ def test_the_commands_of_the_readme(clone: Path, tmp_path: Path) -> None:
     for part in ("train", "val"):
         run(["maskfleet", "convert", f"drawn/{part}.json", f"balloon/{part}", "--to", "via"], folder)
     shutil.copytree(folder / "drawn/unlabelled", folder / "photos")
+    shutil.copy2(next((folder / "photos").iterdir()), folder / "photo.jpg")
+    shutil.copytree(tiny_checkpoint, folder / "demo/model")
     (folder / "coco/annotations").mkdir(parents=True)
     copy_renumbered(folder / "drawn/unlabelled_truth.json", folder / "instances.json")
     copy_renumbered(folder / "drawn/val.json", folder / "coco/annotations/instances_val2017.json")
