@@ -22,8 +22,8 @@ pytestmark = pytest.mark.docs
 # Settings that make a training short; the tutorial's own is run in full by whoever follows it.
 STEPS = os.environ.get("MASKFLEET_DOCS_STEPS", "120")
 SHORT = ["train.max_steps=2", "train.checkpoint_every_steps=2", "train.data_workers=0", "train.warmup_steps=1"]
-# Commands of the README that need what a test does not have: a cluster, a bucket, COCO, its published weights, or hours.
-# Weights of that form are tried in test_programs.py.
+# Commands of the README that need what a test does not have: a cluster, a bucket, COCO and its published weights,
+# or hours. Weights of that form are tried in test_programs.py.
 ELSEWHERE = ("http://", "s3://", "train --config coco", "=coco ", "maskfleet schedule", "maskfleet sweep", "make ")
 
 
