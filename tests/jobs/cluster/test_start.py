@@ -162,6 +162,8 @@ def test_a_temporary_folder_too_long_for_rays_sockets_is_met_by_a_short_one(
 @pytest.mark.long
 def test_a_cluster_that_wants_a_token_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # without the token of this machine, which Ray would send
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # nor that of a Ray that an earlier test has started
+        monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     port = address.rpartition(":")[2]
