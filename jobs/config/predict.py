@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from jobs.config.base import Section
-from jobs.config.segment import ModelSection
+from jobs.config.segment import KeptSection, ModelSection
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import Uri
@@ -23,14 +23,11 @@ class PhotosSection(Section):
     )
 
 
-class PredictSection(Section):
+class PredictSection(KeptSection):
     """What is kept of the network's output, and where it computes."""
 
+    # Higher than in a bulk run, whose readers choose for themselves: here somebody looks at a picture.
     score_threshold: float = Field(0.5, ge=0, le=1, description="Instances below this score are dropped.")
-    max_detections: int = Field(
-        100, ge=1, le=10_000, description="Most instances of a photo; those with the highest scores are kept."
-    )
-    mask_threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to a mask.")
     mode: Literal["exact", "fast"] = Field(
         "exact", description="exact computes in float32; fast in bfloat16 where the hardware does."
     )

@@ -81,14 +81,19 @@ class CorpusSection(Section):
     )
 
 
-class SegmentSection(Section):
-    """What is kept of the network's output, in which precision it computes, and how work is spread over actors."""
+class KeptSection(Section):
+    """What is kept of the network's output."""
 
     score_threshold: float = Field(0.05, ge=0, le=1, description="Instances below this score are dropped.")
     max_detections: int = Field(
         100, ge=1, le=10_000, description="Most instances per image; those with the highest scores are kept."
     )
     mask_threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to a mask.")
+
+
+class SegmentSection(KeptSection):
+    """What is kept of the network's output, in which precision it computes, and how work is spread over actors."""
+
     mode: Literal["exact", "fast"] = Field(
         "exact",
         description="exact gives the results of torchvision's network; fast computes in bfloat16 and decodes JPEGs at "

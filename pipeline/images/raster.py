@@ -223,6 +223,8 @@ def _samples(page: tifffile.TiffPage) -> NDArray[Any]:
         raise ValueError("a strip or tile is missing")
     try:
         samples = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, bands of a plane]
+    # A compression that tifffile names but imagecodecs has no decoder for, and a code that tifffile's tables of decoders
+    # lack (KeyError): valid files that are not read here, which must not be called corrupt.
     except (NotImplementedError, KeyError) as error:
         raise UnsupportedTiff(f"compression {int(page.compression)}: {error}") from None
     except ValueError as error:

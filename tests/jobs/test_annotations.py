@@ -14,10 +14,8 @@ from jobs.terminal import Exit
 from jobs.training.train import prepare_train, run_train_here
 from tests.jobs.drawn_runs import call, write_run
 from tests.jobs.training.small_trainings import SPEC
-from tests.paths import SHARED_DATA
 from tests.pipeline.dataset.odd_coco import KINDS, write_odd
 
-ODD = SHARED_DATA / "odd_annotations"
 DRY_RUN = ("train", "--dry-run", "model.spec.norm=group", "train.max_steps=2")
 
 
@@ -109,11 +107,10 @@ def test_each_kind_is_measured_or_refused_as_ground_truth(name: str, run: Path, 
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not ODD.exists(), reason=f"{ODD} is not there")
-def test_real_odd_folders_are_told_apart_alike_by_check_data_and_training(tmp_path: Path) -> None:
+def test_real_odd_folders_are_told_apart_alike_by_check_data_and_training(shared_data: Path, tmp_path: Path) -> None:
     """Neither ends with a traceback, both end with the same code, and a refusal is one sentence of one line."""
     faults = []
-    for folder in sorted(path for path in ODD.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in (shared_data / "odd_annotations").iterdir() if path.is_dir()):
         names = [name for name in ("ann.json", "val.json") if (folder / name).exists()]
         data = folder / names[0] if names else folder
         codes = []
