@@ -223,8 +223,8 @@ def _samples(page: tifffile.TiffPage) -> NDArray[Any]:
         raise ValueError("a strip or tile is missing")
     try:
         samples = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, bands of a plane]
-    # A compression that tifffile names but imagecodecs has no decoder for, and a code that tifffile's tables of decoders
-    # lack (KeyError): valid files that are not read here, which must not be called corrupt.
+    # What tifffile says of a compression or predictor that it has no decoder for. Such a file is valid, only not read
+    # here, and must not be called corrupt; faults of the data are other errors.
     except (NotImplementedError, KeyError) as error:
         raise UnsupportedTiff(f"compression {int(page.compression)}: {error}") from None
     except ValueError as error:
