@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -96,11 +97,16 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def table_width() -> int:
+    """Characters of a line that a table may take: those of the terminal, elsewhere as many as it needs."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+
+
 def print_table(table: Any) -> None:
-    """Prints a table of rich's, 110 columns wide whatever the terminal."""
+    """Prints a table of rich's, folded to the width of a terminal."""
     from rich.console import Console
 
-    Console(width=110).print(table)
+    Console(width=table_width()).print(table)
 
 
 def counted(number: int, noun: str) -> str:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.config.load import config_hash
 from jobs.config.train import TrainConfig, TrainSection
+from jobs.progress import format_seconds
 from jobs.training.data import BatchStream, Loading, SampleOrder, StepBatches
 from jobs.training.events import StopRequests, TrainEvent
 from jobs.training.history import History
@@ -402,7 +403,7 @@ class TrainingRun:
             "step",
             f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
             f"{means['images_per_s']:.1f} images/s  data wait {means['data_wait_share']:.1%}  "
-            f"{remaining_s:.0f} s left",
+            f"ETA {format_seconds(remaining_s)}",
             **row,
             max_steps=max_steps,
             eta_s=remaining_s,

@@ -100,6 +100,7 @@ class TrainResult:
         checkpoint_uri: URI of its newest checkpoint.
         step: Steps done.
         was_finished: Whether it was finished before this call, which then did nothing.
+        stopped_early: Whether this call ended it before its last step, as train.early_stop_patience asks.
         broken_images: Images that could not be used in this call: image id -> reason.
         unturned_images: Ids of images whose EXIF turn was not applied in this call, since their annotations fit the
             unturned image only.
@@ -111,6 +112,7 @@ class TrainResult:
     checkpoint_uri: str
     step: int
     was_finished: bool = False
+    stopped_early: bool = False
     broken_images: Mapping[str, str] = field(default_factory=dict)
     unturned_images: frozenset[str] = frozenset()
     num_restarts: int = 0
@@ -119,9 +121,8 @@ class TrainResult:
     def describe(self) -> str:
         """A few lines that say what was done."""
         status = "was finished before, nothing was done" if self.was_finished else "trained"
-        lines = [f"{status}: {self.step} steps -> {self.checkpoint_uri}"]
-        if "loss" in self.last_metrics:
-            lines.append(f"loss {self.last_metrics['loss']:.4f} at step {self.last_metrics['step']}")
+        early = ", stopped early" if self.stopped_early else ""
+        lines = [f"{status}: {self.step:,} steps{early} -> {self.checkpoint_uri}"]
         if self.num_restarts:
             lines.append(f"the workers were started again {self.num_restarts} times")
         if self.broken_images:
@@ -254,7 +255,6 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
     say = on_progress or (lambda event: None)
     output = TrainingOutput(plan.config.output.uri, plan.config.storage)
     if plan.is_finished:
-        say(TrainEvent("done", plan.describe()))
         return _result(output, plan.num_done, was_finished=True)
     with cluster(plan.config.cluster):
         check_cluster(plan.config)
@@ -435,11 +435,10 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     if isinstance(outcome, TrainingStopped):
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
         raise TrainingFailed(f"the training stopped: {outcome} ({kept})")
-    early = ", stopped early" if outcome.stopped_early else ""
-    say(TrainEvent("done", f"trained {outcome.step} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
     return _result(
         output,
         steps[-1],
+        stopped_early=outcome.stopped_early,
         broken_images=listener.collector.broken,
         unturned_images=frozenset(listener.collector.unturned),
         num_restarts=listener.num_restarts,

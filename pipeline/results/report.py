@@ -82,6 +82,7 @@ def build_report(
     *,
     evaluation: Mapping[str, Any] | None = None,
     training: pd.DataFrame | None = None,
+    unfinished: str = "",
     title: str | None = None,
     num_images: int = 120,
     seed: int = 0,
@@ -93,6 +94,7 @@ def build_report(
         evaluation: `Metrics.to_dict()`, for AP tables and precision-recall curves.
         training: metrics of a training, one row for each step: `step` and other numbers. Columns whose name holds
             "loss" share a chart, those with "AP" share another, and `lr` has its own.
+        unfinished: what the page says of a run that is not sealed, such as how many of its shards are committed.
         title: of the page; None: made of the run's id.
         num_images: photos in the gallery, at most; fewer where the file would grow too large. Half are chosen so that
             each class is seen, the rest at random. The choice depends on the run and `seed` alone.
@@ -105,10 +107,12 @@ def build_report(
         raise ValueError("a report needs a run or a training")
     from jinja2 import Environment
 
-    content: dict[str, Any] = {"title": title, "run": None, "evaluation": None, "training": None, "data": "[]"}
+    content: dict[str, Any] = dict.fromkeys(("run", "unfinished", "evaluation", "training"))
+    content |= {"title": title, "data": "[]"}
     if run is not None:
         run = open_run(run) if isinstance(run, str) else run
         content.update(_run_parts(run, num_images, seed))
+        content["unfinished"] = None if run.sealed else unfinished or "only committed shards are shown"
         content["title"] = title or f"Run {run.run_id}"
     if evaluation is not None:
         content["evaluation"] = _evaluation_parts(evaluation)
@@ -174,7 +178,6 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
         "output": run.storage.uri,
         "input": run.spec.input.uri,
         "model": run.spec.model.sha256[:16],
-        "state": "finished" if run.sealed else "not finished: the shards committed so far",
     }
     return {
         "run": {

@@ -81,7 +81,8 @@ class TestRefusals:
         assert plan.is_finished and "6 of 6 steps are done" in plan.describe()
         said: list[str] = []
         result = run_train(plan, on_progress=lambda event: said.append(event.kind))
-        assert result.was_finished and result.step == 6 and said == ["done"]
+        assert result.was_finished and result.step == 6 and said == []
+        assert result.describe() == f"was finished before, nothing was done: 6 steps -> {result.checkpoint_uri}"
         assert result.checkpoint_uri.endswith("checkpoints/step-00000006")
 
     def test_other_settings_are_refused_field_by_field(self, shapes: Path, tmp_path: Path):
