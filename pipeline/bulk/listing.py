@@ -461,6 +461,8 @@ def _as_text(name: str | bytes) -> str:
     """A name as valid text: bytes that are no UTF-8 become escapes, as in listings of local folders."""
     if isinstance(name, bytes):
         return name.decode("utf-8", "backslashreplace")
+    if name.isascii():
+        return name
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a lone half of a UTF-16 pair

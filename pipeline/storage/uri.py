@@ -127,8 +127,9 @@ def join_uri(folder: str, name: str) -> str:
 
     A name that is absolute or a URI does not use the folder.
     """
-    if is_full(name):
-        return plain_uri(name)
+    scheme = scheme_of(name)
+    if scheme or name.startswith("/"):
+        return plain_uri(name) if scheme == "file" else name
     folder = plain_uri(folder)
     if not is_local(folder):
         return _resolve(folder.rstrip("/"), name)
