@@ -18,7 +18,7 @@ import typer
 
 from jobs.cluster.cli import jobs_app, submit
 from jobs.commands import COMMANDS, CONFIGURED, print_settings, read_settings, split_retry
-from jobs.completion import complete_command, complete_config, complete_section, complete_words
+from jobs.config.completion import complete_command, complete_config, complete_section, complete_words
 from jobs.home import VERSION
 from jobs.interrupt import Interrupts
 from jobs.terminal import (
@@ -47,15 +47,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say w
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
 
 
-def _words(metavar: str) -> Any:
-    """The argument of a command that takes its words and settings."""
-    return Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar=metavar, help="Settings, over those of the file, in any order.", autocompletion=complete_words
-        ),
-    ]
-
+_WORDS = "Settings, over those of the file, in any order."
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(jobs_app, name="jobs")
@@ -73,7 +65,13 @@ def configured(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
     def register(body: Callable[..., None]) -> Callable[..., None]:
         own = [*inspect.signature(body, eval_str=True).parameters.values()][1:]
         common: dict[str, tuple[Any, Any]] = {
-            "words": (_words(COMMANDS[name].metavar), None),
+            "words": (
+                Annotated[
+                    list[str] | None,
+                    typer.Argument(metavar=COMMANDS[name].metavar, help=_WORDS, autocompletion=complete_words),
+                ],
+                None,
+            ),
             "config": (ConfigFile, None),
             "print_config": (PrintConfig, False),
             "dry_run": (DryRun, False),
@@ -201,7 +199,7 @@ def segment(
         states[:] = [progress]
         line.show_run(progress)
 
-    totals = run_or_fail(lambda: run_segment(plan, show), line)
+    totals = run_or_fail(lambda: run_segment(plan, show, say), line)
     say(f"{totals.num_images:,} images, {totals.num_instances:,} instances -> {settings.output.uri}")
     say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals.statuses.items())))
     if profile:
@@ -274,7 +272,10 @@ def predict(settings: Any, dry_run: bool, quiet: bool) -> None:
 
 @app.command(epilog=_epilog("retry"))
 def retry(
-    words: _words(CONFIGURED["retry"].metavar) = None,  # type: ignore[valid-type]  # made for its completion
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN [key=value]...", help=_WORDS, autocompletion=complete_words),
+    ] = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:

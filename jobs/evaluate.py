@@ -157,7 +157,7 @@ def check_gate(config: EvaluateConfig) -> None:
     if gate.max_drop is not None:
         raise ConfigError(
             f"gate.max_drop is {gate.max_drop}; evaluate measures one run and has none to fall behind, so allowed is "
-            "null: use `maskfleet compare REFERENCE_RUN RUN --ground-truth ... gate.max_drop=...`"
+            "null: use `maskfleet compare REFERENCE_RUN RUN ground_truth.uri=... gate.max_drop=...`"
         )
     if gate.min_ap is not None and "segm" not in kinds:
         raise ConfigError(

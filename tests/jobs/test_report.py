@@ -29,8 +29,8 @@ def test_a_report_is_one_page_with_the_runs_evaluation(runs: Path, tmp_path: Pat
 def test_a_folder_without_a_run_or_a_training_has_no_report(tmp_path: Path) -> None:
     text = call("report", tmp_path, code=Exit.BAD_INPUT)
     assert "holds neither a run (run.json) nor a training (config.yaml)" in " ".join(text.split())
-    assert "holds no run" in call("export", tmp_path, "--to", "coco", code=Exit.BAD_INPUT)
-    assert "holds no run" in call("export", tmp_path, "--to", "coco", "--dry-run", code=Exit.BAD_INPUT)
+    assert "holds no run" in call("export", tmp_path, "export.to=coco", code=Exit.BAD_INPUT)
+    assert "holds no run" in call("export", tmp_path, "export.to=coco", "--dry-run", code=Exit.BAD_INPUT)
 
 
 def test_the_report_of_an_unfinished_run_holds_what_is_committed_and_says_how_much_that_is(
@@ -49,14 +49,14 @@ def test_the_report_of_an_unfinished_run_holds_what_is_committed_and_says_how_mu
     (run / "plan.json").unlink()
     assert "the run is not finished: its images are still being listed" in call("report", run)
     assert "<b>0</b>images" in (tmp_path / "run.report.html").read_text()
-    assert "is not finished" in call("export", run, "--to", "coco", code=Exit.BAD_INPUT)
+    assert "is not finished" in call("export", run, "export.to=coco", code=Exit.BAD_INPUT)
 
 
 def test_a_run_is_exported_in_each_form(runs: Path, tmp_path: Path) -> None:
     for form, name in (("coco", "coco.json"), ("yolo", "data.yaml"), ("labelme", "labelme"), ("png", "png")):
-        call("export", runs / "perfect", "--to", form, f"output.uri={tmp_path / form}")
+        call("export", runs / "perfect", f"export.to={form}", f"output.uri={tmp_path / form}")
         assert (tmp_path / form / name).exists()
-    assert "export.to: 'voc' is not allowed" in call("export", runs / "perfect", "--to", "voc", code=Exit.BAD_INPUT)
+    assert "export.to: 'voc' is not allowed" in call("export", runs / "perfect", "export.to=voc", code=Exit.BAD_INPUT)
 
 
 def test_history_prints_and_plots_the_kept_evaluations(runs: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands import COMMANDS
+from jobs.commands import CONFIGURED
 from maskfleet.__main__ import own_path
 from pipeline.tables import load_images, load_instances
 from tests.paths import ROOT
@@ -34,7 +34,7 @@ def run(program: list[str], folder: Path, *words: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["maskfleet", "python -m maskfleet"])
-@pytest.mark.parametrize("command", [*COMMANDS, "retry", "submit", "jobs"])
+@pytest.mark.parametrize("command", [*CONFIGURED, "submit", "jobs"])
 def test_every_command_explains_itself_there(program: list[str], command: str, hostile: Path) -> None:
     done = run(program, hostile, command, "--help")
     assert done.returncode == 0 and f"maskfleet {command}" in done.stdout, done.stderr
@@ -56,7 +56,7 @@ def test_a_run_is_segmented_measured_and_shown_there(
         ("segment", *words),
         ("verify", "run"),
         ("report", "run"),
-        ("export", "run", "--to", "coco"),
+        ("export", "run", "export.to=coco"),
         ("check-data", "data/val.json"),
     ):
         done = run(program, hostile, *command)
@@ -85,3 +85,28 @@ def test_the_current_folder_on_pythonpath_reaches_no_process_of_ours(hostile: Pa
         [sys.executable, "-c", program], cwd=hostile, env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == repr(str(ROOT)), done.stderr
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["ray"] = None
+{rest}
+"""
+
+
+def run_without_torch(rest: str, *words: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", WITHOUT_TORCH.format(rest=rest), *words]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_what_a_smaller_installation_leaves_out_is_named_with_the_remedy() -> None:
+    remedy = "needs torch, which is not installed here; install Maskfleet with its dependencies (no --no-deps)"
+    main = "from maskfleet.__main__ import main; main()"
+    done = run_without_torch(main, "predict", "photo.jpg", "model.checkpoint=coco")
+    assert (done.returncode, done.stderr) == (2, f"maskfleet: predict {remedy}\n")
+    done = run_without_torch("import maskfleet; maskfleet.load_predictor")
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: maskfleet.load_predictor {remedy}"
+    done = run_without_torch(
+        "sys.modules['jobs.predict'] = None; " + main, "predict", "photo.jpg", "model.checkpoint=a"
+    )
+    assert done.returncode == 1 and "jobs.predict" in done.stderr, "a module of our own that is missing is no remedy's"
