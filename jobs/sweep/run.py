@@ -28,7 +28,7 @@ from jobs.config.base import flatten
 from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain
 from jobs.config.sweep import DrawSection, SweepConfig
 from jobs.config.train import NOT_IDENTITY, TrainConfig
-from jobs.sweep.results import make_row, write_results
+from jobs.sweep.results import TrialRow, make_row, write_results
 from jobs.training.events import TrainEvent, last_line, start_board
 from jobs.training.output import TrainingOutput
 from jobs.training.train import (
@@ -63,7 +63,7 @@ class Trial:
     """
 
     name: str
-    values: dict[str, Any]
+    values: Mapping[str, object]
     seed: int
     config: TrainConfig
 
@@ -97,19 +97,19 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Results of a sweep: the rows of its table (see `jobs.sweep.results.make_row`) and its output's URI."""
+    """Results of a sweep: the rows of its table and its output's URI."""
 
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[TrialRow, ...]
     output_uri: str
 
     @property
     def num_failed(self) -> int:
         """Number of trials that failed."""
-        return sum(row["status"] != "done" for row in self.rows)
+        return sum(row.error is not None for row in self.rows)
 
     def describe(self) -> str:
         """A line for each failed trial, and one that says where the table is."""
-        lines = [f"{row['trial']} failed: {row['error']}" for row in self.rows if row["status"] != "done"]
+        lines = [f"{row.trial} failed: {row.error}" for row in self.rows if row.error is not None]
         num_done = len(self.rows) - self.num_failed
         lines.append(f"{num_done} of {len(self.rows)} trainings -> {self.output_uri}/results.md")
         return "\n".join(lines)
@@ -199,7 +199,12 @@ def iter_trials(config: SweepConfig, output: Storage) -> Iterator[Trial]:
 
 
 def _trial(
-    plain: dict[str, Any], values: dict[str, Any], seed: int, label: str, config: SweepConfig, output: Storage
+    plain: dict[str, object],
+    values: Mapping[str, object],
+    seed: int,
+    label: str,
+    config: SweepConfig,
+    output: Storage,
 ) -> Trial:
     """The trial of the plain settings; `label` names it in errors."""
     try:
@@ -213,7 +218,7 @@ def _trial(
         )
     identity = {key: value for key, value in flatten(to_plain(train)).items() if _is_identity(key)}
     name = f"{_slug([*values.values(), f's{seed}'])}-{sha256_of(to_json(identity))[:8]}"
-    sections: dict[str, Any] = {"storage": config.storage, "cluster": config.cluster}
+    sections: dict[str, object] = {"storage": config.storage, "cluster": config.cluster}
     if config.draw is not None:
         folder = output.uri_of(_data_folder(config.draw))
         sections["data"] = train.data.model_copy(update={"train": f"{folder}/train.json", "val": f"{folder}/val.json"})
@@ -227,7 +232,7 @@ def _is_identity(key: str) -> bool:
     return key not in NOT_IDENTITY and key.split(".")[0] not in ("storage", "cluster", "output")
 
 
-def _slug(values: list[Any]) -> str:
+def _slug(values: list[object]) -> str:
     """The values as a readable part of a folder name: lower case, at most 60 characters."""
     words = [re.sub(r"[^a-z0-9.]+", "-", str(value).lower()).strip("-.")[:24] for value in values]
     return "-".join(word for word in words if word)[:60]
@@ -328,7 +333,7 @@ def _resources(config: TrainConfig) -> dict[str, float]:
     return {"CPU": train.cpus_per_worker or 1, "GPU": int(train.use_gpu)}
 
 
-def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig], board: Any) -> dict[str, Any]:
+def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig], board: Any) -> dict[str, str | None]:
     """Ray Tune's function for a trial: a whole `maskfleet train`; returns its error, if any, as {"error": sentence}.
 
     A single worker is this process itself, which Tune uses for one trial after another; several are Ray Train's.
@@ -342,10 +347,10 @@ def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig]
 
     try:
         plan = prepare_train(config)
-        result = (run_train if config.train.num_workers > 1 else run_train_here)(plan, on_progress=say)
+        (run_train if config.train.num_workers > 1 else run_train_here)(plan, on_progress=say)
     except (ValueError, OSError, TrainingFailed) as error:
         return {"error": str(error)}
-    return {"error": None, "num_restarts": result.num_restarts}
+    return {"error": None}
 
 
 class _Table:
@@ -355,7 +360,7 @@ class _Table:
         self.plan = plan
         self.errors: dict[str, str] = {}
 
-    def write(self, *, is_last: bool = False) -> list[dict[str, Any]]:
+    def write(self, *, is_last: bool = False) -> list[TrialRow]:
         """Writes the table of the ended trials (with is_last, of all) and returns its rows."""
         rows = []
         for trial in self.plan.trials:
@@ -367,7 +372,7 @@ class _Table:
                     continue
                 error = "the training did not finish"
             rows.append(make_row(trial.name, trial.values, trial.seed, output, None if finished else error))
-        write_results(self.plan.output, rows, self.plan.config)
+        write_results(self.plan.output, rows, self.plan.config.sweep.effects)
         return rows
 
 

@@ -25,7 +25,7 @@ from jobs.progress import format_seconds
 from jobs.training.data import BatchStream, Loading, SampleOrder, StepBatches
 from jobs.training.events import StopRequests, TrainEvent
 from jobs.training.history import History
-from jobs.training.output import TrainingOutput, checkpoint_name
+from jobs.training.output import Finished, TrainingOutput, checkpoint_name
 from jobs.training.sets import load_training_set, load_validation_set
 from jobs.training.validation import Validation
 from model.categories import Category
@@ -299,8 +299,7 @@ class TrainingRun:
             self._finish_validation()
         self._save_metrics()
         if self.worker.rank == 0:
-            result = {"step": self.step, "stopped_early": self.is_stopped_early}
-            self.output.write_finished(result | {"config_hash": config_hash(self.config)})
+            self.output.write_finished(Finished(self.step, self.is_stopped_early, config_hash(self.config)))
         return LoopResult(self.step, self.num_non_finite, self.is_stopped_early)
 
     def _train(self, stream: BatchStream, max_steps: int) -> None:
@@ -437,7 +436,7 @@ class TrainingRun:
             ),
         )
         best = self.history.best()
-        self.output.prune(self.train.num_to_keep, keep=[] if best is None else [best["step"]])
+        self.output.prune(self.train.num_to_keep, keep=[] if best is None else [int(best["step"])])
         self.report("checkpoint", f"checkpoint {uri}", step=self.step, uri=uri)
 
     # -- validation
@@ -492,7 +491,7 @@ class TrainingRun:
         if row is not None:
             is_best = self.history.best() == row
             if is_best:
-                self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(row['step'])}"})
+                self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(int(row['step']))}"})
             figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("segm_AP", "bbox_AP", "mean_iou") if name in row)
             self.report(
                 "validation",

@@ -116,7 +116,7 @@ class TrainResult:
     broken_images: Mapping[str, str] = field(default_factory=dict)
     unturned_images: frozenset[str] = frozenset()
     num_restarts: int = 0
-    last_metrics: Mapping[str, Any] = field(default_factory=dict)
+    last_metrics: Mapping[str, float] = field(default_factory=dict)
 
     def describe(self) -> str:
         """A few lines that say what was done."""
@@ -163,11 +163,9 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         _check_start(config, spec)
     else:
         _check_same_classes(output, newest[1].categories, annotated.categories)
-    num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
+    num_done, num_seen = (0, 0) if newest is None else (newest[0], int(newest[1].progress.get("num_seen", 0)))
     check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
-    num_left = steps_left(
-        train, len(annotated), train.num_workers, step=num_done, num_seen=int(progress.get("num_seen", 0))
-    )
+    num_left = steps_left(train, len(annotated), train.num_workers, step=num_done, num_seen=num_seen)
     finished = output.read_finished()
     hashes = {name: hash_annotations(each) for name, each in sets.items()}
     before = output.read_annotations()
@@ -178,7 +176,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         num_categories=len(annotated.categories),
         max_steps=num_done + num_left,
         num_done=num_done,
-        is_finished=finished is not None and (num_left == 0 or bool(finished.get("stopped_early"))),
+        is_finished=finished is not None and (num_left == 0 or finished.stopped_early),
         subset=subset,
         annotations=hashes,
         notes=(
