@@ -458,14 +458,16 @@ def manifests(settings: Any, dry_run: bool, config: Path | None) -> None:
 def main() -> None:
     """The entry point of `maskfleet` and `python -m maskfleet`."""
     interrupts = Interrupts(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))
-    interrupts.listen()
     if "--version" in sys.argv:  # wherever it stands
         sys.argv[1:] = ["--version"]
     # Ray, which reads it as it is imported, would start another one for a thread that outlives its shutdown.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
+        interrupts.listen()
         app()
     except BaseException as error:  # typer and others turn an interrupt into errors of their own
         if interrupts.first is not None and getattr(error, "code", Exit.INTERRUPTED) != Exit.DONE:
             interrupts.end()
+        if isinstance(error, SystemExit):
+            interrupts.finish(error.code if isinstance(error.code, int) else Exit.DONE)
         raise

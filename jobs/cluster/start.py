@@ -59,6 +59,8 @@ def cluster(section: ClusterSection) -> Iterator[None]:
         try:
             yield
         finally:
+            # A dataset of an interrupted call goes on in its thread, and would log that Ray is gone.
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             ray.shutdown()
 
 
