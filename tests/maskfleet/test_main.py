@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from jobs.commands import CONFIGURED
 from maskfleet.__main__ import own_path
 from pipeline.tables import load_images, load_instances
+from tests.chaos.runs import as_in_a_terminal, is_listening, wait_until
 from tests.paths import ROOT
 
 PROGRAMS = ([str(Path(sys.executable).parent / "maskfleet")], [sys.executable, "-m", "maskfleet"])
@@ -62,6 +65,25 @@ def test_a_run_is_segmented_measured_and_shown_there(
         done = run(program, hostile, *command)
         assert done.returncode == 0, f"{command[0]}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert len(load_images(str(hostile / "run"))) == 6 and len(load_instances(str(hostile / "run"))) > 0
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=["maskfleet", "python -m maskfleet"])
+@pytest.mark.parametrize("wait_s", [0, 0.1, 0.5, 2])
+def test_an_interrupt_of_the_first_imports_ends_in_one_line(program: list[str], wait_s: float, tmp_path: Path) -> None:
+    words = ["segment", "model.checkpoint=m", "input.uri=i", "output.uri=o"]
+    process = subprocess.Popen(
+        [*program, *words], cwd=tmp_path, preexec_fn=as_in_a_terminal, stderr=subprocess.PIPE, text=True
+    )
+    assert wait_until(lambda: is_listening(process), process)
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    if process.returncode == Exit.BAD_INPUT:  # it was quicker
+        assert wait_s and "is not a folder" in errors
+        return
+    assert process.returncode == Exit.INTERRUPTED, errors
+    (line,) = (line for line in errors.splitlines() if not line.endswith("again ends it at once"))
+    assert line.startswith("maskfleet: interrupted: ") and "run the same command again" in line
 
 
 def test_the_current_folder_leaves_the_path_and_our_own_folder_comes_onto_it() -> None:
