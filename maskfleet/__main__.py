@@ -51,12 +51,17 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # until jobs.interrupt takes them, after the imports
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end_at_once)
-    from maskfleet.packages import check_packages
+    from maskfleet.packages import absence, check_packages
 
     check_packages()
-    from jobs.cli import main as run_command
+    try:
+        from jobs.cli import main as run_command
 
-    run_command()
+        run_command()
+    except ModuleNotFoundError as error:
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this program")
+        sys.stderr.write(f"maskfleet: {absence(command, error)}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":
