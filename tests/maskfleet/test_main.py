@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.commands import CONFIGURED
+from jobs.terminal import Exit
 from maskfleet.__main__ import own_path
 from pipeline.tables import load_images, load_instances
 from tests.chaos.runs import as_in_a_terminal, is_listening, wait_until
