@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from functools import partial
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -16,9 +16,11 @@ from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, open_finished
 from jobs.terminal import counted
 from jobs.training.output import CONFIG, TrainingOutput
 from pipeline.bulk.corpus import read_plan
+from pipeline.evaluation.metrics import MetricsJson
 from pipeline.manifest import RUN_KEY, Run, RunError, open_run
+from pipeline.results import FIGURES
 from pipeline.results.export import Exported, export_run
-from pipeline.results.history import FIGURES, load_history, plot_trend, trend
+from pipeline.results.history import load_history, plot_trend, trend
 from pipeline.results.report import build_report
 from pipeline.storage.stores import open_file, open_storage
 
@@ -50,15 +52,15 @@ def write_report(config: ReportConfig) -> str:
     """
     uri = config.run.uri.rstrip("/")
     storage = open_storage(uri, config.storage)
-    settings: dict[str, Any] = {"num_images": config.report.num_images, "seed": config.report.seed}
+    build = partial(build_report, num_images=config.report.num_images, seed=config.report.seed)
     unfinished = ""
     if storage.exists(RUN_KEY):
         run = open_run(storage)
         unfinished = _missing_shards(run)
-        html = build_report(run, evaluation=_evaluation_of(config, run), unfinished=unfinished, **settings)
+        html = build(run, evaluation=_evaluation_of(config, run), unfinished=unfinished)
     else:
         metrics = pd.DataFrame(TrainingOutput(uri, config.storage).read_metrics())
-        html = build_report(training=metrics, title=f"Training {uri}", **settings)
+        html = build(training=metrics, title=f"Training {uri}")
     target = config.output.uri or f"{storage.uri.rstrip('/')}.report.html"
     storage, key = open_file(target, config.storage)
     storage.write_bytes(key, html.encode())
@@ -75,7 +77,7 @@ def _missing_shards(run: Run) -> str:
     return f"{len(run.files):,} of {counted(plan.num_shards, 'shard')} committed"
 
 
-def _evaluation_of(config: ReportConfig, run: Run) -> dict[str, Any] | None:
+def _evaluation_of(config: ReportConfig, run: Run) -> MetricsJson | None:
     """The figures at `report.evaluation`, or of the evaluation beside the run; None where there is none beside it."""
     evaluation_uri = config.report.evaluation
     storage = open_storage(evaluation_uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX, config.storage)

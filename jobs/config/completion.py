@@ -6,8 +6,8 @@ themselves. bash takes `key=value` for three words and wants the value alone; zs
 
 from __future__ import annotations
 
-import json
 import os
+import textwrap
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -43,15 +43,21 @@ def _keys(settings: Collection[Setting], start: str) -> list[tuple[str, str]]:
     found = {}
     for each in matching:
         end = each.key.find(".", len(start)) + 1
-        found[each.key[:end] if end else f"{each.key}="] = "" if end else each.description
+        found[each.key[:end] if end else f"{each.key}="] = "" if end else _short(each)
     if len(found) != 1:
         return list(found.items())
     if len(matching) > 1:
         return _keys(matching, *found)
     # Two offers at least, so that no shell puts a space behind the =.
     (only,) = matching
-    values = only.choices or ("", "./" if only.is_place else json.loads(only.default or "null"))
-    return [(f"{only.key}={'null' if value is None else value}", only.description) for value in values]
+    default = "[" if only.default[:1] in ("[", "{") else only.default.strip('"')
+    values = only.choices or ("", "./" if only.is_place else default or "null")
+    return [(f"{only.key}={value}", _short(only)) for value in values]
+
+
+def _short(setting: Setting) -> str:
+    """The beginning of its meaning; typer folds longer text into lines, which fish takes for offers."""
+    return textwrap.shorten(setting.description, 60, placeholder="...")
 
 
 def complete_config(context: typer.Context, incomplete: str) -> list[str]:

@@ -7,12 +7,17 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from jobs.cli import app
+from jobs.commands import CONFIGURED
+from jobs.config.completion import complete_words
 from jobs.config.describe import settings_of
-from jobs.config.train import TrainConfig
 from tests.paths import ROOT
 
 PROGRAM = str(Path(sys.executable).parent / "maskfleet")
@@ -55,7 +60,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("asked", [ask, in_bash])
-def test_commands_options_sections_keys_and_values_are_offered(asked, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def test_commands_options_sections_keys_and_values_are_offered(
+    asked: Callable[[str, Path], list[str]], folder: Path
+) -> None:
     assert asked("maskfleet se", folder) == ["segment", "settings"]
     assert asked("maskfleet segment --p", folder) == ["--print-config", "--profile"]
     assert {"model.", "segment."} <= set(asked("maskfleet segment ", folder))
@@ -71,7 +78,7 @@ def test_commands_options_sections_keys_and_values_are_offered(asked, folder: Pa
     assert asked("maskfleet settings ver", folder) == ["verify"]
     assert asked("maskfleet settings train mo", folder) == ["model", "model.spec"]
     assert asked("maskfleet submit ret", folder) == ["retry"]
-    assert asked("maskfleet retry run retry.", folder) == ["retry.statuses=", "retry.statuses=null"]
+    assert asked("maskfleet retry run retry.", folder) == ["retry.statuses=", "retry.statuses=["]
     assert asked("maskfleet jobs st", folder) == ["status", "stop"]
 
 
@@ -94,11 +101,13 @@ def test_a_key_alone_gets_no_space_behind_its_equals_sign(folder: Path) -> None:
     assert ask("maskfleet segment output.u", folder) == ["output.uri=", "output.uri=./"]
 
 
-def test_every_key_of_train_is_offered_below_its_section(folder: Path) -> None:
-    settings = [each.key for each in settings_of(TrainConfig)]
-    sections = {key.rpartition(".")[0] for key in settings}
-    offered = [offer for section in sections for offer in ask(f"maskfleet train {section}.", folder)]
-    assert {offer.rstrip("=") for offer in offered if offer.endswith("=")} == set(settings)
+def test_every_key_is_offered_below_its_section() -> None:
+    group: Any = typer.main.get_command(app)
+    for name, command in CONFIGURED.items():
+        context = group.commands[name].make_context(name, [], resilient_parsing=True)
+        keys = {each.key for each in settings_of(command.config) if "[]" not in each.key}
+        offered = [offer for key in keys for offer, _ in complete_words(context, key)]
+        assert {offer.partition("=")[0] for offer in offered} == keys
 
 
 @pytest.mark.parametrize("command", ["train", "segment", "evaluate", "schedule", "retry"])
