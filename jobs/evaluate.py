@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -54,6 +53,14 @@ class EvaluatePlan:
     truth: Truth
     output: Storage
 
+    def check_cluster(self) -> None:
+        """Raises ConfigError where shares are measured on a cluster that does not answer, or has no core for them."""
+        if self.config.evaluate.num_shares > 1:
+            from jobs.cluster.start import nodes_of
+
+            if not nodes_of(self.config.cluster).room(cpus=1, gpus=0):
+                raise ConfigError("evaluate.num_shares: no node of the cluster has a core; allowed is 1, without one")
+
 
 def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     """Opens the run and the ground truth; writes nothing.
@@ -85,7 +92,7 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
     if settings.num_shares > 1:
         metrics = _evaluate_in_shares(plan)
     else:
-        metrics = evaluate_run(plan.run, plan.truth, **_evaluation_settings(settings))
+        metrics = evaluate_run(plan.run, plan.truth, **vars(_evaluation_settings(settings)))
     plan.output.write_bytes(METRICS_JSON, to_json({"run_id": plan.run.run_id, **metrics.to_dict()}))
     write_frame(plan.output, METRICS_PARQUET, metrics.to_frame())
     if metrics.slices:
@@ -113,25 +120,25 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
 
     from jobs.cluster.start import cluster
 
-    settings = EvaluationSettings(**_evaluation_settings(plan.config.evaluate))
+    settings = _evaluation_settings(plan.config.evaluate)
     shares = share_out(plan.run, plan.truth, plan.config.evaluate.num_shares)
     with cluster(plan.config.cluster):
+        plan.check_cluster()
         task = ray.remote(_measure_share)
-        run = plan.run.storage.uri, plan.run.document, plan.config.storage
+        run = plan.run.storage.uri, plan.config.storage
         measured = ray.get([task.remote(*run, share, settings) for share in shares])
     return merge_shares(plan.run, plan.truth, shares, measured, settings)
 
 
-def _measure_share(
-    uri: str, document: dict[str, Any], storage: StorageSettings, share: Share, settings: EvaluationSettings
-) -> Measured:
+def _measure_share(uri: str, storage: StorageSettings, share: Share, settings: EvaluationSettings) -> Measured:
     """Measures one share of a run; runs as a Ray task."""
-    return measure_share(Run(open_storage(uri, storage), document), share, settings)
+    return measure_share(open_run(uri, storage), share, settings)
 
 
-def _evaluation_settings(section: EvaluateSection) -> dict[str, Any]:
+def _evaluation_settings(section: EvaluateSection) -> EvaluationSettings:
     """The section's part of `EvaluationSettings`, without the classes, which the plan's truth has been cut to."""
-    return {each.name: getattr(section, each.name) for each in fields(EvaluationSettings) if each.name != "classes"}
+    names = [each.name for each in fields(EvaluationSettings) if each.name != "classes"]
+    return EvaluationSettings(**{name: getattr(section, name) for name in names})
 
 
 def _settings_hash(section: EvaluateSection) -> str:

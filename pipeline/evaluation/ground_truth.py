@@ -95,11 +95,11 @@ class Annotations:
         """The annotations at these indices (int64) or where `rows` (bool [G]) is True."""
         indices = np.flatnonzero(rows) if rows.dtype == bool else rows
         index_list: list[int] = indices.tolist()
-        columns: dict[str, Any] = {column.name: getattr(self, column.name) for column in fields(self)}
-        for name, values in columns.items():
-            is_list = isinstance(values, list)
-            columns[name] = [values[index] for index in index_list] if is_list else values[indices]
-        return Annotations(**columns)
+
+        def taken(values: Any) -> Any:
+            return [values[index] for index in index_list] if isinstance(values, list) else values[indices]
+
+        return Annotations(**{column.name: taken(getattr(self, column.name)) for column in fields(self)})
 
 
 @dataclass(frozen=True)
