@@ -117,9 +117,10 @@ def _settings(name: str, file: Path | None, words: list[str] | None) -> Any:
     return settings
 
 
-def _end_dry_run(dry_run: bool, text: str) -> None:
-    """Ends the command, where it is a dry run, with what it would do."""
+def _end_dry_run(dry_run: bool, text: str, check_cluster: Callable[[], None] = lambda: None) -> None:
+    """Ends the command, where it is a dry run, with what it would do, or with 2 where its cluster cannot do it."""
     if dry_run:
+        check_or_refuse(check_cluster)
         say(text)
         raise typer.Exit
 
@@ -146,11 +147,7 @@ def train(settings: Any, dry_run: bool, quiet: bool) -> None:
     from jobs.training.train import prepare_train, run_train
 
     plan = check_or_refuse(lambda: prepare_train(settings))
-    if dry_run:
-        for note in plan.notes:
-            say(f"note: {note}")
-        say(plan.describe())
-        return
+    _end_dry_run(dry_run, "\n".join([*(f"note: {note}" for note in plan.notes), plan.describe()]), plan.check_cluster)
     line = ProgressLine("train", quiet=quiet)
     result = run_or_fail(lambda: run_train(plan, on_progress=line.take), line)
     say(result.describe())
@@ -163,11 +160,8 @@ def sweep(settings: Any, dry_run: bool, quiet: bool) -> None:
     from jobs.sweep.run import prepare_sweep, run_sweep
 
     plan = check_or_refuse(lambda: prepare_sweep(settings))
-    if dry_run:
-        say(plan.describe())
-        for trial in plan.trials:
-            say(f"  {trial.name}{'  (trained)' if trial.name in plan.finished else ''}")
-        return
+    names = (f"  {trial.name}{'  (trained)' if trial.name in plan.finished else ''}" for trial in plan.trials)
+    _end_dry_run(dry_run, "\n".join([plan.describe(), *names]), plan.check_cluster)
     line = ProgressLine("sweep", quiet=quiet)
     line.note(plan.describe())
     result = run_or_fail(lambda: run_sweep(plan, on_progress=line.show), line)
@@ -192,7 +186,7 @@ def segment(
     plan = check_or_refuse(lambda: prepare_segment(settings))
     for note in plan.notes:
         say(f"note: {note}")
-    _end_dry_run(dry_run, plan.describe())
+    _end_dry_run(dry_run, plan.describe(), plan.check_cluster)
     line, states = ProgressLine("segment", quiet=quiet), list[Progress]()
 
     def show(progress: Progress) -> None:
@@ -287,7 +281,8 @@ def retry(
     from jobs.segment import prepare_retry, run_retry
 
     plan = check_or_refuse(lambda: prepare_retry(uri, overrides))
-    _end_dry_run(dry_run, f"would try again what failed in run {plan.run_id} with {plan.checkpoint}")
+    text = f"would try again what failed in run {plan.run_id} with {plan.checkpoint}"
+    _end_dry_run(dry_run, text, plan.check_cluster)
     line = ProgressLine("retry", quiet=quiet)
     statuses = run_or_fail(lambda: run_retry(plan, line.show_run), line)
     if not statuses:
@@ -303,9 +298,8 @@ def evaluate(settings: Any, dry_run: bool) -> None:
     from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_tables
 
     plan = check_or_refuse(lambda: prepare_evaluate(settings))
-    _end_dry_run(
-        dry_run, f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output.uri}"
-    )
+    text = f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output.uri}"
+    _end_dry_run(dry_run, text, plan.check_cluster)
     metrics, reasons = run_or_fail(lambda: run_evaluate(plan))
     for table in to_rich_tables(metrics):
         print_table(table)

@@ -49,6 +49,10 @@ class SegmentPlan:
         """The run's id: a hash of the specification."""
         return run_id_of(self.spec.to_json())
 
+    def check_cluster(self) -> None:
+        """Raises ConfigError where the cluster does not answer, or has no room for a worker."""
+        worker_room(self.config, start.nodes_of(self.config.cluster))
+
 
 def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """Checks everything that can be checked before a cluster starts; writes nothing.
@@ -235,7 +239,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
     Where `segment.num_workers` is not set, the job scales from 1 worker to as many as the cluster has resources for.
     """
     config = plan.config
-    cpus = min(config.segment.cpus_per_worker, start.total("CPU"))
+    cpus, room = worker_room(config, start.joined_nodes())
     return BulkJob(
         output_uri=absolute_uri(config.output.uri),
         spec=plan.spec,
@@ -244,7 +248,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         limits=config.decode.limits(),
         shard_size=config.corpus.shard_size,
         batch_size=config.segment.batch_size,
-        num_workers=_num_workers(config, cpus),
+        num_workers=config.segment.num_workers or (1, room),
         cpus_per_worker=cpus,
         gpus_per_worker=config.segment.gpus_per_worker,
         decode_children=config.segment.decode_children,
@@ -266,16 +270,20 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     }
 
 
-def _num_workers(config: SegmentConfig, cpus: float) -> tuple[int, int]:
-    """The smallest and largest number of workers; ConfigError where no node has room for one, as Ray would wait."""
-    gpus = config.segment.gpus_per_worker
-    room = start.workers_that_fit(cpus, gpus)
+def worker_room(config: SegmentConfig, nodes: start.Nodes) -> tuple[float, int]:
+    """The cores that a worker reserves, and how many workers find room on the nodes.
+
+    Raises:
+        ConfigError: no node has room for one; Ray would wait for ever.
+    """
+    cpus, gpus = min(config.segment.cpus_per_worker, nodes.total("CPU")), config.segment.gpus_per_worker
+    room = nodes.room(cpus, gpus)
     if not room:
         raise ConfigError(
-            f"segment.gpus_per_worker: {gpus:g} is not allowed: the cluster has {start.total('GPU')} GPUs, and no node "
+            f"segment.gpus_per_worker: {gpus:g} is not allowed: the cluster has {nodes.total('GPU')} GPUs, and no node "
             f"has room for a worker of {gpus:g} GPUs and {cpus:g} CPUs; set 0 to segment on CPUs"
         )
-    return config.segment.num_workers or (1, room)
+    return cpus, room
 
 
 def _absolute_pattern(pattern: str | None) -> str | None:

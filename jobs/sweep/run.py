@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jobs.cluster.start import cluster, total
+from jobs.cluster.start import cluster, joined_nodes, nodes_of
 from jobs.config.base import flatten
 from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain
 from jobs.config.sweep import DrawSection, SweepConfig
@@ -33,7 +33,7 @@ from jobs.training.events import TrainEvent, last_line, start_board
 from jobs.training.output import TrainingOutput
 from jobs.training.train import (
     TrainingFailed,
-    check_cluster,
+    check_room,
     prepare_train,
     run_train,
     run_train_here,
@@ -84,6 +84,18 @@ class SweepPlan:
     trials: tuple[Trial, ...]
     finished: frozenset[str]
 
+    @property
+    def waiting(self) -> list[Trial]:
+        """The trials that are not trained yet."""
+        return [trial for trial in self.trials if trial.name not in self.finished]
+
+    def check_cluster(self) -> None:
+        """Raises ConfigError where the cluster does not answer, or is too small for a trial."""
+        if waiting := self.waiting:
+            nodes = nodes_of(self.config.cluster)
+            for trial in waiting:
+                check_room(trial.config, nodes)
+
     def describe(self) -> str:
         """One line that says how many trainings there are and what they differ in."""
         axes = [f"{len(values)} x {key}" for key, values in self.config.sweep.grid.items()]
@@ -132,9 +144,10 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"sweep: two trials are the same training ({duplicates[0]}); allowed is each value once")
     finished = frozenset(trial.name for trial in trials if _output_of(trial.config).read_finished() is not None)
+    plan = SweepPlan(config, output, trials, finished)
     if config.draw is None:
-        _check_data([trial for trial in trials if trial.name not in finished])
-    return SweepPlan(config, output, trials, finished)
+        _check_data(plan.waiting)
+    return plan
 
 
 def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = None) -> SweepResult:
@@ -147,18 +160,16 @@ def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = No
         on_progress: Called with one line about the state of the sweep whenever it changes.
 
     Raises:
-        ConfigError: Drawn data that does not fit a trial, or a cluster too small for one.
+        ConfigError: Drawn data that does not fit a trial, or a cluster too small for one, where nothing was written.
     """
-    waiting = [trial for trial in plan.trials if trial.name not in plan.finished]
     table = _Table(plan)
-    if waiting:
-        plan.output.write_bytes(CONFIG, _to_saved(plan.config))
-        if plan.config.draw is not None:
-            _draw(plan.config.draw, plan.output)
-            _check_data(waiting)
+    if waiting := plan.waiting:
         with cluster(plan.config.cluster):
-            for trial in waiting:
-                check_cluster(trial.config)
+            plan.check_cluster()
+            plan.output.write_bytes(CONFIG, _to_saved(plan.config))
+            if plan.config.draw is not None:
+                _draw(plan.config.draw, plan.output)
+                _check_data(waiting)
             _tune(plan, waiting, table, on_progress or (lambda line: None))
     return SweepResult(tuple(table.write(is_last=True)), plan.output.uri)
 
@@ -321,7 +332,8 @@ def _max_concurrent(trials: list[Trial]) -> int:
     sections = [trial.config.train for trial in trials]
     cpus = max(train.num_workers * (train.cpus_per_worker or 1) for train in sections)
     gpus = max(train.num_workers * train.use_gpu for train in sections)
-    limits = [total("CPU") // cpus] + ([total("GPU") // gpus] if gpus else [])
+    nodes = joined_nodes()
+    limits = [nodes.total("CPU") // cpus] + ([nodes.total("GPU") // gpus] if gpus else [])
     return max(1, min(limits))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from jobs.checkpoints import local_weights, open_checkpoint
-from jobs.cluster.start import cluster, total, workers_that_fit
+from jobs.cluster.start import Nodes, cluster, joined_nodes, nodes_of
 from jobs.config.base import flatten
 from jobs.config.load import Config, ConfigError, to_plain
 from jobs.config.places import map_places
@@ -76,6 +76,11 @@ class TrainPlan:
     subset: SubsetRecord | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def check_cluster(self) -> None:
+        """Raises ConfigError where the cluster does not answer, or is too small."""
+        if not self.is_finished:
+            check_room(self.config, nodes_of(self.config.cluster))
 
     def describe(self) -> str:
         """One line that says what will be trained."""
@@ -255,7 +260,7 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
     if plan.is_finished:
         return _result(output, plan.num_done, was_finished=True)
     with cluster(plan.config.cluster):
-        check_cluster(plan.config)
+        check_room(plan.config, joined_nodes())
         _begin(plan, output, say)
         return _fit(plan.config, output, say)
 
@@ -363,8 +368,8 @@ def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainCo
     )
 
 
-def check_cluster(config: TrainConfig) -> None:
-    """Checks that the cluster has the CPUs and GPUs for the least number of workers; Ray would wait for ever.
+def check_room(config: TrainConfig, nodes: Nodes) -> None:
+    """Checks that a cluster's nodes have the CPUs and GPUs for the least number of workers; Ray would wait for ever.
 
     Raises:
         ConfigError: It has too few of them.
@@ -373,13 +378,13 @@ def check_cluster(config: TrainConfig) -> None:
     num_workers = train.min_workers or train.num_workers
     cpus = train.cpus_per_worker or 1
     for name, per_worker in (("CPU", cpus), ("GPU", int(train.use_gpu))):
-        needed, present = per_worker * num_workers, total(name)
+        needed, present = per_worker * num_workers, nodes.total(name)
         if needed > present:
             raise ConfigError(
                 f"train.num_workers: {num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
                 f"at most {present // per_worker} workers"
             )
-    if (room := workers_that_fit(cpus, int(train.use_gpu))) < num_workers:
+    if (room := nodes.room(cpus, int(train.use_gpu))) < num_workers:
         raise ConfigError(
             f"train.num_workers: {num_workers} workers of {cpus} CPUs{' and a GPU' if train.use_gpu else ''} find no "
             f"room on the nodes of the cluster; allowed are at most {room}"
