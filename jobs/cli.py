@@ -90,7 +90,8 @@ def configured(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
             if values["print_config"]:
                 sys.stdout.write(check_or_refuse(lambda: print_settings(name, file, words)))
                 return
-            body(_settings(name, file, words), **{each.name: values[each.name] for each in own})
+            settings = check_or_refuse(lambda: read_settings(name, file, words))
+            body(settings, **{each.name: values[each.name] for each in own})
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
         command.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -104,17 +105,6 @@ def configured(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
 
 def _epilog(name: str) -> str:
     return f"Settings and their meaning: maskfleet settings {name}"
-
-
-def _settings(name: str, file: Path | None, words: list[str] | None) -> Any:
-    """The validated configuration of a command, whose storage settings this process then uses; ends with 2 on a wrong
-    one."""
-    settings = check_or_refuse(lambda: read_settings(name, file, words))
-    from pipeline.storage.stores import use_settings
-
-    if hasattr(settings, "storage"):
-        use_settings(settings.storage)
-    return settings
 
 
 def _end_dry_run(dry_run: bool, text: str, check_cluster: Callable[[], None] = lambda: None) -> None:
@@ -275,8 +265,6 @@ def retry(
 ) -> None:
     """Try again what failed in a finished run; nothing sealed is touched."""
     uri, overrides = check_or_refuse(lambda: split_retry(words))
-    # The run's own settings are read from the run, which may lie where only these words lead.
-    _settings("verify", None, [uri, *(word for word in overrides if word.startswith("storage."))])
     from jobs.progress import ProgressLine
     from jobs.segment import prepare_retry, run_retry
 

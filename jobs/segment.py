@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs.checkpoints import find_checkpoint, is_weights, open_checkpoint, place_checkpoint
 from jobs.cluster import start
 from jobs.config.load import ConfigError, load_config, to_plain
+from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
 from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
@@ -201,7 +202,9 @@ def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
         RunError: no run there, one that is not finished, or one without images.
         ConfigError, CheckpointError, OtherRunError: as `prepare_segment`; `words` must not change the specification.
     """
-    run = open_run(absolute_uri(uri))
+    # The run's own settings are read from the run, which may lie where only these words lead.
+    access = [word for word in words if word.startswith("storage.")]
+    run = open_run(absolute_uri(uri), load_config(VerifyConfig, None, access, base={"run": {"uri": uri}}).storage)
     if not run.sealed:
         raise RunError(f"run.uri: {uri} is not finished; run its segment command again first")
     files = run.images_files()

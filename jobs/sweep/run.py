@@ -42,7 +42,8 @@ from jobs.training.train import (
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import sha256_of, to_json
 from pipeline.storage.base import Storage
-from pipeline.storage.stores import open_storage, use_settings
+from pipeline.storage.files import Location
+from pipeline.storage.stores import open_storage
 
 if TYPE_CHECKING:
     from ray import tune
@@ -261,7 +262,7 @@ def _draw(draw: DrawSection, output: Storage) -> None:
     """Draws the data unless it is complete, which its last file shows."""
     folder = _data_folder(draw)
     if not output.exists(f"{folder}/unlabelled_truth.json"):
-        draw_shapes(output.uri_of(folder), num_unlabelled=0, **draw.model_dump())
+        draw_shapes(Location(output.uri_of(folder), output.settings), num_unlabelled=0, **draw.model_dump())
 
 
 def _check_data(trials: list[Trial]) -> None:
@@ -352,7 +353,6 @@ def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig]
     """
     name = point["trial"]
     config = configs[name]
-    use_settings(config.storage)
 
     def say(event: TrainEvent) -> None:
         board.push.remote(f"{name}: {event.describe()}")

@@ -45,7 +45,6 @@ from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.subset import take_subset
 from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.stores import use_settings
 
 # Called for each event people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
@@ -444,7 +443,7 @@ class TrainingRun:
     def _open_validations(self, stack: contextlib.ExitStack) -> None:
         if not self.train.validates or self.config.data.val is None:
             return
-        sets = [("", load_validation_set(self.config.data, self.annotated.categories))]
+        sets = [("", load_validation_set(self.config, self.annotated.categories))]
         if self.train.validate_train_images:
             num_images = min(self.train.validate_train_images, len(self.annotated))
             sets.append(("train_", take_subset(self.annotated, num_images, seed=self.train.seed)[0]))
@@ -540,7 +539,6 @@ def train_worker(settings: Mapping[str, Any]) -> LoopResult | TrainingStopped:
         device=ray.train.torch.get_device(),
     )
     config: TrainConfig = settings["config"]
-    use_settings(config.storage)  # data and weights may be in buckets too
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
     board = settings["board"]

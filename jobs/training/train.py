@@ -162,7 +162,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
             raise ValueError(
                 f"train.validate_every_{name} is set, but data.val is null; give a validation set, or null here"
             )
-        sets["data.val"] = load_validation_set(config.data, annotated.categories)
+        sets["data.val"] = load_validation_set(config, annotated.categories)
     newest = output.load_newest()
     if newest is None:  # a resumed training does not need what it started from
         _check_start(config, spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import msgspec
 import numpy as np
@@ -60,5 +60,6 @@ def hash_annotations(annotated: AnnotatedSet) -> str:
     """sha256 of a set's images and annotations, whatever their format, and wherever the photos are."""
     sha256 = hashlib.sha256(msgspec.msgpack.encode((annotated.categories, annotated.keypoint_names)))
     for image in annotated.images:
-        sha256.update(msgspec.msgpack.encode(replace(image, path="", extra_paths=())))
+        values = {field.name: getattr(image, field.name) for field in fields(image)}
+        sha256.update(msgspec.msgpack.encode(values | {"path": "", "extra_paths": ()}))
     return sha256.hexdigest()

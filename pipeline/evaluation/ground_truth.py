@@ -23,6 +23,7 @@ from pipeline.dataset.formats.coco_file import (
 from pipeline.dataset.types import AnnotatedSet, Polygons, Rle
 from pipeline.evaluation.kernel_types import Rles
 from pipeline.masks.rle import polygons_to_rle, rle_areas
+from pipeline.storage.files import Location
 
 
 class EvaluationError(ValueError):
@@ -161,8 +162,8 @@ class Truth:
         )
 
     @classmethod
-    def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str) -> Truth:
-        """The truth of a COCO JSON file (its URI) or object, or of any set that `pipeline.dataset` reads.
+    def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str | Location) -> Truth:
+        """The truth of a COCO JSON file (its URI or location) or object, or of any set that `pipeline.dataset` reads.
 
         A COCO file gives exactly the values it holds. An `AnnotatedSet` has its boxes clipped to the image, which can
         change a bbox AP in its last digits.
@@ -177,7 +178,7 @@ class Truth:
             return cls.from_coco(to_coco(source))
         if isinstance(source, Mapping):
             return cls.from_coco(source)
-        return cls.from_file(read_coco(str(source), unknown="drop"))
+        return cls.from_file(read_coco(Location.of(source), unknown="drop"))
 
     def only(self, image_ids: np.ndarray) -> Truth:
         """The truth of these images alone (int64 ids), with all categories; its notes stay with the whole."""

@@ -26,6 +26,7 @@ from pipeline.masks.contours import mask_to_part_polygons
 from pipeline.results.charts import bar_chart, line_chart
 from pipeline.results.render import open_photo, palette
 from pipeline.schema import OK, STATUSES
+from pipeline.storage.files import Location
 from pipeline.tables import decode_mask, iter_instances, load_images, load_instances
 
 if TYPE_CHECKING:
@@ -243,7 +244,8 @@ def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[
     size = 0
     for row in chosen.itertuples():
         try:
-            entry = _gallery_entry(row, rows_of.get(row.image_id), colors)
+            photo = open_photo(Location(row.uri, run.storage.settings))
+            entry = _gallery_entry(row, photo, rows_of.get(row.image_id), colors)
         except (OSError, ValueError):  # the photo is gone or has changed: the report shows the run without it
             continue
         size += len(json.dumps(entry))
@@ -253,14 +255,14 @@ def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[
     return [entry for _, entry in sorted(gallery, key=lambda pair: pair[0])]
 
 
-def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str, str]) -> dict[str, object]:
+def _gallery_entry(
+    row: Any, photo: Image.Image, instances: pd.DataFrame | None, colors: Mapping[str, str]
+) -> dict[str, object]:
     """One photo as the page's script takes it: a JPEG, and outlines in its pixels.
 
     Raises:
-        OSError: the photo cannot be opened.
         ValueError: it has another size than the one that was segmented.
     """
-    photo = open_photo(row.uri)
     height, width = photo.height, photo.width
     if (height, width) != (row.height, row.width):
         raise ValueError("the photo is not the one that was segmented")

@@ -18,9 +18,8 @@ from jobs.config.load import load_config
 from jobs.config.segment import SegmentConfig
 from jobs.segment import prepare_segment, run_segment
 from pipeline.bulk.verify import verify_run
-from pipeline.manifest import RunTotals, open_run
+from pipeline.manifest import Run, RunTotals, open_run
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.stores import use_settings
 from pipeline.tables import load_images, load_instances
 from tests.paths import ROOT
 
@@ -97,11 +96,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> RunTotals:
     """Runs `maskfleet segment` in this process, on the Ray that it has; returns the run's totals."""
     config = load_config(SegmentConfig, None, words_of(checkpoint, photos, out, *words))
-    use_settings(config.storage)
-    try:
-        return run_segment(prepare_segment(config))
-    finally:
-        use_settings(None)
+    return run_segment(prepare_segment(config))
 
 
 def descendants(pid: int) -> list[int]:
@@ -158,9 +153,9 @@ def commits_of(out: Path) -> list[Path]:
     return list(out.glob("commits/*/*.json"))
 
 
-def rows_of(uri: str) -> list[pd.DataFrame]:
+def rows_of(run: Run) -> list[pd.DataFrame]:
     """A run's two tables as readers see them, in an order that does not depend on how they were written."""
-    tables = (load_images(uri), load_instances(uri))
+    tables = (load_images(run), load_instances(run))
     keys = (["image_id"], ["image_id", "instance"])
     return [table.sort_values(key, ignore_index=True) for table, key in zip(tables, keys)]
 
@@ -174,14 +169,10 @@ def check_exact(
         settings: access to the buckets of both runs.
         ignore: columns that may differ.
     """
-    use_settings(settings)
-    try:
-        for table, expected_table in zip(rows_of(str(out)), rows_of(str(expected)), strict=True):
-            columns = [column for column in table.columns if column not in ignore]
-            pd.testing.assert_frame_equal(table[columns], expected_table[columns])
-        run = open_run(str(out))
-        faults = list(verify_run(run))
-        assert faults == [], faults
-        assert run.storage.remove_unfinished() == []
-    finally:
-        use_settings(None)
+    run = open_run(str(out), settings)
+    for table, expected_table in zip(rows_of(run), rows_of(open_run(str(expected), settings)), strict=True):
+        columns = [column for column in table.columns if column not in ignore]
+        pd.testing.assert_frame_equal(table[columns], expected_table[columns])
+    faults = list(verify_run(run))
+    assert faults == [], faults
+    assert run.storage.remove_unfinished() == []

@@ -18,11 +18,12 @@ from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.storage.files import Location
 from tests.pipeline.images.tiff_files import random_bands
 
 
 def annotated_image(path: Path, height: int = 11, width: int = 14) -> AnnotatedImage:
-    return AnnotatedImage(1, path.name, str(path), height, width)
+    return AnnotatedImage(1, path.name, Location(str(path)), height, width)
 
 
 def test_depth_of_an_aligned_file_follows_the_photos_channels(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance, mask_to_instance
+from pipeline.storage.files import Location
 
 
 def test_a_sample_has_the_annotated_objects(awkward_set: AnnotatedSet) -> None:
@@ -95,10 +96,10 @@ def test_random_changes_depend_on_seed_epoch_and_index_alone(awkward_set: Annota
 def broken_set(awkward_set: AnnotatedSet, tmp_path: Path) -> AnnotatedSet:
     """Photos 0, 1 and 3 of five can be used; the file of 2 is truncated, that of 4 is absent."""
     truncated = tmp_path / "truncated.png"
-    truncated.write_bytes(Path(awkward_set.images[2].path).read_bytes()[:900])
+    truncated.write_bytes(awkward_set.images[2].path.read_bytes()[:900])
     images = list(awkward_set.images)
-    images[2] = replace(images[2], path=str(truncated))
-    images[4] = replace(images[4], path=str(tmp_path / "absent.png"))
+    images[2] = replace(images[2], path=Location(str(truncated)))
+    images[4] = replace(images[4], path=Location(str(tmp_path / "absent.png")))
     return replace(awkward_set, images=tuple(images))
 
 
@@ -124,7 +125,7 @@ def test_broken_annotations_do_not_stop_the_training(awkward_set: AnnotatedSet) 
 
 
 def test_a_set_without_a_usable_photo_is_refused(awkward_set: AnnotatedSet) -> None:
-    images = tuple(replace(image, path="/nowhere/x.png") for image in awkward_set.images)
+    images = tuple(replace(image, path=Location("/nowhere/x.png")) for image in awkward_set.images)
     with pytest.raises(UnusablePhoto, match="none of the 5 photos"):
         SampleSet(replace(awkward_set, images=images))[0]
     with pytest.raises(AnnotationError, match="no images"):
@@ -161,7 +162,7 @@ def test_exif_orientation_is_applied_where_the_annotations_need_it(
     exif: int,
 ) -> None:
     pixels = write_photo(tmp_path / "x.png", *stored, orientation=orientation)
-    image = AnnotatedImage(1, "x.png", str(tmp_path / "x.png"), *annotated)
+    image = AnnotatedImage(1, "x.png", Location(str(tmp_path / "x.png")), *annotated)
     sample = SampleSet(AnnotatedSet((image,), SHAPE_CATEGORIES)).load_sample(0, 0)
     quarters = {6: -1, 8: 1, 3: 2}.get(orientation or 1, 0) if exif == 1 else 0
     expected = torch.from_numpy(np.rot90(pixels, quarters).copy()).permute(2, 0, 1) / 255
@@ -171,7 +172,7 @@ def test_exif_orientation_is_applied_where_the_annotations_need_it(
 
 def test_another_size_than_annotated_is_refused(tmp_path: Path, write_photo: Callable[..., np.ndarray]) -> None:
     write_photo(tmp_path / "x.png", 30, 50, orientation=6)
-    image = AnnotatedImage(1, "x.png", str(tmp_path / "x.png"), 60, 100)
+    image = AnnotatedImage(1, "x.png", Location(str(tmp_path / "x.png")), 60, 100)
     with pytest.raises(UnusablePhoto, match=r"30 x 50 px \(H x W\), but annotated as 60 x 100"):
         SampleSet(AnnotatedSet((image,), SHAPE_CATEGORIES))[0]
 

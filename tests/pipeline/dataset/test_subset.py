@@ -11,10 +11,11 @@ from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.subset import hash_annotations, take_subset
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.manifest import to_json
+from pipeline.storage.files import Location
 
 
 def numbered(count: int) -> AnnotatedSet:
-    images = tuple(AnnotatedImage(3 * n + 1, f"{n}.png", f"{n}.png", 5, 5) for n in range(count))
+    images = tuple(AnnotatedImage(3 * n + 1, f"{n}.png", Location(f"{n}.png"), 5, 5) for n in range(count))
     return AnnotatedSet(images, SHAPE_CATEGORIES)
 
 
@@ -64,7 +65,8 @@ def test_sizes_out_of_range_are_refused(count: int) -> None:
 def test_the_hash_follows_the_annotations_and_not_the_place_of_the_photos(awkward_set: AnnotatedSet) -> None:
     before = hash_annotations(awkward_set)
     first, *others = awkward_set.images
-    assert hash_annotations(replace(awkward_set, images=(replace(first, path="elsewhere.png"), *others))) == before
+    elsewhere = replace(first, path=Location("elsewhere.png"))
+    assert hash_annotations(replace(awkward_set, images=(elsewhere, *others))) == before
     moved = replace(first.instances[0], box=(0.0, 0.0, 1.0, 1.0))
     changed = replace(first, instances=(moved, *first.instances[1:]))
     assert hash_annotations(replace(awkward_set, images=(changed, *others))) != before
