@@ -161,7 +161,7 @@ def _section_in(kind: Any) -> tuple[Any, bool]:
     return None, False
 
 
-def _default_and_limits(section: Any, name: str) -> tuple[str, dict[str, Any]]:
+def _default_and_limits(section: Any, name: str) -> tuple[str, Mapping[str, Any]]:
     """The default as JSON ("" for none), and the limits by name: ge, gt, le, lt, min_length, allowed."""
     if issubclass(section, BaseModel):
         info = section.model_fields[name]

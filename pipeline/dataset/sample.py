@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torchvision import tv_tensors
 
 from pipeline.dataset.types import AnnotatedImage, Box, Instance, mask_to_box
 
-SampleDict = dict[str, Any]
+SampleDict = dict[str, Tensor]
 Transform = Callable[[SampleDict], SampleDict]
 
 
