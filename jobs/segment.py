@@ -12,11 +12,12 @@ from jobs.cluster import start
 from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
+from jobs.terminal import counted
 from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
-from pipeline.bulk.commit import check_run, claim_run
+from pipeline.bulk.commit import check_run, claim_run, committed_shards
 from pipeline.bulk.corpus import read_plan
-from pipeline.bulk.listing import has_images, tell_kind
+from pipeline.bulk.listing import count_images, tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
@@ -27,6 +28,8 @@ from pipeline.storage.base import StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
+
+_MOST_COUNTED = 100_000  # images that a dry run counts; a bucket of that many is listed in some ten seconds
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,22 @@ class SegmentPlan:
     def check_cluster(self) -> None:
         """Raises ConfigError where the cluster does not answer, or has no room for a worker."""
         worker_room(self.config, start.nodes_of(self.config.cluster))
+
+    def describe(self) -> str:
+        """What the run would do, for a dry run: how many images it has, or, where it was begun before, has left."""
+        output = open_storage(absolute_uri(self.config.output.uri), self.config.storage)
+        plan = read_plan(output)
+        if plan is not None:
+            images = counted(plan.num_images, "image")
+            done = f"; {len(committed_shards(output)):,} of {counted(plan.num_shards, 'shard')} are done already"
+        else:
+            number = _count_images(self.spec.input, _MOST_COUNTED + 1, self.config.storage)
+            more = number > _MOST_COUNTED
+            images, done = f"more than {_MOST_COUNTED:,} images" if more else counted(number, "image"), ""
+            if self.spec.input.since_run is not None:
+                images += f", save those that {self.spec.input.since_run} has segmented and that have not changed,"
+        line = f"would segment {images} of {self.spec.input.uri} with {self.checkpoint} into {self.config.output.uri}"
+        return f"{line}{done}\nrun {self.run_id}"
 
 
 def prepare_segment(config: SegmentConfig) -> SegmentPlan:
@@ -116,13 +135,22 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
 
 def _check_not_empty(source: InputSpec, settings: StorageSettings) -> None:
     """Raises ConfigError for an input without any image; images that earlier runs have done count, too."""
-    if not has_images(
-        source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column, settings=settings
-    ):
+    if not _count_images(source, 1, settings):
         matching = "" if source.pattern == "*" else f" that matches input.pattern={source.pattern}"
         raise ConfigError(
             f"input.uri: {source.uri} holds no image{matching}; set input.allow_empty=true for a run without rows"
         )
+
+
+def _count_images(source: InputSpec, limit: int, settings: StorageSettings) -> int:
+    return count_images(
+        source.uri,
+        kind=source.kind,
+        pattern=source.pattern,
+        uri_column=source.uri_column,
+        limit=limit,
+        settings=settings,
+    )
 
 
 def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:
@@ -189,10 +217,14 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
     return str(dtype).removeprefix("torch."), None if reason is None else f"segment.mode=fast: {reason}"
 
 
-def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
-    """Segments the corpus, or resumes the run; returns the run's totals."""
+def run_segment(
+    plan: SegmentPlan,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> RunTotals:
+    """Segments the corpus, or resumes the run; returns the run's totals. The callbacks are `segment_corpus`'s."""
     with start.cluster(plan.config.cluster):
-        return segment_corpus(_shared_job(plan), on_progress)
+        return segment_corpus(_shared_job(plan), on_progress, on_note)
 
 
 def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:

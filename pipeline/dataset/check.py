@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.reading import format_of, load_annotations
 from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance, mask_to_box
+from pipeline.notes import NoteList
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import base_name
 

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from model.categories import Category
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.class_names import check_distinct
 from pipeline.dataset.formats.id_masks import (
     check_disjoint,
@@ -29,6 +29,7 @@ from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.formats.records import Name, to_record
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.notes import NoteList
 from pipeline.storage.files import Location
 from pipeline.storage.uri import file_stem, folder_before
 

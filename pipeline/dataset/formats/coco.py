@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from model.categories import Category
-from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.coco_file import CocoAnnotation, CocoFile, CocoImage, coco_box, read_coco
 from pipeline.dataset.formats.photo_copy import copy_photo, names_below
 from pipeline.dataset.types import (
@@ -26,6 +25,7 @@ from pipeline.dataset.types import (
     polygon_area,
 )
 from pipeline.masks.rle import polygons_to_rle, rle_areas
+from pipeline.notes import NoteList
 from pipeline.storage.files import Location, no_collection
 from pipeline.storage.uri import relative_uri, scheme_of
 

@@ -19,10 +19,11 @@ from typing import Annotated, Any, TypedDict, cast
 import msgspec
 from msgspec import Meta
 
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.records import MOST_PIXELS, Coordinate, Length, Name, to_record
 from pipeline.dataset.types import AnnotationError
 from pipeline.masks.rle import counts_to_runs, rle_bbox, runs_to_rle
+from pipeline.notes import NoteList
 from pipeline.storage.files import Location, no_collection, parse_json
 
 IGNORED_NOTE = "annotations that are ignore regions, neither positive nor negative"  # begins notes, before the fault

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from model.categories import Category
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.class_names import BACKGROUND_NAME, check_distinct, check_writable, read_lines
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
@@ -34,6 +34,7 @@ from pipeline.dataset.types import (
     segmentation_to_mask,
 )
 from pipeline.masks.contours import mask_to_loops, mask_to_polygons
+from pipeline.notes import NoteList
 from pipeline.storage.files import Location
 from pipeline.storage.uri import base_name, file_stem, is_full, relative_uri
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from model.categories import Category
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.class_names import check_writable
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
@@ -26,6 +26,7 @@ from pipeline.dataset.types import (
     AnnotationError,
     segmentation_to_polygon,
 )
+from pipeline.notes import NoteList
 from pipeline.storage.files import Location
 from pipeline.storage.uri import relative_uri
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.categories import Category
-from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.class_names import (
     BACKGROUND_NAME,
     check_distinct,
@@ -35,6 +34,7 @@ from pipeline.dataset.formats.id_masks import (
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.types import IGNORE_NAME, AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.notes import NoteList
 from pipeline.storage.files import Location
 from pipeline.storage.uri import file_stem
 

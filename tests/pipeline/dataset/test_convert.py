@@ -328,10 +328,10 @@ def test_a_bucket_serves_as_a_disk_does(awkward_set: AnnotatedSet, bucket: str, 
     write_coco(awkward_set, f"{bucket}/data/val.json")
     annotated = load_annotations(f"{bucket}/data/val.json")
     assert annotated.images[0].path.uri == f"{bucket}/data/val/photo_0.png"
-    on_disk, in_bucket = SampleSet(awkward_set)[0], SampleSet(annotated)[0]
-    assert on_disk[0].equal(in_bucket[0]) and on_disk[1]["masks"].equal(in_bucket[1]["masks"])
+    on_disk, in_bucket = SampleSet(awkward_set)[(0, 0)], SampleSet(annotated)[(0, 0)]
+    assert on_disk.image.equal(in_bucket.image) and on_disk.target["masks"].equal(in_bucket.target["masks"])
     deep = with_extra_channels(annotated, "{folder}/../val/{stem}.png")
-    assert SampleSet(deep, in_channels=6)[0][0].shape[0] == 6
+    assert SampleSet(deep, in_channels=6)[(0, 0)].image.shape[0] == 6
     for target_format in ("via", "voc", "cityscapes", "labelme"):
         convert_annotations(f"{bucket}/data/val.json", f"{bucket}/{target_format}", target_format=target_format)
         again = load_annotations(f"{bucket}/{target_format}")

@@ -102,7 +102,6 @@ def test_no_objects_pass_through_every_transform() -> None:
         assert target["boxes"].shape == (0, 4)
         assert target["masks"].shape == (0, *changed["image"].shape[-2:])
         assert target["keypoints"].shape == (0, 3, 3)
-        assert target["area"].shape == (0,)
 
 
 @pytest.mark.parametrize(
