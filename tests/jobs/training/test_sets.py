@@ -61,7 +61,8 @@ def losses_and_gradients(
     """
     config = config_of(folder, annotations, categories, image or {}, data)
     annotated, _ = load_training_set(config)
-    pixels, target = SampleSet(annotated)[0]
+    sample = SampleSet(annotated)[(0, 0)]
+    pixels, target = sample.image, sample.target
     quick = {**QUICK, "image_min_size": 128, "image_max_size": 128}
     model = build(ModelSpec.tiny(len(annotated.categories), **quick, class_loss="focal")).train()
     torch.manual_seed(0)
