@@ -132,10 +132,7 @@ def segment_shards(
         except GetTimeoutError:
             raise RunError(f"no process of Ray's has started on this machine within {BOARD_S:.0f} s{GO_ON}") from None
         on_progress(progress)
-        if not progress.num_workers:
-            starts.look()
-        else:
-            starts = StartCheck(call.job)
+        starts.look(progress)
 
     # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
     remote_wave = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave)
@@ -173,13 +170,16 @@ class StartCheck:
         self.failures = Counter[str]()  # in a row, by node
         self.due_at = time.monotonic() + SILENT_S
 
-    def look(self) -> None:
+    def look(self, progress: Progress) -> None:
         """Asks the nodes where it is time to.
 
         Raises:
             RunError: a node has failed NUM_PROBES times in a row.
         """
-        if time.monotonic() > self.due_at:
+        if progress.num_workers:
+            self.failures.clear()
+            self.due_at = time.monotonic() + SILENT_S
+        elif time.monotonic() > self.due_at:
             self.ask_nodes()
             self.due_at = time.monotonic() + SILENT_S * (0.25 if self.failures else 10)
 
