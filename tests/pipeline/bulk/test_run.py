@@ -97,7 +97,7 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, tiny_checkpoint: Path, 
 
 
 def test_another_threshold_is_another_run(finished: Path, tiny_checkpoint: Path, photos: Path) -> None:
-    with pytest.raises(OtherRunError, match=r"segment\.score_threshold: 0\.05 there, 0\.7 here"):
+    with pytest.raises(OtherRunError, match=r"segment\.score_threshold +0\.05 +0\.7"):
         prepare_segment(config_of(tiny_checkpoint, photos, finished, "segment.score_threshold=0.7"))
 
 
