@@ -200,9 +200,9 @@ def _check_same_classes(output: TrainingOutput, there: Sequence[Category], now: 
     """Raises ValueError where the classes of a resumed training are other ones than the data has now."""
     pairs = enumerate(itertools.zip_longest(there, now), start=1)
     rows = [
-        (f"label {label}", *(each and f"{each.id} {each.name}" for each in both))
-        for label, both in pairs
-        if both[0] != both[1]
+        (f"label {label}", old and f"{old.id} {old.name}", new and f"{new.id} {new.name}")
+        for label, (old, new) in pairs
+        if old != new
     ]
     if rows:
         raise ValueError(
