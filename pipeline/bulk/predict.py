@@ -19,7 +19,6 @@ from model.inference.predictor import Detections, Predictor
 from model.inference.prefetch import Image, upload_ahead
 from pipeline import malloc
 from pipeline.bulk.slices import SlicedDetections, cut
-from pipeline.masks.rle_kernel import torch_resize_is_fused
 from pipeline.run_spec import SegmentSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.cache import local_folder
@@ -62,7 +61,7 @@ class ImagePredictor:
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        checkpoint = load_checkpoint(local_folder(uri, CHECKPOINT_MARKER, storage))
+        checkpoint = load_checkpoint(local_folder(uri, CHECKPOINT_MARKER, storage), with_training_state=False)
         if checkpoint.sha256 != sha256:
             raise CheckpointError(
                 f"{uri}: its weights are {checkpoint.sha256[:12]}..., the run was begun with {sha256[:12]}..."
@@ -71,7 +70,7 @@ class ImagePredictor:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
         self.slicing = segment.slice
-        self.paste = Paste(segment.mask_threshold, torch_resize_is_fused()) if self.device == "cuda" else None
+        self.paste = Paste(segment.mask_threshold) if self.device == "cuda" else None
         network, spec = checkpoint.build(), checkpoint.spec
         del checkpoint  # frees its copy of the weights
         self.predictor = Predictor(
