@@ -18,7 +18,7 @@ from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections, Predictor
 from model.inference.prefetch import Image, upload_ahead
 from pipeline import malloc
-from pipeline.bulk.slices import SlicedDetections, cut
+from pipeline.images.slices import SlicedDetections, cut
 from pipeline.run_spec import SegmentSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.cache import local_folder

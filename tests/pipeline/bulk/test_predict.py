@@ -14,7 +14,7 @@ from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.slices import SlicedDetections
+from pipeline.images.slices import SlicedDetections
 from pipeline.masks.rle import decode_rle
 from pipeline.run_spec import SegmentSpec, Slicing
 
