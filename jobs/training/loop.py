@@ -399,9 +399,9 @@ class TrainingRun:
         self.history.add(row)
         self.report(
             "step",
-            f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  ETA {format_seconds(remaining_s)}  "
             f"{means['images_per_s']:.1f} images/s  data wait {means['data_wait_share']:.1%}  "
-            f"ETA {format_seconds(remaining_s)}",
+            f"lr {row['learning_rate']:.2e}",
             **row,
             max_steps=max_steps,
             eta_s=remaining_s,
