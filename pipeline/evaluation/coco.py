@@ -45,12 +45,10 @@ class CocoResult:
     Attributes:
         iou_type: bbox, segm or keypoints.
         stats: float64 [12] (10 for keypoints), COCO's figures in its order (`names`); -1 where no object counts.
-        precision: float64 [T, R, K, A, M] by IoU threshold, recall threshold, category, range of area, and number of
-            detections of an image; -1 where no object counts.
+        precision: float64 [T, R, K, A, M] by IoU threshold (IOU_THRESHOLDS), recall threshold (RECALL_THRESHOLDS),
+            category, range of area, and number of detections of an image; -1 where no object counts.
         recall: float64 [T, K, A, M], likewise.
         category_ids: the K categories.
-        iou_thresholds: float64 [T].
-        recall_thresholds: float64 [R].
         max_detections: of an image and class that were counted at most.
         backend: the evaluator that computed them, compiled or pycocotools.
     """
@@ -60,8 +58,6 @@ class CocoResult:
     precision: np.ndarray
     recall: np.ndarray
     category_ids: tuple[int, ...]
-    iou_thresholds: np.ndarray
-    recall_thresholds: np.ndarray
     max_detections: int
     backend: str
 
@@ -80,36 +76,29 @@ class CocoResult:
             figures[category_id] = {
                 "AP": _mean(precision),
                 **{
-                    name: _mean(precision[np.isclose(self.iou_thresholds, threshold)])
+                    name: _mean(precision[np.isclose(IOU_THRESHOLDS, threshold)])
                     for name, threshold in (("AP50", 0.5), ("AP75", 0.75))
                 },
                 "AR" if self.iou_type == "keypoints" else f"AR{self.max_detections}": _mean(recall),
             }
         return figures
 
-    def pr_curve(self, category_id: int | None = None, iou_threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-        """The precision-recall curve at one IoU threshold.
-
-        Args:
-            category_id: the category; None: the mean over categories with objects.
+    def pr_curve(self, iou_threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+        """The precision-recall curve at one IoU threshold: the mean over the categories with objects.
 
         Returns:
             Recall and interpolated precision, float64 [R] each. Precision is NaN where there are no objects.
 
         Raises:
-            ValueError: a threshold that was not evaluated, or an unknown category.
+            ValueError: a threshold that was not evaluated.
         """
-        matching = np.flatnonzero(np.isclose(self.iou_thresholds, iou_threshold))
+        matching = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou_threshold))
         if not len(matching):
-            raise ValueError(f"iou_threshold {iou_threshold} was not evaluated; {self.iou_thresholds.tolist()} were")
+            raise ValueError(f"iou_threshold {iou_threshold} was not evaluated; {IOU_THRESHOLDS.tolist()} were")
         curves = self.precision[matching[0], :, :, 0, -1]
-        if category_id is not None:
-            if category_id not in self.category_ids:
-                raise ValueError(f"there is no category {category_id}; there are {list(self.category_ids)}")
-            curves = curves[:, [self.category_ids.index(category_id)]]
         curves = curves[:, (curves > -1).any(axis=0)]
-        mean = curves.mean(axis=1) if curves.shape[1] else np.full(len(self.recall_thresholds), np.nan)
-        return self.recall_thresholds, mean
+        mean = curves.mean(axis=1) if curves.shape[1] else np.full(len(RECALL_THRESHOLDS), np.nan)
+        return RECALL_THRESHOLDS, mean
 
 
 @dataclass(frozen=True)
@@ -162,8 +151,6 @@ class CocoMatches:
             precision=precision,
             recall=recall,
             category_ids=tuple(self.category_ids.tolist()),
-            iou_thresholds=IOU_THRESHOLDS,
-            recall_thresholds=RECALL_THRESHOLDS,
             max_detections=limit,
             backend="compiled",
         )
@@ -320,8 +307,6 @@ def evaluate_by_pycocotools(
         precision=precision,
         recall=recall,
         category_ids=tuple(int(i) for i in evaluator.params.catIds),
-        iou_thresholds=np.asarray(evaluator.params.iouThrs),
-        recall_thresholds=np.asarray(evaluator.params.recThrs),
         max_detections=int(evaluator.params.maxDets[-1]),
         backend="pycocotools",
     )

@@ -265,28 +265,22 @@ def rle_iou(
     truths: Sequence[str | bytes],
     height: int,
     width: int,
-    iscrowd: Sequence[bool] | None = None,
 ) -> NDArray[np.float64]:
     """Intersection over union of every detection with every truth: float64 [D, G], both of one image.
 
     Args:
         detections, truths: `counts` of D and G masks; either may be empty.
         height, width: size of the image.
-        iscrowd: whether each truth is a crowd, of length G. For a crowd the intersection is divided by the detection's
-            area alone, as in COCO's evaluation. None means that no truth is a crowd.
 
     Raises:
-        ValueError: a string is malformed, the size is not positive, or `iscrowd` is not of length G.
+        ValueError: a string is malformed or the size is not positive.
     """
     size = _check_size(height, width)
-    crowd = [0] * len(truths) if iscrowd is None else [int(bool(flag)) for flag in iscrowd]
-    if len(crowd) != len(truths):
-        raise ValueError(f"iscrowd must have one entry for each of the {len(truths)} truths, not {len(crowd)}")
     if not len(detections) or not len(truths):
         return np.zeros((len(detections), len(truths)))
     from pycocotools import mask as coco
 
-    return np.asarray(coco.iou(_as_dicts(detections, *size), _as_dicts(truths, *size), crowd), np.float64)
+    return np.asarray(coco.iou(_as_dicts(detections, *size), _as_dicts(truths, *size), [0] * len(truths)), np.float64)
 
 
 def rle_merge(counts: Sequence[str | bytes], height: int, width: int, *, intersect: bool = False) -> str:

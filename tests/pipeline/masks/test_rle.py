@@ -189,13 +189,8 @@ def test_iou_is_that_of_the_masks() -> None:
     sizes, other_sizes = left.sum((1, 2)), right.sum((1, 2))
     union = sizes[:, None] + other_sizes - both
     np.testing.assert_allclose(rle.rle_iou(left_counts, right_counts, 12, 17), both / union)
-    crowd = rle.rle_iou(left_counts, right_counts, 12, 17, iscrowd=[False, True, False, False])
-    np.testing.assert_allclose(crowd[:, 1], both[:, 1] / sizes)
-    np.testing.assert_allclose(crowd[:, 2], (both / union)[:, 2])
     assert rle.rle_iou([], right_counts, 12, 17).shape == (0, 4)
     assert rle.rle_iou(left_counts, [], 12, 17).shape == (4, 0)
-    with pytest.raises(ValueError, match="iscrowd must have one entry for each of the 4 truths, not 1"):
-        rle.rle_iou(left_counts, right_counts, 12, 17, iscrowd=[True])
 
 
 def test_merged_masks_are_the_union_or_what_all_share() -> None:
