@@ -133,7 +133,7 @@ def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lam
 
 def to_rich_table(prediction: Prediction) -> Table:
     """The photos, their instances by class, and the best score; of many photos the first."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("photo", "pixels", "instances", "best score"):
         table.add_column(title, overflow="fold")
     by_photo = dict(tuple(prediction.instances.groupby("image_id")))
