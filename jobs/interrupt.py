@@ -51,9 +51,10 @@ class Interrupted(KeyboardInterrupt):
         go_on: what is kept and how to go on; the last line of the command.
     """
 
-    def __init__(self, go_on: str) -> None:
+    def __init__(self, go_on: str, stderr: int = 2) -> None:
         super().__init__(go_on)
         self.go_on = go_on
+        self._stderr = stderr
         self._last_resort: threading.Timer | None = None
         self._processes = _open_descendants()  # now: later, some may have lost the parents that lead to them
 
@@ -70,13 +71,18 @@ class Interrupted(KeyboardInterrupt):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 stream.flush()
-        _write(f"interrupted: {how}{self.go_on}")
+        self.write(f"interrupted: {how}{self.go_on}")
         for child in multiprocessing.active_children():
             child.kill()
         for process in (*self._processes, *_open_descendants()):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(process, signal.SIGKILL)
         os._exit(Exit.INTERRUPTED)
+
+    def write(self, text: str) -> None:
+        """Writes a line to stderr, past its buffer, which the interrupted code may be using; a terminal may be gone."""
+        with contextlib.suppress(OSError):
+            os.write(self._stderr, f"{chr(10) if os.isatty(self._stderr) else ''}maskfleet: {text}\n".encode())
 
 
 class Interrupts:
@@ -90,6 +96,9 @@ class Interrupts:
         self.doing, self.go_on = SENTENCES.get(command, OTHER)
         self.first: Interrupted | None = None
         self._arrived_at = 0.0
+        self._stderr = 2
+        with contextlib.suppress(OSError):  # closed
+            self._stderr = os.dup(2)  # which is led elsewhere while Ray starts
 
     def listen(self) -> None:
         """Takes the signals from now on; one that the process was started to ignore (`nohup`, `&`) stays ignored."""
@@ -100,11 +109,11 @@ class Interrupts:
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.first is None:
             self._arrived_at = time.monotonic()
-            self.first = Interrupted(self.go_on)
+            self.first = Interrupted(self.go_on, self._stderr)
             self.first.end_within(END_S)
             if _is_importing(frame):
                 self.first.end()
-            _write(f"interrupted: {self.doing}; again ends it at once")
+            self.first.write(f"interrupted: {self.doing}; again ends it at once")
             signal.raise_signal(number)  # so that Python takes those that came with it now, and not after a long call
             raise self.first
         if time.monotonic() - self._arrived_at > ONE_SIGNAL_S:
@@ -139,9 +148,3 @@ def _open_descendants() -> list[int]:
                     waiting.append(child)
                     descriptors.append(os.pidfd_open(child))
     return descriptors
-
-
-def _write(text: str) -> None:
-    """Writes a line to stderr, past its buffer, which the interrupted code may be using; a terminal may be gone."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"{chr(10) if os.isatty(2) else ''}maskfleet: {text}\n".encode())

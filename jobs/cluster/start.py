@@ -56,12 +56,11 @@ def cluster(section: ClusterSection) -> Iterator[None]:
         # So it is an empty one; our own only where a Python of this environment would not find our packages by itself.
         with contextlib.chdir(Path(empty) if is_installed() else HOME), _own_signals():
             _start(section) if section.address is None else _join(section.address)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # What it logs at ERROR is raised as well, or is said of a dataset that an interrupted call has left.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            # A dataset of an interrupted call goes on in its thread, and would log that Ray is gone.
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             ray.shutdown()
 
 
