@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+import pickle
 from pathlib import Path
 
 import pytest
 
+from pipeline.storage.base import Secret, StorageSettings
 from pipeline.storage.files import Location, no_collection
 from pipeline.storage.local import LocalStorage
 
@@ -92,3 +94,19 @@ def test_text_in_another_encoding_is_refused_with_its_place(tmp_path: Path) -> N
             ValueError, match=r"x\.txt is no text in UTF-8: byte 0xe9 in line 2, column 4.*save it as UTF-8"
         ):
             read(Location(str(tmp_path / "x.txt")))
+
+
+def test_what_is_reached_from_a_location_keeps_its_settings_and_shows_no_secret() -> None:
+    settings = StorageSettings(access_key=Secret("key-hunter2"), secret_key=Secret("hunter3"))
+    folder = Location("s3://bucket/x", settings)
+    reached = {
+        "s3://bucket/y/a.b.png": folder / "../y/a.b.png",
+        "s3://bucket": folder.parent,
+        "/tmp/a b": folder.at("file:///tmp/a%20b"),
+        "s3://bucket/x": pickle.loads(pickle.dumps(Location.of(folder))),
+    }
+    for uri, location in reached.items():
+        assert str(location) == location.uri == uri and location.settings == settings
+        assert "hunter" not in repr(location)
+    assert ((folder / "a.b.png").name, (folder / "a.b.png").stem) == ("a.b.png", "a.b")
+    assert Location.of(Path("a")) == Location.of("a") == Location("a", None)
