@@ -62,7 +62,7 @@ def load_weights(model: nn.Module, spec: ModelSpec, weights: str) -> WeightsRepo
 
     Args:
         model: Changed in place.
-        spec: The spec it was built from.
+        spec: Of the network.
         weights: "coco" (torchvision's Mask or Keypoint R-CNN of this spec), "imagenet" (torchvision's classifier with
             this backbone), or the path of a file: a torchvision state dict (.pth), safetensors, a detectron2 zoo pickle
             (.pkl), a classifier's state dict; or a checkpoint folder.

@@ -12,7 +12,6 @@ def with_extra_channels(annotated: AnnotatedSet, pattern: str) -> AnnotatedSet:
     """The set with one more extra file for each photo; its bands follow the bands that are there.
 
     Args:
-        annotated: the set.
         pattern: where the file is, see `storage.uri.aligned_uri`.
 
     Raises:

@@ -17,7 +17,6 @@ def choose_categories(
     """A class map for a set, to which `align_categories` then relabels it.
 
     Args:
-        annotated: the set.
         names: the classes wanted, in the order of their labels; None takes the set's own, as renamed.
         rename: old name -> new name; several old names may have the same new one.
 
@@ -53,7 +52,6 @@ def align_categories(
     Categories are matched by name.
 
     Args:
-        annotated: the set.
         categories: the class map wanted; label = index + 1.
         unknown: instances of a category that the map lacks: "refuse" raises; "ignore" makes them regions that are
             neither positive nor negative; "drop" makes them background.

@@ -78,7 +78,6 @@ class SampleSet(Dataset[Sample]):
         """Reads no file yet.
 
         Args:
-            annotated: the data set.
             transforms: see `augment.build_transforms`.
             seed: of everything random about the samples.
             in_channels: bands of the images, see `photos.load_photo`.

@@ -66,8 +66,7 @@ def confusion_matrix(
 
     Args:
         matches: of detections with objects of their class.
-        iou_type: bbox or segm.
-        iou_threshold: the least IoU of a pair.
+        iou_type, iou_threshold: bbox or segm, and the least IoU of a pair.
 
     Returns:
         int64 [K + 1, K + 1], rows by true class, columns by detected class, both by category name, then BACKGROUND.

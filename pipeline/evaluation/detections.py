@@ -41,11 +41,7 @@ class DetectionTable:
         return len(self.scores)
 
     def take(self, rows: np.ndarray) -> DetectionTable:
-        """The table of the given rows, in the given order.
-
-        Args:
-            rows: bool [N] or row indices.
-        """
+        """The table of the given rows (bool [N], or row indices), in the given order."""
         indices = np.flatnonzero(rows) if rows.dtype == bool else rows
         index_list: list[int] = indices.tolist()
         return DetectionTable(

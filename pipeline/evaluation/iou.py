@@ -126,11 +126,7 @@ def _group(
 
 
 def _indices(sorted_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The index of each id in the sorted ones.
-
-    Raises:
-        ValueError: an id is not among them.
-    """
+    """The index of each id in the sorted ones. Raises ValueError where an id is not among them."""
     indices = np.searchsorted(sorted_ids, ids)
     if len(ids) and (not len(sorted_ids) or (sorted_ids[np.minimum(indices, len(sorted_ids) - 1)] != ids).any()):
         raise ValueError("detections on images or of categories that the truth does not have")
@@ -138,11 +134,7 @@ def _indices(sorted_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def in_threads(fill: Callable[[Groups], None], groups: Groups) -> None:
-    """Calls `fill` on parts of the groups in threads, one for each core.
-
-    Args:
-        fill: takes a part of the groups; parts hold about equally many detections.
-    """
+    """Calls `fill` on parts of the groups, of about equally many detections, in threads, one for each core."""
     num = min(os.cpu_count() or 1, len(groups.first))
     if num < 1:
         return
@@ -154,11 +146,7 @@ def in_threads(fill: Callable[[Groups], None], groups: Groups) -> None:
 def _mask_ious(
     truth: Truth, table: DetectionTable, groups: Groups, regions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The IoU of all pairs, and the area of each detection's mask: -1 where it cannot be read.
-
-    Raises:
-        ValueError: the table has no masks.
-    """
+    """The IoU of all pairs, and the area of each mask, -1 where it cannot be read. Raises ValueError without masks."""
     from pipeline.evaluation import kernel
 
     if table.counts is None or table.sizes is None:

@@ -188,11 +188,7 @@ class Metrics:
 
 
 def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> Metrics:
-    """`evaluate` on the tables of a run. Its lowest score and its classes are taken from its specification.
-
-    Args:
-        run: the run, or its URI.
-        settings: of `evaluate`.
+    """`evaluate` on the tables of a run or its URI, with the lowest score and the classes of its specification.
 
     Raises:
         RunError: there is no run.

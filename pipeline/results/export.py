@@ -63,7 +63,6 @@ def export_run(
     Args:
         run: the run, or its URI.
         target: folder or bucket prefix.
-        to: the format.
         min_score: instances below it are left out.
         image_ids: for "coco-results" the ground truth's number of each image, by `image_id`; None: they count from 1
             in the order of the images table, as in "coco".

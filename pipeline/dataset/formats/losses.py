@@ -14,7 +14,6 @@ def count_losses(
     """Counts what is lost by description; nothing is counted as 0.
 
     Args:
-        annotated: the set that is written.
         file_names: of the copy of each photo.
         image_ids: the id that each image has when it is read back.
         category_ids: the same for each category.

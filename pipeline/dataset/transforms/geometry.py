@@ -65,10 +65,7 @@ def crop_sample(sample: SampleDict, top: int, left: int, size: tuple[int, int]) 
 def rotate_sample(sample: SampleDict, degrees: float, *, expand: bool = False) -> SampleDict:
     """The sample rotated counter-clockwise about its centre; corners outside the photo are black.
 
-    Args:
-        sample: to rotate.
-        degrees: of the rotation.
-        expand: grow the canvas so that nothing is cut off.
+    With `expand` the canvas grows, so that nothing is cut off.
     """
     rotated = dict(sample)
     photo = F.rotate(tv_tensors.Image(sample["image"]), degrees, _BILINEAR, expand=expand)
