@@ -62,6 +62,8 @@ def load_whole(picture: Image.Image, data: bytes, draft_size: tuple[int, int] | 
         if (whole := _decode_jpeg(picture, data)) is not None:
             return whole
     picture.load()
+    if picture.format == "PNG" and _ends_black(picture) and _lacks_rows(data):
+        raise ValueError("its last rows are missing")
     return picture
 
 
@@ -118,3 +120,27 @@ def _png_damage(data: bytes) -> str | None:
             return "the checksum of the pixels does not match them"
         position = end + 4
     return None
+
+
+def _ends_black(picture: Image.Image) -> bool:
+    """Whether nothing but zeros is in the last row, as where a PNG's rows are missing, or it is interlaced."""
+    last_row = picture.crop((0, picture.height - 1, picture.width, picture.height))
+    return bool(picture.info.get("interlace")) or not any(last_row.tobytes())
+
+
+def _lacks_rows(data: bytes) -> bool:
+    """Whether a PNG's pixels are fewer than its header says, though their stream ends well."""
+    width, height, bits, colour, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    pixel_bits = bits * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    missing = height * ((width * pixel_bits + 7) // 8 + 1)
+    if is_interlaced:  # seven passes of rows of their own; at least the pixels
+        missing = width * height * pixel_bits // 8
+    position, inflate = 8, zlib.decompressobj()
+    while position + 12 <= len(data) and missing > 0 and not inflate.eof:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        rest = data[position + 8 : position + 8 + length] if kind == b"IDAT" else b""
+        while rest and missing > 0:
+            missing -= len(inflate.decompress(rest, 1 << 20))
+            rest = inflate.unconsumed_tail
+        position += 12 + length
+    return missing > 0 and len(inflate.flush()) < missing

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -129,6 +131,30 @@ def test_what_is_too_much_leaves_nothing_out() -> None:
     for odd in (data[:-2] + bytes(9) + data[-2:], data + bytes(9), data[:table] + bytes(9) + data[table:]):
         assert status(odd) == "ok"
         assert_same_as_pillow(odd)
+
+
+def png_of(rows: int, height: int, interlaced: bool = False) -> bytes:
+    """A PNG of this height, of noise, whose stream of pixels ends well after some rows."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    noise = np.random.default_rng(0).integers(1, 256, (rows, 61 * 3), np.uint8)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in noise))
+    header = struct.pack(">IIBBBBB", 61, height, 8, 2, 0, 0, interlaced)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_a_png_without_its_last_rows_is_corrupt() -> None:
+    for height in (41, 60, 4000):
+        assert status(png_of(40, height)) == "corrupt"
+    assert status(png_of(40, 60, interlaced=True)) == "corrupt"
+    assert status(png_of(40, 40)) == "ok"
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        for size in ((1, 1), (61, 40), (700, 900)):
+            file = io.BytesIO()
+            Image.new(mode, size).save(file, "PNG")
+            assert status(file.getvalue()) == "ok", (mode, size)
 
 
 def test_what_pillow_overlooks_is_named() -> None:
