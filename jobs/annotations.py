@@ -38,8 +38,8 @@ def describe_report(report: DataReport) -> str:
     """The report as text: totals, classes, then each kind of fault with its count and first three examples."""
     classes = ", ".join(f"{name} {count:,}" for name, count in report.class_counts.items())
     lines = [
-        f"{report.uri} ({report.format}): {report.num_images:,} images, {report.num_instances:,} instances, "
-        f"{report.num_negatives:,} images without any",
+        f"{report.uri} ({report.format}): {counted(report.num_images, 'image')}, "
+        f"{counted(report.num_instances, 'instance')}, {counted(report.num_negatives, 'image')} without any",
         f"classes: {classes}",
     ]
     lines += [f"note: {note}: {count:,}" for note, count in report.notes.items()]

@@ -184,7 +184,8 @@ def segment(
         line.show_run(progress)
 
     totals = run_or_fail(lambda: run_segment(plan, show, say), line)
-    say(f"{totals.num_images:,} images, {totals.num_instances:,} instances -> {settings.output.uri}")
+    found = f"{counted(totals.num_images, 'image')}, {counted(totals.num_instances, 'instance')}"
+    say(f"{found} -> {settings.output.uri}")
     say("status: " + ", ".join(f"{status} {count:,}" for status, count in sorted(totals.statuses.items())))
     if profile:
         say(describe_profile(states[-1], settings))
@@ -365,7 +366,8 @@ def verify(settings: Any, dry_run: bool) -> None:
         raise typer.Exit(Exit.FAILED)
     totals = run.final
     assert totals is not None  # a run without totals has a fault
-    say(f"run {run.run_id} is exact: {totals.num_images:,} images, {totals.num_instances:,} instances")
+    found = f"{counted(totals.num_images, 'image')}, {counted(totals.num_instances, 'instance')}"
+    say(f"run {run.run_id} is exact: {found}")
 
 
 @configured("demo")

@@ -268,8 +268,9 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
     if of_spec := re.match(r"(\w+)='(.*?)': (allowed are .*)", reason):  # a field of a component's own dataclass
         key, value, reason = f"{key}.{of_spec[1]}", of_spec[2], of_spec[3]
     reason = reason[:1].lower() + reason[1:]
-    if reason.startswith(f"{key}."):  # a section that is wrong as a whole, with the name of the key
-        return reason
+    named = reason.removeprefix(f"{key}.")
+    if named.split(" ")[0] in _keys_of(kind, names):  # of a section that is wrong as a whole, the key first
+        return f"{key}.{named}"
     choices = [each for each in re.findall("'([^']*)'", reason) if each != str(value)]
     if close := difflib.get_close_matches(str(value), choices, 1):
         reason += f"; did you mean {close[0]}?"

@@ -78,7 +78,7 @@ def test_the_command_prints_a_table_and_names_the_photo_it_cannot_use(
 
 def test_no_photo_is_refused_before_the_model_is_loaded() -> None:
     result = CliRunner().invoke(app, ["predict", "model.checkpoint=/no/model"])
-    assert result.exit_code == Exit.BAD_INPUT and "input: missing" in result.stderr
+    assert result.exit_code == Exit.BAD_INPUT and "input.photos: missing" in result.stderr
     result = CliRunner().invoke(app, ["predict", "/no/photo.jpg", "model.checkpoint=/no/model"])
     assert result.exit_code == Exit.BAD_INPUT and "/no/photo.jpg" in result.stderr
 
