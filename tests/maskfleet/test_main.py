@@ -125,11 +125,11 @@ def run_without_torch(rest: str, *words: str) -> subprocess.CompletedProcess[str
 def test_what_a_smaller_installation_leaves_out_is_named_with_the_remedy() -> None:
     remedy = "needs torch, which is not installed here; install Maskfleet with its dependencies (no --no-deps)"
     main = "from maskfleet.__main__ import main; main()"
-    done = run_without_torch(main, "predict", "photo.jpg", "model.checkpoint=coco")
+    done = run_without_torch(main, "predict", "docs/images/demo.png", "model.checkpoint=coco")
     assert (done.returncode, done.stderr) == (2, f"maskfleet: predict {remedy}\n")
     done = run_without_torch("import maskfleet; maskfleet.load_predictor")
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: maskfleet.load_predictor {remedy}"
     done = run_without_torch(
-        "sys.modules['jobs.predict'] = None; " + main, "predict", "photo.jpg", "model.checkpoint=a"
+        "sys.modules['jobs.predict'] = None; " + main, "predict", "docs/images/demo.png", "model.checkpoint=a"
     )
     assert done.returncode == 1 and "jobs.predict" in done.stderr, "a module of our own that is missing is no remedy's"

@@ -128,7 +128,7 @@ def test_the_smaller_installation_reads_and_evaluates_runs(wheel: Path, tmp_path
     ):
         call("maskfleet", *line.split())
     for line in (
-        "predict run model.checkpoint=coco",
+        "predict val model.checkpoint=coco",
         "segment model.checkpoint=coco input.uri=val output.uri=out",
         "train --config tiny_cpu data.train=val.json output.uri=out",
         "sweep --config study_cpu output.uri=out",
