@@ -77,9 +77,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
-            (["sweep.grid.train.learning_rat=[0.1]"], "train.learning_rat: there is no such key; did you mean learn"),
+            (
+                ["sweep.grid.train.learning_rat=[0.1]"],
+                "train.learning_rat: there is no such key; did you mean train.learning_rate?",
+            ),
             (["sweep.grid.train.learning_rate=[0.1, -1]"], "train.learning_rate: -1 is not allowed: input should be g"),
-            (["sweep.grid.model.spec.roi_op=[align, rolign]"], "roi_op='rolign': allowed are 'align', 'pool', 'warp'"),
+            (
+                ["sweep.grid.model.spec.roi_op=[align, rolign]"],
+                "roi_op: 'rolign' is not allowed: allowed are 'align', 'pool', 'warp'",
+            ),
             (["sweep.grid.train.seed=[1]"], "train.seed is not allowed in fixed, cases or grid; allowed are keys of"),
             (["sweep.grid.train.batch_size=[]"], "train.batch_size has no values; allowed is a list of at least one"),
             (["sweep.grid.train.batch_size=4"], "sweep.grid.train.batch_size: 4 is not allowed: input should be a va"),
