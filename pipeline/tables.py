@@ -100,7 +100,11 @@ def load_table(table: str, uri: str | Run, columns: Sequence[str] | None = None,
 
 
 def instances_dataset(uri: str | Run) -> ds.Dataset:
-    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query."""
+    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query.
+
+    A program that queries a run in a bucket through it and ends at once may, on a busy machine, abort at its very end
+    (exit code 134): Arrow's threads let go of Python's files late. `load_instances` waits for them.
+    """
     return _scan("instances", uri, None, None)[0]
 
 
