@@ -89,8 +89,8 @@ def test_the_smaller_installation_reads_and_evaluates_runs(wheel: Path, tmp_path
     """The packages come from the index, as for whoever follows README."""
     program, data = tmp_path / "reading" / "bin", tmp_path / "data"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "reading"], check=True, timeout=120)
-    install = [program / "pip", "install", "--disable-pip-version-check", "--no-deps", "-r", ROOT / READING, wheel]
-    installed = subprocess.run(install, capture_output=True, text=True, timeout=600)
+    install = ["pip", "install", "--disable-pip-version-check", "--no-deps", "-r", str(ROOT / READING), str(wheel)]
+    installed = subprocess.run([program / install[0], *install[1:]], capture_output=True, text=True, timeout=600)
     if "No matching distribution" in installed.stderr:
         pytest.skip("needs a package index")
     assert installed.returncode == 0, installed.stderr
