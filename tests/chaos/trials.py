@@ -68,8 +68,9 @@ class Trials:
         """Starts the program and disturbs it at a random moment, unless it has ended before."""
         process = self.begin(number)
         before = self.num_commits(number)
-        if self.chance.random() < self.any_time_share:
-            strike_time = time.monotonic() + self.chance.random() * WHOLE_RUN_S
+        if before == NUM_SHARDS or self.chance.random() < self.any_time_share:
+            longest_s = WHOLE_RUN_S * (4 if before == NUM_SHARDS else 1)  # which ends in most cases: it has to be sealed
+            strike_time = time.monotonic() + self.chance.random() * longest_s
             wait_until(lambda: time.monotonic() > strike_time, process)
         else:
             commits = min(before + self.chance.randint(0, 5), NUM_SHARDS)
