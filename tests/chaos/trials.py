@@ -69,7 +69,8 @@ class Trials:
         process = self.begin(number)
         before = self.num_commits(number)
         if before == NUM_SHARDS or self.chance.random() < self.any_time_share:
-            longest_s = WHOLE_RUN_S * (4 if before == NUM_SHARDS else 1)  # which ends in most cases: it has to be sealed
+            # Once all shards are committed, it must end before the fault in most cases, to be sealed.
+            longest_s = WHOLE_RUN_S * (4 if before == NUM_SHARDS else 1)
             strike_time = time.monotonic() + self.chance.random() * longest_s
             wait_until(lambda: time.monotonic() > strike_time, process)
         else:
