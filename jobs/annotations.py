@@ -67,8 +67,9 @@ def run_convert(config: ConvertConfig) -> Conversion:
 def describe_conversion(conversion: Conversion, target: str) -> str:
     """The conversion as text: what was written, and what the target format cannot express."""
     lines = [
-        f"{conversion.num_images:,} images, {conversion.num_instances:,} instances, {conversion.num_categories:,} "
-        f"categories: {conversion.source_format} -> {conversion.target_format} at {target}"
+        f"{counted(conversion.num_images, 'image')}, {counted(conversion.num_instances, 'instance')}, "
+        f"{counted(conversion.num_categories, 'category')}: {conversion.source_format} -> {conversion.target_format} "
+        f"at {target}"
     ]
     lines += [f"note: {note}: {count:,}" for note, count in conversion.notes.items()]
     lines += [f"lost: {loss}: {count:,}" for loss, count in conversion.losses.items()]

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from jobs.terminal import counted
 from pipeline.bulk.progress import Progress
 from pipeline.schema import OK
 
@@ -103,8 +104,7 @@ def describe(progress: Progress) -> str:
         + (f" ({', '.join(f'{status} {count}' for status, count in sorted(failed.items()))})" if failed else ""),
     ]
     if progress.num_workers:
-        plural = "" if progress.num_workers == 1 else "s"
-        parts.append(f"{progress.num_workers:,} worker{plural} {progress.busy_share:.0%} busy")
+        parts.append(f"{counted(progress.num_workers, 'worker')} {progress.busy_share:.0%} busy")
     if progress.num_resumed:
         parts.insert(1, f"{progress.num_resumed:,} from before")
     return "  ".join(parts)

@@ -129,5 +129,6 @@ def print_table(table: Any) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun: "1 photo", "2,000 photos"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A number with its noun: "1 photo", "2,000 photos", "3 categories"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

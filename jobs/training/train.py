@@ -23,6 +23,7 @@ from jobs.config.load import Config, ConfigError, to_plain
 from jobs.config.places import map_places
 from jobs.config.train import NOT_IDENTITY, TrainConfig
 from jobs.interrupt import CHECKPOINT_S, END_S, Interrupted
+from jobs.terminal import counted
 from jobs.training.events import Collector, Listener, TrainEvent, last_line, start_board
 from jobs.training.loop import (
     LoopResult,
@@ -87,11 +88,16 @@ class TrainPlan:
         if self.is_finished:
             return f"{uri} is finished: {self.num_done} of {self.max_steps} steps are done, nothing is left to do"
         batch = images_per_step(train, train.num_workers)
+        size = (
+            counted(self.num_images, "image"),
+            counted(self.num_instances, "instance"),
+            counted(self.num_categories, "category"),
+        )
+        workers = counted(train.num_workers, "GPU worker" if train.use_gpu else "CPU worker")
         return (
-            f"training {self.config.model.spec.backbone} on {self.num_images} images, {self.num_instances} instances, "
-            f"{self.num_categories} categories: {self.max_steps} steps of {batch} images on {train.num_workers} "
-            f"{'GPU' if train.use_gpu else 'CPU'} worker{'s' if train.num_workers > 1 else ''} into {uri}"
-            + (f", of which {self.num_done} are done" if self.num_done else "")
+            f"training {self.config.model.spec.backbone} on {', '.join(size)}: {counted(self.max_steps, 'step')} of "
+            f"{counted(batch, 'image')} on {workers} into {uri}"
+            + (f", of which {self.num_done:,} are done" if self.num_done else "")
         )
 
 

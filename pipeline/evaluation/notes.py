@@ -85,9 +85,8 @@ def _on_coverage(coverage: Coverage) -> Iterator[str]:
             f"({', '.join(reasons)}); their {coverage.num_truths_lost} objects count as missed"
         )
     if coverage.num_extra_images:
-        yield (
-            f"{coverage.num_extra_images} images of the run are not in the ground truth; their detections were left out"
-        )
+        images = "1 image" if coverage.num_extra_images == 1 else f"{coverage.num_extra_images} images"
+        yield f"{images} of the run not in the ground truth; detections there were left out"
     if coverage.num_other_category:
         yield f"{coverage.num_other_category} detections of categories without ground truth were left out"
     if coverage.num_not_labelled or coverage.num_truths_not_labelled:
@@ -108,9 +107,10 @@ def _on_classes(truth: Truth, run_classes: Mapping[int, str] | None) -> Iterator
         yield "the ground truth has no object that counts, so that AP and recall are not measured"
     unknown = [n for n in truth.names if n not in run_classes and (objects == n).any()] if run_classes else []
     if unknown:
+        own = ", ".join(list((run_classes or {}).values())[:_MOST_NAMES]) + _more(len(run_classes or {}))
         yield (
-            f"the model does not have the classes {_listing(truth, unknown)} of the ground truth; their "
-            f"{int(np.isin(objects, unknown).sum())} objects count as missed"
+            f"the model, whose classes are {own}, does not have these of the ground truth: {_listing(truth, unknown)}; "
+            f"their {int(np.isin(objects, unknown).sum())} objects count as missed"
         )
 
 

@@ -41,7 +41,7 @@ def test_other_weights_under_the_same_name_are_refused(
     save_checkpoint(checkpoint, model=network, spec=original.spec, categories=original.categories, progress={})
     before = contents(out)
     output = finish(start(checkpoint, photos, out), code=2)
-    assert f'model.sha256: "{original.sha256}" there' in output
+    assert "model.sha256" in output and original.sha256[:32] in output
     (checkpoint / "model.safetensors").write_bytes(b"torn")
     assert "model.safetensors" in finish(start(checkpoint, photos, out), code=2)
     assert contents(out) == before, "nothing was written"

@@ -221,7 +221,7 @@ def test_an_interrupted_sweep_goes_on_from_the_checkpoints_of_its_trainings(
     assert "2 of 2 trainings" in output
     for trial in (tmp_path / "out" / "trials").iterdir():
         rows = TrainingOutput(str(trial)).read_metrics()
-        assert [row["step"] for row in rows] == list(range(1, 61)), "each step once"
+        assert [row["step"] for row in rows if "loss" in row] == list(range(1, 61)), "each step once"
 
 
 @pytest.mark.long

@@ -65,7 +65,8 @@ def test_classes_that_only_one_side_has_are_named():
     without = evaluate(detected(boxes[:3]), None, content_of(boxes), iou_types=["bbox"], run_classes={10: "circle"})
     assert without.overall("bbox", "AP") == pytest.approx(0.5)
     assert without.notes == (
-        "the model does not have the classes square of the ground truth; their 2 objects count as missed",
+        "the model, whose classes are circle, does not have these of the ground truth: square; "
+        "their 2 objects count as missed",
     )
     only_circles = evaluate(detected(boxes), None, content_of(boxes), iou_types=["bbox"], classes=("circle",))
     assert only_circles.names == {10: "circle"} and only_circles.overall("bbox", "true_positives") == 3
@@ -78,7 +79,8 @@ def test_a_run_of_a_model_is_asked_for_its_classes(drawn_run):
     content["annotations"].append({**content["annotations"][0], "id": 999, "category_id": 99})
     notes = evaluate_run(drawn_run.uri, content).notes
     assert any(
-        note.startswith("the model does not have the classes star of the ground truth; their 1") for note in notes
+        note.endswith("does not have these of the ground truth: star; their 1 objects count as missed")
+        for note in notes
     )
 
 
@@ -127,7 +129,7 @@ def test_images_of_the_run_alone_are_counted(drawn_run, frames):
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in kept]
     notes = evaluate(frames[0], frames[1], content).notes
-    assert "2 images of the run are not in the ground truth; their detections were left out" in notes
+    assert "2 images of the run not in the ground truth; detections there were left out" in notes
 
 
 def test_only_high_scores_understate_ap():
