@@ -72,7 +72,8 @@ def test_workers_that_die_before_they_can_say_so_end_the_run(
         last = done.stderr.splitlines()[-1]
         assert last.startswith("maskfleet: no worker reports, and on the node ")
         assert last.endswith(f" {reason}. The run has stopped; the same command goes on with it")
+        (sick,) = cluster.worker_nodes
+        cluster.remove_node(sick, allow_graceful=False)
         cluster.add_node(num_cpus=1)
-        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         finish(start(tiny_checkpoint, photos, tmp_path / "run", f"cluster.address={cluster.address}"))
     check_exact(tmp_path / "run", undisturbed)
