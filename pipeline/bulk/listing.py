@@ -184,8 +184,11 @@ def _once_for_each_place(images: Iterable[PlannedImage], notes: NoteList) -> Ite
 
     def noted() -> Iterator[PlannedImage]:
         for image in images:
-            place = place_of(image)
-            prefixes.add(place.removesuffix(image.image_id) if place.endswith(image.image_id) else None)
+            if image.uri == image.image_id and image.uri.startswith("s3://"):  # most lists are of such alone
+                prefixes.add("")
+            else:
+                place = place_of(image)
+                prefixes.add(place.removesuffix(image.image_id) if place.endswith(image.image_id) else None)
             yield image
 
     def once() -> Iterator[PlannedImage]:
@@ -279,7 +282,7 @@ def _iter_list(uri: str, column: str, settings: StorageSettings | None) -> Itera
     for number, value in enumerate(_iter_values(storage, key, column), start=1):
         text = _as_text(value) if isinstance(value, str | bytes) else ""
         if text:
-            yield PlannedImage(text, _place(storage.uri, text))
+            yield PlannedImage(text, text if text.startswith("s3://") else _place(storage.uri, text))
         else:
             yield _nameless(uri, number)
 
