@@ -66,7 +66,7 @@ class Interrupter:
 
 
 @pytest.mark.parametrize(
-    "num_interrupts", [pytest.param(4, marks=pytest.mark.long), pytest.param(30, marks=pytest.mark.slow)]
+    "num_interrupts", [pytest.param(2, marks=pytest.mark.long), pytest.param(30, marks=pytest.mark.slow)]
 )
 def test_interrupts_at_random_moments_of_segment(
     num_interrupts: int, tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path

@@ -56,7 +56,7 @@ def test_a_lost_node_costs_only_its_uncommitted_shards(
 @pytest.mark.parametrize(
     ("deadly", "reason"),
     [
-        ("ray", "no worker process has started within 30 s"),
+        pytest.param("ray", "no worker process has started within 30 s", marks=pytest.mark.slow),
         ("pipeline.bulk.worker", "worker processes die as they start: they are killed, crash or run out of memory"),
     ],
 )
