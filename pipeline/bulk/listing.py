@@ -31,7 +31,7 @@ from pipeline.notes import NoteList
 from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import iter_parquet, open_parquet
 from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import base_name, file_place, is_local, join_uri, parent_uri
+from pipeline.storage.uri import base_name, file_place, is_in_bucket, is_local, join_uri, parent_uri
 
 KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time
@@ -184,7 +184,7 @@ def _once_for_each_place(images: Iterable[PlannedImage], notes: NoteList) -> Ite
 
     def noted() -> Iterator[PlannedImage]:
         for image in images:
-            if image.uri == image.image_id and image.uri.startswith("s3://"):  # most lists are of such alone
+            if image.uri == image.image_id and is_in_bucket(image.uri):  # most lists are of such alone
                 prefixes.add("")
             else:
                 place = place_of(image)
@@ -282,7 +282,7 @@ def _iter_list(uri: str, column: str, settings: StorageSettings | None) -> Itera
     for number, value in enumerate(_iter_values(storage, key, column), start=1):
         text = _as_text(value) if isinstance(value, str | bytes) else ""
         if text:
-            yield PlannedImage(text, text if text.startswith("s3://") else _place(storage.uri, text))
+            yield PlannedImage(text, text if is_in_bucket(text) else _place(storage.uri, text))
         else:
             yield _nameless(uri, number)
 

@@ -43,6 +43,11 @@ def is_local(uri: str) -> bool:
     return scheme_of(uri) in ("", "file")
 
 
+def is_in_bucket(uri: str) -> bool:
+    """Whether a URI is s3://, spelled so: a bucket's object of this very key."""
+    return uri.startswith("s3://")
+
+
 def is_full(uri: str) -> bool:
     """Whether a URI or path says by itself where it is: it has a scheme, or is an absolute path."""
     return bool(scheme_of(uri)) or uri.startswith("/")
@@ -122,7 +127,7 @@ def file_place(uri: str, real_folder: Callable[[str], str] = os.path.realpath) -
     Raises:
         StorageError: as `split_uri`.
     """
-    if uri.startswith("s3://"):
+    if is_in_bucket(uri):
         return uri
     root, key = split_uri(uri)
     if root != "/":

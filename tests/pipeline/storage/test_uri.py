@@ -14,6 +14,7 @@ from pipeline.storage.uri import (
     canonical_uri,
     file_place,
     file_stem,
+    is_in_bucket,
     is_local,
     is_within,
     join_uri,
@@ -64,6 +65,7 @@ def test_local_uris_are_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     local = ["a", "/a", "file:///a", "FILE:///a", "C:/a", "a://", "/x/s3://a"]
     assert [is_local(uri) for uri in local] == [True, True, True, True, True, False, True]
     assert not any(is_local(uri) for uri in ("s3://a", "S3://a", "http://a", "s3+x.1-2://a"))
+    assert is_in_bucket("s3://a/b") and not any(is_in_bucket(uri) for uri in [*local, "S3://a/b"])
     assert local_path("file:///a%20b/c%23d") == Path("/a b/c#d")
     assert local_path("/a%20b/../c") == Path("/c")
     assert local_path("a/b") == tmp_path / "a" / "b"
