@@ -69,7 +69,7 @@ def test_a_run_is_segmented_measured_and_shown_there(
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=["maskfleet", "python -m maskfleet"])
-@pytest.mark.parametrize("wait_s", [0, 0.1, 0.5, 2])
+@pytest.mark.parametrize("wait_s", [0, 0.5, *(pytest.param(wait_s, marks=pytest.mark.long) for wait_s in (0.1, 2))])
 def test_an_interrupt_of_the_first_imports_ends_in_one_line(program: list[str], wait_s: float, tmp_path: Path) -> None:
     words = ["segment", "model.checkpoint=m", "input.uri=i", "output.uri=o"]
     process = subprocess.Popen(

@@ -93,6 +93,7 @@ def run(program: str, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_workers_run_beside_our_packages_and_not_in_the_users_folder(tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('the user\\'s random.py was imported')\n")
     seen = run(OWN_RAY, tmp_path)

@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("asked", [ask, in_bash])
+@pytest.mark.parametrize("asked", [ask, pytest.param(in_bash, marks=pytest.mark.long)])
 def test_commands_options_sections_keys_and_values_are_offered(
     asked: Callable[[str, Path], list[str]], folder: Path
 ) -> None:

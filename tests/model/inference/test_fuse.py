@@ -63,7 +63,9 @@ def network_of(spec):
     return network
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "c4" else name for name in CASES]
+)
 def test_the_copy_has_no_batch_norm_and_equal_feature_maps_and_scores(name):
     network = network_of(CASES[name])
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -96,7 +96,9 @@ def test_if_the_download_fails_the_file_to_provide_is_named(hub, spec, name):
     assert name in str(error.value) and str(hub) in str(error.value) and "no route" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg16", "mobilenet_v3_large", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", pytest.param("vgg16", marks=pytest.mark.long), "mobilenet_v3_large", "efficientnet_b0"]
+)
 def test_imagenet_weights_fill_the_body(hub, name):
     torch.manual_seed(0)
     classifier = getattr(models, name)(weights=None).state_dict()

@@ -79,6 +79,7 @@ def test_an_unfinished_repair_of_other_statuses_comes_first(planned_run: tuple[L
     assert following is not None and (following.number, following.shards) == (2, (2,))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_retry_repairs_beside_the_run(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "photos", tmp_path / "run"
