@@ -5,10 +5,9 @@ Only the rows and columns asked for are read, and only files that the run's comm
 
 from __future__ import annotations
 
-import io
-import time
-import weakref
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.masks.rle import decode_rle
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_file, open_storage
 
 if TYPE_CHECKING:
@@ -70,14 +70,11 @@ def iter_instances(
 
     No frame is empty: a run without a match yields nothing.
     """
-    dataset, expression, names = _scan("instances", uri, columns, filters)
-    scanner = dataset.scanner(
-        columns=names, filter=expression, batch_size=batch_rows, use_threads=_may_use_threads(dataset)
-    )
-    for batch in scanner.to_batches():
-        if batch.num_rows:
-            yield batch.to_pandas()
-    _wait_until_released(dataset)
+    files, expression, names = _scan("instances", uri, columns, filters)
+    with files.errors_of_the_store():
+        for batch in files.dataset().to_batches(columns=names, filter=expression, batch_size=batch_rows):
+            if batch.num_rows:
+                yield batch.to_pandas()
 
 
 def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
@@ -85,27 +82,24 @@ def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.Da
     run = open_run(run) if isinstance(run, str) else run
     expression = to_expression(filters, INSTANCES_SCHEMA)
     for images, instances in zip(run.images_files(), run.instances_files(), strict=True):
-        rows = _files_dataset(run.storage, [instances.key] if instances.rows else [], INSTANCES_SCHEMA)
-        yield (
-            _to_table(_files_dataset(run.storage, [images.key], IMAGES_SCHEMA)).to_pandas(),
-            _to_table(rows, filter=expression).to_pandas(),
-        )
+        images_file = _Files(run.storage, [images.key], IMAGES_SCHEMA)
+        instances_file = _Files(run.storage, [instances.key] if instances.rows else [], INSTANCES_SCHEMA)
+        yield images_file.read().to_pandas(), instances_file.read(filter=expression).to_pandas()
 
 
 def load_table(table: str, uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
     """The Arrow table behind `load_instances` ("instances") and `load_images` ("images")."""
-    dataset, expression, names = _scan(table, uri, columns, filters)
+    files, expression, names = _scan(table, uri, columns, filters)
     # For tables of some hundred MB, Arrow's own allocator takes twice as long as the system's, and keeps their memory.
-    return _to_table(dataset, columns=names, filter=expression, memory_pool=pa.system_memory_pool())
+    return files.read(columns=names, filter=expression, memory_pool=pa.system_memory_pool())
 
 
 def instances_dataset(uri: str | Run) -> ds.Dataset:
     """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query.
 
-    A program that queries a run in a bucket through it and ends at once may, on a busy machine, abort at its very end
-    (exit code 134): Arrow's threads let go of Python's files late. `load_instances` waits for them.
+    In a bucket it keeps the credentials of this moment: open it again when they have expired.
     """
-    return _scan("instances", uri, None, None)[0]
+    return _scan("instances", uri, None, None)[0].dataset()
 
 
 def decode_mask(row: Any) -> NDArray[np.uint8]:
@@ -165,14 +159,14 @@ def _load(table: str, uri: str | Run, columns: Sequence[str] | None, filters: Fi
 
 def _scan(
     table: str, uri: str | Run, columns: Sequence[str] | None, filters: Filters
-) -> tuple[ds.Dataset, ds.Expression | None, list[str] | None]:
+) -> tuple[_Files, ds.Expression | None, list[str] | None]:
     schema = _SCHEMAS[table]
     if columns is not None:
         if isinstance(columns, str):
             raise ValueError(f"columns must be a list of names, not the text {columns!r}")
         if unknown := [name for name in columns if name not in schema.names]:
             raise ValueError(f"{table} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
-    return _dataset(table, uri, schema), to_expression(filters, schema), None if columns is None else list(columns)
+    return _files_of(table, uri, schema), to_expression(filters, schema), None if columns is None else list(columns)
 
 
 def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
@@ -192,101 +186,76 @@ def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
     return pq.filters_to_expression(list(filters))
 
 
-def _dataset(table: str, uri: str | Run, schema: pa.Schema) -> ds.Dataset:
+def _files_of(table: str, uri: str | Run, schema: pa.Schema) -> _Files:
     if isinstance(uri, Run):
         run = uri
     else:
         try:
             run = open_run(str(uri))
         except RunError as error:
-            return _parquet_dataset(str(uri), schema, error)
+            return _parquet_files(str(uri), schema, error)
     data_files = run.instances_files() if table == "instances" else run.images_files()
     # Files without rows are left out, because a run of many small shards may have many of them.
-    return _files_dataset(run.storage, [file.key for file in data_files if file.rows], schema)
+    return _Files(run.storage, [file.key for file in data_files if file.rows], schema)
 
 
-def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset:
+def _parquet_files(uri: str, schema: pa.Schema, error: RunError) -> _Files:
     """A Parquet file, or all Parquet files below a folder; raises `error` where a folder has none."""
     if uri.endswith(".parquet"):
         storage, name = open_file(uri)
         if storage.exists(name):
-            return _files_dataset(storage, [name], schema)
+            return _Files(storage, [name], schema)
         raise RunError(f"there is no file {uri}") from error
     storage = open_storage(uri)
     keys = [info.key for info in storage.iter_objects() if info.key.endswith(".parquet")]
     if not keys:
         raise error
-    return _files_dataset(storage, keys, schema)
+    return _Files(storage, keys, schema)
 
 
-def _to_table(dataset: ds.FileSystemDataset, **options: Any) -> pa.Table:
-    table = dataset.to_table(use_threads=_may_use_threads(dataset), **options)
-    _wait_until_released(dataset)
-    return table
+@dataclass(frozen=True)
+class _Files:
+    """Parquet files of a store, as one table."""
 
+    storage: Storage
+    keys: list[str]
+    schema: pa.Schema
 
-def _wait_until_released(dataset: ds.FileSystemDataset) -> None:
-    """Waits, a second at most, for Arrow's I/O threads, which abort a program that ends while they let go of files."""
-    deadline_s = time.monotonic() + 1.0
-    while not _may_use_threads(dataset) and dataset.filesystem.handler.opened and time.monotonic() < deadline_s:
-        time.sleep(0.001)
+    def dataset(self) -> ds.Dataset:
+        """The files as a data set that Arrow reads by itself.
 
+        Its threads hold nothing of Python's: letting go of that while the program ends would abort it.
+        """
+        files: pafs.FileSystem
+        if isinstance(self.storage, LocalStorage):
+            paths, files = [str(self.storage.path(key)) for key in self.keys], pafs.LocalFileSystem()
+        else:
+            from pipeline.storage.s3 import S3Storage  # as in `open_storage`: s3fs takes a second
 
-def _may_use_threads(dataset: ds.FileSystemDataset) -> bool:
-    """Whether Arrow's threads may decode it: of Python files they abort a program that ends soon after."""
-    return isinstance(dataset.filesystem, pafs.LocalFileSystem)
-
-
-def _files_dataset(storage: Storage, keys: list[str], schema: pa.Schema) -> ds.Dataset:
-    if isinstance(storage, LocalStorage):
-        paths = [str(storage.path(key)) for key in keys]
+            assert isinstance(self.storage, S3Storage)
+            paths = [self.storage.arrow_path(key) for key in self.keys]
+            if any("//" in path for path in paths):  # Arrow takes these for mistakes
+                tables = [self.schema.empty_table(), *(read_parquet(self.storage.read_bytes(key)) for key in self.keys)]
+                return ds.dataset(pa.concat_tables(tables, promote_options="default").select(self.schema.names))
+            files = self.storage.arrow_file_system()
         return ds.FileSystemDataset.from_paths(
-            paths, schema=schema, format=ds.ParquetFileFormat(), filesystem=pafs.LocalFileSystem()
+            paths, schema=self.schema, format=ds.ParquetFileFormat(), filesystem=files
         )
-    return ds.FileSystemDataset.from_paths(
-        keys, schema=schema, format=ds.ParquetFileFormat(), filesystem=pafs.PyFileSystem(_StorageFiles(storage))
-    )
 
+    def read(self, **options: Any) -> pa.Table:
+        """The rows; `options` are those of `Dataset.to_table`."""
+        with self.errors_of_the_store():
+            return self.dataset().to_table(**options)
 
-class _StorageFiles(pafs.FileSystemHandler):
-    """A `Storage` as a read-only Arrow file system."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self.opened: weakref.WeakSet[Any] = weakref.WeakSet()  # the files that Arrow still holds
-
-    def get_type_name(self) -> str:
-        return "maskfleet"
-
-    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        return [self._info(path) for path in paths]
-
-    def _info(self, path: str) -> pafs.FileInfo:
+    @contextlib.contextmanager
+    def errors_of_the_store(self) -> Iterator[None]:
+        """Where Arrow cannot read, asks the store by itself, which says why in its own words, if it fails again."""
         try:
-            size = self.storage.stat(path).size_bytes
-        except FileNotFoundError:
-            return pafs.FileInfo(path, pafs.FileType.NotFound)
-        return pafs.FileInfo(path, pafs.FileType.File, size=size)
-
-    def open_input_file(self, path: str) -> pa.PythonFile:
-        file = self.storage.open_input(path)
-        self.opened.add(file)
-        return pa.PythonFile(file, mode="r")
-
-    def open_input_stream(self, path: str) -> pa.PythonFile:
-        return self.open_input_file(path)
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        raise io.UnsupportedOperation("files are named by the run's commits, never listed")
-
-    def _read_only(self, *_: Any, **__: Any) -> Any:
-        raise io.UnsupportedOperation("a run is read here, not written")
-
-    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = delete_file = _read_only
-    move = copy_file = open_output_stream = open_append_stream = _read_only
+            yield
+        except OSError:
+            for key in self.keys:
+                self.storage.read_object(key, 0, 1)
+            raise
 
 
 def _field(row: Any, name: str) -> Any:

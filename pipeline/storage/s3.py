@@ -6,12 +6,14 @@ s3fs sends the requests. This module adds what a bulk run needs:
 * one policy of retries with jitter,
 * a cap on parallel requests for the whole process,
 * reads that are complete or an error,
-* error messages without credentials.
+* error messages without credentials,
+* Arrow's own file system over the same bucket, with the credentials that s3fs has found.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import hashlib
@@ -27,10 +29,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
 from pipeline.storage.base import CredentialsError, ObjectArchived, ObjectInfo, Storage, StorageError, StorageSettings
 from pipeline.storage.uri import bucket_and_key
+
+if TYPE_CHECKING:
+    from pyarrow.fs import S3FileSystem
 
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _RETRIED_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "InternalError"})
@@ -137,6 +143,17 @@ class S3Storage(Storage):
     def open_input(self, key: str) -> BinaryIO:
         info = self.stat(key)
         return io.BufferedReader(_RangeReader(self, info), _READ_AHEAD_BYTES)
+
+    def arrow_file_system(self) -> S3FileSystem:
+        """Arrow's reader of this bucket, in whose threads no Python runs.
+
+        Credentials are those of this moment, and are not renewed when they expire.
+        """
+        return _shared_client(self.settings).arrow_file_system(self.bucket)
+
+    def arrow_path(self, key: str) -> str:
+        """The path of an object in `arrow_file_system`, which refuses one with `//` in it."""
+        return f"{self.bucket}/{self._prefix}{key}"
 
     def read_many(self, keys: Iterable[str]) -> Iterator[bytes]:
         parallel = self.settings.max_parallel
@@ -282,7 +299,7 @@ class _Client:
             skip_instance_cache=True,  # fsspec's cache would hand these credentials to other users of it
         )
         self._free = threading.BoundedSemaphore(settings.max_parallel)
-        self._longest_s = settings.request_timeout_s
+        self._settings = settings
 
     def call(self, method: str, **arguments: Any) -> _Response:
         """One try of one request; waits for the whole body of the answer."""
@@ -292,7 +309,7 @@ class _Client:
             return sync(self._fs.loop, self._call, method, arguments)
 
     async def _call(self, method: str, arguments: dict[str, Any]) -> _Response:
-        async with asyncio.timeout(self._longest_s):
+        async with asyncio.timeout(self._settings.request_timeout_s):
             client = await self._fs.set_session()  # aiobotocore's client, with s3fs's credentials and connections
             headers = await getattr(client, method)(**arguments)
             data = b""
@@ -302,6 +319,45 @@ class _Client:
                 if len(data) != headers["ContentLength"]:
                     raise ConnectionError(f"{len(data)} of {headers['ContentLength']} bytes came")
             return _Response(headers, data)
+
+    def arrow_file_system(self, bucket: str) -> S3FileSystem:
+        """Arrow's own file system, with the endpoint, region, credentials and certificates of these connections."""
+        from botocore.httpsession import get_cert_path
+        from botocore.utils import get_environ_proxies
+        from fsspec.asyn import sync
+        from pyarrow import fs as pafs
+
+        url, region, credentials, ca_bundle = sync(self._fs.loop, self._found_by_s3fs, bucket)
+        endpoint = urlsplit(url)
+        return pafs.S3FileSystem(
+            **credentials,
+            region=region,
+            scheme=endpoint.scheme,
+            endpoint_override=None if _is_amazon(url) else endpoint.netloc + endpoint.path.rstrip("/"),
+            connect_timeout=self._settings.connect_timeout_s,
+            request_timeout=self._settings.read_timeout_s,
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=self._settings.num_retries + 1),
+            proxy_options=get_environ_proxies(url).get(endpoint.scheme),
+            tls_ca_file_path=ca_bundle or get_cert_path(True),
+        )
+
+    async def _found_by_s3fs(self, bucket: str) -> tuple[str, str, dict[str, Any], str | None]:
+        """The endpoint, the bucket's region, the credentials under Arrow's names, and a file of certificates."""
+        client = await self._fs.set_session()
+        url, region = client.meta.endpoint_url, client.meta.region_name
+        if _is_amazon(url):  # there the bucket may lie in another region than the configured one
+            with contextlib.suppress(Exception):  # without the right to ask, it is the configured one
+                region = (await client.head_bucket(Bucket=bucket)).get("BucketRegion") or region
+        key, secret, token = self._fs.key, self._fs.secret, self._fs.token
+        if not key and not self._fs.anon and (found := await self._fs.session.get_credentials()):
+            frozen = await found.get_frozen_credentials()
+            key, secret, token = frozen.access_key, frozen.secret_key, frozen.token
+        credentials = {"access_key": key, "secret_key": secret, "session_token": token} if key else {"anonymous": True}
+        return url, region, credentials, self._fs.session.get_config_variable("ca_bundle")
+
+
+def _is_amazon(endpoint_url: str) -> bool:
+    return (urlsplit(endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 _client_lock = threading.Lock()

@@ -85,7 +85,8 @@ def scripted_faults(*script: tuple[str, str], method: str | None = None) -> Plan
 class FaultProxy:
     """The proxy, in threads of this process. Use as a context manager; clients use `url` as their endpoint.
 
-    `counts` says how often each fault struck, and under "ok" how many requests met none. With `one_at_a_time` the
+    `counts` says how often each fault struck, and under "ok" how many requests met none; `bytes_answered` is the size
+    of the answers that were sent whole. With `one_at_a_time` the
     server sees one request after the other. Moto needs that where several writers meet: it checks whether an object is
     there and writes it in two steps, and lets two writers win (ran).
     """
@@ -99,6 +100,7 @@ class FaultProxy:
         one_at_a_time: bool = False,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.bytes_answered = 0
         self.plan, self.slow_s = plan, slow_s
         self.gate = threading.Lock() if one_at_a_time else contextlib.nullcontext()
         self.most_parallel = 0
@@ -194,6 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer[: len(answer) // 2])
             return self._cut()
         self.wfile.write(answer)
+        self.server.proxy.bytes_answered += len(answer)
 
     def _leave(self) -> None:
         """Counts the request as done; before the answer's first byte, since the client may send its next one then."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,16 +16,19 @@ import pytest
 
 from pipeline.manifest import RunError, open_run
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
-from pipeline.storage.s3 import S3Storage
+from pipeline.storage.base import CredentialsError
 from pipeline.storage.stores import open_storage
 from pipeline.tables import (
     counts,
     decode_mask,
     decode_masks,
     iter_instances,
+    iter_shards,
     load_images,
     load_instances,
 )
+from tests.chaos.fault_proxy import FaultProxy
+from tests.paths import ROOT
 from tests.pipeline.made_run import instance_row, parquet_bytes
 
 
@@ -130,13 +136,18 @@ def test_counts_are_those_of_value_counts(drawn_run):
     ]
 
 
-def test_a_run_in_a_bucket_answers_as_on_disk(bucket, drawn_run):
-    run = f"{bucket}/run"
-    storage = open_storage(run)
-    root = Path(drawn_run.uri)
-    for path in sorted(root.rglob("*")):
+def copied(run: str, uri: str) -> str:
+    """The URI of a bucket to which the files of a run were copied."""
+    storage = open_storage(uri)
+    for path in sorted(Path(run).rglob("*")):
         if path.is_file():
-            storage.write_bytes(path.relative_to(root).as_posix(), path.read_bytes())
+            storage.write_bytes(path.relative_to(run).as_posix(), path.read_bytes())
+    return uri
+
+
+@pytest.mark.parametrize("prefix", ["run", "a b/é #1?x=%20", "a//run"])
+def test_a_run_in_a_bucket_answers_as_on_disk(bucket, drawn_run, prefix):
+    run = copied(drawn_run.uri, f"{bucket}/{prefix}")
     pd.testing.assert_frame_equal(load_instances(run), load_instances(drawn_run.uri))
     pd.testing.assert_frame_equal(load_images(run), load_images(drawn_run.uri))
     filters = [("category", "==", "circle"), ("score", ">", 0.5)]
@@ -145,7 +156,41 @@ def test_a_run_in_a_bucket_answers_as_on_disk(bucket, drawn_run):
     assert len(filtered)
 
 
-def test_only_row_groups_that_can_match_are_fetched(bucket, monkeypatch):
+def test_a_fault_of_the_store_is_told_in_our_words(moto, bucket, drawn_run, monkeypatch):
+    uri = copied(drawn_run.uri, f"{bucket}/run")
+    with FaultProxy(moto, lambda method, path: "expired" if "/instances/" in path else None) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        for read in (load_instances, lambda uri: list(iter_instances(uri)), lambda uri: list(iter_shards(uri))):
+            with pytest.raises(CredentialsError, match=r"ExpiredToken.*s3://.*/instances/"):
+                read(uri)
+        assert len(load_images(uri)) == 8
+
+
+PROGRAMS = {
+    "head": "print(instances_dataset(URI).head(1).num_rows)",
+    "first rows": "print(len(next(iter_instances(URI, batch_rows=10))))",
+    "duckdb": "import duckdb; d = instances_dataset(URI); print(duckdb.sql('select count(*) from d').fetchall())",
+    "all": "print(len(load_instances(URI)), len(load_images(URI)))",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_program_that_queries_a_bucket_and_ends_at_once_ends_with_0(bucket, drawn_run, kind):
+    """Twenty times, four side by side. With files of Python's in Arrow's threads, every "head" aborted."""
+    uri = copied(drawn_run.uri, f"{bucket}/run")
+    program = f"from maskfleet import instances_dataset, iter_instances, load_images, load_instances\nURI = {uri!r}\n"
+
+    def run(_: int) -> tuple[int, str]:
+        command = [sys.executable, "-c", program + PROGRAMS[kind]]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stderr[-300:]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(run, range(20))) == {(0, "")}
+
+
+def test_only_row_groups_that_can_match_are_fetched(moto, bucket, monkeypatch):
     rng = np.random.default_rng(0)
     mask = np.ones((4, 4), bool)
     kinds = [SimpleNamespace(id=n, name=f"class_{n}") for n in range(10)]
@@ -157,18 +202,11 @@ def test_only_row_groups_that_can_match_are_fetched(bucket, monkeypatch):
     table = pa.Table.from_pylist(rows, schema=INSTANCES_SCHEMA).sort_by("category")
     data = parquet_bytes(table, 500)
     open_storage(f"{bucket}/rows").write_bytes("all.parquet", data)
-    fetched = []
-    read = S3Storage.read_object
-
-    def counting(self, key, start=0, size=None):
-        answer = read(self, key, start, size)
-        fetched.append(len(answer[0]))
-        return answer
-
-    monkeypatch.setattr(S3Storage, "read_object", counting)
-    filtered = load_instances(f"{bucket}/rows", filters=[("category", "==", "class_7")])
-    assert len(filtered) == 2_000 and set(filtered["category_id"]) == {7}
-    assert 0.1 * len(data) < sum(fetched) < 0.5 * len(data)
-    fetched.clear()
-    assert len(load_instances(f"{bucket}/rows")) == 20_000
-    assert sum(fetched) >= 0.9 * len(data)
+    with FaultProxy(moto) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        filtered = load_instances(f"{bucket}/rows", filters=[("category", "==", "class_7")])
+        assert len(filtered) == 2_000 and set(filtered["category_id"]) == {7}
+        assert 0.1 * len(data) < proxy.bytes_answered < 0.5 * len(data)
+        proxy.bytes_answered = 0
+        assert len(load_instances(f"{bucket}/rows")) == 20_000
+        assert proxy.bytes_answered >= 0.9 * len(data)

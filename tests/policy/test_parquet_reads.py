@@ -14,10 +14,9 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 READS = {"read_table", "read_pandas", "read_schema", "read_metadata", "read_parquet", "ParquetFile", "ParquetDataset"}
 PYTHON_FILES = {"PythonFile", "PyFileSystem"}
 # These read with Arrow's threads unless they are told not to.
-THREADED = {"read_row_group", "read_row_groups", "to_table", "scanner"}
+THREADED = {"read_row_group", "read_row_groups"}
 ALLOWED = {
     "pipeline/storage/parquet.py": {"ParquetFile"},
-    "pipeline/tables.py": PYTHON_FILES,  # for data sets, which are scanned without threads where they use these
     "benchmarks/bench_query.py": {"read_parquet"},  # a folder on the disk, which pandas opens without a Python file
     "benchmarks/peer_segment.py": {"read_table"},  # likewise
 }

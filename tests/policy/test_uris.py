@@ -20,6 +20,7 @@ TAKES_APART = re.compile(
 EXCEPTIONS = {
     "pipeline/storage/uri.py": "the one module",
     "pipeline/storage/base.py": "the http address of a store",
+    "pipeline/storage/s3.py": "the http address of a store",
     "jobs/config/schedule.py": "the http address of a webhook",
     "jobs/cluster/start.py": "the address of a Ray cluster",
     "jobs/cluster/submit.py": "the http address of a cluster",

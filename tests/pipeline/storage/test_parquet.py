@@ -51,17 +51,6 @@ PROGRAMS = {
     "bytes": "from pipeline.storage.parquet import read_parquet; read_parquet(open(FILE, 'rb').read()).to_pylist()",
     "file": "from pipeline.storage.parquet import read_parquet; read_parquet(open(FILE, 'rb')).to_pylist()",
     "batches": "from pipeline.storage.parquet import iter_parquet; rows = list(iter_parquet(open(FILE, 'rb')))",
-    "bucket": """
-import os
-from pipeline import tables
-from pipeline.storage.local import LocalStorage
-class Bucket:  # not a LocalStorage, so that Arrow reads it through Python
-    local = LocalStorage(os.path.dirname(FILE))
-    stat, open_input = local.stat, local.open_input
-import pyarrow.parquet as pq
-dataset = tables._files_dataset(Bucket(), [os.path.basename(FILE)] * 8, pq.read_schema(FILE))
-tables._to_table(dataset)
-""",
 }
 
 

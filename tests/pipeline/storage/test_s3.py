@@ -434,3 +434,44 @@ def test_writes_survive_a_gateway_that_is_killed_and_comes_back(gateway: Rgw, mo
         thread.join()
     assert sorted(won) == list(range(60))
     assert [info.size_bytes for info in storage.iter_objects()] == [200_000] * 60
+
+
+# --- Arrow's own reader of the bucket
+
+
+@pytest.mark.parametrize("prefix", ["run", "a b/é/#1?x=%20&+", "2024-01-01T00:00:00+01:00"])
+def test_arrow_reads_the_same_objects(server: str, prefix: str) -> None:
+    storage = S3Storage(f"s3://{make_bucket(server)}/{prefix}", settings_for(server))
+    storage.write_bytes("instances/0/a.bin", b"rows")
+    with storage.arrow_file_system().open_input_file(storage.arrow_path("instances/0/a.bin")) as file:
+        assert file.read() == b"rows"
+    with pytest.raises(FileNotFoundError):
+        storage.arrow_file_system().open_input_file(storage.arrow_path("instances/0/b.bin"))
+
+
+def test_arrow_has_the_endpoint_region_and_credentials_of_our_requests(
+    moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def found(**settings: Any) -> dict[str, Any]:
+        storage = S3Storage("s3://lab/run", StorageSettings(**settings))
+        file_system = storage.arrow_file_system()
+        assert file_system.equals(pickle.loads(pickle.dumps(file_system)))
+        return dict(file_system.__reduce__()[1][0])  # what pickle is given: the only way to see them
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    given = found(endpoint_url=moto, region="eu-west-3", access_key="k", secret_key="s", session_token="t")
+    names = ("access_key", "secret_key", "session_token", "anonymous", "region", "scheme", "endpoint_override")
+    assert [given[name] for name in names] == ["k", "s", "t", False, "eu-west-3", "http", moto.removeprefix("http://")]
+    assert found(endpoint_url=moto, anonymous=True)["anonymous"] is True
+
+    (tmp_path / "credentials").write_text("[night]\naws_access_key_id=pk\naws_secret_access_key=ps\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "night")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example/s3")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    from_profile = found()
+    assert [from_profile[name] for name in names[:2]] == ["pk", "ps"]
+    assert [from_profile[name] for name in names[4:]] == ["eu-central-1", "https", "store.example/s3"]
+    assert from_profile["proxy_options"]["host"] == "proxy.example"
