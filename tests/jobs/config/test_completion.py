@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pty
 import resource
+import select
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from jobs.cli import app
 from jobs.commands import CONFIGURED
 from jobs.config.completion import complete_words
 from jobs.config.describe import settings_of
+from tests.debian import Unavailable, library_folders, unpacked
 from tests.paths import ROOT
 
 PROGRAM = str(Path(sys.executable).parent / "maskfleet")
@@ -51,6 +55,55 @@ def in_bash(line: str, folder: Path) -> list[str]:
     return [offer for offer in done.stdout.splitlines() if offer]
 
 
+class Zsh:
+    """A real zsh at a terminal of its own, with our completion loaded by the program's own script."""
+
+    def __init__(self, folder: Path) -> None:
+        root = unpacked("zsh", "zsh")
+        modules = next(root.rglob("complete.so")).parent.parent
+        functions = next(root.rglob("compinit")).parent.parent
+        folders = " ".join(sorted({str(path.parent) for path in functions.rglob("*") if path.is_file()}))
+        libraries = ":".join(map(str, library_folders(root)))
+        environment = {**os.environ, "LD_LIBRARY_PATH": libraries, "TERM": "dumb", "HOME": str(folder)}
+        environment["PATH"] = f"{Path(PROGRAM).parent}:{os.environ['PATH']}"
+        self.terminal, inner = pty.openpty()
+        shell = next(path for path in (root / "bin/zsh", root / "usr/bin/zsh") if path.exists())
+        self.process = subprocess.Popen(
+            [shell, "-f", "-i"], stdin=inner, stdout=inner, stderr=inner, cwd=folder, env=environment, close_fds=True
+        )
+        os.close(inner)
+        self.type(
+            f"module_path=({modules}); fpath=({folders}); autoload -Uz compinit; compinit -u -D; echo rea''dy\n",
+            "ready",
+        )
+        self.type('eval "$(_MASKFLEET_COMPLETE=source_zsh maskfleet)"; echo com""plete\n', "complete")
+
+    def type(self, keys: str, until: str) -> str:
+        """What the terminal shows after these keys, up to a text that must come within 60 s."""
+        os.write(self.terminal, keys.encode())
+        shown, deadline_s = "", time.monotonic() + 60
+        while until not in shown:
+            assert time.monotonic() < deadline_s, shown
+            if select.select([self.terminal], [], [], 0.1)[0]:
+                shown += os.read(self.terminal, 65536).decode(errors="replace")
+        return shown
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.terminal)
+
+
+@pytest.fixture
+def zsh(folder: Path) -> Iterator[Zsh]:
+    try:
+        shell = Zsh(folder)
+    except Unavailable as reason:
+        pytest.skip(f"no zsh here: {reason}")
+    yield shell
+    shell.close()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
@@ -80,6 +133,20 @@ def test_commands_options_sections_keys_and_values_are_offered(
     assert asked("maskfleet submit ret", folder) == ["retry"]
     assert asked("maskfleet retry run retry.", folder) == ["retry.statuses=", "retry.statuses=["]
     assert asked("maskfleet jobs st", folder) == ["status", "stop"]
+
+
+@pytest.mark.long
+def test_zsh_completes_words_keys_values_and_files(zsh: Zsh) -> None:
+    for typed, added in (
+        ("maskfleet settings ver", "ify "),
+        ("maskfleet segment segment.mode=f", "ast "),
+        ("maskfleet train model.spec.ne", "ck="),
+        ("maskfleet segment --config ti", "ny_cpu "),
+        ("maskfleet predict pho", "tos/"),
+    ):
+        zsh.type(f"{typed}\t", typed + added)
+        zsh.type("\x15", "")  # Ctrl-U: an empty line again
+    assert "segment " in zsh.type("maskfleet se\t", "settings ")
 
 
 def test_the_value_is_offered_as_the_shell_wants_it(folder: Path) -> None:
