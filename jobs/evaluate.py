@@ -118,12 +118,13 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
     """Measures each share of the run in a Ray task; the merged figures equal those of a single process."""
     import ray
 
-    from jobs.cluster.start import cluster
+    from jobs.cluster.start import check_workers_start, cluster
 
     settings = _evaluation_settings(plan.config.evaluate)
     shares = share_out(plan.run, plan.truth, plan.config.evaluate.num_shares)
     with cluster(plan.config.cluster):
         plan.check_cluster()
+        check_workers_start()
         task = ray.remote(_measure_share)
         run = plan.run.storage.uri, plan.config.storage
         measured = ray.get([task.remote(*run, share, settings) for share in shares])

@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config.base import ClusterSection
 from jobs.config.load import ConfigError
 from jobs.home import HOME
 
 START_TRIES = 3
+PROCESS_S = 40.0  # within which a node must have started a process of Ray's
 ANSWER_S = 8.0  # within which the head of a cluster that is to be joined must answer
 # The longest temporary folder that leaves room for Ray's sockets below it: 107 bytes, less
 # /ray/session_2026-11-28_14-09-30_123456_4194304/sockets/plasma_store.
@@ -50,6 +53,8 @@ def cluster(section: ClusterSection) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU keep CUDA's own view
     os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Else the start waits for worker processes without end, and without hearing signals, where they die at once.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with tempfile.TemporaryDirectory(prefix="maskfleet-") as empty, _short_tmpdir():
         # Ray puts the folder it is started from at the front of every worker's import path, and its workers run there.
         # In the user's folder a `model.py` or a `random.py` would take the place of ours or of Python's own.
@@ -230,6 +235,44 @@ class Nodes:
 def joined_nodes() -> Nodes:
     """The nodes of the Ray that this process is connected to."""
     return Nodes(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
+
+
+def check_workers_start() -> None:
+    """Checks that each node starts processes: where they die at once, Ray starts others without end and says nothing.
+
+    Raises:
+        ConfigError: a node has not started one in three tries, two minutes at most.
+    """
+    failing: dict[str, str] = {}
+    asked = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    for _ in range(START_TRIES):
+        probes = {
+            node: _nothing.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+            for node in asked
+        }
+        ray.wait(list(probes.values()), num_returns=len(probes), timeout=PROCESS_S)
+        failing = {node: reason for node, probe in probes.items() if (reason := _why_not(probe))}
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        asked = [node for node in failing if node in addresses]
+        if not asked:
+            return
+    raise ConfigError(f"cluster: no process of Ray's starts on the node {addresses[asked[0]]}: {failing[asked[0]]}")
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _nothing() -> None:
+    """Task that a node can run as soon as a process of it has started."""
+
+
+def _why_not(probe: ray.ObjectRef[None]) -> str | None:
+    try:
+        ray.get(probe, timeout=0)
+    except GetTimeoutError:
+        ray.cancel(probe, force=True)
+        return f"none within {PROCESS_S:.0f} s, {START_TRIES} times in a row"
+    except RayError as error:
+        return one_line(error)
+    return None
 
 
 def nodes_of(section: ClusterSection) -> Nodes:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jobs.cluster.start import cluster, joined_nodes, nodes_of
+from jobs.cluster.start import check_workers_start, cluster, joined_nodes, nodes_of
 from jobs.config.base import flatten
 from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain
 from jobs.config.sweep import DrawSection, SweepConfig
@@ -167,6 +167,7 @@ def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = No
     if waiting := plan.waiting:
         with cluster(plan.config.cluster):
             plan.check_cluster()
+            check_workers_start()
             plan.output.write_bytes(CONFIG, _to_saved(plan.config))
             if plan.config.draw is not None:
                 _draw(plan.config.draw, plan.output)

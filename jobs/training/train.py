@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from jobs.checkpoints import local_weights, open_checkpoint
-from jobs.cluster.start import Nodes, cluster, joined_nodes, nodes_of
+from jobs.cluster.start import Nodes, check_workers_start, cluster, joined_nodes, nodes_of
 from jobs.config.load import Config, ConfigError, to_plain
 from jobs.config.places import map_places
 from jobs.config.train import NOT_IDENTITY, TrainConfig
@@ -265,6 +265,7 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
         return _result(output, plan.num_done, was_finished=True)
     with cluster(plan.config.cluster):
         check_room(plan.config, joined_nodes())
+        check_workers_start()
         _begin(plan, output, say)
         return _fit(plan.config, output, say)
 

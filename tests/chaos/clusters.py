@@ -43,6 +43,11 @@ if any("default_worker" in word for word in sys.orig_argv):
 
 def add_sick_node(cluster: Cluster, folder: Path, deadly: str) -> None:
     """Adds a node of one core whose worker processes die as they import the module `deadly`."""
+    cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": sick_path(folder, deadly)})
+
+
+def sick_path(folder: Path, deadly: str) -> str:
+    """A PYTHONPATH with which Ray's worker processes die as they import the module `deadly`."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(f"DEADLY = {deadly!r}\n{SICK}")
-    cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"})
+    return f"{folder}{os.pathsep}{ROOT}"

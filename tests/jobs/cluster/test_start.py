@@ -24,8 +24,10 @@ from jobs.cluster.start import Nodes
 from jobs.home import HOME
 from jobs.terminal import Exit
 from pipeline.dataset.shapes import draw_shapes
+from tests.chaos.clusters import sick_path
 from tests.chaos.runs import finish, start_program
 from tests.jobs.drawn_runs import write_run
+from tests.paths import ROOT
 
 OWN_RAY = """
 import json, os, sys
@@ -240,3 +242,31 @@ def test_a_dry_run_looks_at_its_cluster(tiny_checkpoint: Path, photos: Path, tmp
         last = finish(process, Exit.BAD_INPUT).splitlines()[-1]
         assert last.startswith("maskfleet: ") and reason in last
     assert not (tmp_path / "out").exists()
+
+
+LESS_PATIENT = """
+import os
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # as the program does, before Ray is imported
+from jobs.cli import main
+from jobs.cluster import start
+start.PROCESS_S = 8
+main()
+"""
+
+
+@pytest.mark.long
+def test_where_rays_processes_die_at_once_nothing_starts(tmp_path: Path) -> None:
+    draw_shapes(str(tmp_path), num_train=2, num_val=2, num_unlabelled=1)
+    write_run(tmp_path, tmp_path / "run", drop_every=0)
+    out = f"output.uri={tmp_path / 'out'}"
+    environment = {**os.environ, "PYTHONPATH": sick_path(tmp_path / "sick", "ray")}
+    for words in (
+        ["train", f"data.train={tmp_path}/train.json", "model.spec.norm=group", "train.max_steps=2", out],
+        ["evaluate", str(tmp_path / "run"), f"ground_truth.uri={tmp_path}/val.json", "evaluate.num_shares=2", out],
+    ):
+        program = [sys.executable, "-c", LESS_PATIENT, *words, "cluster.num_cpus=2"]
+        done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == Exit.BAD_INPUT, done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("maskfleet: cluster: no process of Ray's starts on the node ")
+        assert last.endswith(": none within 8 s, 3 times in a row") and not (tmp_path / "out").exists()
