@@ -27,7 +27,7 @@ from pipeline.manifest import RunError
 SILENT_S = 60.0  # once no worker has reported for so long, the nodes are asked whether workers start there
 PROBE_S = 60.0  # within which a process of a node must have loaded what a worker loads
 NUM_PROBES = 3  # in a row that fail on a node end the run
-BOARD_S = 300.0  # within which the progress board must answer
+BOARD_S = 180.0  # within which the progress board must answer
 GO_ON = ". The run has stopped; the same command goes on with it"
 
 
