@@ -165,8 +165,8 @@ def draw_network(spec: ModelSpec, peak: float) -> MaskRCNN:
     torch.manual_seed(0)
     network = build_model(spec).eval()
     with torch.no_grad():
-        network.roi_heads.box_predictor.cls_score.weight.mul_(peak)
-        network.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(500)
+        network.get_parameter("roi_heads.box_predictor.cls_score.weight").mul_(peak)
+        network.get_parameter("roi_heads.mask_predictor.mask_fcn_logits.weight").mul_(500)
     return network
 
 

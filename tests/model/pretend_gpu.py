@@ -26,9 +26,9 @@ NEW = (Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Ten
 
 
 class PretendTensor(Tensor):
-    """A tensor of the pretended GPU; `inner` has the values."""
+    """A tensor of the pretended GPU; `held` has the values."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> PretendTensor:
@@ -42,7 +42,7 @@ class PretendTensor(Tensor):
         )
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+        self.held = inner
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -50,12 +50,12 @@ class PretendTensor(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]  # as torch documents it
         raise AssertionError(f"{func} of the pretended GPU's tensors outside of PretendGpu")
 
 
 def inner_of(value: Any) -> Any:
-    return value.inner if isinstance(value, PretendTensor) else value
+    return value.held if isinstance(value, PretendTensor) else value
 
 
 def pretend(value: Any) -> Any:
@@ -69,18 +69,21 @@ def is_gpu(device: Any) -> bool:
 class Dispatch(TorchDispatchMode):
     """Computes on the CPU what is asked of the pretended GPU, and counts waits."""
 
-    def __init__(self, waits: Counter[str]) -> None:
+    def __init__(self, waits: Counter[str], calls: Counter[str]) -> None:
         super().__init__()
-        self.waits = waits
+        self.waits, self.calls = waits, calls
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         is_pretended = any(isinstance(tensor, PretendTensor) for tensor in tensors)
-        name = func.name().split(".")[0]
+        name, _, overload = func.name().partition(".")
         goes_there = is_gpu(kwargs.get("device"))
         if is_pretended:
+            self.calls[name] += 1
             self.count(name, args, kwargs, tensors)
+            if name == "aten::where" and "Scalar" in overload:
+                self.waits["aten::where with a number"] += 1
         if "device" in kwargs and tensors and is_pretended != goes_there:
             self.waits["to the device" if goes_there else "to the host"] += 1
         if goes_there:
@@ -112,15 +115,18 @@ class Dispatch(TorchDispatchMode):
 
 
 class PretendGpu(TorchFunctionMode):
-    """A context in which `device="cuda"` works without a GPU; `waits` counts what the host would wait for, by name."""
+    """A context in which `device="cuda"` works without a GPU; `waits` counts what the host would wait for, `calls` all
+    operations on the device's tensors, by name; `transfers` is the number of tensors that went to or fro."""
 
     def __init__(self, monkeypatch: Any) -> None:
         super().__init__()
         torch._C._ensureCUDADeviceGuardSet()
         self.waits: Counter[str] = Counter()
         self.transfers = 0
-        self.dispatch = Dispatch(self.waits)
+        self.calls: Counter[str] = Counter()
+        self.dispatch = Dispatch(self.waits, self.calls)
         monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+        monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # in which tensors of a class of ours fail
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self)
 
     def synchronize(self) -> None:
@@ -142,11 +148,14 @@ class PretendGpu(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self.move(func, args, kwargs)
+        if func is Tensor.__getitem__:  # torch makes a tensor of the device of a list of indices
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            args = args[0], tuple(torch.tensor(index) if isinstance(index, list) else index for index in indices)
         if func in NEW and isinstance(args[0], PretendTensor):
             if func is Tensor.new_tensor:
                 self.waits["numbers to the device"] += 1
             kwargs.pop("device", None)
-            return pretend(func(args[0].inner, *args[1:], **kwargs))
+            return pretend(func(args[0].held, *args[1:], **kwargs))
         if is_gpu(kwargs.get("device")):
             if func in (torch.tensor, torch.as_tensor):
                 self.waits["numbers to the device"] += not isinstance(args[0], PretendTensor)

@@ -74,9 +74,9 @@ def network_of(spec: ModelSpec) -> MaskRCNN:
     torch.manual_seed(0)
     network = build_model(spec).eval()
     with torch.no_grad():
-        network.roi_heads.box_predictor.cls_score.weight.mul_(100)
+        network.get_parameter("roi_heads.box_predictor.cls_score.weight").mul_(100)
         if spec.mask_head != "none":
-            network.roi_heads.mask_predictor.mask_fcn_logits.weight.mul_(500)
+            network.get_parameter("roi_heads.mask_predictor.mask_fcn_logits.weight").mul_(500)
     return network
 
 
@@ -92,7 +92,6 @@ def predict(
         uploaded = [torch.from_numpy(image).to(device) for image in images]
         gpu.waits.clear()
         detections = predictor.predict(uploaded, runs_at=runs_at)
-        print(dict(gpu.waits))
     return detections, sum(gpu.waits.values())
 
 
@@ -143,3 +142,32 @@ def test_a_gpus_branches_give_the_cpus_detections(spec: ModelSpec, monkeypatch: 
         np.testing.assert_array_equal(runs.boxes, ours.boxes)
         assert runs.runs is not None and len(runs.runs[1]) == len(ours.scores)
         np.testing.assert_array_equal(np.add.reduceat(runs.runs[0], np.cumsum(runs.runs[1]) - runs.runs[1]), 64 * 96)
+
+
+def test_pixels_are_sent_as_bytes_and_prepared_as_one_batch(monkeypatch: Any) -> None:
+    """Images of the host: no wait more than for those that were uploaded before, and one resize for one size."""
+    images = [image_of(seed) for seed in range(4)]
+    with PretendGpu(monkeypatch) as gpu:
+        predictor = Predictor(network_of(FPN), FPN, device="cuda")
+        predictor.predict(images[:1], runs_at=0.5)
+        uploaded = [to_device(image, torch.device("cuda")) for image in images]
+        gpu.calls.clear()
+        gpu.waits.clear()
+        expected = predictor.predict(uploaded, runs_at=0.5)
+        waits, resizes = sum(gpu.waits.values()), gpu.calls["aten::upsample_bilinear2d"]
+        given = predictor.predict(images, runs_at=0.5)
+        assert sum(gpu.waits.values()) == 2 * waits and uploaded[0].dtype == torch.uint8 and resizes == 1
+    for ours, reference in zip(given, expected, strict=True):
+        np.testing.assert_array_equal(ours.boxes, reference.boxes)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_exact_mode_does_not_round_to_tf32(dtype: torch.dtype, allowed: bool, monkeypatch: Any) -> None:
+    seen = []
+    with PretendGpu(monkeypatch):
+        predictor = Predictor(network_of(FPN), FPN, device="cuda", dtype=dtype)
+        predictor.model.backbone.register_forward_hook(
+            lambda *_: seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        )
+        predictor.predict([image_of(0)])
+    assert seen == [(allowed, False)]
