@@ -33,6 +33,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,21 @@ def draw_network(spec: ModelSpec, peak: float) -> MaskRCNN:
     return network
 
 
+def has(package: str) -> bool:
+    """Whether a package is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
 def rle_strings(runs: Runs | None) -> list[str]:
-    """COCO's strings of an image's masks; a few masks at a time where numba is missing, which many need."""
+    """COCO's strings of an image's masks; without numba a mask at a time, without pycocotools too an empty one each."""
     assert runs is not None, "the predictor was asked for run lengths"
     lengths, numbers = runs
-    if importlib.util.find_spec("numba") is not None:
+    if has("numba"):
         return runs_to_counts(lengths, numbers)[0]
-    of_masks = np.split(lengths, np.cumsum(numbers)[:-1])
-    return [runs_to_counts(part, np.array([len(part)]))[0][0] for part in of_masks[: len(numbers)]]
+    if not has("pycocotools"):
+        return [""] * len(numbers)
+    parts = np.split(lengths, np.cumsum(numbers)[:-1])[: len(numbers)]
+    return [runs_to_counts(part, np.array([len(part)]))[0][0] for part in parts]
 
 
 def check_predictor(bench: Bench) -> None:
@@ -241,7 +249,8 @@ def pixels_that_differ(
 def _masks(runs: Runs) -> list[np.ndarray]:
     """The masks of run lengths, bool [pixels] each, column-major."""
     lengths, numbers = runs
-    return [np.repeat(np.arange(len(part)) % 2 == 1, part) for part in np.split(lengths, np.cumsum(numbers)[:-1])]
+    parts = np.split(lengths, np.cumsum(numbers)[:-1])[: len(numbers)]
+    return [np.repeat(np.arange(len(part)) % 2 == 1, part) for part in parts]
 
 
 def draw_masks(count: int, side: int, size: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
@@ -361,7 +370,7 @@ def check_training(bench: Bench) -> None:
     batch = draw_batch(2, side, side * 3 // 2, spec.num_classes)
     cpu = torch.device("cpu")
     expected = make_trainer(bench, spec, cpu, "float32").step([batch], step=0, learning_rate=1e-3).losses
-    for precision, limit in (("float32", 2e-3), ("bfloat16", 5e-2)):
+    for precision, limit in (("float32", 2e-3), ("bfloat16", 0.2)):
         trainer = make_trainer(bench, spec, bench.device, precision)
         frozen = {
             name: tensor.clone()
@@ -420,12 +429,14 @@ def measure_product(bench: Bench, dtype: torch.dtype) -> float:
 
 
 def segment(predictor: Predictor, batches: Sequence[Sequence[np.ndarray]]) -> int:
-    """From pixels in memory to RLE strings, as a bulk run does it; returns the number of instances."""
-    return sum(
-        len(rle_strings(detections.runs))
-        for images in upload_ahead(batches, predictor.device)
-        for detections in predictor.predict(images, runs_at=MASK_THRESHOLD)
-    )
+    """From pixels in memory to RLE strings, written beside the network as in a bulk run; returns how many."""
+    with ThreadPoolExecutor(1) as writer:
+        written = [
+            writer.submit(rle_strings, detections.runs)
+            for images in upload_ahead(batches, predictor.device)
+            for detections in predictor.predict(images, runs_at=MASK_THRESHOLD)
+        ]
+        return sum(len(strings.result()) for strings in written)
 
 
 def encode_masks(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[str]:
@@ -578,6 +589,9 @@ def main() -> int:
     bench = Bench(device, small_sizes() if is_small else full_sizes(), Report())
     if is_small:
         bench.report.skip("every figure of a GPU: on a CPU, with small tensors, it shows only that each part runs")
+    if not has("numba"):
+        way = "pycocotools writes them, more slowly" if has("pycocotools") else "nothing writes them"
+        bench.report.skip(f"RLE strings as a bulk run writes them: numba is missing, and {way}")
     time_limit_s = TIME_LIMIT_S if is_gpu or is_small else float("inf")
     record = run(options.parts or list(PARTS), bench, time_limit_s)
     if options.out is not None:

@@ -9,12 +9,12 @@ judge is `torch.cuda.set_sync_debug_mode`, see `benchmarks/gpu_check.py`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("cuda", 0)
@@ -62,6 +62,19 @@ def pretend(value: Any) -> Any:
     return PretendTensor(value) if isinstance(value, Tensor) and not isinstance(value, PretendTensor) else value
 
 
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The value with each leaf of its tuples, lists and dicts changed."""
+    if isinstance(value, tuple | list):
+        return type(value)(mapped(change, part) for part in value)
+    return {key: mapped(change, part) for key, part in value.items()} if isinstance(value, dict) else change(value)
+
+
+def leaves(value: Any) -> list[Any]:
+    found: list[Any] = []
+    mapped(found.append, value)
+    return found
+
+
 def is_gpu(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
@@ -75,23 +88,21 @@ class Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        tensors = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        tensors = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
         is_pretended = any(isinstance(tensor, PretendTensor) for tensor in tensors)
-        name, _, overload = func.name().partition(".")
+        name = func.name().split(".")[0]
         goes_there = is_gpu(kwargs.get("device"))
         if is_pretended:
             self.calls[name] += 1
             self.count(name, args, kwargs, tensors)
-            if name == "aten::where" and "Scalar" in overload:
-                self.waits["aten::where with a number"] += 1
         if "device" in kwargs and tensors and is_pretended != goes_there:
             self.waits["to the device" if goes_there else "to the host"] += 1
         if goes_there:
             kwargs["device"] = torch.device("cpu")
-        result = func(*pytree.tree_map(inner_of, args), **pytree.tree_map(inner_of, kwargs))
+        result = func(*mapped(inner_of, args), **mapped(inner_of, kwargs))
         if not (goes_there or (is_pretended and kwargs.get("device") is None)):
             return result
-        return args[0] if name.endswith("_") else pytree.tree_map(pretend, result)
+        return args[0] if name.endswith("_") else mapped(pretend, result)
 
     def count(self, name: str, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
         indices = (

@@ -55,7 +55,7 @@ def test_the_pretended_gpu_sees_what_would_make_the_host_wait(monkeypatch: Any) 
             lambda: values.new_tensor([1.0, 2.0]),
             lambda: torch.tensor([1.0, 2.0], device="cuda"),
             lambda: values[[0, 1]],
-            lambda: torch.where(values > 2, values, 0.0),
+            lambda: torch.where(values > 2, values, torch.tensor(0.0)),
             lambda: values.cpu(),
             lambda: torch.zeros(3).to("cuda"),
             lambda: values.long().bincount(),

@@ -59,7 +59,8 @@ def test_bytes_and_areas_are_those_of_the_pipelines_encoder(size, side, count):
 
 @pytest.mark.parametrize(("size", "side", "count"), SIZES)
 def test_traced_masks_differ_only_where_the_probability_is_the_threshold(size, side, count):
-    masks, boxes = blobs(count, side, 0), draw_boxes(count, *size, 1)
+    height, width = size
+    masks, boxes = blobs(count, side, 0), draw_boxes(count, height, width, 1)
     assert check_traced(masks, boxes, size) < 5
     noise = np.random.default_rng(2).random(masks.shape, np.float32)  # passes the threshold in every segment
     assert check_traced(noise, boxes, size, 0.4) < 5
