@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 CHECK_STAMP := .venv/.installed-check
 
-.PHONY: setup demo test test-all chaos bench check audit clean
+.PHONY: setup demo test test-all chaos bench gpu-check check audit clean
 setup: $(STAMP)
 
 # pip installs exactly what constraints.txt pins; a second call finds the stamp newer than both files and does nothing.
@@ -40,6 +40,12 @@ chaos: $(STAMP)
 # `make bench ONLY=rle` runs one, `make bench IMAGES=photos` takes your photos where a benchmark draws some.
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ONLY) $(if $(IMAGES),--images '$(IMAGES)')
+
+# The network on one GPU, in minutes: whether it gives what it must, how often the host waits for it, how fast it is. Without
+# a GPU small tensors on the CPU, which show that every part runs. `make gpu-check ONLY='predictor waits'` runs some parts;
+# a machine that has torch and torchvision alone runs `python -m benchmarks.gpu_check`.
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check $(ONLY) --out gpu_check.json
 
 # Style and types of everything, tests included; `ruff check --fix` and `ruff format` mend what can be mended.
 check: $(CHECK_STAMP)

@@ -63,7 +63,7 @@ BENCHES = {
         goals=tuple((f"{name} exact p{q} ratio", 1.5) for name in ("resnet50", "mobilenet_v3_large") for q in (50, 99)),
     ),
     "annotations": Bench("bench_annotations", goals=(("time_ratio", 1.0), ("memory_ratio", 1.0))),
-    "device": Bench("bench_device"),
+    "device": Bench("gpu_check", ("--full", "fast", "latency")),
     "memory": Bench("bench_memory"),
     "slices": Bench("bench_slices"),
     "evaluate": Bench(

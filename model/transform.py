@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import count, groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.spec import ModelSpec
+from model.transfers import to_device
 from model.vision import GeneralizedRCNNTransform, ImageList, resize_boxes, resize_keypoints
 
 PADDING_MULTIPLE = 32
@@ -52,13 +55,20 @@ class ImageTransform(GeneralizedRCNNTransform):
         """The network's padded input batch of images [C, H, W] in 0..1, and the (height, width) of each resized image.
 
         Images are normalised first and then resized, as in torchvision. The other order is less work, but a rounding
-        error of a pixel grows to more than 1e-4 px of a box.
+        error of a pixel grows to more than 1e-4 px of a box. On a GPU, neighbours of one size are computed together.
 
         Args:
-            images: From a generator, so that one is in memory at a time, or a sequence.
+            images: uint8, or float in 0..1, all on one device. On a CPU one at a time is made float.
             sizes: (height, width) of the original images, from which the resized size follows.
         """
-        resized = [_interpolate(self.normalize(image), self._resized_size(*size)) for image, size in zip(images, sizes)]
+        resized: list[Tensor] = []
+        for _, group in groupby(zip(images, sizes, count()), key=_together):
+            planes, group_sizes, _ = zip(*group)
+            batch = planes[0] if len(planes) == 1 else torch.stack(planes)
+            batch = self.normalize(batch.float().div_(255) if batch.dtype == torch.uint8 else batch)
+            # One image gets its fourth axis last: torch takes another kernel where a batch is channels last.
+            batch = batch[None] if batch.ndim == 3 else batch
+            resized.extend(_interpolate(batch, self._resized_size(*group_sizes[0])))
         tensors = self.batch_images(resized, size_divisible=self.size_divisible)
         return ImageList(tensors, [tuple(image.shape[-2:]) for image in resized])
 
@@ -66,10 +76,19 @@ class ImageTransform(GeneralizedRCNNTransform):
         return resized_size(height, width, min_size=self.min_size[-1], max_size=self.max_size)
 
     def normalize(self, image: Tensor) -> Tensor:
-        """An image [C, H, W] in 0..1 minus the mean, over the deviation, in the channel order of the weights."""
+        """Images [..., C, H, W] in 0..1 minus the mean, over the deviation, in the channel order of the weights.
+
+        Raises:
+            TypeError: The image is not of a floating-point type.
+        """
+        if not image.is_floating_point():
+            raise TypeError(f"images must be floating-point numbers in 0..1, not {image.dtype}")
         if self.is_bgr:
-            image = torch.cat([image[:3].flip(0), image[3:]])
-        return super().normalize(image)
+            image = torch.cat([image[..., :3, :, :].flip(-3), image[..., 3:, :, :]], dim=-3)
+        mean, deviation = (
+            to_device(values, image.device, image.dtype)[:, None, None] for values in (self.image_mean, self.image_std)
+        )
+        return (image - mean) / deviation
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """An image [C, H, W] and its target (boxes, ignored regions, keypoints, masks) at the network's input size."""
@@ -77,7 +96,7 @@ class ImageTransform(GeneralizedRCNNTransform):
             return image, target
         old = tuple(image.shape[-2:])
         new = self._resized_size(*old)
-        image = _interpolate(image, new)
+        image = _interpolate(image[None], new)[0]
         if target is None:
             return image, None
         target = dict(target)
@@ -91,9 +110,15 @@ class ImageTransform(GeneralizedRCNNTransform):
         return image, target
 
 
-def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of [C, H, W] to (height, width)."""
-    return torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+def _together(entry: tuple[Tensor, tuple[int, int], int]) -> Any:
+    """A key that neighbours (image, original size, number) share where they are computed together."""
+    image, size, number = entry
+    return (image.shape, image.dtype, size) if image.is_cuda else number
+
+
+def _interpolate(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of [N, C, H, W] to (height, width)."""
+    return torch.nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
 def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

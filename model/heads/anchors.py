@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.spec import ModelSpec
+from model.transfers import to_device
 from model.vision import AnchorGenerator
 
 
@@ -45,5 +46,5 @@ class ExactAnchors(AnchorGenerator):
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
         """The anchors of each map at each of its cells: [cells * anchors, 4] XYXY in pixels of the padded images."""
-        exact = [[torch.tensor(stride, device=inexact[0].device)] * 2 for stride, inexact in zip(self.strides, strides)]
+        exact = [[to_device(stride, inexact[0].device)] * 2 for stride, inexact in zip(self.strides, strides)]
         return super().grid_anchors(grid_sizes, exact)

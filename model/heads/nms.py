@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
+from model.transfers import row_of_each, to_host, true_columns
 from model.vision import box_iou, nms
 
 # Candidates of an image, best first, that a first attempt considers; they nearly always leave enough detections.
 _FIRST_CANDIDATES = 2_000
+# Score of an entry that is not to be used. It comes after all others and so suppresses none of them.
+UNUSABLE = -1.0
 
 
 def suppress_within(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -34,22 +40,24 @@ def suppress_within(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
-def best_of_each(images: Tensor, num_images: int, count: int) -> list[Tensor]:
-    """For each image, the indices of its first `count` entries in `images` (int64 [N]), in their order."""
-    return [torch.where(images == image)[0][:count] for image in range(num_images)]
+def first_of_each(images: Tensor, usable: Tensor, num_images: int, count: int) -> Tensor:
+    """Which entries are among the first `count` usable ones of each image: bool [num_images, N].
 
-
-def clip_to_sizes(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes XYXY [..., 4] clipped to images of these sizes (height, width), [..., 2]."""
-    return torch.minimum(boxes.clamp(min=0), sizes[..., [1, 0, 1, 0]])
+    Args:
+        images: int64 [N], the image of each entry.
+        usable: bool [N].
+        num_images: Images of the batch.
+        count: Largest number of an image.
+    """
+    own = (images == torch.arange(num_images, device=images.device)[:, None]) & usable
+    return own & (own.cumsum(1) <= count)
 
 
 def suppress_images(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor,
-    images: Tensor,
-    num_images: int,
+    counts: Sequence[int],
     *,
     kind: str,
     iou_threshold: float,
@@ -60,11 +68,10 @@ def suppress_images(
     """Indices and scores of the boxes that are kept of each image, best first; classes do not suppress each other.
 
     Args:
-        boxes: XYXY [N, 4], of all images.
-        scores: [N].
+        boxes: XYXY [N, 4], image after image.
+        scores: [N]; those of `UNUSABLE` are not kept.
         labels: int64 [N].
-        images: int64 [N], index of the box's image, 0 to `num_images` - 1.
-        num_images: Images of the batch, also those without a box.
+        counts: Number of boxes of each image of the batch, also of those without a box.
         kind: "hard" drops a box that overlaps a better one by more than `iou_threshold`. "soft_linear" multiplies
             its score by 1 - IoU instead, "soft_gaussian" every score by exp(-IoU^2 / sigma) (Bodla et al., 2017,
             equations 2 and 3).
@@ -73,34 +80,58 @@ def suppress_images(
         score_threshold: Soft kinds drop a box whose score falls to this value or below.
         max_detections: Largest number of boxes kept for each image.
     """
-    by_image = [torch.where(images == image)[0] for image in range(num_images)]
-    results = []
+    starts = [0, *accumulate(counts)]
     if kind != "hard":
         width = sigma if kind == "soft_gaussian" else None
-        for index in by_image:
-            limits = (iou_threshold, width, score_threshold, max_detections)
-            keep, kept_scores = _suppress_softly(boxes[index], scores[index], labels[index], *limits)
-            results.append((index[keep], kept_scores))
+        limits = (iou_threshold, width, score_threshold, max_detections)
+        results = []
+        for start, count in zip(starts, counts):
+            part = slice(start, start + count)
+            keep, kept_scores = _suppress_softly(boxes[part], scores[part], labels[part], *limits)
+            results.append((start + keep, kept_scores))
         return results
+    images = row_of_each(counts, boxes.device)
     # A box is only suppressed by a better one: if the best candidates leave enough boxes, the rest change nothing.
-    first = [index[scores[index].argsort(descending=True, stable=True)[:_FIRST_CANDIDATES]] for index in by_image]
-    survivors = _suppress_hard(boxes, scores, labels, images, torch.cat(first).sort().values, iou_threshold)
-    for image, (index, first_index) in enumerate(zip(by_image, first)):
-        keep = survivors[images[survivors] == image][:max_detections]
-        if len(keep) < max_detections and len(first_index) < len(index):
-            keep = _suppress_hard(boxes, scores, labels, images, index, iou_threshold)[:max_detections]
-        results.append((keep, scores[keep]))
-    return results
+    first = []
+    for start, count in zip(starts, counts):
+        best = scores[start : start + count]
+        if count > _FIRST_CANDIDATES:
+            best = best.argsort(descending=True, stable=True)[:_FIRST_CANDIDATES].sort().values
+            first.append(start + best)
+        else:
+            first.append(torch.arange(start, start + count, device=boxes.device))
+    kept = _suppress_hard(boxes, scores, labels, images, torch.cat(first), len(counts), iou_threshold, max_detections)
+    short = [
+        image for image, count in enumerate(counts) if len(kept[image]) < max_detections and count > _FIRST_CANDIDATES
+    ]
+    if short:
+        rest = [torch.arange(starts[image], starts[image + 1], device=boxes.device) for image in short]
+        again = _suppress_hard(
+            boxes, scores, labels, images, torch.cat(rest), len(counts), iou_threshold, max_detections
+        )
+        for image in short:
+            kept[image] = again[image]
+    return [(keep, scores[keep]) for keep in kept]
 
 
 def _suppress_hard(
-    boxes: Tensor, scores: Tensor, labels: Tensor, images: Tensor, index: Tensor, iou_threshold: float
-) -> Tensor:
-    """Those of the boxes with these indices that hard suppression within image and class keeps, best first."""
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    index: Tensor,
+    num_images: int,
+    iou_threshold: float,
+    max_detections: int,
+) -> list[Tensor]:
+    """Of the boxes with these indices, those of each image that hard suppression keeps, best first."""
     if len(index) == 0:
-        return index
+        return [index] * num_images
     groups = images[index] * (labels[index].max() + 1) + labels[index]
-    return index[suppress_within(boxes[index], scores[index], groups, iou_threshold)]
+    survivors = index[suppress_within(boxes[index], scores[index], groups, iou_threshold)]
+    chosen = first_of_each(images[survivors], scores[survivors] != UNUSABLE, num_images, max_detections)
+    (counts,) = to_host(chosen.sum(1))
+    return [survivors[columns] for columns in true_columns(chosen, counts.tolist())]
 
 
 def _suppress_softly(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.backbones.backbone import ResidualStage
 from model.heads.box_head import build_box_head, split_by_class
+from model.heads.boxes import clip_to_sizes, decode_boxes
 from model.heads.mask_head import (
     build_mask_head,
     log_mask_probabilities,
@@ -16,13 +17,14 @@ from model.heads.mask_head import (
     mask_roi_size,
     mask_targets,
 )
-from model.heads.nms import clip_to_sizes, suppress_images
+from model.heads.nms import UNUSABLE, suppress_images
 from model.heads.roi_align_cpu import MapTable
 from model.heads.roi_pooler import RoIPooler
 from model.heads.rpn import NonFiniteOutput
 from model.spec import ModelSpec
 from model.training import losses
 from model.training.assignment import allowed_classes, drop_ignored
+from model.transfers import row_of_each, to_device, to_host
 from model.vision import KeypointRCNNHeads, KeypointRCNNPredictor, keypointrcnn_inference, keypointrcnn_loss
 from model.vision import RoIHeads as TorchvisionRoIHeads
 
@@ -248,25 +250,28 @@ class RoIHeads(TorchvisionRoIHeads):
         Raises:
             NonFiniteOutput: NaN or infinity among the logits or offsets.
         """
-        if not (torch.isfinite(logits).all() and torch.isfinite(deltas).all()):
-            raise NonFiniteOutput("the network gave class scores or boxes that are not finite")
+        is_finite = torch.isfinite(logits).all() & torch.isfinite(deltas).all()
         logits, deltas = logits.float(), split_by_class(deltas.float())
         scores = logits.sigmoid() if self.spec.class_loss == "focal" else logits.softmax(dim=-1)
         # Each foreground class of a proposal whose score is above the threshold is a candidate with its own box.
-        roi, label = torch.where(scores[:, 1:] > self.score_thresh)
+        is_candidate = scores[:, 1:] > self.score_thresh
+        num_proposals = [len(image_proposals) for image_proposals in proposals]
+        num_candidates = torch.stack([part.sum() for part in is_candidate.split(num_proposals)])
+        num_candidates, is_finite = to_host(num_candidates, is_finite)
+        if not is_finite:
+            raise NonFiniteOutput("the network gave class scores or boxes that are not finite")
+        counts = num_candidates.tolist()
+        roi, label = torch.nonzero_static(is_candidate, size=sum(counts)).unbind(1)
         label = label + 1
-        counts = torch.tensor([len(image_proposals) for image_proposals in proposals], device=roi.device)
-        image = torch.arange(len(proposals), device=roi.device).repeat_interleave(counts)[roi]
-        boxes = self.box_coder.decode_single(deltas[roi, label], torch.cat(proposals)[roi])
-        boxes = clip_to_sizes(boxes, boxes.new_tensor(image_shapes)[image])
+        boxes = decode_boxes(self.box_coder, deltas[roi, label], torch.cat(proposals)[roi])
+        sizes = to_device(image_shapes, boxes.device, boxes.dtype)
+        boxes = clip_to_sizes(boxes, sizes[row_of_each(counts, boxes.device)])
         is_box = ((boxes[:, 2:] - boxes[:, :2]) >= _SMALLEST_BOX_PX).all(dim=1)
-        boxes, label, image, scores = boxes[is_box], label[is_box], image[is_box], scores[roi, label][is_box]
         kept = suppress_images(
             boxes,
-            scores,
+            scores[roi, label].masked_fill(~is_box, UNUSABLE),
             label,
-            image,
-            len(proposals),
+            counts,
             kind=self.spec.nms,
             iou_threshold=self.nms_thresh,
             sigma=self.spec.soft_nms_sigma,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.heads.roi_align_cpu import MapTable
 from model.heads.roi_pooling import pool_rois
 from model.spec import ModelSpec
+from model.transfers import row_of_each, to_host, true_columns
 
 # A RoI of this side is pooled from the level of stride 2 ** 4 (Lin et al., Feature Pyramid Networks, equation 1).
 CANONICAL_SIZE_PX = 224.0
@@ -36,15 +37,19 @@ class RoIPooler(nn.Module):
 
     def forward(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
         """[N, C, P, P] for all boxes (XYXY, resized pixels) of all images, image after image."""
-        rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
+        corners = torch.cat(boxes)
+        image = row_of_each([len(image_boxes) for image_boxes in boxes], corners.device)
+        rois = torch.cat([image[:, None].to(corners.dtype), corners], dim=1)
         levels = assign_levels(rois[:, 1:], self.strides)
         size, ratio, half_pixel = self.output_size, self.spec.roi_sampling_ratio, self.spec.roi_half_pixel
         if isinstance(features, MapTable):
             return features.align(rois, levels, output_size=size, sampling_ratio=ratio, half_pixel=half_pixel)
         maps = list(features.values())[: len(self.strides)]
         pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], size, size)
-        for level, (feature, stride) in enumerate(zip(maps, self.strides)):
-            index = torch.where(levels == level)[0]
+        is_of_level = levels == torch.arange(len(maps), device=levels.device)[:, None]
+        (counts,) = to_host(is_of_level.sum(1))
+        of_levels = true_columns(is_of_level, counts.tolist())
+        for feature, stride, index in zip(maps, self.strides, of_levels):
             part = pool_rois(
                 feature,
                 rois[index],

@@ -8,6 +8,8 @@ bilinearly, but over the rounded RoI.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +31,7 @@ def pool_rois(
     """The feature map over each RoI, resampled to P x P bins.
 
     Args:
-        features: [B, C, H, W].
+        features: [B, C, H, W]; those of another type than the RoIs are pooled in that of the RoIs.
         rois: [N, 5]: index of the image in the batch, then XYXY pixels of the input image.
         output_size: P, bins along each side.
         scale: Map pixels per image pixel, 1 / stride.
@@ -42,6 +44,11 @@ def pool_rois(
     Returns:
         [N, C, P, P] of the dtype of `features`; N = 0 gives [0, C, P, P].
     """
+    if features.dtype != rois.dtype:
+        # torchvision wants one type for both, and has no bfloat16 on GPUs.
+        options: Any = {"op": op, "reduce": reduce, "sampling_ratio": sampling_ratio, "half_pixel": half_pixel}
+        pooled = pool_rois(features.to(rois.dtype), rois, output_size=output_size, scale=scale, **options)
+        return pooled.to(features.dtype)
     if op == "pool":
         if reduce == "max":
             return roi_pool(features, rois, output_size, scale)

@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.heads.anchors import build_anchors
-from model.heads.nms import best_of_each, clip_to_sizes, suppress_within
+from model.heads.boxes import clip_to_sizes, decode_boxes
+from model.heads.nms import UNUSABLE, first_of_each, suppress_within
 from model.spec import ModelSpec
 from model.training import losses
 from model.training.assignment import NOT_USED, drop_ignored, has_rpn_negatives
+from model.transfers import to_device, to_host, true_columns
 from model.vision import ImageList, RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from model.vision import boxes as box_ops
 
@@ -142,8 +144,7 @@ class ProposalNetwork(RegionProposalNetwork):
             NonFiniteOutput: NaN or infinity among the scores of a prediction.
         """
         logits = [level.permute(0, 2, 3, 1).flatten(1).float() for level in objectness]
-        if not self.training and not all(bool(torch.isfinite(level).all()) for level in logits):
-            raise NonFiniteOutput("the network gave region scores that are not finite")
+        is_finite = torch.stack([torch.isfinite(level).all() for level in logits]).all()
         offsets = [level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float() for level in deltas]
         level_anchors = anchors.split([level.shape[1] for level in logits])
         best = [level.topk(min(self.pre_nms_top_n(), level.shape[1]), dim=1) for level in logits]
@@ -155,10 +156,13 @@ class ProposalNetwork(RegionProposalNetwork):
         level = torch.cat([torch.full_like(top.indices, index) for index, top in enumerate(best)], dim=1)
         image = torch.arange(num_images, device=boxes.device)[:, None].expand(-1, num_boxes)
         is_box = ((boxes[..., 2:] - boxes[..., :2]) >= self.min_size).all(dim=2) & (scores >= self.score_thresh)
-        boxes, scores, level, image = boxes[is_box], scores[is_box], level[is_box], image[is_box]
-        keep = suppress_within(boxes, scores, image * len(best) + level, self.nms_thresh)
-        kept_of_each = best_of_each(image[keep], num_images, self.post_nms_top_n())
-        proposals = [boxes[keep[index]] for index in kept_of_each]
+        boxes, scores = boxes.flatten(0, 1), scores.masked_fill(~is_box, UNUSABLE).flatten()
+        keep = suppress_within(boxes, scores, (image * len(best) + level).flatten(), self.nms_thresh)
+        chosen = first_of_each(image.flatten()[keep], is_box.flatten()[keep], num_images, self.post_nms_top_n())
+        counts, is_finite = to_host(chosen.sum(1), is_finite)
+        if not self.training and not is_finite:
+            raise NonFiniteOutput("the network gave region scores that are not finite")
+        proposals = [boxes[keep[columns]] for columns in true_columns(chosen, counts.tolist())]
         if self.spec.rpn_min_proposals == 0:
             return proposals
         candidates = self._decode(torch.cat(offsets, dim=1), anchors.expand(num_images, -1, -1), images)
@@ -166,8 +170,8 @@ class ProposalNetwork(RegionProposalNetwork):
 
     def _decode(self, deltas: Tensor, anchors: Tensor, images: ImageList) -> Tensor:
         """Boxes XYXY [B, N, 4], clipped to the images, from offsets and anchors of the same shape."""
-        boxes = self.box_coder.decode_single(deltas.reshape(-1, 4), anchors.reshape(-1, 4)).view_as(deltas)
-        return clip_to_sizes(boxes, boxes.new_tensor(images.image_sizes)[:, None])
+        boxes = decode_boxes(self.box_coder, deltas.reshape(-1, 4), anchors.reshape(-1, 4)).view_as(deltas)
+        return clip_to_sizes(boxes, to_device(images.image_sizes, boxes.device, boxes.dtype)[:, None])
 
     def _fill_up(self, kept: Tensor, candidates: Tensor, objectness: Tensor) -> Tensor:
         """One image's kept boxes, then the best of the suppressed candidates up to the least number of proposals."""

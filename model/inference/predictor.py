@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from model import transform
+from model.heads.boxes import clip_to_sizes
 from model.inference.fuse import for_prediction
-from model.inference.mask_rle import Paste, mask_runs
+from model.inference.mask_rle import Runs, place, trace_runs
 from model.inference.prefetch import Image, to_tensor
 from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
-from model.vision import clip_boxes_to_image, resize_boxes, resize_keypoints
+from model.transfers import row_of_each, to_device, to_host, upload
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Detections:
         mask_probs: float32 [N, M, M], 0..1: the mask of the detection's class over its box, not pasted into the image.
             M = 0 without a mask head.
         keypoints: float32 [N, P, 3] (x, y in pixels of the original image, 1), or None without a keypoint head.
-        runs: (lengths, counts) of the pasted masks as `model.inference.mask_rle.mask_runs` gives them, where they were
-            asked for; `mask_probs` is then empty, [N, 0, 0].
+        runs: Run lengths of the pasted masks, see `model.inference.mask_rle.Runs`, where they were asked for;
+            `mask_probs` is then empty, [N, 0, 0].
     """
 
     boxes: np.ndarray
@@ -39,7 +40,7 @@ class Detections:
     scores: np.ndarray
     mask_probs: np.ndarray
     keypoints: np.ndarray | None
-    runs: tuple[np.ndarray, ...] | None = None
+    runs: Runs | None = None
 
 
 _IMAGE_TYPES = (np.uint8, np.float32, torch.uint8, torch.float32)
@@ -133,7 +134,7 @@ class Predictor:
         self,
         images: Sequence[Image],
         sizes: Sequence[tuple[int, int]] | None = None,
-        paste: Paste | None = None,
+        runs_at: float | None = None,
     ) -> list[Detections]:
         """The detections of each image, by one call of the network; no images give no detections.
 
@@ -143,7 +144,8 @@ class Predictor:
             sizes: (height, width) of the original images, all of one padded size. Where they differ from those of
                 `images`, these are smaller versions, and are resized to the size that the originals would be resized
                 to. None: the images are the originals.
-            paste: If given, the detections have `runs`, the run lengths of the pasted masks, instead of `mask_probs`.
+            runs_at: If given, the detections have `runs`, the run lengths of the pasted masks, instead of
+                `mask_probs`: a pixel is inside where its interpolated probability is at least this.
 
         Raises:
             ValueError: An array of another type or shape, or of another padded size than the first.
@@ -154,11 +156,31 @@ class Predictor:
         sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
         self._check(images, sizes)
         with torch.inference_mode(), self._no_tf32():
-            outputs, resized_sizes = self.model.detect(map(self._to_planes, images), sizes)
-            return [
-                _to_detections(output, resized, original, paste)
-                for output, resized, original in zip(outputs, resized_sizes, sizes, strict=True)
-            ]
+            planes = (upload(to_tensor(image), self.device).permute(2, 0, 1) for image in images)
+            outputs, resized_sizes = self.model.detect(planes, sizes)
+            return _to_detections(outputs, resized_sizes, sizes, runs_at)
+
+    def predict_or_reasons(
+        self,
+        images: Sequence[Image],
+        sizes: Sequence[tuple[int, int]] | None = None,
+        runs_at: float | None = None,
+    ) -> list[Detections | str]:
+        """As `predict`; a batch that does not fit in memory, or is not finite, is halved until one image fails alone.
+
+        The reason why it fails then stands in the place of its detections.
+        """
+        sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
+        try:
+            return list(self.predict(images, sizes, runs_at))
+        except (torch.OutOfMemoryError, NonFiniteOutput) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            if len(images) == 1:
+                return [f"{type(error).__name__}: {error}"]
+        half = len(images) // 2
+        first = self.predict_or_reasons(images[:half], sizes[:half], runs_at)
+        return first + self.predict_or_reasons(images[half:], sizes[half:], runs_at)
 
     def _no_tf32(self) -> AbstractContextManager[None]:
         """A context in which cuDNN does not round float32 to TF32."""
@@ -178,35 +200,60 @@ class Predictor:
         if len(padded) > 1:
             raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
 
-    def _to_planes(self, image: Image) -> Tensor:
-        # Transferred as bytes and made float32 on the device: a quarter of the traffic.
-        planes = to_tensor(image).to(self.device).permute(2, 0, 1)
-        return planes.float().div_(255) if planes.dtype == torch.uint8 else planes
-
 
 def _to_detections(
-    output: dict[str, Tensor], resized: tuple[int, int], original: tuple[int, int], paste: Paste | None
-) -> Detections:
-    order = torch.argsort(output["scores"], descending=True, stable=True)
-    boxes = clip_boxes_to_image(resize_boxes(output["boxes"][order], resized, original), original)
-    arrays = {
-        "boxes": boxes.float(),
-        "labels": output["labels"][order],
-        "scores": output["scores"][order].float(),
-        "mask_probs": output["masks"][order, 0].float() if "masks" in output else boxes.new_zeros(len(boxes), 0, 0),
+    outputs: Sequence[dict[str, Tensor]],
+    resized_sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]],
+    runs_at: float | None,
+) -> list[Detections]:
+    """The detections of a batch in pixels of the originals: all that the host needs of them in one transfer."""
+    counts = [len(output["scores"]) for output in outputs]
+    fields = {
+        name: torch.cat([output[name] for output in outputs])
+        for name in ("boxes", "labels", "scores", "masks", "keypoints")
+        if name in outputs[0]
     }
-    keypoints = None
-    if "keypoints" in output:
-        keypoints = resize_keypoints(output["keypoints"][order], resized, original).float()
-    for name, tensor in [*arrays.items(), ("keypoints", keypoints)]:
-        if tensor is not None and not torch.isfinite(tensor).all():
+    boxes = fields["boxes"]
+    image = row_of_each(counts, boxes.device)
+    originals, resized = (to_device(each, boxes.device, torch.float32) for each in (sizes, resized_sizes))
+    scale = (originals / resized).flip(1)[image]  # of x and y
+    no_masks = boxes.new_zeros(len(boxes), 0, 0)
+    results = {
+        "boxes": clip_to_sizes(boxes * torch.cat([scale, scale], dim=1), originals[image]).float(),
+        "labels": fields["labels"],
+        "scores": fields["scores"].float(),
+        "mask_probs": fields["masks"][:, 0].float() if "masks" in fields else no_masks,
+    }
+    if "keypoints" in fields:
+        points = fields["keypoints"]
+        results["keypoints"] = torch.cat([points[..., :2] * scale[:, None], points[..., 2:]], dim=-1).float()
+    is_finite = torch.stack([torch.isfinite(tensor).all() for tensor in results.values()])
+    mask_probs, placement, num_columns = results["mask_probs"], None, is_finite[:0]
+    if runs_at is not None and mask_probs.shape[1]:
+        placement = place(results["boxes"], originals[image].long(), mask_probs.shape[1])
+        num_columns, results["mask_probs"] = placement.num_columns.sum(), no_masks
+    num_columns, is_finite, *tensors = to_host(num_columns, is_finite, *results.values())
+    for name, finite in zip(results, is_finite.tolist()):
+        if not finite:
             raise NonFiniteOutput(f"the network gave {name} that are not finite")
-    runs = None
-    if paste is not None and arrays["mask_probs"].shape[1]:
-        runs = tuple(part.cpu().numpy() for part in mask_runs(arrays["mask_probs"], arrays["boxes"], original, paste))
-        arrays["mask_probs"] = boxes.new_zeros(len(boxes), 0, 0)
-    return Detections(
-        **{name: tensor.cpu().numpy() for name, tensor in arrays.items()},
-        keypoints=None if keypoints is None else keypoints.cpu().numpy(),
-        runs=runs,
-    )
+    ends = np.cumsum(counts)[:-1]
+    parts = {name: np.split(tensor.numpy(), ends) for name, tensor in zip(results, tensors)}
+    runs: Sequence[Runs | None] = [None] * len(outputs)
+    if placement is not None and runs_at is not None:
+        size_of_each = [size for size, count in zip(sizes, counts) for _ in range(count)]
+        lengths, numbers = trace_runs(mask_probs, placement, size_of_each, int(num_columns), runs_at)
+        numbers_of_images = np.split(numbers, ends)
+        length_ends = np.cumsum([part.sum() for part in numbers_of_images])[:-1]
+        runs = list(zip(np.split(lengths, length_ends), numbers_of_images))
+    return [
+        Detections(
+            boxes=parts["boxes"][index],
+            labels=parts["labels"][index],
+            scores=parts["scores"][index],
+            mask_probs=parts["mask_probs"][index],
+            keypoints=parts["keypoints"][index] if "keypoints" in parts else None,
+            runs=runs[index],
+        )
+        for index in range(len(outputs))
+    ]

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.transfers import upload
+
 Image = np.ndarray | Tensor  # [H, W, C]
 
 
@@ -36,7 +38,7 @@ def upload_ahead(batches: Iterable[Sequence[np.ndarray]], device: torch.device) 
     for batch in batches:
         images = [to_tensor(image) for image in batch]
         with torch.cuda.stream(stream), suppress(torch.OutOfMemoryError):
-            images = [image.pin_memory().to(device, non_blocking=True) for image in images]
+            images = [upload(image, device) for image in images]
         current = images, stream.record_event()
         if ahead is not None:
             yield _wait_for_upload(*ahead)

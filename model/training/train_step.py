@@ -417,12 +417,13 @@ class Trainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
         # Gradients have been reduced and are equal on every worker, so that all decide alike without communication.
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+        result.grad_norm = float(norm)
+        if not self.scaler.is_enabled() and not math.isfinite(result.grad_norm):
+            result.grad_norm = None
             self.optimizer.zero_grad(set_to_none=True)
             result.applied = False
             result.suspects = tuple(image_ids)
             return
-        result.grad_norm = float(norm)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm, foreach=True)
         self.scaler.step(self.optimizer)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from model.checkpoint import Checkpoint
 from model.heads.rpn import NonFiniteOutput
-from model.inference.mask_rle import Paste, mask_runs
+from model.inference.mask_rle import paste_runs
 from model.inference.predictor import Detections, Predictor, native_dtype
 from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
 from pipeline.bulk.fetch import ImageLoader, map_ahead
@@ -164,8 +164,7 @@ class PhotoPredictor:
         if not detections.mask_probs.shape[1] or num_pixels > _FEW_PIXELS:
             return detections
         probs, boxes = torch.from_numpy(detections.mask_probs), torch.from_numpy(detections.boxes)
-        runs = mask_runs(probs, boxes, image_size, Paste(self._mask_threshold))
-        return replace(detections, runs=tuple(part.numpy() for part in runs))
+        return replace(detections, runs=paste_runs(probs, boxes, image_size, self._mask_threshold))
 
 
 def to_frames(rows: list[ImageResult]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -13,10 +13,8 @@ import torch
 from model.categories import Category
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
-from model.heads.rpn import NonFiniteOutput
-from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections, Predictor
-from model.inference.prefetch import Image, upload_ahead
+from model.inference.prefetch import upload_ahead
 from pipeline import malloc
 from pipeline.images.slices import SlicedDetections, cut
 from pipeline.run_spec import SegmentSpec
@@ -70,7 +68,7 @@ class ImagePredictor:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
         self.slicing = segment.slice
-        self.paste = Paste(segment.mask_threshold) if self.device == "cuda" else None
+        self.runs_at = segment.mask_threshold if self.device == "cuda" else None
         network, spec = checkpoint.build(), checkpoint.spec
         del checkpoint  # frees its copy of the weights
         self.predictor = Predictor(
@@ -102,7 +100,7 @@ class ImagePredictor:
             self._predict_whole(
                 [image for image, cut_up in zip(images, is_cut) if not cut_up],
                 [size for size, cut_up in zip(sizes, is_cut) if not cut_up],
-                self.paste,
+                self.runs_at,
             )
         )
         return [
@@ -114,13 +112,13 @@ class ImagePredictor:
         return self.slicing is not None and max(size) > self.slicing.size
 
     def _predict_whole(
-        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], paste: Paste | None = None
+        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], runs_at: float | None = None
     ) -> list[Detections | str]:
         results: list[Detections | str] = ["not predicted"] * len(images)
         batches = self.predictor.batches(sizes, self.batch_size)
         uploaded = upload_ahead(([images[index] for index in batch] for batch in batches), self.predictor.device)
         for batch, batch_images in zip(batches, uploaded):
-            batch_results = self._predict_batch(batch_images, [sizes[index] for index in batch], paste)
+            batch_results = self.predictor.predict_or_reasons(batch_images, [sizes[index] for index in batch], runs_at)
             for index, result in zip(batch, batch_results):
                 results[index] = result
             malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
@@ -136,18 +134,3 @@ class ImagePredictor:
             if isinstance(result, str):
                 return f"slice at row {window.top}, column {window.left}: {result}"
         return SlicedDetections(slices, [result for result in results if not isinstance(result, str)])
-
-    def _predict_batch(
-        self, images: Sequence[Image], sizes: list[tuple[int, int]], paste: Paste | None
-    ) -> list[Detections | str]:
-        """One network call; out of memory or not finite, the batch is halved until one image fails alone."""
-        try:
-            return list(self.predictor.predict(images, sizes, paste))
-        except (torch.OutOfMemoryError, NonFiniteOutput) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            if len(images) == 1:
-                return [f"{type(error).__name__}: {error}"]
-        half = len(images) // 2
-        first = self._predict_batch(images[:half], sizes[:half], paste)
-        return first + self._predict_batch(images[half:], sizes[half:], paste)

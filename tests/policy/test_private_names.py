@@ -27,6 +27,17 @@ ALLOWED = {
     ("model/lean_import.py", "torch._dynamo.utils"): "as above",
     ("model/weights/unpickler.py", "numpy._core"): "the name as it stands in pickled files",
     (
+        "tests/model/pretend_gpu.py",
+        "torch.utils._python_dispatch.TorchDispatchMode",
+    ): "torch's own way to see each operation; its documentation names no public one",
+    ("tests/model/training/test_train_step.py", "torch.utils._python_dispatch.TorchDispatchMode"): "as above",
+    ("tests/model/pretend_gpu.py", "Tensor._make_wrapper_subclass"): "the one way to a tensor that says it is on a GPU",
+    (
+        "tests/model/pretend_gpu.py",
+        "torch._C._ensureCUDADeviceGuardSet",
+    ): "without a driver torch cannot enter a device that is only said to be there",
+    ("tests/model/pretend_gpu.py", "torch._C"): "as above",
+    (
         "tests/jobs/cluster/test_manifests.py",
         "ray.autoscaler._private.util.prepare_config",
     ): "the only checker of `ray up` files, and the oracle for ours",

@@ -8,7 +8,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from model.heads import nms
-from model.heads.nms import suppress_images, suppress_within
+from model.heads.nms import UNUSABLE, first_of_each, suppress_images, suppress_within
 
 # IoU of the first and second box: 1/3; of the second and third: 1/3; of the first and third: 0.
 BOXES = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 1], [2, 0, 4, 1]])
@@ -18,7 +18,7 @@ SAME = torch.tensor([1, 1, 1])
 
 def suppress(boxes, scores, labels, **options):
     """Indices and scores of the boxes of one image that are kept."""
-    return suppress_images(boxes, scores, labels, torch.zeros(len(boxes), dtype=torch.int64), 1, **options)[0]
+    return suppress_images(boxes, scores, labels, [len(boxes)], **options)[0]
 
 
 def run(kind, labels=SAME, iou_threshold=0.3, score_threshold=0.05, max_detections=10):
@@ -118,8 +118,8 @@ def test_groups_do_not_affect_each_other():
 def test_a_batch_gives_what_its_images_give_one_by_one_for_any_number_of_first_candidates(first, monkeypatch):
     monkeypatch.setattr(nms, "_FIRST_CANDIDATES", first)
     boxes, scores, labels = random_boxes()
-    images = torch.arange(600) % 3
-    images[images == 1] = 2  # image 1 has no candidate
+    scores[::7] = UNUSABLE
+    counts = [200, 0, 400, 0]
     options: dict[str, Any] = {
         "kind": "hard",
         "iou_threshold": 0.4,
@@ -127,9 +127,26 @@ def test_a_batch_gives_what_its_images_give_one_by_one_for_any_number_of_first_c
         "score_threshold": 0.0,
         "max_detections": 30,
     }
-    kept = suppress_images(boxes, scores, labels, images, 4, **options)
-    for image, (keep, kept_scores) in enumerate(kept):
-        own = torch.where(images == image)[0]
+    kept = suppress_images(boxes, scores, labels, counts, **options)
+    ends = [200, 200, 600, 600]
+    for end, count, (keep, kept_scores) in zip(ends, counts, kept, strict=True):
+        own = torch.arange(end - count, end)
+        own = own[scores[own] >= 0]
         expected = own[suppress_within(boxes[own], scores[own], labels[own], 0.4)[:30]]
         assert keep.tolist() == expected.tolist() and torch.equal(kept_scores, scores[expected])
     assert [len(keep) for keep, _ in kept] == [30, 0, 30, 0]
+
+
+def test_the_first_usable_entries_of_each_image() -> None:
+    images = torch.tensor([0, 2, 0, 0, 2, 0])
+    usable = torch.tensor([True, True, False, True, True, True])
+    chosen = first_of_each(images, usable, 3, 2)
+    assert [row.nonzero().flatten().tolist() for row in chosen] == [[0, 3], [], [1, 4]]
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft_linear", "soft_gaussian"])
+def test_unusable_boxes_are_not_kept_and_suppress_none(kind):
+    boxes, scores = torch.cat([BOXES[:1], BOXES]), torch.tensor([UNUSABLE, 0.9, 0.8, 0.3])
+    options: dict[str, Any] = {"kind": kind, "iou_threshold": 0.3, "sigma": 0.5, "score_threshold": 0.0}
+    keep, kept_scores = suppress(boxes, scores, torch.ones(4, dtype=torch.int64), **options, max_detections=10)
+    assert (keep - 1).tolist() == run(kind)[0] and kept_scores.tolist() == pytest.approx(run(kind)[1])

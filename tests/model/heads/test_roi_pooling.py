@@ -86,3 +86,14 @@ def test_gradients_reach_the_map_and_no_roi_gives_an_empty_result(op, reduce):
     assert (features.grad[0] != 0).any() and (features.grad[1] != 0).any()
     empty = pool_rois(features, rois[:0], output_size=2, scale=1.0, op=op, reduce=reduce)
     assert empty.shape == (0, 3, 2, 2)
+
+
+@pytest.mark.parametrize("reduce", ["average", "max"])
+@pytest.mark.parametrize("op", ["align", "pool", "warp"])
+def test_maps_of_bfloat16_are_pooled_in_float32(op, reduce):
+    """torchvision's operations want one type for maps and RoIs, and have no bfloat16 on GPUs."""
+    maps, rois = torch.randn(1, 2, 16, 16).bfloat16(), torch.tensor([[0.0, 3, 2, 70, 61]])
+    options: dict[str, Any] = {"output_size": 3, "scale": 0.25, "op": op, "reduce": reduce}
+    pooled = pool_rois(maps, rois, **options)
+    assert pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled, pool_rois(maps.float(), rois, **options).bfloat16())

@@ -174,7 +174,8 @@ def test_the_rpn_head_in_strips_equals_the_head_on_whole_maps(num_convs, height)
 def test_bfloat16_keeps_scores_and_boxes_in_float32():
     network = network_of(CASES["group"])  # the tiny network: not every processor is quick at bfloat16
     fast = for_prediction(network, torch.bfloat16)
-    assert fast.backbone.body["conv1"].weight.dtype == torch.bfloat16
+    weight = fast.backbone.body["conv1"].weight
+    assert weight.dtype == torch.bfloat16 and weight.is_contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         detected = fast.detect([torch.rand(3, 64, 96)], [(64, 96)])[0][0]
     assert len(detected["scores"]) > 0

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from model.inference.mask_rle import Paste, mask_runs
 from model.inference.predictor import Predictor
 from model.inference.prefetch import to_tensor, upload_ahead
 from model.network import build_model
@@ -13,7 +12,7 @@ from model.spec import ModelSpec
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
     reason="needs a CUDA GPU, and torch.cuda.is_available() is False: streams, pinned copies and CUDA kernels run on "
-    "nothing else; what the same calls do on a CPU is tested here, in test_predictor.py and in test_mask_rle.py",
+    "nothing else; what the same calls do on a CPU is tested here, in test_predictor.py and in test_transfers.py",
 )
 
 
@@ -96,14 +95,3 @@ def test_a_gpu_predicts_what_the_cpu_predicts():
         assert len(detections.scores) == len(reference.scores) > 0
         np.testing.assert_allclose(detections.scores, reference.scores, atol=1e-3)
         np.testing.assert_allclose(detections.boxes, reference.boxes, atol=0.05)
-
-
-@needs_gpu
-def test_a_gpu_gives_the_cpus_run_lengths():
-    random = torch.Generator().manual_seed(0)
-    masks, corners = torch.rand(40, 28, 28, generator=random), torch.rand(40, 2, generator=random) * 400 - 50
-    boxes = torch.cat([corners, corners + torch.rand(40, 2, generator=random) * 200 + 1], dim=1)
-    for fused in (True, False):
-        on_cpu = mask_runs(masks, boxes, (300, 400), Paste(0.5, fused))
-        on_gpu = mask_runs(masks.cuda(), boxes.cuda(), (300, 400), Paste(0.5, fused))
-        assert all(torch.equal(expected, values.cpu()) for expected, values in zip(on_cpu, on_gpu, strict=True))

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.network import build_model
 from model.training.train_step import (
@@ -52,6 +53,16 @@ def make_trainer(*, optimizer: str = "sgd", worker: WorkerRank = ALONE, seed: in
     model = build_model(SPEC).train()
     made = build_optimizer(model, name=optimizer, learning_rate=0.01)
     return Trainer(model, made, StepSettings(seed, **settings), worker)
+
+
+class CountReads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func.name() == "aten::_local_scalar_dense"
+        return func(*args, **(kwargs or {}))
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -137,8 +148,37 @@ class TestOptimizer:
         with pytest.raises(ValueError, match="'lamb'; allowed: sgd, adam, adamw"):
             build_optimizer(nn.Linear(1, 1), name="lamb", learning_rate=1)
 
+    @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+    def test_one_call_updates_all_parameters(self, name: str):
+        optimizer = build_optimizer(nn.Linear(2, 2), name=name, learning_rate=1)
+        assert [group["fused"] for group in optimizer.param_groups] == [True]
+
 
 class TestStep:
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+    def test_maps_have_the_precision_and_float16_scales_gradients(self, precision: str):
+        trainer, seen = make_trainer(precision=precision), []
+        trainer.model.backbone.register_forward_hook(lambda *call: seen.append(call[-1]["0"].dtype))
+        trainer.step([make_batch(1)], step=0, learning_rate=0.01)
+        assert seen == [getattr(torch, precision)] and trainer.scaler.is_enabled() == (precision == "float16")
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+    def test_beside_the_forward_pass_a_step_reads_two_numbers_however_many_losses_and_images(self):
+        """Whether the losses are finite, and the norm of the gradients; losses stay on the device for the log."""
+        trainer = make_trainer(clip_norm=1.0)
+        forward = trainer.parallel
+        with CountReads() as reads:
+
+            def uncounted(*args):
+                before = reads.number
+                losses = forward(*args)
+                reads.number = before
+                return losses
+
+            trainer.parallel = uncounted
+            trainer.step([make_batch(1, 2, 3)], step=0, learning_rate=0.01)
+        assert reads.number == 2
+
     def test_the_same_seed_gives_the_same_weights_and_another_seed_different_ones(self):
         ends = []
         for seed in (0, 0, 1):
@@ -245,6 +285,7 @@ def _two_workers(rank: int, folder: str) -> None:
         trainer = make_trainer(worker=WorkerRank(rank, 2), global_normalisers=option)
         result = trainer.step([make_batch(rank, num_instances=1 + 4 * rank)], step=0, learning_rate=0.0)
         results[name] = {"gradients": gradients_of(trainer), "losses": result.losses}
+        results["buckets"] = trainer.parallel.gradient_as_bucket_view
     trainer = make_trainer(worker=WorkerRank(rank, 2))
     batch = make_batch(rank)
     if rank == 1:
@@ -293,5 +334,5 @@ def test_two_workers_compute_the_gradients_and_losses_of_one(tmp_path: Path):
         {"applied": False, "suspects": (), "unchanged": True},
         {"applied": False, "suspects": ("img1",), "unchanged": True},
     ]
-    assert first["empty"] and second["empty"]
+    assert first["empty"] and second["empty"] and first["buckets"]
     assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())

@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 
 from model.heads.rpn import NonFiniteOutput
-from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections
 from model.inference.prefetch import Image
 from pipeline import malloc
@@ -75,10 +74,10 @@ class NotFinitePredictor(ImagePredictor):
         predict = self.predictor.predict
 
         def predict_finite(
-            images: Sequence[Image], sizes: Sequence[tuple[int, int]] | None = None, paste: Paste | None = None
+            images: Sequence[Image], sizes: Sequence[tuple[int, int]] | None = None, runs_at: float | None = None
         ) -> list[Detections]:
             if any(is_marked(image, NOT_FINITE) for image in images):
                 raise NonFiniteOutput("the scores are not finite")
-            return predict(images, sizes, paste)
+            return predict(images, sizes, runs_at)
 
         self.predictor.predict = predict_finite  # type: ignore[method-assign]  # of this instance alone

@@ -10,7 +10,6 @@ import torch
 
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CheckpointError
-from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor
@@ -42,11 +41,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tiny_checkpoint: Path, monke
     expected = whole_images(predictor.predict(images))
     predict, batch_lengths = predictor.predictor.predict, []
 
-    def small_gpu(batch, batch_sizes, paste):
+    def small_gpu(batch, batch_sizes, runs_at):
         batch_lengths.append(len(batch))
         if len(batch) > 2 or any(image is images[3] for image in batch):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(batch, batch_sizes, paste)
+        return predict(batch, batch_sizes, runs_at)
 
     monkeypatch.setattr(predictor.predictor, "predict", small_gpu)
     results = predictor.predict(images)
@@ -76,7 +75,7 @@ def test_masks_that_leave_the_device_as_run_lengths_are_the_same_masks(tiny_chec
     images = [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8) for seed in range(2)]
     predictor = predictor_of(tiny_checkpoint)
     as_probabilities = whole_images(predictor.predict(images))
-    predictor.paste = Paste(0.5)
+    predictor.runs_at = 0.5
     as_runs = whole_images(predictor.predict(images))
     for pair in zip(as_probabilities, as_runs, strict=True):
         assert pair[1].runs is not None and pair[1].mask_probs.shape == (len(pair[1].scores), 0, 0)
