@@ -8,7 +8,7 @@ from dataclasses import replace
 from jobs.config.train import TrainConfig, TrainDataSection
 from model.categories import Category
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.class_map import align_categories, choose_categories
+from pipeline.dataset.class_map import align_categories, choose_categories, drop_empty_categories, join_sets
 from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.source import AnnotationSource
@@ -26,7 +26,10 @@ def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord |
             do not fit data.classes and data.rename.
     """
     data = config.data
-    annotated = _load(config, data.train, data.image_root)
+    sets = [_load(config, uri, data.image_root) for uri in data.train_uris]
+    annotated = sets[0] if len(sets) == 1 else join_sets(sets)
+    if data.drop_empty_categories:
+        annotated = drop_empty_categories(annotated)
     if len(annotated) == 0:
         raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
     if data.classes is not None or data.rename:

@@ -19,10 +19,10 @@ NAMES = {
     "pipeline/dataset/types.py": ("FORMATS", "Instance", "mask_to_instance", "IGNORE_NAME"),
     "jobs/config/train.py": ("TrainDataSection",),
     "pipeline/dataset/formats/labelme.py": ("load_labelme", "write_labelme"),
-    "pipeline/dataset/formats/photo_copy.py": ("flat_names", "copy_photo"),
+    "pipeline/dataset/formats/common/photo_copy.py": ("flat_names", "copy_photo"),
     "pipeline/dataset/formats/reading.py": ("load_annotations", "detect_format"),
-    "pipeline/dataset/formats/records.py": ("to_record",),
-    "pipeline/dataset/formats/losses.py": ("count_losses",),
+    "pipeline/dataset/formats/common/records.py": ("to_record",),
+    "pipeline/dataset/formats/common/losses.py": ("count_losses",),
     "pipeline/dataset/convert.py": ("convert_annotations", "_write"),
     "tests/pipeline/dataset/test_convert.py": ("TARGETS",),
 }

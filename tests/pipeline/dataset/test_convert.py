@@ -136,7 +136,7 @@ def test_photos_can_stay_where_they_are(awkward_set: AnnotatedSet, tmp_path: Pat
     write_coco(awkward_set, source)
     for target_format in ("coco", "via", "labelme"):
         target = tmp_path / target_format / TARGETS[target_format]
-        convert_annotations(source, str(target), target_format=target_format, copy_photos=False)
+        convert_annotations(source, str(target), target_format=target_format, photos="refer")
         assert not list((tmp_path / target_format).rglob("*.png"))
         assert content(load_annotations(str(target))) == content(awkward_set)
 
@@ -153,7 +153,7 @@ def test_refusals_name_format_or_target(awkward_set: AnnotatedSet, tmp_path: Pat
     with pytest.raises(AnnotationError, match="overlap: 'any' is no choice; allowed are refuse"):
         convert_annotations(source, str(tmp_path / "x"), target_format="voc", overlap="any")
     with pytest.raises(AnnotationError, match="must be copied"):
-        convert_annotations(source, str(tmp_path / "x"), target_format="voc", copy_photos=False)
+        convert_annotations(source, str(tmp_path / "x"), target_format="voc", photos="refer")
 
 
 def write_photos(folder: Path, *names: str) -> str:

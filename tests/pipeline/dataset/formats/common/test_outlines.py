@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
+from pipeline.dataset.formats.common.outlines import ellipse_outline, outlines_to_instance
 from pipeline.dataset.types import Polygons, polygon_area
 from pipeline.notes import NoteList
 

@@ -1,14 +1,17 @@
-"""Photos beside written annotations: file names for their copies, and the copies."""
+"""Photos beside written annotations: file names for their copies, and the copies, or links to the photos."""
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
 
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage.files import Location
-from pipeline.storage.uri import file_stem, is_full
+from pipeline.storage.uri import file_stem, is_full, is_local, local_path
 
+PHOTO_CHOICES = ("copy", "link", "refer")
+"""Photos beside written annotations: copies, symbolic links, or none, and the annotations name them where they are."""
 _MAX_NAME_BYTES = 200  # file systems hold 255; what a format adds to the name must fit too
 
 
@@ -50,12 +53,41 @@ def names_below(annotated: AnnotatedSet) -> list[str]:
     return list(photo_of)
 
 
-def copy_photo(photo: Location, target: Location, losses: Counter[str]) -> None:
-    """Copies the photo's bytes; a photo that cannot be read is left out and counted in `losses`.
+def check_photo_choice(photos: str, annotated: AnnotatedSet, target: Location, *, can_refer: bool, format: str) -> None:
+    """Refuses a choice of PHOTO_CHOICES that cannot be carried out.
+
+    Args:
+        can_refer: whether the format can name photos that lie elsewhere.
 
     Raises:
-        OSError: the copy cannot be written.
+        AnnotationError: no such choice, links between buckets, or a format that keeps its photos in folders of its own.
     """
+    if photos not in PHOTO_CHOICES:
+        raise AnnotationError(f"photos: {photos!r} is no choice; allowed are {', '.join(PHOTO_CHOICES)}")
+    if photos == "refer" and not can_refer:
+        raise AnnotationError(f"{format} keeps its photos in folders of its own, so they must be copied or linked")
+    if photos == "link":
+        for place in (target, *(image.path for image in annotated.images)):
+            if not is_local(place.uri):
+                raise AnnotationError(f"photos can be linked on a local disk only, and {place} is not on one")
+
+
+def place_photo(photo: Location, target: Location, photos: str, losses: Counter[str]) -> None:
+    """Copies the photo's bytes or links to it; nothing for "refer".
+
+    A photo that cannot be read is left out and counted in `losses`.
+
+    Raises:
+        OSError: the copy or link cannot be written.
+    """
+    if photos == "refer":
+        return
+    if photos == "link" and photo.is_file():
+        link = local_path(target.uri)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.realpath(local_path(photo.uri)))
+        return
     try:
         data = photo.read_bytes()
     except (OSError, ValueError):  # ValueError: a name with NUL, a URI of no store

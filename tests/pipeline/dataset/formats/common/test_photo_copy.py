@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, names_below
+from pipeline.dataset.formats.common.photo_copy import copy_photo, flat_names, names_below
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage.files import Location
