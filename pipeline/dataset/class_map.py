@@ -112,7 +112,7 @@ def drop_empty_categories(annotated: AnnotatedSet) -> AnnotatedSet:
 
 
 def join_sets(sets: Sequence[AnnotatedSet]) -> AnnotatedSet:
-    """Several data sets as one. Equal file names and ids stay apart: `1/a.jpg` is the first set's, `2/a.jpg` the second's.
+    """Several data sets as one, in which equal file names and ids stay apart: `1/a.jpg` is the first set's.
 
     Categories are matched by name. A category keeps the id of the first set that has it, or gets a free one where the
     id is another category's. A class that a set does not have counts as not looked for on its images.
@@ -134,9 +134,8 @@ def join_sets(sets: Sequence[AnnotatedSet]) -> AnnotatedSet:
     for number, annotated in enumerate(sets, start=1):
         notes.update(annotated.notes)
         if missing := sorted(set(ids) - {category.name for category in annotated.categories}):
-            notes[
-                f"classes that set {number} does not have, so they count as not looked for ({', '.join(missing)})"
-            ] = len(missing)
+            note = f"classes that set {number} does not have, so they count as not looked for ({', '.join(missing)})"
+            notes[note] = len(missing)
         for image in align_categories(annotated, categories).images:
             images.append(
                 replace(image, image_id=f"{number}/{image.image_id}", file_name=f"{number}/{image.file_name}")

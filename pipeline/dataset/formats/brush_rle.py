@@ -1,7 +1,8 @@
 """Label Studio's run-length encoding of brush masks: bits of runs and of single values, of an image of four channels.
 
 32 bits: number of values; 5: bits of a value, less 1; four times 4: bits of a length, less 1. Then blocks: 1 bit (1 is
-a run of one value, 0 are single values), 2 bits (which of the four length sizes), the length less 1, the value or values.
+a run of one value, 0 are single values), 2 bits (which of the four sizes of a length), the length less 1, and the value
+or values.
 https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack
 """
 

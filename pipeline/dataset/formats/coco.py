@@ -136,8 +136,9 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
 def write_coco(annotated: AnnotatedSet, place: str | Location, *, photos: str = "copy") -> Counter[str]:
     """Writes a COCO JSON file, and the photos into the folder beside it of the same name (`val.json` -> `val/`).
 
-    Photos that are referred to have file names relative to the JSON file's folder where photos and file are on the local disk,
-    else full URIs. Copies of extra files have the photo's name, in the folders `extra_1/`, `extra_2/` ... beside it.
+    Photos that are referred to have file names relative to the JSON file's folder where photos and file are on the
+    local disk, else full URIs. Copies of extra files have the photo's name, in the folders `extra_1/`, `extra_2/` ...
+    beside it.
 
     Returns:
         What COCO cannot hold: description -> count. (An ignore region of every class becomes a crowd of each.)

@@ -17,7 +17,12 @@ from pipeline.dataset.faults import FaultList
 from pipeline.dataset.formats.common.class_names import check_distinct, check_writable, read_lines
 from pipeline.dataset.formats.common.id_masks import draw_id_map, id_map_to_instances, read_id_map, write_id_map
 from pipeline.dataset.formats.common.losses import count_losses
-from pipeline.dataset.formats.common.photo_copy import check_photo_choice, flat_names, place_photo
+from pipeline.dataset.formats.common.photo_copy import (
+    check_photo_choice,
+    check_photo_endings,
+    flat_names,
+    place_photo,
+)
 from pipeline.dataset.types import IGNORE_NAME, AnnotatedImage, AnnotatedSet, AnnotationError, Instance
 from pipeline.notes import NoteList
 from pipeline.storage.files import Location
@@ -121,6 +126,7 @@ def write_png(
     folder = Location.of(place)
     check_photo_choice(photos, annotated, folder, can_refer=False, format="a folder of masks")
     names = flat_names(annotated)
+    check_photo_endings(names, "a folder of masks")
     if overlap == "refuse":  # before anything is written
         for image in annotated.images:
             list(_class_maps(image, annotated, overlap))
@@ -168,7 +174,7 @@ def _class_maps(image: AnnotatedImage, annotated: AnnotatedSet, overlap: str) ->
 
 
 def _meanings(stem: str) -> Iterator[tuple[str, str]]:
-    """What the key of a mask, without its extension, may mean: the photo's key, likewise, and the class, "" for none."""
+    """What the key of a mask may mean, without its extension: the photo's key, and the class, "" for none."""
     first, _, rest = stem.partition("/")
     for photo, name in ((stem, ""), (rest, first)):
         yield photo, name
@@ -181,8 +187,8 @@ def _photo_folder(mask_folder: Location) -> Location:
         if folder.is_folder():
             return folder
     raise AnnotationError(
-        f"the photos of the masks in {mask_folder} were not found: looked for {', '.join(map(str, folders))}; say where "
-        "they are with the image root"
+        f"the photos of the masks in {mask_folder} were not found: looked for {', '.join(map(str, folders))}; say "
+        "where they are with the image root"
     )
 
 
@@ -192,7 +198,7 @@ def _photos_by_stem(folder: Location) -> dict[str, str]:
     for key in folder.iter_names(recursive=True):
         if is_photo(key) and (first := photos.setdefault(key.rpartition(".")[0], key)) != key:
             raise AnnotationError(
-                f"{folder} has {first} and {key}, and a mask is told to be a photo's by the name alone"
+                f"{folder} has {first} and {key}; allowed is one photo of a name, which is its mask's"
             )
     if not photos:
         raise AnnotationError(f"{folder} holds no photo")

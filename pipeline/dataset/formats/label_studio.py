@@ -23,7 +23,7 @@ from pipeline.dataset.formats.common.class_names import check_writable
 from pipeline.dataset.formats.common.losses import count_losses
 from pipeline.dataset.formats.common.outlines import box_outline, ellipse_outline, outlines_to_instance
 from pipeline.dataset.formats.common.photo_copy import check_photo_choice, names_below, place_photo
-from pipeline.dataset.formats.common.records import MOST_PIXELS, Length, Name, to_record
+from pipeline.dataset.formats.common.records import MOST_PIXELS, Length, to_record
 from pipeline.dataset.photos import header_or_note
 from pipeline.dataset.types import (
     IGNORE_NAME,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,23 @@ from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.common.class_names import check_distinct, read_lines
 from pipeline.dataset.formats.common.losses import count_losses
 from pipeline.dataset.formats.common.outlines import box_outline, outlines_to_instance
-from pipeline.dataset.formats.common.photo_copy import check_photo_choice, flat_names, place_photo
-from pipeline.dataset.photos import header_or_note
+from pipeline.dataset.formats.common.photo_copy import (
+    check_photo_choice,
+    check_photo_endings,
+    flat_names,
+    place_photo,
+)
+from pipeline.dataset.photos import UnusablePhoto, header_or_note, read_header
 from pipeline.dataset.types import (
     AnnotatedImage,
     AnnotatedSet,
     AnnotationError,
     Instance,
+    mask_to_instance,
     segmentation_to_mask,
     segmentation_to_polygon,
 )
+from pipeline.images.pixels import turn
 from pipeline.masks.contours import mask_to_polygon
 from pipeline.notes import NoteList
 from pipeline.storage.files import Location
@@ -64,12 +72,12 @@ def load_yolo(
     """
     place = Location.of(place)
     faults, notes = FaultList(), NoteList()
-    photos = _photos_of(place, image_root)
+    photos = _photos_of(place, image_root, notes)
     names = _names_of(place)
     images = []
     num_labels = 0
     for key, photo, label_file in photos:
-        if not label_file.is_file():
+        if label_file is None:
             notes.add("photos without a label file, which show no object", key)
             lines = []
         else:
@@ -90,7 +98,8 @@ def load_yolo(
 def write_yolo(annotated: AnnotatedSet, place: str | Location, *, photos: str = "copy") -> Counter[str]:
     """Writes `images/`, `labels/` and `data.yaml`, whose parts `train` and `val` are both all of it.
 
-    An object of several parts or with holes becomes one polygon that covers the same pixels.
+    An object of several parts or with holes becomes one polygon that covers the same pixels. Labels are of the photo as
+    it is shown, its EXIF orientation applied.
 
     Returns:
         What YOLO cannot hold: description -> count.
@@ -106,6 +115,7 @@ def write_yolo(annotated: AnnotatedSet, place: str | Location, *, photos: str = 
     folder = Location.of(place)
     check_photo_choice(photos, annotated, folder, can_refer=False, format="YOLO")
     names = flat_names(annotated)
+    check_photo_endings(names, "YOLO")
     id_of = {name: number for number, name in enumerate(sorted(names), start=1)}
     losses = count_losses(
         annotated,
@@ -113,7 +123,9 @@ def write_yolo(annotated: AnnotatedSet, place: str | Location, *, photos: str = 
         image_ids=[id_of[name] for name in names],
         category_ids=range(len(annotated.categories)),
     )
-    for image, name in zip(annotated.images, names, strict=True):
+    for stored, name in zip(annotated.images, names, strict=True):
+        image = _as_shown(stored)
+        losses["photos whose labels are turned as the photo is shown"] += image is not stored
         lines = []
         for instance in image.instances:
             if instance.iscrowd:
@@ -142,6 +154,22 @@ def is_yolo(place: Location) -> bool:
         return any(name.endswith(".txt") for name in labels.iter_names(recursive=True))
     names = set(folder.iter_names())
     return any(is_photo(name) and f"{file_stem(name)}.txt" in names for name in names)
+
+
+def _as_shown(image: AnnotatedImage) -> AnnotatedImage:
+    """The image with its objects turned as its photo is, where they were annotated on the photo as stored."""
+    try:
+        header = read_header(image.path)
+    except UnusablePhoto:
+        return image
+    size = (image.height, image.width)
+    if header.turned_size == size or (header.height, header.width) != size:
+        return image
+    turned = tuple(
+        mask_to_instance(i.label, turn(i.mask(*size), header.exif_orientation), iscrowd=i.iscrowd)
+        for i in image.instances
+    )
+    return replace(image, height=image.width, width=image.height, instances=turned)
 
 
 def _exact_shares(instance: Instance, height: int, width: int) -> str:
@@ -206,23 +234,34 @@ def _number(word: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _photos_of(place: Location, image_root: str | None) -> list[tuple[str, Location, Location]]:
-    """File name, place and label file of each photo, in order of file name."""
+def _photos_of(place: Location, image_root: str | None, notes: NoteList) -> list[tuple[str, Location, Location | None]]:
+    """File name, place and label file (None where there is none) of each photo, in order of file name."""
     is_yaml = place.uri.lower().endswith((".yaml", ".yml"))
     source = place if is_yaml else _yaml_of(place)
     part = _only_part(source) if source is not None else place
+    photos: list[tuple[str, Location, Location | None]] = []
     if part.uri.lower().endswith(".txt"):
-        listed = [part.parent / line for line in read_lines(part) if line]
-        photos = [(photo.name, photo, _label_folder(photo.parent) / f"{photo.stem}.txt") for photo in listed]
+        for line in read_lines(part):
+            photo = part.parent / line
+            labels = _label_folder(photo.parent) / f"{photo.stem}.txt"
+            photos += [(photo.name, photo, labels if labels.is_file() else None)] if line else []
     else:
         folder = _image_folder(part)
         labels = _label_folder(folder)
         folder = place.at(image_root) if image_root else folder
-        keys = [key for key in folder.iter_names(recursive=True) if is_photo(key)]
-        photos = [(key, folder / key, labels / f"{key.rpartition('.')[0]}.txt") for key in keys]
+        label_keys = {key for key in labels.iter_names(recursive=True) if key.endswith(".txt")}
+        unused = label_keys - set(_NAME_LISTS)
+        for key in folder.iter_names(recursive=True):
+            if is_photo(key):
+                label_key = f"{key.rpartition('.')[0]}.txt"
+                unused.discard(label_key)
+                photos.append((key, folder / key, labels / label_key if label_key in label_keys else None))
+        for key in sorted(unused):
+            notes.add("label files without a photo left out", key)
     if not photos:
         raise AnnotationError(f"{place} holds no YOLO photos: there is none in {part}")
-    if repeated := [name for name, count in Counter(labels.uri for _, _, labels in photos).items() if count > 1]:
+    counts = Counter(labels.uri for _, _, labels in photos if labels is not None)
+    if repeated := [uri for uri, count in counts.items() if count > 1]:
         raise AnnotationError(f"{place}: two photos have one label file, {repeated[0]}; allowed is one photo for each")
     return photos
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import posixpath
 from collections import Counter
+from collections.abc import Iterable
 
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage.files import Location
-from pipeline.storage.uri import file_stem, is_full, is_local, local_path
+from pipeline.storage.uri import PHOTO_SUFFIXES, file_stem, is_full, is_local, is_photo, local_path
 
 PHOTO_CHOICES = ("copy", "link", "refer")
 """Photos beside written annotations: copies, symbolic links, or none, and the annotations name them where they are."""
@@ -31,6 +32,15 @@ def flat_names(annotated: AnnotatedSet) -> list[str]:
                 f"a photo named {name!r} cannot be written; allowed are 1 to {_MAX_NAME_BYTES} bytes without NUL"
             )
     return names
+
+
+def check_photo_endings(names: Iterable[str], format: str) -> None:
+    """Refuses names that do not end like a photo's, for formats whose photos are found by looking at the folder."""
+    if odd := [name for name in names if not is_photo(name)]:
+        raise AnnotationError(
+            f"a photo is named {odd[0]!r}, and the photos of {format} are told by their ending; allowed are names that "
+            f"end in {', '.join(PHOTO_SUFFIXES)}, and do not begin with a dot"
+        )
 
 
 def names_below(annotated: AnnotatedSet) -> list[str]:

@@ -34,5 +34,5 @@ def test_other_files_and_folders_are_refused_with_the_reason(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     with pytest.raises(AnnotationError, match=r"looked for via_region_data\.json"):
         load_annotations(str(tmp_path / "empty"))
-    with pytest.raises(AnnotationError, match="no annotation format 'yolo'; allowed are auto, coco"):
-        load_annotations(AnnotationSource(uri=str(tmp_path), format="yolo"))
+    with pytest.raises(AnnotationError, match="no annotation format 'pascal'; allowed are auto, coco"):
+        load_annotations(AnnotationSource(uri=str(tmp_path), format="pascal"))

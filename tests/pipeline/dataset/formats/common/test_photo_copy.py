@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.formats.common.photo_copy import copy_photo, flat_names, names_below
+from pipeline.dataset.formats.common.photo_copy import flat_names, names_below, place_photo
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage.files import Location
@@ -60,14 +60,14 @@ def test_a_copy_that_cannot_be_written_is_an_error_and_no_unreadable_photo(tmp_p
     folder = Location(str(tmp_path))
     (folder / "a.png").write_bytes(b"any bytes")
     with pytest.raises(OSError, match=r"a\.png"):
-        copy_photo(folder / "a.png", folder / "a.png/b.png", Counter())
+        place_photo(folder / "a.png", folder / "a.png/b.png", "copy", Counter())
 
 
 def test_a_copy_has_the_same_bytes_and_an_absent_photo_is_counted(tmp_path: Path) -> None:
     folder = Location(str(tmp_path))
     (folder / "a.png").write_bytes(b"any bytes")
     losses: Counter[str] = Counter()
-    copy_photo(folder / "a.png", folder / "new/folder/b.png", losses)
+    place_photo(folder / "a.png", folder / "new/folder/b.png", "copy", losses)
     assert (tmp_path / "new/folder/b.png").read_bytes() == b"any bytes" and not losses
-    copy_photo(folder / "absent.png", folder / "c.png", losses)
+    place_photo(folder / "absent.png", folder / "c.png", "copy", losses)
     assert losses == {"photos that cannot be read": 1} and not (tmp_path / "c.png").exists()
