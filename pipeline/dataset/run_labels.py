@@ -62,7 +62,7 @@ def load_run_labels(run: Run, *, min_score: float = MIN_SCORE, storage: StorageS
             score=float(row.score),
         )
         instances_of.setdefault(row.image_id, []).append((int(row.instance), prediction))
-    images = []
+    images: list[AnnotatedImage] = []
     for row in table[table["status"] == OK].itertuples():
         ranked = sorted(instances_of.get(row.image_id, ()), key=lambda pair: pair[0])
         predictions = tuple(prediction for _, prediction in ranked)

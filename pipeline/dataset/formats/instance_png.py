@@ -79,7 +79,7 @@ def load_png(place: str | Location, image_root: str | None = None, *, default_ca
     used = {name for masks in masks_of.values() for _, name in masks} - {IGNORE_NAME}
     classes = _class_names(mask_folder, used)
     label_of = {name: index + 1 for index, name in enumerate(classes)} | {IGNORE_NAME: 0}
-    images = []
+    images: list[AnnotatedImage] = []
     for stem in sorted(masks_of):
         instances: list[Instance] = []
         sizes: dict[tuple[int, int], str] = {}

@@ -213,7 +213,7 @@ def write_labelstudio(
         category_ids=category_ids,
     )
     losses["classes without an object"] += len(annotated.categories) - len(used_labels)
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for image, name in zip(annotated.images, names, strict=True):
         regions = [
             _to_region(instance, f"{len(tasks)}-{index}", annotated, image)

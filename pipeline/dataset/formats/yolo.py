@@ -74,7 +74,7 @@ def load_yolo(
     faults, notes = FaultList(), NoteList()
     photos = _photos_of(place, image_root, notes)
     names = _names_of(place)
-    images = []
+    images: list[AnnotatedImage] = []
     num_labels = 0
     for key, photo, label_file in photos:
         if label_file is None:
