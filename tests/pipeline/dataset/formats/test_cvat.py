@@ -185,6 +185,61 @@ def test_polygons_without_an_area_are_noted(tmp_path: Path, points: str) -> None
     assert len(annotated.notes) == 1 and all(i.iscrowd for i in annotated.images[0].instances)
 
 
+JUNK = [
+    "",
+    " ",
+    "x",
+    "-1",
+    "0",
+    "1.5",
+    "1e9",
+    "1e308",
+    "nan",
+    "inf",
+    "9" * 400,
+    "1,2",
+    "a;b",
+    ";",
+    "日",
+    "../z",
+    "s3://b/x",
+]
+
+
+def test_whatever_an_attribute_is_replaced_by_is_read_or_refused_by_name(tmp_path: Path) -> None:
+    shapes = (
+        POLYGON.replace(" z_order", ' group_id="1" z_order')
+        + '<mask label="cat" rle="0, 2, 2, 2" left="20" top="10" width="3" height="2" z_order="0" group_id="1"/>'
+        + '<box label="cat" xtl="12" ytl="2" xbr="16.0" ybr="6" rotation="10"/>'
+        + '<ellipse label="cat" cx="24" cy="5" rx="3" ry="2"><attribute name="iscrowd">false</attribute></ellipse>'
+    )
+    write_xml(tmp_path, shapes)
+    path = tmp_path / "annotations.xml"
+    text = path.read_text()
+    attributes = [(tag, key) for tag, element in enumerate(ET.fromstring(text).iter()) for key in element.attrib]
+    num_read = num_refused = 0
+    for tag, key in attributes:
+        for junk in [*JUNK, None]:
+            root = ET.fromstring(text)
+            element = list(root.iter())[tag]
+            if junk is None:
+                del element.attrib[key]
+            else:
+                element.set(key, junk)
+            path.write_bytes(ET.tostring(root))
+            try:
+                annotated = load_cvat(str(path))
+            except AnnotationError as error:
+                num_refused += 1
+                assert "annotations.xml: " in str(error)
+                continue
+            num_read += 1
+            for image in annotated.images:
+                for instance in image.instances:
+                    assert instance.mask(image.height, image.width).any() or instance.area < 4
+    assert num_refused > num_read > 100
+
+
 def test_runs_go_row_by_row_and_start_outside() -> None:
     mask = np.array([[1, 1, 0], [0, 1, 0]], bool)
     assert encode_row_runs(mask) == [0, 2, 2, 1, 1]
