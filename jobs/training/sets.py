@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from jobs.config.train import TrainConfig, TrainDataSection
 from model.categories import Category
@@ -26,7 +27,7 @@ def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord |
             do not fit data.classes and data.rename.
     """
     data = config.data
-    sets = [_load(config, uri, data.image_root) for uri in data.train_uris]
+    sets = [_load(config, uri, data.image_root, part="train") for uri in data.train_uris]
     annotated = sets[0] if len(sets) == 1 else join_sets(sets)
     if data.drop_empty_categories:
         annotated = drop_empty_categories(annotated)
@@ -50,7 +51,7 @@ def load_validation_set(config: TrainConfig, categories: Sequence[Category]) -> 
     data = config.data
     if data.val is None:
         raise ValueError("data.val is null; give a validation set")
-    annotated = _load(config, data.val, data.val_image_root)
+    annotated = _load(config, data.val, data.val_image_root, part="val")
     if len(annotated) == 0:
         raise ValueError(f"data.val={data.val!r} holds no image; allowed is at least one")
     annotated = _aligned(data, annotated, categories)
@@ -72,10 +73,10 @@ def validation_truth(annotated: AnnotatedSet) -> Truth:
     return truth
 
 
-def _load(config: TrainConfig, uri: str, image_root: str | None) -> AnnotatedSet:
+def _load(config: TrainConfig, uri: str, image_root: str | None, *, part: Literal["train", "val"]) -> AnnotatedSet:
     data = config.data
     source = AnnotationSource(
-        uri=uri, format=data.format, image_root=image_root, default_category=data.default_category
+        uri=uri, format=data.format, image_root=image_root, part=part, default_category=data.default_category
     )
     annotated = load_annotations(source, config.storage, unknown=data.unknown_categories)
     return annotated if data.extra_channels is None else with_extra_channels(annotated, data.extra_channels)

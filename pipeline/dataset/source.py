@@ -22,6 +22,9 @@ class OptionalSource(Settings):
     )
     format: AnnotationFormat = setting("auto", "Format of the annotations; auto recognises it.")
     image_root: Uri | None = setting(None, "Folder of the images; null looks beside the annotations.")
+    part: Literal["train", "val", "test"] | None = setting(
+        None, "Part of a YOLO data set that its data.yaml names; null takes the only one."
+    )
     default_category: str = setting(
         "object",
         "Category name of all objects in annotations without classes: VIA, YOLO, Label Studio, instance-mask PNGs.",

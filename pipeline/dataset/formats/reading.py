@@ -60,7 +60,7 @@ def load_annotations(
         "voc": load_voc,
         "cityscapes": load_cityscapes,
         "labelme": load_labelme,
-        "yolo": partial(load_yolo, default_category=default),
+        "yolo": partial(load_yolo, default_category=default, part=source.part),
         "png": partial(load_png, default_category=default),
         "cvat": load_cvat,
         "labelstudio": partial(load_labelstudio, default_category=default),

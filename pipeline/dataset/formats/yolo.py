@@ -51,14 +51,15 @@ _BOX_NOTE = "boxes without an outline, which are ignore regions, neither positiv
 
 
 def load_yolo(
-    place: str | Location, image_root: str | None = None, *, default_category: str = "object"
+    place: str | Location, image_root: str | None = None, *, default_category: str = "object", part: str | None = None
 ) -> AnnotatedSet:
     """Reads a part of a YOLO data set.
 
     Args:
         place: the folder of the part, such as `images/train`, `labels/train` or `train` (which holds `images` and
-            `labels`); or `data.yaml`, or its folder, where that names one part only.
+            `labels`); or `data.yaml`, or its folder.
         image_root: folder of the photos, in the sub-folders of their label files.
+        part: which of the parts that `data.yaml` names (train, val, test); None takes the only one.
         default_category: the name of the only class where neither `data.yaml` nor `classes.txt` names the classes.
 
     Returns:
@@ -72,7 +73,7 @@ def load_yolo(
     """
     place = Location.of(place)
     faults, notes = FaultList(), NoteList()
-    photos = _photos_of(place, image_root, notes)
+    photos = _photos_of(place, image_root, part, notes)
     names = _names_of(place)
     images: list[AnnotatedImage] = []
     num_labels = 0
@@ -234,11 +235,13 @@ def _number(word: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _photos_of(place: Location, image_root: str | None, notes: NoteList) -> list[tuple[str, Location, Location | None]]:
+def _photos_of(
+    place: Location, image_root: str | None, part_name: str | None, notes: NoteList
+) -> list[tuple[str, Location, Location | None]]:
     """File name, place and label file (None where there is none) of each photo, in order of file name."""
     is_yaml = place.uri.lower().endswith((".yaml", ".yml"))
     source = place if is_yaml else _yaml_of(place)
-    part = _only_part(source) if source is not None else place
+    part = _part_of(source, part_name) if source is not None else place
     photos: list[tuple[str, Location, Location | None]] = []
     if part.uri.lower().endswith(".txt"):
         for line in read_lines(part):
@@ -284,8 +287,8 @@ def _read_yaml(path: Location) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _only_part(path: Location) -> Location:
-    """The folder or list of photos that a `data.yaml` names; several are refused by name."""
+def _part_of(path: Location, name: str | None) -> Location:
+    """The folder or list of photos that a `data.yaml` names; of several, the part of this name."""
     content = _read_yaml(path)
     base = path.parent / content["path"] if isinstance(content.get("path"), str) else path.parent
     base = base if base.is_folder() else path.parent  # the path of another machine
@@ -301,12 +304,16 @@ def _only_part(path: Location) -> Location:
             tried = [base / entry, base / entry.removeprefix("../"), path.parent / entry]
             there = [each for each in tried if each.is_folder() or each.is_file()]
             parts[key] = there[0] if there else tried[0]
+    wanted = {key: part for key, part in parts.items() if name is None or key.partition("[")[0] == name}
+    if parts and not wanted:
+        raise AnnotationError(f"{path} has no part {name!r}; allowed are {', '.join(parts)}")
+    parts = wanted
     found = sorted({part.uri for part in parts.values() if part.is_folder() or part.is_file()})
     if not found:
         raise AnnotationError(f"{path} names no folder that is there: {', '.join(map(str, parts.values())) or 'none'}")
     if len(found) > 1:
         named = ", ".join(f"{key} ({part})" for key, part in parts.items())
-        raise AnnotationError(f"{path} has several parts, {named}; name one of these folders instead")
+        raise AnnotationError(f"{path} has several parts, {named}; give the part, or one of these folders")
     return path.at(found[0])
 
 

@@ -73,8 +73,21 @@ def test_a_part_is_read_by_its_folder(tmp_path: Path, layout: object) -> None:
 def test_a_set_of_several_parts_is_refused_with_their_folders(tmp_path: Path, layout: object) -> None:
     layout(tmp_path / "set")  # type: ignore[operator]
     for place in ("", "data.yaml"):
-        with pytest.raises(AnnotationError, match=r"has several parts, train \(.*\), val \(.*val.*\); name one of"):
+        with pytest.raises(AnnotationError, match=r"has several parts, train \(.*\), val \(.*val.*\); give the part"):
             load_annotations(str(tmp_path / "set" / place))
+        for part in ("train", "val"):
+            (image,) = load_annotations(str(tmp_path / "set" / place), part=part).images
+            assert image.file_name == f"{part}.png" and len(image.instances) == 1
+        with pytest.raises(AnnotationError, match="has no part 'test'; allowed are train, val"):
+            load_annotations(str(tmp_path / "set" / place), part="test")
+
+
+def test_a_description_that_lies_elsewhere_names_classes_and_parts(tmp_path: Path) -> None:
+    write_flat(tmp_path / "sets/coco8")
+    (tmp_path / "sets/coco8/data.yaml").unlink()
+    (tmp_path / "coco8.yaml").write_text(yaml.safe_dump({"path": "sets/coco8", **DATA}))
+    (image,) = load_annotations(str(tmp_path / "coco8.yaml"), part="val").images
+    assert image.path.uri == str(tmp_path / "sets/coco8/images/val/val.png") and image.instances[0].label == 2
 
 
 def test_one_part_is_read_by_the_description(tmp_path: Path) -> None:
