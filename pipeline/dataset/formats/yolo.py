@@ -41,7 +41,7 @@ from pipeline.images.pixels import turn
 from pipeline.masks.contours import mask_to_polygon
 from pipeline.notes import NoteList
 from pipeline.storage.files import Location
-from pipeline.storage.uri import file_stem, is_photo
+from pipeline.storage.uri import absolute_uri, file_stem, is_in_bucket, is_photo
 
 _PARTS = ("train", "val", "test")
 _NAME_LISTS = ("classes.txt", "obj.names")  # of Label Studio and of Darknet
@@ -151,10 +151,10 @@ def is_yolo(place: Location) -> bool:
         return True
     folder = _image_folder(place)
     labels = _label_folder(folder)
-    if labels != folder:
-        return any(name.endswith(".txt") for name in labels.iter_names(recursive=True))
-    names = set(folder.iter_names())
-    return any(is_photo(name) and f"{file_stem(name)}.txt" in names for name in names)
+    is_apart = labels != folder
+    label_keys = {key for key in labels.iter_names(recursive=is_apart) if key.endswith(".txt")}
+    photo_keys = folder.iter_names(recursive=is_apart) if label_keys else ()
+    return any(is_photo(key) and f"{key.rpartition('.')[0]}.txt" in label_keys for key in photo_keys)
 
 
 def _as_shown(image: AnnotatedImage) -> AnnotatedImage:
@@ -337,8 +337,9 @@ def _label_folder(folder: Location) -> Location:
 
 def _above(folder: Location) -> Iterator[tuple[Location, str]]:
     """The folder and those above it, each with the way from it to the folder."""
-    rest = ""
-    while folder.name and folder.parent != folder:
+    rest, folder = "", folder.at(absolute_uri(folder.uri))
+    is_bucket = is_in_bucket(folder.uri)
+    while folder.name and is_in_bucket(folder.uri) == is_bucket:
         yield folder, rest
         rest = f"{folder.name}/{rest}".rstrip("/")
         folder = folder.parent

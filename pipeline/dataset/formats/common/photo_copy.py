@@ -94,6 +94,8 @@ def place_photo(photo: Location, target: Location, photos: str, losses: Counter[
         return
     if photos == "link" and photo.is_file():
         link = local_path(target.uri)
+        if link.exists() and os.path.samefile(link, local_path(photo.uri)) and not link.is_symlink():
+            return  # the photo itself
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.realpath(local_path(photo.uri)))

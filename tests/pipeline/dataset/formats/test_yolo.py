@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +261,23 @@ def test_a_photo_with_an_exif_orientation_is_labelled_as_it_is_shown(tmp_path: P
     (image,) = load_annotations(str(tmp_path)).images
     assert (image.height, image.width) == (WIDTH, HEIGHT)
     assert image.instances[0].box == pytest.approx((2, 4, 8, 24))
+
+
+def test_a_relative_place_finds_the_description_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_flat(tmp_path)
+    for start, place in ((tmp_path, "images/val"), (tmp_path / "images", "val"), (tmp_path / "labels/val", ".")):
+        monkeypatch.chdir(start)
+        annotated = load_annotations(place)
+        assert [c.name for c in annotated.categories] == ["cat", "dog"] and annotated.num_instances == 1
+
+
+def test_labelme_files_in_a_folder_called_labels_are_labelme(tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.png")
+    label(tmp_path / "labels/labels.txt", "dog\n")
+    shape = {"label": "dog", "points": [[1, 1], [9, 1], [9, 5]], "shape_type": "polygon"}
+    content = {"shapes": [shape], "imagePath": "../images/a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    (tmp_path / "labels/a.json").write_text(json.dumps(content))
+    assert detect_format(str(tmp_path / "labels")) == "labelme"
 
 
 def test_supervision_reads_what_is_written(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_a_link_leads_to_the_photo_and_replaces_what_was_there(tmp_path: Path) -
     for _ in range(2):
         place_photo(folder / "a.png", folder / "new/b.png", "link", losses)
     assert (tmp_path / "new/b.png").is_symlink() and (tmp_path / "new/b.png").read_bytes() == b"any bytes"
+    place_photo(folder / "a.png", folder / "a.png", "link", losses)  # a target in the photos' own folder
+    assert not (tmp_path / "a.png").is_symlink() and (tmp_path / "a.png").read_bytes() == b"any bytes"
     place_photo(folder / "absent.png", folder / "c.png", "link", losses)
     assert losses == {"photos that cannot be read": 1}
     place_photo(folder / "a.png", folder / "d.png", "refer", losses)
