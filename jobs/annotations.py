@@ -58,8 +58,9 @@ def run_convert(config: ConvertConfig) -> Conversion:
         Location(config.output.uri, config.storage),
         storage=config.storage,
         target_format=settings.to,
-        copy_photos=settings.copy_photos,
+        photos=settings.photos,
         overlap=settings.overlap,
+        tolerance_px=settings.tolerance_px,
         unknown=settings.unknown,
     )
 

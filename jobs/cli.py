@@ -317,7 +317,7 @@ def report(settings: Any, dry_run: bool) -> None:
 
 @configured("export")
 def export(settings: Any, dry_run: bool) -> None:
-    """Write a run in another tool's format: export.to=coco, coco-results, yolo, labelme or png."""
+    """Write a run as labels to correct (export.to=labelstudio, cvat, yolo, coco ...), or as coco-results."""
     from jobs.report import check_source, write_export
 
     check_or_refuse(lambda: check_source(settings))
@@ -325,7 +325,7 @@ def export(settings: Any, dry_run: bool) -> None:
     target, exported = run_or_fail(lambda: write_export(settings))
     for note, count in exported.notes.items():
         say(f"note: {note}: {count:,}")
-    say(f"{counted(exported.num_files, 'file')} -> {target}")
+    say(f"{counted(exported.num_images, 'image')}, {counted(exported.num_instances, 'instance')} -> {target}")
 
 
 @configured("check-data")

@@ -197,7 +197,7 @@ def load_truth(source: AnnotationSource, storage: StorageSettings, run: Run, set
         EvaluationError: a class that the truth does not have.
     """
     is_coco = format_of(source, storage) == "coco"
-    if is_coco and source.uri.lower().endswith(".json"):
+    if is_coco and source.uri.lower().endswith(".json") and not source.drop_empty_categories:
         truth = Truth.load(Location(source.uri, storage))
     else:
         truth = Truth.load(load_annotations(source, storage))

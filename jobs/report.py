@@ -16,12 +16,15 @@ from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, open_finished
 from jobs.terminal import counted
 from jobs.training.output import CONFIG, TrainingOutput
 from pipeline.bulk.corpus import read_plan
+from pipeline.dataset.run_labels import MIN_SCORE, Exported, export_labels
+from pipeline.dataset.types import AnnotationError
 from pipeline.evaluation.metrics import MetricsJson
 from pipeline.manifest import RUN_KEY, Run, RunError, open_run
 from pipeline.results import FIGURES
-from pipeline.results.export import Exported, ExportError, export_run
+from pipeline.results.export import ExportError, export_results
 from pipeline.results.history import load_history, plot_trend, trend
 from pipeline.results.report import build_report
+from pipeline.storage.files import Location
 from pipeline.storage.stores import open_file, open_storage
 
 _HASHES = {"run": "run_id", "model": "model_sha256", "truth": "truth_sha256"}
@@ -99,11 +102,20 @@ def write_export(config: ExportConfig) -> tuple[str, Exported]:
     run = open_finished(config.run.uri, "run.uri", config.storage)
     settings = config.export
     target = config.output.uri or f"{run.storage.uri.rstrip('/')}.{settings.to}"
-    storage = open_storage(target, config.storage)
-    min_score, tolerance_px = settings.min_score, settings.tolerance_px
     try:
-        return target, export_run(run, storage, settings.to, min_score=min_score, tolerance_px=tolerance_px)
-    except ExportError as error:
+        if settings.to == "coco-results":
+            counts = export_results(run, open_storage(target, config.storage), min_score=settings.min_score or 0.0)
+            return target, Exported(*counts, {})
+        return target, export_labels(
+            run,
+            Location(target, config.storage),
+            settings.to,
+            min_score=MIN_SCORE if settings.min_score is None else settings.min_score,
+            photos=settings.photos,
+            tolerance_px=settings.tolerance_px,
+            storage=config.storage,
+        )
+    except (ExportError, AnnotationError) as error:
         raise ConfigError(f"export.to={settings.to}: {error}") from None
 
 

@@ -102,6 +102,15 @@ def instances_dataset(uri: str | Run) -> ds.Dataset:
     return _scan("instances", uri, None, None)[0].dataset()
 
 
+def categories_of(run: Run) -> dict[int, str]:
+    """Category names by id, from the run's class map, or from its instances where it has none."""
+    class_map = run.spec.model.categories
+    if class_map:
+        return {category.id: category.name for category in class_map}
+    pairs = load_instances(run, ["category_id", "category"]).drop_duplicates().sort_values("category_id")
+    return dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True))
+
+
 def decode_mask(row: Any) -> NDArray[np.uint8]:
     """The mask of one instance: uint8 [image_height, image_width] of 0 and 1, in original pixels.
 

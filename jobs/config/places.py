@@ -49,6 +49,8 @@ def map_places(kind: Any, value: Any, change: Callable[[str, str], str], key: st
         return {name: map_places(known.get(name), each, change, prefix + name) for name, each in value.items()}
     if isinstance(value, Mapping) and get_origin(kind) is dict:
         return {name: map_places(get_args(kind)[1], each, change, f"{key}.{name}") for name, each in value.items()}
+    if get_origin(kind) in (list, tuple):
+        return value  # a single value, of a setting that is one or several
     for choice in get_args(kind):  # such as a section or None
         value = map_places(choice, value, change, key)
     return value

@@ -14,13 +14,7 @@ from jobs.config.segment import KeptSection, ModelSection
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.files import Location
-from pipeline.storage.uri import Uri, base_name, is_local, is_within, join_uri, local_path
-
-PHOTO_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2"),
-    *(".heic", ".heif"),
-)
-"""Endings of the files that are taken from a folder; a file that is named itself may end in anything."""
+from pipeline.storage.uri import PHOTO_SUFFIXES, Uri, is_local, is_photo, is_within, join_uri, local_path
 
 
 class PhotosSection(Section):
@@ -96,8 +90,3 @@ def _photos_of(word: str, config: PredictConfig) -> list[str]:
     if not photos:
         raise ConfigError(f"input.photos: {word!r} is {reason}")
     return photos
-
-
-def is_photo(name: str) -> bool:
-    """Whether a name ends like a photo's; hidden files are none."""
-    return name.lower().endswith(PHOTO_SUFFIXES) and not base_name(name).startswith(".")

@@ -9,12 +9,22 @@ from pydantic import Field
 
 from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
+from pipeline.dataset.types import EXPORT_FORMATS
 from pipeline.dataset.types import FORMATS as ANNOTATION_FORMATS
 from pipeline.evaluation.settings import BootstrapSettings, CountSettings, EvaluationSettings
-from pipeline.results import EXPORT_FORMATS, FIGURES
+from pipeline.results import FIGURES
 from pipeline.settings import setting
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import Uri
+
+PhotoChoice = Literal["copy", "link", "refer"]
+_PHOTOS = (
+    "Images beside the annotations: 'copy' them; 'link' to them (symbolic links, on a local disk); or 'refer' to them "
+    "where they are (COCO, VIA, LabelMe, CVAT, Label Studio)."
+)
+_TOLERANCE = (
+    "Above 0, masks become polygons that lie at most so many pixels off the mask's outline; 0 keeps every pixel."
+)
 
 
 class RunSection(Section):
@@ -157,13 +167,15 @@ class ExportSection(Section):
     """Format and contents of the export."""
 
     to: Literal[EXPORT_FORMATS] = Field("coco", description="Format to write.")  # type: ignore[valid-type]
-    min_score: float = Field(0.0, ge=0, le=1, description="Least score of the instances that are exported.")
-    tolerance_px: float = Field(
-        0.0,
+    min_score: float | None = Field(
+        None,
         ge=0,
-        description="Largest distance in pixels between a polygon and the mask's outline; 0 follows the outline "
-        "exactly.",
+        le=1,
+        description="Least score of the instances that are exported; null is 0.5 for labels to correct, and 0 for "
+        "coco-results, which are measured.",
     )
+    photos: PhotoChoice = Field("copy", description=_PHOTOS)
+    tolerance_px: float = Field(0.0, ge=0, description=_TOLERANCE)
 
 
 class ExportConfig(Section):
@@ -199,11 +211,12 @@ class ConvertSection(Section):
     """How annotations are converted."""
 
     to: Literal[ANNOTATION_FORMATS] = Field("coco", description="Format to write.")  # type: ignore[valid-type]
-    copy_photos: bool = Field(True, description="Copy the images; false refers to them where they are.")
-    overlap: Literal["refuse", "smaller_on_top"] = Field(
+    photos: PhotoChoice = Field("copy", description=_PHOTOS)
+    tolerance_px: float = Field(0.0, ge=0, description=_TOLERANCE)
+    overlap: Literal["refuse", "smaller_on_top", "first_on_top"] = Field(
         "refuse",
-        description="To VOC or Cityscapes, objects that share pixels: 'refuse' them, or give the pixels to the "
-        "smaller object.",
+        description="To VOC, Cityscapes or PNG, objects that share pixels: 'refuse' them, or give the pixels to the "
+        "smaller object, or to the one that comes first.",
     )
     unknown: UnknownCategories = Field(
         "refuse",

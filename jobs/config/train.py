@@ -58,13 +58,15 @@ class TrainModelSection(Section):
 class TrainDataSection(Section):
     """Which annotated images are trained and validated on, under which classes."""
 
-    train: Uri = Field(
+    train: Uri | tuple[Uri, ...] = Field(
         min_length=1,
-        description="Training set: annotations of any format, a file or the folder they lie in; see format.",
+        description="Training set: annotations of any format, a file or the folder they lie in; see format. A list "
+        "joins several sets, whose equal file names stay apart.",
     )
     val: Uri | None = Field(None, description="Validation set, given like train; null is none.")
     format: AnnotationFormat = field_of(AnnotationSource, "format")
     default_category: str = field_of(AnnotationSource, "default_category")
+    drop_empty_categories: bool = field_of(AnnotationSource, "drop_empty_categories")
     classes: tuple[str, ...] | None = Field(
         None,
         min_length=1,
@@ -100,6 +102,17 @@ class TrainDataSection(Section):
     copy_paste: float = Field(
         0.0, ge=0, le=1, description="Probability that objects of another training image are pasted onto an image."
     )
+
+    @model_validator(mode="after")
+    def _one_image_root(self) -> Self:
+        if len(self.train_uris) > 1 and self.image_root is not None:
+            raise ValueError("data.image_root is the folder of one set, but data.train has several; give null")
+        return self
+
+    @property
+    def train_uris(self) -> tuple[str, ...]:
+        """The sets of data.train, one or several."""
+        return (self.train,) if isinstance(self.train, str) else self.train
 
 
 class TrainSection(Section):

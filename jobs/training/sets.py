@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from jobs.config.train import TrainConfig, TrainDataSection
 from model.categories import Category
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.class_map import align_categories, choose_categories
+from pipeline.dataset.class_map import align_categories, choose_categories, drop_empty_categories, join_sets
 from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.source import AnnotationSource
@@ -26,7 +27,10 @@ def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord |
             do not fit data.classes and data.rename.
     """
     data = config.data
-    annotated = _load(config, data.train, data.image_root)
+    sets = [_load(config, uri, data.image_root, part="train") for uri in data.train_uris]
+    annotated = sets[0] if len(sets) == 1 else join_sets(sets)
+    if data.drop_empty_categories:
+        annotated = drop_empty_categories(annotated)
     if len(annotated) == 0:
         raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
     if data.classes is not None or data.rename:
@@ -47,7 +51,7 @@ def load_validation_set(config: TrainConfig, categories: Sequence[Category]) -> 
     data = config.data
     if data.val is None:
         raise ValueError("data.val is null; give a validation set")
-    annotated = _load(config, data.val, data.val_image_root)
+    annotated = _load(config, data.val, data.val_image_root, part="val")
     if len(annotated) == 0:
         raise ValueError(f"data.val={data.val!r} holds no image; allowed is at least one")
     annotated = _aligned(data, annotated, categories)
@@ -69,10 +73,10 @@ def validation_truth(annotated: AnnotatedSet) -> Truth:
     return truth
 
 
-def _load(config: TrainConfig, uri: str, image_root: str | None) -> AnnotatedSet:
+def _load(config: TrainConfig, uri: str, image_root: str | None, *, part: Literal["train", "val"]) -> AnnotatedSet:
     data = config.data
     source = AnnotationSource(
-        uri=uri, format=data.format, image_root=image_root, default_category=data.default_category
+        uri=uri, format=data.format, image_root=image_root, part=part, default_category=data.default_category
     )
     annotated = load_annotations(source, config.storage, unknown=data.unknown_categories)
     return annotated if data.extra_channels is None else with_extra_channels(annotated, data.extra_channels)

@@ -104,7 +104,7 @@ def _facts(
     rows: Sequence[Mapping[str, float]], validations: Sequence[Mapping[str, float]], config: TrainConfig
 ) -> list[tuple[str, str]]:
     steps = [row for row in rows if "loss" in row]
-    facts = [("network", config.model.spec.backbone), ("training set", config.data.train)]
+    facts = [("network", config.model.spec.backbone), ("training set", ", ".join(config.data.train_uris))]
     if steps:
         last = steps[-1]
         facts += [

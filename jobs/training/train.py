@@ -158,7 +158,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     train = config.train
     annotated, subset = load_training_set(config)
     spec = resolve_spec(config.model.spec, annotated.categories)
-    check_learnable(annotated, config.data.train, in_channels=spec.in_channels)
+    check_learnable(annotated, ", ".join(config.data.train_uris), in_channels=spec.in_channels)
     _check_norms(config)
     sets = {"data.train": annotated}
     if train.validates:

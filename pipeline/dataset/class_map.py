@@ -1,4 +1,4 @@
-"""Class maps: chooses a data set's categories, and relabels a set to those of a model or of the training set."""
+"""Class maps: chooses a data set's categories, relabels a set to others, joins several sets to one."""
 
 from __future__ import annotations
 
@@ -98,3 +98,46 @@ def align_categories(
             labelled = tuple(known)
         images.append(replace(image, instances=tuple(relabelled(image.instances)), labelled_classes=labelled))
     return replace(annotated, images=tuple(images), categories=tuple(categories))
+
+
+def drop_empty_categories(annotated: AnnotatedSet) -> AnnotatedSet:
+    """The set without the categories that have no object, which a note names; as it is where none has one."""
+    used = {instance.label for image in annotated.images for instance in image.instances}
+    kept = [category for label, category in enumerate(annotated.categories, start=1) if label in used]
+    dropped = [category.name for category in annotated.categories if category not in kept]
+    if not kept or not dropped:
+        return annotated
+    note = f"categories without an object dropped ({', '.join(dropped)})"
+    return replace(align_categories(annotated, kept), notes={**annotated.notes, note: len(dropped)})
+
+
+def join_sets(sets: Sequence[AnnotatedSet]) -> AnnotatedSet:
+    """Several data sets as one, in which equal file names and ids stay apart: `1/a.jpg` is the first set's.
+
+    Categories are matched by name. A category keeps the id of the first set that has it, or gets a free one where the
+    id is another category's. A class that a set does not have counts as not looked for on its images.
+
+    Raises:
+        AnnotationError: the sets have different keypoints.
+    """
+    if len(layouts := {annotated.keypoint_names for annotated in sets}) > 1:
+        raise AnnotationError(f"the sets have different keypoints: {sorted(layouts)}; allowed is one layout for all")
+    ids: dict[str, int] = {}
+    highest = max((category.id for annotated in sets for category in annotated.categories), default=0)
+    free = itertools.count(highest + 1)
+    for category in (category for annotated in sets for category in annotated.categories):
+        if category.name not in ids:
+            ids[category.name] = next(free) if category.id in ids.values() else category.id
+    categories = tuple(Category(number, name) for name, number in ids.items())
+    images = []
+    notes: Counter[str] = Counter()
+    for number, annotated in enumerate(sets, start=1):
+        notes.update(annotated.notes)
+        if missing := sorted(set(ids) - {category.name for category in annotated.categories}):
+            note = f"classes that set {number} does not have, so they count as not looked for ({', '.join(missing)})"
+            notes[note] = len(missing)
+        for image in align_categories(annotated, categories).images:
+            images.append(
+                replace(image, image_id=f"{number}/{image.image_id}", file_name=f"{number}/{image.file_name}")
+            )
+    return AnnotatedSet(tuple(images), categories, layouts.pop() if layouts else (), dict(notes))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.cityscapes import write_cityscapes
 from pipeline.dataset.formats.coco import write_coco
-from pipeline.dataset.formats.id_masks import OVERLAPS
+from pipeline.dataset.formats.common.id_masks import OVERLAPS
+from pipeline.dataset.formats.common.records import MOST_PIXELS
+from pipeline.dataset.formats.cvat import write_cvat
+from pipeline.dataset.formats.instance_png import write_png
+from pipeline.dataset.formats.label_studio import write_labelstudio
 from pipeline.dataset.formats.labelme import write_labelme
 from pipeline.dataset.formats.reading import format_of, load_annotations
-from pipeline.dataset.formats.records import MOST_PIXELS
 from pipeline.dataset.formats.via import write_via
 from pipeline.dataset.formats.voc import write_voc
+from pipeline.dataset.formats.yolo import write_yolo
 from pipeline.dataset.source import AnnotationSource
-from pipeline.dataset.types import FORMATS, AnnotatedSet, AnnotationError
+from pipeline.dataset.types import FORMATS, AnnotatedSet, AnnotationError, simplify_outlines
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.files import Location
 
@@ -49,8 +54,9 @@ def convert_annotations(
     *,
     storage: StorageSettings | None = None,
     target_format: str,
-    copy_photos: bool = True,
+    photos: str = "copy",
     overlap: str = "refuse",
+    tolerance_px: float = 0.0,
     unknown: str = "refuse",
 ) -> Conversion:
     """Reads annotations in one format and writes them in another; masks stay the same to the pixel.
@@ -59,9 +65,11 @@ def convert_annotations(
         source, storage: see `load_annotations`.
         target: a JSON file for COCO, a folder for the others. It must not exist, or must be an empty folder.
         target_format: one of FORMATS.
-        copy_photos: False leaves the photos where they are and refers to them (COCO, VIA, LabelMe).
-        overlap: objects that share pixels, which VOC and Cityscapes cannot hold: "refuse" them, or give the pixels to
-            the smaller object ("smaller_on_top").
+        photos: "copy" them, "link" to them (on a local disk), or "refer" to them where they are (not VOC, Cityscapes,
+            YOLO and PNG).
+        overlap: objects that share pixels, which VOC, Cityscapes and PNG cannot hold: "refuse" them, or give the pixels
+            to the smaller object ("smaller_on_top") or to that which comes first ("first_on_top").
+        tolerance_px: above 0, masks become polygons, see `simplify_outlines`.
         unknown: see `load_annotations`.
 
     Raises:
@@ -75,8 +83,6 @@ def convert_annotations(
     target = Location.of(target)
     if target_format == "coco" and not target.uri.lower().endswith(".json"):
         raise AnnotationError(f"the target of a conversion to COCO is a file that ends in .json, not {target}")
-    if not copy_photos and target_format in ("voc", "cityscapes"):
-        raise AnnotationError(f"{target_format} keeps its photos in folders of its own, so they must be copied")
     if target.is_file() or next(target.iter_names(recursive=True), None) is not None:
         raise AnnotationError(f"the target {target} is there already; nothing is written over")
     if isinstance(source, str):
@@ -98,9 +104,10 @@ def convert_annotations(
             f"none of the {len(annotated)} photos of {source.uri} is there: looked for {annotated.images[0].path}; say "
             "where they are with the image root"
         )
-    if copy_photos:
+    if photos != "refer":
         _refuse_climbing_names(annotated, is_labelme=source_format == "labelme")
-    losses = _write(annotated, target, target_format, copy_photos, overlap)
+    annotated = simplify_outlines(annotated, tolerance_px)
+    losses = write_annotations(annotated, target, target_format, photos=photos, overlap=overlap)
     return Conversion(
         source_format,
         target_format,
@@ -132,9 +139,34 @@ def _is_there(photo: Location) -> bool:
         return False
 
 
-def _write(annotated: AnnotatedSet, target: Location, format: str, copy_photos: bool, overlap: str) -> Counter[str]:
-    """Writes the set; returns what the format cannot hold: description -> count."""
-    if format in ("voc", "cityscapes"):
-        return (write_voc if format == "voc" else write_cityscapes)(annotated, target, overlap=overlap)
-    write = {"coco": write_coco, "via": write_via, "labelme": write_labelme}[format]
-    return write(annotated, target, copy_photos=copy_photos)
+def write_annotations(
+    annotated: AnnotatedSet,
+    target: Location,
+    format: str,
+    *,
+    photos: str = "copy",
+    overlap: str = "refuse",
+    as_predictions: bool = False,
+) -> Counter[str]:
+    """Writes a set in one of FORMATS; returns what the format cannot hold: description -> count.
+
+    Args:
+        target: a JSON file for COCO, a folder for the others. Files that are there are replaced.
+        photos, overlap: see `convert_annotations`.
+        as_predictions: for Label Studio, see `write_labelstudio`.
+
+    Raises:
+        AnnotationError: the set cannot be held by the format.
+    """
+    writers: dict[str, Callable[..., Counter[str]]] = {
+        "coco": write_coco,
+        "via": write_via,
+        "voc": partial(write_voc, overlap=overlap),
+        "cityscapes": partial(write_cityscapes, overlap=overlap),
+        "labelme": write_labelme,
+        "yolo": write_yolo,
+        "png": partial(write_png, overlap=overlap),
+        "cvat": write_cvat,
+        "labelstudio": partial(write_labelstudio, as_predictions=as_predictions),
+    }
+    return writers[format](annotated, target, photos=photos)

@@ -31,6 +31,7 @@ from pipeline.images.raster import (
     read_tiff_header,
     read_tiff_rgb,
 )
+from pipeline.notes import NoteList
 from pipeline.storage.files import Location
 
 EXIF_NONE, EXIF_TURNED, EXIF_KEPT = 0, 1, 2
@@ -75,6 +76,15 @@ def read_header(path: Location) -> PhotoHeader:
         raise UnusablePhoto("there is no such file") from None
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise UnusablePhoto(f"unreadable: {_one_line(error)}") from None
+
+
+def header_or_note(path: Location, name: str, notes: NoteList) -> PhotoHeader | None:
+    """As `read_header`; None, and a note, for a photo that cannot be read. `name` is what the note calls it."""
+    try:
+        return read_header(path)
+    except UnusablePhoto as error:
+        notes.add("photos that cannot be read", f"{name}: {error}")
+        return None
 
 
 def load_photo(image: AnnotatedImage, *, in_channels: int | None = 3) -> tuple[np.ndarray, int]:

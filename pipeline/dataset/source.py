@@ -22,8 +22,16 @@ class OptionalSource(Settings):
     )
     format: AnnotationFormat = setting("auto", "Format of the annotations; auto recognises it.")
     image_root: Uri | None = setting(None, "Folder of the images; null looks beside the annotations.")
+    part: Literal["train", "val", "test"] | None = setting(
+        None, "Part of a YOLO data set that its data.yaml names; null takes the only one."
+    )
     default_category: str = setting(
-        "object", "Category name of all objects in VIA annotations that have no classes.", min_length=1
+        "object",
+        "Category name of all objects in annotations without classes: VIA, YOLO, Label Studio, instance-mask PNGs.",
+        min_length=1,
+    )
+    drop_empty_categories: bool = setting(
+        False, "Leave out categories without an object, such as the root category of Roboflow's COCO files."
     )
 
 

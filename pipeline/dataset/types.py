@@ -8,13 +8,13 @@ are 1..K in the order of `AnnotatedSet.categories`; a category's `id` is the dat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 import numpy as np
 
 from model.categories import Category
-from pipeline.masks.contours import mask_to_polygon
+from pipeline.masks.contours import join_polygons, mask_to_part_polygons, mask_to_polygon
 from pipeline.masks.rle import decode_rle, encode_mask, polygons_to_rle, runs_to_rle
 from pipeline.storage.files import Location
 
@@ -22,7 +22,8 @@ Box = tuple[float, float, float, float]
 Polygons = list[list[float]]
 
 IGNORE_NAME = "__ignore__"  # the class name of an ignore region, in formats that have only names
-FORMATS = ("coco", "via", "voc", "cityscapes", "labelme")
+FORMATS = ("coco", "via", "voc", "cityscapes", "labelme", "yolo", "png", "cvat", "labelstudio")
+EXPORT_FORMATS = (*FORMATS, "coco-results")  # of a run
 
 
 class Rle(TypedDict):
@@ -80,6 +81,13 @@ class Instance:
             ValueError: an RLE of another size or malformed, a polygon that is no list of points.
         """
         return segmentation_to_mask(self.segmentation, height, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction(Instance):
+    """An object that a model found, with its score from 0 to 1."""
+
+    score: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +186,42 @@ def mask_to_instance(label: int, mask: np.ndarray, *, iscrowd: bool = False) -> 
 
 
 def segmentation_to_polygon(segmentation: Polygons | Rle, height: int, width: int) -> list[float]:
-    """One flat polygon [x, y, ...] with the same pixels: the only one there is, else the mask's traced contour."""
+    """One flat polygon [x, y, ...] with the same pixels; [] for an empty mask.
+
+    It is the only one there is; else the polygons joined by seams, where that fills the same pixels (they share none);
+    else the mask's traced contour.
+    """
     if isinstance(segmentation, list) and len(segmentation) == 1:
         return segmentation[0]
-    return mask_to_polygon(segmentation_to_mask(segmentation, height, width))
+    mask = segmentation_to_mask(segmentation, height, width)
+    if isinstance(segmentation, list):
+        joined = join_polygons([polygon for polygon in segmentation if len(polygon) >= 6])
+        if np.array_equal(segmentation_to_mask([joined], height, width), mask):
+            return joined
+    return mask_to_polygon(mask)
+
+
+def simplify_outlines(annotated: AnnotatedSet, tolerance_px: float) -> AnnotatedSet:
+    """The set with polygons in place of its masks, one for each part; as it is at 0.
+
+    Args:
+        tolerance_px: largest distance between a polygon and the mask's outline, see `mask_to_part_polygons`. A mask of
+            which no polygon would remain stays as it is. Boxes and areas stay.
+    """
+    if not tolerance_px:
+        return annotated
+    images = []
+    for image in annotated.images:
+        outlines = (
+            mask_to_part_polygons(instance.mask(image.height, image.width), tolerance_px=tolerance_px)
+            for instance in image.instances
+        )
+        simplified = tuple(
+            replace(instance, segmentation=polygons) if polygons else instance
+            for instance, polygons in zip(image.instances, outlines, strict=True)
+        )
+        images.append(replace(image, instances=simplified))
+    return replace(annotated, images=tuple(images))
 
 
 def polygon_area(polygons: Polygons) -> float:

@@ -230,6 +230,8 @@ def _to_loops(rings: list[Ring]) -> list[Loop]:
 
 def _bridged(loops: list[Loop]) -> Loop:
     """All loops as one: a seam of integer corners leads from the first loop's start to each other loop and back."""
+    if len(loops) == 1:
+        return loops[0]
     path = [*loops[0], loops[0][0]]
     x0, y0 = loops[0][0]
     for loop in loops[1:]:

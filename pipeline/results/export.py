@@ -1,120 +1,54 @@
-"""Exports of a run in other tools' formats: COCO, YOLO-seg, LabelMe, PNG of instance numbers, crops of the photos.
+"""Rows of a run in other forms: COCO results and data sets, polygons, YOLO's lines, crops of the photos.
 
-Files are written through `Storage`, so the target may be a folder or a bucket. Image ids are keys of somebody's bucket
-and may hold anything, so names are made safe (`file_names`): nothing is written outside of the target.
+`pipeline.dataset.run_labels` exports a run as annotations with their photos.
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from pipeline.manifest import Run, open_run
+from pipeline.manifest import Run
 from pipeline.masks.contours import Polygon, join_polygons, mask_to_part_polygons
-from pipeline.results import EXPORT_FORMATS
 from pipeline.results.render import open_photo
 from pipeline.schema import OK
 from pipeline.storage.base import Storage
-from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import parent_uri, relative_uri
-from pipeline.tables import decode_mask, decode_masks, iter_shards, load_images, load_instances
+from pipeline.tables import decode_mask, decode_masks, load_images, load_instances
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_UNSAFE = set('<>:"|?*\\') | {chr(code) for code in range(32)}
 
 
 class ExportError(ValueError):
     """A run that cannot be exported in a format. The message says why."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What an export wrote: the number of files, and what it left out, description -> count."""
-
-    num_files: int
-    notes: Mapping[str, int]
-
-
-def export_run(
-    run: str | Run,
-    target: str | Storage,
-    to: str,
-    *,
-    min_score: float = 0.0,
-    image_ids: Mapping[str, int] | None = None,
-    tolerance_px: float = 0.0,
-) -> Exported:
-    """Writes a run in one of EXPORT_FORMATS.
-
-    COCO gives `coco.json`, COCO results `results.json`. The other formats give a file for each image, below `labels/`
-    (YOLO, with `data.yaml`), `labelme/` or `png/`. Each file is written whole or not at all; an existing one is
-    replaced.
+def export_results(
+    run: Run, target: Storage, *, min_score: float = 0.0, image_ids: Mapping[str, int] | None = None
+) -> tuple[int, int]:
+    """Writes the run as `results.json`, a list of COCO results; an existing one is replaced.
 
     Args:
-        run: the run, or its URI.
-        target: folder or bucket prefix.
         min_score: instances below it are left out.
-        image_ids: for "coco-results" the ground truth's number of each image, by `image_id`; None: they count from 1
-            in the order of the images table, as in "coco".
-        tolerance_px: for YOLO and LabelMe, see `mask_to_part_polygons`.
+        image_ids: the ground truth's number of each image, by `image_id`; None: they count from 1 in the order of the
+            images table that were segmented, as in an export of labels.
+
+    Returns:
+        Number of images and of results.
 
     Raises:
-        ExportError: an unknown format, or two images whose files would have one name.
+        ExportError: an instance of an image without a number.
     """
-    if to not in EXPORT_FORMATS:
-        raise ExportError(f"there is no format {to!r}; allowed are {', '.join(EXPORT_FORMATS)}")
-    run = open_run(run) if isinstance(run, str) else run
-    storage = open_storage(target) if isinstance(target, str) else target
-    images = load_images(run)
-    notes: Counter[str] = Counter({"images that were not segmented left out": int((images["status"] != OK).sum())})
+    images = load_images(run, ["image_id", "status"])
     images = images[images["status"] == OK]
-    if to in ("coco", "coco-results"):
-        instances = load_instances(run, filters=[("score", ">=", min_score)])
-        content: Any
-        if to == "coco":
-            name, content = "coco.json", to_coco(instances, images, categories_of(run))
-        else:
-            numbers = image_ids or {image_id: index + 1 for index, image_id in enumerate(images["image_id"])}
-            name, content = "results.json", to_coco_results(instances, numbers)
-        storage.write_bytes(name, json.dumps(content, ensure_ascii=False).encode())
-        return Exported(1, +notes)
-    photos = images.set_index("image_id")
-    categories = categories_of(run)
-    label_of = {category_id: label for label, category_id in enumerate(categories)}
-    folder, ending = {"yolo": ("labels", ".txt"), "labelme": ("labelme", ".json"), "png": ("png", ".png")}[to]
-    names = file_names(images["image_id"], ending)
-    for image_id, rows in _by_image(run, min_score):
-        key, photo = f"{folder}/{names[image_id]}", photos.loc[image_id]
-        size = (int(photo["height"]), int(photo["width"]))
-        if to == "png":
-            pixels = to_index_image(rows, size)
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG")
-            data = buffer.getvalue()
-            notes["instances without a pixel of their own left out"] += len(rows) - len(set(np.unique(pixels)) - {0})
-        else:
-            notes["instances without a polygon left out"] += to_polygons(rows, tolerance_px=tolerance_px).count([])
-            if to == "yolo":
-                data = to_yolo(rows, label_of, tolerance_px=tolerance_px).encode()
-            else:
-                image_path = relative_uri(photo["uri"], parent_uri(storage.uri_of(key)))
-                content = to_labelme(rows, image_path, size, tolerance_px=tolerance_px)
-                data = json.dumps(content, ensure_ascii=False).encode()
-        storage.write_bytes(key, data)
-    if to == "yolo":
-        storage.write_bytes("data.yaml", _data_yaml(list(categories.values())).encode())
-        notes["category ids numbered anew, from 0"] += sum(number != label for number, label in label_of.items())
-    return Exported(len(images) + (to == "yolo"), +notes)
+    numbers = image_ids or {image_id: index + 1 for index, image_id in enumerate(images["image_id"])}
+    content = to_coco_results(load_instances(run, filters=[("score", ">=", min_score)]), numbers)
+    target.write_bytes("results.json", json.dumps(content, ensure_ascii=False).encode())
+    return len(images), len(content)
 
 
 def to_coco(instances: pd.DataFrame, images: pd.DataFrame, categories: Mapping[int, str]) -> dict[str, Any]:
@@ -124,7 +58,7 @@ def to_coco(instances: pd.DataFrame, images: pd.DataFrame, categories: Mapping[i
     each annotation has its `score`. Images that failed have no size and are left out.
 
     Args:
-        categories: names by id, see `categories_of`.
+        categories: names by id, see `pipeline.tables.categories_of`.
 
     Raises:
         ExportError: an instance of an image that `images` lacks.
@@ -200,66 +134,6 @@ def to_yolo(rows: pd.DataFrame, label_of: Mapping[int, int], *, tolerance_px: fl
     return "".join(lines)
 
 
-def to_labelme(
-    rows: pd.DataFrame, image_path: str, image_size: tuple[int, int], *, tolerance_px: float = 0.0
-) -> dict[str, Any]:
-    """One image's LabelMe file, as a JSON object.
-
-    It has a polygon for each part of a mask; parts of one instance share a `group_id`. The photo is named and not
-    embedded.
-
-    Args:
-        rows: the image's rows of the instances table.
-        image_path: of the photo, relative to the file, or its URI.
-        image_size: (height, width) in pixels.
-        tolerance_px: see `mask_to_part_polygons`.
-    """
-    shapes = []
-    for row, polygons in zip(rows.itertuples(), to_polygons(rows, tolerance_px=tolerance_px), strict=True):
-        for polygon in polygons:
-            shapes.append(
-                {
-                    "label": row.category,
-                    "points": np.array(polygon).reshape(-1, 2).tolist(),
-                    "group_id": int(row.instance) if len(polygons) > 1 else None,
-                    "description": f"score {row.score:.4f}",
-                    "shape_type": "polygon",
-                    "flags": {},
-                }
-            )
-    return {
-        "version": "5.5.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": image_path,
-        "imageData": None,
-        "imageHeight": image_size[0],
-        "imageWidth": image_size[1],
-    }
-
-
-def to_index_image(rows: pd.DataFrame, image_size: tuple[int, int]) -> np.ndarray:
-    """Which instance each pixel belongs to.
-
-    Args:
-        rows: the image's rows of the instances table.
-        image_size: (height, width) in pixels.
-
-    Returns:
-        uint16 [H, W]: `instance` + 1, or 0 for none. Where masks overlap it is the one with the best score.
-
-    Raises:
-        ExportError: more than 65,534 instances.
-    """
-    if len(rows) and int(rows["instance"].max()) > 65_534:
-        raise ExportError(f"a PNG holds 65,534 instances; {rows['image_id'].iloc[0]!r} has more")
-    pixels = np.zeros(image_size, np.uint16)
-    ordered = rows.sort_values("score", kind="stable")
-    for row, mask in zip(ordered.itertuples(), decode_masks(ordered), strict=True):
-        pixels[mask.astype(bool)] = row.instance + 1
-    return pixels
-
-
 def crops(
     instances: pd.DataFrame,
     photo_of: Mapping[str, str] | Callable[[str], Image.Image],
@@ -298,67 +172,3 @@ def crops(
                 inside = decode_mask(row)[box[1] : box[3], box[0] : box[2]]
                 piece.putalpha(Image.fromarray(inside * np.uint8(255)))
             yield row, piece
-
-
-def file_names(image_ids: Iterable[str], ending: str) -> dict[str, str]:
-    """A safe relative file name for each image: the key with its folders, and `ending` instead of its extension.
-
-    Parts of a key that lead upwards (`..`), are empty or `.`, and characters that a file system refuses become
-    underscores. Keys that would then share a name keep their extension; upper and lower case are taken as the same.
-
-    Raises:
-        ExportError: two keys share a name even with their extensions.
-    """
-    keys = list(image_ids)
-    safe = {key: _safe(key) for key in keys}
-    stems: dict[str, list[str]] = defaultdict(list)
-    for key in keys:
-        stems[_stem(safe[key]).lower()].append(key)
-    names = {}
-    taken: dict[str, str] = {}
-    for key in keys:
-        alone = len(stems[_stem(safe[key]).lower()]) == 1
-        name = (_stem(safe[key]) if alone else safe[key]) + ending
-        if (first_key := taken.setdefault(name.lower(), key)) != key:
-            raise ExportError(f"images {first_key!r} and {key!r} would both be written to {name!r}")
-        names[key] = name
-    return names
-
-
-def categories_of(run: Run) -> dict[int, str]:
-    """Category names by id, from the run's class map, or from its instances where it has none."""
-    class_map = run.spec.model.categories
-    if class_map:
-        return {category.id: category.name for category in class_map}
-    pairs = load_instances(run, ["category_id", "category"]).drop_duplicates().sort_values("category_id")
-    return dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True))
-
-
-def _by_image(run: Run, min_score: float) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each segmented image with its rows, best score first (none for an image without instances); shard by shard."""
-    for images, instances in iter_shards(run, [("score", ">=", min_score)]):
-        rows_of = dict(tuple(instances.sort_values("instance").groupby("image_id")))
-        for key in images.loc[images["status"] == OK, "image_id"]:
-            yield key, rows_of.get(key, instances.iloc[:0])
-
-
-def _safe(key: str) -> str:
-    """A key as a relative path that any file system takes."""
-    parts = []
-    for part in key.split("/"):
-        text = "".join("_" if char in _UNSAFE else char for char in part).rstrip(" .")
-        parts.append(text[:200] if text.strip(".") else "_")
-    return "/".join(parts)
-
-
-def _stem(name: str) -> str:
-    """A path without its extension."""
-    folder, slash, last = name.rpartition("/")
-    stem = last.rpartition(".")[0] or last
-    return folder + slash + stem
-
-
-def _data_yaml(names: Sequence[str]) -> str:
-    """YOLO's description of a data set with these class names; class numbers are those of the label files."""
-    content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

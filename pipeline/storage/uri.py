@@ -14,13 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
 from pipeline.storage.base import StorageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _FILE = re.compile(r"file://(?:localhost)?(/.*)", re.IGNORECASE | re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[A-Za-z0-9:._-]+")
+
+PHOTO_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2"),
+    *(".heic", ".heif"),
+)
+"""Endings of the files that are taken from a folder of photos; a file that is named itself may end in anything."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,17 @@ def file_stem(uri: str) -> str:
     """The last part of a URI without its extension."""
     name = base_name(uri)
     return name.rpartition(".")[0] or name
+
+
+def web_path(url: str) -> tuple[str, dict[str, str]]:
+    """The path of a web address, or of one without its host, and its query by name; both without `%` codes."""
+    parts = urlsplit(url)
+    return unquote(parts.path), dict(parse_qsl(parts.query))
+
+
+def is_photo(name: str) -> bool:
+    """Whether a name ends like a photo's; hidden files are none."""
+    return name.lower().endswith(PHOTO_SUFFIXES) and not base_name(name).startswith(".")
 
 
 def folder_before(uri: str, name: str) -> str | None:

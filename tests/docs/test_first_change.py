@@ -19,11 +19,11 @@ NAMES = {
     "pipeline/dataset/types.py": ("FORMATS", "Instance", "mask_to_instance", "IGNORE_NAME"),
     "jobs/config/train.py": ("TrainDataSection",),
     "pipeline/dataset/formats/labelme.py": ("load_labelme", "write_labelme"),
-    "pipeline/dataset/formats/photo_copy.py": ("flat_names", "copy_photo"),
+    "pipeline/dataset/formats/common/photo_copy.py": ("flat_names", "place_photo"),
     "pipeline/dataset/formats/reading.py": ("load_annotations", "detect_format"),
-    "pipeline/dataset/formats/records.py": ("to_record",),
-    "pipeline/dataset/formats/losses.py": ("count_losses",),
-    "pipeline/dataset/convert.py": ("convert_annotations", "_write"),
+    "pipeline/dataset/formats/common/records.py": ("to_record",),
+    "pipeline/dataset/formats/common/losses.py": ("count_losses",),
+    "pipeline/dataset/convert.py": ("convert_annotations", "write_annotations"),
     "tests/pipeline/dataset/test_convert.py": ("TARGETS",),
 }
 EXAMPLES = (DOCS / "architecture.md").read_text().split("## Your first change")[1].split("## Every module")[0]
@@ -39,5 +39,5 @@ def test_the_names_of_the_examples_are_defined_in_their_files(file: str) -> None
 
 
 def test_convert_has_a_writer_for_each_format() -> None:
-    body = (ROOT / "pipeline/dataset/convert.py").read_text().split("def _write(")[1]
+    body = (ROOT / "pipeline/dataset/convert.py").read_text().split("def write_annotations(")[1]
     assert set(re.findall(r"\bwrite_(\w+)", body)) == set(FORMATS)

@@ -51,7 +51,7 @@ def test_the_programs_of_queries_and_evaluation_run(
         assert len(names["circles"]) > 0
         want = names["per_class"].set_index("category")["instances"].to_dict()
         assert dict(zip(names["top"]["category"], names["top"]["n"], strict=True)) == want
-        assert {path.name for path in (tmp_path / "export").iterdir()} == {"coco", "yolo", "labelme", "png"}
+        assert {path.name for path in (tmp_path / "export").iterdir()} == {"coco", "yolo", "to_correct", "png"}
 
 
 @pytest.mark.long

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.config.train import TrainConfig
 from jobs.terminal import Exit
 from jobs.training.train import prepare_train, run_train_here
+from pipeline.dataset.formats.reading import load_annotations
+from pipeline.dataset.shapes import draw_image
 from tests.jobs.drawn_runs import call, write_run
 from tests.jobs.training.small_trainings import SPEC
 from tests.pipeline.dataset.odd_coco import KINDS, write_odd
@@ -31,6 +35,24 @@ def test_check_data_and_convert(runs: Path, tmp_path: Path) -> None:
     words = ["check-data", runs / "data" / "broken.json", f"data.image_root={runs / 'data' / 'val'}"]
     assert "99" in call(*words, f"output.uri={tmp_path / 'found'}", code=Exit.BAD_INPUT)
     assert (tmp_path / "found" / "data_report.json").exists()
+
+
+def test_pennfudans_layout_is_checked_and_trained_on_with_one_command(tmp_path: Path) -> None:
+    people = tmp_path / "PennFudanPed"
+    for number in range(1, 4):
+        drawn = draw_image(np.random.default_rng(number), (64, 80))
+        numbered = np.zeros((64, 80), np.uint8)
+        for person, mask in enumerate(drawn.masks, start=1):
+            numbered[mask] = person
+        for folder, pixels, ending in (("PNGImages", drawn.pixels, ""), ("PedMasks", numbered, "_mask")):
+            (people / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(people / folder / f"FudanPed{number:05}{ending}.png")
+    num_people = load_annotations(str(people)).num_instances
+    text = call("check-data", people, "data.default_category=person")
+    assert f"(png): 3 images, {num_people} instances" in text and f"person {num_people}" in text
+    words = (f"data.train={people}", "data.default_category=person", f"output.uri={tmp_path / 'out'}")
+    text = call(*DRY_RUN, *words)
+    assert f"3 images, {num_people} instances, 1 category" in text
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -53,10 +54,25 @@ def test_the_report_of_an_unfinished_run_holds_what_is_committed_and_says_how_mu
 
 
 def test_a_run_is_exported_in_each_form(runs: Path, tmp_path: Path) -> None:
-    for form, name in (("coco", "coco.json"), ("yolo", "data.yaml"), ("labelme", "labelme"), ("png", "png")):
-        call("export", runs / "perfect", f"export.to={form}", f"output.uri={tmp_path / form}")
-        assert (tmp_path / form / name).exists()
-    assert "export.to: 'voc' is not allowed" in call("export", runs / "perfect", "export.to=voc", code=Exit.BAD_INPUT)
+    forms = {"coco": "coco.json", "coco-results": "results.json", "yolo": "data.yaml", "labelstudio": "tasks.json"}
+    for form, name in forms.items():
+        text = call("export", runs / "perfect", f"export.to={form}", f"output.uri={tmp_path / form}")
+        assert (tmp_path / form / name).exists() and "12 images, " in text
+    all_rows, labels = (
+        len(json.loads((tmp_path / name).read_text())) for name in ("coco-results/results.json", "coco/coco.json")
+    )
+    assert all_rows > labels == 3
+    text = call("export", runs / "perfect", "export.to=yolo", "export.photos=refer", code=Exit.BAD_INPUT)
+    assert "export.to=yolo: YOLO keeps its photos in folders of its own, so they must be copied or linked" in text
+    assert "export.to: 'tiff' is not allowed" in call("export", runs / "perfect", "export.to=tiff", code=Exit.BAD_INPUT)
+
+
+def test_an_export_is_checked_and_trained_on_as_it_lies(runs: Path, tmp_path: Path) -> None:
+    call("export", runs / "perfect", "export.to=yolo", "export.tolerance_px=1", f"output.uri={tmp_path / 'yolo'}")
+    assert "(yolo): 12 images" in call("check-data", tmp_path / "yolo")
+    words = ("model.spec.norm=group", "train.max_steps=2", f"output.uri={tmp_path / 'out'}")
+    text = call("train", "--dry-run", f"data.train=[{tmp_path / 'yolo'},{runs / 'data/val.json'}]", *words)
+    assert "24 images" in text
 
 
 def test_history_prints_and_plots_the_kept_evaluations(runs: Path, tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ BORDERS = {
     "pipeline/bulk/listing.py": "lines of JSON, manifests of S3 Inventory",
     "pipeline/dataset/formats/coco.py": "COCO JSON",
     "pipeline/dataset/formats/coco_file.py": "COCO JSON",
+    "pipeline/dataset/formats/label_studio.py": "Label Studio JSON",
     "pipeline/dataset/formats/via.py": "VIA JSON",
+    "pipeline/dataset/formats/yolo.py": "YAML of YOLO data sets",
     "pipeline/manifest.py": "run.json and sealed JSON",
-    "pipeline/results/export.py": "COCO and LabelMe JSON",
+    "pipeline/results/export.py": "COCO JSON",
     "pipeline/run_spec.py": "run.json",
     "pipeline/storage/s3.py": "requests and answers of S3",
 }

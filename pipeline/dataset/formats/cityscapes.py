@@ -17,17 +17,17 @@ from msgspec import Meta
 
 from model.categories import Category
 from pipeline.dataset.faults import FaultList, shown
-from pipeline.dataset.formats.class_names import check_distinct
-from pipeline.dataset.formats.id_masks import (
+from pipeline.dataset.formats.common.class_names import check_distinct
+from pipeline.dataset.formats.common.id_masks import (
     check_disjoint,
     draw_id_map,
     id_map_to_instances,
     read_id_map,
     write_id_map,
 )
-from pipeline.dataset.formats.losses import count_losses
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
-from pipeline.dataset.formats.records import Name, to_record
+from pipeline.dataset.formats.common.losses import count_losses
+from pipeline.dataset.formats.common.photo_copy import check_photo_choice, flat_names, place_photo
+from pipeline.dataset.formats.common.records import Name, to_record
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.notes import NoteList
 from pipeline.storage.files import Location
@@ -106,6 +106,7 @@ def write_cityscapes(
     annotated: AnnotatedSet,
     place: str | Location,
     *,
+    photos: str = "copy",
     overlap: str = "refuse",
 ) -> Counter[str]:
     """Writes `gtFine/`, `leftImg8bit/` (all images in `train/all`) and `categories.json`.
@@ -126,6 +127,7 @@ def write_cityscapes(
     own_ids = [category.id for category in annotated.categories]
     class_ids = own_ids if all(1 <= i <= _MAX_CLASS_ID for i in own_ids) else list(range(1, num_classes + 1))
     names = flat_names(annotated)
+    check_photo_choice(photos, annotated, folder, can_refer=False, format="Cityscapes")
     stems = [file_stem(name) for name in names]
     losses = count_losses(annotated, names, image_ids=stems, category_ids=class_ids)
     values_of_images = []
@@ -148,7 +150,7 @@ def write_cityscapes(
         ids = draw_id_map(image, values, overlap=overlap)
         write_id_map(folder / f"gtFine/train/all/{stem}_gtFine{_IDS_ENDING}", ids, bits=16)
         ending = photo.removeprefix(stem)
-        copy_photo(image.path, folder / f"leftImg8bit/train/all/{stem}_leftImg8bit{ending}", losses)
+        place_photo(image.path, folder / f"leftImg8bit/train/all/{stem}_leftImg8bit{ending}", photos, losses)
         losses["crowd regions of one class joined"] += len(values) - len(set(values))
         losses["objects without a pixel of their own"] += len(set(values) - set(np.unique(ids).tolist()))
     categories = [{"id": i, "name": c.name} for i, c in zip(class_ids, annotated.categories, strict=True)]

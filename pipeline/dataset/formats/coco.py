@@ -14,13 +14,14 @@ from typing import Any, cast
 
 from model.categories import Category
 from pipeline.dataset.formats.coco_file import CocoAnnotation, CocoFile, CocoImage, coco_box, read_coco
-from pipeline.dataset.formats.photo_copy import copy_photo, names_below
+from pipeline.dataset.formats.common.photo_copy import check_photo_choice, names_below, place_photo
 from pipeline.dataset.types import (
     AnnotatedImage,
     AnnotatedSet,
     AnnotationError,
     Instance,
     Polygons,
+    Prediction,
     Rle,
     polygon_area,
 )
@@ -123,6 +124,8 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
                     "iscrowd": int(instance.iscrowd),
                     "segmentation": instance.segmentation,
                 }
+                if isinstance(instance, Prediction):
+                    annotation["score"] = instance.score
                 if instance.keypoints is not None:
                     annotation["keypoints"] = list(instance.keypoints)
                     annotation["num_keypoints"] = sum(1 for v in instance.keypoints[2::3] if v > 0)
@@ -130,11 +133,12 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def write_coco(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bool = True) -> Counter[str]:
-    """Writes a COCO JSON file, and copies the photos to the folder beside it of the same name (`val.json` -> `val/`).
+def write_coco(annotated: AnnotatedSet, place: str | Location, *, photos: str = "copy") -> Counter[str]:
+    """Writes a COCO JSON file, and the photos into the folder beside it of the same name (`val.json` -> `val/`).
 
-    Without copying, file names are relative to the JSON file's folder where photos and file are on the local disk,
-    else full URIs. Copies of extra files have the photo's name, in the folders `extra_1/`, `extra_2/` ... beside it.
+    Photos that are referred to have file names relative to the JSON file's folder where photos and file are on the
+    local disk, else full URIs. Copies of extra files have the photo's name, in the folders `extra_1/`, `extra_2/` ...
+    beside it.
 
     Returns:
         What COCO cannot hold: description -> count. (An ignore region of every class becomes a crowd of each.)
@@ -142,16 +146,17 @@ def write_coco(annotated: AnnotatedSet, place: str | Location, *, copy_photos: b
     losses: Counter[str] = Counter()
     json_path = Location.of(place)
     folder = json_path.parent
+    check_photo_choice(photos, annotated, folder, can_refer=True, format="COCO")
     images = []
     for image, name in zip(annotated.images, names_below(annotated), strict=True):
         extra_names: list[str] = []
-        if copy_photos:
+        if photos != "refer":
             losses["photos renamed"] += name != image.file_name
             for number, path in enumerate(image.extra_paths, start=1):
                 ending = path.name.removeprefix(path.stem)
                 extra_names.append(f"extra_{number}/{name.removesuffix(ending)}{ending}")
             for copy_name, path in zip([name, *extra_names], [image.path, *image.extra_paths], strict=True):
-                copy_photo(path, folder / json_path.stem / copy_name, losses)
+                place_photo(path, folder / json_path.stem / copy_name, photos, losses)
         else:
             name = relative_uri(image.path.uri, folder.uri)
             extra_names = [relative_uri(path.uri, folder.uri) for path in image.extra_paths]

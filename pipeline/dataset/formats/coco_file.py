@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from pipeline.dataset.faults import FaultList, shown
-from pipeline.dataset.formats.records import MOST_PIXELS, Coordinate, Length, Name, to_record
+from pipeline.dataset.formats.common.records import MOST_PIXELS, Coordinate, Length, Name, to_record
 from pipeline.dataset.types import AnnotationError
 from pipeline.masks.rle import counts_to_runs, rle_bbox, runs_to_rle
 from pipeline.notes import NoteList

@@ -18,11 +18,11 @@ from PIL import Image
 
 from model.categories import Category
 from pipeline.dataset.faults import FaultList, shown
-from pipeline.dataset.formats.class_names import BACKGROUND_NAME, check_distinct, check_writable, read_lines
-from pipeline.dataset.formats.losses import count_losses
-from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
-from pipeline.dataset.formats.records import MOST_PIXELS, Coordinate, Length, Name, to_record
+from pipeline.dataset.formats.common.class_names import BACKGROUND_NAME, check_distinct, check_writable, read_lines
+from pipeline.dataset.formats.common.losses import count_losses
+from pipeline.dataset.formats.common.outlines import ellipse_outline, outlines_to_instance
+from pipeline.dataset.formats.common.photo_copy import check_photo_choice, flat_names, place_photo
+from pipeline.dataset.formats.common.records import MOST_PIXELS, Coordinate, Length, Name, to_record
 from pipeline.dataset.types import (
     IGNORE_NAME,
     AnnotatedImage,
@@ -30,6 +30,7 @@ from pipeline.dataset.types import (
     AnnotationError,
     Instance,
     Polygons,
+    Prediction,
     mask_to_box,
     mask_to_instance,
     segmentation_to_mask,
@@ -142,7 +143,7 @@ def load_labelme(place: str | Location, image_root: str | None = None) -> Annota
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
-def write_labelme(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bool = True) -> Counter[str]:
+def write_labelme(annotated: AnnotatedSet, place: str | Location, *, photos: str = "copy") -> Counter[str]:
     """Writes one JSON file for each photo, and `labels.txt`.
 
     The parts of an object are polygons of one group. An object with holes is a shape of type `mask`.
@@ -155,6 +156,7 @@ def write_labelme(annotated: AnnotatedSet, place: str | Location, *, copy_photos
     """
     check_writable(annotated.categories, "LabelMe")
     folder = Location.of(place)
+    check_photo_choice(photos, annotated, folder, can_refer=True, format="LabelMe")
     names = flat_names(annotated)
     keys = [f"{file_stem(name)}.json" for name in names]
     id_of = {key: index + 1 for index, key in enumerate(sorted(keys))}
@@ -171,13 +173,12 @@ def write_labelme(annotated: AnnotatedSet, place: str | Location, *, copy_photos
             parts = _to_shapes(instance, label, group, image.height, image.width)
             losses["objects without a mask"] += not parts
             shapes += parts
-        if copy_photos:
-            copy_photo(image.path, folder / name, losses)
+        place_photo(image.path, folder / name, photos, losses)
         content: dict[str, object] = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": name if copy_photos else relative_uri(image.path.uri, folder.uri),
+            "imagePath": relative_uri(image.path.uri, folder.uri) if photos == "refer" else name,
             "imageData": None,
             "imageHeight": image.height,
             "imageWidth": image.width,
@@ -254,7 +255,12 @@ def _shape_pixels(shape: _Shape, height: int, width: int) -> np.ndarray:
 
 
 def _to_shapes(instance: Instance, label: str, group: int, height: int, width: int) -> list[dict[str, object]]:
-    common = {"label": label, "flags": {"iscrowd": True} if instance.iscrowd and instance.label else {}}
+    common: dict[str, object] = {
+        "label": label,
+        "flags": {"iscrowd": True} if instance.iscrowd and instance.label else {},
+    }
+    if isinstance(instance, Prediction):
+        common["description"] = f"score {instance.score:.4f}"
     polygons: Polygons
     if isinstance(instance.segmentation, list):
         polygons = instance.segmentation

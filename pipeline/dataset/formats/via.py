@@ -13,12 +13,12 @@ import msgspec
 
 from model.categories import Category
 from pipeline.dataset.faults import FaultList, shown
-from pipeline.dataset.formats.class_names import check_writable
-from pipeline.dataset.formats.losses import count_losses
-from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
-from pipeline.dataset.formats.records import Coordinate, Length, Name, to_record
-from pipeline.dataset.photos import UnusablePhoto, read_header
+from pipeline.dataset.formats.common.class_names import check_writable
+from pipeline.dataset.formats.common.losses import count_losses
+from pipeline.dataset.formats.common.outlines import box_outline, ellipse_outline, outlines_to_instance
+from pipeline.dataset.formats.common.photo_copy import check_photo_choice, flat_names, place_photo
+from pipeline.dataset.formats.common.records import Coordinate, Length, Name, to_record
+from pipeline.dataset.photos import header_or_note
 from pipeline.dataset.types import (
     IGNORE_NAME,
     AnnotatedImage,
@@ -53,8 +53,7 @@ class _Rect(msgspec.Struct):
     height: Coordinate
 
     def outline(self) -> list[float]:
-        x1, y1, x2, y2 = self.x, self.y, self.x + self.width, self.y + self.height
-        return [x1, y1, x2, y1, x2, y2, x1, y2]
+        return box_outline(self.x, self.y, self.x + self.width, self.y + self.height)
 
 
 class _Circle(msgspec.Struct):
@@ -178,7 +177,7 @@ def load_via(place: str | Location, image_root: str | None = None, *, default_ca
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
-def write_via(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bool = True) -> Counter[str]:
+def write_via(annotated: AnnotatedSet, place: str | Location, *, photos: str = "copy") -> Counter[str]:
     """Writes `via_region_data.json` and the photos: one polygon for each object, its class in the attribute `class`.
 
     An object of several parts or with holes becomes one polygon that covers the same pixels. Crowd regions have the
@@ -192,6 +191,7 @@ def write_via(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bo
     """
     check_writable(annotated.categories, "VIA")
     folder = Location.of(place)
+    check_photo_choice(photos, annotated, folder, can_refer=True, format="VIA")
     names = flat_names(annotated)
     used_labels = {instance.label for image in annotated.images for instance in image.instances}
     used = [category for label, category in enumerate(annotated.categories, start=1) if label in used_labels]
@@ -216,9 +216,8 @@ def write_via(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bo
                 attributes[_CROWD] = "1"
             shape = {"name": "polygon", "all_points_x": polygon[0::2], "all_points_y": polygon[1::2]}
             regions.append({"shape_attributes": shape, "region_attributes": attributes})
-        if copy_photos:
-            copy_photo(image.path, folder / photo, losses)
-        name = photo if copy_photos else relative_uri(image.path.uri, folder.uri)
+        place_photo(image.path, folder / photo, photos, losses)
+        name = relative_uri(image.path.uri, folder.uri) if photos == "refer" else photo
         size = {"image_height": image.height, "image_width": image.width}
         if name in content:
             raise AnnotationError(f"two photos are at {image.path}, and VIA has one entry for a photo")
@@ -280,10 +279,8 @@ def _size_of(photo: _Photo, path: Location, outlines: list[list[float]], notes: 
         return (size.image_height, size.image_width)
     except msgspec.ValidationError:
         pass  # a photo's attributes are its annotator's own
-    try:
-        header = read_header(path)
-    except UnusablePhoto as error:
-        notes.add("photos that cannot be read", f"{photo.filename}: {error}")
+    header = header_or_note(path, photo.filename, notes)
+    if header is None:
         return (0, 0)
     max_x = max((max(outline[0::2]) for outline in outlines if outline), default=0)
     max_y = max((max(outline[1::2]) for outline in outlines if outline), default=0)

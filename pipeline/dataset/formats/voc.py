@@ -17,22 +17,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.categories import Category
-from pipeline.dataset.formats.class_names import (
+from pipeline.dataset.formats.common.class_names import (
     BACKGROUND_NAME,
     check_distinct,
     check_writable,
     is_one_line,
     read_lines,
 )
-from pipeline.dataset.formats.id_masks import (
+from pipeline.dataset.formats.common.id_masks import (
     check_disjoint,
     draw_id_map,
     id_map_to_instances,
     read_id_map,
     write_id_map,
 )
-from pipeline.dataset.formats.losses import count_losses
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
+from pipeline.dataset.formats.common.losses import count_losses
+from pipeline.dataset.formats.common.photo_copy import check_photo_choice, flat_names, place_photo
 from pipeline.dataset.types import IGNORE_NAME, AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.notes import NoteList
 from pipeline.storage.files import Location
@@ -109,7 +109,9 @@ def load_voc(place: str | Location, image_root: str | None = None) -> AnnotatedS
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
-def write_voc(annotated: AnnotatedSet, place: str | Location, *, overlap: str = "refuse") -> Counter[str]:
+def write_voc(
+    annotated: AnnotatedSet, place: str | Location, *, photos: str = "copy", overlap: str = "refuse"
+) -> Counter[str]:
     """Writes a VOC folder: JPEGImages, SegmentationObject, SegmentationClass, Annotations, ImageSets, class_names.txt.
 
     Crowd regions become difficult objects.
@@ -125,6 +127,7 @@ def write_voc(annotated: AnnotatedSet, place: str | Location, *, overlap: str = 
     check_writable(annotated.categories, "VOC")
     folder = Location.of(place)
     names = flat_names(annotated)
+    check_photo_choice(photos, annotated, folder, can_refer=False, format="VOC")
     stems = [file_stem(name) for name in names]
     if odd := [stem for stem in stems if not is_one_line(stem)]:
         raise AnnotationError(f"a photo is named {odd[0]!r}, which VOC's lists of one name a line cannot hold")
@@ -141,7 +144,7 @@ def write_voc(annotated: AnnotatedSet, place: str | Location, *, overlap: str = 
         write_id_map(folder / f"SegmentationObject/{name}.png", ids)
         write_id_map(folder / f"SegmentationClass/{name}.png", classes)
         (folder / f"Annotations/{name}.xml").write_bytes(_to_xml(image, photo, annotated.categories))
-        copy_photo(image.path, folder / f"JPEGImages/{photo}", losses)
+        place_photo(image.path, folder / f"JPEGImages/{photo}", photos, losses)
         losses["objects without a pixel of their own"] += len(image.instances) - len(set(np.unique(ids)) - {0})
     listing = "".join(f"{name}\n" for name in stems)
     (folder / "ImageSets/Segmentation/train.txt").write_bytes(listing.encode())

@@ -62,6 +62,13 @@ def test_names_and_patterns_of_the_photos_own_folder_are_no_places() -> None:
     assert places_of(COMMANDS["segment"].config, values) == {"input.uri": "i", "output.uri": "o"}
 
 
+def test_a_place_that_is_one_or_several_is_changed_once() -> None:
+    for value in ("a", ["a", "b"]):
+        plain = to_plain(read_settings("train", None, [f"data.train={value}", "output.uri=o", "train.max_steps=1"]))
+        changed = map_places(COMMANDS["train"].config, plain, lambda key, place: f"{place}+")
+        assert changed["data"]["train"] == ("a+" if value == "a" else ["a+", "b+"])
+
+
 def test_a_schedule_names_the_places_of_its_tasks() -> None:
     values = to_plain(read_settings("schedule", ROOT / "configs/schedule/nightly.yaml", []))
     places = places_of(COMMANDS["schedule"].config, values)

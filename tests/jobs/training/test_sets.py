@@ -145,3 +145,19 @@ def test_a_subset_is_recorded_and_a_whole_set_is_not(tmp_path: Path) -> None:
     assert load_training_set(config_of(tmp_path, [], [CAR], {}, {}))[1] is None
     record = load_training_set(config_of(tmp_path, [], [CAR], {}, {"num_images": 1}))[1]
     assert record is not None and (record.num_images, record.of_images) == (1, 1)
+
+
+def test_several_training_sets_are_one_and_equal_file_names_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    other = config_of(tmp_path / "b", [annotation(7, SQUARE)], [BUS, {"id": 0, "name": "root"}], {}, {})
+    config = config_of(tmp_path, [annotation(3, SQUARE)], [CAR], {}, {})
+    uris = [config.data.train_uris[0], other.data.train_uris[0]]
+    data = {"train": uris, "drop_empty_categories": True}
+    joined, _ = load_training_set(TrainConfig.model_validate(config.model_dump() | {"data": data}))
+    assert [image.file_name for image in joined.images] == ["1/a.png", "2/a.png"]
+    assert [image.path.uri for image in joined.images] == [str(tmp_path / "a.png"), str(tmp_path / "b/a.png")]
+    assert [category.name for category in joined.categories] == ["car", "bus"]
+    samples = SampleSet(joined)
+    assert [samples[0, index].target["labels"].tolist() for index in range(2)] == [[1], [2]]
+    with pytest.raises(ValueError, match=r"data\.image_root is the folder of one set, but data\.train has several"):
+        TrainConfig.model_validate(config.model_dump() | {"data": data | {"image_root": str(tmp_path)}})

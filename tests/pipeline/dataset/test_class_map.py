@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from model.categories import Category
-from pipeline.dataset.class_map import align_categories, choose_categories
+from pipeline.dataset.class_map import align_categories, choose_categories, drop_empty_categories, join_sets
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance
 from pipeline.storage.files import Location
 
@@ -19,6 +19,11 @@ def animals() -> AnnotatedSet:
 
     names = (Category(5, "cat"), Category(7, "dog"), Category(9, "emu"))
     return AnnotatedSet((image(1, 2, 0), image(labelled=(1, 3))), names)
+
+
+def image(number: int, labels: tuple[int, ...]) -> AnnotatedImage:
+    instances = tuple(Instance(label, (0, 0, 2, 2), []) for label in labels)
+    return AnnotatedImage(number, f"{number}.png", Location("a"), 5, 5, instances)
 
 
 def labels_of(annotated: AnnotatedSet) -> list[tuple[int, bool]]:
@@ -79,3 +84,28 @@ def test_a_renamed_class_keeps_its_id_unless_the_new_name_has_one() -> None:
 def test_a_class_wanted_twice_is_refused(awkward_set: AnnotatedSet) -> None:
     with pytest.raises(AnnotationError, match="the class 'circle' is wanted twice"):
         choose_categories(awkward_set, names=["circle", "square", "circle"])
+
+
+def test_categories_without_an_object_are_dropped_by_name() -> None:
+    categories = (Category(0, "root"), Category(1, "cat"), Category(2, "dog"))
+    annotated = AnnotatedSet((image(1, (3, 2)),), categories)
+    found = drop_empty_categories(annotated)
+    assert found.categories == categories[1:] and [i.label for i in found.images[0].instances] == [2, 1]
+    assert found.images[0].labelled_classes is None
+    assert found.notes == {"categories without an object dropped (root)": 1}
+    assert drop_empty_categories(found) is found
+
+
+def test_joined_sets_keep_equal_names_and_ids_apart() -> None:
+    first = AnnotatedSet((image(1, (1, 2)),), (Category(1, "cat"), Category(2, "dog")), notes={"a": 1})
+    second = AnnotatedSet((image(1, (2, 1)), image(2, ())), (Category(2, "cow"), Category(5, "dog")), notes={"a": 2})
+    joined = join_sets([first, second])
+    assert joined.categories == (Category(1, "cat"), Category(2, "dog"), Category(6, "cow"))
+    assert [i.image_id for i in joined.images] == ["1/1", "2/1", "2/2"]
+    assert [i.file_name for i in joined.images] == ["1/1.png", "2/1.png", "2/2.png"]
+    assert [[o.label for o in i.instances] for i in joined.images] == [[1, 2], [2, 3], []]
+    assert [i.labelled_classes for i in joined.images] == [(1, 2), (2, 3), (2, 3)]
+    assert joined.notes["a"] == 3 and len(joined.notes) == 3
+    assert any("set 2 does not have" in note and "(cat)" in note for note in joined.notes)
+    with pytest.raises(AnnotationError, match="the sets have different keypoints"):
+        join_sets([first, replace(second, keypoint_names=("nose",))])

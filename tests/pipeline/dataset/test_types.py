@@ -58,3 +58,13 @@ def test_a_single_polygon_is_kept_and_several_are_joined_to_one() -> None:
     two = [polygon, [0.0, 0.0, 3.0, 0.0, 0.0, 3.0]]
     joined = segmentation_to_polygon(two, 10, 10)
     assert np.array_equal(segmentation_to_mask([joined], 10, 10), segmentation_to_mask(two, 10, 10))
+
+
+def test_parts_become_one_polygon_of_the_same_pixels() -> None:
+    apart = [[1.0, 1, 5, 1, 5, 5, 1, 5], [8.0, 2, 12, 2, 12, 9]]
+    over_one_another = [[1.0, 1, 5, 1, 5, 5, 1, 5], [3.0, 3, 9, 3, 9, 9, 3, 9]]
+    for polygons in (apart, over_one_another, [apart[1]], []):
+        polygon = segmentation_to_polygon(polygons, 12, 15)
+        want = segmentation_to_mask(polygons, 12, 15)
+        assert np.array_equal(segmentation_to_mask([polygon], 12, 15), want)
+    assert len(segmentation_to_polygon(apart, 12, 15)) == 2 * (4 + 3 + 2)  # and a seam there and back

@@ -16,6 +16,7 @@ from pipeline.storage.uri import (
     file_stem,
     is_in_bucket,
     is_local,
+    is_photo,
     is_within,
     join_uri,
     local_path,
@@ -23,6 +24,7 @@ from pipeline.storage.uri import (
     plain_uri,
     relative_uri,
     split_uri,
+    web_path,
 )
 
 # Names that are easily taken for something else.
@@ -192,3 +194,13 @@ def test_a_pattern_of_anything_else_is_refused(pattern: str) -> None:
 )
 def test_references_are_relative_on_one_disk_and_full_uris_elsewhere(path: str, folder: str, expected: str) -> None:
     assert relative_uri(path, folder) == expected
+
+
+def test_a_web_address_is_taken_apart() -> None:
+    assert web_path("https://host:80/a%20b/c.png?d=x%2Fy.png&e=1#f") == ("/a b/c.png", {"d": "x/y.png", "e": "1"})
+    assert web_path("/data/local-files/?d=a b.png") == ("/data/local-files/", {"d": "a b.png"})
+
+
+def test_photos_are_told_by_their_ending() -> None:
+    assert all(map(is_photo, ["a.jpg", "s/B.PNG", "x.y.tiff"]))
+    assert not any(map(is_photo, ["a", "a.txt", ".a.png", "s/._b.jpg", "jpg", ""]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.formats.id_masks import voc_palette
+from pipeline.dataset.formats.common.id_masks import voc_palette
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.formats.voc import load_voc, write_voc
 from pipeline.dataset.shapes import SHAPE_CATEGORIES

@@ -12,7 +12,7 @@ from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.masks.rle import rle_areas, rle_bbox, runs_to_rle
 from pipeline.storage.files import Location
 
-OVERLAPS = ("refuse", "smaller_on_top")
+OVERLAPS = ("refuse", "smaller_on_top", "first_on_top")
 
 
 def read_id_map(path: Location) -> np.ndarray:
@@ -103,7 +103,8 @@ def draw_id_map(image: AnnotatedImage, ids: list[int], *, overlap: str = "refuse
     Args:
         image: its instances are drawn.
         ids: one for each instance; 0 leaves an instance out.
-        overlap: where objects share pixels, "refuse" raises and "smaller_on_top" gives the pixels to the smaller one.
+        overlap: where objects share pixels, "refuse" raises, "smaller_on_top" gives the pixels to the smaller one, and
+            "first_on_top" to the one that comes first.
 
     Raises:
         AnnotationError: objects share pixels, and that is refused.
@@ -116,6 +117,8 @@ def draw_id_map(image: AnnotatedImage, ids: list[int], *, overlap: str = "refuse
     ]
     if overlap == "smaller_on_top":
         masks.sort(key=lambda pair: -int(pair[0].sum()))
+    elif overlap == "first_on_top":
+        masks.reverse()
     for mask, value in masks:
         if overlap == "refuse" and (shared := int((canvas[mask] != 0).sum())):
             raise AnnotationError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.categories import Category
-from pipeline.dataset.formats.class_names import check_distinct, check_writable, is_one_line, read_lines
+from pipeline.dataset.formats.common.class_names import check_distinct, check_writable, is_one_line, read_lines
 from pipeline.dataset.types import AnnotationError
 from pipeline.storage.files import Location
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
+from pipeline.dataset.formats.common.outlines import box_outline, ellipse_outline, outlines_to_instance
 from pipeline.dataset.types import Polygons, polygon_area
 from pipeline.notes import NoteList
 
@@ -50,3 +50,9 @@ def test_what_outlines_become(outlines: Polygons, box: tuple[float, ...] | None,
 def test_an_image_of_unknown_size_has_no_outside() -> None:
     instance = outlines_to_instance(1, [[30.0, 1, 40, 1, 40, 4]], (0, 0), iscrowd=True, name="", notes=NoteList())
     assert instance is not None and instance.iscrowd and instance.box == (30, 1, 40, 4)
+
+
+def test_a_box_turns_clockwise_about_its_middle_or_another_point() -> None:
+    assert box_outline(1, 2, 5, 4) == [1, 2, 5, 2, 5, 4, 1, 4]
+    assert box_outline(1, 2, 5, 4, math.pi / 2) == pytest.approx([4, 1, 4, 5, 2, 5, 2, 1])
+    assert box_outline(1, 2, 5, 4, math.pi / 2, about=(1, 2)) == pytest.approx([1, 2, 1, 6, -1, 6, -1, 2])

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from pipeline.dataset.faults import FaultList
-from pipeline.dataset.formats.records import Coordinate, Length, Name, to_record
+from pipeline.dataset.formats.common.records import Coordinate, Length, Name, to_record
 from pipeline.dataset.types import AnnotationError
 
 

@@ -1,15 +1,15 @@
-"""Outlines as LabelMe and VIA draw them: circles as polygons, and drawn outlines as objects or ignore regions."""
+"""Outlines as annotation tools draw them: ellipses and boxes as polygons, outlines as objects or ignore regions."""
 
 from __future__ import annotations
 
 import math
 
+from pipeline.dataset.formats.common.records import MOST_COORDINATE_PX
 from pipeline.dataset.types import Instance, Polygons, polygon_area, polygons_to_box
 from pipeline.notes import NoteList
 
 _NUM_POINTS = 64
 _LONGEST_SIDE_PX = 2**31
-_FARTHEST_PX = 1e6  # beyond it no polygon is filled; circles and rectangles may reach there
 
 
 def ellipse_outline(cx: float, cy: float, rx: float, ry: float, theta: float = 0.0) -> list[float]:
@@ -21,6 +21,23 @@ def ellipse_outline(cx: float, cy: float, rx: float, ry: float, theta: float = 0
         outline.append(cx + u * math.cos(theta) - v * math.sin(theta))
         outline.append(cy + u * math.sin(theta) + v * math.cos(theta))
     return outline
+
+
+def box_outline(
+    x1: float, y1: float, x2: float, y2: float, theta: float = 0.0, *, about: tuple[float, float] | None = None
+) -> list[float]:
+    """The four corners [x, y, ...] of an XYXY box, turned by `theta` radians, clockwise as y goes down.
+
+    Args:
+        about: the point that stays; the box's middle by default.
+    """
+    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    if theta:
+        cx, cy = about or ((x1 + x2) / 2, (y1 + y2) / 2)
+        cosine, sine = math.cos(theta), math.sin(theta)
+        offsets = [(x - cx, y - cy) for x, y in corners]
+        corners = [(cx + dx * cosine - dy * sine, cy + dx * sine + dy * cosine) for dx, dy in offsets]
+    return [value for corner in corners for value in corner]
 
 
 def outlines_to_instance(
@@ -41,7 +58,8 @@ def outlines_to_instance(
         None for an object without a point, or without one in the image.
     """
     height, width = (side or _LONGEST_SIDE_PX for side in size)
-    points = [[min(max(value, -_FARTHEST_PX), _FARTHEST_PX) for value in outline] for outline in outlines if outline]
+    most = MOST_COORDINATE_PX  # beyond it no polygon is filled; circles and rectangles may reach there
+    points = [[min(max(value, -most), most) for value in outline] for outline in outlines if outline]
     if not points:
         notes.add("objects without a point left out", name)
         return None

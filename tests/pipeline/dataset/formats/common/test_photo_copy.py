@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, names_below
+from pipeline.dataset.formats.common.photo_copy import check_photo_endings, flat_names, names_below, place_photo
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
 from pipeline.storage.files import Location
@@ -60,14 +60,35 @@ def test_a_copy_that_cannot_be_written_is_an_error_and_no_unreadable_photo(tmp_p
     folder = Location(str(tmp_path))
     (folder / "a.png").write_bytes(b"any bytes")
     with pytest.raises(OSError, match=r"a\.png"):
-        copy_photo(folder / "a.png", folder / "a.png/b.png", Counter())
+        place_photo(folder / "a.png", folder / "a.png/b.png", "copy", Counter())
 
 
 def test_a_copy_has_the_same_bytes_and_an_absent_photo_is_counted(tmp_path: Path) -> None:
     folder = Location(str(tmp_path))
     (folder / "a.png").write_bytes(b"any bytes")
     losses: Counter[str] = Counter()
-    copy_photo(folder / "a.png", folder / "new/folder/b.png", losses)
+    place_photo(folder / "a.png", folder / "new/folder/b.png", "copy", losses)
     assert (tmp_path / "new/folder/b.png").read_bytes() == b"any bytes" and not losses
-    copy_photo(folder / "absent.png", folder / "c.png", losses)
+    place_photo(folder / "absent.png", folder / "c.png", "copy", losses)
     assert losses == {"photos that cannot be read": 1} and not (tmp_path / "c.png").exists()
+
+
+def test_a_link_leads_to_the_photo_and_replaces_what_was_there(tmp_path: Path) -> None:
+    folder = Location(str(tmp_path))
+    (folder / "a.png").write_bytes(b"any bytes")
+    losses: Counter[str] = Counter()
+    for _ in range(2):
+        place_photo(folder / "a.png", folder / "new/b.png", "link", losses)
+    assert (tmp_path / "new/b.png").is_symlink() and (tmp_path / "new/b.png").read_bytes() == b"any bytes"
+    place_photo(folder / "a.png", folder / "a.png", "link", losses)  # a target in the photos' own folder
+    assert not (tmp_path / "a.png").is_symlink() and (tmp_path / "a.png").read_bytes() == b"any bytes"
+    place_photo(folder / "absent.png", folder / "c.png", "link", losses)
+    assert losses == {"photos that cannot be read": 1}
+    place_photo(folder / "a.png", folder / "d.png", "refer", losses)
+    assert not (tmp_path / "d.png").exists() and not (tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize("name", ["noext", ".hidden.png", "a.txt"])
+def test_a_name_that_does_not_end_like_a_photo_is_refused(name: str) -> None:
+    with pytest.raises(AnnotationError, match=r"is named .*told by their ending; allowed are names that end in \.jpg"):
+        check_photo_endings(["a.jpg", name], "YOLO")

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.formats.id_masks import draw_id_map, id_map_to_instances, read_id_map, voc_palette, write_id_map
+from pipeline.dataset.formats.common.id_masks import (
+    draw_id_map,
+    id_map_to_instances,
+    read_id_map,
+    voc_palette,
+    write_id_map,
+)
 from pipeline.dataset.types import AnnotatedImage, AnnotationError, mask_to_instance
 from pipeline.storage.files import Location
 

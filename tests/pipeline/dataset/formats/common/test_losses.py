@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.categories import Category
-from pipeline.dataset.formats.losses import count_losses
+from pipeline.dataset.formats.common.losses import count_losses
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, Instance
 from pipeline.storage.files import Location
 

@@ -10,7 +10,9 @@ from msgspec import Meta
 
 from pipeline.dataset.faults import FaultList, shown
 
-Coordinate = Annotated[float, Meta(ge=-1e6, le=1e6)]
+MOST_COORDINATE_PX = 1e6
+"""Distance of a point from the origin, each way."""
+Coordinate = Annotated[float, Meta(ge=-MOST_COORDINATE_PX, le=MOST_COORDINATE_PX)]
 """Pixels; NaN and infinity are outside of the range."""
 Length = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 """A side of an image in pixels."""

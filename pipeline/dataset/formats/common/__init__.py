@@ -1,0 +1,1 @@
+"""What several annotation formats share: class names, id masks, outlines, copies of photos, checks of entries."""
