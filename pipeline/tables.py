@@ -1,11 +1,14 @@
-"""Tables of a run as pandas data frames: load, stream, filter and count rows, and decode their masks.
+"""Tables of one or several runs as pandas data frames: load, stream, filter and count rows, and decode their masks.
 
-Only the rows and columns asked for are read, and only files that the run's commits name.
+Only the rows and columns asked for are read, and only files that the runs' commits name.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import operator
+import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +21,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.manifest import Run, RunError, open_run
+from pipeline.manifest import DataFile, Run, RunError
 from pipeline.masks.rle import decode_rle
+from pipeline.runs import AnyRun, RunPart, Runs, RunSource, open_runs
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
@@ -34,43 +38,60 @@ Filters: TypeAlias = Sequence[Any] | ds.Expression | None
 that meet any of the lists."""
 
 _SCHEMAS = {"instances": INSTANCES_SCHEMA, "images": IMAGES_SCHEMA}
+# Columns of several runs read as one, behind those of a table that has them not: where a row is from.
+_RUN_COLUMNS = (pa.field("run_id", pa.string()), pa.field("run_uri", pa.string()))
 
 
-def load_instances(uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pd.DataFrame:
-    """The instances of a run, one row each.
+def load_instances(
+    uri: RunSource, columns: Sequence[str] | None = None, filters: Filters = None, *, chain: bool = False
+) -> pd.DataFrame:
+    """The instances of a run, or of several, one row each.
 
     Row groups whose statistics exclude a match with the filters are not read.
 
     Args:
         uri: a run, sealed or not, of which only files that its commits name are read; or a folder or file of Parquet
-            with the same columns. An open `Run` is taken, too.
-        columns: names of INSTANCES_SCHEMA, in the order wanted; None means all.
+            with the same columns. An open `Run` is taken, too. A list of runs, oldest first, is read as one table: on
+            each image the last run that planned it decides.
+        columns: names of INSTANCES_SCHEMA, in the order wanted; None means all. Of several runs there is `run_uri`,
+            too, where it is asked for.
         filters: see `Filters`; may use columns that are not loaded.
+        chain: reads the run and those before it, by their `since_run`, as one table; see `pipeline.runs.open_runs`.
 
     Returns:
-        The columns asked for, rows in order of shard, within a shard by category, then best score first. Without a
-        match: the same columns and no row.
+        The columns asked for, rows in order of shard, within a shard by category, then best score first; the oldest
+        run's first. Without a match: the same columns and no row.
 
     Raises:
-        RunError: there is neither a run nor Parquet at the URI.
+        RunError: there is neither a run nor Parquet at the URI; or see `open_runs` and `Runs.parts`.
         ValueError: a column that the table does not have.
     """
-    return _load("instances", uri, columns, filters)
+    return load_table("instances", uri, columns, filters, chain=chain).to_pandas()
 
 
-def load_images(uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pd.DataFrame:
-    """The images of a run, one row for each planned image, with any status; otherwise as `load_instances`."""
-    return _load("images", uri, columns, filters)
+def load_images(
+    uri: RunSource, columns: Sequence[str] | None = None, filters: Filters = None, *, chain: bool = False
+) -> pd.DataFrame:
+    """The images of a run, or of several, one row for each planned image, with any status.
+
+    Otherwise as `load_instances`. The table of several runs has the column `run_id`, too.
+    """
+    return load_table("images", uri, columns, filters, chain=chain).to_pandas()
 
 
 def iter_instances(
-    uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None, *, batch_rows: int = 65_536
+    uri: RunSource,
+    columns: Sequence[str] | None = None,
+    filters: Filters = None,
+    *,
+    batch_rows: int = 65_536,
+    chain: bool = False,
 ) -> Iterator[pd.DataFrame]:
-    """The rows of `load_instances` in frames of at most `batch_rows` rows, so that memory does not grow with the run.
+    """The rows of `load_instances` in frames of at most `batch_rows` rows, so that memory does not grow with the runs.
 
     No frame is empty: a run without a match yields nothing.
     """
-    dataset, expression, names = _scan("instances", uri, columns, filters)
+    dataset, expression, names = _scan("instances", uri, columns, filters, chain)
     scanner = dataset.scanner(
         columns=names, filter=expression, batch_size=batch_rows, use_threads=_may_use_threads(dataset)
     )
@@ -80,32 +101,43 @@ def iter_instances(
     _wait_until_released(dataset)
 
 
-def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+def iter_shards(run: str | AnyRun, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
     """For each committed shard in turn, its images and its instances; `filters` apply to the instances only."""
-    run = open_run(run) if isinstance(run, str) else run
+    opened = open_runs(run)
     expression = to_expression(filters, INSTANCES_SCHEMA)
-    for images, instances in zip(run.images_files(), run.instances_files(), strict=True):
-        rows = _files_dataset(run.storage, [instances.key] if instances.rows else [], INSTANCES_SCHEMA)
-        yield (
-            _to_table(_files_dataset(run.storage, [images.key], IMAGES_SCHEMA)).to_pandas(),
-            _to_table(rows, filter=expression).to_pandas(),
-        )
+    for part in opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]:
+        for images, instances in zip(part.run.images_files(), part.run.instances_files(), strict=True):
+            both = [each for each in (part.rows, expression) if each is not None]
+            yield (
+                _to_table(_run_dataset(part.run, [images], IMAGES_SCHEMA), filter=part.rows).to_pandas(),
+                _to_table(
+                    _run_dataset(part.run, [instances], INSTANCES_SCHEMA),
+                    filter=functools.reduce(operator.and_, both) if both else None,
+                ).to_pandas(),
+            )
 
 
-def load_table(table: str, uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
+def load_table(
+    table: str,
+    uri: RunSource,
+    columns: Sequence[str] | None = None,
+    filters: Filters = None,
+    *,
+    chain: bool = False,
+) -> pa.Table:
     """The Arrow table behind `load_instances` ("instances") and `load_images` ("images")."""
-    dataset, expression, names = _scan(table, uri, columns, filters)
+    dataset, expression, names = _scan(table, uri, columns, filters, chain)
     # For tables of some hundred MB, Arrow's own allocator takes twice as long as the system's, and keeps their memory.
     return _to_table(dataset, columns=names, filter=expression, memory_pool=pa.system_memory_pool())
 
 
-def instances_dataset(uri: str | Run) -> ds.Dataset:
-    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query.
+def instances_dataset(uri: RunSource, *, chain: bool = False) -> ds.Dataset:
+    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query; of several runs with `run_uri`.
 
     A program that queries a run in a bucket through it and ends at once may, on a busy machine, abort at its very end
     (exit code 134): Arrow's threads let go of Python's files late. `load_instances` waits for them.
     """
-    return _scan("instances", uri, None, None)[0]
+    return _scan("instances", uri, None, None, chain)[0]
 
 
 def decode_mask(row: Any) -> NDArray[np.uint8]:
@@ -159,20 +191,26 @@ def counts(instances: pd.DataFrame, by: str | Sequence[str] = "category", *, min
     return grouped.reset_index().sort_values("instances", ascending=False, kind="stable", ignore_index=True)
 
 
-def _load(table: str, uri: str | Run, columns: Sequence[str] | None, filters: Filters) -> pd.DataFrame:
-    return load_table(table, uri, columns, filters).to_pandas()
-
-
 def _scan(
-    table: str, uri: str | Run, columns: Sequence[str] | None, filters: Filters
+    table: str, uri: RunSource, columns: Sequence[str] | None, filters: Filters, chain: bool
 ) -> tuple[ds.Dataset, ds.Expression | None, list[str] | None]:
+    """The rows of a table, the filter as an expression, and the columns wanted; None for all of them."""
     schema = _SCHEMAS[table]
+    if has_run_columns := chain or not isinstance(uri, str | os.PathLike | Run):
+        for field in _RUN_COLUMNS:
+            schema = schema if field.name in schema.names else schema.append(field)
     if columns is not None:
         if isinstance(columns, str):
             raise ValueError(f"columns must be a list of names, not the text {columns!r}")
         if unknown := [name for name in columns if name not in schema.names]:
             raise ValueError(f"{table} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
-    return _dataset(table, uri, schema), to_expression(filters, schema), None if columns is None else list(columns)
+    elif has_run_columns:
+        columns = [name for name in schema.names if name != "run_uri"]
+    return (
+        _dataset(table, uri, schema, chain),
+        to_expression(filters, schema),
+        None if columns is None else list(columns),
+    )
 
 
 def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
@@ -192,17 +230,36 @@ def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
     return pq.filters_to_expression(list(filters))
 
 
-def _dataset(table: str, uri: str | Run, schema: pa.Schema) -> ds.Dataset:
-    if isinstance(uri, Run):
-        run = uri
-    else:
-        try:
-            run = open_run(str(uri))
-        except RunError as error:
-            return _parquet_dataset(str(uri), schema, error)
-    data_files = run.instances_files() if table == "instances" else run.images_files()
-    # Files without rows are left out, because a run of many small shards may have many of them.
-    return _files_dataset(run.storage, [file.key for file in data_files if file.rows], schema)
+def _dataset(table: str, uri: RunSource, schema: pa.Schema, chain: bool) -> ds.Dataset:
+    source = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
+    try:
+        opened = open_runs(source, chain=chain)
+    except RunError as error:
+        if not isinstance(source, str) or chain:
+            raise
+        return _parquet_dataset(source, schema, error)
+    parts = opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]
+    datasets = []
+    conditions = []
+    for part in parts:
+        files = part.run.instances_files() if table == "instances" else part.run.images_files()
+        # Files without rows are left out, because a run of many small shards may have many of them.
+        datasets.append(_run_dataset(part.run, [file for file in files if file.rows], schema))
+        if part.rows is not None:
+            # Arrow knows each file's `run_uri`, and looks at the condition for files of this run only.
+            conditions.append((ds.field("run_uri") != part.run.storage.uri) | part.rows)
+    if isinstance(opened, Run):
+        return datasets[0]
+    dataset = ds.UnionDataset(schema, datasets)
+    return dataset.filter(functools.reduce(operator.and_, conditions)) if conditions else dataset
+
+
+def _run_dataset(run: Run, files: Sequence[DataFile], schema: pa.Schema) -> ds.FileSystemDataset:
+    """Files of a run as a data set that gives the columns of _RUN_COLUMNS, where the schema has `run_uri`."""
+    known = None
+    if "run_uri" in schema.names:
+        known = (ds.field("run_id") == run.run_id) & (ds.field("run_uri") == run.storage.uri)
+    return _files_dataset(run.storage, [file.key for file in files], schema, known)
 
 
 def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset:
@@ -219,32 +276,44 @@ def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset
     return _files_dataset(storage, keys, schema)
 
 
-def _to_table(dataset: ds.FileSystemDataset, **options: Any) -> pa.Table:
+def _to_table(dataset: ds.Dataset, **options: Any) -> pa.Table:
     table = dataset.to_table(use_threads=_may_use_threads(dataset), **options)
     _wait_until_released(dataset)
     return table
 
 
-def _wait_until_released(dataset: ds.FileSystemDataset) -> None:
+def _wait_until_released(dataset: ds.Dataset) -> None:
     """Waits, a second at most, for Arrow's I/O threads, which abort a program that ends while they let go of files."""
     deadline_s = time.monotonic() + 1.0
-    while not _may_use_threads(dataset) and dataset.filesystem.handler.opened and time.monotonic() < deadline_s:
-        time.sleep(0.001)
+    for files in _file_systems(dataset):
+        while isinstance(files, pafs.PyFileSystem) and files.handler.opened and time.monotonic() < deadline_s:
+            time.sleep(0.001)
 
 
-def _may_use_threads(dataset: ds.FileSystemDataset) -> bool:
+def _may_use_threads(dataset: ds.Dataset) -> bool:
     """Whether Arrow's threads may decode it: of Python files they abort a program that ends soon after."""
-    return isinstance(dataset.filesystem, pafs.LocalFileSystem)
+    return all(isinstance(files, pafs.LocalFileSystem) for files in _file_systems(dataset))
 
 
-def _files_dataset(storage: Storage, keys: list[str], schema: pa.Schema) -> ds.Dataset:
+def _file_systems(dataset: ds.Dataset) -> list[pafs.FileSystem]:
+    return [each.filesystem for each in (dataset.children if isinstance(dataset, ds.UnionDataset) else [dataset])]
+
+
+def _files_dataset(
+    storage: Storage, keys: list[str], schema: pa.Schema, known: ds.Expression | None = None
+) -> ds.FileSystemDataset:
+    """Parquet files of a storage as a data set; `known` says of columns that the files may lack what their value is."""
+    files: pafs.FileSystem = pafs.LocalFileSystem()
     if isinstance(storage, LocalStorage):
-        paths = [str(storage.path(key)) for key in keys]
-        return ds.FileSystemDataset.from_paths(
-            paths, schema=schema, format=ds.ParquetFileFormat(), filesystem=pafs.LocalFileSystem()
-        )
+        keys = [str(storage.path(key)) for key in keys]
+    else:
+        files = pafs.PyFileSystem(_StorageFiles(storage))
     return ds.FileSystemDataset.from_paths(
-        keys, schema=schema, format=ds.ParquetFileFormat(), filesystem=pafs.PyFileSystem(_StorageFiles(storage))
+        keys,
+        schema=schema,
+        format=ds.ParquetFileFormat(),
+        filesystem=files,
+        partitions=None if known is None else [known] * len(keys),
     )
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.manifest import Run, open_run
 from pipeline.masks.contours import Polygon, join_polygons, mask_to_part_polygons
 from pipeline.results import EXPORT_FORMATS
 from pipeline.results.render import open_photo
+from pipeline.runs import AnyRun, RunSource, open_runs
 from pipeline.schema import OK
 from pipeline.storage.base import Storage
 from pipeline.storage.stores import open_storage
@@ -46,7 +46,7 @@ class Exported:
 
 
 def export_run(
-    run: str | Run,
+    run: RunSource,
     target: str | Storage,
     to: str,
     *,
@@ -61,7 +61,7 @@ def export_run(
     replaced.
 
     Args:
-        run: the run, or its URI.
+        run: the run, or its URI; or several, see `open_runs`.
         target: folder or bucket prefix.
         min_score: instances below it are left out.
         image_ids: for "coco-results" the ground truth's number of each image, by `image_id`; None: they count from 1
@@ -73,7 +73,7 @@ def export_run(
     """
     if to not in EXPORT_FORMATS:
         raise ExportError(f"there is no format {to!r}; allowed are {', '.join(EXPORT_FORMATS)}")
-    run = open_run(run) if isinstance(run, str) else run
+    run = open_runs(run)
     storage = open_storage(target) if isinstance(target, str) else target
     images = load_images(run)
     notes: Counter[str] = Counter({"images that were not segmented left out": int((images["status"] != OK).sum())})
@@ -325,7 +325,7 @@ def file_names(image_ids: Iterable[str], ending: str) -> dict[str, str]:
     return names
 
 
-def categories_of(run: Run) -> dict[int, str]:
+def categories_of(run: AnyRun) -> dict[int, str]:
     """Category names by id, from the run's class map, or from its instances where it has none."""
     class_map = run.spec.model.categories
     if class_map:
@@ -334,7 +334,7 @@ def categories_of(run: Run) -> dict[int, str]:
     return dict(zip(pairs["category_id"].tolist(), pairs["category"], strict=True))
 
 
-def _by_image(run: Run, min_score: float) -> Iterator[tuple[str, pd.DataFrame]]:
+def _by_image(run: AnyRun, min_score: float) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each segmented image with its rows, best score first (none for an image without instances); shard by shard."""
     for images, instances in iter_shards(run, [("score", ">=", min_score)]):
         rows_of = dict(tuple(instances.sort_values("instance").groupby("image_id")))
