@@ -11,7 +11,7 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias, overload
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -170,14 +170,6 @@ RunSource: TypeAlias = str | Run | Runs | Sequence[str | Run]
 """A run or its URI; several of them, oldest first; or runs that `open_runs` has opened."""
 
 
-@overload
-def open_runs(source: RunSource, *, chain: Literal[True], settings: StorageSettings | None = None) -> Runs: ...
-
-
-@overload
-def open_runs(source: RunSource, *, chain: bool = False, settings: StorageSettings | None = None) -> AnyRun: ...
-
-
 def open_runs(source: RunSource, *, chain: bool = False, settings: StorageSettings | None = None) -> AnyRun:
     """Opens a run, or several as one. Reads their specifications only.
 
@@ -200,7 +192,7 @@ def open_runs(source: RunSource, *, chain: bool = False, settings: StorageSettin
             raise RunError(
                 "a chain is followed from one run; name the newest alone, or the runs in order without chain"
             )
-        return _open_chain(source, settings)
+        return open_chain(source, settings)
     if isinstance(source, str | Run):
         return _open_one(source, settings)
     runs = [_open_one(each, settings) for each in source]
@@ -231,8 +223,8 @@ def check_no_pattern(uri: str) -> None:
         )
 
 
-def _open_chain(source: str | Run, settings: StorageSettings | None) -> Runs:
-    """The runs behind the newest one, oldest first."""
+def open_chain(source: str | Run, settings: StorageSettings | None = None) -> Runs:
+    """Opens a run and those before it, by their `since_run`, as `open_runs` with `chain` does."""
     if isinstance(source, str) and _WILDCARDS & set(source) and not open_storage(source, settings).exists(RUN_KEY):
         run = _newest_of(source, settings)
     else:

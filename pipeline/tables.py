@@ -38,6 +38,7 @@ Filters: TypeAlias = Sequence[Any] | ds.Expression | None
 that meet any of the lists."""
 
 _SCHEMAS = {"instances": INSTANCES_SCHEMA, "images": IMAGES_SCHEMA}
+_FILES_AT_ONCE = 4  # of a run, while its rows are streamed
 # Columns of several runs read as one, behind those of a table that has them not: where a row is from.
 _RUN_COLUMNS = (pa.field("run_id", pa.string()), pa.field("run_uri", pa.string()))
 
@@ -91,14 +92,23 @@ def iter_instances(
 
     No frame is empty: a run without a match yields nothing.
     """
-    dataset, expression, names = _scan("instances", uri, columns, filters, chain)
-    scanner = dataset.scanner(
-        columns=names, filter=expression, batch_size=batch_rows, use_threads=_may_use_threads(dataset)
-    )
-    for batch in scanner.to_batches():
-        if batch.num_rows:
-            yield batch.to_pandas()
-    _wait_until_released(dataset)
+    schema, names, expression = _checked("instances", uri, columns, filters, chain)
+    for of_run, rows in _datasets("instances", uri, schema, chain):
+        fragments = list(of_run.get_fragments())
+        # Of a whole data set Arrow reads ahead as long as its rows take less than a gigabyte.
+        for start in range(0, len(fragments), _FILES_AT_ONCE):
+            some = fragments[start : start + _FILES_AT_ONCE]
+            dataset = ds.FileSystemDataset(some, schema, of_run.format, of_run.filesystem)
+            scanner = dataset.scanner(
+                columns=names,
+                filter=_all_of(rows, expression),
+                batch_size=batch_rows,
+                use_threads=_may_use_threads(dataset),
+            )
+            for batch in scanner.to_batches():
+                if batch.num_rows:
+                    yield batch.to_pandas()
+            _wait_until_released(dataset)
 
 
 def iter_shards(run: str | AnyRun, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
@@ -107,12 +117,11 @@ def iter_shards(run: str | AnyRun, filters: Filters = None) -> Iterator[tuple[pd
     expression = to_expression(filters, INSTANCES_SCHEMA)
     for part in opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]:
         for images, instances in zip(part.run.images_files(), part.run.instances_files(), strict=True):
-            both = [each for each in (part.rows, expression) if each is not None]
             yield (
                 _to_table(_run_dataset(part.run, [images], IMAGES_SCHEMA), filter=part.rows).to_pandas(),
                 _to_table(
                     _run_dataset(part.run, [instances], INSTANCES_SCHEMA),
-                    filter=functools.reduce(operator.and_, both) if both else None,
+                    filter=_all_of(part.rows, expression),
                 ).to_pandas(),
             )
 
@@ -126,7 +135,8 @@ def load_table(
     chain: bool = False,
 ) -> pa.Table:
     """The Arrow table behind `load_instances` ("instances") and `load_images` ("images")."""
-    dataset, expression, names = _scan(table, uri, columns, filters, chain)
+    schema, names, expression = _checked(table, uri, columns, filters, chain)
+    dataset = _dataset(table, uri, schema, chain)
     # For tables of some hundred MB, Arrow's own allocator takes twice as long as the system's, and keeps their memory.
     return _to_table(dataset, columns=names, filter=expression, memory_pool=pa.system_memory_pool())
 
@@ -137,7 +147,7 @@ def instances_dataset(uri: RunSource, *, chain: bool = False) -> ds.Dataset:
     A program that queries a run in a bucket through it and ends at once may, on a busy machine, abort at its very end
     (exit code 134): Arrow's threads let go of Python's files late. `load_instances` waits for them.
     """
-    return _scan("instances", uri, None, None, chain)[0]
+    return _dataset("instances", uri, _checked("instances", uri, None, None, chain)[0], chain)
 
 
 def decode_mask(row: Any) -> NDArray[np.uint8]:
@@ -191,10 +201,10 @@ def counts(instances: pd.DataFrame, by: str | Sequence[str] = "category", *, min
     return grouped.reset_index().sort_values("instances", ascending=False, kind="stable", ignore_index=True)
 
 
-def _scan(
+def _checked(
     table: str, uri: RunSource, columns: Sequence[str] | None, filters: Filters, chain: bool
-) -> tuple[ds.Dataset, ds.Expression | None, list[str] | None]:
-    """The rows of a table, the filter as an expression, and the columns wanted; None for all of them."""
+) -> tuple[pa.Schema, list[str] | None, ds.Expression | None]:
+    """The schema of a table, the columns wanted (None: all of them), and the filters as an expression."""
     schema = _SCHEMAS[table]
     if has_run_columns := chain or not isinstance(uri, str | os.PathLike | Run):
         for field in _RUN_COLUMNS:
@@ -206,11 +216,7 @@ def _scan(
             raise ValueError(f"{table} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
     elif has_run_columns:
         columns = [name for name in schema.names if name != "run_uri"]
-    return (
-        _dataset(table, uri, schema, chain),
-        to_expression(filters, schema),
-        None if columns is None else list(columns),
-    )
+    return schema, None if columns is None else list(columns), to_expression(filters, schema)
 
 
 def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
@@ -231,27 +237,39 @@ def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
 
 
 def _dataset(table: str, uri: RunSource, schema: pa.Schema, chain: bool) -> ds.Dataset:
+    """The rows that count as one data set."""
+    datasets = _datasets(table, uri, schema, chain)
+    if "run_uri" not in schema.names:
+        return datasets[0][0]
+    dataset = ds.UnionDataset(schema, [each for each, _ in datasets])
+    condition = _all_of(*(rows for _, rows in datasets))
+    return dataset if condition is None else dataset.filter(condition)
+
+
+def _datasets(
+    table: str, uri: RunSource, schema: pa.Schema, chain: bool
+) -> list[tuple[ds.FileSystemDataset, ds.Expression | None]]:
+    """The files of each run, and which of their rows count (None: all); of other runs' rows it says nothing."""
     source = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
     try:
         opened = open_runs(source, chain=chain)
     except RunError as error:
         if not isinstance(source, str) or chain:
             raise
-        return _parquet_dataset(source, schema, error)
-    parts = opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]
+        return [(_parquet_dataset(source, schema, error), None)]
     datasets = []
-    conditions = []
-    for part in parts:
+    for part in opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]:
         files = part.run.instances_files() if table == "instances" else part.run.images_files()
+        # Arrow knows each file's `run_uri`, and looks at the condition for files of this run only.
+        rows = None if part.rows is None else (ds.field("run_uri") != part.run.storage.uri) | part.rows
         # Files without rows are left out, because a run of many small shards may have many of them.
-        datasets.append(_run_dataset(part.run, [file for file in files if file.rows], schema))
-        if part.rows is not None:
-            # Arrow knows each file's `run_uri`, and looks at the condition for files of this run only.
-            conditions.append((ds.field("run_uri") != part.run.storage.uri) | part.rows)
-    if isinstance(opened, Run):
-        return datasets[0]
-    dataset = ds.UnionDataset(schema, datasets)
-    return dataset.filter(functools.reduce(operator.and_, conditions)) if conditions else dataset
+        datasets.append((_run_dataset(part.run, [file for file in files if file.rows], schema), rows))
+    return datasets
+
+
+def _all_of(*conditions: ds.Expression | None) -> ds.Expression | None:
+    given = [each for each in conditions if each is not None]
+    return functools.reduce(operator.and_, given) if given else None
 
 
 def _run_dataset(run: Run, files: Sequence[DataFile], schema: pa.Schema) -> ds.FileSystemDataset:
@@ -262,7 +280,7 @@ def _run_dataset(run: Run, files: Sequence[DataFile], schema: pa.Schema) -> ds.F
     return _files_dataset(run.storage, [file.key for file in files], schema, known)
 
 
-def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.Dataset:
+def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.FileSystemDataset:
     """A Parquet file, or all Parquet files below a folder; raises `error` where a folder has none."""
     if uri.endswith(".parquet"):
         storage, name = open_file(uri)

@@ -31,7 +31,7 @@ from pipeline.manifest import (
 from pipeline.notes import NoteList
 from pipeline.plan import GROUP_SIZE, Plan, PlannedImage, read_plan, to_table
 from pipeline.run_spec import InputSpec
-from pipeline.runs import Runs, open_runs
+from pipeline.runs import Runs, open_chain
 from pipeline.schema import ARCHIVED, RETRYABLE
 from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.parquet import read_parquet
@@ -192,8 +192,7 @@ def _planned_before(uri: str, settings: StorageSettings | None, notes: NoteList)
     Of each id the newest run tells: an image that failed there with a status that may pass is left out, unless the
     store says that the object is still in its archive, and a try would fail.
     """
-    chain = open_runs(uri, chain=True, settings=settings)
-    plans = [(run, read_plan(run.storage)) for run in reversed(chain.runs)]
+    plans = [(run, read_plan(run.storage)) for run in reversed(open_chain(uri, settings).runs)]
     runs = [_with_status(run, plan) for run, plan in plans if plan is not None]
     merged = heapq.merge(*runs, key=lambda row: row[0].image_id)  # stable: of equal ids the newest run's comes first
     newest = (next(versions) for _, versions in groupby(merged, key=lambda row: row[0].image_id))

@@ -54,7 +54,9 @@ def test_the_programs_of_queries_and_evaluation_run(
         want = names["per_class"].set_index("category")["instances"].to_dict()
         assert dict(zip(names["top"]["category"], names["top"]["n"], strict=True)) == want
         assert len(names["ids"]) == 4 and names["per_run"]["n"].sum() == len(names["objects"]) > 0
-        assert names["of_each_run"]["len"].sum() == len(names["objects"]) and names["same"].equals(names["state"])
+        assert names["of_each_run"]["len"].sum() == len(names["objects"]) and names["images_of_all"].equals(
+            names["state"]
+        )
         assert {path.name for path in (tmp_path / "export").iterdir()} == {"coco", "yolo", "labelme", "png"}
 
 

@@ -75,7 +75,15 @@ def change_photos(photos: LocalStorage, rng: np.random.Generator, *, new: int, c
 
 
 def write_chain(
-    root: Path, num_runs: int, *, new: int, changed: int, deleted: int, first: int = 40, num_scores: int = 4
+    root: Path,
+    num_runs: int,
+    *,
+    new: int,
+    changed: int,
+    deleted: int,
+    first: int = 40,
+    num_scores: int = 4,
+    shard_size: int = 5,
 ) -> tuple[list[str], LocalStorage, set[str]]:
     """Draws a folder that changes every night, and segments it every night.
 
@@ -85,5 +93,5 @@ def write_chain(
     for night in range(num_runs):
         gone |= change_photos(photos, rng, new=new if night else first, changed=changed, deleted=deleted)
         out = root / "nights" / f"night-{night:02d}"
-        runs.append(segment(photos, out, runs[-1] if runs else None, num_scores=num_scores))
+        runs.append(segment(photos, out, runs[-1] if runs else None, num_scores=num_scores, shard_size=shard_size))
     return runs, photos, gone - {info.key for info in photos.iter_objects()}

@@ -18,7 +18,7 @@ from pipeline.bulk.repair import begin_repair, seal_repair
 from pipeline.manifest import RunError, open_run
 from pipeline.plan import read_plan
 from pipeline.run_spec import RunCategory
-from pipeline.runs import Runs, open_runs
+from pipeline.runs import Runs, open_chain, open_runs
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.stores import open_storage
 from pipeline.tables import instances_dataset, iter_instances, iter_shards, load_images, load_instances
@@ -39,7 +39,7 @@ def same_rows(ours: pd.DataFrame, theirs: pd.DataFrame, *, without: tuple[str, .
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], LocalStorage, set[str]]:
-    return write_chain(tmp_path_factory.mktemp("nights"), 30, new=3, changed=4, deleted=1)
+    return write_chain(tmp_path_factory.mktemp("nights"), 30, new=3, changed=4, deleted=1, shard_size=7)
 
 
 def test_a_chain_of_thirty_nights_equals_a_run_from_nothing(
@@ -57,7 +57,7 @@ def test_a_chain_of_thirty_nights_equals_a_run_from_nothing(
     assert len(ids) == 30 and {*images["run_id"]} == ids and {*instances["run_id"]} <= ids
     of_rows, of_images = (frame.groupby("image_id")["run_id"].first() for frame in (instances, images))
     pd.testing.assert_series_equal(of_rows, of_images[of_rows.index])
-    assert count_deleted(open_runs(runs[-1], chain=True)) == len(deleted)
+    assert count_deleted(open_chain(runs[-1])) == len(deleted)
 
 
 def test_all_ways_to_read_a_chain_give_the_same_rows(chain: tuple[list[str], LocalStorage, set[str]]) -> None:
@@ -101,16 +101,17 @@ def test_duckdb_and_polars_see_the_rows_that_count(chain: tuple[list[str], Local
 
 
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 from maskfleet import iter_instances
 rows = sum(len(frame) for frame in iter_instances(sys.argv[1], chain=True, batch_rows=5000))
-print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(rows, Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
 @pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_runs(tmp_path: Path) -> None:
-    runs, _, _ = write_chain(tmp_path, 30, new=700, changed=70, deleted=7, first=700, num_scores=60)
+    runs, _, _ = write_chain(tmp_path, 30, new=300, changed=60, deleted=6, first=300, num_scores=90, shard_size=120)
 
     def rows_and_peak(uri: str) -> tuple[int, int]:
         done = subprocess.run([sys.executable, "-c", PEAK, uri], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -119,6 +120,7 @@ def test_memory_does_not_grow_with_the_number_of_runs(tmp_path: Path) -> None:
 
     (few, low), (many, high) = rows_and_peak(runs[2]), rows_and_peak(runs[-1])
     assert many > 7 * few
+    print(f"{low / 1024:.0f} MiB for 3 runs of {few:,} rows, {high / 1024:.0f} MiB for 30 of {many:,}")
     assert high < 1.1 * low, f"{low / 1024:.0f} MiB for 3 runs, {high / 1024:.0f} MiB for 30"
 
 
