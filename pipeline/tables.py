@@ -12,6 +12,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.manifest import DataFile, Run, RunError
+from pipeline.manifest import Run, RunError
 from pipeline.masks.rle import decode_rle
 from pipeline.runs import AnyRun, RunPart, Runs, RunSource, open_runs
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
@@ -93,15 +94,14 @@ def iter_instances(
     No frame is empty: a run without a match yields nothing.
     """
     schema, names, expression = _checked("instances", uri, columns, filters, chain)
-    for of_run, rows in _datasets("instances", uri, schema, chain):
-        fragments = list(of_run.get_fragments())
-        # Of a whole data set Arrow reads ahead as long as its rows take less than a gigabyte.
-        for start in range(0, len(fragments), _FILES_AT_ONCE):
-            some = fragments[start : start + _FILES_AT_ONCE]
-            dataset = ds.FileSystemDataset(some, schema, of_run.format, of_run.filesystem)
+    for files in _files("instances", uri, chain):
+        # Of a data set Arrow reads ahead while its rows take less than a gigabyte, and keeps what its files say of
+        # themselves; so it is made of a few files at a time.
+        for start in range(0, len(files.keys), _FILES_AT_ONCE):
+            dataset = replace(files, keys=files.keys[start : start + _FILES_AT_ONCE]).dataset(schema)
             scanner = dataset.scanner(
                 columns=names,
-                filter=_all_of(rows, expression),
+                filter=_all_of(files.rows, expression),
                 batch_size=batch_rows,
                 use_threads=_may_use_threads(dataset),
             )
@@ -117,11 +117,11 @@ def iter_shards(run: str | AnyRun, filters: Filters = None) -> Iterator[tuple[pd
     expression = to_expression(filters, INSTANCES_SCHEMA)
     for part in opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]:
         for images, instances in zip(part.run.images_files(), part.run.instances_files(), strict=True):
+            storage = part.run.storage
             yield (
-                _to_table(_run_dataset(part.run, [images], IMAGES_SCHEMA), filter=part.rows).to_pandas(),
+                _to_table(_Files(storage, [images.key]).dataset(IMAGES_SCHEMA), filter=part.rows).to_pandas(),
                 _to_table(
-                    _run_dataset(part.run, [instances], INSTANCES_SCHEMA),
-                    filter=_all_of(part.rows, expression),
+                    _Files(storage, [instances.key]).dataset(INSTANCES_SCHEMA), filter=_all_of(part.rows, expression)
                 ).to_pandas(),
             )
 
@@ -238,33 +238,73 @@ def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
 
 def _dataset(table: str, uri: RunSource, schema: pa.Schema, chain: bool) -> ds.Dataset:
     """The rows that count as one data set."""
-    datasets = _datasets(table, uri, schema, chain)
+    files = _files(table, uri, chain)
     if "run_uri" not in schema.names:
-        return datasets[0][0]
-    dataset = ds.UnionDataset(schema, [each for each, _ in datasets])
-    condition = _all_of(*(rows for _, rows in datasets))
+        return files[0].dataset(schema)
+    dataset = ds.UnionDataset(schema, [each.dataset(schema) for each in files])
+    # Arrow knows each file's `run_uri`, and looks at a condition for files of its run only.
+    condition = _all_of(
+        *(~each.known | each.rows for each in files if each.known is not None and each.rows is not None)
+    )
     return dataset if condition is None else dataset.filter(condition)
 
 
-def _datasets(
-    table: str, uri: RunSource, schema: pa.Schema, chain: bool
-) -> list[tuple[ds.FileSystemDataset, ds.Expression | None]]:
-    """The files of each run, and which of their rows count (None: all); of other runs' rows it says nothing."""
+@dataclass(frozen=True)
+class _Files:
+    """Parquet files of one storage.
+
+    Attributes:
+        known: of several runs, what the columns of _RUN_COLUMNS are in these files; None: no such columns.
+        rows: which of their rows count; None: all.
+    """
+
+    storage: Storage
+    keys: list[str]
+    known: ds.Expression | None = None
+    rows: ds.Expression | None = None
+
+    def dataset(self, schema: pa.Schema) -> ds.FileSystemDataset:
+        """The files as a data set of all their rows."""
+        files: pafs.FileSystem = pafs.LocalFileSystem()
+        if isinstance(self.storage, LocalStorage):
+            keys = [str(self.storage.path(key)) for key in self.keys]
+        else:
+            keys, files = self.keys, pafs.PyFileSystem(_StorageFiles(self.storage))
+        return ds.FileSystemDataset.from_paths(
+            keys,
+            schema=schema,
+            format=ds.ParquetFileFormat(),
+            filesystem=files,
+            partitions=None if self.known is None else [self.known] * len(keys),
+        )
+
+
+def _files(table: str, uri: RunSource, chain: bool) -> list[_Files]:
+    """The files of each run, oldest first; at least one entry."""
     source = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
     try:
         opened = open_runs(source, chain=chain)
     except RunError as error:
         if not isinstance(source, str) or chain:
             raise
-        return [(_parquet_dataset(source, schema, error), None)]
-    datasets = []
-    for part in opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]:
-        files = part.run.instances_files() if table == "instances" else part.run.images_files()
-        # Arrow knows each file's `run_uri`, and looks at the condition for files of this run only.
-        rows = None if part.rows is None else (ds.field("run_uri") != part.run.storage.uri) | part.rows
-        # Files without rows are left out, because a run of many small shards may have many of them.
-        datasets.append((_run_dataset(part.run, [file for file in files if file.rows], schema), rows))
-    return datasets
+        return [_parquet_files(source, error)]
+    if isinstance(opened, Run):
+        return [_Files(opened.storage, _keys(table, opened))]
+    return [
+        _Files(
+            part.run.storage,
+            _keys(table, part.run),
+            (ds.field("run_id") == part.run.run_id) & (ds.field("run_uri") == part.run.storage.uri),
+            part.rows,
+        )
+        for part in opened.parts
+    ]
+
+
+def _keys(table: str, run: Run) -> list[str]:
+    """The files of a table; without those that have no rows, of which a run of many small shards may have many."""
+    files = run.instances_files() if table == "instances" else run.images_files()
+    return [file.key for file in files if file.rows]
 
 
 def _all_of(*conditions: ds.Expression | None) -> ds.Expression | None:
@@ -272,26 +312,18 @@ def _all_of(*conditions: ds.Expression | None) -> ds.Expression | None:
     return functools.reduce(operator.and_, given) if given else None
 
 
-def _run_dataset(run: Run, files: Sequence[DataFile], schema: pa.Schema) -> ds.FileSystemDataset:
-    """Files of a run as a data set that gives the columns of _RUN_COLUMNS, where the schema has `run_uri`."""
-    known = None
-    if "run_uri" in schema.names:
-        known = (ds.field("run_id") == run.run_id) & (ds.field("run_uri") == run.storage.uri)
-    return _files_dataset(run.storage, [file.key for file in files], schema, known)
-
-
-def _parquet_dataset(uri: str, schema: pa.Schema, error: RunError) -> ds.FileSystemDataset:
+def _parquet_files(uri: str, error: RunError) -> _Files:
     """A Parquet file, or all Parquet files below a folder; raises `error` where a folder has none."""
     if uri.endswith(".parquet"):
         storage, name = open_file(uri)
         if storage.exists(name):
-            return _files_dataset(storage, [name], schema)
+            return _Files(storage, [name])
         raise RunError(f"there is no file {uri}") from error
     storage = open_storage(uri)
     keys = [info.key for info in storage.iter_objects() if info.key.endswith(".parquet")]
     if not keys:
         raise error
-    return _files_dataset(storage, keys, schema)
+    return _Files(storage, keys)
 
 
 def _to_table(dataset: ds.Dataset, **options: Any) -> pa.Table:
@@ -315,24 +347,6 @@ def _may_use_threads(dataset: ds.Dataset) -> bool:
 
 def _file_systems(dataset: ds.Dataset) -> list[pafs.FileSystem]:
     return [each.filesystem for each in (dataset.children if isinstance(dataset, ds.UnionDataset) else [dataset])]
-
-
-def _files_dataset(
-    storage: Storage, keys: list[str], schema: pa.Schema, known: ds.Expression | None = None
-) -> ds.FileSystemDataset:
-    """Parquet files of a storage as a data set; `known` says of columns that the files may lack what their value is."""
-    files: pafs.FileSystem = pafs.LocalFileSystem()
-    if isinstance(storage, LocalStorage):
-        keys = [str(storage.path(key)) for key in keys]
-    else:
-        files = pafs.PyFileSystem(_StorageFiles(storage))
-    return ds.FileSystemDataset.from_paths(
-        keys,
-        schema=schema,
-        format=ds.ParquetFileFormat(),
-        filesystem=files,
-        partitions=None if known is None else [known] * len(keys),
-    )
 
 
 class _StorageFiles(pafs.FileSystemHandler):
