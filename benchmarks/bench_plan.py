@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from benchmarks.figures import print_figures
 from benchmarks.memory import peak_mib
 from pipeline.bulk.corpus import seal_plan
-from pipeline.bulk.listing import PlannedImage, iter_corpus
+from pipeline.bulk.listing import iter_corpus
+from pipeline.plan import PlannedImage
 from pipeline.storage.local import LocalStorage
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
@@ -115,6 +115,11 @@ def _end_dry_run(
         raise typer.Exit
 
 
+def _say_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        say(f"note: {note}")
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         say(f"maskfleet {VERSION}")
@@ -174,8 +179,7 @@ def segment(
     from pipeline.bulk.progress import Progress
 
     plan = check_or_refuse(lambda: prepare_segment(settings))
-    for note in plan.notes:
-        say(f"note: {note}")
+    _say_notes(plan.notes)
     _end_dry_run(dry_run, plan.describe, plan.check_cluster)
     line, states = ProgressLine("segment", quiet=quiet), list[Progress]()
 
@@ -266,7 +270,7 @@ def retry(
 
 @configured("evaluate")
 def evaluate(settings: Any, dry_run: bool) -> None:
-    """Measure a run against ground truth: `maskfleet evaluate RUN ground_truth.uri=instances.json`."""
+    """Measure a run, or several, against ground truth: `maskfleet evaluate RUN ground_truth.uri=instances.json`."""
     from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_tables
 
     plan = check_or_refuse(lambda: prepare_evaluate(settings))
@@ -275,8 +279,7 @@ def evaluate(settings: Any, dry_run: bool) -> None:
     metrics, reasons = run_or_fail(lambda: run_evaluate(plan))
     for table in to_rich_tables(metrics):
         print_table(table)
-    for note in metrics.notes:
-        say(f"note: {note}")
+    _say_notes(metrics.notes)
     say(f"figures -> {plan.output.uri}")
     end_at_gate(reasons)
 
@@ -290,6 +293,7 @@ def compare(settings: Any, dry_run: bool) -> None:
     _end_dry_run(dry_run, f"would compare {settings.run_a.uri} with {settings.run_b.uri}")
     result, reasons = run_or_fail(lambda: run_compare(plan))
     say(describe(result))
+    _say_notes(run_or_fail(plan.notes))
     end_at_gate(reasons)
 
 
@@ -307,24 +311,25 @@ def history(settings: Any, dry_run: bool) -> None:
 
 @configured("report")
 def report(settings: Any, dry_run: bool) -> None:
-    """Write one HTML file with pictures of a run or a training: `maskfleet report RUN`."""
+    """Write one HTML file with pictures of a run, several runs or a training: `maskfleet report RUN`."""
     from jobs.report import check_source, write_report
 
     check_or_refuse(lambda: check_source(settings))
     _end_dry_run(dry_run, f"would write a report of {settings.run.uri}")
-    say(run_or_fail(lambda: write_report(settings)))
+    written, notes = run_or_fail(lambda: write_report(settings))
+    _say_notes(notes)
+    say(written)
 
 
 @configured("export")
 def export(settings: Any, dry_run: bool) -> None:
-    """Write a run as labels to correct (export.to=labelstudio, cvat, yolo, coco ...), or as coco-results."""
+    """Write a run, or several, as labels to correct (export.to=labelstudio, cvat, coco ...), or as coco-results."""
     from jobs.report import check_source, write_export
 
     check_or_refuse(lambda: check_source(settings))
     _end_dry_run(dry_run, f"would export {settings.run.uri} to {settings.export.to}")
-    target, exported = run_or_fail(lambda: write_export(settings))
-    for note, count in exported.notes.items():
-        say(f"note: {note}: {count:,}")
+    target, exported, notes = run_or_fail(lambda: write_export(settings))
+    _say_notes([*(f"{note}: {count:,}" for note, count in exported.notes.items()), *notes])
     say(f"{counted(exported.num_images, 'image')}, {counted(exported.num_instances, 'instance')} -> {target}")
 
 

@@ -22,12 +22,14 @@ class Command:
         module, class_name: where its configuration is declared; imported only when the command runs.
         words: keys of settings that words without 'key=' give the values of, in order.
         list_word: key of a setting that all words without 'key=' together are the list of; "" for none.
+        earlier_word: key of a setting that the words before the last one are the list of; "" for none.
     """
 
     module: str
     class_name: str
     words: tuple[str, ...] = ()
     list_word: str = ""
+    earlier_word: str = ""
 
     @property
     def config(self) -> type[BaseModel]:
@@ -39,6 +41,7 @@ class Command:
         """Its words, as its help shows them: 'RUN_A RUN_B key=value'."""
         named = [key.removesuffix(".uri").replace(".", "_").upper() for key in self.words]
         listed = [f"{self.list_word.rpartition('.')[2].upper()}..."] if self.list_word else []
+        named[-1:] = [f"{name}..." if self.earlier_word else name for name in named[-1:]]
         return " ".join([*named, *listed, "key=value"])
 
 
@@ -47,11 +50,11 @@ COMMANDS: Mapping[str, Command] = {
     "sweep": Command("jobs.config.sweep", "SweepConfig"),
     "segment": Command("jobs.config.segment", "SegmentConfig"),
     "predict": Command("jobs.config.predict", "PredictConfig", list_word="input.photos"),
-    "evaluate": Command("jobs.config.results", "EvaluateConfig", ("run.uri",)),
+    "evaluate": Command("jobs.config.results", "EvaluateConfig", ("run.uri",), earlier_word="run.earlier"),
     "compare": Command("jobs.config.results", "CompareConfig", ("run_a.uri", "run_b.uri")),
     "history": Command("jobs.config.results", "HistoryConfig", ("history.uri",)),
-    "report": Command("jobs.config.results", "ReportConfig", ("run.uri",)),
-    "export": Command("jobs.config.results", "ExportConfig", ("run.uri",)),
+    "report": Command("jobs.config.results", "ReportConfig", ("run.uri",), earlier_word="run.earlier"),
+    "export": Command("jobs.config.results", "ExportConfig", ("run.uri",), earlier_word="run.earlier"),
     "verify": Command("jobs.config.results", "VerifyConfig", ("run.uri",)),
     "check-data": Command("jobs.config.results", "CheckDataConfig", ("data.uri",)),
     "demo": Command("jobs.config.demo", "DemoConfig"),
@@ -125,6 +128,9 @@ def _overrides(name: str, words: Sequence[str] | None) -> list[str]:
     if command.list_word and plain_words:
         # As JSON, which is YAML: a name may hold any character.
         return [*overrides, f"{command.list_word}={json.dumps(plain_words)}"]
+    if command.earlier_word and len(plain_words) > 1:
+        earlier, plain_words = plain_words[:-1], plain_words[-1:]
+        overrides.append(f"{command.earlier_word}={json.dumps(earlier)}")
     free_keys = [key for key in command.words if not any(word.startswith(f"{key}=") for word in overrides)]
     overrides += [f"{key}={word}" for key, word in zip(free_keys, plain_words)]
     return overrides + plain_words[len(free_keys) :]  # one too many is not understood, and said to be

@@ -8,13 +8,14 @@ import pandas as pd
 
 from jobs.config.load import ConfigError
 from jobs.config.results import CompareConfig
-from jobs.evaluate import check_fits, load_truth, open_finished, write_frame
+from jobs.evaluate import check_fits, load_truth, notes_on_runs, open_finished, write_frame
 from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.compare import Comparison, check_gates, compare
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.settings import BootstrapSettings, CountSettings
-from pipeline.manifest import Run, to_json
+from pipeline.manifest import to_json
 from pipeline.results.drift import drift
+from pipeline.runs import AnyRun
 from pipeline.schema import OK
 from pipeline.storage.stores import open_storage
 from pipeline.tables import load_images, load_instances
@@ -27,8 +28,13 @@ class ComparePlan:
     """A checked configuration: the two runs, reference first, and the ground truth; None where none is given."""
 
     config: CompareConfig
-    runs: tuple[Run, Run]
+    runs: tuple[AnyRun, AnyRun]
     truth: Truth | None
+
+    def notes(self) -> list[str]:
+        """What is said of either side that is several runs."""
+        sides = zip(("run_a", "run_b"), (self.config.run_a, self.config.run_b), self.runs, strict=True)
+        return [f"{name}: {note}" for name, section, run in sides for note in notes_on_runs(section, run)]
 
 
 def prepare_compare(config: CompareConfig) -> ComparePlan:
@@ -39,9 +45,10 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
         ConfigError: a gate on AP without ground truth.
         ValueError: the ground truth cannot be read, or does not fit the runs.
     """
-    keys = {"run_a.uri": config.run_a.uri, "run_b.uri": config.run_b.uri}
-    first, second = (open_finished(uri, key, config.storage) for key, uri in keys.items())
-    runs = first, second
+    runs = (
+        open_finished(config.run_a, "run_a", config.storage),
+        open_finished(config.run_b, "run_b", config.storage),
+    )
     source = config.ground_truth
     if source.uri is None:
         if config.gate.max_drop is not None or config.gate.min_ap is not None:

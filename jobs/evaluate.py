@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from jobs.config.load import ConfigError, to_plain
-from jobs.config.results import EvaluateConfig, EvaluateSection
+from jobs.config.results import EvaluateConfig, EvaluateSection, RunsSection
+from jobs.terminal import counted
+from pipeline.bulk.corpus import count_deleted
 from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import format_of, load_annotations
 from pipeline.dataset.source import AnnotationSource
@@ -24,6 +26,7 @@ from pipeline.evaluation.settings import CountSettings, EvaluationSettings
 from pipeline.evaluation.sharding import Share, measure_share, merge_shares, share_out
 from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
 from pipeline.results.history import append_history
+from pipeline.runs import AnyRun, Runs, open_runs
 from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.files import Location
 from pipeline.storage.stores import open_storage
@@ -43,13 +46,13 @@ class EvaluatePlan:
 
     Attributes:
         config: as given.
-        run: the finished run.
+        run: the finished run, or several as one.
         truth: the ground truth of the classes asked for, see `load_truth`.
         output: where the figures are written.
     """
 
     config: EvaluateConfig
-    run: Run
+    run: AnyRun
     truth: Truth
     output: Storage
 
@@ -71,10 +74,12 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         ValueError: the ground truth cannot be read, or does not fit the run.
     """
     check_gate(config)
-    run = open_finished(config.run.uri, "run.uri", config.storage)
+    run = open_finished(config.run, "run", config.storage)
+    if isinstance(run, Runs):
+        _check_several(config, run)
     truth = load_truth(config.ground_truth, config.storage, run, config.evaluate)
     check_fits(truth, run, config.evaluate.iou_types)
-    output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX, config.storage)
+    output = open_storage(config.output.uri or run.beside + EVALUATION_SUFFIX, config.storage)
     return EvaluatePlan(config, run, truth, output)
 
 
@@ -89,10 +94,11 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
     # Arrow's own pool keeps what it is given back; the system's lets the measuring have it (30 MiB of 740, ran).
     pa.set_memory_pool(pa.system_memory_pool())
     settings = plan.config.evaluate
-    if settings.num_shares > 1:
-        metrics = _evaluate_in_shares(plan)
+    if settings.num_shares > 1 and isinstance(plan.run, Run):
+        metrics = _evaluate_in_shares(plan, plan.run)
     else:
         metrics = evaluate_run(plan.run, plan.truth, **vars(_evaluation_settings(settings)))
+    metrics = replace(metrics, notes=(*metrics.notes, *notes_on_runs(plan.config.run, plan.run)))
     plan.output.write_bytes(METRICS_JSON, to_json({"run_id": plan.run.run_id, **metrics.to_dict()}))
     write_frame(plan.output, METRICS_PARQUET, metrics.to_frame())
     if metrics.slices:
@@ -114,21 +120,32 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
     return metrics, check_gates(metrics, min_ap=plan.config.gate.min_ap)
 
 
-def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
+def _check_several(config: EvaluateConfig, runs: Runs) -> None:
+    """Raises ConfigError for settings that need a single run, or runs of one model."""
+    if config.evaluate.num_shares > 1:
+        raise ConfigError(f"evaluate.num_shares is {config.evaluate.num_shares}; allowed is 1 with several runs")
+    if config.history.uri is not None and len(runs.model_hashes) > 1:
+        raise ConfigError(
+            f"history.uri: the runs are of {len(runs.model_hashes)} models; one in the history is of one model, so "
+            "allowed is null"
+        )
+
+
+def _evaluate_in_shares(plan: EvaluatePlan, run: Run) -> Metrics:
     """Measures each share of the run in a Ray task; the merged figures equal those of a single process."""
     import ray
 
     from jobs.cluster.start import check_workers_start, cluster
 
     settings = _evaluation_settings(plan.config.evaluate)
-    shares = share_out(plan.run, plan.truth, plan.config.evaluate.num_shares)
+    shares = share_out(run, plan.truth, plan.config.evaluate.num_shares)
     with cluster(plan.config.cluster):
         plan.check_cluster()
         check_workers_start()
         task = ray.remote(_measure_share)
-        run = plan.run.storage.uri, plan.config.storage
-        measured = ray.get([task.remote(*run, share, settings) for share in shares])
-    return merge_shares(plan.run, plan.truth, shares, measured, settings)
+        uri, storage = run.storage.uri, plan.config.storage
+        measured = ray.get([task.remote(uri, storage, share, settings) for share in shares])
+    return merge_shares(run, plan.truth, shares, measured, settings)
 
 
 def _measure_share(uri: str, storage: StorageSettings, share: Share, settings: EvaluationSettings) -> Measured:
@@ -174,19 +191,45 @@ def check_gate(config: EvaluateConfig) -> None:
         )
 
 
-def open_finished(uri: str, key: str, settings: StorageSettings) -> Run:
-    """Opens the finished run at a URI; `key` is the setting that holds the URI, for messages.
+def open_given(section: RunsSection, settings: StorageSettings) -> AnyRun:
+    """Opens the run of a section, or several as one, finished or not; raises RunError as `open_runs`."""
+    if section.earlier:
+        return open_runs([*section.earlier, section.uri], settings=settings)
+    return open_runs(section.uri, chain=section.chain, settings=settings)
+
+
+def open_finished(section: RunsSection, key: str, settings: StorageSettings) -> AnyRun:
+    """Opens the finished run of a section, or several as one; `key` is the section's, for messages.
 
     Raises:
-        RunError: no run there, or one that is not finished.
+        RunError: no run there, or one that is not finished; or as `open_runs` and `Runs.parts`.
     """
-    run = open_run(uri, settings)
-    if not run.sealed:
-        raise RunError(f"{key}: {uri} is not finished; run its segment command again first")
-    return run
+    opened = open_given(section, settings)
+    for run in opened.runs if isinstance(opened, Runs) else [opened]:
+        if not run.sealed:
+            raise RunError(f"{key}.uri: {run.storage.uri} is not finished; run its segment command again first")
+    if isinstance(opened, Runs):
+        _ = opened.spec, opened.parts  # read here, so that what does not fit together is said before anything starts
+    return opened
 
 
-def load_truth(source: AnnotationSource, storage: StorageSettings, run: Run, settings: CountSettings) -> Truth:
+def notes_on_runs(section: RunsSection, runs: AnyRun) -> list[str]:
+    """What is said of several runs read as one: how many, and how many of their images are no longer in the input."""
+    if not isinstance(runs, Runs):
+        return []
+    notes = [f"{runs.title}, read as one: of each image the rows of the newest run that planned it"]
+    if section.count_deleted:
+        try:
+            num_deleted = count_deleted(runs)
+        except (ValueError, OSError) as error:
+            notes.append(f"images deleted since stay, and are not counted, as the input cannot be listed: {error}")
+        else:
+            if num_deleted:
+                notes.append(f"{counted(num_deleted, 'image')} that the input no longer has stay")
+    return notes
+
+
+def load_truth(source: AnnotationSource, storage: StorageSettings, run: AnyRun, settings: CountSettings) -> Truth:
     """Loads the ground truth of the classes asked for, of any format, with category ids that match the run's.
 
     A COCO JSON file is taken as it is, its images are not looked for. COCO has category ids of its own, which stay. The
@@ -206,7 +249,7 @@ def load_truth(source: AnnotationSource, storage: StorageSettings, run: Run, set
     return truth.of_classes(settings.classes)
 
 
-def check_fits(truth: Truth, run: Run, iou_types: Sequence[str]) -> None:
+def check_fits(truth: Truth, run: AnyRun, iou_types: Sequence[str]) -> None:
     """Checks that the truth can measure these kinds of IoU, and that its images and categories meet the run's.
 
     Raises:

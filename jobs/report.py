@@ -11,19 +11,21 @@ from rich.console import Group
 from rich.table import Table
 
 from jobs.config.load import ConfigError
-from jobs.config.results import ExportConfig, HistoryConfig, ReportConfig
-from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, open_finished
+from jobs.config.results import ExportConfig, HistoryConfig, ReportConfig, RunsSection
+from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, notes_on_runs, open_finished, open_given
 from jobs.terminal import counted
 from jobs.training.output import CONFIG, TrainingOutput
-from pipeline.bulk.corpus import read_plan
 from pipeline.dataset.run_labels import MIN_SCORE, Exported, export_labels
 from pipeline.dataset.types import AnnotationError
 from pipeline.evaluation.metrics import MetricsJson
-from pipeline.manifest import RUN_KEY, Run, RunError, open_run
+from pipeline.manifest import RUN_KEY, RunError
+from pipeline.plan import read_plan
 from pipeline.results import FIGURES
 from pipeline.results.export import ExportError, export_results
 from pipeline.results.history import load_history, plot_trend, trend
 from pipeline.results.report import build_report
+from pipeline.runs import AnyRun, Runs, check_no_pattern
+from pipeline.storage.base import Storage
 from pipeline.storage.files import Location
 from pipeline.storage.stores import open_file, open_storage
 
@@ -38,15 +40,24 @@ def check_source(config: ReportConfig | ExportConfig) -> None:
     """
     storage = open_storage(config.run.uri, config.storage)
     if isinstance(config, ExportConfig):
-        open_finished(config.run.uri, "run.uri", config.storage)
-    elif storage.exists(RUN_KEY):
-        _ = open_run(storage).spec
+        open_finished(config.run, "run", config.storage)
+    elif _is_of_runs(config.run, storage):
+        run = open_given(config.run, config.storage)
+        _ = run.spec, isinstance(run, Runs) and run.parts
     elif not storage.exists(CONFIG):
+        check_no_pattern(config.run.uri)
         raise RunError(f"run.uri: {config.run.uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
 
 
-def write_report(config: ReportConfig) -> str:
-    """Writes the HTML report of a run or a training, finished or not; returns a line that says where it is.
+def _is_of_runs(section: RunsSection, storage: Storage) -> bool:
+    """Whether a report is of a run, or of several, and not of a training."""
+    return section.chain or bool(section.earlier) or storage.exists(RUN_KEY)
+
+
+def write_report(config: ReportConfig) -> tuple[str, list[str]]:
+    """Writes the HTML report of a run, of several as one, or of a training, finished or not.
+
+    Returns a line that says where it is, and notes.
 
     The report of a run holds its evaluation where there is one, and of an unfinished run what is committed so far.
 
@@ -56,34 +67,36 @@ def write_report(config: ReportConfig) -> str:
     uri = config.run.uri.rstrip("/")
     storage = open_storage(uri, config.storage)
     build = partial(build_report, num_images=config.report.num_images, seed=config.report.seed)
-    unfinished = ""
-    if storage.exists(RUN_KEY):
-        run = open_run(storage)
-        unfinished = _missing_shards(run)
+    beside, unfinished, notes = storage.uri.rstrip("/"), "", list[str]()
+    if _is_of_runs(config.run, storage):
+        run = open_given(config.run, config.storage)
+        beside, unfinished, notes = run.beside, _missing_shards(run), notes_on_runs(config.run, run)
         html = build(run, evaluation=_evaluation_of(config, run), unfinished=unfinished)
     else:
         metrics = pd.DataFrame(TrainingOutput(uri, config.storage).read_metrics())
         html = build(training=metrics, title=f"Training {uri}")
-    target = config.output.uri or f"{storage.uri.rstrip('/')}.report.html"
+    target = config.output.uri or f"{beside}.report.html"
     storage, key = open_file(target, config.storage)
     storage.write_bytes(key, html.encode())
-    return f"report -> {target}" + (f"; the run is not finished: {unfinished}" if unfinished else "")
+    return f"report -> {target}" + (f"; the run is not finished: {unfinished}" if unfinished else ""), notes
 
 
-def _missing_shards(run: Run) -> str:
+def _missing_shards(run: AnyRun) -> str:
     """How much of an unfinished run is there, in words; "" for a finished one."""
     if run.sealed:
         return ""
+    if isinstance(run, Runs):
+        return "; ".join(f"{each.storage.uri}: {_missing_shards(each)}" for each in run.runs if not each.sealed)
     plan = read_plan(run.storage)
     if plan is None:
         return "its images are still being listed"
     return f"{len(run.files):,} of {counted(plan.num_shards, 'shard')} committed"
 
 
-def _evaluation_of(config: ReportConfig, run: Run) -> MetricsJson | None:
+def _evaluation_of(config: ReportConfig, run: AnyRun) -> MetricsJson | None:
     """The figures at `report.evaluation`, or of the evaluation beside the run; None where there is none beside it."""
     evaluation_uri = config.report.evaluation
-    storage = open_storage(evaluation_uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX, config.storage)
+    storage = open_storage(evaluation_uri or run.beside + EVALUATION_SUFFIX, config.storage)
     try:
         return json.loads(storage.read_bytes(METRICS_JSON))
     except FileNotFoundError:
@@ -92,21 +105,22 @@ def _evaluation_of(config: ReportConfig, run: Run) -> MetricsJson | None:
         raise RunError(f"report.evaluation: {evaluation_uri} holds no {METRICS_JSON}") from None
 
 
-def write_export(config: ExportConfig) -> tuple[str, Exported]:
-    """Writes a run in another tool's format; returns the target's URI and what was written.
+def write_export(config: ExportConfig) -> tuple[str, Exported, list[str]]:
+    """Writes a run, or several as one, in another tool's format; returns the target's URI, what was written, and notes.
 
     Raises:
         RunError: no finished run there.
         ConfigError: the format has no names or numbers for what is in the run.
     """
-    run = open_finished(config.run.uri, "run.uri", config.storage)
+    run = open_finished(config.run, "run", config.storage)
     settings = config.export
-    target = config.output.uri or f"{run.storage.uri.rstrip('/')}.{settings.to}"
+    target = config.output.uri or f"{run.beside}.{settings.to}"
+    notes = notes_on_runs(config.run, run)
     try:
         if settings.to == "coco-results":
             counts = export_results(run, open_storage(target, config.storage), min_score=settings.min_score or 0.0)
-            return target, Exported(*counts, {})
-        return target, export_labels(
+            return target, Exported(*counts, {}), notes
+        exported = export_labels(
             run,
             Location(target, config.storage),
             settings.to,
@@ -117,6 +131,7 @@ def write_export(config: ExportConfig) -> tuple[str, Exported]:
         )
     except (ExportError, AnnotationError) as error:
         raise ConfigError(f"export.to={settings.to}: {error}") from None
+    return target, exported, notes
 
 
 def describe_history(config: HistoryConfig) -> str:

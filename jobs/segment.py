@@ -16,12 +16,12 @@ from jobs.terminal import counted
 from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
 from pipeline.bulk.commit import check_run, claim_run, committed_shards
-from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.listing import count_images, tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
 from pipeline.manifest import MODEL_FOLDER, Run, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
+from pipeline.plan import read_plan
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import StorageError, StorageSettings

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.results.history import load_history as load_history
     from pipeline.results.render import contact_sheet as contact_sheet
     from pipeline.results.render import overlay as overlay
+    from pipeline.runs import open_runs as open_runs
     from pipeline.tables import counts as counts
     from pipeline.tables import decode_mask as decode_mask
     from pipeline.tables import decode_masks as decode_masks
@@ -56,6 +57,7 @@ _MODULES = {
     "load_instances": "pipeline.tables",
     "load_predictor": "jobs.predict",
     "open_run": "pipeline.manifest",
+    "open_runs": "pipeline.runs",
     "overlay": "pipeline.results.render",
     "to_coco": "pipeline.results.export",
     "to_coco_results": "pipeline.results.export",

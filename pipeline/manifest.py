@@ -257,6 +257,16 @@ class Run:
         except ValueError as error:
             raise RunError(f"{self.storage.uri}: {RUN_KEY} cannot be used: {error}") from error
 
+    @property
+    def beside(self) -> str:
+        """What names of outputs about this run begin with, unless they are given."""
+        return self.storage.uri.rstrip("/")
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        return f"Run {self.run_id}"
+
     @cached_property
     def sealed(self) -> bool:
         """Whether every shard is committed and the manifest is written."""

@@ -1,13 +1,16 @@
-"""Tables of a run as pandas data frames: load, stream, filter and count rows, and decode their masks.
+"""Tables of one or several runs as pandas data frames: load, stream, filter and count rows, and decode their masks.
 
-Only the rows and columns asked for are read, and only files that the run's commits name.
+Only the rows and columns asked for are read, and only files that the runs' commits name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,12 +20,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.manifest import Run, RunError, open_run
+from pipeline.manifest import Run, RunError
 from pipeline.masks.rle import decode_rle
+from pipeline.runs import AnyRun, RunPart, Runs, RunSource, open_runs
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_file, open_storage
 
 if TYPE_CHECKING:
@@ -34,75 +37,112 @@ Filters: TypeAlias = Sequence[Any] | ds.Expression | None
 that meet any of the lists."""
 
 _SCHEMAS = {"instances": INSTANCES_SCHEMA, "images": IMAGES_SCHEMA}
+_FILES_AT_ONCE = 4  # of a run, while its rows are streamed
+# Columns of several runs read as one, behind those of a table that has them not: where a row is from.
+_RUN_COLUMNS = (pa.field("run_id", pa.string()), pa.field("run_uri", pa.string()))
 
 
-def load_instances(uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pd.DataFrame:
-    """The instances of a run, one row each.
+def load_instances(
+    uri: RunSource, columns: Sequence[str] | None = None, filters: Filters = None, *, chain: bool = False
+) -> pd.DataFrame:
+    """The instances of a run, or of several, one row each.
 
     Row groups whose statistics exclude a match with the filters are not read.
 
     Args:
         uri: a run, sealed or not, of which only files that its commits name are read; or a folder or file of Parquet
-            with the same columns. An open `Run` is taken, too.
-        columns: names of INSTANCES_SCHEMA, in the order wanted; None means all.
+            with the same columns. An open `Run` is taken, too. A list of runs, oldest first, is read as one table: on
+            each image the last run that planned it decides.
+        columns: names of INSTANCES_SCHEMA, in the order wanted; None means all. Of several runs there is `run_uri`,
+            too, where it is asked for.
         filters: see `Filters`; may use columns that are not loaded.
+        chain: reads the run and those before it, by their `since_run`, as one table; see `pipeline.runs.open_runs`.
 
     Returns:
-        The columns asked for, rows in order of shard, within a shard by category, then best score first. Without a
-        match: the same columns and no row.
+        The columns asked for, rows in order of shard, within a shard by category, then best score first; the oldest
+        run's first. Without a match: the same columns and no row.
 
     Raises:
-        RunError: there is neither a run nor Parquet at the URI.
+        RunError: there is neither a run nor Parquet at the URI; or see `open_runs` and `Runs.parts`.
         ValueError: a column that the table does not have.
     """
-    return _load("instances", uri, columns, filters)
+    return load_table("instances", uri, columns, filters, chain=chain).to_pandas()
 
 
-def load_images(uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pd.DataFrame:
-    """The images of a run, one row for each planned image, with any status; otherwise as `load_instances`."""
-    return _load("images", uri, columns, filters)
+def load_images(
+    uri: RunSource, columns: Sequence[str] | None = None, filters: Filters = None, *, chain: bool = False
+) -> pd.DataFrame:
+    """The images of a run, or of several, one row for each planned image, with any status.
+
+    Otherwise as `load_instances`. The table of several runs has the column `run_id`, too.
+    """
+    return load_table("images", uri, columns, filters, chain=chain).to_pandas()
 
 
 def iter_instances(
-    uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None, *, batch_rows: int = 65_536
+    uri: RunSource,
+    columns: Sequence[str] | None = None,
+    filters: Filters = None,
+    *,
+    batch_rows: int = 65_536,
+    chain: bool = False,
 ) -> Iterator[pd.DataFrame]:
-    """The rows of `load_instances` in frames of at most `batch_rows` rows, so that memory does not grow with the run.
+    """The rows of `load_instances` in frames of at most `batch_rows` rows, so that memory does not grow with the runs.
 
     No frame is empty: a run without a match yields nothing.
     """
-    files, expression, names = _scan("instances", uri, columns, filters)
-    with files.errors_of_the_store():
-        for batch in files.dataset().to_batches(columns=names, filter=expression, batch_size=batch_rows):
-            if batch.num_rows:
-                yield batch.to_pandas()
+    schema, names, expression = _checked("instances", uri, columns, filters, chain)
+    for files in _files("instances", uri, chain):
+        # Of a data set Arrow reads ahead while its rows take less than a gigabyte, and keeps what its files say of
+        # themselves; so it is made of a few files at a time.
+        rows = _all_of(files.rows, expression)
+        for start in range(0, len(files.keys), _FILES_AT_ONCE):
+            part = replace(files, keys=files.keys[start : start + _FILES_AT_ONCE])
+            with _told_by_the_store([part]):
+                for batch in part.dataset(schema).to_batches(columns=names, filter=rows, batch_size=batch_rows):
+                    if batch.num_rows:
+                        yield batch.to_pandas()
 
 
-def iter_shards(run: str | Run, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+def iter_shards(run: str | AnyRun, filters: Filters = None) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
     """For each committed shard in turn, its images and its instances; `filters` apply to the instances only."""
-    run = open_run(run) if isinstance(run, str) else run
+    opened = open_runs(run)
     expression = to_expression(filters, INSTANCES_SCHEMA)
-    for images, instances in zip(run.images_files(), run.instances_files(), strict=True):
-        images_file = _Files(run.storage, [images.key], IMAGES_SCHEMA)
-        instances_file = _Files(run.storage, [instances.key] if instances.rows else [], INSTANCES_SCHEMA)
-        yield images_file.read().to_pandas(), instances_file.read(filter=expression).to_pandas()
+    for part in opened.parts if isinstance(opened, Runs) else [RunPart(opened, None)]:
+        for images, instances in zip(part.run.images_files(), part.run.instances_files(), strict=True):
+            storage, rows = part.run.storage, _all_of(part.rows, expression)
+            yield (
+                _read([_Files(storage, [images.key])], IMAGES_SCHEMA, filter=part.rows).to_pandas(),
+                _read(
+                    [_Files(storage, [instances.key] if instances.rows else [])], INSTANCES_SCHEMA, filter=rows
+                ).to_pandas(),
+            )
 
 
-def load_table(table: str, uri: str | Run, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
+def load_table(
+    table: str,
+    uri: RunSource,
+    columns: Sequence[str] | None = None,
+    filters: Filters = None,
+    *,
+    chain: bool = False,
+) -> pa.Table:
     """The Arrow table behind `load_instances` ("instances") and `load_images` ("images")."""
-    files, expression, names = _scan(table, uri, columns, filters)
+    schema, names, expression = _checked(table, uri, columns, filters, chain)
+    files = _files(table, uri, chain)
     # For tables of some hundred MB, Arrow's own allocator takes twice as long as the system's, and keeps their memory.
-    return files.read(columns=names, filter=expression, memory_pool=pa.system_memory_pool())
+    return _read(files, schema, columns=names, filter=expression, memory_pool=pa.system_memory_pool())
 
 
-def instances_dataset(uri: str | Run) -> ds.Dataset:
-    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query.
+def instances_dataset(uri: RunSource, *, chain: bool = False) -> ds.Dataset:
+    """The instances as a lazy `pyarrow.dataset`, which DuckDB and polars can query; of several runs with `run_uri`.
 
     In a bucket it keeps the credentials of this moment: open it again when they have expired.
     """
-    return _scan("instances", uri, None, None)[0].dataset()
+    return _dataset(_files("instances", uri, chain), _checked("instances", uri, None, None, chain)[0])
 
 
-def categories_of(run: Run) -> dict[int, str]:
+def categories_of(run: AnyRun) -> dict[int, str]:
     """Category names by id, from the run's class map, or from its instances where it has none."""
     class_map = run.spec.model.categories
     if class_map:
@@ -162,20 +202,22 @@ def counts(instances: pd.DataFrame, by: str | Sequence[str] = "category", *, min
     return grouped.reset_index().sort_values("instances", ascending=False, kind="stable", ignore_index=True)
 
 
-def _load(table: str, uri: str | Run, columns: Sequence[str] | None, filters: Filters) -> pd.DataFrame:
-    return load_table(table, uri, columns, filters).to_pandas()
-
-
-def _scan(
-    table: str, uri: str | Run, columns: Sequence[str] | None, filters: Filters
-) -> tuple[_Files, ds.Expression | None, list[str] | None]:
+def _checked(
+    table: str, uri: RunSource, columns: Sequence[str] | None, filters: Filters, chain: bool
+) -> tuple[pa.Schema, list[str] | None, ds.Expression | None]:
+    """The schema of a table, the columns wanted (None: all of them), and the filters as an expression."""
     schema = _SCHEMAS[table]
+    if has_run_columns := chain or not isinstance(uri, str | os.PathLike | Run):
+        for field in _RUN_COLUMNS:
+            schema = schema if field.name in schema.names else schema.append(field)
     if columns is not None:
         if isinstance(columns, str):
             raise ValueError(f"columns must be a list of names, not the text {columns!r}")
         if unknown := [name for name in columns if name not in schema.names]:
             raise ValueError(f"{table} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
-    return _files_of(table, uri, schema), to_expression(filters, schema), None if columns is None else list(columns)
+    elif has_run_columns:
+        columns = [name for name in schema.names if name != "run_uri"]
+    return schema, None if columns is None else list(columns), to_expression(filters, schema)
 
 
 def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
@@ -195,47 +237,57 @@ def to_expression(filters: Filters, schema: pa.Schema) -> ds.Expression | None:
     return pq.filters_to_expression(list(filters))
 
 
-def _files_of(table: str, uri: str | Run, schema: pa.Schema) -> _Files:
-    if isinstance(uri, Run):
-        run = uri
-    else:
-        try:
-            run = open_run(str(uri))
-        except RunError as error:
-            return _parquet_files(str(uri), schema, error)
-    data_files = run.instances_files() if table == "instances" else run.images_files()
-    # Files without rows are left out, because a run of many small shards may have many of them.
-    return _Files(run.storage, [file.key for file in data_files if file.rows], schema)
+def _read(files: Sequence[_Files], schema: pa.Schema, **options: Any) -> pa.Table:
+    """The rows that count; `options` are those of `Dataset.to_table`."""
+    with _told_by_the_store(files):
+        return _dataset(files, schema).to_table(**options)
 
 
-def _parquet_files(uri: str, schema: pa.Schema, error: RunError) -> _Files:
-    """A Parquet file, or all Parquet files below a folder; raises `error` where a folder has none."""
-    if uri.endswith(".parquet"):
-        storage, name = open_file(uri)
-        if storage.exists(name):
-            return _Files(storage, [name], schema)
-        raise RunError(f"there is no file {uri}") from error
-    storage = open_storage(uri)
-    keys = [info.key for info in storage.iter_objects() if info.key.endswith(".parquet")]
-    if not keys:
-        raise error
-    return _Files(storage, keys, schema)
+@contextlib.contextmanager
+def _told_by_the_store(files: Sequence[_Files]) -> Iterator[None]:
+    """Where Arrow cannot read, asks the store by itself, which says why in its own words, if it fails again."""
+    try:
+        yield
+    except OSError:
+        for each in files:
+            for key in each.keys:
+                each.storage.read_object(key, 0, 1)
+        raise
+
+
+def _dataset(files: Sequence[_Files], schema: pa.Schema) -> ds.Dataset:
+    """The rows that count as one data set."""
+    if "run_uri" not in schema.names:
+        return files[0].dataset(schema)
+    dataset = ds.UnionDataset(schema, [each.dataset(schema) for each in files])
+    # Arrow knows each file's `run_uri`, and looks at a condition for files of its run only.
+    condition = _all_of(
+        *(~each.known | each.rows for each in files if each.known is not None and each.rows is not None)
+    )
+    return dataset if condition is None else dataset.filter(condition)
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Parquet files of a store, as one table."""
+    """Parquet files of one storage.
+
+    Attributes:
+        known: of several runs, what the columns of _RUN_COLUMNS are in these files; None: no such columns.
+        rows: which of their rows count; None: all.
+    """
 
     storage: Storage
     keys: list[str]
-    schema: pa.Schema
+    known: ds.Expression | None = None
+    rows: ds.Expression | None = None
 
-    def dataset(self) -> ds.Dataset:
-        """The files as a data set that Arrow reads by itself.
+    def dataset(self, schema: pa.Schema) -> ds.FileSystemDataset:
+        """The files as a data set of all their rows, which Arrow reads by itself.
 
         Its threads hold nothing of Python's: letting go of that while the program ends would abort it.
         """
         files: pafs.FileSystem
+        form = ds.ParquetFileFormat()
         if isinstance(self.storage, LocalStorage):
             paths, files = [str(self.storage.path(key)) for key in self.keys], pafs.LocalFileSystem()
         else:
@@ -244,27 +296,66 @@ class _Files:
             assert isinstance(self.storage, S3Storage)
             paths = [self.storage.arrow_path(key) for key in self.keys]
             if any("//" in path for path in paths):  # Arrow takes these for mistakes
-                tables = [self.schema.empty_table(), *(read_parquet(self.storage.read_bytes(key)) for key in self.keys)]
-                return ds.dataset(pa.concat_tables(tables, promote_options="default").select(self.schema.names))
+                whole = [_in_memory(self.storage.read_bytes(key)) for key in self.keys]
+                parts = [form.make_fragment(each, partition_expression=self.known) for each in whole]
+                return ds.FileSystemDataset(parts, schema, form)
             files = self.storage.arrow_file_system()
-        return ds.FileSystemDataset.from_paths(
-            paths, schema=self.schema, format=ds.ParquetFileFormat(), filesystem=files
-        )
+        known = None if self.known is None else [self.known] * len(paths)
+        return ds.FileSystemDataset.from_paths(paths, schema=schema, format=form, filesystem=files, partitions=known)
 
-    def read(self, **options: Any) -> pa.Table:
-        """The rows; `options` are those of `Dataset.to_table`."""
-        with self.errors_of_the_store():
-            return self.dataset().to_table(**options)
 
-    @contextlib.contextmanager
-    def errors_of_the_store(self) -> Iterator[None]:
-        """Where Arrow cannot read, asks the store by itself, which says why in its own words, if it fails again."""
-        try:
-            yield
-        except OSError:
-            for key in self.keys:
-                self.storage.read_object(key, 0, 1)
+def _in_memory(data: bytes) -> pa.BufferReader:
+    """A file of Arrow's own in memory."""
+    copy = pa.BufferOutputStream()
+    copy.write(data)
+    return pa.BufferReader(copy.getvalue())
+
+
+def _files(table: str, uri: RunSource, chain: bool) -> list[_Files]:
+    """The files of each run, oldest first; at least one entry."""
+    source = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
+    try:
+        opened = open_runs(source, chain=chain)
+    except RunError as error:
+        if not isinstance(source, str) or chain:
             raise
+        return [_parquet_files(source, error)]
+    if isinstance(opened, Run):
+        return [_Files(opened.storage, _keys(table, opened))]
+    return [
+        _Files(
+            part.run.storage,
+            _keys(table, part.run),
+            (ds.field("run_id") == part.run.run_id) & (ds.field("run_uri") == part.run.storage.uri),
+            part.rows,
+        )
+        for part in opened.parts
+    ]
+
+
+def _keys(table: str, run: Run) -> list[str]:
+    """The files of a table; without those that have no rows, of which a run of many small shards may have many."""
+    files = run.instances_files() if table == "instances" else run.images_files()
+    return [file.key for file in files if file.rows]
+
+
+def _all_of(*conditions: ds.Expression | None) -> ds.Expression | None:
+    given = [each for each in conditions if each is not None]
+    return functools.reduce(operator.and_, given) if given else None
+
+
+def _parquet_files(uri: str, error: RunError) -> _Files:
+    """A Parquet file, or all Parquet files below a folder; raises `error` where a folder has none."""
+    if uri.endswith(".parquet"):
+        storage, name = open_file(uri)
+        if storage.exists(name):
+            return _Files(storage, [name])
+        raise RunError(f"there is no file {uri}") from error
+    storage = open_storage(uri)
+    keys = [info.key for info in storage.iter_objects() if info.key.endswith(".parquet")]
+    if not keys:
+        raise error
+    return _Files(storage, keys)
 
 
 def _field(row: Any, name: str) -> Any:

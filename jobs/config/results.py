@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
@@ -31,6 +31,28 @@ class RunSection(Section):
     """A bulk run."""
 
     uri: Uri = Field(min_length=1, description="output.uri of the run.")
+
+
+class RunsSection(RunSection):
+    """A bulk run, or several that are read as one: of each image the rows of the newest run that planned it."""
+
+    earlier: tuple[Uri, ...] = Field(
+        (), description="Runs that are read with it, oldest first; of each image the last run that planned it decides."
+    )
+    chain: bool = Field(
+        False,
+        description="Read with it the runs before it: its input.since_run, that run's, and so on. The last part of uri "
+        "may then be a pattern, such as night-*, of the runs of one chain.",
+    )
+    count_deleted: bool = Field(
+        True, description="With several runs, list their input and say how many of their images it no longer has."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> RunsSection:
+        if self.chain and self.earlier:
+            raise ValueError("chain is true and earlier names runs; give one of them")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +115,7 @@ class VerifyConfig(Section):
 class EvaluateConfig(Section):
     """All settings of `maskfleet evaluate`."""
 
-    run: RunSection
+    run: RunsSection
     ground_truth: AnnotationSource
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     gate: GateSection = Field(default_factory=GateSection)
@@ -115,8 +137,8 @@ class CompareSection(BootstrapSettings):
 class CompareConfig(Section):
     """All settings of `maskfleet compare`."""
 
-    run_a: RunSection
-    run_b: RunSection
+    run_a: RunsSection
+    run_b: RunsSection
     ground_truth: OptionalSource = Field(default_factory=OptionalSource)
     evaluate: CountSettings = Field(default_factory=CountSettings)
     compare: CompareSection = Field(default_factory=CompareSection)
@@ -157,7 +179,7 @@ class ReportSection(Section):
 class ReportConfig(Section):
     """All settings of `maskfleet report`."""
 
-    run: RunSection
+    run: RunsSection
     report: ReportSection = Field(default_factory=ReportSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)
@@ -181,7 +203,7 @@ class ExportSection(Section):
 class ExportConfig(Section):
     """All settings of `maskfleet export`."""
 
-    run: RunSection
+    run: RunsSection
     export: ExportSection = Field(default_factory=ExportSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.listing import in_chunks
 from pipeline.differences import differences, to_table
 from pipeline.manifest import (
@@ -35,6 +34,7 @@ from pipeline.manifest import (
     table_key,
     to_json,
 )
+from pipeline.plan import Plan
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
 

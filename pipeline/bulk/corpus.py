@@ -7,126 +7,40 @@ afterwards belong to another run.
 
 from __future__ import annotations
 
-import bisect
 import heapq
 import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
-from itertools import accumulate, groupby
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.listing import (
-    PlannedImage,
-    UnsortedListing,
-    from_table,
-    in_chunks,
-    iter_corpus,
-    new_or_changed,
-    to_table,
-)
+from pipeline.bulk.listing import UnsortedListing, in_chunks, iter_corpus, new_or_changed
 from pipeline.manifest import (
     PLAN_KEY,
     DataFile,
     Run,
     RunError,
-    from_sealed_json,
-    open_run,
     plan_part_key,
     sha256_of,
-    to_sealed_json,
 )
 from pipeline.notes import NoteList
+from pipeline.plan import GROUP_SIZE, Plan, PlannedImage, read_plan, to_table
 from pipeline.run_spec import InputSpec
+from pipeline.runs import Runs, open_chain
 from pipeline.schema import ARCHIVED, RETRYABLE
 from pipeline.storage.base import Storage, StorageSettings
-from pipeline.storage.parquet import open_parquet, read_parquet
+from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_file
 
-GROUP_SIZE = 256  # images in a row group of a part
 MAX_GROUPS_PER_SHARD = 16
 PART_ROWS = 65_536  # images in a part; the last part may have fewer
 _ROWS_AT_ONCE, _REQUESTS_AT_ONCE = 1000, 32  # images of earlier runs that are looked at, and asked for, together
 _AFTER = b"maskfleet.after"  # metadata key: the image id after which a part's listing began
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A sealed plan. Shard i holds the images [i * shard_size, (i + 1) * shard_size) of the concatenated parts."""
-
-    storage: Storage
-    parts: tuple[DataFile, ...]
-    num_images: int
-    shard_size: int
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards; 0 without images."""
-        return -(-self.num_images // self.shard_size)
-
-    def num_images_of(self, shard: int) -> int:
-        """Number of images of a shard: `shard_size`, fewer in the last one."""
-        return min(self.shard_size, self.num_images - shard * self.shard_size)
-
-    def read_shard(self, shard: int) -> list[PlannedImage]:
-        """The images of one shard, reading only the groups it spans.
-
-        Raises:
-            IndexError: no such shard.
-            RunError: a part of the plan does not hold what was sealed.
-        """
-        if not 0 <= shard < self.num_shards:
-            raise IndexError(f"the plan has {self.num_shards} shards, no shard {shard}")
-        start = shard * self.shard_size
-        return self._read_rows(start, start + self.num_images_of(shard))
-
-    def iter_images(self) -> Iterator[PlannedImage]:
-        """Every image of the plan, in order, streaming."""
-        for shard in range(self.num_shards):
-            yield from self.read_shard(shard)
-
-    def to_json(self) -> bytes:
-        """plan.json: the plan as sealed JSON."""
-        parts = [asdict(part) for part in self.parts]
-        return to_sealed_json({"num_images": self.num_images, "shard_size": self.shard_size, "parts": parts})
-
-    @classmethod
-    def from_json(cls, storage: Storage, data: bytes) -> Plan:
-        """The plan that `to_json` wrote. Raises RunError when the bytes are none."""
-        sealed = from_sealed_json(data)
-        try:
-            parts = tuple(DataFile(**part) for part in sealed["parts"])
-            return cls(storage, parts, sealed["num_images"], sealed["shard_size"])
-        except (TypeError, KeyError) as error:
-            raise RunError(f"no plan: {error}") from error
-
-    @cached_property
-    def _part_ends(self) -> list[int]:
-        return list(accumulate(part.rows for part in self.parts))
-
-    def _read_rows(self, start: int, stop: int) -> list[PlannedImage]:
-        rows: list[PlannedImage] = []
-        number = bisect.bisect_right(self._part_ends, start)
-        while start + len(rows) < stop:
-            part = self.parts[number]
-            part_start = self._part_ends[number] - part.rows
-            first = start + len(rows) - part_start
-            last = min(stop - part_start, part.rows)  # exclusive
-            with self.storage.open_input(part.key) as file:
-                parquet = open_parquet(file, verify_pages=True)
-                num_rows = parquet.metadata.num_rows
-                if num_rows != part.rows:
-                    raise RunError(f"{part.key} holds {num_rows} images, the plan was sealed with {part.rows}")
-                groups = range(first // GROUP_SIZE, (last - 1) // GROUP_SIZE + 1)
-                table = parquet.read_row_groups(list(groups), use_threads=False)
-                table = table.slice(first - groups[0] * GROUP_SIZE, last - first)
-            rows += from_table(table)
-            number += 1
-        return rows
 
 
 def choose_shard_size(num_images: int, num_workers: int) -> int:
@@ -188,20 +102,6 @@ def seal_plan(
     return plan
 
 
-def read_plan(storage: Storage) -> Plan | None:
-    """The sealed plan of a run, or None while there is none.
-
-    Raises:
-        RunError: plan.json is there and unreadable.
-    """
-    try:
-        return Plan.from_json(storage, storage.read_bytes(PLAN_KEY))
-    except FileNotFoundError:
-        return None
-    except RunError as error:
-        raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
-
-
 def plan_corpus(
     storage: Storage, source: InputSpec, *, shard_size: int | None, num_workers: int, notes: NoteList | None = None
 ) -> Plan:
@@ -253,19 +153,47 @@ def list_corpus(
     return new_or_changed(images, _planned_before(source.since_run, settings, NoteList() if notes is None else notes))
 
 
-def _planned_before(uri: str | None, settings: StorageSettings | None, notes: NoteList) -> Iterator[PlannedImage]:
+def count_deleted(runs: Runs) -> int:
+    """How many images of several runs their inputs no longer have; lists the inputs, in flat memory.
+
+    Raises:
+        CorpusError, StorageError, OSError: an input cannot be listed.
+    """
+    settings = runs.storage.settings
+    try:
+        return _count_missing(runs.iter_image_ids(), _listed(runs, settings, sort=False))
+    except UnsortedListing:
+        return _count_missing(runs.iter_image_ids(), _listed(runs, settings, sort=True))
+
+
+def _listed(runs: Runs, settings: StorageSettings, *, sort: bool) -> Iterator[str]:
+    """The image ids of the inputs of all runs, each input listed once, in order."""
+    sources = {replace(run.spec.input, since_run=None, extra_channels=None) for run in runs.runs}
+    listings = [list_corpus(source, "", sort=sort, settings=settings) for source in sources]
+    return (image.image_id for image in heapq.merge(*listings, key=lambda image: image.image_id))
+
+
+def _count_missing(planned: Iterable[pa.Array], listed: Iterator[str]) -> int:
+    """How many planned ids are not listed; `planned` as `Runs.iter_image_ids` gives them."""
+    num_missing, listed_id = 0, next(listed, None)
+    for ids in planned:
+        wanted = set(ids.to_pylist())
+        last_id = max(wanted)
+        while listed_id is not None and listed_id <= last_id:
+            wanted.discard(listed_id)
+            listed_id = next(listed, None)
+        num_missing += len(wanted)
+    return num_missing
+
+
+def _planned_before(uri: str, settings: StorageSettings | None, notes: NoteList) -> Iterator[PlannedImage]:
     """The images of a run and of its chain of `since_run` that need no other try, in order of id.
 
     Of each id the newest run tells: an image that failed there with a status that may pass is left out, unless the
     store says that the object is still in its archive, and a try would fail.
     """
-    runs = []
-    while uri is not None:
-        run = open_run(uri, settings)
-        plan = read_plan(run.storage)
-        if plan is not None:
-            runs.append(_with_status(run, plan))
-        uri = run.spec.input.since_run
+    plans = [(run, read_plan(run.storage)) for run in reversed(open_chain(uri, settings).runs)]
+    runs = [_with_status(run, plan) for run, plan in plans if plan is not None]
     merged = heapq.merge(*runs, key=lambda row: row[0].image_id)  # stable: of equal ids the newest run's comes first
     newest = (next(versions) for _, versions in groupby(merged, key=lambda row: row[0].image_id))
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.listing import PlannedImage
 from pipeline.images.slices import MaskedInstances, SlicedDetections, merge
 from pipeline.masks.rle import encode_roi_masks_and_areas, runs_to_counts
+from pipeline.plan import PlannedImage
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 
 if TYPE_CHECKING:

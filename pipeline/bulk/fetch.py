@@ -18,11 +18,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.progress import StageClock
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.images.pixels import to_unit
 from pipeline.manifest import RUN_KEY
+from pipeline.plan import PlannedImage
 from pipeline.run_spec import RunSpec
 from pipeline.schema import ARCHIVED
 from pipeline.storage.base import CredentialsError, ObjectArchived, Storage, StorageError, StorageSettings

@@ -19,7 +19,6 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote_plus
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.notes import NoteList
+from pipeline.plan import PlannedImage, from_table, to_table
 from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import iter_parquet, open_parquet
 from pipeline.storage.stores import open_storage
@@ -48,16 +48,6 @@ _UNREADABLE = (
 _CSV_END = "\0end\0"
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
-PLAN_SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("etag", pa.string()),
-        pa.field("size_bytes", pa.int64()),
-        pa.field("offset", pa.int64()),
-    ]
-)
-
 Item = TypeVar("Item")
 
 
@@ -67,25 +57,6 @@ class CorpusError(ValueError):
 
 class UnsortedListing(CorpusError):
     """A store lists a folder in another order than that of its keys."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedImage:
-    """One image of the plan.
-
-    Attributes:
-        image_id: its key below the corpus root; in a list the URI as listed; in tar files 'file.tar/member'.
-        uri: the file or object that holds its bytes; for a tar member the tar file.
-        etag: the object's ETag when listed, for a tar member that of the tar file; None where the listing has none.
-        size_bytes: its size when listed; None where the listing has none.
-        offset: for a tar member the offset in bytes of its data in the tar file, else None.
-    """
-
-    image_id: str
-    uri: str
-    etag: str | None = None
-    size_bytes: int | None = None
-    offset: int | None = None
 
 
 def tell_kind(uri: str) -> str:
@@ -242,18 +213,6 @@ def new_or_changed(images: Iterable[PlannedImage], earlier: Iterable[PlannedImag
             old = next(earlier, None)
         if old is None or (old.image_id, old.etag, old.size_bytes) != (image.image_id, image.etag, image.size_bytes):
             yield image
-
-
-def to_table(images: list[PlannedImage]) -> pa.Table:
-    """Images as a table of PLAN_SCHEMA."""
-    columns = {name: [getattr(image, name) for image in images] for name in PLAN_SCHEMA.names}
-    return pa.table(columns, schema=PLAN_SCHEMA)
-
-
-def from_table(table: pa.Table | pa.RecordBatch) -> Iterator[PlannedImage]:
-    """The images of a table of PLAN_SCHEMA."""
-    columns = [table[name].to_pylist() for name in PLAN_SCHEMA.names]
-    return (PlannedImage(*values) for values in zip(*columns))
 
 
 def in_chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

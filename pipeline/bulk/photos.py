@@ -19,8 +19,8 @@ from model.inference.mask_rle import paste_runs
 from model.inference.predictor import Detections, Predictor, native_dtype
 from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
 from pipeline.bulk.fetch import ImageLoader, map_ahead
-from pipeline.bulk.listing import PlannedImage
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
+from pipeline.plan import PlannedImage
 from pipeline.schema import OK
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import absolute_uri

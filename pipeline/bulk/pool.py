@@ -17,12 +17,12 @@ from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import malloc
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.progress import Progress, ShardReport, Tally
 from pipeline.bulk.repair import Repair
 from pipeline.bulk.shard_queue import SHARDS_AT_ONCE
 from pipeline.bulk.worker import BulkCall, BulkJob, RepairWorker, ShardWorker
 from pipeline.manifest import RunError
+from pipeline.plan import Plan
 
 SILENT_S = 60.0  # once no worker has reported for so long, the nodes are asked whether workers start there
 PROBE_S = 60.0  # within which a process of a node must have loaded what a worker loads

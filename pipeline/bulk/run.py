@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 
 from pipeline.bulk.commit import claim_run, committed_shards, seal_run, vacuum
-from pipeline.bulk.corpus import plan_corpus, read_plan
+from pipeline.bulk.corpus import plan_corpus
 from pipeline.bulk.listing import in_chunks
 from pipeline.bulk.pool import GO_ON, StartCheck, cause_of, on_this_node, progress_of, segment_wave, start_call
 from pipeline.bulk.progress import REPORT_EVERY_S, Progress
@@ -21,6 +21,7 @@ from pipeline.bulk.repair import begin_repair, seal_repair
 from pipeline.bulk.worker import BulkCall, BulkJob, WorkerError
 from pipeline.manifest import RunError, RunTotals, open_run
 from pipeline.notes import NoteList
+from pipeline.plan import read_plan
 from pipeline.storage.stores import open_storage
 
 WAVE_SHARDS = 2_000  # shards in one Ray dataset; bounds what Ray Data holds at a time

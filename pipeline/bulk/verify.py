@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.bulk.corpus import Plan, read_plan
 from pipeline.bulk.repair import Repair
 from pipeline.manifest import (
     FINAL_KEY,
@@ -26,6 +25,7 @@ from pipeline.manifest import (
     sha256_of,
 )
 from pipeline.masks.rle import rle_areas
+from pipeline.plan import Plan, read_plan
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK, STATUSES
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet

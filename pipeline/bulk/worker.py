@@ -23,16 +23,15 @@ from ray.actor import ActorHandle
 from pipeline import malloc
 from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import commit_shard, read_commit, sum_counts, write_table
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
 from pipeline.bulk.fetch import ImageLoader, map_ahead
-from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
 from pipeline.bulk.shard_queue import ShardAborted, ShardQueue
 from pipeline.images.decode_pool import DecodeChildError, Decoded, DecodeLimits, DecodePool
 from pipeline.manifest import TABLES, Commit, open_run
+from pipeline.plan import Plan, PlannedImage
 from pipeline.run_spec import RunSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage

@@ -15,7 +15,7 @@ import numpy as np
 from model.categories import Category
 from pipeline.dataset.convert import write_annotations
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Prediction, simplify_outlines
-from pipeline.manifest import Run
+from pipeline.runs import RunSource, open_runs
 from pipeline.schema import OK
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.files import Location
@@ -35,10 +35,13 @@ class Exported:
     notes: Mapping[str, int]
 
 
-def load_run_labels(run: Run, *, min_score: float = MIN_SCORE, storage: StorageSettings | None = None) -> AnnotatedSet:
+def load_run_labels(
+    run: RunSource, *, min_score: float = MIN_SCORE, storage: StorageSettings | None = None
+) -> AnnotatedSet:
     """The segmented images of a run with its instances as `Prediction`s, best score first in each image.
 
     Args:
+        run: the run, or its URI; or several, see `open_runs`.
         min_score: instances below it are left out.
         storage: how the photos are reached.
 
@@ -46,6 +49,7 @@ def load_run_labels(run: Run, *, min_score: float = MIN_SCORE, storage: StorageS
         Image ids from 1 in the order of the images table; file names are the run's image ids. Images that were not
         segmented are left out and counted in `notes`.
     """
+    run = open_runs(run)
     names = categories_of(run)
     label_of = {category_id: label for label, category_id in enumerate(names, start=1)}
     table = load_images(run, ["image_id", "uri", "status", "height", "width"])
@@ -75,7 +79,7 @@ def load_run_labels(run: Run, *, min_score: float = MIN_SCORE, storage: StorageS
 
 
 def export_labels(
-    run: Run,
+    run: RunSource,
     target: str | Location,
     to: str,
     *,

@@ -23,6 +23,7 @@ from pipeline.evaluation.run_detections import COLUMNS, MASK_COLUMNS, Coverage, 
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.evaluation.voc_cityscapes import cityscapes_ap, voc_ap
 from pipeline.manifest import Run
+from pipeline.runs import AnyRun, Runs, RunSource, open_runs
 from pipeline.schema import IMAGES_SCHEMA
 from pipeline.tables import load_images, load_table
 
@@ -187,16 +188,16 @@ class Metrics:
         }
 
 
-def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> Metrics:
+def evaluate_run(run: RunSource, ground_truth: TruthSource, **settings: Any) -> Metrics:
     """`evaluate` on the tables of a run or its URI, with the lowest score and the classes of its specification.
+
+    Several runs are measured as one, see `pipeline.runs.open_runs`.
 
     Raises:
         RunError: there is no run.
         EvaluationError: see `evaluate`.
     """
-    from pipeline.manifest import open_run
-
-    run = open_run(run) if isinstance(run, str) else run
+    run = open_runs(run)
     settings = {"run_score_threshold": score_threshold_of(run), "run_classes": classes_of(run), **settings}
     columns = dict.fromkeys(["image_id", "status", *settings.get("slices", ())])
     images = load_images(run, [name for name in columns if name in IMAGES_SCHEMA.names])
@@ -204,7 +205,7 @@ def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> 
 
 
 def evaluate(
-    instances: pd.DataFrame | pa.Table | Run,
+    instances: pd.DataFrame | pa.Table | AnyRun,
     images: pd.DataFrame | None,
     ground_truth: TruthSource,
     *,
@@ -229,7 +230,7 @@ def evaluate(
         ValueError: a setting out of range, or a missing column.
     """
     chosen = EvaluationSettings(**settings)
-    if isinstance(instances, Run):
+    if isinstance(instances, Run | Runs):
         truth, rows = _load(instances, ground_truth, columns_for(chosen.iou_types))
     else:
         truth, rows = Truth.load(ground_truth), instances
@@ -310,7 +311,7 @@ def check_measurable(truth: Truth, iou_types: Sequence[str]) -> None:
             )
 
 
-def _load(run: Run, ground_truth: TruthSource, columns: Sequence[str]) -> tuple[Truth, pa.Table]:
+def _load(run: AnyRun, ground_truth: TruthSource, columns: Sequence[str]) -> tuple[Truth, pa.Table]:
     """The truth and the run's instances, read at the same time in two threads."""
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(load_table, "instances", run, columns)
@@ -328,12 +329,12 @@ def columns_for(iou_types: Sequence[str]) -> list[str]:
     ]
 
 
-def score_threshold_of(run: Run) -> float | None:
+def score_threshold_of(run: AnyRun) -> float | None:
     """The lowest score that the run kept, from its specification; None where it is not known."""
     return run.spec.segment.score_threshold
 
 
-def classes_of(run: Run) -> dict[int, str]:
+def classes_of(run: AnyRun) -> dict[int, str]:
     """Names of the classes of the run's model by category id, from its specification."""
     return {category.id: category.name for category in run.spec.model.categories}
 

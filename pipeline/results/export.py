@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.manifest import Run
 from pipeline.masks.contours import Polygon, join_polygons, mask_to_part_polygons
 from pipeline.results.render import open_photo
+from pipeline.runs import RunSource, open_runs
 from pipeline.schema import OK
 from pipeline.storage.base import Storage
 from pipeline.tables import decode_mask, decode_masks, load_images, load_instances
@@ -28,7 +28,7 @@ class ExportError(ValueError):
 
 
 def export_results(
-    run: Run, target: Storage, *, min_score: float = 0.0, image_ids: Mapping[str, int] | None = None
+    run: RunSource, target: Storage, *, min_score: float = 0.0, image_ids: Mapping[str, int] | None = None
 ) -> tuple[int, int]:
     """Writes the run as `results.json`, a list of COCO results; an existing one is replaced.
 
@@ -43,6 +43,7 @@ def export_results(
     Raises:
         ExportError: an instance of an image without a number.
     """
+    run = open_runs(run)
     images = load_images(run, ["image_id", "status"])
     images = images[images["status"] == OK]
     numbers = image_ids or {image_id: index + 1 for index, image_id in enumerate(images["image_id"])}

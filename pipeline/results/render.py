@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.images.pixels import TURNS, orientation_of, to_rgb
-from pipeline.manifest import Run, open_run
+from pipeline.runs import RunSource, open_runs
 from pipeline.schema import OK
 from pipeline.storage.files import Location
 from pipeline.tables import decode_masks, load_images, load_instances
@@ -170,7 +170,7 @@ def open_photo(photo: str | Location) -> Image.Image:
 
 
 def save_overlays(
-    run: str | Run, folder: str | Path, *, num_images: int = 12, min_score: float = 0.5, seed: int = 0
+    run: RunSource, folder: str | Path, *, num_images: int = 12, min_score: float = 0.5, seed: int = 0
 ) -> list[Path]:
     """Draws a sample of a run's photos into a folder, and `contact_sheet.png` of all of them.
 
@@ -184,7 +184,7 @@ def save_overlays(
     Returns:
         The files written, the contact sheet first; empty when there is no photo to draw.
     """
-    run = open_run(run) if isinstance(run, str) else run
+    run = open_runs(run)
     images = load_images(run, ["image_id", "uri", "status"], [("status", "==", OK)])
     confident = load_instances(run, ["image_id"], [("score", ">=", min_score)])["image_id"].unique()
     images = images.sample(frac=1, random_state=seed)

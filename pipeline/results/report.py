@@ -21,10 +21,10 @@ import pandas as pd
 from PIL import Image
 
 from pipeline.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES
-from pipeline.manifest import Run, open_run
 from pipeline.masks.contours import mask_to_part_polygons
 from pipeline.results.charts import bar_chart, line_chart
 from pipeline.results.render import open_photo, palette
+from pipeline.runs import AnyRun, RunSource, open_runs
 from pipeline.schema import OK, STATUSES
 from pipeline.storage.files import Location
 from pipeline.tables import decode_mask, iter_instances, load_images, load_instances
@@ -82,7 +82,7 @@ class _Totals:
 
 
 def build_report(
-    run: str | Run | None = None,
+    run: RunSource | None = None,
     *,
     evaluation: MetricsJson | None = None,
     training: pd.DataFrame | None = None,
@@ -94,7 +94,7 @@ def build_report(
     """The report's HTML.
 
     Args:
-        run: a bulk run or its URI; None for a report of a training alone.
+        run: a bulk run or its URI, or several (see `open_runs`); None for a report of a training alone.
         evaluation: `Metrics.to_dict()`, for AP tables and precision-recall curves.
         training: metrics of a training, one row for each step: `step` and other numbers. Columns whose name holds
             "loss" share a chart, those with "AP" share another, and `lr` has its own.
@@ -111,7 +111,7 @@ def build_report(
         raise ValueError("a report needs a run or a training")
     from jinja2 import Environment
 
-    run = open_run(run) if isinstance(run, str) else run
+    run = None if run is None else open_runs(run)
     run_part, gallery = ({}, []) if run is None else _run_parts(run, num_images, seed)
     evaluation_part = None if evaluation is None else _evaluation_parts(evaluation)
     charts = None if training is None else _training_charts(training)
@@ -129,7 +129,7 @@ def build_report(
     text = resources.files("pipeline.results").joinpath("report.html.j2").read_text("utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
     return page.render(
-        title=title or ("Training" if run is None else f"Run {run.run_id}"),
+        title=title or ("Training" if run is None else run.title),
         run=run_part or None,
         unfinished=None if run is None or run.sealed else unfinished or "only committed shards are shown",
         evaluation=evaluation_part,
@@ -139,7 +139,7 @@ def build_report(
     )
 
 
-def _run_parts(run: Run, num_images: int, seed: int) -> tuple[dict[str, object], list[dict[str, object]]]:
+def _run_parts(run: AnyRun, num_images: int, seed: int) -> tuple[dict[str, object], list[dict[str, object]]]:
     """The template's `run`, and the entries of the gallery."""
     images = load_images(run, ["image_id", "uri", "status", "error", "height", "width", "num_instances"])
     # A random number for each image, computed from its id and the seed: samples stay the same as a run grows.
@@ -178,7 +178,7 @@ def _run_parts(run: Run, num_images: int, seed: int) -> tuple[dict[str, object],
         for name, count in totals.by_class.most_common()
     ]
     facts = {
-        "run": run.run_id,
+        "run": run.title.removeprefix("Run "),
         "output": run.storage.uri,
         "input": run.spec.input.uri,
         "model": run.spec.model.sha256[:16],
@@ -234,7 +234,7 @@ def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int)
     return pd.concat(turns).sort_values("turn", kind="stable", ignore_index=True).drop(columns="turn")
 
 
-def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, object]]:
+def _gallery(run: AnyRun, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, object]]:
     """The entries of the chosen images in order of `draw`, as many as MAX_BYTES allows."""
     columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
     columns += ["image_height", "image_width"]

@@ -17,9 +17,9 @@ from unittest import mock
 
 from pipeline.bulk import commit as protocol
 from pipeline.bulk import corpus
-from pipeline.bulk.corpus import Plan, read_plan, seal_plan
-from pipeline.bulk.listing import PlannedImage
+from pipeline.bulk.corpus import seal_plan
 from pipeline.manifest import TABLES, Commit, DataFile, Run, RunError, commit_key, sha256_of, table_key
+from pipeline.plan import Plan, PlannedImage, read_plan
 from pipeline.storage.base import ObjectInfo, Storage
 
 SPEC = {"corpus": "simulated"}

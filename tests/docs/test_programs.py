@@ -17,6 +17,7 @@ from pipeline.dataset.convert import convert_annotations
 from pipeline.dataset.shapes import draw_shapes
 from tests.docs.pages import blocks_of
 from tests.pipeline.made_run import DrawnRun, write_drawn_run
+from tests.pipeline.nightly_runs import write_chain
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_the_programs_of_queries_and_evaluation_run(
     pytest.importorskip("duckdb")
     shutil.copytree(drawn_run.uri, tmp_path / "demo/run")
     shutil.copytree(drawn_run.uri, tmp_path / "demo/val_run")
+    write_chain(tmp_path / "demo", 4, new=3, changed=3, deleted=1)
     (tmp_path / "demo/data").mkdir()
     (tmp_path / "demo/data/val.json").write_text(json.dumps(drawn_run.coco))
     monkeypatch.chdir(tmp_path)
@@ -51,6 +53,10 @@ def test_the_programs_of_queries_and_evaluation_run(
         assert len(names["circles"]) > 0
         want = names["per_class"].set_index("category")["instances"].to_dict()
         assert dict(zip(names["top"]["category"], names["top"]["n"], strict=True)) == want
+        assert len(names["ids"]) == 4 and names["per_run"]["n"].sum() == len(names["objects"]) > 0
+        assert names["of_each_run"]["len"].sum() == len(names["objects"]) and names["images_of_all"].equals(
+            names["state"]
+        )
         assert {path.name for path in (tmp_path / "export").iterdir()} == {"coco", "yolo", "to_correct", "png"}
 
 

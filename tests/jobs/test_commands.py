@@ -27,7 +27,7 @@ def is_setting(config: type[BaseModel], key: str) -> bool:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_words_stand_for_settings_of_the_command(name: str) -> None:
     command = COMMANDS[name]
-    keys = [*command.words, *filter(None, [command.list_word])]
+    keys = [*command.words, *filter(None, [command.list_word, command.earlier_word])]
     assert [key for key in keys if not is_setting(command.config, key)] == []
     assert not is_setting(command.config, "no.such")
 
@@ -56,6 +56,15 @@ def test_words_win_over_the_file(tmp_path: Path) -> None:
     assert (settings.run.uri, settings.report.seed) == ("typed", 7)
 
 
+def test_words_before_the_last_are_earlier_runs_where_a_command_takes_several() -> None:
+    run = read_settings("report", None, ["a", "report.seed=3", "b: 1", "c"]).run
+    assert (run.earlier, run.uri, run.chain) == (("a", "b: 1"), "c", False)
+    assert read_settings("report", None, ["a"]).run.earlier == ()
+    assert COMMANDS["report"].metavar == "RUN... key=value" and COMMANDS["verify"].metavar == "RUN key=value"
+    with pytest.raises(ConfigError, match="chain is true and earlier names runs"):
+        read_settings("report", None, ["a", "b", "run.chain=true"])
+
+
 def test_a_word_too_many_is_refused() -> None:
     with pytest.raises(ConfigError, match="'b' is not understood"):
-        read_settings("report", None, ["a", "b"])
+        read_settings("verify", None, ["a", "b"])

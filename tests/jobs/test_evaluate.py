@@ -14,6 +14,7 @@ from jobs.terminal import Exit
 from pipeline.results.history import load_history
 from tests.jobs.drawn_runs import call, write_run
 from tests.paths import ROOT
+from tests.pipeline.nightly_runs import segment, write_chain
 
 
 def test_evaluate_writes_figures_keeps_them_and_fails_its_gate(runs: Path, tmp_path: Path) -> None:
@@ -134,3 +135,36 @@ def test_a_ground_truth_that_does_not_fit_is_refused_before_anything_is_measured
     assert message in " ".join(call("evaluate", *words, code=Exit.BAD_INPUT).split())
     assert message in " ".join(call("compare", runs / "worse", *words, code=Exit.BAD_INPUT).split())
     assert not (tmp_path / "out").exists()
+
+
+def test_several_runs_are_measured_as_one(tmp_path: Path) -> None:
+    runs, photos, deleted = write_chain(tmp_path, 3, new=6, changed=4, deleted=2)
+    fresh = segment(photos, tmp_path / "fresh")
+    call("export", fresh)
+    coco = json.loads((tmp_path / "fresh.coco" / "coco.json").read_text())
+    coco["annotations"] = coco["annotations"][::2]
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps(coco))
+    words = [f"ground_truth.uri={truth}", "evaluate.also=[confusion]", f"history.uri={tmp_path / 'history'}"]
+    call("evaluate", fresh, *words)
+    want = json.loads((tmp_path / "fresh.evaluation" / "metrics.json").read_text())
+    text = " ".join(call("evaluate", *runs, *words).split())
+    assert f"note: {len(deleted)} images that the input no longer has stay" in text
+    got = json.loads((tmp_path / "nights" / "night-02.runs.evaluation" / "metrics.json").read_text())
+    differing = {name for name in want if want[name] != got[name]}
+    assert differing <= {"run_id", "notes", "coverage"} and got["overall"]["segm"]["AP"] > 0.2
+    assert len(load_history(str(tmp_path / "history"), iou_type="segm", metric="AP")["run_id"].unique()) == 2
+    text = call("evaluate", *runs, *words, "evaluate.num_shares=2", "evaluate.also=[]", code=Exit.BAD_INPUT)
+    assert "evaluate.num_shares is 2; allowed is 1 with several runs" in " ".join(text.split())
+    text = call("compare", fresh, runs[-1], "run_b.chain=true", f"ground_truth.uri={truth}", "compare.num_resamples=0")
+    assert f"note: run_b: {len(deleted)} images" in " ".join(text.split()) and "+0.0000" in text
+
+
+def test_several_runs_of_two_models_are_in_no_history(tmp_path: Path) -> None:
+    runs, photos, _ = write_chain(tmp_path, 2, new=6, changed=4, deleted=2)
+    other = segment(photos, tmp_path / "other", model_sha256="1" * 64)
+    call("export", other)
+    words = [f"ground_truth.uri={tmp_path / 'other.coco' / 'coco.json'}"]
+    text = call("evaluate", runs[0], other, *words, f"history.uri={tmp_path / 'history'}", code=Exit.BAD_INPUT)
+    assert "history.uri: the runs are of 2 models" in " ".join(text.split())
+    call("evaluate", runs[0], other, *words)

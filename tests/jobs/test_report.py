@@ -13,6 +13,7 @@ from rich.console import Console
 from jobs.report import to_rich_history
 from jobs.terminal import Exit
 from tests.jobs.drawn_runs import call, write_run
+from tests.pipeline.nightly_runs import segment, write_chain
 
 
 def test_a_report_is_one_page_with_the_runs_evaluation(runs: Path, tmp_path: Path) -> None:
@@ -73,6 +74,46 @@ def test_an_export_is_checked_and_trained_on_as_it_lies(runs: Path, tmp_path: Pa
     words = ("model.spec.norm=group", "train.max_steps=2", f"output.uri={tmp_path / 'out'}")
     text = call("train", "--dry-run", f"data.train=[{tmp_path / 'yolo'},{runs / 'data/val.json'}]", *words)
     assert "24 images" in text
+
+
+def test_several_runs_are_reported_and_exported_as_one(tmp_path: Path) -> None:
+    runs, photos, deleted = write_chain(tmp_path, 3, new=4, changed=3, deleted=2)
+    fresh = segment(photos, tmp_path / "fresh")
+    call("export", fresh)
+    want = json.loads((tmp_path / "fresh.coco" / "coco.json").read_text())
+    for words in ([runs[-1], "run.chain=true"], runs, [f"{tmp_path}/nights/night-*", "run.chain=true"]):
+        text = " ".join(call("export", *words).split())
+        assert "note: 3 runs, " in text and f"note: {len(deleted)} images that the input no longer has stay" in text
+        found = json.loads((tmp_path / "nights" / "night-02.runs.coco" / "coco.json").read_text())
+        names = {image["id"]: image["file_name"] for image in found["images"]}
+        assert found["categories"] == want["categories"]
+        assert {*names.values()} - deleted == {image["file_name"] for image in want["images"]}
+        kept = [each for each in found["annotations"] if names[each["image_id"]] not in deleted]
+        assert len(kept) == len(want["annotations"])
+    call("export", *runs, "export.to=yolo", "run.count_deleted=false")
+    assert len(list(tmp_path.rglob("night-02.runs.yolo/labels/**/*.txt"))) == len(names)
+    text = call("report", *runs)
+    assert "night-02.runs.report.html" in " ".join(text.split()).replace(" ", "") and "no longer has" in text
+    page = (tmp_path / "nights" / "night-02.runs.report.html").read_text()
+    assert f"<b>{len(found['annotations']):,}</b>instances" in page and "<title>3 runs, " in page
+    shutil.rmtree(photos.root)
+    photos.root.write_text("no folder")
+    assert "no longer has stay" in call("report", *runs) or "cannot be listed" in call("report", *runs)
+
+
+def test_runs_that_are_no_one_table_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    runs, photos, _ = write_chain(tmp_path, 2, new=4, changed=3, deleted=2)
+    begun = segment(photos, tmp_path / "begun", runs[-1], shards=[])
+    before = sorted(tmp_path.rglob("*"))
+    for command in ("report", "export"):
+        text = " ".join(call(command, f"{tmp_path}/nights/night-*", code=Exit.BAD_INPUT).split())
+        assert "is a pattern, which does not say which run is the newest" in text
+        assert "named twice" in call(command, runs[0], runs[0], code=Exit.BAD_INPUT)
+        assert "holds no run" in call(command, tmp_path / "none", runs[0], code=Exit.BAD_INPUT)
+        assert "earlier names runs" in call(command, *runs, "run.chain=true", code=Exit.BAD_INPUT)
+    assert "begun is not finished" in " ".join(call("export", begun, "run.chain=true", code=Exit.BAD_INPUT).split())
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "not finished" in call("report", begun, "run.chain=true")
 
 
 def test_history_prints_and_plots_the_kept_evaluations(runs: Path, tmp_path: Path) -> None:

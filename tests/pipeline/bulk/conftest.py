@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.bulk.commit import claim_run
-from pipeline.bulk.corpus import Plan, seal_plan
-from pipeline.bulk.listing import PlannedImage
+from pipeline.bulk.corpus import seal_plan
+from pipeline.plan import Plan, PlannedImage
 from pipeline.storage.local import LocalStorage
 from tests.pipeline.bulk.shards import SPEC
 

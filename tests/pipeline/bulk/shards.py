@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.bulk.commit import write_table
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
-from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import Commit
+from pipeline.plan import Plan, PlannedImage
 from pipeline.storage.local import LocalStorage
 
 SPEC = {"schema_version": 1, "segment": {"score_threshold": 0.05}}

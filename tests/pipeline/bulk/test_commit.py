@@ -14,9 +14,9 @@ from pipeline.bulk.commit import (
     seal_run,
     vacuum,
 )
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import RunError, open_run
+from pipeline.plan import Plan
 from pipeline.storage.local import LocalStorage
 from tests.pipeline.bulk.shards import SPEC, write_shard
 

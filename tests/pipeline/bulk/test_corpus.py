@@ -12,11 +12,11 @@ import pytest
 
 from pipeline.bulk import corpus
 from pipeline.bulk.commit import claim_run, commit_shard, seal_run
-from pipeline.bulk.corpus import choose_shard_size, list_corpus, read_plan, seal_plan
+from pipeline.bulk.corpus import choose_shard_size, list_corpus, seal_plan
 from pipeline.bulk.encode import ImageResult
-from pipeline.bulk.listing import PlannedImage
-from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
+from pipeline.manifest import RUN_KEY, to_json
 from pipeline.notes import NoteList
+from pipeline.plan import PlannedImage, read_plan
 from pipeline.run_spec import InputSpec, RunSpec
 from pipeline.storage.local import LocalStorage
 from tests.pipeline.bulk.shards import write_shard
@@ -96,14 +96,6 @@ def test_parts_of_different_listings_never_overlap(tmp_path: Path, monkeypatch: 
     plan = seal_plan(storage, listing(planned), shard_size=40, num_workers=1)
     ids = [image.image_id for image in plan.iter_images()]
     assert ids == sorted(set(ids)) and len(ids) == 349
-
-
-def test_an_unreadable_plan_is_named(tmp_path: Path) -> None:
-    storage = LocalStorage(tmp_path)
-    assert read_plan(storage) is None
-    storage.write_bytes(PLAN_KEY, b'{"parts": []}')
-    with pytest.raises(RunError, match=r"plan\.json is unreadable"):
-        read_plan(storage)
 
 
 def test_shard_size_serves_every_worker_and_bounds_the_commits() -> None:

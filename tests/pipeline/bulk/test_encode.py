@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bulk import encode
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
-from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.repair import merge_tables
+from pipeline.plan import Plan, PlannedImage
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.parquet import read_parquet

@@ -13,10 +13,11 @@ import pytest
 
 from pipeline.bulk.corpus import plan_corpus
 from pipeline.bulk.fetch import ImageLoader, StoreFault, StoreGuard, fetch_bytes, map_ahead
-from pipeline.bulk.listing import PlannedImage, iter_corpus
+from pipeline.bulk.listing import iter_corpus
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedImage
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
+from pipeline.plan import PlannedImage
 from pipeline.run_spec import InputSpec
 from pipeline.storage.base import CredentialsError, Storage
 from pipeline.storage.files import Location

@@ -20,7 +20,6 @@ from pipeline.bulk.corpus import plan_corpus
 from pipeline.bulk.fetch import fetch_bytes, read_planned
 from pipeline.bulk.listing import (
     CorpusError,
-    PlannedImage,
     UnsortedListing,
     count_images,
     iter_corpus,
@@ -30,6 +29,7 @@ from pipeline.bulk.listing import (
 )
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.notes import NoteList
+from pipeline.plan import PlannedImage
 from pipeline.run_spec import InputSpec
 from pipeline.storage.base import ObjectInfo
 from pipeline.storage.local import LocalStorage

@@ -6,9 +6,9 @@ import pytest
 
 from pipeline.bulk import progress
 from pipeline.bulk.encode import ImageResult
-from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of_commit
 from pipeline.manifest import Commit, DataFile
+from pipeline.plan import PlannedImage
 
 OK = ImageResult(PlannedImage("a", "a"), "ok", instances={"score": [0.5, 0.4]})
 BROKEN = ImageResult(PlannedImage("b", "b"), "corrupt")

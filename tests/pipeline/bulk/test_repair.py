@@ -11,12 +11,11 @@ import pytest
 
 from jobs.segment import prepare_retry, run_retry
 from pipeline.bulk.commit import commit_shard, seal_run
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, to_tables
-from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.repair import begin_repair, merge_tables, seal_repair
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import RunError, open_run
+from pipeline.plan import Plan, PlannedImage
 from pipeline.storage.local import LocalStorage
 from pipeline.tables import load_images, load_instances
 from tests.pipeline.bulk.segmenting import segment, sorted_rows

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from pipeline.bulk.commit import commit_shard, seal_run
-from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import MANIFEST_KEY, RUN_KEY, commit_key, open_run, to_json
+from pipeline.plan import Plan
 from pipeline.storage.local import LocalStorage
 from tests.pipeline.bulk.shards import SPEC, image_result, write_shard
 
