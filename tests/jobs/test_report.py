@@ -79,10 +79,10 @@ def test_an_export_is_checked_and_trained_on_as_it_lies(runs: Path, tmp_path: Pa
 def test_several_runs_are_reported_and_exported_as_one(tmp_path: Path) -> None:
     runs, photos, deleted = write_chain(tmp_path, 3, new=4, changed=3, deleted=2)
     fresh = segment(photos, tmp_path / "fresh")
-    call("export", fresh)
+    call("export", fresh, "export.min_score=0")
     want = json.loads((tmp_path / "fresh.coco" / "coco.json").read_text())
     for words in ([runs[-1], "run.chain=true"], runs, [f"{tmp_path}/nights/night-*", "run.chain=true"]):
-        text = " ".join(call("export", *words).split())
+        text = " ".join(call("export", *words, "export.min_score=0").split())
         assert "note: 3 runs, " in text and f"note: {len(deleted)} images that the input no longer has stay" in text
         found = json.loads((tmp_path / "nights" / "night-02.runs.coco" / "coco.json").read_text())
         names = {image["id"]: image["file_name"] for image in found["images"]}
