@@ -38,7 +38,6 @@ from torchvision.ops import (
     SqueezeExcitation,
     box_iou,
     boxes,
-    clip_boxes_to_image,
     complete_box_iou_loss,
     distance_box_iou_loss,
     generalized_box_iou_loss,

@@ -35,6 +35,7 @@ def run_without_the_rest(tmp_path: Path, *words: str) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.long
 def test_it_needs_little_more_than_torch_and_says_what_it_skipped(tmp_path: Path) -> None:
     record = run_without_the_rest(tmp_path, "masks", "upload", "memory", "latency")
     assert record["figures"]["masks: their largest distance from the threshold"] <= 1e-6

@@ -125,8 +125,11 @@ def test_other_predictions_wait_no_more_often(spec: ModelSpec, runs_at: float | 
 
 @pytest.mark.parametrize(
     "spec",
-    [FPN, FPN.replace(nms="soft_linear"), FPN.replace(num_keypoints=4, keypoint_head_channels=(8,))],
-    ids=["fpn", "soft", "keypoints"],
+    [
+        pytest.param(FPN, id="fpn"),
+        pytest.param(FPN.replace(nms="soft_linear"), id="soft", marks=pytest.mark.long),
+        pytest.param(FPN.replace(num_keypoints=4, keypoint_head_channels=(8,)), id="keypoints", marks=pytest.mark.long),
+    ],
 )
 def test_a_gpus_branches_give_the_cpus_detections(spec: ModelSpec, monkeypatch: Any) -> None:
     """One suppression for all groups, maps in place of tables, masks traced; the pretended GPU rounds as the CPU."""

@@ -39,4 +39,4 @@ def test_memory_is_kept_until_it_is_given_back_which_waits_for_its_interval() ->
     environment = os.environ | malloc.ENVIRONMENT
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True)
     kept_mib, remaining_mib, too_early_mib = map(int, done.stdout.split())
-    assert kept_mib >= 256 and remaining_mib < 16 and too_early_mib >= 256, done.stdout
+    assert kept_mib >= 250 and remaining_mib < 16 and too_early_mib >= 250, done.stdout  # of 256
