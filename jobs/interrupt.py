@@ -114,6 +114,7 @@ class Interrupts:
             if _is_importing(frame):
                 self.first.end()
             self.first.write(f"interrupted: {self.doing}; again ends it at once")
+            self._arrived_at = time.monotonic()  # on a busy machine the lines above take longer than ONE_SIGNAL_S
             signal.raise_signal(number)  # so that Python takes those that came with it now, and not after a long call
             raise self.first
         if time.monotonic() - self._arrived_at > ONE_SIGNAL_S:
