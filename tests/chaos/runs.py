@@ -85,6 +85,13 @@ class Family:
                     alive.append(int(folder.name))
         return alive
 
+    def left_after(self, seconds: float) -> list[str]:
+        """The command lines of its processes that still run after some seconds; none as soon as all have ended."""
+        until = time.monotonic() + seconds
+        while (alive := self.alive()) and time.monotonic() < until:
+            time.sleep(0.05)
+        return [_command_of(pid).replace(b"\0", b" ").decode(errors="replace") for pid in alive]
+
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """Waits for a program's end; returns its output. `code` is the exit code it must have."""

@@ -53,7 +53,7 @@ class Interrupter:
             process.terminate()
         output, _ = process.communicate(timeout=60)
         took_s = time.monotonic() - began
-        assert wait_until(lambda: not family.alive(), timeout_s=10)
+        assert not family.left_after(10), output
         assert "Traceback" not in output and "Exception ignored" not in output, output
         if process.returncode == Exit.DONE:
             return ""
