@@ -96,6 +96,7 @@ class Interrupts:
         self.doing, self.go_on = SENTENCES.get(command, OTHER)
         self.first: Interrupted | None = None
         self._arrived_at = 0.0
+        self._is_swallowed = False
         self._stderr = 2
         with contextlib.suppress(OSError):  # closed
             self._stderr = os.dup(2)  # which is led elsewhere while Ray starts
@@ -105,6 +106,19 @@ class Interrupts:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._take)
+        report = sys.unraisablehook
+
+        def take_again(swallowed: sys.UnraisableHookArgs) -> None:
+            """Of an interrupt that Python swallows, in a `__del__` or a fork's hook: raises it again, a bit later."""
+            if swallowed.exc_value is not self.first or self.first is None:
+                return report(swallowed)
+            self._is_swallowed = True
+            main = threading.main_thread().ident or 0
+            again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGTERM))
+            again.daemon = True
+            again.start()
+
+        sys.unraisablehook = take_again
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.first is None:
@@ -116,6 +130,9 @@ class Interrupts:
             self.first.write(f"interrupted: {self.doing}; again ends it at once")
             self._arrived_at = time.monotonic()  # on a busy machine the lines above take longer than ONE_SIGNAL_S
             signal.raise_signal(number)  # so that Python takes those that came with it now, and not after a long call
+            raise self.first
+        if self._is_swallowed:
+            self._is_swallowed = False
             raise self.first
         if time.monotonic() - self._arrived_at > ONE_SIGNAL_S:
             self.first.end("ended at once; ")

@@ -100,6 +100,37 @@ def test_the_first_signal_says_what_is_done_and_how_to_go_on(number: signal.Sign
     assert wait_until(lambda: not is_alive(child))
 
 
+SWALLOWING = """
+import time
+from jobs import interrupt
+
+class Slow:
+    def __del__(self):
+        time.sleep(60)
+
+interrupts = interrupt.Interrupts("segment")
+interrupts.listen()
+slow = Slow()
+print(0, flush=True)
+try:
+    del slow
+    time.sleep(60)
+except BaseException:
+    interrupts.end()
+"""
+
+
+def test_an_interrupt_that_python_swallows_is_raised_again(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SWALLOWING)
+    process = begin([sys.executable, str(tmp_path / "program.py")])
+    assert process.stdout is not None and process.stdout.readline()
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert finish(process, Exit.INTERRUPTED).splitlines() == [DOING, f"maskfleet: interrupted: {GO_ON}"]
+    assert time.monotonic() - began < 5, "it was ended by the last resort"
+
+
 def test_one_signal_on_a_busy_machine_is_one(tmp_path: Path) -> None:
     process, _ = begin_program(tmp_path, 0, 9, (), 0.5)
     process.send_signal(signal.SIGINT)
