@@ -18,7 +18,7 @@ from pipeline.dataset.formats.common.class_names import check_writable, is_one_l
 from pipeline.dataset.formats.common.losses import count_losses
 from pipeline.dataset.formats.common.outlines import box_outline, ellipse_outline, outlines_to_instance
 from pipeline.dataset.formats.common.photo_copy import check_photo_choice, names_below, place_photo
-from pipeline.dataset.formats.common.records import MOST_COORDINATE_PX, MOST_PIXELS
+from pipeline.dataset.formats.common.records import MOST_COORDINATE_PX, MOST_PIXELS, only_file
 from pipeline.dataset.types import (
     IGNORE_NAME,
     AnnotatedImage,
@@ -146,15 +146,7 @@ def write_cvat(annotated: AnnotatedSet, place: str | Location, *, photos: str = 
 
 def cvat_file(place: Location) -> Location:
     """The XML file itself, or the one in a folder. Raises AnnotationError when there is none or more than one."""
-    if place.uri.lower().endswith(".xml"):
-        if not place.is_file():
-            raise AnnotationError(f"there is no annotation file {place}")
-        return place
-    names = [name for name in place.iter_names() if name.lower().endswith(".xml")]
-    names = [_FILE] if _FILE in names else names
-    if len(names) != 1:
-        raise AnnotationError(f"{place} should hold {_FILE} or one XML file, but holds: {', '.join(names) or 'none'}")
-    return place / names[0]
+    return only_file(place, _FILE)
 
 
 def is_cvat(path: Location) -> bool:

@@ -23,7 +23,7 @@ from pipeline.dataset.formats.common.class_names import check_writable
 from pipeline.dataset.formats.common.losses import count_losses
 from pipeline.dataset.formats.common.outlines import box_outline, ellipse_outline, outlines_to_instance
 from pipeline.dataset.formats.common.photo_copy import check_photo_choice, names_below, place_photo
-from pipeline.dataset.formats.common.records import MOST_PIXELS, Length, to_record
+from pipeline.dataset.formats.common.records import MOST_PIXELS, Length, only_file, to_record
 from pipeline.dataset.photos import header_or_note
 from pipeline.dataset.types import (
     IGNORE_NAME,
@@ -237,15 +237,7 @@ def write_labelstudio(
 
 def labelstudio_file(place: Location) -> Location:
     """The JSON file itself, or the one in a folder. Raises AnnotationError when there is none or more than one."""
-    if place.uri.lower().endswith(".json"):
-        if not place.is_file():
-            raise AnnotationError(f"there is no annotation file {place}")
-        return place
-    names = [name for name in place.iter_names() if name.lower().endswith(".json")]
-    names = [_TASKS_FILE] if _TASKS_FILE in names else names
-    if len(names) != 1:
-        raise AnnotationError(f"{place} should hold {_TASKS_FILE} or one JSON file, but holds: {', '.join(names)}")
-    return place / names[0]
+    return only_file(place, _TASKS_FILE)
 
 
 def _photo_name(task: _Task, name: str, faults: FaultList) -> str | None:

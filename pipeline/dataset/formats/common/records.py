@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from pipeline.dataset.faults import FaultList, shown
+from pipeline.dataset.types import AnnotationError
+from pipeline.storage.files import Location
 
 MOST_COORDINATE_PX = 1e6
 """Distance of a point from the origin, each way."""
@@ -61,3 +63,22 @@ def to_record(entry: object, schema: type[Record], name: str, faults: FaultList)
     allowed = _ALLOWED.get(path, allowed)
     faults.add(f"{name} {f'has {path}' if path else 'is'} {shown(value)}; allowed is {allowed}")
     return None
+
+
+def only_file(place: Location, usual_name: str) -> Location:
+    """The annotation file itself, or that of a folder: of the usual name, else the only one with its extension.
+
+    Raises:
+        AnnotationError: there is none, or more than one.
+    """
+    ending = usual_name[usual_name.rindex(".") :]
+    if place.uri.lower().endswith(ending):
+        if not place.is_file():
+            raise AnnotationError(f"there is no annotation file {place}")
+        return place
+    names = [name for name in place.iter_names() if name.lower().endswith(ending)]
+    names = [usual_name] if usual_name in names else names
+    if len(names) != 1:
+        kind, found = ending[1:].upper(), ", ".join(names) or "none"
+        raise AnnotationError(f"{place} should hold {usual_name} or one {kind} file, but holds: {found}")
+    return place / names[0]
