@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -90,22 +91,20 @@ class History:
     def _write_tensorboard(self, output: TrainingOutput, rows: list[dict[str, float]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        with contextlib.ExitStack() as stack:
-            local = output.local_root
-            folder = (
-                local / "tensorboard" if local is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            )
+        with tempfile.TemporaryDirectory() as folder:
             # What an earlier start logged after the resumed step is removed from the log.
-            writer = SummaryWriter(str(folder), purge_step=self._resumed_at + 1)
+            writer = SummaryWriter(folder, purge_step=self._resumed_at + 1)
             for row in rows:
                 for name, value in row.items():
                     if name not in ("step", "validation_s"):
                         writer.add_scalar(_tag(name), value, row["step"])
             writer.close()
             self._resumed_at = int(rows[-1]["step"])
-            if local is None:
-                for file in folder.iterdir():
-                    output.write_file(f"tensorboard/{file.name}", file.read_bytes())
+            # TensorBoard reads a log's files in the order of their names, and SummaryWriter's own name ends in a
+            # count without leading zeros: of two files of one second, the tenth would come before the ninth.
+            (file,) = Path(folder).iterdir()
+            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            output.write_file(f"tensorboard/{name}", file.read_bytes())
 
 
 def _score(row: Mapping[str, float]) -> float:

@@ -78,6 +78,14 @@ def test_a_resumed_training_drops_the_rows_of_the_steps_it_repeats(tmp_path: Pat
     assert logged(tmp_path / "tensorboard", "validation/segm_AP") == [(3, 0.5)]
 
 
+def test_a_log_saved_many_times_in_a_second_keeps_the_order_of_its_steps(tmp_path: Path) -> None:
+    history = History(TrainingOutput(str(tmp_path)))
+    for step in range(1, 13):  # SummaryWriter's own names end in 0 to 11 here
+        history.add({"step": step, "epoch": 0.5, "loss": float(step)})
+        history.save(tensorboard=True)
+    assert logged(tmp_path / "tensorboard", "loss/loss") == [(step, float(step)) for step in range(1, 13)]
+
+
 def test_a_history_without_an_output_writes_nothing(tmp_path: Path) -> None:
     history = History(None)
     history.add({"step": 1, "epoch": 0.0})
