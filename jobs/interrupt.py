@@ -7,6 +7,7 @@ holds. `Interrupts.end` then names what is kept and how to go on, and ends the p
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from jobs.terminal import Exit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_S = 9.0  # what ending may take at most; the process is then ended as by a second signal
+KILL_S = 2.0  # for how long the processes below are looked for and killed, after that
 CHECKPOINT_S = 900.0  # an interrupted training whose workers have written no checkpoint by then is ended without one
 ONE_SIGNAL_S = 0.3  # a shell, `timeout` or a supervisor may send one request to end to the process and to its group
 
@@ -57,6 +59,7 @@ class Interrupted(KeyboardInterrupt):
         self._stderr = stderr
         self._last_resort: threading.Timer | None = None
         self._processes = _open_descendants()  # now: later, some may have lost the parents that lead to them
+        _adopt_orphans()
 
     def end_within(self, seconds: float) -> None:
         """Ends the process this many seconds from now, whatever it does then; replaces an earlier limit."""
@@ -74,9 +77,17 @@ class Interrupted(KeyboardInterrupt):
         self.write(f"interrupted: {how}{self.go_on}")
         for child in multiprocessing.active_children():
             child.kill()
-        for process in (*self._processes, *_open_descendants()):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process, signal.SIGKILL)
+        until = time.monotonic() + KILL_S
+        processes = [*self._processes, *_open_descendants()]
+        while processes:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                os.close(process)
+            _reap_children()
+            # Those that were started meanwhile, as Ray's raylet starts workers, and those that have not ended yet.
+            processes = _open_descendants() if time.monotonic() < until else []
+            time.sleep(0.01)
         os._exit(Exit.INTERRUPTED)
 
     def write(self, text: str) -> None:
@@ -154,6 +165,19 @@ def _is_importing(frame: FrameType | None) -> bool:
     while frame is not None and "importlib._bootstrap" not in frame.f_code.co_filename:
         frame = frame.f_back
     return frame is not None
+
+
+def _adopt_orphans() -> None:
+    """Makes this process the parent of those below it that lose theirs, where they are found. Linux alone can do it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, which Python's library does not offer
+
+
+def _reap_children() -> None:
+    """Removes children that have ended from the system's table, so that they are no longer found."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _open_descendants() -> list[int]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jobs.home import HOME
 from jobs.terminal import Exit
 from jobs.training.output import TrainingOutput
 from pipeline.dataset.shapes import draw_shapes
-from tests.chaos.runs import check_exact, commits_of, descendants, finish, send, wait_until, words_of
+from tests.chaos.runs import MARK, Family, check_exact, commits_of, descendants, finish, send, wait_until, words_of
 from tests.specs import small_spec
 
 PROGRAM = """
@@ -56,7 +57,7 @@ def begin(command: list[str], ignored: tuple[signal.Signals, ...] = ()) -> subpr
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
 
-    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    environment = {**os.environ, "PYTHONPATH": str(HOME), MARK: uuid.uuid4().hex}
     return subprocess.Popen(
         command,
         env=environment,
@@ -160,6 +161,47 @@ def test_a_clean_up_that_does_not_end_is_ended(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert finish(process, Exit.INTERRUPTED).splitlines()[-1] == f"maskfleet: interrupted: {GO_ON}"
     assert wait_until(lambda: not is_alive(child))
+
+
+RELAY = '''
+import os, subprocess, sys, time
+from jobs import interrupt
+
+# Each process of the relay starts the next one and ends soon after, so that none has its parent for long.
+relay = """
+import os, time
+input()
+until = time.monotonic() + 5
+while time.monotonic() < until:
+    time.sleep(0.02)
+    if os.fork():
+        time.sleep(0.2)
+        break
+"""
+interrupts = interrupt.Interrupts("segment")
+interrupts.listen()
+quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+runner = subprocess.Popen([sys.executable, "-c", relay], stdin=subprocess.PIPE, **quiet)
+try:
+    try:
+        print(runner.pid, flush=True)
+        time.sleep(60)
+    finally:
+        runner.communicate(b"go")
+        time.sleep(0.2)
+except BaseException:
+    interrupts.end()
+'''
+
+
+def test_processes_that_start_others_while_all_are_ended_are_ended_too(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(RELAY)
+    process = begin([sys.executable, str(tmp_path / "program.py")])
+    assert process.stdout is not None and process.stdout.readline()
+    family = Family(process)
+    process.send_signal(signal.SIGINT)
+    assert finish(process, Exit.INTERRUPTED).splitlines() == [DOING, f"maskfleet: interrupted: {GO_ON}"]
+    assert not family.left_after(0.5)
 
 
 def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path: Path) -> None:
