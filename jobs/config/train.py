@@ -212,7 +212,11 @@ class TrainSection(Section):
 
     # -- validation
     validate_every_steps: int | None = Field(
-        None, ge=1, description="Steps between validations on data.val, each with a checkpoint; null is never."
+        None,
+        ge=0,
+        description="Steps between validations on data.val, each with a checkpoint; 0 is never. Where this and "
+        "validate_every_epochs are null, a training with data.val validates after each epoch, but at most ten times, "
+        "and at its end.",
     )
     validate_every_epochs: float | None = Field(
         None, gt=0, description="Passes over the training set between validations; give at most one of the two."
@@ -246,11 +250,6 @@ class TrainSection(Section):
         "the training.",
     )
 
-    @property
-    def validates(self) -> bool:
-        """Whether AP is measured during the training."""
-        return self.validate_every_steps is not None or self.validate_every_epochs is not None
-
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
         if self.max_steps is None and self.num_epochs is None:
@@ -258,8 +257,6 @@ class TrainSection(Section):
             raise PydanticCustomError(INCOMPLETE, reason)
         if self.validate_every_steps is not None and self.validate_every_epochs is not None:
             raise ValueError("train.validate_every_steps and train.validate_every_epochs are both set; give one")
-        if self.early_stop_patience is not None and not self.validates:
-            raise ValueError("train.early_stop_patience needs train.validate_every_steps, which is null")
         if list(self.milestones) != sorted(set(self.milestones)) or any(step < 1 for step in self.milestones):
             raise ValueError(f"train.milestones is {self.milestones}; allowed are rising steps from 1")
         return self
@@ -274,6 +271,21 @@ class TrainConfig(Section):
     output: OutputSection
     storage: StorageSettings = Field(default_factory=StorageSettings)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+    @property
+    def validates(self) -> bool:
+        """Whether AP is measured during the training."""
+        return self.data.val is not None and self.train.validate_every_steps != 0
+
+    @model_validator(mode="after")
+    def _has_what_validations_need(self) -> Self:
+        train = self.train
+        for name in ("validate_every_steps", "validate_every_epochs", "early_stop_patience"):
+            if getattr(train, name) and self.data.val is None:
+                raise ValueError(f"train.{name} is set, but data.val is null; give a validation set, or null here")
+        if train.early_stop_patience is not None and not self.validates:
+            raise ValueError("train.early_stop_patience needs validations, but train.validate_every_steps is 0: never")
+        return self
 
 
 # Settings that change how a training is carried out but not what is trained; a resumed training may differ in them. The

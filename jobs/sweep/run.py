@@ -224,10 +224,11 @@ def _trial(
         train = load_config(TrainConfig, None, (), base=plain)
     except ConfigError as error:
         raise ConfigError(f"{error} (in the trial {label})") from None
-    if not train.train.validates or train.data.val is None:
+    if not train.validates:
+        what = "data.val: null" if train.data.val is None else "train.validate_every_steps: 0, never,"
         raise ConfigError(
-            "train.validate_every_steps: null is not allowed in a sweep, nor is data.val: nothing would be measured; "
-            "give both in sweep.base or sweep.fixed"
+            f"{what} is not allowed in a sweep: nothing would be measured; give another value in sweep.base or "
+            f"sweep.fixed (in the trial {label})"
         )
     identity = {key: value for key, value in flatten(to_plain(train)).items() if _is_identity(key)}
     name = f"{_slug([*values.values(), f's{seed}'])}-{sha256_of(to_json(identity))[:8]}"

@@ -106,6 +106,14 @@ def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: i
     return max(0, min(limits))
 
 
+def epochs_between_validations(train: TrainSection, num_images: int) -> float:
+    """train.validate_every_epochs; where it is null one epoch, or a tenth of the training if that is longer."""
+    if train.validate_every_epochs is not None:
+        return train.validate_every_epochs
+    num_steps = steps_left(train, num_images, train.num_workers)  # by the settings alone: equal after a resume
+    return max(1.0, num_steps * images_per_step(train, train.num_workers) / num_images / 10)
+
+
 def schedule_of(train: TrainSection, *, max_steps: int, world_size: int) -> Schedule:
     """Learning rate schedule; with train.reference_batch_size scaled linearly to the batch (Goyal et al., 2017)."""
     scale = (
@@ -442,7 +450,7 @@ class TrainingRun:
     # -- validation
 
     def _open_validations(self, stack: contextlib.ExitStack) -> None:
-        if not self.train.validates or self.config.data.val is None:
+        if not self.config.validates:
             return
         sets = [("", load_validation_set(self.config, self.annotated.categories))]
         if self.train.validate_train_images:
@@ -460,15 +468,12 @@ class TrainingRun:
             self.validations.append((prefix, stack.enter_context(validation)))
 
     def _is_validation_step(self, is_last: bool = False) -> bool:
-        every_steps, every_epochs = self.train.validate_every_steps, self.train.validate_every_epochs
-        if self.step == 0:
+        if self.step == 0 or not self.config.validates:
             return False
-        if every_steps is not None:
-            return is_last or self.step % every_steps == 0
-        if every_epochs is None:
-            return False
+        if self.train.validate_every_steps is not None:
+            return is_last or self.step % self.train.validate_every_steps == 0
         # The step that passes a multiple of this many samples.
-        interval = every_epochs * len(self.annotated)
+        interval = epochs_between_validations(self.train, len(self.annotated)) * len(self.annotated)
         seen_before = self.num_seen - images_per_step(self.train, self.worker.world_size)
         return is_last or self.num_seen // interval > seen_before // interval
 

@@ -161,12 +161,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     check_learnable(annotated, ", ".join(config.data.train_uris), in_channels=spec.in_channels)
     _check_norms(config)
     sets = {"data.train": annotated}
-    if train.validates:
-        if config.data.val is None:
-            name = "steps" if train.validate_every_steps is not None else "epochs"
-            raise ValueError(
-                f"train.validate_every_{name} is set, but data.val is null; give a validation set, or null here"
-            )
+    if config.validates:
         sets["data.val"] = load_validation_set(config, annotated.categories)
     newest = output.load_newest()
     if newest is None:  # a resumed training does not need what it started from

@@ -36,7 +36,16 @@ def test_a_preset_is_the_spec_of_a_published_network() -> None:
             ["train.validate_every_steps=1", "train.validate_every_epochs=1"],
             "train.validate_every_steps and train.validate_every_epochs are both set; give one",
         ),
-        (["train.early_stop_patience=2"], "train.early_stop_patience needs train.validate_every_steps"),
+        (
+            ["train.early_stop_patience=2"],
+            "train.early_stop_patience is set, but data.val is null",
+        ),
+        (["train.validate_every_steps=2"], "train.validate_every_steps is set, but data.val is null"),
+        (["train.validate_every_epochs=0.5"], "train.validate_every_epochs is set, but data.val is null"),
+        (
+            ["train.early_stop_patience=2", "data.val=v", "train.validate_every_steps=0"],
+            "train.early_stop_patience needs validations, but train.validate_every_steps is 0: never",
+        ),
         (["train.milestones=[20, 10]"], "train.milestones is (20, 10); allowed are rising steps from 1"),
         (["train.milestones=[10, 10]"], "train.milestones is (10, 10); allowed are rising steps from 1"),
         (["train.milestones=[0, 10]"], "train.milestones is (0, 10); allowed are rising steps from 1"),
@@ -51,10 +60,11 @@ def test_contradictions_and_values_out_of_range_are_refused(words: list[str], se
     assert sentence in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["train.validate_every_steps=5", "train.validate_every_epochs=0.5"])
-def test_either_key_turns_validation_on(word: str) -> None:
-    assert train_config(word, "train.early_stop_patience=2").train.validates
-    assert not train_config().train.validates
+@pytest.mark.parametrize("word", ["train.validate_every_steps=5", "train.validate_every_epochs=0.5", "train.seed=1"])
+def test_a_training_with_a_validation_set_validates_unless_told_not_to(word: str) -> None:
+    assert train_config(word, "data.val=v", "train.early_stop_patience=2").validates
+    assert not train_config("data.val=v", "train.validate_every_steps=0").validates
+    assert not train_config().validates
 
 
 def test_keys_that_are_no_part_of_what_is_trained_exist() -> None:

@@ -90,7 +90,10 @@ class TestRefusals:
             (["sweep.grid.train.batch_size=[]"], "train.batch_size has no values; allowed is a list of at least one"),
             (["sweep.grid.train.batch_size=4"], "sweep.grid.train.batch_size: 4 is not allowed: input should be a va"),
             (["sweep.grid.train.batch_size=[2, 2]"], "two trials are the same training"),
-            (["sweep.fixed.train.validate_every_steps=null"], "train.validate_every_steps: null is not allowed in a s"),
+            (
+                ["sweep.fixed.train.validate_every_steps=0"],
+                "train.validate_every_steps: 0, never, is not",
+            ),
             (["sweep.base=nowhere.yaml"], "sweep.base nowhere.yaml: there is no such file"),
         ],
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from jobs.checkpoints import open_checkpoint
 from jobs.config.load import config_hash, to_plain
 from jobs.config.train import TrainConfig
-from jobs.training.loop import LoopResult, TrainingStopped, steps_left
+from jobs.training.loop import LoopResult, TrainingStopped, epochs_between_validations, steps_left
 from jobs.training.output import TrainingOutput
 from jobs.training.train import prepare_train, to_saved
 from model.spec import ModelSpec
@@ -241,6 +241,18 @@ class TestValidation:
             on_kind("validation", lambda values: validated.append(values["step"])),
         )
         assert validated == [3, 5, 7]  # after 6, 10 and, at the end, 14 images
+
+    def test_a_training_with_a_validation_set_validates_each_epoch_but_at_most_ten_times(
+        self, shapes: Path, tmp_path: Path
+    ):
+        config = train_config(shapes, tmp_path, max_steps=12, validate_every_steps=None)  # 2 of 10 images a step
+        validated: list[int] = []
+        train(config, on_kind("validation", lambda values: validated.append(values["step"])))
+        assert validated == [5, 10, 12]
+        longer = config.train.model_copy(update={"max_steps": 1000})
+        assert epochs_between_validations(longer, 10) == 20
+        by_epochs = config.train.model_copy(update={"max_steps": None, "num_epochs": 30.0, "num_workers": 4})
+        assert epochs_between_validations(by_epochs, 16) == 3
 
     def test_early_stopping_ends_and_finishes_a_training_that_does_not_improve(self, shapes: Path, tmp_path: Path):
         values = to_plain(train_config(shapes, tmp_path, max_steps=50, validate_every_steps=1, early_stop_patience=2))

@@ -145,12 +145,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"data\.val is null"):
             prepare_train(TrainConfig.model_validate(values))
 
-    def test_validation_without_a_validation_set_is_refused(self, shapes: Path, tmp_path: Path):
-        config = train_config(shapes, tmp_path, validate_every_epochs=0.5)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"val": None})})
-        with pytest.raises(ValueError, match=r"train\.validate_every_epochs is set, but data\.val is null"):
-            prepare_train(config)
-
     def test_wanted_classes_are_refused_twice_and_noted_where_no_annotation_has_them(
         self, shapes: Path, tmp_path: Path
     ):
