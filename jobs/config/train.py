@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.config.base import INCOMPLETE, ClusterSection, OutputSection, Section, field_of
+from jobs.config.base import INCOMPLETE, ClusterSection, OutputSection, Section, field_of, flatten
+from jobs.config.load import to_plain
 from model.presets import preset
 from model.spec import ModelSpec
 from pipeline.dataset.source import AnnotationFormat, AnnotationSource, UnknownCategories
@@ -91,6 +92,18 @@ class TrainDataSection(Section):
         ge=1,
         description="Train on a random subset of this many images, drawn by train.seed; smaller subsets lie within "
         "larger ones. Null takes all.",
+    )
+    class_weights: dict[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
+        default_factory=dict,
+        description="Weight of a class in the classification loss, by its name; 1 for the background and each class "
+        "that is not named.",
+    )
+    repeat_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the images below which a class is rare: of an image with such a class there are "
+        "sqrt(repeat_threshold / share) in an epoch, on average. Null repeats none.",
     )
     extra_channels: Uri | None = Field(
         None,
@@ -313,3 +326,18 @@ NOT_IDENTITY = frozenset(
         "train.max_failures",
     }
 )
+
+# Settings that are younger than trainings and sweeps that may still be resumed, with the value that means what was done
+# before there was a choice. At this value they are no part of a training's identity.
+LATER = {"data.drop_empty_categories": False, "data.class_weights": {}, "data.repeat_threshold": None}
+
+
+def identity_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that say what is trained, by dotted key."""
+    return {
+        key: value
+        for key, value in flatten(to_plain(config)).items()
+        if key not in NOT_IDENTITY
+        and key.split(".")[0] not in ("storage", "cluster", "output")
+        and not (key in LATER and LATER[key] == value)
+    }

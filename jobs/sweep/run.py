@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from jobs.cluster.start import check_workers_start, cluster, joined_nodes, nodes_of
-from jobs.config.base import flatten
 from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain
 from jobs.config.sweep import DrawSection, SweepConfig
-from jobs.config.train import NOT_IDENTITY, TrainConfig
+from jobs.config.train import TrainConfig, identity_of
 from jobs.sweep.results import TrialRow, make_row, write_results
 from jobs.training.events import TrainEvent, last_line, start_board
 from jobs.training.output import TrainingOutput
@@ -230,8 +229,7 @@ def _trial(
             f"{what} is not allowed in a sweep: nothing would be measured; give another value in sweep.base or "
             f"sweep.fixed (in the trial {label})"
         )
-    identity = {key: value for key, value in flatten(to_plain(train)).items() if _is_identity(key)}
-    name = f"{_slug([*values.values(), f's{seed}'])}-{sha256_of(to_json(identity))[:8]}"
+    name = f"{_slug([*values.values(), f's{seed}'])}-{sha256_of(to_json(identity_of(train)))[:8]}"
     sections: dict[str, object] = {"storage": config.storage, "cluster": config.cluster}
     if config.draw is not None:
         folder = output.uri_of(_data_folder(config.draw))
@@ -239,11 +237,6 @@ def _trial(
     sections["output"] = train.output.model_copy(update={"uri": output.uri_of(f"{TRIALS}/{name}")})
     train = train.model_copy(update=sections)
     return Trial(name, values, seed, with_absolute_places(train, _output_of(train)))
-
-
-def _is_identity(key: str) -> bool:
-    """Whether a setting changes what is trained."""
-    return key not in NOT_IDENTITY and key.split(".")[0] not in ("storage", "cluster", "output")
 
 
 def _slug(values: list[object]) -> str:

@@ -26,7 +26,7 @@ from jobs.training.data import BatchStream, Loading, SampleOrder, StepBatches
 from jobs.training.events import StopRequests, TrainEvent
 from jobs.training.history import History
 from jobs.training.output import Finished, TrainingOutput, checkpoint_name
-from jobs.training.sets import load_training_set, load_validation_set
+from jobs.training.sets import class_weights, load_training_set, load_validation_set, samples_of_epoch
 from jobs.training.validation import Validation
 from model.categories import Category
 from model.checkpoint import Checkpoint, save_checkpoint
@@ -99,7 +99,10 @@ def images_per_step(train: TrainSection, world_size: int) -> int:
 
 
 def steps_left(train: TrainSection, num_images: int, world_size: int, *, step: int = 0, num_seen: int = 0) -> int:
-    """Steps that remain after `step` steps on `num_seen` samples, up to the earlier of max_steps and num_epochs."""
+    """Steps that remain after `step` steps on `num_seen` samples, up to the earlier of max_steps and num_epochs.
+
+    `num_images` are those of an epoch, repeated ones counted as often as they are in it.
+    """
     limits = [] if train.max_steps is None else [train.max_steps - step]
     if train.num_epochs is not None:
         limits.append(math.ceil((train.num_epochs * num_images - num_seen) / images_per_step(train, world_size)))
@@ -203,6 +206,7 @@ class TrainingRun:
         self.stop_reason = stop_reason
         self.output = TrainingOutput(config.output.uri, config.storage)
         self.annotated, _ = load_training_set(config)
+        self.samples = samples_of_epoch(config, self.annotated)
         self.spec = resolve_spec(config.model.spec, self.annotated.categories)
         self._start = self._find_start()
         self.trainer = self._build_trainer()
@@ -217,7 +221,7 @@ class TrainingRun:
     def max_steps(self) -> int:
         """Steps of the whole training, including those done, if the number of workers does not change."""
         return self.step + steps_left(
-            self.train, len(self.annotated), self.worker.world_size, step=self.step, num_seen=self.num_seen
+            self.train, len(self.samples), self.worker.world_size, step=self.step, num_seen=self.num_seen
         )
 
     def _build_trainer(self) -> Trainer:
@@ -234,6 +238,8 @@ class TrainingRun:
             self.report("start", load_fitting(model, self.config.model.checkpoint, self.config.storage))
         # With a resizing augmentation the network trains at the sizes that gives; prediction always resizes.
         model.transform.resizes_in_training = self.config.data.augment.resize == "none"
+        if (weights := class_weights(self.config.data, self.annotated.categories)) is not None:
+            model.roi_heads.class_weights = torch.tensor(weights)
         model.to(self.worker.device).train()
         if train.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -345,10 +351,10 @@ class TrainingRun:
         train, data = self.train, self.config.data
         transforms = build_transforms(data.augment, self.annotated.keypoint_names)
         samples = SampleSet(
-            self.annotated, transforms, seed=train.seed, in_channels=self.spec.in_channels, copy_paste=data.copy_paste
+            self.samples, transforms, seed=train.seed, in_channels=self.spec.in_channels, copy_paste=data.copy_paste
         )
         order = SampleOrder(
-            [(image.height, image.width) for image in self.annotated.images],
+            [(image.height, image.width) for image in self.samples.images],
             seed=train.seed,
             # The configured number of workers, not the present one: the order must not change when a worker is lost.
             group_size=images_per_step(train, train.num_workers) if train.group_aspect_ratios else 0,
@@ -399,7 +405,7 @@ class TrainingRun:
         remaining_s = (max_steps - self.step) * means["step_s"]
         row = {
             "step": self.step,
-            "epoch": self.num_seen / len(self.annotated),
+            "epoch": self.num_seen / len(self.samples),
             "learning_rate": self.trainer.optimizer.param_groups[0]["lr"],
             **means,
             "num_non_finite": self.num_non_finite,
@@ -426,7 +432,7 @@ class TrainingRun:
         self._save_metrics()
         progress = {
             "step": self.step,
-            "epoch": self.num_seen / len(self.annotated),
+            "epoch": self.num_seen / len(self.samples),
             "num_seen": self.num_seen,
             "num_non_finite": self.num_non_finite,
             "world_size": self.worker.world_size,
@@ -473,7 +479,7 @@ class TrainingRun:
         if self.train.validate_every_steps is not None:
             return is_last or self.step % self.train.validate_every_steps == 0
         # The step that passes a multiple of this many samples.
-        interval = epochs_between_validations(self.train, len(self.annotated)) * len(self.annotated)
+        interval = epochs_between_validations(self.train, len(self.samples)) * len(self.samples)
         seen_before = self.num_seen - images_per_step(self.train, self.worker.world_size)
         return is_last or self.num_seen // interval > seen_before // interval
 
@@ -487,7 +493,7 @@ class TrainingRun:
             shares = _gather_to_rank_0(validation.predict(self.trainer.saved_model()), self.worker)
             if self.worker.rank == 0:
                 figures = validation.evaluate_later(shares)
-                self.history.expect(self.step, self.num_seen / len(self.annotated), prefix, figures)
+                self.history.expect(self.step, self.num_seen / len(self.samples), prefix, figures)
         self.history.prediction_s = time.perf_counter() - started
 
     def _finish_validation(self) -> None:

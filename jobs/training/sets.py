@@ -13,7 +13,7 @@ from pipeline.dataset.class_map import align_categories, choose_categories, drop
 from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.source import AnnotationSource
-from pipeline.dataset.subset import SubsetRecord, take_subset
+from pipeline.dataset.subset import SubsetRecord, repeat_rare_classes, take_subset
 from pipeline.dataset.types import AnnotatedSet
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import check_measurable
@@ -39,6 +39,27 @@ def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord |
     if data.num_images is not None:
         annotated, record = take_subset(annotated, data.num_images, seed=config.train.seed)
     return annotated, record
+
+
+def samples_of_epoch(config: TrainConfig, annotated: AnnotatedSet) -> AnnotatedSet:
+    """The training set as an epoch passes over it: with data.repeat_threshold, images of rare classes several times."""
+    threshold = config.data.repeat_threshold
+    return annotated if threshold is None else repeat_rare_classes(annotated, threshold, seed=config.train.seed)
+
+
+def class_weights(data: TrainDataSection, categories: Sequence[Category]) -> list[float] | None:
+    """data.class_weights by label, that of the background first; None where no class has one.
+
+    Raises:
+        ValueError: A weight of a class that the training set does not have.
+    """
+    names = [category.name for category in categories]
+    unknown = sorted(set(data.class_weights) - set(names))
+    if unknown:
+        raise ValueError(
+            f"data.class_weights: no class of the training set is called {unknown[0]!r}; allowed are {', '.join(names)}"
+        )
+    return [1.0, *(data.class_weights.get(name, 1.0) for name in names)] if data.class_weights else None
 
 
 def load_validation_set(config: TrainConfig, categories: Sequence[Category]) -> AnnotatedSet:

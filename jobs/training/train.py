@@ -21,7 +21,7 @@ from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.cluster.start import Nodes, check_workers_start, cluster, joined_nodes, nodes_of
 from jobs.config.load import Config, ConfigError, to_plain
 from jobs.config.places import map_places
-from jobs.config.train import NOT_IDENTITY, TrainConfig
+from jobs.config.train import LATER, NOT_IDENTITY, TrainConfig
 from jobs.interrupt import CHECKPOINT_S, END_S, Interrupted
 from jobs.terminal import counted
 from jobs.training.events import Collector, Listener, TrainEvent, last_line, start_board
@@ -37,7 +37,7 @@ from jobs.training.loop import (
     train_worker,
 )
 from jobs.training.output import TrainingOutput
-from jobs.training.sets import load_training_set, load_validation_set
+from jobs.training.sets import class_weights, load_training_set, load_validation_set, samples_of_epoch
 from jobs.training.summary import write_summary
 from model.categories import Category
 from model.spec import ModelSpec
@@ -159,6 +159,8 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     annotated, subset = load_training_set(config)
     spec = resolve_spec(config.model.spec, annotated.categories)
     check_learnable(annotated, ", ".join(config.data.train_uris), in_channels=spec.in_channels)
+    class_weights(config.data, annotated.categories)  # refuses names that the set does not have
+    samples = samples_of_epoch(config, annotated)
     _check_norms(config)
     sets = {"data.train": annotated}
     if config.validates:
@@ -169,8 +171,8 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
     else:
         _check_same_classes(output, newest[1].categories, annotated.categories)
     num_done, num_seen = (0, 0) if newest is None else (newest[0], int(newest[1].progress.get("num_seen", 0)))
-    check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
-    num_left = steps_left(train, len(annotated), train.num_workers, step=num_done, num_seen=num_seen)
+    check_same_training(output, to_saved(config), num_done=num_done, num_images=len(samples))
+    num_left = steps_left(train, len(samples), train.num_workers, step=num_done, num_seen=num_seen)
     finished = output.read_finished()
     hashes = {name: hash_annotations(each) for name, each in sets.items()}
     before = output.read_annotations()
@@ -187,6 +189,11 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         notes=(
             *(f"{name}: {note}: {count:,}" for name, each in sets.items() for note, count in all_notes(each).items()),
             *(
+                []
+                if len(samples) == len(annotated)
+                else [f"with rare classes repeated, an epoch has {len(samples):,} images"]
+            ),
+            *(
                 f"the annotations of {name} have changed since this training was started or resumed last "
                 f"(sha256 {before[name][:12]} then, {sha256[:12]} now)"
                 for name, sha256 in hashes.items()
@@ -194,6 +201,12 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
             ),
         ),
     )
+
+
+def _repeat_notes(num_images: int, num_samples: int) -> list[str]:
+    if num_images == num_samples:
+        return []
+    return [f"data.repeat_threshold: with the images of rare classes repeated, an epoch has {num_samples:,} images"]
 
 
 def _check_same_classes(output: TrainingOutput, there: Sequence[Category], now: Sequence[Category]) -> None:
@@ -322,7 +335,11 @@ def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, 
     started = output.read_config()
     if started is None:
         return
-    rows = [row for row in differences(started, settings) if row[0] not in NOT_IDENTITY]
+    rows = [
+        (key, old, new)
+        for key, old, new in differences(started, settings)
+        if key not in NOT_IDENTITY and not (old is None and key in LATER and LATER[key] == new)
+    ]
     is_longer = {key for key, _, _ in rows} <= {"train.max_steps", "train.num_epochs"}
     if rows and not (is_longer and _same_rates(started, settings, num_done, num_images)):
         raise ValueError(

@@ -89,6 +89,10 @@ class RoIHeads(TorchvisionRoIHeads):
         )
         self.spec = spec
         self.res5 = res5 if res5 is not None else nn.Identity()
+        # Weights of the classes in the classification loss, [K + 1], background first; None = all are 1. They belong to
+        # a training and not to the network, so that no checkpoint holds them.
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
         if spec.mask_head != "none":
             self._add_mask_head(head_channels, strides)
         if spec.num_keypoints:
@@ -209,6 +213,7 @@ class RoIHeads(TorchvisionRoIHeads):
             logits,
             labels,
             allowed=allowed_classes(targets, samples.labels, spec.num_classes),
+            weights=self.class_weights,
             alpha=spec.focal_alpha,
             gamma=spec.focal_gamma,
         )

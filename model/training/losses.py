@@ -31,7 +31,14 @@ class BoxCoder(Protocol):
 
 
 def class_loss(
-    kind: str, logits: Tensor, labels: Tensor, *, allowed: Tensor | None = None, alpha: float, gamma: float
+    kind: str,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    allowed: Tensor | None = None,
+    weights: Tensor | None = None,
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
     """Mean classification loss over the RoIs; 0 for N = 0.
 
@@ -41,6 +48,7 @@ def class_loss(
         logits: [N, K + 1], background first.
         labels: int64 [N], 0..K.
         allowed: bool [N, K + 1]; a class where it is False takes no part in that RoI's loss. None = all do.
+        weights: [K + 1]; the loss of a RoI is multiplied by the weight of its label. None = all are 1.
         alpha: Focal loss: weight of the RoI's own class; 1 - alpha is the weight of the others.
         gamma: Focal loss: exponent that lowers the weight of easy cases.
     """
@@ -48,12 +56,14 @@ def class_loss(
     if kind == "cross_entropy":
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        total = F.cross_entropy(logits, labels, reduction="sum")
+        total = F.cross_entropy(logits, labels, weight=weights, reduction="sum")
     else:
         class_targets = F.one_hot(labels, logits.shape[1])[:, 1:].to(logits)
         terms = sigmoid_focal_loss(logits[:, 1:], class_targets, alpha=alpha, gamma=gamma)
         if allowed is not None:
             terms = terms * allowed[:, 1:]
+        if weights is not None:
+            terms = terms * weights[labels][:, None]
         # The background logit is unused; times 0 keeps its parameters in the graph.
         total = terms.sum() + logits[:, 0].sum() * 0
     return total / max(len(labels), 1)

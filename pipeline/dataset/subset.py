@@ -1,4 +1,4 @@
-"""Subsets of a data set: drawn by seed, nested in one another, and recorded; the hash of annotations."""
+"""Which images of a data set are used, and how often: subsets drawn by seed, repeats of rare classes; its hash."""
 
 from __future__ import annotations
 
@@ -54,6 +54,30 @@ def take_subset(annotated: AnnotatedSet, num_images: int, *, seed: int = 0) -> t
     sha256 = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     record = SubsetRecord(seed, num_images, len(ids), sha256, tuple(image.image_id for image in images))
     return replace(annotated, images=images), record
+
+
+def repeat_rare_classes(annotated: AnnotatedSet, threshold: float, *, seed: int = 0) -> AnnotatedSet:
+    """The set with the images of rare classes several times: repeat-factor sampling (Gupta et al., LVIS, 2019).
+
+    A class on a share f of the images has the factor max(1, sqrt(threshold / f)), and an image the largest factor of
+    its classes (1 without objects; crowd and ignore regions do not count). An image of factor 2.3 is there two or three
+    times, as the seed decides once for all, so that an epoch always has the same length: the sum of all factors,
+    rounded down or up.
+
+    Args:
+        annotated: A set of any number of images, none included.
+        threshold: Share of the images below which a class is rare, above 0.
+        seed: Of the choice which images are there once more.
+    """
+    labels = [{each.label for each in image.instances if not each.iscrowd} for image in annotated.images]
+    counts = np.bincount([label for on_image in labels for label in on_image], minlength=len(annotated.categories) + 1)
+    factors = np.sqrt(np.maximum(1, threshold * len(annotated) / np.maximum(counts, 1)))
+    factor_of_image = np.array([max((factors[label] for label in on_image), default=1.0) for on_image in labels])
+    # Systematic sampling: image i is there once for each whole number that the running sum passes at it.
+    passed = np.floor(np.cumsum(factor_of_image) + np.random.default_rng(seed).random())
+    repeats = np.diff(passed, prepend=0).astype(int).tolist()
+    images = [image for image, repeat in zip(annotated.images, repeats) for _ in range(repeat)]
+    return replace(annotated, images=tuple(images))
 
 
 def hash_annotations(annotated: AnnotatedSet) -> str:

@@ -16,6 +16,7 @@ from jobs.config.load import config_hash, to_plain
 from jobs.config.train import TrainConfig
 from jobs.training.loop import LoopResult, TrainingStopped, epochs_between_validations, steps_left
 from jobs.training.output import TrainingOutput
+from jobs.training.sets import load_training_set, samples_of_epoch
 from jobs.training.train import prepare_train, to_saved
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
@@ -195,6 +196,37 @@ def test_a_network_overfits_two_images(tmp_path: Path):
     train(TrainConfig.model_validate(values))
     (figures,) = [row for row in TrainingOutput(str(tmp_path / "out")).read_metrics() if "segm_AP" in row]
     assert figures["segm_AP"] >= 0.9
+
+
+def test_class_weights_reach_the_loss_and_weights_of_1_change_nothing(shapes: Path, tmp_path: Path) -> None:
+    def first_losses(name: str, weights: dict[str, float]) -> dict[str, Any]:
+        values = to_plain(train_config(shapes, tmp_path / name, max_steps=1))
+        values["data"]["class_weights"] = weights
+        train(TrainConfig.model_validate(values))
+        (row,) = TrainingOutput(str(tmp_path / name)).read_metrics()
+        return {key: value for key, value in row.items() if key.startswith("loss")}
+
+    without, ones = first_losses("without", {}), first_losses("ones", {"circle": 1.0})
+    assert without == ones
+    heavier = first_losses("heavier", {"circle": 9.0, "square": 9.0, "triangle": 9.0})
+    assert heavier["loss_classifier"] > 1.2 * without["loss_classifier"]
+    assert heavier["loss_mask"] == without["loss_mask"]
+    assert "class_weights" not in "".join(newest_checkpoint(tmp_path / "heavier").state_dict)
+
+
+def test_an_epoch_is_longer_with_the_images_of_rare_classes_repeated(tmp_path: Path) -> None:
+    draw_shapes(str(tmp_path), num_train=10, num_val=1, num_unlabelled=0, image_size=(48, 64), max_shapes=1)
+    values = to_plain(train_config(tmp_path, tmp_path / "out", max_steps=None, num_epochs=1, log_every_steps=1))
+    values["data"]["repeat_threshold"] = 1.0
+    config = TrainConfig.model_validate(values)
+    annotated, _ = load_training_set(config)
+    num_samples = len(samples_of_epoch(config, annotated))
+    plan = prepare_train(config)
+    assert num_samples > 12 and plan.max_steps == -(-num_samples // 2)
+    assert f"an epoch has {num_samples} images" in plan.notes[-1]
+    assert train(config).step == plan.max_steps
+    last = TrainingOutput(str(tmp_path / "out")).read_metrics()[-1]
+    assert last["epoch"] == plan.max_steps * 2 / num_samples
 
 
 class TestValidation:

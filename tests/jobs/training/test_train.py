@@ -17,7 +17,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from jobs.config.load import ConfigError, to_plain, to_yaml
-from jobs.config.train import TrainConfig
+from jobs.config.train import LATER, TrainConfig
 from jobs.training.events import TrainEvent
 from jobs.training.loop import TrainingRun, Worker
 from jobs.training.output import TrainingOutput
@@ -96,6 +96,23 @@ class TestRefusals:
         assert rows == [["train.learning_rate", "0.01", "0.5"], ["train.seed", "0", "3"]]
         assert "log_every_steps" not in sentence and str(tmp_path) in sentence
         prepare_train(train_config(shapes, tmp_path, log_every_steps=7, data_workers=2))  # not what is trained
+
+    def test_settings_younger_than_a_training_are_no_difference_until_they_are_used(self, shapes: Path, tmp_path: Path):
+        values = to_saved(prepare_train(train_config(shapes, tmp_path)).config)
+        for key in LATER:
+            del values["data"][key.removeprefix("data.")]
+        TrainingOutput(str(tmp_path)).write_config(values)
+        prepare_train(train_config(shapes, tmp_path))
+        used = train_config(shapes, tmp_path)
+        used = used.model_copy(update={"data": used.data.model_copy(update={"class_weights": {"circle": 2.0}})})
+        with pytest.raises(ValueError, match=r"data\.class_weights\.circle +null +2\.0"):
+            prepare_train(used)
+
+    def test_a_weight_of_a_class_that_is_not_there_is_refused(self, shapes: Path, tmp_path: Path):
+        config = train_config(shapes, tmp_path / "out")
+        data = config.data.model_copy(update={"class_weights": {"circel": 2.0}})
+        with pytest.raises(ValueError, match=r"class_weights: no class .* 'circel'; allowed are circle, square, tri"):
+            prepare_train(config.model_copy(update={"data": data}))
 
     @pytest.mark.parametrize(("schedule", "allowed"), [("constant", True), ("cosine", False)])
     def test_a_longer_training_goes_on_only_where_no_step_done_would_differ(

@@ -19,11 +19,11 @@ def box_coder(*weights: float) -> losses.BoxCoder:
     return heads.box_coder
 
 
-def class_loss(kind, logits, labels, allowed=None):
+def class_loss(kind, logits, labels, allowed=None, weights=None):
     allowed = None if allowed is None else torch.tensor(allowed)
-    return losses.class_loss(
-        kind, torch.tensor(logits), torch.tensor(labels), allowed=allowed, alpha=0.25, gamma=2.0
-    ).item()
+    weights = None if weights is None else torch.tensor(weights)
+    tensors = torch.tensor(logits), torch.tensor(labels)
+    return losses.class_loss(kind, *tensors, allowed=allowed, weights=weights, alpha=0.25, gamma=2.0).item()
 
 
 def test_cross_entropy_is_a_mean_over_rois():
@@ -41,6 +41,15 @@ def test_focal_loss():
     value = class_loss("focal", [[9.0, 0.0, LN3]], [1])
     assert value == pytest.approx(0.25 * 0.25 * LN2 + 0.75 * 0.5625 * LN4)
     assert class_loss("focal", [[9.0, 0.0, LN3]], [1], [[True, True, False]]) == pytest.approx(0.0625 * LN2)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
+def test_the_loss_of_a_roi_is_multiplied_by_the_weight_of_its_class(kind):
+    logits, labels = [[0.0, LN2, LN4], [LN3, 0.0, 0.0], [0.0, LN4, 0.0]], [2, 0, 1]
+    each = [class_loss(kind, [row], [label]) for row, label in zip(logits, labels)]
+    weighted = class_loss(kind, logits, labels, weights=[1.0, 5.0, 0.5])
+    assert weighted == pytest.approx((0.5 * each[0] + each[1] + 5 * each[2]) / 3)
+    assert class_loss(kind, logits, labels, weights=[1.0, 1.0, 1.0]) == class_loss(kind, logits, labels)
 
 
 def test_offset_losses():

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.dataset.subset import hash_annotations, take_subset
-from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.dataset.subset import hash_annotations, repeat_rare_classes, take_subset
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance
 from pipeline.manifest import to_json
 from pipeline.storage.files import Location
 
@@ -71,3 +71,39 @@ def test_the_hash_follows_the_annotations_and_not_the_place_of_the_photos(awkwar
     changed = replace(first, instances=(moved, *first.instances[1:]))
     assert hash_annotations(replace(awkward_set, images=(changed, *others))) != before
     assert hash_annotations(replace(awkward_set, categories=awkward_set.categories[::-1])) != before
+
+
+def labelled(*labels: tuple[int, ...]) -> AnnotatedSet:
+    """Images with an object of each of the labels; 3 classes."""
+    whole = numbered(len(labels))
+    objects = [tuple(Instance(label, (0, 0, 1, 1), []) for label in on_image) for on_image in labels]
+    images = (replace(image, instances=instances) for image, instances in zip(whole.images, objects))
+    return replace(whole, images=tuple(images))
+
+
+def test_images_of_rare_classes_are_repeated_by_the_root_of_their_rarity() -> None:
+    # Class 1 is on 12 of 16 images, class 2 on one of 16, class 3 on 4; below 0.25 a class is rare: sqrt(4) = 2.
+    annotated = labelled(*[(1,)] * 11, (1, 2), *[(3,)] * 4)
+    repeated = repeat_rare_classes(annotated, 0.25)
+    assert ids(repeated) == [*ids(annotated)[:12], ids(annotated)[11], *ids(annotated)[12:]]
+    assert ids(repeat_rare_classes(annotated, 0.01)) == ids(annotated)
+    assert repeated.categories == annotated.categories
+
+
+def test_a_factor_that_is_no_whole_number_is_met_on_average_and_the_length_stays() -> None:
+    annotated = labelled(*[(1,)] * 40, *[(2,)] * 10, ())  # 10 of 51: sqrt(0.5 / (10 / 51)) = 1.597
+    draws = [repeat_rare_classes(annotated, 0.5, seed=seed) for seed in range(100)]
+    assert {len(drawn) for drawn in draws} == {56, 57}  # 41 + 10 * 1.597
+    rare = [ids(drawn).count(ids(annotated)[45]) for drawn in draws]
+    assert set(rare) == {1, 2} and 1.4 < sum(rare) / len(rare) < 1.8
+    assert all(set(ids(drawn)) == set(ids(annotated)) for drawn in draws)
+    assert ids(repeat_rare_classes(annotated, 0.5, seed=3)) == ids(draws[3])
+
+
+def test_crowds_make_no_class_frequent_and_an_empty_set_stays_empty() -> None:
+    annotated = labelled((1,), (2,), (), ())
+    crowded = replace(annotated.images[2], instances=(Instance(2, (0, 0, 1, 1), [], iscrowd=True),))
+    with_crowd = replace(annotated, images=(*annotated.images[:2], crowded, annotated.images[3]))
+    assert ids(repeat_rare_classes(with_crowd, 1.0)) == ids(repeat_rare_classes(annotated, 1.0))
+    assert ids(repeat_rare_classes(annotated, 1.0)).count(4) == 2
+    assert len(repeat_rare_classes(numbered(0), 0.5)) == 0
