@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jobs.checkpoints import open_checkpoint
 from jobs.config.predict import PredictConfig
+from model.categories import thresholds_by_label
 from model.checkpoint import Checkpoint
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
@@ -20,6 +21,7 @@ from pipeline.results.render import overlay, palette
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage.files import Location
 from pipeline.storage.uri import base_name
+from pipeline.thresholds import read_thresholds
 
 _TABLE_ROWS = 20  # photos that the printed table lists
 
@@ -28,6 +30,7 @@ def load_predictor(
     checkpoint: str | os.PathLike[str],
     *,
     score_threshold: float = 0.5,
+    score_thresholds: Mapping[str, float] | str | None = None,
     max_detections: int = 100,
     mask_threshold: float = 0.5,
     mode: str = "exact",
@@ -41,6 +44,8 @@ def load_predictor(
         checkpoint: what `model.checkpoint` takes: a checkpoint folder, a training output, "coco", "torchvision:NAME"
             or a file of weights; local or in a bucket.
         score_threshold: detections with a lower score are dropped.
+        score_thresholds: those of some classes by name, in place of score_threshold; or a file of them, as
+            `maskfleet evaluate` writes it.
         max_detections: detections of one photo, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
         mode: "exact", or "fast", which computes in bfloat16 where the hardware does.
@@ -56,6 +61,7 @@ def load_predictor(
         device=device,
         mode=mode,
         score_threshold=score_threshold,
+        score_thresholds=read_thresholds(score_thresholds or {}),
         max_detections=max_detections,
         mask_threshold=mask_threshold,
     )
@@ -63,11 +69,12 @@ def load_predictor(
 
 @dataclass(frozen=True)
 class PredictPlan:
-    """A checked configuration: the photos as paths or URIs, sorted within each folder, and the loaded checkpoint."""
+    """A checked configuration: photos as paths or URIs, sorted within each folder, checkpoint and thresholds."""
 
     config: PredictConfig
     photos: tuple[str, ...]
     checkpoint: Checkpoint
+    score_thresholds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,12 @@ def prepare_predict(config: PredictConfig, photos: Sequence[str]) -> PredictPlan
 
     Raises:
         CheckpointError: no such checkpoint or weights, or damaged ones.
+        ValueError: thresholds of a class that the model does not have, or no such file of them.
     """
     checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
-    return PredictPlan(config, tuple(photos), checkpoint)
+    thresholds = read_thresholds(config.predict.score_thresholds, config.storage)
+    thresholds_by_label(checkpoint.categories, config.predict.score_threshold, thresholds)  # refuses unknown names
+    return PredictPlan(config, tuple(photos), checkpoint, thresholds)
 
 
 def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Prediction:
@@ -110,6 +120,7 @@ def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lam
         device=settings.device,
         mode=settings.mode,
         score_threshold=settings.score_threshold,
+        score_thresholds=plan.score_thresholds,
         max_detections=settings.max_detections,
         mask_threshold=settings.mask_threshold,
         limits=config.decode,

@@ -13,6 +13,7 @@ from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
 from jobs.terminal import counted
+from model.categories import thresholds_by_label
 from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
 from pipeline.bulk.commit import check_run, claim_run, committed_shards
@@ -29,6 +30,7 @@ from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
 from pipeline.tables import load_images
+from pipeline.thresholds import read_thresholds
 
 MOST_COUNTED = 100_000  # images that a dry run counts; a bucket of that many is listed in some ten seconds
 
@@ -38,7 +40,7 @@ class SegmentPlan:
     """A checked configuration, and the specification of its run.
 
     Attributes:
-        config: as given.
+        config: as given; score thresholds that are in a file are read.
         checkpoint: URI of the checkpoint folder.
         spec: the run's specification (see `run_spec`), which becomes run.json.
         notes: sentences that the user should read before the run starts.
@@ -91,6 +93,9 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     checkpoint_uri = find_checkpoint(model.checkpoint, model.network, model.classes, config.storage)
     checkpoint = open_checkpoint(checkpoint_uri, settings=config.storage)
     spec = run_spec(config, input_uri, checkpoint)
+    # A file of thresholds may change; retry takes these settings from the run.
+    section = config.segment.model_copy(update={"score_thresholds": dict(spec.segment.score_thresholds)})
+    config = config.model_copy(update={"segment": section})
     output = open_storage(output_uri, config.storage)
     check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
@@ -169,8 +174,14 @@ def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:
 
 
 def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> RunSpec:
-    """The run's specification: every setting that can change a row, and no other."""
+    """The run's specification: every setting that can change a row, and no other.
+
+    Raises:
+        ValueError: a score threshold of a class that the model does not have, or no such file of them.
+    """
     given, segment, decode = config.input, config.segment, config.decode
+    thresholds = read_thresholds(segment.score_thresholds, config.storage)
+    thresholds_by_label(checkpoint.categories, segment.score_threshold, thresholds)  # refuses unknown names
     return RunSpec(
         schema_version=SCHEMA_VERSION,
         input=InputSpec(
@@ -193,6 +204,7 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> R
             max_detections=segment.max_detections,
             mask_threshold=segment.mask_threshold,
             slice=segment.slice,
+            score_thresholds=thresholds,
         ),
         decode=DecodeSpec(
             max_bytes=decode.max_bytes,

@@ -86,6 +86,7 @@ class SegmentSpec:
         mode: 'exact' or 'fast'.
         precision: 'float32' or 'bfloat16'.
         score_threshold: detections with a lower score are dropped; None in run files that do not say.
+        score_thresholds: those of some classes, by name; they take the place of score_threshold.
         max_detections: detections of one image, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
         slice: how large images are cut; None cuts none.
@@ -97,6 +98,7 @@ class SegmentSpec:
     max_detections: int = 100
     mask_threshold: float = 0.5
     slice: Slicing | None = None
+    score_thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +131,23 @@ class RunSpec:
     decode: DecodeSpec = field(default_factory=DecodeSpec)
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as JSON values; `pipeline.manifest.to_json` of it is run.json."""
-        return _to_plain(self)
+        """The specification as JSON values; `pipeline.manifest.to_json` of it is run.json.
+
+        What came later than the first runs is left out at its default, so that their documents and ids stay.
+        """
+        document: dict[str, Any] = _to_plain(self)
+        if not self.segment.score_thresholds:
+            del document["segment"]["score_thresholds"]
+        return document
+
+    @property
+    def highest_score_threshold(self) -> float | None:
+        """The highest of the classes' score thresholds; None where run.json does not say."""
+        if self.segment.score_threshold is None:
+            return None
+        by_name = self.segment.score_thresholds
+        thresholds = [by_name.get(category.name, self.segment.score_threshold) for category in self.model.categories]
+        return max(thresholds, default=self.segment.score_threshold)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunSpec:

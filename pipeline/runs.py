@@ -106,12 +106,12 @@ class Runs:
                         f"classes do not agree: category id {category.id} is {category.name!r} in {run.storage.uri}; "
                         f"in a later run {category.id} is {name!r} and {category.name!r} is {number}"
                     )
-        scores = [score for run in self.runs if (score := run.spec.segment.score_threshold) is not None]
+        scores = [score for run in self.runs if (score := run.spec.highest_score_threshold) is not None]
         spec = self.newest.spec
         return replace(
             spec,
             model=replace(spec.model, categories=tuple(RunCategory(number, names[number]) for number in sorted(names))),
-            segment=replace(spec.segment, score_threshold=max(scores, default=None)),
+            segment=replace(spec.segment, score_threshold=max(scores, default=None), score_thresholds={}),
         )
 
     @cached_property

@@ -125,6 +125,24 @@ def _add_sections(kind: type[BaseModel], values: dict[str, Any]) -> None:
                 _add_sections(section, values[name])
 
 
+def _one_for_each_setting(error: ValidationError) -> list[Any]:
+    """pydantic's errors, without those of a setting's other types where the value is nearly of one of them.
+
+    For `data.train: [1]`, which may be text or a list of texts, it gives two: at data.train.str and, deeper and so
+    nearer to what was meant, at data.train.tuple[str, ...].0. The name of the type is taken out of the place.
+    """
+    nearest: dict[tuple[int | str, ...], Any] = {}
+    for fault in error.errors():
+        at = next((i for i, part in enumerate(fault["loc"]) if _TYPE.fullmatch(str(part))), len(fault["loc"]))
+        setting = fault["loc"][:at]
+        place = (*setting, *fault["loc"][at + 1 :])
+        if at == len(fault["loc"]):  # of a setting of one type
+            nearest[(*place, len(nearest))] = fault
+        elif setting not in nearest or len(place) > len(nearest[setting]["loc"]):
+            nearest[setting] = {**fault, "loc": place}
+    return list(nearest.values())
+
+
 def _to_plain_section(kind: Any, values: Any) -> Any:
     """A section with its defaults, as plain values; as given where it is incomplete."""
     section = TypeAdapter(kind)
@@ -134,9 +152,13 @@ def _to_plain_section(kind: Any, values: Any) -> Any:
         return values
 
 
+_TYPE = re.compile(r"str|int|float|bool|(tuple|list|dict)\[.*\]")  # as pydantic names the types of a union
+
+
 def _to_config_error(kind: type[BaseModel], error: ValidationError, file: str | Path | None) -> ConfigError:
-    lacking = [fault for fault in error.errors() if fault["type"] in ("missing", INCOMPLETE)]
-    wrong = [fault for fault in error.errors() if fault not in lacking]
+    faults = _one_for_each_setting(error)
+    lacking = [fault for fault in faults if fault["type"] in ("missing", INCOMPLETE)]
+    wrong = [fault for fault in faults if fault not in lacking]
     text = "\n".join(_sentence(kind, fault) for fault in [*wrong, *lacking]) + _where(file)
     return ConfigError(text) if wrong else IncompleteError(text)
 

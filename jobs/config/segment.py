@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,11 @@ class KeptSection(Section):
     """What is kept of the network's output."""
 
     score_threshold: float = Field(0.05, ge=0, le=1, description="Instances below this score are dropped.")
+    score_thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]] | Uri = Field(
+        default_factory=dict,
+        description="Score thresholds of single classes by name, in place of score_threshold; or the thresholds.json "
+        "that evaluate wrote (thresholds.for).",
+    )
     max_detections: int = Field(
         100, ge=1, le=10_000, description="Most instances per image; those with the highest scores are kept."
     )

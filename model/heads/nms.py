@@ -62,7 +62,7 @@ def suppress_images(
     kind: str,
     iou_threshold: float,
     sigma: float,
-    score_threshold: float,
+    score_threshold: float | Tensor,
     max_detections: int,
 ) -> list[tuple[Tensor, Tensor]]:
     """Indices and scores of the boxes that are kept of each image, best first; classes do not suppress each other.
@@ -77,17 +77,18 @@ def suppress_images(
             equations 2 and 3).
         iou_threshold: For "hard" and "soft_linear".
         sigma: For "soft_gaussian".
-        score_threshold: Soft kinds drop a box whose score falls to this value or below.
+        score_threshold: Soft kinds drop a box whose score falls to this value or below; a value, or [N] of each box.
         max_detections: Largest number of boxes kept for each image.
     """
     starts = [0, *accumulate(counts)]
     if kind != "hard":
         width = sigma if kind == "soft_gaussian" else None
-        limits = (iou_threshold, width, score_threshold, max_detections)
+        limits = (iou_threshold, width, max_detections)
         results = []
         for start, count in zip(starts, counts):
             part = slice(start, start + count)
-            keep, kept_scores = _suppress_softly(boxes[part], scores[part], labels[part], *limits)
+            threshold = score_threshold[part] if isinstance(score_threshold, Tensor) else score_threshold
+            keep, kept_scores = _suppress_softly(boxes[part], scores[part], labels[part], threshold, *limits)
             results.append((start + keep, kept_scores))
         return results
     images = row_of_each(counts, boxes.device)
@@ -138,9 +139,9 @@ def _suppress_softly(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor,
+    score_threshold: float | Tensor,
     iou_threshold: float,
     sigma: float | None,
-    score_threshold: float,
     max_detections: int,
 ) -> tuple[Tensor, Tensor]:
     """Indices and scores of one image's boxes that soft suppression keeps; without a sigma the linear one."""
@@ -148,8 +149,9 @@ def _suppress_softly(
     kept: list[Tensor] = []
     kept_scores: list[Tensor] = []
     while len(scores) and len(kept) < max_detections:
+        scores = scores.masked_fill(scores <= score_threshold, UNUSABLE)
         best_score, best = scores.max(dim=0)
-        if best_score <= score_threshold:
+        if best_score == UNUSABLE:
             break
         kept.append(best)
         kept_scores.append(best_score)
@@ -159,7 +161,7 @@ def _suppress_softly(
         else:
             factor = torch.exp(-(overlap**2) / sigma)
         scores = torch.where(labels == labels[best], scores * factor, scores)
-        scores[best] = -1
+        scores[best] = UNUSABLE
     if not kept:
         return labels[:0], scores[:0]
     return torch.stack(kept), torch.stack(kept_scores)

@@ -88,6 +88,9 @@ class RoIHeads(TorchvisionRoIHeads):
             spec.max_detections,
         )
         self.spec = spec
+        # Lowest scores of the classes, [K]; None = that of all is score_thresh. As class_weights, no part of a network.
+        self.class_score_thresh: Tensor | None
+        self.register_buffer("class_score_thresh", None, persistent=False)
         self.res5 = res5 if res5 is not None else nn.Identity()
         # Weights of the classes in the classification loss, [K + 1], background first; None = all are 1. They belong to
         # a training and not to the network, so that no checkpoint holds them.
@@ -259,7 +262,8 @@ class RoIHeads(TorchvisionRoIHeads):
         logits, deltas = logits.float(), split_by_class(deltas.float())
         scores = logits.sigmoid() if self.spec.class_loss == "focal" else logits.softmax(dim=-1)
         # Each foreground class of a proposal whose score is above the threshold is a candidate with its own box.
-        is_candidate = scores[:, 1:] > self.score_thresh
+        by_class = self.class_score_thresh
+        is_candidate = scores[:, 1:] > (self.score_thresh if by_class is None else by_class)
         num_proposals = [len(image_proposals) for image_proposals in proposals]
         num_candidates = torch.stack([part.sum() for part in is_candidate.split(num_proposals)])
         num_candidates, is_finite = to_host(num_candidates, is_finite)
@@ -280,7 +284,7 @@ class RoIHeads(TorchvisionRoIHeads):
             kind=self.spec.nms,
             iou_threshold=self.nms_thresh,
             sigma=self.spec.soft_nms_sigma,
-            score_threshold=self.score_thresh,
+            score_threshold=self.score_thresh if by_class is None else by_class[label - 1],
             max_detections=self.detections_per_img,
         )
         return [{"boxes": boxes[keep], "labels": label[keep], "scores": kept_scores} for keep, kept_scores in kept]

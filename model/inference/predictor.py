@@ -82,12 +82,12 @@ class Predictor:
         model: Not changed; a copy of it predicts.
         spec: The spec it was built from.
         device: Device of the copy.
-        score_threshold: Lowest score of a detection; None = that of the spec.
+        score_threshold: Lowest score of a detection, of all classes or of each one; None = that of the spec.
         max_detections: Most detections of an image; None = that of the spec.
         dtype: float32 is "exact", bfloat16 "fast", see `native_dtype`.
 
     Raises:
-        ValueError: A threshold out of its range.
+        ValueError: A threshold out of its range, or another number of them than of classes.
     """
 
     def __init__(
@@ -96,15 +96,22 @@ class Predictor:
         spec: ModelSpec,
         *,
         device: str | torch.device = "cpu",
-        score_threshold: float | None = None,
+        score_threshold: float | Sequence[float] | None = None,
         max_detections: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        by_class = score_threshold if isinstance(score_threshold, Sequence) else None
+        if by_class is not None:
+            if len(by_class) != spec.num_classes or not all(0 <= each <= 1 for each in by_class):
+                raise ValueError(f"score_threshold={by_class}: allowed is {spec.num_classes} values from 0 to 1")
+            score_threshold = min(by_class)
         changes = {"score_threshold": score_threshold, "max_detections": max_detections}
         self.spec = spec.replace(**{name: value for name, value in changes.items() if value is not None})
         self.device = torch.device(device)
         self.model = for_prediction(model, dtype, self.device)
         self.model.roi_heads.score_thresh = self.spec.score_threshold
+        if by_class is not None:
+            self.model.roi_heads.class_score_thresh = torch.tensor(by_class, device=self.device)
         self.model.roi_heads.detections_per_img = self.spec.max_detections
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:

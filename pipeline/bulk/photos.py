@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from model.categories import thresholds_by_label
 from model.checkpoint import Checkpoint
 from model.heads.rpn import NonFiniteOutput
 from model.inference.mask_rle import paste_runs
@@ -54,6 +55,7 @@ class PhotoPredictor:
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         mode: 'exact', or 'fast', which computes in bfloat16 where the hardware does.
         score_threshold: detections with a lower score are dropped.
+        score_thresholds: those of some classes by name, in place of score_threshold.
         max_detections: detections of one photo, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
         limits: of decoding.
@@ -71,6 +73,7 @@ class PhotoPredictor:
         device: str | None = None,
         mode: str = "exact",
         score_threshold: float = 0.5,
+        score_thresholds: Mapping[str, float] | None = None,
         max_detections: int = 100,
         mask_threshold: float = 0.5,
         limits: DecodeLimits | None = None,
@@ -86,7 +89,7 @@ class PhotoPredictor:
             checkpoint.build(),
             checkpoint.spec,
             device=self.device,
-            score_threshold=score_threshold,
+            score_threshold=thresholds_by_label(self.categories, score_threshold, score_thresholds or {}),
             max_detections=max_detections,
             dtype=native_dtype(mode, self.device)[0],
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from model.categories import Category
+from model.categories import Category, thresholds_by_label
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference.predictor import Detections, Predictor
@@ -75,7 +75,11 @@ class ImagePredictor:
             network,
             spec,
             device=self.device,
-            score_threshold=segment.score_threshold,
+            score_threshold=thresholds_by_label(
+                self.categories,
+                spec.score_threshold if segment.score_threshold is None else segment.score_threshold,
+                segment.score_thresholds,
+            ),
             max_detections=segment.max_detections,
             dtype=getattr(torch, segment.precision),
         )

@@ -331,7 +331,7 @@ def columns_for(iou_types: Sequence[str]) -> list[str]:
 
 def score_threshold_of(run: AnyRun) -> float | None:
     """The lowest score that the run kept, from its specification; None where it is not known."""
-    return run.spec.segment.score_threshold
+    return run.spec.highest_score_threshold
 
 
 def classes_of(run: AnyRun) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -62,6 +63,20 @@ def test_pictures_and_tables_are_written_and_no_picture_takes_anothers_name(
     assert list(images["image_id"]) == list(plan.photos) and len(instances) == len(prediction.instances) > 0
     with Image.open(out / "b.png") as drawn:
         assert drawn.size == (96, 64) and not np.array_equal(np.asarray(drawn), NOISE[2])
+
+
+def test_a_class_can_have_a_score_threshold_of_its_own(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    def found(**predict: object) -> pd.Series:
+        config = config_of(tiny_checkpoint, photos, output=tmp_path / "out", **predict)
+        return run_predict(prepare_predict(config, find_photos(config))).instances["category"].value_counts()
+
+    all_classes = found()
+    name = all_classes.index[0]
+    (tmp_path / "thresholds.json").write_text(json.dumps({"score_thresholds": {name: 1.0}}))
+    for thresholds in ({name: 1.0}, str(tmp_path / "thresholds.json")):
+        assert found(score_thresholds=thresholds).to_dict() == all_classes.drop(name).to_dict()
+    with pytest.raises(ValueError, match=r"score_thresholds: the model has no class 'x'; allowed are "):
+        found(score_thresholds={"x": 0.5})
 
 
 def test_the_command_prints_a_table_and_names_the_photo_it_cannot_use(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -80,3 +81,26 @@ def test_fields_that_a_newer_run_has_are_left_out() -> None:
 def test_a_section_of_another_form_is_named(document: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RunSpec.from_json(document)
+
+
+def test_thresholds_of_classes_are_part_of_the_run_and_without_one_the_document_is_as_before() -> None:
+    spec = replace(SPEC, segment=replace(SPEC.segment, score_thresholds={"circle": 0.4}))
+    document = spec.to_json()
+    assert document["segment"].pop("score_thresholds") == {"circle": 0.4} and document == DOCUMENT
+    assert RunSpec.from_json(spec.to_json()) == spec
+
+
+def test_the_highest_score_threshold_is_that_of_the_classes_that_the_run_has() -> None:
+    classes = replace(SPEC.model, categories=(RunCategory(4, "circle"), RunCategory(5, "square")))
+
+    def highest(**by_name: float) -> float | None:
+        segment = replace(SPEC.segment, score_threshold=0.3, score_thresholds=by_name)
+        return replace(SPEC, model=classes, segment=segment).highest_score_threshold
+
+    assert [highest(), highest(circle=0.1), highest(circle=0.4), highest(circle=0.1, square=0.2)] == [
+        0.3,
+        0.3,
+        0.4,
+        0.2,
+    ]
+    assert RunSpec(schema_version=1).highest_score_threshold is None

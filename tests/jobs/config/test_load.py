@@ -40,6 +40,19 @@ def test_a_wrong_word_is_named(words: list[str], sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("segment.score_thresholds.cat=3", "segment.score_thresholds.cat: 3 is not allowed: input should be less than"),
+        ("segment.score_thresholds=[2]", "segment.score_thresholds: [2] is not allowed: input should be a valid dict"),
+    ],
+)
+def test_a_setting_of_several_types_gives_one_sentence(word: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(SegmentConfig, None, ["model.checkpoint=m", "input.uri=i", "output.uri=o", word])
+    assert str(caught.value).startswith(sentence) and "\n" not in str(caught.value)
+
+
 def test_a_missing_key_says_what_it_is_for() -> None:
     with pytest.raises(ConfigError, match=r"output\.uri|output: missing") as caught:
         load_config(SegmentConfig, None, PLACES[:2])

@@ -54,6 +54,13 @@ def test_gaussian_soft_nms_lowers_scores_by_equation_3():
     assert keep == [0, 1, 2] and scores == pytest.approx([0.9, 0.8 * factor, 0.3 * factor])
 
 
+@pytest.mark.parametrize(("thresholds", "kept"), [([0.05, 0.6, 0.05], [0, 2]), ([0.95, 0.6, 0.05], [1, 2])])
+def test_a_box_that_is_below_its_own_threshold_neither_stays_nor_suppresses(thresholds, kept):
+    # The second falls to 0.53 beside the first; without the first it stays at 0.8, and takes the third to 0.2.
+    keep, scores = run("soft_linear", score_threshold=torch.tensor(thresholds))
+    assert keep == kept and scores == pytest.approx([0.9, 0.3] if 0 in kept else [0.8, 0.2])
+
+
 @pytest.mark.parametrize("kind", ["hard", "soft_linear", "soft_gaussian"])
 def test_boxes_of_different_classes_do_not_suppress_each_other(kind):
     assert run(kind, labels=torch.tensor([1, 2, 1]))[1] == pytest.approx([0.9, 0.8, 0.3])

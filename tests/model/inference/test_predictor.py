@@ -74,6 +74,21 @@ def test_the_score_threshold_and_the_most_detections_can_be_set(model):
         Predictor(model, SPEC, score_threshold=2)
 
 
+@pytest.mark.parametrize("nms", ["hard", "soft_linear"])
+def test_a_class_can_have_a_score_threshold_of_its_own(model, nms):
+    spec = SPEC.replace(nms=nms)
+    unlimited = Predictor(model, spec, max_detections=10_000).predict([noise_image(64, 64)])[0]
+    limits = [float(np.median(unlimited.scores[unlimited.labels == label])) for label in (1, 2)]
+    found = Predictor(model, spec, score_threshold=[*limits, 1.0], max_detections=10_000).predict([noise_image(64, 64)])
+    is_above = unlimited.scores > np.array([0, *limits, 1.0], np.float32)[unlimited.labels]
+    assert 0 < is_above.sum() < len(is_above) and {1, 2} == set(unlimited.labels[is_above])
+    np.testing.assert_array_equal(found[0].labels, unlimited.labels[is_above])
+    np.testing.assert_array_equal(found[0].scores, unlimited.scores[is_above])
+    for wrong in ([0.5, 0.5], [0.5, 0.5, 2.0]):
+        with pytest.raises(ValueError, match="allowed is 3 values from 0 to 1"):
+            Predictor(model, spec, score_threshold=wrong)
+
+
 def test_a_smaller_version_gives_boxes_in_pixels_of_the_original(model):
     predictor = Predictor(model, SPEC)
     # Both sizes are resized to 128 x 192.
