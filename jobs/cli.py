@@ -271,7 +271,14 @@ def retry(
 @configured("evaluate")
 def evaluate(settings: Any, dry_run: bool) -> None:
     """Measure a run, or several, against ground truth: `maskfleet evaluate RUN ground_truth.uri=instances.json`."""
-    from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_tables
+    from jobs.evaluate import (
+        THRESHOLDS_JSON,
+        asks_for_thresholds,
+        prepare_evaluate,
+        run_evaluate,
+        to_rich_tables,
+        to_thresholds_table,
+    )
 
     plan = check_or_refuse(lambda: prepare_evaluate(settings))
     text = f"would evaluate {settings.run.uri} against {settings.ground_truth.uri} into {plan.output.uri}"
@@ -279,6 +286,9 @@ def evaluate(settings: Any, dry_run: bool) -> None:
     metrics, reasons = run_or_fail(lambda: run_evaluate(plan))
     for table in to_rich_tables(metrics):
         print_table(table)
+    if asks_for_thresholds(settings):
+        print_table(to_thresholds_table(metrics, settings.evaluate))
+        say(f"to use them: maskfleet segment ... segment.score_thresholds={plan.output.uri_of(THRESHOLDS_JSON)}")
     _say_notes(metrics.notes)
     say(f"figures -> {plan.output.uri}")
     end_at_gate(reasons)

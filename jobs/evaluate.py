@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from pipeline.bulk.corpus import count_deleted
 from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import format_of, load_annotations
 from pipeline.dataset.source import AnnotationSource
+from pipeline.evaluation.coco import IOU_THRESHOLDS
 from pipeline.evaluation.compare import check_gates
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import Measured, Metrics, check_measurable, classes_of, evaluate_run
@@ -31,11 +34,13 @@ from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.files import Location
 from pipeline.storage.stores import open_storage
 from pipeline.tables import load_images
+from pipeline.thresholds import KEY as THRESHOLDS
 
 METRICS_JSON = "metrics.json"
 METRICS_PARQUET = "metrics.parquet"
 SLICES_PARQUET = "slices.parquet"
 CONFUSION_PARQUET = "confusion.parquet"
+THRESHOLDS_JSON = "thresholds.json"
 _MAX_PRINTED_CLASSES = 12  # a larger confusion matrix is only written to its file
 EVALUATION_SUFFIX = ".evaluation"
 
@@ -74,6 +79,7 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         ValueError: the ground truth cannot be read, or does not fit the run.
     """
     check_gate(config)
+    _check_thresholds(config)
     run = open_finished(config.run, "run", config.storage)
     if isinstance(run, Runs):
         _check_several(config, run)
@@ -86,7 +92,8 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
     """Computes the figures, writes them to the output folder, and adds them to the history where one is set.
 
-    Writes metrics.json and metrics.parquet, and where they were asked for slices.parquet and confusion.parquet.
+    Writes metrics.json and metrics.parquet, and where they were asked for slices.parquet, confusion.parquet and
+    thresholds.json.
 
     Returns:
         The figures, and a sentence for each gate that failed.
@@ -106,6 +113,8 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
         write_frame(plan.output, SLICES_PARQUET, pd.concat(tables, ignore_index=True))
     if metrics.confusion is not None:
         write_frame(plan.output, CONFUSION_PARQUET, metrics.confusion.reset_index())
+    if asks_for_thresholds(plan.config):
+        plan.output.write_bytes(THRESHOLDS_JSON, to_json(_thresholds_document(metrics, settings)))
     if plan.config.history.uri is not None:
         append_history(
             open_storage(plan.config.history.uri, plan.config.storage),
@@ -189,6 +198,55 @@ def check_gate(config: EvaluateConfig) -> None:
             f"gate.min_ap is {gate.min_ap} and looks at segm AP; evaluate.iou_types is {list(kinds)} and must have "
             "'segm', or gate.min_ap be null"
         )
+
+
+def asks_for_thresholds(config: EvaluateConfig) -> bool:
+    """Whether the score thresholds of the classes are looked for."""
+    return getattr(config.thresholds, "for") is not None
+
+
+def _check_thresholds(config: EvaluateConfig) -> None:
+    """Raises ConfigError where the score thresholds asked for cannot be found."""
+    if not asks_for_thresholds(config):
+        return
+    if not {"segm", "bbox"} & set(config.evaluate.iou_types):
+        raise ConfigError("thresholds.for looks at masks or boxes; evaluate.iou_types must have 'segm' or 'bbox'")
+    if not np.isclose(IOU_THRESHOLDS, config.evaluate.iou_threshold).any():
+        allowed = ", ".join(f"{each:g}" for each in IOU_THRESHOLDS)
+        raise ConfigError(
+            f"thresholds.for needs an IoU threshold of COCO's: evaluate.iou_threshold is "
+            f"{config.evaluate.iou_threshold:g}; allowed are {allowed}"
+        )
+
+
+def _thresholds_document(metrics: Metrics, settings: EvaluateSection) -> dict[str, Any]:
+    """The content of thresholds.json: thresholds by name of the class, and the figures that they give."""
+    best = {
+        metrics.names[number]: asdict(threshold)
+        for number, threshold in metrics.best_thresholds[settings.breakdown_type].items()
+    }
+    return {
+        THRESHOLDS: {name: figures["score_threshold"] for name, figures in best.items()},
+        "for": "f1",
+        "iou_type": settings.breakdown_type,
+        "iou_threshold": settings.iou_threshold,
+        "by_category": best,
+    }
+
+
+def to_thresholds_table(metrics: Metrics, settings: EvaluateSection) -> Table:
+    """The best threshold of each class as a table, with the F1 that the class has at evaluate.score_threshold."""
+    kind = settings.breakdown_type
+    table = Table(title=f"score thresholds with the highest F1 ({kind}, IoU {settings.iou_threshold:g})")
+    for name in ("class", "threshold", "F1", f"F1 at {settings.score_threshold:g}", "precision", "recall"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for number, name in metrics.names.items():
+        best = metrics.best_thresholds[kind].get(number)
+        before = metrics.at_threshold[kind][number]["F1"]
+        values = ("-",) * 2 if best is None else (f"{best.score_threshold:.3f}", f"{best.f1:.3f}")
+        at_best = ("-",) * 2 if best is None else (f"{best.precision:.3f}", f"{best.recall:.3f}")
+        table.add_row(name, *values, "-" if before != before else f"{before:.3f}", *at_best)
+    return table
 
 
 def open_given(section: RunsSection, settings: StorageSettings) -> AnyRun:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
@@ -75,6 +75,25 @@ class EvaluateSection(EvaluationSettings):
             raise ValueError(f"evaluate.num_shares is {self.num_shares}; allowed is 1 with {', '.join(unsharded)}")
 
 
+# A section of one key, "for", which is a word of Python's own and so cannot be written as an attribute.
+_FOR: dict[str, Any] = {
+    "for": (
+        Literal["f1"] | None,
+        Field(
+            None,
+            description="'f1' writes thresholds.json with the score threshold of each class that has the highest F1 at "
+            "evaluate.iou_threshold, for segment.score_thresholds; null writes none.",
+        ),
+    )
+}
+ThresholdsSection = create_model(
+    "ThresholdsSection",
+    __base__=Section,
+    __doc__="Score thresholds of single classes, found on the ground truth.",
+    **_FOR,
+)
+
+
 class GateSection(Section):
     """Thresholds that a run must reach; otherwise the command ends with exit code 4."""
 
@@ -119,6 +138,7 @@ class EvaluateConfig(Section):
     ground_truth: AnnotationSource
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     gate: GateSection = Field(default_factory=GateSection)
+    thresholds: ThresholdsSection = Field(default_factory=ThresholdsSection)
     history: HistorySection = Field(default_factory=HistorySection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)

@@ -102,6 +102,21 @@ class CocoResult:
 
 
 @dataclass(frozen=True)
+class BestThreshold:
+    """The score threshold of a class with the highest F1, and the figures of the detections above it.
+
+    Attributes:
+        score_threshold: between two scores of detections, so that none has it.
+        f1, precision, recall: 0..1.
+    """
+
+    score_threshold: float
+    f1: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
 class CocoMatches:
     """COCO's matching of all detections, at all its thresholds and in all its ranges of area.
 
@@ -171,6 +186,40 @@ class CocoMatches:
         figures: dict[int | None, float] = {None: _mean(precision)}
         figures |= {number: _mean(precision[:, :, k]) for k, number in enumerate(self.category_ids.tolist())}
         return {number: float("nan") if value == -1 else value for number, value in figures.items()}
+
+    def best_thresholds(self, iou_threshold: float) -> dict[int, BestThreshold]:
+        """The score threshold with the highest F1, by category id; the highest one of several.
+
+        Detections are counted whatever their rank, and objects of all sizes. A class without an object, or of which no
+        object is found, has none.
+
+        Args:
+            iou_threshold: Least IoU of a true positive, one of IOU_THRESHOLDS. For another one nothing is returned.
+        """
+        best: dict[int, BestThreshold] = {}
+        order, bounds = self._best_first
+        num_objects = np.bincount(self.object_categories, self.is_counted[:, 0], minlength=len(self.category_ids))
+        for t in np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou_threshold)).tolist():
+            for k, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
+                rows = order[begin:end]
+                outcome = self.outcome[rows, 0] >> np.uint32(t)
+                counts = outcome & np.uint32(1 << 16) == 0
+                scores, is_true = self.scores[rows[counts]], outcome[counts] & np.uint32(1) == 1
+                if num_objects[k] == 0 or not is_true.any():
+                    continue
+                # A threshold lies below the last of equal scores.
+                last = np.flatnonzero(np.diff(scores, append=-1.0))
+                true = np.cumsum(is_true)[last]
+                f1 = 2 * true / (last + 1 + num_objects[k])
+                at = int(np.argmax(f1))
+                below = scores[last[at + 1]] if at + 1 < len(last) else 0.0
+                best[int(self.category_ids[k])] = BestThreshold(
+                    score_threshold=float(scores[last[at]] + below) / 2,
+                    f1=float(f1[at]),
+                    precision=float(true[at] / (last[at] + 1)),
+                    recall=float(true[at] / num_objects[k]),
+                )
+        return best
 
     @cached_property
     def _best_first(self) -> tuple[np.ndarray, np.ndarray]:

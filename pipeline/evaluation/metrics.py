@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline import malloc
 from pipeline.evaluation.breakdown import confusion_matrix, size_figures, slice_figures, slice_images, threshold_figures
-from pipeline.evaluation.coco import CocoMatches, CocoResult, evaluate_by_pycocotools, match_coco
+from pipeline.evaluation.coco import BestThreshold, CocoMatches, CocoResult, evaluate_by_pycocotools, match_coco
 from pipeline.evaluation.detections import DetectionTable
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
 from pipeline.evaluation.iou import Overlaps, find_overlaps
@@ -102,6 +102,8 @@ class Metrics:
             far as asked for; by kind of IoU, then category id (None: all).
         confusion: see `breakdown.confusion_matrix`; None where it was not asked for.
         slices: a table for each `by` of `slices` asked for, see `breakdown.size_figures` and `breakdown.slice_figures`.
+        best_thresholds: the score threshold of each class with the highest F1 at `iou_threshold`, where that is one of
+            COCO's; by kind of IoU, then category id.
     """
 
     coco: dict[str, CocoResult]
@@ -115,6 +117,7 @@ class Metrics:
     other: dict[str, dict[int | None, dict[str, float]]] = field(default_factory=dict)
     confusion: pd.DataFrame | None = None
     slices: dict[str, pd.DataFrame] = field(default_factory=dict)
+    best_thresholds: dict[str, dict[int, BestThreshold]] = field(default_factory=dict)
 
     def overall(self, iou_type: str, metric: str) -> float:
         """One figure over all categories, e.g. ("segm", "AP"); NaN where there are no objects to measure with.
@@ -289,6 +292,11 @@ def to_metrics(
         run_score_threshold=run_score_threshold,
         notes=notes,
         confusion=measured.confusion,
+        best_thresholds={
+            kind: matches.best_thresholds(settings.iou_threshold)
+            for kind, matches in measured.coco.items()
+            if kind != "keypoints"
+        },
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from jobs.terminal import Exit
 from pipeline.results.history import load_history
+from pipeline.thresholds import read_thresholds
 from tests.jobs.drawn_runs import call, write_run
 from tests.paths import ROOT
 from tests.pipeline.nightly_runs import segment, write_chain
@@ -72,9 +73,23 @@ def test_further_figures_slices_and_the_confusion_matrix_are_written(runs: Path,
     assert figures["confusion"]["counts"] == confusion.to_numpy().tolist()
 
 
+def test_thresholds_of_the_classes_are_written_and_reach_the_f1_they_promise(runs: Path, tmp_path: Path) -> None:
+    words = ["evaluate", runs / "worse", f"ground_truth.uri={runs / 'data' / 'val.json'}", f"output.uri={tmp_path}"]
+    text = call(*words, "thresholds.for=f1")
+    assert f"segment.score_thresholds={tmp_path / 'thresholds.json'}" in text and "highest F1 (segm, IoU 0.5)" in text
+    thresholds = read_thresholds(str(tmp_path / "thresholds.json"))
+    by_category = json.loads((tmp_path / "thresholds.json").read_text())["by_category"]
+    assert thresholds.keys() == {"circle", "square", "triangle"}
+    for name, threshold in thresholds.items():
+        call(*words, f"evaluate.score_threshold={threshold}")
+        figures = json.loads((tmp_path / "metrics.json").read_text())["by_category"]["segm"][name]
+        assert figures["F1"] == pytest.approx(by_category[name]["f1"]) and figures["F1"] > 0
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("thresholds.for=f2", "thresholds.for: 'f2' is not allowed: input should be 'f1'"),
         ("evaluate.also=[voc2]", "evaluate.also.0: 'voc2' is not allowed: input should be 'voc', 'cityscapes' or"),
         ("evaluate.slices=[weather]", "'weather' is not allowed"),
         ("evaluate.also=[cityscapes]", "must have 'segm'"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.evaluation.breakdown import threshold_figures
 from pipeline.evaluation.coco import (
     IOU_THRESHOLDS,
     RECALL_THRESHOLDS,
@@ -21,6 +22,7 @@ from pipeline.evaluation.coco import (
 )
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.iou import find_overlaps
+from pipeline.evaluation.matching import match
 from pipeline.evaluation.run_detections import align
 from pipeline.masks.rle import polygons_to_rle
 from tests.pipeline.evaluation.coco_results import compiled, pycocotools, table_of
@@ -227,6 +229,34 @@ def test_the_limit_of_detections_is_pycocotools_own(iou_type, max_detections):
     np.testing.assert_array_equal(got.precision, want.precision)
     np.testing.assert_array_equal(got.recall, want.recall)
     assert got.names[8] == f"AR{max_detections}" and f"AR{max_detections}" in got.by_category()[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_score_threshold_gives_a_class_a_higher_f1_than_the_best(seed):
+    truth, table = random_case(seed, num_detections=120)
+    overlaps = find_overlaps(truth, table, "segm")
+    best = match_coco(truth, table, overlaps).best_thresholds(0.5)
+
+    def figures(score_threshold: float) -> dict[int | None, dict[str, float]]:
+        matches = match(truth, table, overlaps, iou_threshold=0.5, score_threshold=score_threshold)
+        return threshold_figures(truth, matches)
+
+    every = [figures(score) for score in sorted(set(table.scores.tolist()))]
+    assert set(best) == {1, 2, 3}
+    for category_id, found in best.items():
+        assert found.f1 == pytest.approx(max(of_classes[category_id]["F1"] for of_classes in every))
+        at = figures(found.score_threshold)[category_id]
+        assert [found.f1, found.precision, found.recall] == pytest.approx([at["F1"], at["precision"], at["recall"]])
+        assert found.score_threshold == 0 or found.score_threshold not in table.scores  # some have the score 0
+
+
+def test_a_class_that_is_not_found_or_not_there_has_no_best_threshold():
+    truth, table = random_case(0, num_detections=0)
+    matches = match_coco(truth, table, find_overlaps(truth, table, "bbox"))
+    assert matches.best_thresholds(0.5) == {}
+    truth, table = random_case(0)
+    matches = match_coco(truth, table, find_overlaps(truth, table, "bbox"))
+    assert len(matches.best_thresholds(0.5)) == 3 and matches.best_thresholds(0.52) == {}
 
 
 def test_all_of_150_objects_are_found_where_the_limit_allows_it():
