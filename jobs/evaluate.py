@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -219,7 +218,7 @@ def _check_thresholds(config: EvaluateConfig) -> None:
         )
 
 
-def _thresholds_document(metrics: Metrics, settings: EvaluateSection) -> dict[str, Any]:
+def _thresholds_document(metrics: Metrics, settings: EvaluateSection) -> dict[str, object]:
     """The content of thresholds.json: thresholds by name of the class, and the figures that they give."""
     best = {
         metrics.names[number]: asdict(threshold)

@@ -76,7 +76,7 @@ class EvaluateSection(EvaluationSettings):
 
 
 # A section of one key, "for", which is a word of Python's own and so cannot be written as an attribute.
-_FOR: dict[str, Any] = {
+_FOR: Any = {
     "for": (
         Literal["f1"] | None,
         Field(

@@ -295,7 +295,8 @@ class TrainConfig(Section):
         train = self.train
         for name in ("validate_every_steps", "validate_every_epochs", "early_stop_patience"):
             if getattr(train, name) and self.data.val is None:
-                raise ValueError(f"train.{name} is set, but data.val is null; give a validation set, or null here")
+                reason = f"train.{name} is set, but data.val is null; give a validation set, or null here"
+                raise PydanticCustomError(INCOMPLETE, reason)
         if train.early_stop_patience is not None and not self.validates:
             raise ValueError("train.early_stop_patience needs validations, but train.validate_every_steps is 0: never")
         return self
@@ -332,7 +333,7 @@ NOT_IDENTITY = frozenset(
 LATER = {"data.drop_empty_categories": False, "data.class_weights": {}, "data.repeat_threshold": None}
 
 
-def identity_of(config: TrainConfig) -> dict[str, Any]:
+def identity_of(config: TrainConfig) -> dict[str, object]:
     """The settings that say what is trained, by dotted key."""
     return {
         key: value

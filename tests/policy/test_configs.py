@@ -29,7 +29,7 @@ KINDS: dict[str, type[Section]] = {
 }
 # What a file may leave to the command line.
 PLACES = {
-    "train": {"data.train": "x", "output.uri": "x"},
+    "train": {"data.train": "x", "data.val": "x", "output.uri": "x"},
     "sweep": {"output.uri": "x"},
     "segment": {"model.checkpoint": "x", "input.uri": "x", "output.uri": "x"},
     "evaluate": {"run.uri": "x", "ground_truth.uri": "x"},
