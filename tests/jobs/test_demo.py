@@ -33,6 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     return out, demo(out)
 
 
+@pytest.mark.long
 def test_every_output_is_where_the_readme_says(finished: tuple[Path, list[str]]) -> None:
     out, lines = finished
     assert load_checkpoint(out / "model").progress["step"] == 6
