@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.training.output import TrainingOutput
@@ -16,12 +17,26 @@ _SCORE = "segm_AP"
 _SECOND_SCORE = "bbox_AP"
 
 
+@dataclass(frozen=True)
+class ValidationFigures:
+    """The figures of a validation.
+
+    Attributes:
+        overall: By column of metrics.parquet; figures that cannot be measured are left out.
+        by_class: For each class `category`, its name, and its figures; NaN for a class without objects.
+    """
+
+    overall: dict[str, float]
+    by_class: tuple[dict[str, float | str], ...] = ()
+
+
 class History:
     """The rows of metrics.parquet. Rank 0 has one with an output; the other workers' have none, and write nothing.
 
     Attributes:
         output: Where rows are written; None writes nothing.
         rows: Values by name, in the order they were measured. Each has `step`, a validation's also `validation_s`.
+        class_rows: Of each validation and class: `step`, `category` and the figures of the class.
         prediction_s: Seconds that the last validation's predictions took.
     """
 
@@ -30,13 +45,15 @@ class History:
         self.rows: list[dict[str, float]] = []
         self.prediction_s = 0.0
         self._num_logged = 0
-        self._expected: list[tuple[int, float, str, Future[dict[str, float]]]] = []
+        self.class_rows: list[dict[str, float | str]] = []
+        self._expected: list[tuple[int, float, str, Future[ValidationFigures]]] = []
         self._resumed_at = 0
 
     def resume(self, step: int) -> None:
         """Takes over the output's rows up to `step`; later rows belong to steps that will be done again."""
         if self.output is not None:
             self.rows = [row for row in self.output.read_metrics() if row["step"] <= step]
+            self.class_rows = [row for row in self.output.read_classes() if int(row["step"]) <= step]
             self._num_logged = len(self.rows)
             self._resumed_at = step
 
@@ -44,8 +61,11 @@ class History:
         """Appends a row: values by name, one of them `step`."""
         self.rows.append(dict(row))
 
-    def expect(self, step: int, epoch: float, prefix: str, figures: Future[dict[str, float]]) -> None:
-        """Registers a validation whose figures are still being computed; `prefix` is put before their names."""
+    def expect(self, step: int, epoch: float, prefix: str, figures: Future[ValidationFigures]) -> None:
+        """Registers a validation whose figures are still being computed; `prefix` is put before their names.
+
+        Figures of the classes are kept of the validation without a prefix.
+        """
         self._expected.append((step, epoch, prefix, figures))
 
     def collect(self) -> dict[str, float] | None:
@@ -55,7 +75,9 @@ class History:
         step, epoch, _, _ = self._expected[0]
         row: dict[str, float] = {"step": step, "epoch": epoch}
         for _, _, prefix, figures in self._expected:
-            row |= {f"{prefix}{name}": value for name, value in figures.result().items()}
+            row |= {f"{prefix}{name}": value for name, value in figures.result().overall.items()}
+            if not prefix:
+                self.class_rows += [{"step": step, **of_class} for of_class in figures.result().by_class]
         row["validation_s"] = self.prediction_s
         self._expected.clear()
         self.add(row)
@@ -84,6 +106,8 @@ class History:
         if self.output is None:
             return
         self.output.write_metrics(self.rows)
+        if self.class_rows:
+            self.output.write_classes(self.class_rows)
         if tensorboard and self._num_logged < len(self.rows):
             self._write_tensorboard(self.output, self.rows[self._num_logged :])
             self._num_logged = len(self.rows)

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from jobs.training.history import History
 from jobs.training.output import Finished, TrainingOutput, checkpoint_name
 from jobs.training.sets import class_weights, load_training_set, load_validation_set, samples_of_epoch
 from jobs.training.validation import Validation
+from jobs.training.validation_run import validation_spec, write_run
 from model.categories import Category
 from model.checkpoint import Checkpoint, save_checkpoint
 from model.network import build_model
@@ -42,6 +44,7 @@ from model.training.train_step import (
     mix_seed,
 )
 from model.weights.loading import load_matching
+from pipeline.bulk.encode import ImageResult
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.subset import take_subset
 from pipeline.dataset.transforms.augment import build_transforms
@@ -492,9 +495,15 @@ class TrainingRun:
         for prefix, validation in self.validations:
             shares = _gather_to_rank_0(validation.predict(self.trainer.saved_model()), self.worker)
             if self.worker.rank == 0:
-                figures = validation.evaluate_later(shares)
+                figures = validation.evaluate_later(shares, None if prefix else self._writer_of_validation())
                 self.history.expect(self.step, self.num_seen / len(self.samples), prefix, figures)
         self.history.prediction_s = time.perf_counter() - started
+
+    def _writer_of_validation(self) -> Callable[[list[ImageResult]], None]:
+        """Writes the predictions of this step's validation as a run."""
+        sha256, uri = self.output.weights_hash(self.step), str(self.config.data.val)
+        spec = validation_spec(uri, sha256, self.spec, self.annotated.categories)
+        return partial(write_run, self.output.validation_run(self.step), spec)
 
     def _finish_validation(self) -> None:
         """Waits for the figures of the last validation; all workers then decide alike whether to stop early."""
@@ -503,6 +512,8 @@ class TrainingRun:
             is_best = self.history.best() == row
             if is_best:
                 self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(int(row['step']))}"})
+            best = self.history.best()
+            self.output.prune_validation_runs([int(row["step"]), int((best or row)["step"])])
             figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("segm_AP", "bbox_AP", "mean_iou") if name in row)
             self.report(
                 "validation",

@@ -3,6 +3,8 @@
 OUT/config.yaml                       the settings, written at each start
 OUT/annotations.json                  hash of the annotations, written at each start
 OUT/metrics.parquet                   one row for each log_every_steps steps or checkpoint, and each validation
+OUT/classes.parquet                   one row for each class and validation
+OUT/validation/step-00000400/         a run: the predictions of the newest and of the best validation
 OUT/checkpoints/step-00000400/        immutable; its marker is written last
 OUT/best.json                         step and figures of the best checkpoint, where there is validation
 OUT/finished.json                     written when the training has ended
@@ -29,7 +31,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
-from pipeline.storage.base import StorageSettings
+from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
 from pipeline.storage.uri import is_local
@@ -42,6 +44,8 @@ SET_ASIDE = "set_aside"
 CONFIG = "config.yaml"
 ANNOTATIONS = "annotations.json"
 METRICS = "metrics.parquet"
+CLASSES = "classes.parquet"
+VALIDATION = "validation"
 BEST = "best.json"
 FINISHED = "finished.json"
 _STEP = re.compile(r"^step-(\d{8,})$")
@@ -258,6 +262,11 @@ class TrainingOutput:
         os.rename(self.local_root / CHECKPOINTS / name, target)
         return f"set aside as {SET_ASIDE}/{target.name}"
 
+    def weights_hash(self, step: int) -> str:
+        """sha256 of the weights of a step's checkpoint, in hexadecimal."""
+        marker = json.loads(self.storage.read_bytes(f"{CHECKPOINTS}/{checkpoint_name(step)}/{CHECKPOINT_MARKER}"))
+        return str(marker["files"]["model.safetensors"]["sha256"])
+
     # -- metrics
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -282,6 +291,35 @@ class TrainingOutput:
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns), buffer, compression="zstd", write_page_checksum=True)
         self.storage.write_bytes(METRICS, buffer.getvalue())
+
+    def read_classes(self) -> list[dict[str, Any]]:
+        """Rows of classes.parquet, in order of step; empty when there is none or it cannot be read."""
+        try:
+            return read_parquet(self.storage.read_bytes(CLASSES)).to_pylist()
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return []
+
+    def write_classes(self, rows: Sequence[Mapping[str, float | str]]) -> None:
+        """Replaces classes.parquet, atomically. All rows have the same names."""
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows)), buffer, compression="zstd", write_page_checksum=True)
+        self.storage.write_bytes(CLASSES, buffer.getvalue())
+
+    # -- predictions of validations
+
+    def validation_run(self, step: int) -> Storage:
+        """Where the run of a step's validation is."""
+        return open_storage(self.storage.uri_of(f"{VALIDATION}/{checkpoint_name(step)}"), self.storage.settings)
+
+    def prune_validation_runs(self, keep: Iterable[int]) -> None:
+        """Removes the runs of all validations but those of these steps."""
+        kept = {checkpoint_name(step) for step in keep}
+        for info in list(self.storage.iter_objects(f"{VALIDATION}/")):
+            name = info.key.split("/")[1]
+            if name not in kept:
+                self.storage.delete(info.key)
+                if self.local_root is not None:
+                    shutil.rmtree(self.local_root / VALIDATION / name, ignore_errors=True)
 
 
 def _to_json(values: Mapping[str, object]) -> bytes:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from jobs.training.history import ValidationFigures
 from jobs.training.sets import validation_truth
+from jobs.training.validation_run import MASK_THRESHOLD
 from model.categories import Category
 from model.inference.predictor import Predictor
 from model.network import MaskRCNN
 from model.spec import ModelSpec
 from model.training.train_step import ALONE, WorkerRank
-from pipeline.bulk.encode import encode_instances
+from pipeline.bulk.encode import ImageResult, encode_instances
 from pipeline.dataset.photos import UnusablePhoto, load_photo
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet
+from pipeline.plan import PlannedImage
+from pipeline.schema import OK
 
 if TYPE_CHECKING:
     from pipeline.evaluation.ground_truth import Truth
@@ -34,12 +38,11 @@ FIGURES = {
     "bbox_AP75": ("bbox", "AP75"),
     "mean_iou": ("segm", "mean_iou"),
 }
-_MASK_THRESHOLD = 0.5
+# The same of each class, by the columns of classes.parquet.
+CLASS_FIGURES = {name: figure for name, figure in FIGURES.items() if name != "mean_iou"}
 _BATCH_SIZE = 4  # images of one forward pass, at most
-Columns = dict[str, list[Any]]
-"""Instances of one image by column; each list has one value per instance."""
-_Photo = tuple[str, np.ndarray]
-"""Path and pixels, as `pipeline.dataset.photos.load_photo` gives them."""
+_Photo = tuple[PlannedImage, np.ndarray | str]
+"""An image and its pixels, as `pipeline.dataset.photos.load_photo` gives them, or why it cannot be read."""
 
 
 class Validation:
@@ -74,6 +77,7 @@ class Validation:
         self.worker = worker
         self.num_processes = num_processes
         self.truth = validation_truth(annotated)
+        self._planned = _planned(annotated.images)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
 
     def __enter__(self) -> Validation:
@@ -82,48 +86,64 @@ class Validation:
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def predict(self, model: MaskRCNN) -> list[Columns]:
-        """Predicts this worker's share: a dict of instance columns for each image in which any instance was detected.
+    def predict(self, model: MaskRCNN) -> list[ImageResult]:
+        """Predicts this worker's share: a result for each image, in no order. The network is not changed.
 
-        The columns are those of `pipeline.bulk.encode.encode_instances` and `image_id`. The network is not changed.
-        Images that cannot be read are left out, so their objects count as missed.
+        Images that cannot be read have the status `unreadable`, and their objects count as missed.
         """
-        predictor = Predictor(model, self.spec, device=self.device)
-        return [columns for batch in self._batches(predictor) for columns in self._predict(predictor, batch)]
+        predictor, results = Predictor(model, self.spec, device=self.device), list[ImageResult]()
+        for batch in self._batches(predictor, results):
+            results += self._predict(predictor, batch)
+        return results
 
-    def evaluate_later(self, shares: Sequence[list[Columns]]) -> Future[dict[str, float]]:
-        """Computes the figures of all workers' shares in another thread; see `evaluate_shares`."""
-        return self._thread.submit(evaluate_shares, shares, self.truth)
+    def evaluate_later(
+        self, shares: Sequence[list[ImageResult]], write: Callable[[list[ImageResult]], object] | None = None
+    ) -> Future[ValidationFigures]:
+        """Computes the figures of all workers' shares in another thread, see `evaluate_shares`, after `write`."""
 
-    def _batches(self, predictor: Predictor) -> Iterator[list[_Photo]]:
-        """Batches of (path, pixels) that share one padded size; the last batch of a size may be smaller."""
-        loader: DataLoader[_Photo | None] = DataLoader(
-            self.annotated.images[self.worker.rank :: self.worker.world_size],  # type: ignore[arg-type]
+        def evaluate() -> ValidationFigures:
+            if write is not None:
+                write([result for share in shares for result in share])
+            return evaluate_shares(shares, self.truth)
+
+        return self._thread.submit(evaluate)
+
+    def _batches(
+        self, predictor: Predictor, failed: list[ImageResult]
+    ) -> Iterator[list[tuple[PlannedImage, np.ndarray]]]:
+        """Batches of images and pixels that share one padded size; the last batch of a size may be smaller.
+
+        Images that cannot be read are added to `failed`.
+        """
+        images = list(zip(self._planned, self.annotated.images))[self.worker.rank :: self.worker.world_size]
+        loader: DataLoader[_Photo] = DataLoader(
+            images,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.num_processes,
             collate_fn=partial(_load, in_channels=self.spec.in_channels),  # in the process that reads
             multiprocessing_context="fork" if self.num_processes else None,
         )
-        batches: dict[tuple[int, int], list[_Photo]] = {}
-        for photo in loader:
-            if photo is None:
+        batches: dict[tuple[int, int], list[tuple[PlannedImage, np.ndarray]]] = {}
+        for image, pixels in loader:
+            if isinstance(pixels, str):
+                failed.append(ImageResult(image, "unreadable", pixels))
                 continue
-            batch = batches.setdefault(predictor.padded_size(*photo[1].shape[:2]), [])
-            batch.append(photo)
+            batch = batches.setdefault(predictor.padded_size(*pixels.shape[:2]), [])
+            batch.append((image, pixels))
             if len(batch) == _BATCH_SIZE:
                 yield batch.copy()
                 batch.clear()
         yield from (batch for batch in batches.values() if batch)
 
-    def _predict(self, predictor: Predictor, batch: list[_Photo]) -> Iterator[Columns]:
-        for (path, pixels), detections in zip(batch, predictor.predict([pixels for _, pixels in batch])):
-            columns = encode_instances(detections, self.categories, pixels.shape[:2], _MASK_THRESHOLD)
-            if columns["score"]:
-                yield {**columns, "image_id": [path] * len(columns["score"])}
+    def _predict(self, predictor: Predictor, batch: list[tuple[PlannedImage, np.ndarray]]) -> Iterator[ImageResult]:
+        for (image, pixels), detections in zip(batch, predictor.predict([pixels for _, pixels in batch])):
+            height, width = pixels.shape[:2]
+            columns = encode_instances(detections, self.categories, (height, width), MASK_THRESHOLD)
+            yield ImageResult(image, OK, None, height, width, None, columns)
 
 
-def evaluate_shares(shares: Sequence[list[Columns]], truth: Truth) -> dict[str, float]:
-    """The FIGURES over all workers' predictions, and accuracy; figures that cannot be measured are left out.
+def evaluate_shares(shares: Sequence[list[ImageResult]], truth: Truth) -> ValidationFigures:
+    """The figures over all workers' predictions.
 
     Accuracy is TP / (TP + FP + FN), where a true positive has a mask IoU and a score of at least 0.5. It says less than
     AP, and only serves to compare with studies that report it. Without any prediction every figure is 0.
@@ -134,20 +154,43 @@ def evaluate_shares(shares: Sequence[list[Columns]], truth: Truth) -> dict[str, 
 
     from pipeline.evaluation.metrics import evaluate
 
-    images = sorted((columns for share in shares for columns in share), key=lambda columns: columns["image_id"][0])
-    if not images:
-        return dict.fromkeys((*FIGURES, "accuracy"), 0.0)
-    frame = pd.DataFrame({name: [value for columns in images for value in columns[name]] for name in images[0]})
-    metrics = evaluate(frame, None, truth)
+    found = sorted(
+        (result for share in shares for result in share if result.num_instances), key=lambda result: result.image.uri
+    )
+    if not found:
+        nothing = dict.fromkeys(CLASS_FIGURES, 0.0)
+        by_class = tuple(_of_class(name, nothing) for name in truth.names.values())
+        return ValidationFigures(dict.fromkeys((*FIGURES, "accuracy"), 0.0), by_class)
+    columns = {name: [value for result in found for value in result.instances[name]] for name in found[0].instances}
+    columns["image_id"] = [result.image.uri for result in found for _ in range(result.num_instances)]
+    metrics = evaluate(pd.DataFrame(columns), None, truth)
     figures = {column: float(metrics.overall(*figure)) for column, figure in FIGURES.items()}
     counts = [metrics.overall("segm", name) for name in ("true_positives", "false_positives", "false_negatives")]
     figures["accuracy"] = counts[0] / sum(counts) if sum(counts) else float("nan")
-    return {column: value for column, value in figures.items() if np.isfinite(value)}
+    by_kind = {kind: metrics.figures(kind) for kind, _ in CLASS_FIGURES.values()}
+    by_class = tuple(
+        _of_class(name, {column: by_kind[kind][number][figure] for column, (kind, figure) in CLASS_FIGURES.items()})
+        for number, name in truth.names.items()
+    )
+    return ValidationFigures({column: value for column, value in figures.items() if np.isfinite(value)}, by_class)
 
 
-def _load(image: AnnotatedImage, *, in_channels: int) -> _Photo | None:
-    """An image's path and its pixels, turned as its annotations are; None where it cannot be read."""
+def _of_class(name: str, figures: dict[str, float]) -> dict[str, float | str]:
+    return {"category": name, **figures}
+
+
+def _planned(images: Sequence[AnnotatedImage]) -> list[PlannedImage]:
+    """The images as a run has them: by their file names, or by their paths where two have one name."""
+    names = [image.file_name for image in images]
+    if len(set(names)) < len(names):
+        names = [image.path.uri for image in images]
+    return [PlannedImage(name, image.path.uri) for name, image in zip(names, images)]
+
+
+def _load(image: tuple[PlannedImage, AnnotatedImage], *, in_channels: int) -> _Photo:
+    """An image and its pixels, turned as its annotations are, or why it cannot be read."""
+    planned, annotated = image
     try:
-        return image.path.uri, load_photo(image, in_channels=in_channels)[0]
-    except UnusablePhoto:
-        return None
+        return planned, load_photo(annotated, in_channels=in_channels)[0]
+    except UnusablePhoto as error:
+        return planned, str(error)

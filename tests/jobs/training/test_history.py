@@ -8,13 +8,13 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs.training.history import History
+from jobs.training.history import History, ValidationFigures
 from jobs.training.output import TrainingOutput
 
 
-def computed(**figures: float) -> Future[dict[str, float]]:
-    future: Future[dict[str, float]] = Future()
-    future.set_result(figures)
+def computed(*by_class: dict[str, Any], **figures: float) -> Future[ValidationFigures]:
+    future: Future[ValidationFigures] = Future()
+    future.set_result(ValidationFigures(figures, by_class))
     return future
 
 
@@ -46,12 +46,13 @@ def test_without_a_validation_there_is_no_best() -> None:
 def test_the_figures_of_all_sets_become_one_row() -> None:
     history = History(None)
     history.prediction_s = 2.5
-    history.expect(4, 0.5, "", computed(segm_AP=0.5))
-    history.expect(4, 0.5, "train_", computed(segm_AP=0.75))
+    history.expect(4, 0.5, "", computed({"category": "cat", "segm_AP": 0.5}, segm_AP=0.5))
+    history.expect(4, 0.5, "train_", computed({"category": "cat", "segm_AP": 0.75}, segm_AP=0.75))
     row = history.collect()
     assert row == {"step": 4, "epoch": 0.5, "segm_AP": 0.5, "train_segm_AP": 0.75, "validation_s": 2.5}
     assert history.rows == [row] and history.collect() is None
     assert history.has_validation(4) and not history.has_validation(3)
+    assert history.class_rows == [{"step": 4, "category": "cat", "segm_AP": 0.5}], "of the validation set alone"
 
 
 def logged(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -76,6 +77,17 @@ def test_a_resumed_training_drops_the_rows_of_the_steps_it_repeats(tmp_path: Pat
     assert logged(tmp_path / "tensorboard", "loss/loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert logged(tmp_path / "tensorboard", "loss/mask") == [(3, 10.0)]
     assert logged(tmp_path / "tensorboard", "validation/segm_AP") == [(3, 0.5)]
+
+
+def test_a_resumed_training_drops_the_figures_of_classes_of_later_steps(tmp_path: Path) -> None:
+    first = History(TrainingOutput(str(tmp_path)))
+    for step in (1, 2):
+        first.expect(step, 0.5, "", computed({"category": "cat", "segm_AP": 0.1 * step}, segm_AP=0.1 * step))
+        first.collect()
+    first.save(tensorboard=False)
+    second = History(TrainingOutput(str(tmp_path)))
+    second.resume(1)
+    assert second.class_rows == [{"step": 1, "category": "cat", "segm_AP": 0.1}]
 
 
 def test_a_log_saved_many_times_in_a_second_keeps_the_order_of_its_steps(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -15,11 +16,15 @@ from jobs.checkpoints import open_checkpoint
 from jobs.config.load import config_hash, to_plain
 from jobs.config.train import TrainConfig
 from jobs.training.loop import LoopResult, TrainingStopped, epochs_between_validations, steps_left
-from jobs.training.output import TrainingOutput
+from jobs.training.output import TrainingOutput, checkpoint_name
 from jobs.training.sets import load_training_set, samples_of_epoch
 from jobs.training.train import prepare_train, to_saved
 from model.spec import ModelSpec
+from pipeline.bulk.verify import verify_run
+from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.shapes import draw_shapes
+from pipeline.evaluation.metrics import evaluate_run
+from pipeline.manifest import open_run
 from tests.jobs.training.small_trainings import (
     SPEC,
     assert_same_state,
@@ -249,6 +254,14 @@ class TestValidation:
         assert best["step"] == max(scores, key=lambda step: (scores[step], -step))
         assert set(output.steps()) == {best["step"], 6}
         assert (tmp_path / "whole" / best["checkpoint"] / "checkpoint.json").is_file()
+        runs = {path.name for path in (tmp_path / "whole/validation").iterdir()}
+        assert runs == {checkpoint_name(best["step"]), checkpoint_name(6)}
+        run = open_run(output.validation_run(6).uri)
+        assert list(verify_run(run)) == [] and run.spec.model.sha256 == newest_checkpoint(tmp_path / "whole").sha256
+        figures_of_run = evaluate_run(run, load_annotations(str(shapes / "val.json")))
+        assert figures_of_run.overall("segm", "AP") == pytest.approx(validated[-1]["segm_AP"], abs=1e-6)
+        classes = pd.DataFrame(output.read_classes())
+        assert classes["step"].tolist() == [2, 2, 2, 4, 4, 4, 6, 6, 6]
 
         def cut(kind: str, sentence: str, **values: Any) -> None:
             if kind == "checkpoint" and values["step"] == 4:  # written, but not yet validated
@@ -264,6 +277,7 @@ class TestValidation:
             return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
         assert figures("cut") == figures("whole")
+        assert pd.DataFrame(TrainingOutput(str(tmp_path / "cut")).read_classes()).equals(classes)
 
     def test_validate_every_epochs_counts_images(self, shapes: Path, tmp_path: Path):
         options = {"validate_every_epochs": 0.5, "max_steps": 7, "checkpoint_every_steps": 100}  # 2 of 10 images a step
