@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,3 +140,9 @@ def local_weights(weights: str | None, settings: StorageSettings | None = None) 
     if open_storage(weights, settings).exists(CHECKPOINT_MARKER):
         return str(local_folder(weights, CHECKPOINT_MARKER, settings))
     return str(local_file(weights, settings))
+
+
+def weights_hash(checkpoint: str, settings: StorageSettings | None = None) -> str:
+    """The SHA-256 of a checkpoint's weights, from its marker file. Raises OSError where that cannot be read."""
+    marker = json.loads(open_storage(checkpoint, settings).read_bytes(CHECKPOINT_MARKER))
+    return marker["files"]["model.safetensors"]["sha256"]

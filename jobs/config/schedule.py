@@ -13,10 +13,10 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from jobs.config.base import ClusterSection, Section
+from jobs.config.base import ClusterSection, Section, field_of
 from jobs.config.results import EvaluateConfig
 from jobs.config.segment import SegmentConfig
-from pipeline.dataset.source import AnnotationFormat
+from pipeline.dataset.source import AnnotationFormat, AnnotationSource
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import Uri
 
@@ -91,7 +91,21 @@ class DataSetSection(Section):
     name: str = Field(pattern=NAME, description="Name of the data set; {data} in templates.")
     images: Uri = Field(min_length=1, description="Images, as input.uri of `maskfleet segment`.")
     ground_truth: Uri = Field(min_length=1, description="Annotations, as ground_truth.uri of `maskfleet evaluate`.")
-    format: AnnotationFormat = Field("auto", description="Format of the annotations; auto recognises it.")
+    format: AnnotationFormat = field_of(AnnotationSource, "format")
+    part: Literal["train", "val", "test"] | None = field_of(AnnotationSource, "part")
+    default_category: str = field_of(AnnotationSource, "default_category")
+    drop_empty_categories: bool = field_of(AnnotationSource, "drop_empty_categories")
+
+    @property
+    def source(self) -> AnnotationSource:
+        """The annotations, as `maskfleet evaluate` reads them."""
+        return AnnotationSource(
+            uri=self.ground_truth,
+            format=self.format,
+            part=self.part,
+            default_category=self.default_category,
+            drop_empty_categories=self.drop_empty_categories,
+        )
 
 
 class EvaluationSection(Section):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from jobs.checkpoints import find_checkpoint
+from jobs.checkpoints import find_checkpoint, weights_hash
 from jobs.cluster.job_package import CREDENTIALS
 from jobs.config.load import to_plain
 from jobs.config.schedule import (
@@ -35,10 +35,8 @@ from jobs.config.segment import SegmentConfig
 from jobs.evaluate import truth_hash
 from jobs.home import HOME
 from jobs.schedule.state import ScheduleState
-from model.checkpoint_folder import CHECKPOINT_MARKER
 from pipeline.bulk.corpus import list_corpus
 from pipeline.bulk.listing import UnsortedListing, tell_kind
-from pipeline.dataset.source import AnnotationSource
 from pipeline.manifest import RUN_KEY, to_json
 from pipeline.results.history import load_history
 from pipeline.run_spec import InputSpec
@@ -191,16 +189,10 @@ def due_evaluations(
         checkpoint = find_checkpoint(uri, settings=settings)
         model = weights_hash(checkpoint, settings)
         for data in section.data:
-            identity = (model, truth_hash(AnnotationSource(uri=data.ground_truth, format=data.format), settings))
+            identity = (model, truth_hash(data.source, settings))
             if identity not in evaluated:
                 evaluated.add(identity)
                 yield checkpoint, data
-
-
-def weights_hash(checkpoint: str, settings: StorageSettings | None = None) -> str:
-    """The SHA-256 of a checkpoint's weights, from its marker file. Raises OSError where that cannot be read."""
-    marker = json.loads(open_storage(checkpoint, settings).read_bytes(CHECKPOINT_MARKER))
-    return marker["files"]["model.safetensors"]["sha256"]
 
 
 def model_name(checkpoint: str, settings: StorageSettings | None = None) -> str:
@@ -238,7 +230,7 @@ def _evaluate(
         evaluate: dict[str, Any] = dict(section.evaluate)
         evaluate["run"] = {"uri": run}
         evaluate["cluster"] = {**to_plain(config.cluster), **evaluate.get("cluster", {})}
-        evaluate["ground_truth"] = {"uri": data.ground_truth, "format": data.format}
+        evaluate["ground_truth"] = to_plain(data.source)
         evaluate["history"] = {"label": f"{model} {data.name}", **evaluate.get("history", {}), "uri": section.history}
         code, last_line = _step(config, "evaluate", evaluate, runner, deadline, result, allowed=(0, GATE))
         if code == GATE:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs.checkpoints import local_weights, open_checkpoint
+from jobs.checkpoints import local_weights, open_checkpoint, weights_hash
 from jobs.config.load import config_hash
 from jobs.config.train import TrainConfig, TrainSection
 from jobs.progress import format_seconds
@@ -501,8 +501,8 @@ class TrainingRun:
 
     def _writer_of_validation(self) -> Callable[[list[ImageResult]], None]:
         """Writes the predictions of this step's validation as a run."""
-        sha256, uri = self.output.weights_hash(self.step), str(self.config.data.val)
-        spec = validation_spec(uri, sha256, self.spec, self.annotated.categories)
+        sha256 = weights_hash(self.output.checkpoint_uri(self.step), self.config.storage)
+        spec = validation_spec(str(self.config.data.val), sha256, self.spec, self.annotated.categories)
         return partial(write_run, self.output.validation_run(self.step), spec)
 
     def _finish_validation(self) -> None:

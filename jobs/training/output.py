@@ -262,11 +262,6 @@ class TrainingOutput:
         os.rename(self.local_root / CHECKPOINTS / name, target)
         return f"set aside as {SET_ASIDE}/{target.name}"
 
-    def weights_hash(self, step: int) -> str:
-        """sha256 of the weights of a step's checkpoint, in hexadecimal."""
-        marker = json.loads(self.storage.read_bytes(f"{CHECKPOINTS}/{checkpoint_name(step)}/{CHECKPOINT_MARKER}"))
-        return str(marker["files"]["model.safetensors"]["sha256"])
-
     # -- metrics
 
     def read_metrics(self) -> list[dict[str, float]]:

@@ -50,6 +50,14 @@ def test_wrong_tasks_are_named(task: dict[str, Any], sentence: str) -> None:
     assert sentence in str(caught.value)
 
 
+def test_a_data_set_says_how_its_annotations_are_read_as_evaluate_does() -> None:
+    how = {"format": "yolo", "part": "val", "default_category": "cell", "drop_empty_categories": True}
+    data = [{"name": "val", "images": "i", "ground_truth": "data.yaml", **how}]
+    (task,) = schedule_config({"evaluate": EVALUATE | {"data": data}}).tasks
+    assert task.evaluate is not None
+    assert vars(task.evaluate.data[0].source) == {"uri": "data.yaml", "image_root": None, **how}
+
+
 def test_two_tasks_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"tasks\.name 'b' is given twice"):
         schedule_config({"name": "b"}, {"name": "a"}, {"name": "b"})

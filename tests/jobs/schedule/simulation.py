@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import yaml
 
+from jobs.checkpoints import weights_hash
 from jobs.config.load import load_config
 from jobs.config.schedule import ScheduleConfig
 from jobs.evaluate import truth_hash
 from jobs.schedule.scheduler import Scheduler, Start, run_start
-from jobs.schedule.tasks import weights_hash
 from model.categories import Category
 from model.checkpoint import save_checkpoint
 from model.network import build_model

@@ -15,10 +15,10 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
+from jobs.checkpoints import weights_hash
 from jobs.config.load import load_config
 from jobs.config.schedule import ScheduleConfig
 from jobs.schedule.scheduler import Ended, Scheduler, Start, iter_ticks, last_tick, run_start
-from jobs.schedule.tasks import weights_hash
 from pipeline.evaluation.metrics import Metrics
 from pipeline.results.history import load_history
 from tests.jobs.schedule.simulation import Machine, World, at, make_config, records_of, write_checkpoint

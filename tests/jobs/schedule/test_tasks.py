@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.checkpoints import weights_hash
 from jobs.config.load import load_config
 from jobs.config.schedule import ScheduleConfig
 from jobs.schedule.scheduler import Scheduler, run_start
@@ -27,7 +28,6 @@ from jobs.schedule.tasks import (
     last_run,
     model_name,
     run_tick,
-    weights_hash,
 )
 from pipeline.evaluation.metrics import Metrics
 from pipeline.storage.stores import open_storage
