@@ -180,6 +180,9 @@ class ReportConfig(Section):
     """All settings of `maskfleet report`."""
 
     run: RunsSection
+    run_b: RunsSection | None = Field(None, description="A second run, shown beside the first; null is none.")
+    ground_truth: OptionalSource = Field(default_factory=OptionalSource)
+    evaluate: CountSettings = Field(default_factory=CountSettings)
     report: ReportSection = Field(default_factory=ReportSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)

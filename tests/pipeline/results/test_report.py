@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,11 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import MetricsJson, evaluate_run
 from pipeline.manifest import to_json
-from pipeline.results.report import build_report, choose_images
+from pipeline.results.errors import Yardstick
+from pipeline.results.report import build_report, side_by_side
 from pipeline.tables import load_images, load_instances
 from tests.debian import Unavailable
 from tests.pipeline.made_run import image_row, instance_row, write_run
@@ -34,7 +37,7 @@ def first_match(pattern: str, text: str) -> str:
 
 def gallery_of(html: str) -> list[dict[str, Any]]:
     """The photos and outlines that the page's script draws."""
-    return json.loads(first_match(r'id="data">(.*?)</script>', html))
+    return json.loads(first_match(r'id="data">(.*?)</script>', html))["pictures"]
 
 
 @pytest.fixture(scope="module")
@@ -108,35 +111,6 @@ def test_a_training_alone_has_a_report_and_nothing_has_none():
         build_report()
 
 
-def test_the_sample_shows_rare_classes_and_is_stable():
-    images = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(10_000)]})
-    images["draw"] = np.random.default_rng(0).permutation(10_000)
-    draw = images.set_index("image_id")["draw"]
-    examples = pd.DataFrame(
-        {"category": ["common"] * 6 + ["rare"], "image_id": [f"{i}.jpg" for i in (5, 6, 7, 8, 9, 10, 4321)]}
-    )
-    examples["draw"] = examples["image_id"].map(draw)
-    chosen = choose_images(images, examples, 20)
-    assert len(chosen) == 20 and "4321.jpg" in set(chosen["image_id"])
-    assert (chosen["draw"] < 14).sum() >= 13  # the others have the lowest random numbers
-    pd.testing.assert_frame_equal(chosen, choose_images(images, examples, 20))
-
-
-def test_the_file_stays_small_however_many_photos_are_asked_for(tmp_path, monkeypatch):
-    from pipeline.results import report
-
-    rng = np.random.default_rng(0)
-    images = []
-    for number in range(12):
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(rng.integers(0, 255, (200, 200, 3), np.uint8)).save(path)
-        images.append(image_row(path.name, str(path), "ok", (200, 200), 0, 0))
-    run = write_run(tmp_path / "run", [(images, [])])
-    full = build_report(str(run))
-    monkeypatch.setattr(report, "MAX_BYTES", 150_000)
-    assert len(full) > 250_000 > 200_000 > len(build_report(str(run)))
-
-
 def test_of_ten_thousand_images_every_class_is_seen_in_less_than_twenty_megabytes(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(8):  # noise, which JPEG hardly makes smaller
@@ -157,6 +131,100 @@ def test_of_ten_thousand_images_every_class_is_seen_in_less_than_twenty_megabyte
     assert 20 < len(data) < 120, "the photos are too large for all that were asked for"
     assert {instance["c"] for photo in data for instance in photo["found"]} == {kind.name for kind in kinds}
     assert any(not photo["found"] for photo in data), "the others are chosen at random"
+
+
+@pytest.fixture(scope="module")
+def second_run(drawn_run, tmp_path_factory) -> str:
+    """Every second detection of `drawn_run`, without its first photo."""
+    instances, images = load_instances(drawn_run.uri), load_images(drawn_run.uri)
+    rows = images.astype(object).where(images.notna(), None).to_dict("records")[1:]
+    kept = instances[(instances.index % 2 == 0) & (instances["image_id"] != images["image_id"][0])]
+    folder = tmp_path_factory.mktemp("second")
+    return str(write_run(folder / "run_b", [(rows, kept.to_dict("records"))]))
+
+
+@pytest.fixture(scope="module")
+def truth_page(drawn_run, second_run, tmp_path_factory) -> Path:
+    """Two runs side by side against the truth."""
+    yardstick = Yardstick(Truth.load(drawn_run.truth))
+    html = build_report(drawn_run.uri, run_b=second_run, yardstick=yardstick, day=date(2026, 11, 29))
+    path = tmp_path_factory.mktemp("truth") / "report.html"
+    path.write_text(html, "utf-8")
+    return path
+
+
+def table_of(html: str, name: str) -> list[list[str]]:
+    rows = first_match(rf'<table data-name="{name}">.*?<tbody>(.*?)</tbody>', html)
+    return [re.findall(r"<td>(.*?)</td>", row) for row in rows.split("</tr>")[:-1]]
+
+
+def test_figures_of_each_class_are_those_of_the_evaluation(truth_page, drawn_run, second_run):
+    rows = {(row[0], row[1]): row[2:9] for row in table_of(truth_page.read_text("utf-8"), "errors")}
+    for label, run in (("A", drawn_run.uri), ("B", second_run)):
+        metrics = evaluate_run(run, drawn_run.truth)
+        for number, figures in metrics.at_threshold["segm"].items():
+            found = rows["all classes" if number is None else metrics.names[number], label]
+            true, false, missed = (
+                int(figures[name]) for name in ("true_positives", "false_positives", "false_negatives")
+            )
+            assert found[:4] == [str(true + missed), str(true), str(false), str(missed)]
+            ratios = [figures[name] for name in ("precision", "recall", "F1")]
+            assert found[4:] == ["-" if ratio != ratio else f"{ratio:.3f}" for ratio in ratios]
+
+
+def test_photos_come_with_truth_and_marks_the_most_wrong_first(truth_page, drawn_run, second_run):
+    html = truth_page.read_text("utf-8")
+    pictures = gallery_of(html)
+    assert len(pictures) == 7 and len({picture["id"] for picture in pictures}) == 7
+    metrics = [evaluate_run(run, drawn_run.truth).overall for run in (drawn_run.uri, second_run)]
+    for side, (key, overall) in enumerate(zip(("found", "other"), metrics, strict=True)):
+        wrong = [i for picture in pictures for i in picture[key] or [] if i["e"] == "f" and i["s"] >= 0.5]
+        assert len(wrong) == overall("segm", "false_positives")
+        objects = [o for picture in pictures for o in picture["truth"]]
+        missed = [o for o in objects if o["m"][side] is None or o["m"][side] < 0.5]
+        lost = sum(len(image.instances) for image in drawn_run.truth.images) - len(objects)  # on the corrupt photo
+        assert len(missed) + lost == overall("segm", "false_negatives")
+    assert [picture["other"] is None for picture in pictures].count(True) == 1
+    colours = {o["n"] for o in pictures[0]["truth"]}
+    found = [i for i in pictures[0]["found"] if i["e"] == "t"]
+    assert len(colours) == len(pictures[0]["truth"]) and {i["n"] for i in found} <= colours
+    assert "the most wrong first" in html and "1 not in the run" in html
+
+
+def test_a_report_is_named_by_run_model_data_and_day(truth_page, drawn_run):
+    title = first_match("<title>(.*?)</title>", truth_page.read_text("utf-8"))
+    assert title == "run and run_b: Mask R-CNN on photos, 29 November 2026"
+    assert first_match("<title>(.*?)</title>", build_report(drawn_run.uri)) == "run: Mask R-CNN on photos"
+
+
+def test_truth_without_masks_is_measured_by_boxes(drawn_run):
+    content = drawn_run.coco
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    html = build_report(drawn_run.uri, yardstick=Yardstick(Truth.load(content)))
+    figures = evaluate_run(drawn_run.uri, drawn_run.truth, iou_types=["bbox"])
+    assert table_of(html, "errors")[0][2] == f"{figures.overall('bbox', 'true_positives'):.0f}"
+    assert "where its box overlaps" in html
+
+
+def test_photos_that_cannot_be_shown_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
+    images = [
+        image_row(name, str(tmp_path / name), "ok", (20, 30), 0, 0)
+        for name in ("gone.png", "text.png", "small.png", NASTY)
+    ]
+    html = build_report(str(write_run(tmp_path / "run", [(images, [])])))
+    assert "4 chosen images cannot be shown" in html and "<img src=x" not in html
+    assert "the photo is 5 x 5, but 20 x 30 was segmented" in html and "text.png cannot be decoded" in html
+
+
+def test_two_evaluations_stand_side_by_side(drawn_run, second_run):
+    evaluations = [evaluate_run(run, drawn_run.truth).to_dict() for run in (drawn_run.uri, second_run)]
+    html = build_report(drawn_run.uri, run_b=second_run, evaluation=side_by_side(*evaluations))
+    assert "<th>bbox A</th><th>bbox B</th><th>segm A</th><th>segm B</th>" in html
+    cells = "".join(f"<td>{each['overall'][kind]['AP']:.3f}</td>" for kind in ("bbox", "segm") for each in evaluations)
+    assert f"<td>AP</td>{cells}" in html
 
 
 @pytest.fixture(scope="module")
