@@ -101,7 +101,7 @@ class OptionalOutputSection(Section):
     uri: Uri | None = Field(
         None,
         description="Folder or file to write; null writes beside the run, under its name (check-data and history then "
-        "write nothing).",
+        "write nothing). check-data writes one page of the labels to a file whose name ends with .html.",
     )
 
 

@@ -27,6 +27,7 @@ from pipeline.tables import decode_mask, load_images, load_instances
 MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole file
 MAX_DRAWN = 40  # instances on one photo: those with the best scores
 MAX_DRAWN_BESIDE_TRUTH = 200
+EXAMPLES = 6  # photos of each class for the gallery to choose from
 _PHOTO_PX = 720
 _PHOTO_QUALITY = 74
 _COLUMNS = ["image_id", "category_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]

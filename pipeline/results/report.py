@@ -21,7 +21,7 @@ import pandas as pd
 from pipeline.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES
 from pipeline.results.charts import bar_chart, line_chart
 from pipeline.results.errors import Counts, RunErrors, Yardstick, count_errors
-from pipeline.results.gallery import Gallery, Side, build_gallery, choose_images, choose_worst
+from pipeline.results.gallery import EXAMPLES, Gallery, Side, build_gallery, choose_images, choose_worst
 from pipeline.results.render import color_of
 from pipeline.runs import AnyRun, Runs, RunSource, open_runs
 from pipeline.schema import OK, STATUSES
@@ -31,7 +31,7 @@ from pipeline.tables import iter_instances, load_images
 if TYPE_CHECKING:
     from pipeline.evaluation.metrics import MetricsJson, PlainConfusion
 
-_EXAMPLES = 6  # images listed for each failure, and photos of each class for the gallery to choose from
+_EXAMPLES = 6  # images listed for each failure
 _SCORE_EDGES = np.linspace(0, 1, 21)
 _SIDE_EDGES = np.linspace(0, 12, 25)  # log2 of the square root of the area
 _CONFIDENT = 0.5  # the score from which an instance is counted as confident
@@ -53,7 +53,7 @@ class _Totals:
         by_class: instances of each class.
         confident_by_class: those with a score of at least `_CONFIDENT`.
         scores, sides: int64, histograms over `_SCORE_EDGES` and `_SIDE_EDGES`.
-        examples: `category`, `image_id`, `draw`: up to `_EXAMPLES` photos for each class.
+        examples: `category`, `image_id`, `draw`: up to `EXAMPLES` photos for each class.
     """
 
     by_class: Counter[str] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ class _Totals:
         pairs = pairs.assign(draw=pairs["image_id"].map(draw))
         candidates = pairs if self.examples is None else pd.concat([self.examples, pairs])
         candidates = candidates.drop_duplicates(["category", "image_id"]).sort_values("draw")
-        self.examples = candidates.groupby("category", sort=False).head(_EXAMPLES)
+        self.examples = candidates.groupby("category", sort=False).head(EXAMPLES)
 
     @cached_property
     def num_instances(self) -> int:
@@ -202,7 +202,7 @@ def _run_parts(sides: Sequence[Side], yardstick: Yardstick | None, sample: Sampl
         "gallery": gallery_parts(
             gallery,
             sides=[side.name for side in sides],
-            num_images=len(segmented),
+            said=_said(gallery, len(segmented), yardstick, len(sides)),
             threshold=None if yardstick is None else yardstick.settings.score_threshold,
         ),
     }
@@ -214,25 +214,39 @@ def _run_parts(sides: Sequence[Side], yardstick: Yardstick | None, sample: Sampl
 
 
 def gallery_parts(
-    gallery: Gallery, *, sides: Sequence[str], num_images: int, threshold: float | None = None
+    gallery: Gallery, *, sides: Sequence[str], said: str, threshold: float | None = None
 ) -> dict[str, Any]:
     """The template's `gallery`.
 
     Args:
         sides: what the runs are called; none for a page of labels.
-        num_images: from which the photos were chosen.
+        said: how many of which photos are shown, and how they were chosen.
         threshold: the score from which errors are counted; None without ground truth.
     """
     return {
-        "num_shown": len(gallery.pictures),
-        "num_images": num_images,
+        "said": said + (" More would make the file too large." if gallery.is_cut else ""),
         "unreadable": gallery.unreadable[:_MAX_LISTED],
         "num_unreadable": len(gallery.unreadable),
-        "is_cut": gallery.is_cut,
         "threshold": threshold,
         "sides": sides,
         "data": {"sides": sides, "threshold": threshold, "pictures": gallery.pictures},
     }
+
+
+def _said(gallery: Gallery, num_images: int, yardstick: Yardstick | None, num_sides: int) -> str:
+    """How many photos of a run are shown, and how they were chosen."""
+    num_shown = len(gallery.pictures)
+    of = f"All {num_shown:,}" if num_shown == num_images else f"{num_shown:,} of {num_images:,}"
+    if yardstick is None:
+        choice = ", half of them chosen so that every class is seen, the others by chance"
+        return f"{of} segmented images{'' if num_shown == num_images else choice}."
+    both = ", of both runs together" if num_sides == 2 else ""
+    differing = "; every other one is of those on which the runs differ most"
+    return (
+        f"{of} segmented images with ground truth, the most wrong: with most false positives and missed objects at a "
+        f"score of {yardstick.settings.score_threshold:g}{both}"
+        f"{differing if both and num_shown < num_images else ''}. They are ordered by that at the score below."
+    )
 
 
 def _totals_parts(run: AnyRun, images: pd.DataFrame, totals: _Totals) -> dict[str, Any]:
