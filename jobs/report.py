@@ -122,7 +122,8 @@ def write_report(plan: ReportPlan) -> tuple[str, list[str]]:
         sections = [each for each in (config.run, config.run_b) if each is not None]
         notes = [note for section, run in zip(sections, runs, strict=True) for note in notes_on_runs(section, run)]
         missing = [_missing_shards(run) for run in runs]
-        unfinished = "; ".join(part for part in missing if part)
+        names = ("A: ", "B: ") if len(runs) == 2 else ("",)
+        unfinished = "; ".join(name + part for name, part in zip(names, missing, strict=True) if part)
         html = build(
             runs[0],
             run_b=runs[1] if len(runs) == 2 else None,

@@ -207,7 +207,9 @@ def _run_parts(sides: Sequence[Side], yardstick: Yardstick | None, sample: Sampl
         ),
     }
     if len(sides) == 2:
-        page["run"]["facts"] |= {"B: output": sides[1].run.storage.uri, "B: model": sides[1].run.spec.model.sha256[:16]}
+        second = sides[1].run
+        facts = {"output of B": second.storage.uri, "model of B": second.spec.model.sha256[:16]}
+        page["run"]["facts"] |= {name: value for name, value in facts.items() if value}
     if yardstick is not None:
         page["errors"] = _error_parts(sides, yardstick)
     return page
@@ -240,12 +242,14 @@ def _said(gallery: Gallery, num_images: int, yardstick: Yardstick | None, num_si
     if yardstick is None:
         choice = ", half of them chosen so that every class is seen, the others by chance"
         return f"{of} segmented images{'' if num_shown == num_images else choice}."
-    both = ", of both runs together" if num_sides == 2 else ""
-    differing = "; every other one is of those on which the runs differ most"
+    settings, both = yardstick.settings, ", of both runs together" if num_sides == 2 else ""
+    choice = (
+        f": those with most errors at a score of {settings.score_threshold:g}{both}"
+        f"{', every other one of those on which the runs differ most' if both else ''}"
+    )
     return (
-        f"{of} segmented images with ground truth, the most wrong: with most false positives and missed objects at a "
-        f"score of {yardstick.settings.score_threshold:g}{both}"
-        f"{differing if both and num_shown < num_images else ''}. They are ordered by that at the score below."
+        f"{of} segmented images with ground truth{'' if num_shown == num_images else choice}. How wrong a photo is: its "
+        f"false positives and missed objects, at an IoU of {settings.iou_threshold:g} and from the score below on{both}."
     )
 
 

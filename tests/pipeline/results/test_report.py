@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -15,11 +19,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.dataset.check import check_data
+from pipeline.dataset.check_report import displayable
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import MetricsJson, evaluate_run
 from pipeline.manifest import to_json
 from pipeline.results.errors import Yardstick
+from pipeline.results.label_report import build_label_report
 from pipeline.results.report import build_report, side_by_side
 from pipeline.tables import load_images, load_instances
 from tests.debian import Unavailable
@@ -188,7 +196,10 @@ def test_photos_come_with_truth_and_marks_the_most_wrong_first(truth_page, drawn
     colours = {o["n"] for o in pictures[0]["truth"]}
     found = [i for i in pictures[0]["found"] if i["e"] == "t"]
     assert len(colours) == len(pictures[0]["truth"]) and {i["n"] for i in found} <= colours
-    assert "the most wrong first" in html and "1 not in the run" in html
+    assert (
+        "How wrong a photo is: its false positives and missed objects, at an IoU of 0.5" in html
+        and "1 not in the run" in html
+    )
 
 
 def test_a_report_is_named_by_run_model_data_and_day(truth_page, drawn_run):
@@ -384,3 +395,171 @@ def test_dark_mode_is_readable(opened):
         seen.add(opened.run(back))
     opened.devtools("Emulation.setEmulatedMedia", features=[])
     assert len(seen) == 2
+
+
+SMALL = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+# What `save` is handed, in place of a file.
+KEEP = "window.saved = {}; save = async (name, blob) => { saved[name] = [blob.type, blob.size, await blob.text()] }"
+
+
+def look(browser: chromium.Browser, name: str, *, whole: bool = True) -> None:
+    """Keeps a picture of the page in the folder that SCREENSHOTS names, for people to look at."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        width, height = browser.run("const e = document.documentElement; return [e.scrollWidth, e.scrollHeight]")
+        clip = {"clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}} if whole else {}
+        picture = browser.devtools("Page.captureScreenshot", captureBeyondViewport=whole, **clip)["data"]
+        (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(picture))
+
+
+def check_quiet(browser: chromium.Browser, page: Path) -> None:
+    """Nothing is asked of anybody, and nothing is wrong, since the page was opened."""
+    own = ("data:", "chrome:", "chrome-untrusted:", "blob:")
+    assert [url for url in browser.requests() if not url.startswith(own)] == [page.as_uri()[:100]]
+    assert [entry for entry in browser.log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+@pytest.fixture
+def truth_opened(browser, truth_page) -> Iterator[chromium.Browser]:
+    browser.requests()
+    browser.go(truth_page.as_uri())
+    yield browser
+    check_quiet(browser, truth_page)
+
+
+@pytest.mark.browser
+def test_errors_are_marked_counted_and_ordered_at_the_score_that_is_chosen(truth_opened, truth_page):
+    pictures = gallery_of(truth_page.read_text("utf-8"))
+    for score in (0.5, 0.3):
+        truth_opened.run(SET, "score", str(score))
+        names = "return [...document.querySelectorAll('.card > span:first-of-type')].map(s => s.textContent)"
+        order = truth_opened.run(names)
+        wrong = {}
+        for picture in pictures:
+            sides = [picture["found"], picture["other"]]
+            false = sum(i["e"] == "f" and i["s"] >= score for side in sides for i in side or [])
+            missed = sum((o["m"][side] or -1) < score for o in picture["truth"] for side in (0, 1))
+            wrong[picture["id"]] = (false, missed)
+        numbers = [sum(wrong[name]) for name in order]
+        assert numbers == sorted(numbers, reverse=True) and len(order) == len(pictures)
+        for at, kind in enumerate(("false", "missed")):
+            marks = truth_opened.run(f"return document.querySelectorAll('#gallery rect.{kind}').length")
+            assert marks == sum(pair[at] for pair in wrong.values())
+    look(truth_opened, "desktop")
+    truth_opened.run(SET, "errors-of", "false")
+    assert truth_opened.run(VISIBLE) == sum(false > 0 for false, _ in wrong.values())
+    truth_opened.run(SET, "errors-of", "")
+    truth_opened.run(SET, "order", "worse")
+    words = "return [...document.querySelector('.card').querySelectorAll('figcaption')].map(c => c.textContent)"
+    errors = [sum(map(int, re.findall(r"(\d+) (?:false|missed)", side))) for side in truth_opened.run(words)]
+    assert errors[1] > errors[0]
+
+
+@pytest.mark.browser
+def test_masks_boxes_and_colours_are_switched(truth_opened):
+    count = "return ['path', 'rect'].map(name => document.querySelectorAll('#gallery ' + name).length)"
+    paths, boxes = truth_opened.run(count)
+    assert paths > 0 and boxes > 0
+    truth_opened.click("#masks")
+    assert truth_opened.run(count) == [0, boxes]
+    truth_opened.click("#masks")
+    truth_opened.click("#boxes")
+    assert truth_opened.run(count) == [paths, 0]
+    fills = "return [...document.querySelectorAll('#gallery path')].map(p => p.getAttribute('fill'))"
+    by_class = set(truth_opened.run(fills))
+    truth_opened.run(SET, "colour", "n")
+    assert len(by_class) <= 3 < len(set(truth_opened.run(fills)))
+
+
+@pytest.mark.browser
+def test_a_picture_enlarged_shows_truth_and_both_runs(truth_opened):
+    truth_opened.click(".card:nth-child(1)")
+    captions = "return [...document.querySelectorAll('#large-photo figcaption')].map(c => c.textContent.slice(0, 2))"
+    assert truth_opened.run(captions) == ["tr", "A:", "B:"]
+    look(truth_opened, "enlarged", whole=False)
+    truth_opened.click("#masks-too")
+    assert truth_opened.run("return document.querySelectorAll('#large-photo path').length") == 0
+    truth_opened.click("#masks-too")
+    shown = "return document.getElementById('large-photo').getBoundingClientRect().bottom <= innerHeight"
+    assert truth_opened.run(shown)
+    truth_opened.run(KEEP)
+    truth_opened.click("#save")
+    ((name, (kind, size, _)),) = saved(truth_opened).items()
+    assert name.endswith(".png") and kind == "image/png" and size > 2000
+    truth_opened.press(chromium.ESCAPE)
+
+
+def saved(browser: chromium.Browser) -> dict[str, Any]:
+    """What was saved, once it is there."""
+    for _ in range(100):
+        if found := browser.run("return saved"):
+            return found
+        time.sleep(0.05)
+    raise AssertionError("nothing was saved")
+
+
+@pytest.mark.browser
+def test_tables_are_saved_as_csv_and_charts_as_png(truth_opened, truth_page):
+    truth_opened.run(KEEP)
+    truth_opened.run(
+        "document.querySelector('table[data-name=errors]').closest('.scroll').nextElementSibling.firstChild.click()"
+    )
+    ((name, (kind, _, text)),) = saved(truth_opened).items()
+    frame = pd.read_csv(io.StringIO(text.removeprefix("\ufeff")))
+    rows = table_of(truth_page.read_text("utf-8"), "errors")
+    assert name.endswith("errors.csv") and kind == "text/csv" and len(frame) == len(rows)
+    assert frame["true positives"].tolist() == [int(row[3]) for row in rows]
+    cells = """const table = document.createElement('table');
+      for (const text of ['=1+1', 'a "b", c', '1,234', '-', '-2.5']) table.insertRow().insertCell().textContent = text;
+      return toCsv(table)"""
+    assert truth_opened.run(cells).split("\r\n")[:-1] == ["'=1+1", '"a ""b"", c"', "1234", "", "-2.5"]
+    truth_opened.run(KEEP)
+    truth_opened.run("document.querySelector('.curves svg.chart').parentElement.querySelector('button').click()")
+    ((name, (kind, size, _)),) = saved(truth_opened).items()
+    assert name.endswith(".png") and kind == "image/png" and size > 2000
+
+
+@pytest.mark.browser
+def test_the_curves_of_a_class_are_chosen(truth_opened):
+    visible = "return [...document.querySelectorAll('.curves')].map(c => c.offsetParent !== null)"
+    assert truth_opened.run(visible) == [True, False, False, False]
+    truth_opened.run(SET, "curves-class", "2")
+    assert truth_opened.run(visible) == [False, False, True, False]
+
+
+@pytest.mark.browser
+def test_truth_and_two_runs_fit_a_phone_in_the_dark(truth_opened):
+    truth_opened.devtools("Emulation.setDeviceMetricsOverride", **SMALL)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    truth_opened.devtools("Emulation.setEmulatedMedia", features=dark)
+    try:
+        assert truth_opened.run("return document.documentElement.scrollWidth") <= 360
+        look(truth_opened, "phone")
+        truth_opened.click(".card:nth-child(1)")
+        assert truth_opened.run("return document.getElementById('large').scrollWidth") <= 360
+        look(truth_opened, "phone_enlarged", whole=False)
+        truth_opened.press(chromium.ESCAPE)
+    finally:
+        truth_opened.devtools("Emulation.setEmulatedMedia", features=[])
+        truth_opened.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.browser
+def test_a_page_of_labels_marks_the_faults(browser, drawn_run, tmp_path):
+    content = drawn_run.coco
+    content["annotations"].append(content["annotations"][0] | {"id": 10_000})
+    content["categories"][0]["name"] = NASTY
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    report = check_data(AnnotationSource(uri=str(tmp_path / "labels.json"), image_root=str(drawn_run.photos)))
+    page = tmp_path / "labels.html"
+    page.write_text(build_label_report(report, displayable), "utf-8")
+    browser.requests()
+    browser.go(page.as_uri())
+    assert browser.run(VISIBLE) == len(content["images"])
+    assert browser.run("return document.querySelectorAll('#gallery rect.false').length") == 1
+    browser.click(".card:nth-child(1)")
+    texts = browser.run("return [...document.querySelectorAll('#large-photo text')].map(t => t.textContent)")
+    assert any(text.startswith("duplicate_object: ") for text in texts)
+    look(browser, "labels_enlarged", whole=False)
+    browser.press(chromium.ESCAPE)
+    look(browser, "labels")
+    check_quiet(browser, page)
