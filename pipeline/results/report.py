@@ -243,13 +243,13 @@ def _said(gallery: Gallery, num_images: int, yardstick: Yardstick | None, num_si
         choice = ", half of them chosen so that every class is seen, the others by chance"
         return f"{of} segmented images{'' if num_shown == num_images else choice}."
     settings, both = yardstick.settings, ", of both runs together" if num_sides == 2 else ""
-    choice = (
-        f": those with most errors at a score of {settings.score_threshold:g}{both}"
-        f"{', every other one of those on which the runs differ most' if both else ''}"
-    )
+    choice = f": those with most errors at a score of {settings.score_threshold:g}{both}"
+    if both:
+        choice += ", every other one of those on which the runs differ most"
     return (
-        f"{of} segmented images with ground truth{'' if num_shown == num_images else choice}. How wrong a photo is: its "
-        f"false positives and missed objects, at an IoU of {settings.iou_threshold:g} and from the score below on{both}."
+        f"{of} segmented images with ground truth{'' if num_shown == num_images else choice}. How wrong a photo is: "
+        f"its false positives and missed objects, at an IoU of {settings.iou_threshold:g} and from the score below "
+        f"on{both}."
     )
 
 

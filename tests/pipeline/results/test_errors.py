@@ -12,8 +12,10 @@ from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import evaluate_run
 from pipeline.evaluation.settings import CountSettings
 from pipeline.results.errors import NOT_COUNTED, Counts, Yardstick, count_errors, pair_instances
+from pipeline.results.export import to_coco
 from pipeline.runs import open_runs
-from pipeline.tables import load_images, load_instances
+from pipeline.tables import categories_of, load_images, load_instances
+from tests.pipeline.nightly_runs import write_chain
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.437, 0.95])
@@ -53,6 +55,19 @@ def test_objects_on_photos_that_the_run_has_not_are_missed(drawn_run):
     errors = count_errors(open_runs(drawn_run.uri), yardstick)
     assert errors.missed[-1] == len(images[0].instances) and "elsewhere/new.png" not in errors.truth_id
     assert "1 not in the run" in errors.notes[0]
+
+
+def test_several_runs_are_measured_as_one(tmp_path):
+    runs, _, _ = write_chain(tmp_path, 3, new=4, changed=3, deleted=2)
+    chain = open_runs(runs[-1], chain=True)
+    content = to_coco(load_instances(chain), load_images(chain), categories_of(chain))
+    yardstick = Yardstick(Truth.load(content), CountSettings(score_threshold=0.0))
+    errors = count_errors(chain, yardstick)
+    assert (
+        errors.overall.objects == len(load_instances(chain)) > 20 and len(errors.truth_id) == errors.coverage.num_images
+    )
+    assert errors.false.sum() == errors.missed.sum() == 0
+    assert count_errors(open_runs(runs[-1]), yardstick).missed.sum() > 0  # on photos of earlier nights
 
 
 def test_a_pair_holds_at_every_score_up_to_its_own(drawn_run):
