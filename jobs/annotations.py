@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from jobs.config.results import CheckDataConfig, ConvertConfig
 from jobs.terminal import counted
 from pipeline.dataset.check import DataReport, check_data
-from pipeline.dataset.check_report import draw_offenders
+from pipeline.dataset.check_report import displayable, draw_offenders
 from pipeline.dataset.convert import Conversion, convert_annotations
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.manifest import to_json
+from pipeline.results.label_report import build_label_report
 from pipeline.storage.files import Location
 from pipeline.storage.stores import open_storage
 
@@ -25,10 +28,17 @@ def describe_annotations(config: CheckDataConfig | ConvertConfig) -> str:
 
 
 def run_check_data(config: CheckDataConfig) -> DataReport:
-    """Checks every annotation and image; with output.uri, also writes data_report.json and pictures of the faults."""
+    """Checks every annotation and image.
+
+    With output.uri, also writes a page of the labels there, where it ends with .html, else data_report.json and
+    pictures of the faults.
+    """
     data = config.data
     report = check_data(data, config.storage, in_channels=data.in_channels, extra_channels=data.extra_channels)
-    if config.output.uri is not None:
+    if config.output.uri is not None and config.output.uri.lower().endswith((".html", ".htm")):
+        page = build_label_report(report, displayable, day=datetime.now(UTC).date())
+        Location(config.output.uri, config.storage).write_bytes(page.encode("utf-8", "replace"))
+    elif config.output.uri is not None:
         open_storage(config.output.uri, config.storage).write_bytes("data_report.json", to_json(report.to_dict()))
         draw_offenders(report, Location(config.output.uri, config.storage))
     return report

@@ -321,12 +321,12 @@ def history(settings: Any, dry_run: bool) -> None:
 
 @configured("report")
 def report(settings: Any, dry_run: bool) -> None:
-    """Write one HTML file with pictures of a run, several runs or a training: `maskfleet report RUN`."""
-    from jobs.report import check_source, write_report
+    """Write one HTML file with pictures of a run, two (run_b.uri=RUN_B) or a training: `maskfleet report RUN`."""
+    from jobs.report import prepare_report, write_report
 
-    check_or_refuse(lambda: check_source(settings))
-    _end_dry_run(dry_run, f"would write a report of {settings.run.uri}")
-    written, notes = run_or_fail(lambda: write_report(settings))
+    plan = check_or_refuse(lambda: prepare_report(settings))
+    _end_dry_run(dry_run, plan.describe)
+    written, notes = run_or_fail(lambda: write_report(plan))
     _say_notes(notes)
     say(written)
 

@@ -17,7 +17,7 @@ from model.categories import thresholds_by_label
 from model.checkpoint import Checkpoint
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
-from pipeline.results.render import overlay, palette
+from pipeline.results.render import overlay
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage.files import Location
 from pipeline.storage.uri import base_name
@@ -126,14 +126,13 @@ def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lam
         limits=config.decode,
         storage=config.storage,
     )
-    colors = palette(category.name for category in checkpoint.categories)
     output = Location(config.output.uri, config.storage)
     rows: list[ImageResult] = []
     names: set[str] = set()
     for result in predictor.iter_results(plan.photos):
         if config.output.overlays and result.pixels is not None:
             name = _free_name(base_name(result.row.image.image_id), names)
-            (output / name).write_bytes(_draw(result, colors))
+            (output / name).write_bytes(_draw(result))
         rows.append(result.row)
         on_progress(len(rows), len(plan.photos))
     metadata = {"maskfleet.schema_version": str(SCHEMA_VERSION), "maskfleet.model_sha256": checkpoint.sha256}
@@ -163,12 +162,12 @@ def to_rich_table(prediction: Prediction) -> Table:
     return table
 
 
-def _draw(result: PhotoResult, colors: dict[str, tuple[int, int, int]]) -> bytes:
+def _draw(result: PhotoResult) -> bytes:
     """The photo with its instances drawn on it, as the bytes of a PNG."""
     assert result.pixels is not None
     _, instances = to_frames([result.row])
     buffer = io.BytesIO()
-    overlay(result.pixels, instances, colors=colors).save(buffer, "PNG")
+    overlay(result.pixels, instances).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 
 import pandas as pd
@@ -12,18 +15,28 @@ from rich.table import Table
 
 from jobs.config.load import ConfigError
 from jobs.config.results import ExportConfig, HistoryConfig, ReportConfig, RunsSection
-from jobs.evaluate import EVALUATION_SUFFIX, METRICS_JSON, notes_on_runs, open_finished, open_given
+from jobs.evaluate import (
+    EVALUATION_SUFFIX,
+    METRICS_JSON,
+    check_fits,
+    load_truth,
+    notes_on_runs,
+    open_finished,
+    open_given,
+)
 from jobs.terminal import counted
 from jobs.training.output import CONFIG, TrainingOutput
 from pipeline.dataset.run_labels import MIN_SCORE, Exported, export_labels
+from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotationError
 from pipeline.evaluation.metrics import MetricsJson
 from pipeline.manifest import RUN_KEY, RunError
 from pipeline.plan import read_plan
 from pipeline.results import FIGURES
+from pipeline.results.errors import Yardstick
 from pipeline.results.export import ExportError, export_results
 from pipeline.results.history import load_history, plot_trend, trend
-from pipeline.results.report import build_report
+from pipeline.results.report import Sample, build_report, side_by_side
 from pipeline.runs import AnyRun, Runs, check_no_pattern
 from pipeline.storage.base import Storage
 from pipeline.storage.files import Location
@@ -32,21 +45,58 @@ from pipeline.storage.stores import open_file, open_storage
 _HASHES = {"run": "run_id", "model": "model_sha256", "truth": "truth_sha256"}
 
 
-def check_source(config: ReportConfig | ExportConfig) -> None:
-    """Looks whether there is something to read, before anything is written.
+@dataclass(frozen=True)
+class ReportPlan:
+    """A checked configuration.
+
+    Attributes:
+        runs: the run, or several as one, and the second one where there is one; none for the report of a training.
+        yardstick: the ground truth; None where none is given.
+    """
+
+    config: ReportConfig
+    runs: tuple[AnyRun, ...]
+    yardstick: Yardstick | None
+
+    def describe(self) -> str:
+        """What would be written, for a dry run."""
+        beside = f" and {self.config.run_b.uri}" if self.config.run_b is not None else ""
+        against = f" against {self.config.ground_truth.uri}" if self.yardstick is not None else ""
+        return f"would write a report of {self.config.run.uri}{beside}{against}"
+
+
+def check_source(config: ExportConfig) -> None:
+    """Raises RunError where there is no finished run to export, before anything is written."""
+    open_finished(config.run, "run", config.storage)
+
+
+def prepare_report(config: ReportConfig) -> ReportPlan:
+    """Opens the runs and the ground truth; writes nothing.
 
     Raises:
-        RunError: an export without a finished run there, or a report without a run or a training.
+        RunError: there is neither a run nor a training; or as `open_runs`.
+        ConfigError: a second run, or ground truth, for the report of a training.
+        ValueError: the ground truth cannot be read, or does not fit the runs.
     """
     storage = open_storage(config.run.uri, config.storage)
-    if isinstance(config, ExportConfig):
-        open_finished(config.run, "run", config.storage)
-    elif _is_of_runs(config.run, storage):
-        run = open_given(config.run, config.storage)
+    if not _is_of_runs(config.run, storage):
+        if not storage.exists(CONFIG):
+            check_no_pattern(config.run.uri)
+            raise RunError(f"run.uri: {config.run.uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
+        for key, value in (("run_b", config.run_b), ("ground_truth.uri", config.ground_truth.uri)):
+            if value is not None:
+                raise ConfigError(f"{key}: run.uri is a training, whose report shows no photos; allowed is null")
+        return ReportPlan(config, (), None)
+    runs = tuple(open_given(each, config.storage) for each in (config.run, config.run_b) if each is not None)
+    for run in runs:
         _ = run.spec, isinstance(run, Runs) and run.parts
-    elif not storage.exists(CONFIG):
-        check_no_pattern(config.run.uri)
-        raise RunError(f"run.uri: {config.run.uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
+    if config.ground_truth.uri is None:
+        return ReportPlan(config, runs, None)
+    truth = load_truth(AnnotationSource(**vars(config.ground_truth)), config.storage, runs[0], config.evaluate)
+    yardstick = Yardstick(truth, config.evaluate)
+    for run in runs:
+        check_fits(truth, run, [yardstick.iou_type])
+    return ReportPlan(config, runs, yardstick)
 
 
 def _is_of_runs(section: RunsSection, storage: Storage) -> bool:
@@ -54,30 +104,41 @@ def _is_of_runs(section: RunsSection, storage: Storage) -> bool:
     return section.chain or bool(section.earlier) or storage.exists(RUN_KEY)
 
 
-def write_report(config: ReportConfig) -> tuple[str, list[str]]:
-    """Writes the HTML report of a run, of several as one, or of a training, finished or not.
+def write_report(plan: ReportPlan) -> tuple[str, list[str]]:
+    """Writes the HTML report of a run, of several as one, of two side by side, or of a training, finished or not.
 
     Returns a line that says where it is, and notes.
 
     The report of a run holds its evaluation where there is one, and of an unfinished run what is committed so far.
 
     Raises:
-        RunError: no run there (see `check_source`), or `report.evaluation` holds no figures.
+        RunError: `report.evaluation` holds no figures.
     """
+    config, runs = plan.config, plan.runs
     uri = config.run.uri.rstrip("/")
-    storage = open_storage(uri, config.storage)
-    build = partial(build_report, num_images=config.report.num_images, seed=config.report.seed)
-    beside, unfinished, notes = storage.uri.rstrip("/"), "", list[str]()
-    if _is_of_runs(config.run, storage):
-        run = open_given(config.run, config.storage)
-        beside, unfinished, notes = run.beside, _missing_shards(run), notes_on_runs(config.run, run)
-        html = build(run, evaluation=_evaluation_of(config, run), unfinished=unfinished)
+    beside, unfinished, notes = open_storage(uri, config.storage).uri.rstrip("/"), "", list[str]()
+    build = partial(build_report, day=datetime.now(UTC).date())
+    if runs:
+        sections = [each for each in (config.run, config.run_b) if each is not None]
+        notes = [note for section, run in zip(sections, runs, strict=True) for note in notes_on_runs(section, run)]
+        missing = [_missing_shards(run) for run in runs]
+        names = ("A: ", "B: ") if len(runs) == 2 else ("",)
+        unfinished = "; ".join(name + part for name, part in zip(names, missing, strict=True) if part)
+        html = build(
+            runs[0],
+            run_b=runs[1] if len(runs) == 2 else None,
+            yardstick=plan.yardstick,
+            evaluation=_evaluation_of(config, runs),
+            unfinished=unfinished,
+            sample=Sample(config.report.num_images, config.report.seed),
+        )
+        beside = runs[0].beside
     else:
         metrics = pd.DataFrame(TrainingOutput(uri, config.storage).read_metrics())
         html = build(training=metrics, title=f"Training {uri}")
     target = config.output.uri or f"{beside}.report.html"
     storage, key = open_file(target, config.storage)
-    storage.write_bytes(key, html.encode())
+    storage.write_bytes(key, html.encode("utf-8", "replace"))
     return f"report -> {target}" + (f"; the run is not finished: {unfinished}" if unfinished else ""), notes
 
 
@@ -93,16 +154,28 @@ def _missing_shards(run: AnyRun) -> str:
     return f"{len(run.files):,} of {counted(plan.num_shards, 'shard')} committed"
 
 
-def _evaluation_of(config: ReportConfig, run: AnyRun) -> MetricsJson | None:
-    """The figures at `report.evaluation`, or of the evaluation beside the run; None where there is none beside it."""
+def _evaluation_of(config: ReportConfig, runs: Sequence[AnyRun]) -> MetricsJson | None:
+    """The figures at `report.evaluation`, or of the evaluation beside the run; None where there is none beside it.
+
+    Of two runs those of the second, which stand beside it, are joined.
+    """
     evaluation_uri = config.report.evaluation
-    storage = open_storage(evaluation_uri or run.beside + EVALUATION_SUFFIX, config.storage)
+    found = [
+        _read_figures(config, evaluation_uri or runs[0].beside + EVALUATION_SUFFIX),
+        *(_read_figures(config, run.beside + EVALUATION_SUFFIX) for run in runs[1:]),
+    ]
+    if found[0] is None and evaluation_uri is not None:
+        raise RunError(f"report.evaluation: {evaluation_uri} holds no {METRICS_JSON}")
+    if len(found) == 2 and found[0] is not None and found[1] is not None:
+        return side_by_side(found[0], found[1])
+    return found[0]
+
+
+def _read_figures(config: ReportConfig, uri: str) -> MetricsJson | None:
     try:
-        return json.loads(storage.read_bytes(METRICS_JSON))
+        return json.loads(open_storage(uri, config.storage).read_bytes(METRICS_JSON))
     except FileNotFoundError:
-        if evaluation_uri is None:
-            return None
-        raise RunError(f"report.evaluation: {evaluation_uri} holds no {METRICS_JSON}") from None
+        return None
 
 
 def write_export(config: ExportConfig) -> tuple[str, Exported, list[str]]:

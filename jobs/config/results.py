@@ -120,7 +120,7 @@ class OptionalOutputSection(Section):
     uri: Uri | None = Field(
         None,
         description="Folder or file to write; null writes beside the run, under its name (check-data and history then "
-        "write nothing).",
+        "write nothing). check-data writes one page of the labels to a file whose name ends with .html.",
     )
 
 
@@ -200,6 +200,9 @@ class ReportConfig(Section):
     """All settings of `maskfleet report`."""
 
     run: RunsSection
+    run_b: RunsSection | None = Field(None, description="A second run, shown beside the first; null is none.")
+    ground_truth: OptionalSource = Field(default_factory=OptionalSource)
+    evaluate: CountSettings = Field(default_factory=CountSettings)
     report: ReportSection = Field(default_factory=ReportSection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)

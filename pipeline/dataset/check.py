@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class DataReport:
         class_counts: objects of each class, crowd regions included; 0 for an unused class.
         findings: one for each kind of fault, errors first; empty for a clean set.
         notes: how often the reader had to decide something: name of the decision -> count.
+        annotated: the set itself; None where it was refused.
     """
 
     uri: str
@@ -88,6 +89,7 @@ class DataReport:
     class_counts: Mapping[str, int]
     findings: tuple[Finding, ...]
     notes: Mapping[str, int]
+    annotated: AnnotatedSet | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -99,9 +101,9 @@ class DataReport:
         return sum(finding.count for finding in self.findings if finding.kind == kind)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, for JSON."""
+        """Plain values, for JSON, without the set itself."""
         return {
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "annotated"},
             "ok": self.ok,
             "findings": [
                 {
@@ -255,6 +257,7 @@ def _check_set(
         dict(class_counts),
         faults.findings(),
         all_notes(annotated),
+        annotated,
     )
 
 

@@ -41,7 +41,7 @@ def draw_offenders(report: DataReport, folder: str | Location, *, max_pictures: 
 def _draw(example: Example) -> Image.Image:
     image = example.image
     assert image is not None
-    pixels = _displayable(replace(image, extra_paths=()))
+    pixels = displayable(image)
     height, width = pixels.shape[:2]
     margin = max(8, max(height, width) // 16)
     canvas = Image.new("RGB", (width + 2 * margin, height + 2 * margin), (96, 96, 96))
@@ -62,8 +62,12 @@ def _draw(example: Example) -> Image.Image:
     return canvas
 
 
-def _displayable(image: AnnotatedImage) -> np.ndarray:
-    """uint8 RGB [H, W, 3] of a photo; of many bands the first three, or the first one, scaled to their own range."""
+def displayable(image: AnnotatedImage) -> np.ndarray:
+    """uint8 RGB [H, W, 3] of a photo; of many bands the first three, or the first one, scaled to their own range.
+
+    One of another size than annotated is given as stored. Raises UnusablePhoto where it cannot be read.
+    """
+    image = replace(image, extra_paths=())
     try:
         return load_photo(image)[0]
     except WrongSize:  # drawn as stored, which shows the difference

@@ -211,9 +211,7 @@ def _per_image(truth: Truth, matches_of_runs: Sequence[Matches]) -> pd.DataFrame
     columns: dict[str, Sequence[str] | np.ndarray] = {"image": list(truth.file_names)}
     for name, matches in zip("ab", matches_of_runs, strict=True):
         row_images = truth.index_of(matches.image_ids)
-        false = np.bincount(row_images[matches.is_false], minlength=num_images)
-        missed = np.bincount(truth.image_index[matches.counted & ~matches.found], minlength=num_images)
-        columns[f"errors_{name}"] = false + missed
+        columns[f"errors_{name}"] = np.add(*matches.errors_by_image(truth))
         hits = matches.is_true
         columns[f"iou_{name}"] = np.bincount(row_images[hits], weights=matches.ious[hits], minlength=num_images)
     frame = pd.DataFrame(columns)

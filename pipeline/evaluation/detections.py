@@ -23,6 +23,7 @@ class DetectionTable:
         counts: N compressed RLE strings, or None without masks; a list becomes an Arrow array.
         sizes: int64 [N, 2], height and width of the masks, or None without masks.
         keypoints: N flat lists of x, y, v triples, or None.
+        rows: int64 [N], the rows of the instances table that they were made of, or None.
     """
 
     image_ids: np.ndarray
@@ -32,6 +33,7 @@ class DetectionTable:
     counts: pa.Array | Sequence[str] | None = None
     sizes: np.ndarray | None = None
     keypoints: Sequence[Sequence[float]] | None = None
+    rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.counts is not None:
@@ -52,6 +54,7 @@ class DetectionTable:
             None if self.counts is None else to_text(self.counts).take(pa.array(indices)),
             None if self.sizes is None else self.sizes[indices],
             None if self.keypoints is None else [self.keypoints[index] for index in index_list],
+            None if self.rows is None else self.rows[indices],
         )
 
     def to_rles(self) -> list[Rle]:

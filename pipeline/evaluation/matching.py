@@ -46,6 +46,12 @@ class Matches:
         """bool [D]: false positives."""
         return (self.truths < 0) & ~self.ignored
 
+    def errors_by_image(self, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
+        """False positives and missed objects of each image of the truth, int64 [I] each."""
+        num_images = len(truth.image_ids)
+        false = np.bincount(truth.index_of(self.image_ids)[self.is_false], minlength=num_images)
+        return false, np.bincount(truth.image_index[self.counted & ~self.found], minlength=num_images)
+
     def on_images(self, image_ids: Sequence[int], truth: Truth) -> Matches:
         """The matches on these images alone; annotations elsewhere are neither found nor counted."""
         kept, is_there = np.isin(self.image_ids, image_ids), np.isin(truth.annotations.image_ids, image_ids)

@@ -32,7 +32,7 @@ def notes_on(
     """
     return (
         *_on_annotations(truth, "segm" in coco),
-        *_on_coverage(coverage),
+        *coverage_notes(coverage),
         *_on_classes(truth, run_classes),
         *(note for matches in coco.values() for note in _on_matches(truth, matches, max_detections)),
     )
@@ -75,7 +75,8 @@ def _is_empty(counts: bytes) -> bool:
     return len(counts) < 8 and sum(not (character - 48) & 32 for character in counts) == 1
 
 
-def _on_coverage(coverage: Coverage) -> Iterator[str]:
+def coverage_notes(coverage: Coverage) -> Iterator[str]:
+    """Sentences about images and detections that were not measured, or that count as missed."""
     if coverage.failed or coverage.num_missing:
         reasons = [f"{count} {status}" for status, count in sorted(coverage.failed.items())]
         if coverage.num_missing:

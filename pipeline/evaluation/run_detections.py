@@ -58,6 +58,17 @@ class Coverage:
     num_truths_not_labelled: int = 0
     num_other_size: int = 0
 
+    def with_detections_of(self, parts: Iterable[Coverage]) -> Coverage:
+        """The same images, with the detections that parts of them counted."""
+        parts = list(parts)
+        return replace(
+            self,
+            num_instances=sum(part.num_instances for part in parts),
+            num_other_category=sum(part.num_other_category for part in parts),
+            num_not_labelled=sum(part.num_not_labelled for part in parts),
+            num_other_size=sum(part.num_other_size for part in parts),
+        )
+
 
 @dataclass(frozen=True)
 class ImageMatch:
@@ -130,6 +141,7 @@ def align(
         counts=to_text(rows["rle_counts"]) if masks else None,
         sizes=np.stack([column(name, np.int64) for name in ("image_height", "image_width")], axis=1) if masks else None,
         keypoints=rows["keypoints"].to_pylist() if keypoints else None,
+        rows=np.arange(rows.num_rows),
     )
     keep = on_truth & in_truth & labelled
     if not keep.all():

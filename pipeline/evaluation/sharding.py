@@ -28,8 +28,6 @@ from pipeline.tables import load_images, load_table
 if TYPE_CHECKING:
     import pandas as pd
 
-_SUMMED = ("num_instances", "num_other_category", "num_not_labelled", "num_other_size")
-
 
 @dataclass(frozen=True)
 class Share:
@@ -103,14 +101,13 @@ def merge_shares(
         raise ValueError("there is no share to merge")
     images = load_images(run, ["image_id", "status"])
     counted = cover(images, truth, match_images(images["image_id"], truth))
-    summed = {name: sum(getattr(part.coverage, name) for part in measured) for name in _SUMMED}
     confusion = measured[0].confusion
     for part in measured[1:]:
         confusion = confusion if part.confusion is None else confusion + part.confusion
     whole = Measured(
         coco={kind: join_matches([part.coco[kind] for part in measured]) for kind in measured[0].coco},
         matches={kind: _join(truth, shares, [part.matches[kind] for part in measured]) for kind in measured[0].matches},
-        coverage=replace(counted, **summed),
+        coverage=counted.with_detections_of(part.coverage for part in measured),
         confusion=confusion,
     )
     return to_metrics(truth, whole, settings, score_threshold_of(run), classes_of(run))

@@ -41,6 +41,7 @@ def line_chart(
     *,
     label: str,
     y_range: tuple[float, float] | None = None,
+    x_range: tuple[float, float] | None = None,
 ) -> str:
     """Several lines as an `<svg>` element with a legend; "" where there is no point to draw.
 
@@ -49,6 +50,7 @@ def line_chart(
             points 1000 are drawn.
         label: of the x axis, and for screen readers.
         y_range: of the y axis; values outside are drawn on its ends. None fits it to the values.
+        x_range: of the x axis, which holds all values. None fits it to them.
     """
     kept = {}
     for name, (xs, ys) in lines.items():
@@ -60,7 +62,7 @@ def line_chart(
         return ""
     all_x = np.concatenate([x for x, _ in kept.values()])
     all_y = np.concatenate([y for _, y in kept.values()])
-    low, high = float(all_x.min()), float(all_x.max())
+    low, high = x_range or (float(all_x.min()), float(all_x.max()))
     bottom, top = y_range or (float(min(all_y.min(), 0)), float(all_y.max()))
     high, top = (high if high > low else low + 1), (top if top > bottom else bottom + 1)
     ticks = [(low + (high - low) * i / 4, _number(low + (high - low) * i / 4)) for i in range(5)]

@@ -6,7 +6,7 @@ import colorsys
 import io
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,23 @@ from pipeline.storage.files import Location
 from pipeline.tables import decode_masks, load_images, load_instances
 
 _MASK_OPACITY = 0.45
-_MAX_PIXELS = 200_000_000  # of a photo opened for drawing
 
 
 def color_of(category: str) -> tuple[int, int, int]:
-    """RGB 0..255 of a class, computed from its name alone, so that it is the same in every picture."""
-    digest = zlib.crc32(category.encode())
-    hue = digest % 1024 / 1024
-    lightness = (0.50, 0.58, 0.66)[digest // 1024 % 3]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.95)
+    """RGB 0..255 of a class, computed from its name alone: the same in every picture and on every page."""
+    # Of 20,000 prefixes tried, this one keeps the classes that are seen most often farthest apart.
+    digest = zlib.crc32(b"16561" + category.encode("utf-8", "surrogatepass"))
+    return _rgb(digest % 36 / 36, (0.42, 0.56, 0.72)[digest // 36 % 3])
+
+
+def color_of_instance(number: int) -> tuple[int, int, int]:
+    """RGB 0..255 of an instance by its number (from 0) on a photo: each hue is a golden angle further than the last."""
+    return _rgb((0.58 + number * 0.61803398875) % 1, (0.55, 0.68, 0.42)[number // 8 % 3])
+
+
+def _rgb(hue: float, lightness: float) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.92)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def palette(categories: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """Colours (RGB 0..255) by class name, as different from one another as their number allows.
-
-    In the order of the names each hue is a golden angle further. The same set of names gives the same colours.
-    """
-    colors = {}
-    for number, name in enumerate(sorted(set(categories))):
-        hue = (0.58 + number * 0.61803398875) % 1
-        red, green, blue = colorsys.hls_to_rgb(hue, (0.55, 0.66, 0.45)[number // 8 % 3], 0.92)
-        colors[name] = (round(red * 255), round(green * 255), round(blue * 255))
-    return colors
 
 
 def overlay(
@@ -65,7 +59,7 @@ def overlay(
         instances: this photo's rows of the instances table (`category`, `score`, `x1` .. `y2`, `rle_counts`,
             `image_height`, `image_width`); without rows nothing is drawn. Where they are of several photos, those whose
             `image_id` is the path or URI as given are drawn.
-        colors: by class, e.g. `palette` of all classes of a run; a class that is not in it gets `color_of`.
+        colors: by class; a class that is not in it gets `color_of`, as on the pages of `maskfleet report`.
         min_score: rows below it are left out.
         masks, boxes, labels: whether to draw them.
 
@@ -158,14 +152,15 @@ def open_photo(photo: str | Location) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it cannot be decoded, or has more than 200 million pixels.
+        OSError: it cannot be decoded, or has more than 178 million pixels.
     """
     data = Location.of(photo).read_bytes()
-    image = Image.open(io.BytesIO(data))
-    if image.width * image.height > _MAX_PIXELS:
-        raise OSError(f"{photo} has {image.width} x {image.height} pixels, too many to draw on")
-    picture = to_rgb(image, data)
-    turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image) or 1)  # Pillow turns TIFFs itself
+    try:
+        image = Image.open(io.BytesIO(data))
+        picture = to_rgb(image, data)
+        turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image) or 1)  # Pillow turns TIFFs itself
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
+        raise OSError(f"{photo} cannot be decoded: {error}") from error
     return picture if turn is None else picture.transpose(turn)
 
 
@@ -192,7 +187,6 @@ def save_overlays(
     chosen = pd.concat([images[has_instances], images[~has_instances]]).head(num_images)
     rows = load_instances(run, filters=[("image_id", "in", chosen["image_id"].tolist()), ("score", ">=", min_score)])
     by_image = dict(tuple(rows.groupby("image_id")))
-    colors = palette(load_instances(run, ["category"])["category"].unique())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures: list[Image.Image] = []
@@ -203,7 +197,6 @@ def save_overlays(
             picture = overlay(
                 open_photo(Location(row.uri, run.storage.settings)),
                 by_image.get(row.image_id, rows.iloc[:0]),
-                colors=colors,
             )
         except (OSError, ValueError):
             continue

@@ -1,4 +1,4 @@
-"""The HTML report of a run, in one file: totals, failures, distributions, a gallery with filters, figures and curves.
+"""The HTML report of one run or two, in one file: totals, failures, errors against truth, curves, a gallery.
 
 The file holds everything it shows, and a content security policy that forbids the browser to load anything else. The
 gallery holds photos and masks separately; the page draws the masks' outlines, so filters act on single instances.
@@ -6,43 +6,43 @@ gallery holds photos and masks separately; the page draws the masks' outlines, s
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from pipeline.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES
-from pipeline.masks.contours import mask_to_part_polygons
 from pipeline.results.charts import bar_chart, line_chart
-from pipeline.results.render import open_photo, palette
-from pipeline.runs import AnyRun, RunSource, open_runs
+from pipeline.results.errors import Counts, RunErrors, Yardstick, count_errors
+from pipeline.results.gallery import EXAMPLES, Gallery, Side, build_gallery, choose_images, choose_worst
+from pipeline.results.render import color_of
+from pipeline.runs import AnyRun, Runs, RunSource, open_runs
 from pipeline.schema import OK, STATUSES
-from pipeline.storage.files import Location
-from pipeline.tables import decode_mask, iter_instances, load_images, load_instances
+from pipeline.storage.uri import base_name
+from pipeline.tables import iter_instances, load_images
 
 if TYPE_CHECKING:
     from pipeline.evaluation.metrics import MetricsJson, PlainConfusion
 
-MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole file
-_PHOTO_PX = 720
-_PHOTO_QUALITY = 74
-_MAX_INSTANCES = 40  # drawn on one photo
-_EXAMPLES = 6  # images listed for each failure, and photos of each class for the gallery to choose from
+_EXAMPLES = 6  # images listed for each failure
 _SCORE_EDGES = np.linspace(0, 1, 21)
 _SIDE_EDGES = np.linspace(0, 12, 25)  # log2 of the square root of the area
 _CONFIDENT = 0.5  # the score from which an instance is counted as confident
 _AT_THRESHOLD = ("precision", "recall", "F1", "mean_iou", "true_positives", "false_positives", "false_negatives")
 _MOST_CLASSES = 16  # of a confusion matrix that is shown whole
 _MOST_PAIRS = 20  # of classes, shown of a larger confusion matrix
+_MAX_CURVES = 60  # classes whose curves are on the page, those with most objects; they bound its size
+_MAX_LISTED = 50  # photos that cannot be shown
+_ERROR_COLUMNS = (
+    "objects", "true positives", "false positives", "missed", "precision", "recall", "F1", "best F1", "at score",
+)  # fmt: skip
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Totals:
         by_class: instances of each class.
         confident_by_class: those with a score of at least `_CONFIDENT`.
         scores, sides: int64, histograms over `_SCORE_EDGES` and `_SIDE_EDGES`.
-        examples: `category`, `image_id`, `draw`: up to `_EXAMPLES` photos for each class.
+        examples: `category`, `image_id`, `draw`: up to `EXAMPLES` photos for each class.
     """
 
     by_class: Counter[str] = field(default_factory=Counter)
@@ -74,84 +74,187 @@ class _Totals:
         pairs = pairs.assign(draw=pairs["image_id"].map(draw))
         candidates = pairs if self.examples is None else pd.concat([self.examples, pairs])
         candidates = candidates.drop_duplicates(["category", "image_id"]).sort_values("draw")
-        self.examples = candidates.groupby("category", sort=False).head(_EXAMPLES)
+        self.examples = candidates.groupby("category", sort=False).head(EXAMPLES)
 
     @cached_property
     def num_instances(self) -> int:
         return sum(self.by_class.values())
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Which photos the gallery shows: at most so many; the choice depends on the run and the seed alone."""
+
+    num_images: int = 120
+    seed: int = 0
+
+
 def build_report(
     run: RunSource | None = None,
     *,
+    run_b: RunSource | None = None,
+    yardstick: Yardstick | None = None,
     evaluation: MetricsJson | None = None,
     training: pd.DataFrame | None = None,
     unfinished: str = "",
     title: str | None = None,
-    num_images: int = 120,
-    seed: int = 0,
+    day: date | None = None,
+    sample: Sample = Sample(),
 ) -> str:
     """The report's HTML.
 
     Args:
         run: a bulk run or its URI, or several (see `open_runs`); None for a report of a training alone.
+        run_b: a second one, whose detections on the photos of the first are shown beside them.
+        yardstick: ground truth: the page then shows it beside what was found, marks false positives and missed objects,
+            has the figures of each class, and the photos with the most errors. Without it half of the photos are chosen
+            so that each class is seen, the rest at random.
         evaluation: `Metrics.to_dict()`, for AP tables and precision-recall curves.
         training: metrics of a training, one row for each step: `step` and other numbers. Columns whose name holds
             "loss" share a chart, those with "AP" share another, and `lr` has its own.
         unfinished: what the page says of a run that is not sealed, such as how many of its shards are committed.
-        title: of the page; None: made of the run's id.
-        num_images: photos in the gallery, at most; fewer where the file would grow too large. Half are chosen so that
-            each class is seen, the rest at random. The choice depends on the run and `seed` alone.
+        title: of the page; None: made of the run's name, model and data.
+        day: behind the title.
+        sample: the photos; fewer where the file would grow too large.
 
     Raises:
         RunError: there is no such run.
+        EvaluationError: a run does not fit the ground truth.
         ValueError: neither a run nor a training.
     """
     if run is None and training is None:
         raise ValueError("a report needs a run or a training")
+    page: dict[str, Any] = {"unfinished": unfinished}
+    if run is not None:
+        runs = [open_runs(each) for each in (run, run_b) if each is not None]
+        names = ["A", "B"] if len(runs) == 2 else [""]
+        sides = [
+            Side(name, each, None if yardstick is None else count_errors(each, yardstick))
+            for name, each in zip(names, runs, strict=False)
+        ]
+        title = title or _title(runs)
+        page |= _run_parts(sides, yardstick, sample)
+        if not unfinished and not all(each.sealed for each in runs):
+            page["unfinished"] = "only committed shards are shown"
+    page["evaluation"] = None if evaluation is None else _evaluation_parts(evaluation)
+    page["training"] = None if training is None else _training_charts(training)
+    title = title or "Training"
+    return render_page(page, title=title if day is None else f"{title}, {day.day} {day:%B %Y}")
+
+
+def render_page(page: Mapping[str, Any], *, title: str) -> str:
+    """The HTML of the parts that there are: `run`, `gallery`, `errors`, `evaluation`, `training`, `labels`."""
     from jinja2 import Environment
 
-    run = None if run is None else open_runs(run)
-    run_part, gallery = ({}, []) if run is None else _run_parts(run, num_images, seed)
-    evaluation_part = None if evaluation is None else _evaluation_parts(evaluation)
-    charts = None if training is None else _training_charts(training)
+    run = page.get("run") or {}
     sections = [
         (key, name)
         for key, name, is_shown in (
-            ("evaluation", "Evaluation", evaluation_part),
-            ("training", "Training", charts),
-            ("failures", "Failures", run_part.get("failures")),
-            ("instances", "Instances", run_part),
-            ("pictures", "Pictures", run_part),
+            ("errors", "Truth and prediction", page.get("errors")),
+            ("evaluation", "Evaluation", page.get("evaluation")),
+            ("training", "Training", page.get("training")),
+            ("failures", "Failures", run.get("failures")),
+            ("instances", "Instances", run),
+            ("labels", "Labels", page.get("labels")),
+            ("pictures", "Pictures", page.get("gallery")),
         )
         if is_shown
     ]
     text = resources.files("pipeline.results").joinpath("report.html.j2").read_text("utf-8")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
-    return page.render(
-        title=title or ("Training" if run is None else run.title),
-        run=run_part or None,
-        unfinished=None if run is None or run.sealed else unfinished or "only committed shards are shown",
-        evaluation=evaluation_part,
-        training=charts,
-        sections=sections,
-        data=_script_json(gallery),
-    )
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    data = _script_json(page["gallery"].pop("data")) if page.get("gallery") else ""
+    return template.render(title=title, sections=sections, data=data, **page)
 
 
-def _run_parts(run: AnyRun, num_images: int, seed: int) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """The template's `run`, and the entries of the gallery."""
+def _title(runs: Sequence[AnyRun]) -> str:
+    """The runs by name, their model and data: "night-3: Mask R-CNN resnet50 fpn on photos"."""
+    spec = runs[0].spec
+    network = " ".join(str(spec.model.spec[name]) for name in ("backbone", "neck") if name in spec.model.spec)
+    names = " and ".join(base_name(run.storage.uri.rstrip("/")) for run in runs)
+    several = f" ({len(runs[0].runs)} runs)" if isinstance(runs[0], Runs) else ""
+    data = base_name(spec.input.uri.rstrip("/")) or "images"
+    return f"{names}{several}: Mask R-CNN {network} on {data}".replace("  ", " ")
+
+
+def _run_parts(sides: Sequence[Side], yardstick: Yardstick | None, sample: Sample) -> dict[str, Any]:
+    """The template's `run`, `errors` and `gallery`."""
+    run = sides[0].run
     images = load_images(run, ["image_id", "uri", "status", "error", "height", "width", "num_instances"])
     # A random number for each image, computed from its id and the seed: samples stay the same as a run grows.
-    key = f"{seed:016d}"[-16:]
+    key = f"{sample.seed:016d}"[-16:]
     images["draw"] = pd.util.hash_pandas_object(images["image_id"], index=False, hash_key=key).to_numpy()
     draw = images.set_index("image_id")["draw"]
     totals = _Totals()
     for frame in iter_instances(run, ["image_id", "category", "score", "area_px"], batch_rows=262_144):
         totals.add(frame, draw)
-    chosen = choose_images(images[images["status"] == OK], totals.examples, num_images)
-    colors = {name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in palette(totals.by_class).items()}
-    gallery = _gallery(run, chosen, colors)
+    segmented = images[images["status"] == OK]
+    errors = [side.errors for side in sides if side.errors is not None]
+    if yardstick is not None:
+        segmented = segmented[segmented["image_id"].isin(errors[0].truth_id.keys())]
+        chosen = choose_worst(segmented, errors, yardstick.truth, sample.num_images)
+    else:
+        chosen = choose_images(segmented, totals.examples, sample.num_images)
+    gallery = build_gallery(sides, chosen, yardstick)
+    if yardstick is None:
+        gallery.pictures.sort(key=lambda picture: draw[str(picture["id"])])
+    page: dict[str, Any] = {
+        "run": _totals_parts(run, images, totals),
+        "gallery": gallery_parts(
+            gallery,
+            sides=[side.name for side in sides],
+            said=_said(gallery, len(segmented), yardstick, len(sides)),
+            threshold=None if yardstick is None else yardstick.settings.score_threshold,
+        ),
+    }
+    if len(sides) == 2:
+        second = sides[1].run
+        facts = {"output of B": second.storage.uri, "model of B": second.spec.model.sha256[:16]}
+        page["run"]["facts"] |= {name: value for name, value in facts.items() if value}
+    if yardstick is not None:
+        page["errors"] = _error_parts(sides, yardstick)
+    return page
+
+
+def gallery_parts(
+    gallery: Gallery, *, sides: Sequence[str], said: str, threshold: float | None = None
+) -> dict[str, Any]:
+    """The template's `gallery`.
+
+    Args:
+        sides: what the runs are called; none for a page of labels.
+        said: how many of which photos are shown, and how they were chosen.
+        threshold: the score from which errors are counted; None without ground truth.
+    """
+    return {
+        "said": said + (" More would make the file too large." if gallery.is_cut else ""),
+        "unreadable": gallery.unreadable[:_MAX_LISTED],
+        "num_unreadable": len(gallery.unreadable),
+        "threshold": threshold,
+        "sides": sides,
+        "data": {"sides": sides, "threshold": threshold, "pictures": gallery.pictures},
+    }
+
+
+def _said(gallery: Gallery, num_images: int, yardstick: Yardstick | None, num_sides: int) -> str:
+    """How many photos of a run are shown, and how they were chosen."""
+    num_shown = len(gallery.pictures)
+    of = f"All {num_shown:,}" if num_shown == num_images else f"{num_shown:,} of {num_images:,}"
+    if yardstick is None:
+        choice = ", half of them chosen so that every class is seen, the others by chance"
+        return f"{of} segmented images{'' if num_shown == num_images else choice}."
+    settings, both = yardstick.settings, ", of both runs together" if num_sides == 2 else ""
+    choice = f": those with most errors at a score of {settings.score_threshold:g}{both}"
+    if both:
+        choice += ", every other one of those on which the runs differ most"
+    return (
+        f"{of} segmented images with ground truth{'' if num_shown == num_images else choice}. How wrong a photo is: "
+        f"its false positives and missed objects, at an IoU of {settings.iou_threshold:g} and from the score below "
+        f"on{both}."
+    )
+
+
+def _totals_parts(run: AnyRun, images: pd.DataFrame, totals: _Totals) -> dict[str, Any]:
+    """The template's `run`: facts, counts, failures, classes and distributions."""
     statuses = images["status"].value_counts()
     failures = [
         {
@@ -173,7 +276,7 @@ def _run_parts(run: AnyRun, num_images: int, seed: int) -> tuple[dict[str, objec
             "count": count,
             "confident": totals.confident_by_class[name],
             "share": count / most,
-            "color": colors[name],
+            "color": "#{:02x}{:02x}{:02x}".format(*color_of(name)),
         }
         for name, count in totals.by_class.most_common()
     ]
@@ -183,7 +286,7 @@ def _run_parts(run: AnyRun, num_images: int, seed: int) -> tuple[dict[str, objec
         "input": run.spec.input.uri,
         "model": run.spec.model.sha256[:16],
     }
-    page: dict[str, object] = {
+    return {
         "facts": {name: value for name, value in facts.items() if value},
         "num_images": len(images),
         "num_ok": ok,
@@ -204,94 +307,92 @@ def _run_parts(run: AnyRun, num_images: int, seed: int) -> tuple[dict[str, objec
             label="size: square root of the mask's area, in pixels",
             ticks=[(i, f"{2**i:,}") for i in range(0, 13, 3)],
         ),
-        "num_shown": len(gallery),
         "confident": _CONFIDENT,
     }
-    return page, gallery
 
 
-def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int) -> pd.DataFrame:
-    """Chooses images for the gallery.
+def _error_parts(sides: Sequence[Side], yardstick: Yardstick) -> dict[str, Any]:
+    """The template's `errors`: figures of each class at the score threshold, and its curves over the scores."""
+    scores, settings = yardstick.scores, yardstick.settings
+    at = int(np.searchsorted(scores, settings.score_threshold))
+    errors = [(side.name, side.errors) for side in sides if side.errors is not None]
+    names = list(yardstick.truth.names.values())
+    first = errors[0][1].by_class
+    worst_first = sorted(names, key=lambda name: (np.isnan(first[name].f1[at]), first[name].f1[at]))
 
-    Half of them are chosen so that each class is seen as evenly as its photos allow, the others in order of `draw`. The
-    two halves alternate, so that the first rows, however many, are such a choice too.
+    def row(name: str, label: str, counts: Counts) -> list[str]:
+        best = counts.best
+        figures = [_shown("", _or_none(values[at])) for values in (counts.precision, counts.recall, counts.f1)]
+        return [
+            name,
+            *([label] if label else []),
+            *(f"{number:,}" for number in (counts.objects, counts.true[at], counts.false[at])),
+            f"{counts.objects - counts.true[at]:,}",
+            *figures,
+            *(["-", "-"] if best is None else [f"{counts.f1[best]:.3f}", f"{scores[best]:g}"]),
+        ]
 
-    Args:
-        images: rows with `image_id` and `draw`, a random number.
-        examples: photos of each class: `category`, `image_id`, `draw`; None for a run without instances.
-        num: number of rows to choose, at most.
-
-    Returns:
-        The chosen rows of `images`.
-    """
-    chosen: list[str] = []
-    if examples is not None and len(examples):
-        rounds = examples.assign(round=examples.groupby("category").cumcount()).sort_values(["round", "draw"])
-        chosen = list(dict.fromkeys(rounds["image_id"]))[: num // 2]
-    for_classes = images.set_index("image_id", drop=False).loc[chosen].reset_index(drop=True)
-    rest = images[~images["image_id"].isin(chosen)].nsmallest(max(num - len(chosen), 0), "draw")
-    turns = [part.assign(turn=range(len(part))) for part in (for_classes, rest)]
-    return pd.concat(turns).sort_values("turn", kind="stable", ignore_index=True).drop(columns="turn")
-
-
-def _gallery(run: AnyRun, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, object]]:
-    """The entries of the chosen images in order of `draw`, as many as MAX_BYTES allows."""
-    columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
-    columns += ["image_height", "image_width"]
-    rows = load_instances(run, columns, [("image_id", "in", chosen["image_id"].tolist())]) if len(chosen) else None
-    rows_of = {} if rows is None else dict(tuple(rows.groupby("image_id")))
-    gallery: list[tuple[int, dict[str, object]]] = []
-    size = 0
-    for row in chosen.itertuples():
-        try:
-            photo = open_photo(Location(row.uri, run.storage.settings))
-            entry = _gallery_entry(row, photo, rows_of.get(row.image_id), colors)
-        except (OSError, ValueError):  # the photo is gone or has changed: the report shows the run without it
-            continue
-        size += len(json.dumps(entry))
-        if size > MAX_BYTES:
-            break
-        gallery.append((row.draw, entry))
-    return [entry for _, entry in sorted(gallery, key=lambda pair: pair[0])]
-
-
-def _gallery_entry(
-    row: Any, photo: Image.Image, instances: pd.DataFrame | None, colors: Mapping[str, str]
-) -> dict[str, object]:
-    """One photo as the page's script takes it: a JPEG, and outlines in its pixels.
-
-    Raises:
-        ValueError: it has another size than the one that was segmented.
-    """
-    height, width = photo.height, photo.width
-    if (height, width) != (row.height, row.width):
-        raise ValueError("the photo is not the one that was segmented")
-    photo.thumbnail((_PHOTO_PX, _PHOTO_PX), Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    photo.save(buffer, "JPEG", quality=_PHOTO_QUALITY, optimize=True)
-    scale = photo.width / width
-    drawn = []
-    best = [] if instances is None else instances.nlargest(_MAX_INSTANCES, "score").itertuples()
-    for instance in best:
-        polygons = mask_to_part_polygons(decode_mask(instance), tolerance_px=0.7 / scale)
-        drawn.append(
-            {
-                "c": instance.category,
-                "s": round(float(instance.score), 3),
-                "a": int(instance.area_px),
-                "k": colors[instance.category],
-                "b": [round(float(v) * scale, 1) for v in (instance.x1, instance.y1, instance.x2, instance.y2)],
-                "p": [[round(value * scale, 1) for value in polygon] for polygon in polygons],
-            }
+    shown = sorted(names, key=lambda name: -first[name].objects)[:_MAX_CURVES]
+    curves = {}
+    for name in ("", *shown):
+        counts = {label: each.by_class[name] if name else each.overall for label, each in errors}
+        curves[name] = (
+            line_chart(
+                {label or "precision": (each.recall, each.precision) for label, each in counts.items()},
+                label="recall; up: precision",
+                y_range=(0, 1),
+                x_range=(0, 1),
+            ),
+            line_chart(
+                {label or "F1": (scores, each.f1) for label, each in counts.items()},
+                label="score; up: F1",
+                y_range=(0, 1),
+                x_range=(0, 1),
+            ),
         )
+    best = errors[0][1].overall.best
     return {
-        "id": row.image_id,
-        "w": photo.width,
-        "h": photo.height,
-        "size": f"{width} x {height}",
-        "src": "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(),
-        "found": drawn,
+        "iou_threshold": settings.iou_threshold,
+        "score_threshold": settings.score_threshold,
+        "of": "masks" if yardstick.iou_type == "segm" else "boxes",
+        "columns": ["class", *(["run"] if len(errors) == 2 else []), *_ERROR_COLUMNS],
+        "rows": [
+            *(row("all classes", label, each.overall) for label, each in errors),
+            *(row(name, label, each.by_class[name]) for name in worst_first for label, each in errors),
+        ],
+        "curves": [(name, pair) for name, pair in curves.items() if all(pair)],
+        "num_classes": len(names),
+        "best": None if best is None else (f"{errors[0][1].overall.f1[best]:.3f}", f"{scores[best]:g}"),
+        "notes": [f"{label}: {note}".removeprefix(": ") for label, each in errors for note in each.notes],
+        "change": _change(errors[0][1], errors[1][1]) if len(errors) == 2 else "",
     }
+
+
+def _change(first: RunErrors, second: RunErrors) -> str:
+    """On how many photos the second run has more errors than the first, and on how many fewer."""
+    difference = (second.false + second.missed) - (first.false + first.missed)
+    return (
+        f"B has fewer errors than A on {int((difference < 0).sum()):,} photos, more on {int((difference > 0).sum()):,} "
+        f"and as many on {int((difference == 0).sum()):,}; {int(difference.sum()):+,} errors in all."
+    )
+
+
+def side_by_side(first: MetricsJson, second: MetricsJson) -> MetricsJson:
+    """The figures of two evaluations as one of "segm A", "segm B" and so on.
+
+    Thresholds, confusion matrix and slices are those of the first.
+    """
+    sides = (("A", first), ("B", second))
+    joined: dict[str, Any] = {**first, "notes": [f"{side}: {note}" for side, each in sides for note in each["notes"]]}
+    for name in ("overall", "by_category", "pr_curves"):
+        figures: list[dict[str, Any]] = [each.get(name, {}) for _, each in sides]  # type: ignore[misc]
+        joined[name] = {
+            f"{kind} {side}": of_side[kind]
+            for kind in dict.fromkeys(kind for of_side in figures for kind in of_side)
+            for (side, _), of_side in zip(sides, figures, strict=True)
+            if kind in of_side
+        }
+    return joined  # type: ignore[return-value]
 
 
 def _evaluation_parts(evaluation: MetricsJson) -> dict[str, object]:
@@ -383,6 +484,10 @@ def _shown(name: str, value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if name.endswith(("positives", "negatives")) else f"{value:.3f}"
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else float(value)
 
 
 def _cell(value: Any) -> str:

@@ -37,6 +37,14 @@ def test_check_data_and_convert(runs: Path, tmp_path: Path) -> None:
     assert (tmp_path / "found" / "data_report.json").exists()
 
 
+def test_check_data_writes_a_page_of_the_labels(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "labels.html"
+    assert "12 images" in call("check-data", runs / "data" / "val.json", f"output.uri={page}")
+    html = page.read_text()
+    assert "<title>Labels of val.json, " in html and "<b>12</b>images" in html and "12 of 12 images" in html
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.html"]
+
+
 def test_pennfudans_layout_is_checked_and_trained_on_with_one_command(tmp_path: Path) -> None:
     people = tmp_path / "PennFudanPed"
     for number in range(1, 4):

@@ -28,6 +28,37 @@ def test_a_report_is_one_page_with_the_runs_evaluation(runs: Path, tmp_path: Pat
     assert 'id="evaluation"' in page.read_text()
 
 
+def test_a_report_shows_truth_and_two_runs_side_by_side(runs: Path, tmp_path: Path) -> None:
+    page, truth = tmp_path / "report.html", f"ground_truth.uri={runs / 'data' / 'val.json'}"
+    words = ["report", runs / "perfect", f"run_b.uri={runs / 'worse'}", truth, f"output.uri={page}"]
+    text = " ".join(call(*words, "--dry-run").split())
+    assert "perfect and " in text and "against " in text and not page.exists()
+    call(*words, "evaluate.score_threshold=0.2")
+    html = page.read_text()
+    assert 'id="errors"' in html and "B has fewer errors than A on 0 photos" in html
+    assert "perfect and worse: Mask R-CNN on images, " in html and "a score of 0.2 and up" in html
+    call("report", runs / "perfect", f"run_b.uri={runs / 'worse'}", f"output.uri={page}")
+    assert 'id="errors"' not in page.read_text() and "numbers differ most first" in page.read_text()
+
+
+def test_a_report_refuses_truth_that_does_not_fit_before_it_writes(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    words = ["report", runs / "perfect", f"output.uri={page}"]
+    for word, reason in (
+        (f"ground_truth.uri={tmp_path / 'none.json'}", "none.json"),
+        (f"run_b.uri={tmp_path}", "holds no run"),
+        (f"ground_truth.uri={runs / 'data' / 'train.json'}", "no image in common"),
+        ("evaluate.score_threshold=2", "evaluate.score_threshold"),
+    ):
+        assert reason in " ".join(call(*words, word, code=Exit.BAD_INPUT).split()).replace("- ", "")
+    classes = [f"ground_truth.uri={runs / 'data' / 'val.json'}", "evaluate.classes=[cat]"]
+    assert "classes has 'cat'" in call(*words, *classes, code=Exit.BAD_INPUT)
+    (tmp_path / "config.yaml").write_text("{}")
+    for word in (f"ground_truth.uri={runs / 'data' / 'val.json'}", f"run_b.uri={runs / 'worse'}"):
+        assert "run.uri is a training" in call("report", tmp_path, word, code=Exit.BAD_INPUT)
+    assert not page.exists()
+
+
 def test_a_folder_without_a_run_or_a_training_has_no_report(tmp_path: Path) -> None:
     text = call("report", tmp_path, code=Exit.BAD_INPUT)
     assert "holds neither a run (run.json) nor a training (config.yaml)" in " ".join(text.split())
@@ -95,7 +126,7 @@ def test_several_runs_are_reported_and_exported_as_one(tmp_path: Path) -> None:
     text = call("report", *runs)
     assert "night-02.runs.report.html" in " ".join(text.split()).replace(" ", "") and "no longer has" in text
     page = (tmp_path / "nights" / "night-02.runs.report.html").read_text()
-    assert f"<b>{len(found['annotations']):,}</b>instances" in page and "<title>3 runs, " in page
+    assert f"<b>{len(found['annotations']):,}</b>instances" in page and "<title>night-02 (3 runs): Mask R-CNN" in page
     shutil.rmtree(photos.root)
     photos.root.write_text("no folder")
     assert "no longer has stay" in call("report", *runs) or "cannot be listed" in call("report", *runs)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.results.render import color_of, contact_sheet, open_photo, overlay, palette, save_overlays
+from pipeline.results.render import color_of, color_of_instance, contact_sheet, open_photo, overlay, save_overlays
 from tests.pipeline.made_run import image_row, write_run
 
 
@@ -48,18 +48,21 @@ def test_a_photo_of_another_size_is_refused(frames):
         overlay(np.zeros((10, 10, 3), np.uint8), frames[0].iloc[[0]])
 
 
+def nearest(colors: list[tuple[int, int, int]]) -> int:
+    """Least distance between two of the colours, summed over the channels."""
+    values = [np.array(color, int) for color in colors]
+    return min(int(np.abs(a - b).sum()) for n, a in enumerate(values) for b in values[:n])
+
+
 def test_colors_belong_to_names_and_differ():
-    names = ["person", "car", "circle", "square", "triangle", "balloon"]
-    assert len({color_of(name) for name in names}) == len(names)
-    assert color_of("person") == (6, 249, 53)  # in every process and every report
+    assert nearest([color_of(name) for name in ("circle", "square", "triangle")]) > 200
+    assert nearest([color_of(name) for name in ("person", "car", "chair", "bottle", "cup", "dog", "cat", "bird")]) > 120
+    assert color_of("person") == (107, 9, 206)  # in every process and every report
 
 
-def test_a_palette_keeps_few_classes_far_apart():
-    colors = palette(["triangle", "circle", "square", "person"])
-    assert colors == palette({"person", "square", "circle", "triangle"})
-    values = [np.array(color, int) for color in colors.values()]
-    assert min(np.abs(a - b).sum() for n, a in enumerate(values) for b in values[:n]) > 120
-    assert len(set(palette(map(str, range(80))).values())) == 80
+def test_instances_of_one_photo_differ_in_colour():
+    assert nearest([color_of_instance(number) for number in range(8)]) > 100
+    assert len({color_of_instance(number) for number in range(80)}) == 80
 
 
 def test_contact_sheet_holds_every_picture():
@@ -95,3 +98,13 @@ def test_photos_open_turned_and_as_rgb(tmp_path):
     assert open_photo(str(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
     photo.save(tmp_path / "turned.tif", tiffinfo={0x0112: 6})
     assert open_photo(str(tmp_path / "turned.tif")).size == (20, 40)
+
+
+def test_a_photo_that_cannot_be_decoded_is_an_error_of_reading(tmp_path):
+    for name, data in (("text.jpg", b"no picture"), ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00"), ("empty.jpg", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(OSError, match=f"{name} cannot be decoded"):
+            open_photo(str(tmp_path / name))
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
+    with pytest.raises(OSError, match="cannot be decoded: Image size"):
+        open_photo(str(tmp_path / "huge.png"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +19,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.dataset.check import check_data
+from pipeline.dataset.check_report import displayable
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
+from pipeline.dataset.source import AnnotationSource
+from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import MetricsJson, evaluate_run
 from pipeline.manifest import to_json
-from pipeline.results.report import build_report, choose_images
+from pipeline.results.errors import Yardstick
+from pipeline.results.label_report import build_label_report
+from pipeline.results.report import build_report, side_by_side
 from pipeline.tables import load_images, load_instances
 from tests.debian import Unavailable
 from tests.pipeline.made_run import image_row, instance_row, write_run
@@ -34,7 +45,7 @@ def first_match(pattern: str, text: str) -> str:
 
 def gallery_of(html: str) -> list[dict[str, Any]]:
     """The photos and outlines that the page's script draws."""
-    return json.loads(first_match(r'id="data">(.*?)</script>', html))
+    return json.loads(first_match(r'id="data">(.*?)</script>', html))["pictures"]
 
 
 @pytest.fixture(scope="module")
@@ -108,35 +119,6 @@ def test_a_training_alone_has_a_report_and_nothing_has_none():
         build_report()
 
 
-def test_the_sample_shows_rare_classes_and_is_stable():
-    images = pd.DataFrame({"image_id": [f"{i}.jpg" for i in range(10_000)]})
-    images["draw"] = np.random.default_rng(0).permutation(10_000)
-    draw = images.set_index("image_id")["draw"]
-    examples = pd.DataFrame(
-        {"category": ["common"] * 6 + ["rare"], "image_id": [f"{i}.jpg" for i in (5, 6, 7, 8, 9, 10, 4321)]}
-    )
-    examples["draw"] = examples["image_id"].map(draw)
-    chosen = choose_images(images, examples, 20)
-    assert len(chosen) == 20 and "4321.jpg" in set(chosen["image_id"])
-    assert (chosen["draw"] < 14).sum() >= 13  # the others have the lowest random numbers
-    pd.testing.assert_frame_equal(chosen, choose_images(images, examples, 20))
-
-
-def test_the_file_stays_small_however_many_photos_are_asked_for(tmp_path, monkeypatch):
-    from pipeline.results import report
-
-    rng = np.random.default_rng(0)
-    images = []
-    for number in range(12):
-        path = tmp_path / f"{number}.png"
-        Image.fromarray(rng.integers(0, 255, (200, 200, 3), np.uint8)).save(path)
-        images.append(image_row(path.name, str(path), "ok", (200, 200), 0, 0))
-    run = write_run(tmp_path / "run", [(images, [])])
-    full = build_report(str(run))
-    monkeypatch.setattr(report, "MAX_BYTES", 150_000)
-    assert len(full) > 250_000 > 200_000 > len(build_report(str(run)))
-
-
 def test_of_ten_thousand_images_every_class_is_seen_in_less_than_twenty_megabytes(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(8):  # noise, which JPEG hardly makes smaller
@@ -157,6 +139,103 @@ def test_of_ten_thousand_images_every_class_is_seen_in_less_than_twenty_megabyte
     assert 20 < len(data) < 120, "the photos are too large for all that were asked for"
     assert {instance["c"] for photo in data for instance in photo["found"]} == {kind.name for kind in kinds}
     assert any(not photo["found"] for photo in data), "the others are chosen at random"
+
+
+@pytest.fixture(scope="module")
+def second_run(drawn_run, tmp_path_factory) -> str:
+    """Every second detection of `drawn_run`, without its first photo."""
+    instances, images = load_instances(drawn_run.uri), load_images(drawn_run.uri)
+    rows = images.astype(object).where(images.notna(), None).to_dict("records")[1:]
+    kept = instances[(instances.index % 2 == 0) & (instances["image_id"] != images["image_id"][0])]
+    folder = tmp_path_factory.mktemp("second")
+    return str(write_run(folder / "run_b", [(rows, kept.to_dict("records"))]))
+
+
+@pytest.fixture(scope="module")
+def truth_page(drawn_run, second_run, tmp_path_factory) -> Path:
+    """Two runs side by side against the truth."""
+    yardstick = Yardstick(Truth.load(drawn_run.truth))
+    html = build_report(drawn_run.uri, run_b=second_run, yardstick=yardstick, day=date(2026, 11, 29))
+    path = tmp_path_factory.mktemp("truth") / "report.html"
+    path.write_text(html, "utf-8")
+    return path
+
+
+def table_of(html: str, name: str) -> list[list[str]]:
+    rows = first_match(rf'<table data-name="{name}">.*?<tbody>(.*?)</tbody>', html)
+    return [re.findall(r"<td>(.*?)</td>", row) for row in rows.split("</tr>")[:-1]]
+
+
+def test_figures_of_each_class_are_those_of_the_evaluation(truth_page, drawn_run, second_run):
+    rows = {(row[0], row[1]): row[2:9] for row in table_of(truth_page.read_text("utf-8"), "errors")}
+    for label, run in (("A", drawn_run.uri), ("B", second_run)):
+        metrics = evaluate_run(run, drawn_run.truth)
+        for number, figures in metrics.at_threshold["segm"].items():
+            found = rows["all classes" if number is None else metrics.names[number], label]
+            true, false, missed = (
+                int(figures[name]) for name in ("true_positives", "false_positives", "false_negatives")
+            )
+            assert found[:4] == [str(true + missed), str(true), str(false), str(missed)]
+            ratios = [figures[name] for name in ("precision", "recall", "F1")]
+            assert found[4:] == ["-" if ratio != ratio else f"{ratio:.3f}" for ratio in ratios]
+
+
+def test_photos_come_with_truth_and_marks_the_most_wrong_first(truth_page, drawn_run, second_run):
+    html = truth_page.read_text("utf-8")
+    pictures = gallery_of(html)
+    assert len(pictures) == 7 and len({picture["id"] for picture in pictures}) == 7
+    metrics = [evaluate_run(run, drawn_run.truth).overall for run in (drawn_run.uri, second_run)]
+    for side, (key, overall) in enumerate(zip(("found", "other"), metrics, strict=True)):
+        wrong = [i for picture in pictures for i in picture[key] or [] if i["e"] == "f" and i["s"] >= 0.5]
+        assert len(wrong) == overall("segm", "false_positives")
+        objects = [o for picture in pictures for o in picture["truth"]]
+        missed = [o for o in objects if o["m"][side] is None or o["m"][side] < 0.5]
+        lost = sum(len(image.instances) for image in drawn_run.truth.images) - len(objects)  # on the corrupt photo
+        assert len(missed) + lost == overall("segm", "false_negatives")
+    assert [picture["other"] is None for picture in pictures].count(True) == 1
+    colours = {o["n"] for o in pictures[0]["truth"]}
+    found = [i for i in pictures[0]["found"] if i["e"] == "t"]
+    assert len(colours) == len(pictures[0]["truth"]) and {i["n"] for i in found} <= colours
+    assert (
+        "How wrong a photo is: its false positives and missed objects, at an IoU of 0.5" in html
+        and "1 not in the run" in html
+    )
+
+
+def test_a_report_is_named_by_run_model_data_and_day(truth_page, drawn_run):
+    title = first_match("<title>(.*?)</title>", truth_page.read_text("utf-8"))
+    assert title == "run and run_b: Mask R-CNN on photos, 29 November 2026"
+    assert first_match("<title>(.*?)</title>", build_report(drawn_run.uri)) == "run: Mask R-CNN on photos"
+
+
+def test_truth_without_masks_is_measured_by_boxes(drawn_run):
+    content = drawn_run.coco
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    html = build_report(drawn_run.uri, yardstick=Yardstick(Truth.load(content)))
+    figures = evaluate_run(drawn_run.uri, drawn_run.truth, iou_types=["bbox"])
+    assert table_of(html, "errors")[0][2] == f"{figures.overall('bbox', 'true_positives'):.0f}"
+    assert "where its box overlaps" in html
+
+
+def test_photos_that_cannot_be_shown_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
+    images = [
+        image_row(name, str(tmp_path / name), "ok", (20, 30), 0, 0)
+        for name in ("gone.png", "text.png", "small.png", NASTY)
+    ]
+    html = build_report(str(write_run(tmp_path / "run", [(images, [])])))
+    assert "4 chosen images cannot be shown" in html and "<img src=x" not in html
+    assert "the photo is 5 x 5, but 20 x 30 was segmented" in html and "text.png cannot be decoded" in html
+
+
+def test_two_evaluations_stand_side_by_side(drawn_run, second_run):
+    evaluations = [evaluate_run(run, drawn_run.truth).to_dict() for run in (drawn_run.uri, second_run)]
+    html = build_report(drawn_run.uri, run_b=second_run, evaluation=side_by_side(*evaluations))
+    assert "<th>bbox A</th><th>bbox B</th><th>segm A</th><th>segm B</th>" in html
+    cells = "".join(f"<td>{each['overall'][kind]['AP']:.3f}</td>" for kind in ("bbox", "segm") for each in evaluations)
+    assert f"<td>AP</td>{cells}" in html
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +395,171 @@ def test_dark_mode_is_readable(opened):
         seen.add(opened.run(back))
     opened.devtools("Emulation.setEmulatedMedia", features=[])
     assert len(seen) == 2
+
+
+SMALL = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+# What `save` is handed, in place of a file.
+KEEP = "window.saved = {}; save = async (name, blob) => { saved[name] = [blob.type, blob.size, await blob.text()] }"
+
+
+def look(browser: chromium.Browser, name: str, *, whole: bool = True) -> None:
+    """Keeps a picture of the page in the folder that SCREENSHOTS names, for people to look at."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        width, height = browser.run("const e = document.documentElement; return [e.scrollWidth, e.scrollHeight]")
+        clip = {"clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}} if whole else {}
+        picture = browser.devtools("Page.captureScreenshot", captureBeyondViewport=whole, **clip)["data"]
+        (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(picture))
+
+
+def check_quiet(browser: chromium.Browser, page: Path) -> None:
+    """Nothing is asked of anybody, and nothing is wrong, since the page was opened."""
+    own = ("data:", "chrome:", "chrome-untrusted:", "blob:")
+    assert [url for url in browser.requests() if not url.startswith(own)] == [page.as_uri()[:100]]
+    assert [entry for entry in browser.log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+@pytest.fixture
+def truth_opened(browser, truth_page) -> Iterator[chromium.Browser]:
+    browser.requests()
+    browser.go(truth_page.as_uri())
+    yield browser
+    check_quiet(browser, truth_page)
+
+
+@pytest.mark.browser
+def test_errors_are_marked_counted_and_ordered_at_the_score_that_is_chosen(truth_opened, truth_page):
+    pictures = gallery_of(truth_page.read_text("utf-8"))
+    for score in (0.5, 0.3):
+        truth_opened.run(SET, "score", str(score))
+        names = "return [...document.querySelectorAll('.card > span:first-of-type')].map(s => s.textContent)"
+        order = truth_opened.run(names)
+        wrong = {}
+        for picture in pictures:
+            sides = [picture["found"], picture["other"]]
+            false = sum(i["e"] == "f" and i["s"] >= score for side in sides for i in side or [])
+            missed = sum((o["m"][side] or -1) < score for o in picture["truth"] for side in (0, 1))
+            wrong[picture["id"]] = (false, missed)
+        numbers = [sum(wrong[name]) for name in order]
+        assert numbers == sorted(numbers, reverse=True) and len(order) == len(pictures)
+        for at, kind in enumerate(("false", "missed")):
+            marks = truth_opened.run(f"return document.querySelectorAll('#gallery rect.{kind}').length")
+            assert marks == sum(pair[at] for pair in wrong.values())
+    look(truth_opened, "desktop")
+    truth_opened.run(SET, "errors-of", "false")
+    assert truth_opened.run(VISIBLE) == sum(false > 0 for false, _ in wrong.values())
+    truth_opened.run(SET, "errors-of", "")
+    truth_opened.run(SET, "order", "worse")
+    words = "return [...document.querySelector('.card').querySelectorAll('figcaption')].map(c => c.textContent)"
+    errors = [sum(map(int, re.findall(r"(\d+) (?:false|missed)", side))) for side in truth_opened.run(words)]
+    assert errors[1] > errors[0]
+
+
+@pytest.mark.browser
+def test_masks_boxes_and_colours_are_switched(truth_opened):
+    count = "return ['path', 'rect'].map(name => document.querySelectorAll('#gallery ' + name).length)"
+    paths, boxes = truth_opened.run(count)
+    assert paths > 0 and boxes > 0
+    truth_opened.click("#masks")
+    assert truth_opened.run(count) == [0, boxes]
+    truth_opened.click("#masks")
+    truth_opened.click("#boxes")
+    assert truth_opened.run(count) == [paths, 0]
+    fills = "return [...document.querySelectorAll('#gallery path')].map(p => p.getAttribute('fill'))"
+    by_class = set(truth_opened.run(fills))
+    truth_opened.run(SET, "colour", "n")
+    assert len(by_class) <= 3 < len(set(truth_opened.run(fills)))
+
+
+@pytest.mark.browser
+def test_a_picture_enlarged_shows_truth_and_both_runs(truth_opened):
+    truth_opened.click(".card:nth-child(1)")
+    captions = "return [...document.querySelectorAll('#large-photo figcaption')].map(c => c.textContent.slice(0, 2))"
+    assert truth_opened.run(captions) == ["tr", "A:", "B:"]
+    look(truth_opened, "enlarged", whole=False)
+    truth_opened.click("#masks-too")
+    assert truth_opened.run("return document.querySelectorAll('#large-photo path').length") == 0
+    truth_opened.click("#masks-too")
+    shown = "return document.getElementById('large-photo').getBoundingClientRect().bottom <= innerHeight"
+    assert truth_opened.run(shown)
+    truth_opened.run(KEEP)
+    truth_opened.click("#save")
+    ((name, (kind, size, _)),) = saved(truth_opened).items()
+    assert name.endswith(".png") and kind == "image/png" and size > 2000
+    truth_opened.press(chromium.ESCAPE)
+
+
+def saved(browser: chromium.Browser) -> dict[str, Any]:
+    """What was saved, once it is there."""
+    for _ in range(100):
+        if found := browser.run("return saved"):
+            return found
+        time.sleep(0.05)
+    raise AssertionError("nothing was saved")
+
+
+@pytest.mark.browser
+def test_tables_are_saved_as_csv_and_charts_as_png(truth_opened, truth_page):
+    truth_opened.run(KEEP)
+    truth_opened.run(
+        "document.querySelector('table[data-name=errors]').closest('.scroll').nextElementSibling.firstChild.click()"
+    )
+    ((name, (kind, _, text)),) = saved(truth_opened).items()
+    frame = pd.read_csv(io.StringIO(text.removeprefix("\ufeff")))
+    rows = table_of(truth_page.read_text("utf-8"), "errors")
+    assert name.endswith("errors.csv") and kind == "text/csv" and len(frame) == len(rows)
+    assert frame["true positives"].tolist() == [int(row[3]) for row in rows]
+    cells = """const table = document.createElement('table');
+      for (const text of ['=1+1', 'a "b", c', '1,234', '-', '-2.5']) table.insertRow().insertCell().textContent = text;
+      return toCsv(table)"""
+    assert truth_opened.run(cells).split("\r\n")[:-1] == ["'=1+1", '"a ""b"", c"', "1234", "", "-2.5"]
+    truth_opened.run(KEEP)
+    truth_opened.run("document.querySelector('.curves svg.chart').parentElement.querySelector('button').click()")
+    ((name, (kind, size, _)),) = saved(truth_opened).items()
+    assert name.endswith(".png") and kind == "image/png" and size > 2000
+
+
+@pytest.mark.browser
+def test_the_curves_of_a_class_are_chosen(truth_opened):
+    visible = "return [...document.querySelectorAll('.curves')].map(c => c.offsetParent !== null)"
+    assert truth_opened.run(visible) == [True, False, False, False]
+    truth_opened.run(SET, "curves-class", "2")
+    assert truth_opened.run(visible) == [False, False, True, False]
+
+
+@pytest.mark.browser
+def test_truth_and_two_runs_fit_a_phone_in_the_dark(truth_opened):
+    truth_opened.devtools("Emulation.setDeviceMetricsOverride", **SMALL)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    truth_opened.devtools("Emulation.setEmulatedMedia", features=dark)
+    try:
+        assert truth_opened.run("return document.documentElement.scrollWidth") <= 360
+        look(truth_opened, "phone")
+        truth_opened.click(".card:nth-child(1)")
+        assert truth_opened.run("return document.getElementById('large').scrollWidth") <= 360
+        look(truth_opened, "phone_enlarged", whole=False)
+        truth_opened.press(chromium.ESCAPE)
+    finally:
+        truth_opened.devtools("Emulation.setEmulatedMedia", features=[])
+        truth_opened.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.browser
+def test_a_page_of_labels_marks_the_faults(browser, drawn_run, tmp_path):
+    content = drawn_run.coco
+    content["annotations"].append(content["annotations"][0] | {"id": 10_000})
+    content["categories"][0]["name"] = NASTY
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    report = check_data(AnnotationSource(uri=str(tmp_path / "labels.json"), image_root=str(drawn_run.photos)))
+    page = tmp_path / "labels.html"
+    page.write_text(build_label_report(report, displayable), "utf-8")
+    browser.requests()
+    browser.go(page.as_uri())
+    assert browser.run(VISIBLE) == len(content["images"])
+    assert browser.run("return document.querySelectorAll('#gallery rect.false').length") == 1
+    browser.click(".card:nth-child(1)")
+    texts = browser.run("return [...document.querySelectorAll('#large-photo text')].map(t => t.textContent)")
+    assert any(text.startswith("duplicate_object: ") for text in texts)
+    look(browser, "labels_enlarged", whole=False)
+    browser.press(chromium.ESCAPE)
+    look(browser, "labels")
+    check_quiet(browser, page)
