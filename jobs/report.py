@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jobs.config.load import ConfigError
 from jobs.config.results import ExportConfig, HistoryConfig, ReportConfig, RunsSection
+from jobs.config.train import TrainConfig
 from jobs.evaluate import (
     EVALUATION_SUFFIX,
     METRICS_JSON,
@@ -26,6 +27,7 @@ from jobs.evaluate import (
 )
 from jobs.terminal import counted
 from jobs.training.output import CONFIG, TrainingOutput
+from jobs.training.summary import build_summary
 from pipeline.dataset.run_labels import MIN_SCORE, Exported, export_labels
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotationError
@@ -38,7 +40,7 @@ from pipeline.results.export import ExportError, export_results
 from pipeline.results.history import load_history, plot_trend, trend
 from pipeline.results.report import Sample, build_report, side_by_side
 from pipeline.runs import AnyRun, Runs, check_no_pattern
-from pipeline.storage.base import Storage
+from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.files import Location
 from pipeline.storage.stores import open_file, open_storage
 
@@ -85,7 +87,9 @@ def prepare_report(config: ReportConfig) -> ReportPlan:
             raise RunError(f"run.uri: {config.run.uri} holds neither a run ({RUN_KEY}) nor a training ({CONFIG})")
         for key, value in (("run_b", config.run_b), ("ground_truth.uri", config.ground_truth.uri)):
             if value is not None:
-                raise ConfigError(f"{key}: run.uri is a training, whose report shows no photos; allowed is null")
+                raise ConfigError(
+                    f"{key}: run.uri is a training, whose report shows its own validation; allowed is null"
+                )
         return ReportPlan(config, (), None)
     runs = tuple(open_given(each, config.storage) for each in (config.run, config.run_b) if each is not None)
     for run in runs:
@@ -134,12 +138,20 @@ def write_report(plan: ReportPlan) -> tuple[str, list[str]]:
         )
         beside = runs[0].beside
     else:
-        metrics = pd.DataFrame(TrainingOutput(uri, config.storage).read_metrics())
-        html = build(training=metrics, title=f"Training {uri}")
+        output = TrainingOutput(uri, config.storage)
+        html = build_summary(output, _settings_of(output, config.storage))
     target = config.output.uri or f"{beside}.report.html"
     storage, key = open_file(target, config.storage)
     storage.write_bytes(key, html.encode("utf-8", "replace"))
     return f"report -> {target}" + (f"; the run is not finished: {unfinished}" if unfinished else ""), notes
+
+
+def _settings_of(output: TrainingOutput, storage: StorageSettings) -> TrainConfig | None:
+    """The settings of a training; None where they are none of this version's."""
+    try:
+        return TrainConfig.model_validate({**(output.read_config() or {}), "storage": storage})
+    except ValueError:
+        return None
 
 
 def _missing_shards(run: AnyRun) -> str:

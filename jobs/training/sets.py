@@ -14,7 +14,7 @@ from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.subset import SubsetRecord, repeat_rare_classes, take_subset
-from pipeline.dataset.types import AnnotatedSet
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import check_measurable
 
@@ -78,6 +78,12 @@ def load_validation_set(config: TrainConfig, categories: Sequence[Category]) -> 
     annotated = _aligned(data, annotated, categories)
     validation_truth(annotated)
     return annotated
+
+
+def image_names(images: Sequence[AnnotatedImage]) -> list[str]:
+    """Names that tell the images of a set apart: their file names, or their paths where two have one file name."""
+    names = [image.file_name for image in images]
+    return names if len(set(names)) == len(names) else [image.path.uri for image in images]
 
 
 def validation_truth(annotated: AnnotatedSet) -> Truth:

@@ -1,66 +1,86 @@
-"""Report of a training: loss, rate, validation and speed curves as PNG, and one self-contained HTML page."""
+"""Report of a training: curves as PNG, and one self-contained HTML page with its validation photos."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
+
+import pandas as pd
 
 from jobs.config.load import config_hash, to_yaml
 from jobs.config.train import TrainConfig
 from jobs.training.output import TrainingOutput
+from jobs.training.sets import image_names, load_validation_set
+from model.categories import Category
+from pipeline.dataset.formats.coco import to_coco
+from pipeline.evaluation.ground_truth import Truth
+from pipeline.manifest import Run, open_run
+from pipeline.results.errors import Yardstick
+from pipeline.results.report import Sample, build_report
+from pipeline.results.training_report import TrainingRecord
+from pipeline.storage.uri import base_name
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Training {{ uri }}</title>
-<style>
- body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
- h1 { font-size: 1.3rem; overflow-wrap: anywhere } h2 { font-size: 1.05rem; margin-top: 2rem }
- table { border-collapse: collapse } td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top }
- td + td { font-variant-numeric: tabular-nums } img { max-width: 100% }
- pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
-</style>
-<h1>Training {{ uri }}</h1>
-<table>{% for name, value in facts %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
-<h2>Curves</h2>
-<img alt="Loss, learning rate, validation and speed over the steps" src="data:image/png;base64,{{ curves }}">
-{% if validations %}<h2>Validation</h2>
-<table><tr><th>step</th>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in validations %}<tr><td>{{ row["step"] }}</td>{% for name in columns %}<td>{{ "%.3f" % row[name]
- if name in row else "" }}</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
-{% if broken %}<h2>Photos that could not be used</h2>
-<table>{% for name, why in broken %}<tr><td>{{ name }}</td><td>{{ why }}</td></tr>{% endfor %}</table>{% endif %}
-<h2>Settings <small>{{ config_hash }}</small></h2>
-<pre>{{ config }}</pre>
-</html>
-"""
+_MOST_PHOTOS = 60  # of the validation, those with the most errors
 
 
 def write_summary(output: TrainingOutput, config: TrainConfig, *, broken: Mapping[str, str]) -> None:
     """Writes curves.png and summary.html from what the output holds; replaces earlier ones."""
-    import jinja2
+    output.write_file("curves.png", plot_curves(output.read_metrics()))
+    output.write_file("summary.html", build_summary(output, config, broken=broken).encode("utf-8", "replace"))
 
-    rows = output.read_metrics()
-    curves = plot_curves(rows)
-    validations = [row for row in rows if "validation_s" in row]
-    columns = sorted({name for row in validations for name in row} - {"step", "epoch", "validation_s"})
-    page = (
-        jinja2.Environment(autoescape=True)
-        .from_string(_PAGE)
-        .render(
-            uri=output.uri,
-            facts=_facts(rows, validations, config),
-            curves=base64.b64encode(curves).decode(),
-            validations=validations,
-            columns=columns,
-            broken=sorted(broken.items()),
-            config=to_yaml(config),
-            config_hash=config_hash(config)[:12],
-        )
+
+def build_summary(output: TrainingOutput, config: TrainConfig | None, *, broken: Mapping[str, str] = {}) -> str:
+    """The page of a training: its curves, the figures of each class, and what its newest validation found.
+
+    Args:
+        output: The training's output.
+        config: Its settings; None where they cannot be read, and then the page has no photos.
+        broken: Photos that could not be used, by name, and why.
+    """
+    metrics, classes = output.read_metrics(), output.read_classes()
+    facts = {"output": output.uri}
+    run, yardstick = None, None
+    if config is not None:
+        facts |= _facts(metrics, config)
+        try:
+            run, yardstick = _validation(output, config)
+        except (OSError, ValueError) as error:  # the set is gone, or has changed
+            facts["validation photos"] = f"cannot be shown: {error}"
+    record = TrainingRecord(
+        pd.DataFrame(metrics),
+        pd.DataFrame(classes) if classes else None,
+        facts=facts,
+        unusable=broken,
+        settings="" if config is None else to_yaml(config),
     )
-    output.write_file("curves.png", curves)
-    output.write_file("summary.html", page.encode())
+    return build_report(
+        run,
+        yardstick=yardstick,
+        training=record,
+        title=f"Training {base_name(output.uri.rstrip('/'))}",
+        day=datetime.now(UTC).date(),
+        sample=Sample(_MOST_PHOTOS),
+    )
+
+
+def _validation(output: TrainingOutput, config: TrainConfig) -> tuple[Run | None, Yardstick | None]:
+    """The run of the newest validation and its ground truth; None where there is none.
+
+    Raises:
+        RunError: The run cannot be read.
+        ValueError: The validation set cannot be read.
+    """
+    steps = [int(row["step"]) for row in output.read_metrics() if "validation_s" in row]
+    if not steps or config.data.val is None:
+        return None, None
+    run = open_run(output.validation_run(steps[-1]))
+    categories = tuple(Category(category.id, category.name) for category in run.spec.model.categories)
+    annotated = load_validation_set(config, categories)
+    images = (replace(image, file_name=name) for name, image in zip(image_names(annotated.images), annotated.images))
+    return run, Yardstick(Truth.from_coco(to_coco(replace(annotated, images=tuple(images))), "data.val"))
 
 
 def plot_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
@@ -100,23 +120,25 @@ def _line(axes: Any, rows: Sequence[Mapping[str, float]], name: str, **style: An
         axes.plot(*zip(*points), **style)
 
 
-def _facts(
-    rows: Sequence[Mapping[str, float]], validations: Sequence[Mapping[str, float]], config: TrainConfig
-) -> list[tuple[str, str]]:
+def _facts(rows: Sequence[Mapping[str, float]], config: TrainConfig) -> dict[str, str]:
     steps = [row for row in rows if "loss" in row]
-    facts = [("network", config.model.spec.backbone), ("training set", ", ".join(config.data.train_uris))]
+    facts = {
+        "network": config.model.spec.backbone,
+        "training set": ", ".join(config.data.train_uris),
+        "settings": config_hash(config)[:12],
+    }
     if steps:
         last = steps[-1]
-        facts += [
-            ("steps", f"{last['step']} ({last['epoch']:.2f} epochs)"),
-            ("last loss", f"{last['loss']:.4f}"),
-            ("images/s", f"{sum(row['images_per_s'] for row in steps) / len(steps):.1f}"),
-            ("waiting for data", f"{sum(row['data_wait_share'] for row in steps) / len(steps):.1%}"),
-            ("peak memory", f"{max(row['peak_memory_bytes'] for row in steps) / 2**20:.0f} MiB per worker"),
-            ("steps not finite", str(last["num_non_finite"])),
-        ]
-    scored = [row for row in validations if "segm_AP" in row]
+        facts |= {
+            "steps": f"{last['step']} ({last['epoch']:.2f} epochs)",
+            "last loss": f"{last['loss']:.4f}",
+            "images/s": f"{sum(row['images_per_s'] for row in steps) / len(steps):.1f}",
+            "waiting for data": f"{sum(row['data_wait_share'] for row in steps) / len(steps):.1%}",
+            "peak memory": f"{max(row['peak_memory_bytes'] for row in steps) / 2**20:.0f} MiB per worker",
+            "steps not finite": str(last["num_non_finite"]),
+        }
+    scored = [row for row in rows if "validation_s" in row and "segm_AP" in row]
     if scored:
         best = max(scored, key=lambda row: row["segm_AP"])
-        facts.append(("best segm AP", f"{best['segm_AP']:.3f} at step {best['step']}"))
+        facts["best segm AP"] = f"{best['segm_AP']:.3f} at step {best['step']}"
     return facts

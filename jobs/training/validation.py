@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from jobs.training.history import ValidationFigures
-from jobs.training.sets import validation_truth
+from jobs.training.sets import image_names, validation_truth
 from jobs.training.validation_run import MASK_THRESHOLD
 from model.categories import Category
 from model.inference.predictor import Predictor
@@ -77,7 +77,8 @@ class Validation:
         self.worker = worker
         self.num_processes = num_processes
         self.truth = validation_truth(annotated)
-        self._planned = _planned(annotated.images)
+        names = image_names(annotated.images)
+        self._planned = [PlannedImage(name, image.path.uri) for name, image in zip(names, annotated.images)]
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
 
     def __enter__(self) -> Validation:
@@ -177,14 +178,6 @@ def evaluate_shares(shares: Sequence[list[ImageResult]], truth: Truth) -> Valida
 
 def _of_class(name: str, figures: dict[str, float]) -> dict[str, float | str]:
     return {"category": name, **figures}
-
-
-def _planned(images: Sequence[AnnotatedImage]) -> list[PlannedImage]:
-    """The images as a run has them: by their file names, or by their paths where two have one name."""
-    names = [image.file_name for image in images]
-    if len(set(names)) < len(names):
-        names = [image.path.uri for image in images]
-    return [PlannedImage(name, image.path.uri) for name, image in zip(names, images)]
 
 
 def _load(image: tuple[PlannedImage, AnnotatedImage], *, in_channels: int) -> _Photo:

@@ -23,6 +23,7 @@ from pipeline.results.charts import bar_chart, line_chart
 from pipeline.results.errors import Counts, RunErrors, Yardstick, count_errors
 from pipeline.results.gallery import EXAMPLES, Gallery, Side, build_gallery, choose_images, choose_worst
 from pipeline.results.render import color_of
+from pipeline.results.training_report import TrainingRecord, training_parts
 from pipeline.runs import AnyRun, Runs, RunSource, open_runs
 from pipeline.schema import OK, STATUSES
 from pipeline.storage.uri import base_name
@@ -95,7 +96,7 @@ def build_report(
     run_b: RunSource | None = None,
     yardstick: Yardstick | None = None,
     evaluation: MetricsJson | None = None,
-    training: pd.DataFrame | None = None,
+    training: TrainingRecord | None = None,
     unfinished: str = "",
     title: str | None = None,
     day: date | None = None,
@@ -110,8 +111,7 @@ def build_report(
             has the figures of each class, and the photos with the most errors. Without it half of the photos are chosen
             so that each class is seen, the rest at random.
         evaluation: `Metrics.to_dict()`, for AP tables and precision-recall curves.
-        training: metrics of a training, one row for each step: `step` and other numbers. Columns whose name holds
-            "loss" share a chart, those with "AP" share another, and `lr` has its own.
+        training: a training, whose validation the run may be.
         unfinished: what the page says of a run that is not sealed, such as how many of its shards are committed.
         title: of the page; None: made of the run's name, model and data.
         day: behind the title.
@@ -137,7 +137,7 @@ def build_report(
         if not unfinished and not all(each.sealed for each in runs):
             page["unfinished"] = "only committed shards are shown"
     page["evaluation"] = None if evaluation is None else _evaluation_parts(evaluation)
-    page["training"] = None if training is None else _training_charts(training)
+    page["training"] = None if training is None else training_parts(training)
     title = title or "Training"
     return render_page(page, title=title if day is None else f"{title}, {day.day} {day:%B %Y}")
 
@@ -150,9 +150,9 @@ def render_page(page: Mapping[str, Any], *, title: str) -> str:
     sections = [
         (key, name)
         for key, name, is_shown in (
+            ("training", "Training", page.get("training")),
             ("errors", "Truth and prediction", page.get("errors")),
             ("evaluation", "Evaluation", page.get("evaluation")),
-            ("training", "Training", page.get("training")),
             ("failures", "Failures", run.get("failures")),
             ("instances", "Instances", run),
             ("labels", "Labels", page.get("labels")),
@@ -457,27 +457,6 @@ def _confusion(confusion: PlainConfusion | None) -> dict[str, object] | None:
         if confused[row, column]
     ]
     return {"names": names, "rows": None, "pairs": pairs}
-
-
-def _training_charts(training: pd.DataFrame) -> list[str]:
-    """Charts of losses, average precision and learning rate, without empty ones."""
-    numbers = training.select_dtypes("number")
-    steps = numbers["step"] if "step" in numbers else pd.Series(range(len(numbers)))
-    groups: dict[str, dict[str, tuple[pd.Series, pd.Series]]] = {
-        "loss": {},
-        "average precision": {},
-        "learning rate": {},
-    }
-    for name in numbers.columns:
-        lower = str(name).lower()
-        if "loss" in lower:
-            groups["loss"][name] = (steps, numbers[name])
-        elif lower in ("lr", "learning_rate"):
-            groups["learning rate"][name] = (steps, numbers[name])
-        elif "AP" in str(name) or lower.endswith("_ap") or lower.startswith("ap"):
-            groups["average precision"][name] = (steps, numbers[name])
-    charts = [line_chart(lines, label=f"step; up: {quantity}") for quantity, lines in groups.items() if lines]
-    return [chart for chart in charts if chart]
 
 
 def _shown(name: str, value: Any) -> str:

@@ -29,6 +29,7 @@ from pipeline.manifest import to_json
 from pipeline.results.errors import Yardstick
 from pipeline.results.label_report import build_label_report
 from pipeline.results.report import build_report, side_by_side
+from pipeline.results.training_report import TrainingRecord
 from pipeline.tables import load_images, load_instances
 from tests.debian import Unavailable
 from tests.pipeline.made_run import image_row, instance_row, write_run
@@ -66,7 +67,7 @@ def page(drawn_run, tmp_path_factory) -> Path:
     training = pd.DataFrame({"step": range(50), "loss": np.linspace(2, 0.3, 50), "segm_AP": np.linspace(0, 0.7, 50)})
     also, slices = ["voc", "cityscapes", "confusion"], ["size", "crowding", "status"]
     evaluation = evaluate_run(drawn_run.uri, drawn_run.truth, also=also, slices=slices).to_dict()
-    html = build_report(str(run), evaluation=json.loads(to_json(evaluation)), training=training)
+    html = build_report(str(run), evaluation=json.loads(to_json(evaluation)), training=TrainingRecord(training))
     (folder / "report.html").write_text(html, "utf-8")
     return folder / "report.html"
 
@@ -107,13 +108,14 @@ def test_of_many_classes_the_confused_pairs_are_listed():
     counts = np.diag(np.full(31, 50))
     counts[3, 4], counts[7, 2], counts[5, 30] = 9, 2, 40
     evaluation: MetricsJson = {"confusion": {"names": names, "counts": counts.tolist()}}
-    html = build_report(training=pd.DataFrame({"step": [1], "loss": [1.0]}), evaluation=evaluation)
+    html = build_report(training=TrainingRecord(pd.DataFrame({"step": [1], "loss": [1.0]})), evaluation=evaluation)
     pairs = re.findall(r'<td>(c\d+)</td><td class="text">(c\d+)</td><td>(\d+)</td><td>(\d+)</td>', html)
     assert pairs == [("c3", "c4", "9", "59"), ("c7", "c2", "2", "52")]
 
 
 def test_a_training_alone_has_a_report_and_nothing_has_none():
-    html = build_report(training=pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}), title="my <training>")
+    record = TrainingRecord(pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]}))
+    html = build_report(training=record, title="my <training>")
     assert "my &lt;training&gt;" in html and "polyline" in html
     with pytest.raises(ValueError, match="needs a run or a training"):
         build_report()
