@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 420, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 10, 34
 Values = ArrayLike | Sequence[float | None]
 
 
@@ -114,5 +114,5 @@ def _y(share: float) -> float:
 
 def _number(value: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.1e}"
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
