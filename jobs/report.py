@@ -35,8 +35,9 @@ from pipeline.plan import read_plan
 from pipeline.results import FIGURES
 from pipeline.results.errors import Yardstick
 from pipeline.results.export import ExportError, export_results
+from pipeline.results.figures import side_by_side
 from pipeline.results.history import load_history, plot_trend, trend
-from pipeline.results.report import Sample, build_report, side_by_side
+from pipeline.results.report import Sample, build_report
 from pipeline.runs import AnyRun, Runs, check_no_pattern
 from pipeline.storage.base import Storage
 from pipeline.storage.files import Location

@@ -35,7 +35,7 @@ def test_a_report_shows_truth_and_two_runs_side_by_side(runs: Path, tmp_path: Pa
     assert "perfect and " in text and "against " in text and not page.exists()
     call(*words, "evaluate.score_threshold=0.2")
     html = page.read_text()
-    assert 'id="errors"' in html and "B has fewer errors than A on 0 photos" in html
+    assert 'id="errors"' in html and "Photos on which B has fewer errors than A: 0; more: " in html
     assert "perfect and worse: Mask R-CNN on images, " in html and "a score of 0.2 and up" in html
     call("report", runs / "perfect", f"run_b.uri={runs / 'worse'}", f"output.uri={page}")
     assert 'id="errors"' not in page.read_text() and "numbers differ most first" in page.read_text()
