@@ -167,8 +167,8 @@ def _evaluation_of(config: ReportConfig, runs: Sequence[AnyRun]) -> MetricsJson 
     ]
     if found[0] is None and evaluation_uri is not None:
         raise RunError(f"report.evaluation: {evaluation_uri} holds no {METRICS_JSON}")
-    if len(found) == 2 and found[0] is not None and found[1] is not None:
-        return side_by_side(found[0], found[1])
+    if len(found) == 2 and any(found):
+        return side_by_side(found[0] or {}, found[1] or {})
     return found[0]
 
 

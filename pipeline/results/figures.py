@@ -18,15 +18,18 @@ _T = TypeVar("_T")
 
 
 def side_by_side(first: MetricsJson, second: MetricsJson) -> MetricsJson:
-    """The figures of two evaluations as one of "segm A", "segm B" and so on.
+    """The figures of two evaluations as one of "segm A", "segm B" and so on; either may be empty.
 
-    Thresholds, confusion matrix and slices are those of the first.
+    Thresholds, confusion matrix and slices are those of the first that is there; a note says where thresholds differ.
     """
-    sides = (("A", first), ("B", second))
-    joined: MetricsJson = {**first, "notes": [f"{side}: {note}" for side, each in sides for note in each["notes"]]}
-    joined["overall"] = _by_side(first["overall"], second["overall"])
-    joined["by_category"] = _by_side(first["by_category"], second["by_category"])
-    joined["pr_curves"] = _by_side(first["pr_curves"], second["pr_curves"])
+    notes = [f"{side}: {note}" for side, each in (("A", first), ("B", second)) for note in each.get("notes", [])]
+    names = ("score_threshold", "iou_threshold")
+    if first and second and [first.get(name) for name in names] != [second.get(name) for name in names]:
+        notes.append("A and B were evaluated at different thresholds; those below are of A")
+    joined: MetricsJson = {**(first or second), "notes": notes}
+    joined["overall"] = _by_side(first.get("overall", {}), second.get("overall", {}))
+    joined["by_category"] = _by_side(first.get("by_category", {}), second.get("by_category", {}))
+    joined["pr_curves"] = _by_side(first.get("pr_curves", {}), second.get("pr_curves", {}))
     return joined
 
 

@@ -34,7 +34,10 @@ def test_two_evaluations_stand_side_by_side(drawn_run):
         f"<td>{each['overall'][kind]['recall']:.3f}</td>" for kind in ("bbox", "segm") for each in evaluations
     )
     assert f"<td>recall</td>{cells}" in html
-    assert side_by_side(evaluations[0], evaluations[1] | {"overall": {}})["overall"].keys() == {"bbox A", "segm A"}
+    assert "A and B were evaluated at different thresholds; those below are of A" in html
+    assert side_by_side(evaluations[0], {})["overall"].keys() == {"bbox A", "segm A"}
+    only_second = side_by_side({}, evaluations[1])
+    assert only_second["overall"].keys() == {"bbox B", "segm B"} and only_second["score_threshold"] == 0.8
 
 
 def test_what_is_not_measured_is_a_dash():
