@@ -37,8 +37,9 @@ from pipeline.plan import read_plan
 from pipeline.results import FIGURES
 from pipeline.results.errors import Yardstick
 from pipeline.results.export import ExportError, export_results
+from pipeline.results.figures import side_by_side
 from pipeline.results.history import load_history, plot_trend, trend
-from pipeline.results.report import Sample, build_report, side_by_side
+from pipeline.results.report import Sample, build_report
 from pipeline.runs import AnyRun, Runs, check_no_pattern
 from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.files import Location
@@ -178,8 +179,8 @@ def _evaluation_of(config: ReportConfig, runs: Sequence[AnyRun]) -> MetricsJson 
     ]
     if found[0] is None and evaluation_uri is not None:
         raise RunError(f"report.evaluation: {evaluation_uri} holds no {METRICS_JSON}")
-    if len(found) == 2 and found[0] is not None and found[1] is not None:
-        return side_by_side(found[0], found[1])
+    if len(found) == 2 and any(found):
+        return side_by_side(found[0] or {}, found[1] or {})
     return found[0]
 
 

@@ -31,11 +31,16 @@ def notes_on(
         run_classes: names of the model's classes by category id, where known.
     """
     return (
-        *_on_annotations(truth, "segm" in coco),
-        *coverage_notes(coverage),
-        *_on_classes(truth, run_classes),
+        *notes_on_truth(truth, coverage, run_classes, has_masks="segm" in coco),
         *(note for matches in coco.values() for note in _on_matches(truth, matches, max_detections)),
     )
+
+
+def notes_on_truth(
+    truth: Truth, coverage: Coverage, run_classes: Mapping[int, str] | None, *, has_masks: bool
+) -> tuple[str, ...]:
+    """The notes that follow from the truth and from what was left out; `has_masks`: masks are compared."""
+    return (*_on_annotations(truth, has_masks), *_on_coverage(coverage), *_on_classes(truth, run_classes))
 
 
 def understated(run_score_threshold: float | None) -> str | None:
@@ -75,8 +80,7 @@ def _is_empty(counts: bytes) -> bool:
     return len(counts) < 8 and sum(not (character - 48) & 32 for character in counts) == 1
 
 
-def coverage_notes(coverage: Coverage) -> Iterator[str]:
-    """Sentences about images and detections that were not measured, or that count as missed."""
+def _on_coverage(coverage: Coverage) -> Iterator[str]:
     if coverage.failed or coverage.num_missing:
         reasons = [f"{count} {status}" for status, count in sorted(coverage.failed.items())]
         if coverage.num_missing:

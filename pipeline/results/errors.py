@@ -11,7 +11,8 @@ import pandas as pd
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.matching import match
-from pipeline.evaluation.notes import coverage_notes
+from pipeline.evaluation.metrics import classes_of
+from pipeline.evaluation.notes import notes_on_truth
 from pipeline.evaluation.run_detections import Coverage, align, cover, match_images
 from pipeline.evaluation.settings import CountSettings
 from pipeline.runs import AnyRun
@@ -83,6 +84,7 @@ class RunErrors:
             the settings.
         by_class: counts by class name, in the order of the truth's classes.
         coverage: counts of what was measured and left out.
+        notes: sentences about what was left out, or counts as missed.
     """
 
     truth_id: dict[str, int]
@@ -90,6 +92,7 @@ class RunErrors:
     missed: np.ndarray
     by_class: dict[str, Counts]
     coverage: Coverage
+    notes: tuple[str, ...]
 
     @cached_property
     def overall(self) -> Counts:
@@ -98,11 +101,6 @@ class RunErrors:
         none = np.zeros(1, np.int64)
         true, false = (sum((getattr(part, name) for part in parts), start=none) for name in ("true", "false"))
         return Counts(sum(part.objects for part in parts), true, false)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences about what was left out, or counts as missed."""
-        return tuple(coverage_notes(self.coverage))
 
 
 def count_errors(run: AnyRun, yardstick: Yardstick) -> RunErrors:
@@ -147,6 +145,7 @@ def count_errors(run: AnyRun, yardstick: Yardstick) -> RunErrors:
     classes_of_objects = np.searchsorted(category_ids, truth.annotations.category_ids[counted])
     objects = np.bincount(classes_of_objects, minlength=len(category_ids))
     at_least = np.cumsum(histograms[..., ::-1], axis=-1)[..., ::-1]
+    whole = cover(images, truth, matched).with_detections_of(parts)
     rows = {int(number): row for row, number in enumerate(category_ids)}
     return RunErrors(
         truth_id=matched.truth_id,
@@ -156,7 +155,8 @@ def count_errors(run: AnyRun, yardstick: Yardstick) -> RunErrors:
             name: Counts(int(objects[rows[number]]), at_least[0, rows[number]], at_least[1, rows[number]])
             for number, name in truth.names.items()
         },
-        coverage=cover(images, truth, matched).with_detections_of(parts),
+        coverage=whole,
+        notes=notes_on_truth(truth, whole, classes_of(run), has_masks=yardstick.iou_type == "segm"),
     )
 
 

@@ -52,7 +52,7 @@ class Gallery:
 
     Attributes:
         pictures: each with `id`, `w`, `h`, `size`, `src` and lists of outlines: `found`, `other` (of a second run; None
-            where it has not the photo), `truth`.
+            where it has not the photo), `truth`; and `undrawn`, the number of objects that were too many.
         unreadable: name and reason of photos that cannot be shown.
         is_cut: whether photos were left out because the file would grow too large.
     """
@@ -91,7 +91,12 @@ class Canvas:
         photo.save(buffer, "JPEG", quality=_PHOTO_QUALITY, optimize=True)
         self.width, self.height = photo.size
         source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        self.num_undrawn = 0  # objects of the photo that are too many to draw
         self.entry: Entry = {"id": name, "w": self.width, "h": self.height, "size": size, "src": source}
+
+    def whole_entry(self) -> Entry:
+        """The photo with what was drawn on it."""
+        return self.entry | ({"undrawn": self.num_undrawn} if self.num_undrawn else {})
 
     def outline(
         self, category: str, number: int, box: Sequence[float], mask: np.ndarray, area: float, **others: object
@@ -153,7 +158,7 @@ def build_gallery(sides: Sequence[Side], chosen: pd.DataFrame, yardstick: Yardst
         if part is not None:
             regions = part.is_region(yardstick.iou_type if yardstick is not None else "segm")
             canvas.entry["truth"] = _truth_outlines(canvas, part, regions, [each.scores for each in found])
-        return canvas.entry
+        return canvas.whole_entry()
 
     gallery = Gallery()
     gallery.fill(chosen["image_id"], show)
@@ -187,6 +192,7 @@ class _Found:
             return None
         instances = self.instances.get(own, self.none)
         best = instances.nlargest(MAX_DRAWN if truth is None else MAX_DRAWN_BESIDE_TRUTH, "score")
+        canvas.num_undrawn += len(instances) - len(best)
         truths, num_objects = None, 0
         if truth is not None and yardstick is not None:
             pairs = pair_instances(instances, images, truth, yardstick)
@@ -212,6 +218,7 @@ def _truth_outlines(
     """
     annotations, (height, width) = truth.annotations, truth.image_sizes[0].tolist()
     drawn = []
+    canvas.num_undrawn += max(len(annotations) - MAX_DRAWN_BESIDE_TRUTH, 0)
     for index in range(min(len(annotations), MAX_DRAWN_BESIDE_TRUTH)):
         x, y, across, down = annotations.boxes[index].tolist()
         mask = decode_rle(truth.rles[index], height, width)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from pipeline.results.gallery import EXAMPLES, MAX_DRAWN_BESIDE_TRUTH, Canvas, Entry, Gallery, choose_images
+from pipeline.results.page import Page
 from pipeline.results.render import color_of
-from pipeline.results.report import gallery_parts, render_page
 from pipeline.storage.uri import base_name
 
 if TYPE_CHECKING:  # the room of data sets is not imported here; what is of it is handed over
@@ -39,8 +39,8 @@ def build_label_report(
         num_images: photos, at most; fewer where the file would grow too large.
     """
     most = max(report.class_counts.values(), default=1) or 1
-    page: dict[str, Any] = {
-        "labels": {
+    page = Page(
+        labels={
             "facts": {"annotations": report.uri, "format": report.format},
             "totals": [
                 (report.num_images, "images"),
@@ -55,21 +55,20 @@ def build_label_report(
             "notes": report.notes,
             "verdict": "Training would take this set." if report.ok else "Training refuses this set for its errors.",
         }
-    }
+    )
     if report.annotated is not None and len(report.annotated):
-        page["gallery"] = _gallery(report, report.annotated, load_photo, num_images)
-    name = base_name(report.uri.rstrip("/")) or report.uri
-    title = f"Labels of {name}"
-    return render_page(page, title=title if day is None else f"{title}, {day.day} {day:%B %Y}")
+        _show(page, report, report.annotated, load_photo, num_images)
+    return page.render(f"Labels of {base_name(report.uri.rstrip('/')) or report.uri}", day)
 
 
-def _gallery(
+def _show(
+    page: Page,
     report: DataReport,
     annotated: AnnotatedSet,
     load_photo: Callable[[AnnotatedImage], np.ndarray],
     num_images: int,
-) -> dict[str, Any]:
-    """The template's `gallery`."""
+) -> None:
+    """Puts the photos on the page."""
     names = [category.name for category in annotated.categories]
     faults: defaultdict[int, list[tuple[str, Instance | None]]] = defaultdict(list)  # by the identity of the image
     for finding in report.findings:
@@ -84,6 +83,7 @@ def _gallery(
         canvas = Canvas(image.file_name, Image.fromarray(load_photo(image)))
         of_image = faults[id(image)]
         drawn = []
+        canvas.num_undrawn = max(len(image.instances) - MAX_DRAWN_BESIDE_TRUTH, 0)
         for at, instance in enumerate(image.instances[:MAX_DRAWN_BESIDE_TRUTH]):
             own = [fault for fault, culprit in of_image if culprit is instance]
             others: Entry = ({"fault": own[0]} if own else {}) | ({} if instance.iscrowd else {"m": []})
@@ -91,17 +91,18 @@ def _gallery(
             mask = instance.mask(image.height, image.width)
             drawn.append(canvas.outline(category, at, instance.box, mask, instance.area, **others))
         note = "; ".join(dict.fromkeys(fault for fault, _ in of_image))
-        return canvas.entry | {"truth": drawn} | ({"note": note} if note else {})
+        return canvas.whole_entry() | {"truth": drawn} | ({"note": note} if note else {})
 
     gallery = Gallery()
     chosen = _choose(images, names, [number for number, image in images.items() if id(image) in faults], num_images)
     gallery.fill(chosen, show)
     gallery.unreadable = [(images[number].file_name, reason) for number, reason in gallery.unreadable]
-    said = (
-        f"{len(gallery.pictures):,} of {len(annotated):,} images: first those that are examples of a fault, then half "
-        "so that every class is seen, the others by chance."
-    )
-    return gallery_parts(gallery, sides=[], said=said)
+    num_shown = len(gallery.pictures)
+    of, choice = f"All {num_shown:,} images", ""
+    if num_shown < len(annotated):
+        of, choice = f"{num_shown:,} of {len(annotated):,} images", ", then half so that every class is seen"
+    said = f"{of}: first those that are examples of a fault{choice}."
+    page.show(gallery, sides=[], said=said)
 
 
 def _choose(images: dict[str, AnnotatedImage], names: list[str], faulty: list[str], num_images: int) -> list[str]:

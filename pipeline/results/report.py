@@ -6,22 +6,21 @@ gallery holds photos and masks separately; the page draws the masks' outlines, s
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluation.coco import KEYPOINT_STAT_NAMES, STAT_NAMES
 from pipeline.results.charts import bar_chart, line_chart
 from pipeline.results.errors import Counts, RunErrors, Yardstick, count_errors
+from pipeline.results.figures import evaluation_parts, shown
 from pipeline.results.gallery import EXAMPLES, Gallery, Side, build_gallery, choose_images, choose_worst
+from pipeline.results.page import Page, Part
 from pipeline.results.render import color_of
 from pipeline.results.training_report import TrainingRecord, training_parts
 from pipeline.runs import AnyRun, Runs, RunSource, open_runs
@@ -30,17 +29,13 @@ from pipeline.storage.uri import base_name
 from pipeline.tables import iter_instances, load_images
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.metrics import MetricsJson, PlainConfusion
+    from pipeline.evaluation.metrics import MetricsJson
 
 _EXAMPLES = 6  # images listed for each failure
 _SCORE_EDGES = np.linspace(0, 1, 21)
 _SIDE_EDGES = np.linspace(0, 12, 25)  # log2 of the square root of the area
 _CONFIDENT = 0.5  # the score from which an instance is counted as confident
-_AT_THRESHOLD = ("precision", "recall", "F1", "mean_iou", "true_positives", "false_positives", "false_negatives")
-_MOST_CLASSES = 16  # of a confusion matrix that is shown whole
-_MOST_PAIRS = 20  # of classes, shown of a larger confusion matrix
 _MAX_CURVES = 60  # classes whose curves are on the page, those with most objects; they bound its size
-_MAX_LISTED = 50  # photos that cannot be shown
 _ERROR_COLUMNS = (
     "objects", "true positives", "false positives", "missed", "precision", "recall", "F1", "best F1", "at score",
 )  # fmt: skip
@@ -124,46 +119,21 @@ def build_report(
     """
     if run is None and training is None:
         raise ValueError("a report needs a run or a training")
-    page: dict[str, Any] = {"unfinished": unfinished}
+    page = Page(unfinished)
     if run is not None:
         runs = [open_runs(each) for each in (run, run_b) if each is not None]
         names = ["A", "B"] if len(runs) == 2 else [""]
         sides = [
             Side(name, each, None if yardstick is None else count_errors(each, yardstick))
-            for name, each in zip(names, runs, strict=False)
+            for name, each in zip(names, runs, strict=True)
         ]
         title = title or _title(runs)
-        page |= _run_parts(sides, yardstick, sample)
+        _show_runs(page, sides, yardstick, sample)
         if not unfinished and not all(each.sealed for each in runs):
-            page["unfinished"] = "only committed shards are shown"
-    page["evaluation"] = None if evaluation is None else _evaluation_parts(evaluation)
-    page["training"] = None if training is None else training_parts(training)
-    title = title or "Training"
-    return render_page(page, title=title if day is None else f"{title}, {day.day} {day:%B %Y}")
-
-
-def render_page(page: Mapping[str, Any], *, title: str) -> str:
-    """The HTML of the parts that there are: `run`, `gallery`, `errors`, `evaluation`, `training`, `labels`."""
-    from jinja2 import Environment
-
-    run = page.get("run") or {}
-    sections = [
-        (key, name)
-        for key, name, is_shown in (
-            ("training", "Training", page.get("training")),
-            ("errors", "Truth and prediction", page.get("errors")),
-            ("evaluation", "Evaluation", page.get("evaluation")),
-            ("failures", "Failures", run.get("failures")),
-            ("instances", "Instances", run),
-            ("labels", "Labels", page.get("labels")),
-            ("pictures", "Pictures", page.get("gallery")),
-        )
-        if is_shown
-    ]
-    text = resources.files("pipeline.results").joinpath("report.html.j2").read_text("utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
-    data = _script_json(page["gallery"].pop("data")) if page.get("gallery") else ""
-    return template.render(title=title, sections=sections, data=data, **page)
+            page.unfinished = "only committed shards are shown"
+    page.evaluation = None if evaluation is None else evaluation_parts(evaluation)
+    page.training = None if training is None else training_parts(training)
+    return page.render(title or "Training", day)
 
 
 def _title(runs: Sequence[AnyRun]) -> str:
@@ -176,8 +146,8 @@ def _title(runs: Sequence[AnyRun]) -> str:
     return f"{names}{several}: Mask R-CNN {network} on {data}".replace("  ", " ")
 
 
-def _run_parts(sides: Sequence[Side], yardstick: Yardstick | None, sample: Sample) -> dict[str, Any]:
-    """The template's `run`, `errors` and `gallery`."""
+def _show_runs(page: Page, sides: Sequence[Side], yardstick: Yardstick | None, sample: Sample) -> None:
+    """Puts totals, errors and photos of the runs on the page."""
     run = sides[0].run
     images = load_images(run, ["image_id", "uri", "status", "error", "height", "width", "num_instances"])
     # A random number for each image, computed from its id and the seed: samples stay the same as a run grows.
@@ -197,42 +167,15 @@ def _run_parts(sides: Sequence[Side], yardstick: Yardstick | None, sample: Sampl
     gallery = build_gallery(sides, chosen, yardstick)
     if yardstick is None:
         gallery.pictures.sort(key=lambda picture: draw[str(picture["id"])])
-    page: dict[str, Any] = {
-        "run": _totals_parts(run, images, totals),
-        "gallery": gallery_parts(
-            gallery,
-            sides=[side.name for side in sides],
-            said=_said(gallery, len(segmented), yardstick, len(sides)),
-            threshold=None if yardstick is None else yardstick.settings.score_threshold,
-        ),
-    }
-    if len(sides) == 2:
-        second = sides[1].run
-        facts = {"output of B": second.storage.uri, "model of B": second.spec.model.sha256[:16]}
-        page["run"]["facts"] |= {name: value for name, value in facts.items() if value}
+    page.show(
+        gallery,
+        sides=[side.name for side in sides],
+        said=_said(gallery, len(segmented), yardstick, len(sides)),
+        threshold=None if yardstick is None else yardstick.settings.score_threshold,
+    )
+    page.run = _totals_parts([side.run for side in sides], images, totals)
     if yardstick is not None:
-        page["errors"] = _error_parts(sides, yardstick)
-    return page
-
-
-def gallery_parts(
-    gallery: Gallery, *, sides: Sequence[str], said: str, threshold: float | None = None
-) -> dict[str, Any]:
-    """The template's `gallery`.
-
-    Args:
-        sides: what the runs are called; none for a page of labels.
-        said: how many of which photos are shown, and how they were chosen.
-        threshold: the score from which errors are counted; None without ground truth.
-    """
-    return {
-        "said": said + (" More would make the file too large." if gallery.is_cut else ""),
-        "unreadable": gallery.unreadable[:_MAX_LISTED],
-        "num_unreadable": len(gallery.unreadable),
-        "threshold": threshold,
-        "sides": sides,
-        "data": {"sides": sides, "threshold": threshold, "pictures": gallery.pictures},
-    }
+        page.errors = _error_parts(sides, yardstick)
 
 
 def _said(gallery: Gallery, num_images: int, yardstick: Yardstick | None, num_sides: int) -> str:
@@ -253,8 +196,9 @@ def _said(gallery: Gallery, num_images: int, yardstick: Yardstick | None, num_si
     )
 
 
-def _totals_parts(run: AnyRun, images: pd.DataFrame, totals: _Totals) -> dict[str, Any]:
-    """The template's `run`: facts, counts, failures, classes and distributions."""
+def _totals_parts(runs: Sequence[AnyRun], images: pd.DataFrame, totals: _Totals) -> Part:
+    """Facts about the runs; counts, failures, classes and distributions of the first."""
+    run = runs[0]
     statuses = images["status"].value_counts()
     failures = [
         {
@@ -286,6 +230,8 @@ def _totals_parts(run: AnyRun, images: pd.DataFrame, totals: _Totals) -> dict[st
         "input": run.spec.input.uri,
         "model": run.spec.model.sha256[:16],
     }
+    for other in runs[1:]:
+        facts |= {"output of B": other.storage.uri, "model of B": other.spec.model.sha256[:16]}
     return {
         "facts": {name: value for name, value in facts.items() if value},
         "num_images": len(images),
@@ -311,8 +257,8 @@ def _totals_parts(run: AnyRun, images: pd.DataFrame, totals: _Totals) -> dict[st
     }
 
 
-def _error_parts(sides: Sequence[Side], yardstick: Yardstick) -> dict[str, Any]:
-    """The template's `errors`: figures of each class at the score threshold, and its curves over the scores."""
+def _error_parts(sides: Sequence[Side], yardstick: Yardstick) -> Part:
+    """Figures of each class at the score threshold, and its curves over the scores."""
     scores, settings = yardstick.scores, yardstick.settings
     at = int(np.searchsorted(scores, settings.score_threshold))
     errors = [(side.name, side.errors) for side in sides if side.errors is not None]
@@ -322,7 +268,7 @@ def _error_parts(sides: Sequence[Side], yardstick: Yardstick) -> dict[str, Any]:
 
     def row(name: str, label: str, counts: Counts) -> list[str]:
         best = counts.best
-        figures = [_shown("", _or_none(values[at])) for values in (counts.precision, counts.recall, counts.f1)]
+        figures = [shown("", values[at]) for values in (counts.precision, counts.recall, counts.f1)]
         return [
             name,
             *([label] if label else []),
@@ -332,9 +278,9 @@ def _error_parts(sides: Sequence[Side], yardstick: Yardstick) -> dict[str, Any]:
             *(["-", "-"] if best is None else [f"{counts.f1[best]:.3f}", f"{scores[best]:g}"]),
         ]
 
-    shown = sorted(names, key=lambda name: -first[name].objects)[:_MAX_CURVES]
+    most_objects = sorted(names, key=lambda name: -first[name].objects)[:_MAX_CURVES]
     curves = {}
-    for name in ("", *shown):
+    for name in ("", *most_objects):
         counts = {label: each.by_class[name] if name else each.overall for label, each in errors}
         curves[name] = (
             line_chart(
@@ -371,111 +317,8 @@ def _error_parts(sides: Sequence[Side], yardstick: Yardstick) -> dict[str, Any]:
 def _change(first: RunErrors, second: RunErrors) -> str:
     """On how many photos the second run has more errors than the first, and on how many fewer."""
     difference = (second.false + second.missed) - (first.false + first.missed)
+    fewer, more, as_many = (int(kind.sum()) for kind in (difference < 0, difference > 0, difference == 0))
     return (
-        f"B has fewer errors than A on {int((difference < 0).sum()):,} photos, more on {int((difference > 0).sum()):,} "
-        f"and as many on {int((difference == 0).sum()):,}; {int(difference.sum()):+,} errors in all."
+        f"Photos on which B has fewer errors than A: {fewer:,}; more: {more:,}; as many: {as_many:,}. In all it has "
+        f"{int(difference.sum()):+,} errors."
     )
-
-
-def side_by_side(first: MetricsJson, second: MetricsJson) -> MetricsJson:
-    """The figures of two evaluations as one of "segm A", "segm B" and so on.
-
-    Thresholds, confusion matrix and slices are those of the first.
-    """
-    sides = (("A", first), ("B", second))
-    joined: dict[str, Any] = {**first, "notes": [f"{side}: {note}" for side, each in sides for note in each["notes"]]}
-    for name in ("overall", "by_category", "pr_curves"):
-        figures: list[dict[str, Any]] = [each.get(name, {}) for _, each in sides]  # type: ignore[misc]
-        joined[name] = {
-            f"{kind} {side}": of_side[kind]
-            for kind in dict.fromkeys(kind for of_side in figures for kind in of_side)
-            for (side, _), of_side in zip(sides, figures, strict=True)
-            if kind in of_side
-        }
-    return joined  # type: ignore[return-value]
-
-
-def _evaluation_parts(evaluation: MetricsJson) -> dict[str, object]:
-    """The template's `evaluation`."""
-    overall = evaluation.get("overall", {})
-    kinds = list(overall)
-    order = [*STAT_NAMES, *KEYPOINT_STAT_NAMES, *_AT_THRESHOLD]  # metrics.json is sorted by name
-    names = list(dict.fromkeys(name for kind in kinds for name in overall[kind]))
-    metrics = sorted(names, key=lambda name: order.index(name) if name in order else len(order))
-    by_category = evaluation.get("by_category", {})
-    columns = ("AP", "AP50", "AP75", "precision", "recall", "mean_iou")
-    tables = [
-        {
-            "kind": kind,
-            "columns": columns,
-            "rows": sorted(
-                ((name, [_shown(name, f.get(name)) for name in columns], f.get("AP")) for name, f in of_kind.items()),
-                key=lambda row: (row[2] is None, row[2] or 0),
-            ),
-        }
-        for kind, of_kind in by_category.items()
-    ]
-    curves = [
-        line_chart(
-            {name: (curve["recall"], curve[name]) for name in curve if name != "recall"},
-            label=f"recall ({kind}); up: precision",
-            y_range=(0, 1),
-        )
-        for kind, curve in evaluation.get("pr_curves", {}).items()
-    ]
-    return {
-        "kinds": kinds,
-        "rows": [(name, [_shown(name, overall[kind].get(name)) for kind in kinds]) for name in metrics],
-        "tables": tables,
-        "curves": [curve for curve in curves if curve],
-        "slices": [
-            {**table, "rows": [[_cell(value) for value in row] for row in table["rows"]]}
-            for table in evaluation.get("slices") or ()
-        ],
-        "confusion": _confusion(evaluation.get("confusion")),
-        "notes": evaluation.get("notes", []),
-        "score_threshold": evaluation.get("score_threshold"),
-        "iou_threshold": evaluation.get("iou_threshold"),
-    }
-
-
-def _confusion(confusion: PlainConfusion | None) -> dict[str, object] | None:
-    """A small matrix whole, with each cell's share of its row for shading; of a large one the most confused pairs."""
-    if confusion is None:
-        return None
-    names, counts = confusion["names"], np.array(confusion["counts"], np.int64)
-    if len(names) <= _MOST_CLASSES:
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        cells = [list(zip(*row, strict=True)) for row in zip(counts.tolist(), shares.tolist(), strict=True)]
-        return {"names": names, "rows": list(zip(names, cells, strict=True)), "pairs": None}
-    confused = counts[:-1, :-1].copy()
-    np.fill_diagonal(confused, 0)
-    rows, columns = np.unravel_index(np.argsort(-confused, axis=None, kind="stable")[:_MOST_PAIRS], confused.shape)
-    pairs = [
-        (names[row], names[column], f"{confused[row, column]:,}", f"{counts[row].sum():,}")
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
-        if confused[row, column]
-    ]
-    return {"names": names, "rows": None, "pairs": pairs}
-
-
-def _shown(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if name.endswith(("positives", "negatives")) else f"{value:.3f}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if value != value else float(value)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:,}" if isinstance(value, int) else _shown("", value)
-
-
-def _script_json(value: Any) -> str:
-    """JSON in which no text can end the script element that holds it."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

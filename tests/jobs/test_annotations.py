@@ -41,7 +41,7 @@ def test_check_data_writes_a_page_of_the_labels(runs: Path, tmp_path: Path) -> N
     page = tmp_path / "labels.html"
     assert "12 images" in call("check-data", runs / "data" / "val.json", f"output.uri={page}")
     html = page.read_text()
-    assert "<title>Labels of val.json, " in html and "<b>12</b>images" in html and "12 of 12 images" in html
+    assert "<title>Labels of val.json, " in html and "<b>12</b>images" in html and "All 12 images" in html
     assert [path.name for path in tmp_path.iterdir()] == ["labels.html"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -35,10 +36,16 @@ def test_a_report_shows_truth_and_two_runs_side_by_side(runs: Path, tmp_path: Pa
     assert "perfect and " in text and "against " in text and not page.exists()
     call(*words, "evaluate.score_threshold=0.2")
     html = page.read_text()
-    assert 'id="errors"' in html and "B has fewer errors than A on 0 photos" in html
+    assert 'id="errors"' in html and "Photos on which B has fewer errors than A: 0; more: " in html
     assert "perfect and worse: Mask R-CNN on images, " in html and "a score of 0.2 and up" in html
     call("report", runs / "perfect", f"run_b.uri={runs / 'worse'}", f"output.uri={page}")
     assert 'id="errors"' not in page.read_text() and "numbers differ most first" in page.read_text()
+    for run, kinds in (("worse", ["bbox B", "segm B"]), ("perfect", ["bbox A", "bbox B", "segm A", "segm B"])):
+        shutil.copytree(runs / run, tmp_path / run)
+        call("evaluate", tmp_path / run, truth)
+        there = tmp_path / "perfect" if (tmp_path / "perfect").exists() else runs / "perfect"
+        call("report", there, f"run_b.uri={tmp_path / 'worse'}", f"output.uri={page}")
+        assert re.findall(r"<th>((?:bbox|segm) [AB])</th>", page.read_text()) == kinds
 
 
 def test_a_report_refuses_truth_that_does_not_fit_before_it_writes(runs: Path, tmp_path: Path) -> None:

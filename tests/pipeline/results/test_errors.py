@@ -35,7 +35,7 @@ def test_counts_at_each_score_are_those_of_an_evaluation_at_it(drawn_run, thresh
         np.testing.assert_allclose(measured, [figures[name] for name in ("precision", "recall", "F1")])
     assert errors.false.sum() == errors.overall.false[at]
     assert errors.missed.sum() == errors.overall.objects - errors.overall.true[at]
-    assert errors.coverage == metrics.coverage
+    assert errors.coverage == metrics.coverage and set(errors.notes) <= set(metrics.notes)
 
 
 def test_errors_of_a_photo_are_those_of_a_comparison(drawn_run):
@@ -55,6 +55,15 @@ def test_objects_on_photos_that_the_run_has_not_are_missed(drawn_run):
     errors = count_errors(open_runs(drawn_run.uri), yardstick)
     assert errors.missed[-1] == len(images[0].instances) and "elsewhere/new.png" not in errors.truth_id
     assert "1 not in the run" in errors.notes[0]
+
+
+def test_a_class_that_the_model_has_not_is_noted(drawn_run):
+    content = drawn_run.coco
+    content["categories"].append({"id": 77, "name": "hexagon"})
+    content["annotations"][0]["category_id"] = 77
+    errors = count_errors(open_runs(drawn_run.uri), Yardstick(Truth.load(content)))
+    assert any("does not have these of the ground truth: hexagon" in note for note in errors.notes)
+    assert errors.by_class["hexagon"].objects == 1 and not errors.by_class["hexagon"].true.any()
 
 
 def test_several_runs_are_measured_as_one(tmp_path):

@@ -111,3 +111,16 @@ def test_a_gallery_says_what_it_has_not(monkeypatch):
     cut = Gallery()
     cut.fill(["a", "b"], show)
     assert len(cut.pictures) == 1 and cut.is_cut
+
+
+def test_objects_that_are_too_many_to_draw_are_counted(drawn_run, yardstick, monkeypatch):
+    monkeypatch.setattr(gallery, "MAX_DRAWN_BESIDE_TRUTH", 2)
+    run = open_runs(drawn_run.uri)
+    shown = build_gallery([Side("", run, count_errors(run, yardstick))], drawn(drawn_run.uri), yardstick).pictures
+    instances = load_instances(drawn_run.uri)["image_id"].value_counts()
+    objects = {image.file_name: len(image.instances) for image in drawn_run.truth.images}
+    for picture in shown:
+        name = str(picture["id"])
+        more = max(instances.get(name, 0) - 2, 0) + max(objects[name] - 2, 0)
+        assert picture.get("undrawn", 0) == more
+    assert any("undrawn" in picture for picture in shown)

@@ -24,11 +24,11 @@ from pipeline.dataset.check_report import displayable
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.ground_truth import Truth
-from pipeline.evaluation.metrics import MetricsJson, evaluate_run
+from pipeline.evaluation.metrics import evaluate_run
 from pipeline.manifest import to_json
 from pipeline.results.errors import Yardstick
 from pipeline.results.label_report import build_label_report
-from pipeline.results.report import build_report, side_by_side
+from pipeline.results.report import build_report
 from pipeline.results.training_report import TrainingRecord
 from pipeline.tables import load_images, load_instances
 from tests.debian import Unavailable
@@ -101,16 +101,6 @@ def test_all_that_was_evaluated_is_shown(page, drawn_run):
     assert names[:3] == ["AP", "AP50", "AP75"] and names[12:15] == ["precision", "recall", "F1"]
     for row in metrics.slices["crowding"].itertuples():
         assert f"<td>{row.slice}</td><td>{row.images}</td><td>{row.objects}</td><td>{row.AP:.3f}</td>" in html
-
-
-def test_of_many_classes_the_confused_pairs_are_listed():
-    names = [f"c{n}" for n in range(30)] + ["background"]
-    counts = np.diag(np.full(31, 50))
-    counts[3, 4], counts[7, 2], counts[5, 30] = 9, 2, 40
-    evaluation: MetricsJson = {"confusion": {"names": names, "counts": counts.tolist()}}
-    html = build_report(training=TrainingRecord(pd.DataFrame({"step": [1], "loss": [1.0]})), evaluation=evaluation)
-    pairs = re.findall(r'<td>(c\d+)</td><td class="text">(c\d+)</td><td>(\d+)</td><td>(\d+)</td>', html)
-    assert pairs == [("c3", "c4", "9", "59"), ("c7", "c2", "2", "52")]
 
 
 def test_a_training_alone_has_a_report_and_nothing_has_none():
@@ -230,14 +220,6 @@ def test_photos_that_cannot_be_shown_are_named(tmp_path):
     html = build_report(str(write_run(tmp_path / "run", [(images, [])])))
     assert "4 chosen images cannot be shown" in html and "<img src=x" not in html
     assert "the photo is 5 x 5, but 20 x 30 was segmented" in html and "text.png cannot be decoded" in html
-
-
-def test_two_evaluations_stand_side_by_side(drawn_run, second_run):
-    evaluations = [evaluate_run(run, drawn_run.truth).to_dict() for run in (drawn_run.uri, second_run)]
-    html = build_report(drawn_run.uri, run_b=second_run, evaluation=side_by_side(*evaluations))
-    assert "<th>bbox A</th><th>bbox B</th><th>segm A</th><th>segm B</th>" in html
-    cells = "".join(f"<td>{each['overall'][kind]['AP']:.3f}</td>" for kind in ("bbox", "segm") for each in evaluations)
-    assert f"<td>AP</td>{cells}" in html
 
 
 @pytest.fixture(scope="module")
@@ -564,4 +546,30 @@ def test_a_page_of_labels_marks_the_faults(browser, drawn_run, tmp_path):
     look(browser, "labels_enlarged", whole=False)
     browser.press(chromium.ESCAPE)
     look(browser, "labels")
+    check_quiet(browser, page)
+
+
+@pytest.mark.browser
+def test_one_run_beside_truth_and_two_runs_without(browser, drawn_run, second_run, tmp_path):
+    page = tmp_path / "one.html"
+    page.write_text(build_report(drawn_run.uri, yardstick=Yardstick(Truth.load(drawn_run.truth))), "utf-8")
+    browser.requests()
+    browser.go(page.as_uri())
+    browser.click(".card:nth-child(1)")
+    captions = "return [...document.querySelectorAll('#large-photo figcaption')].map(c => c.textContent.split(':')[0])"
+    assert browser.run(captions) == ["truth", "prediction"]
+    look(browser, "one_enlarged", whole=False)
+    browser.press(chromium.ESCAPE)
+    words = browser.run("return document.querySelector('.card .words').textContent")
+    assert re.fullmatch(r"\d+ false, \d+ missed of \d+", words)
+    look(browser, "one")
+    check_quiet(browser, page)
+    page.write_text(build_report(drawn_run.uri, run_b=second_run), "utf-8")
+    browser.requests()
+    browser.go(page.as_uri())
+    browser.run(SET, "order", "differ")
+    texts = browser.run("return [...document.querySelectorAll('.card')].map(c => c.innerText)")
+    numbers = [[int(n) for n in re.findall(r"[AB]: (\d+) found", text)] for text in texts]
+    apart = [abs(a - b) for a, b in (pair for pair in numbers if len(pair) == 2)]
+    assert len(apart) == 6 and apart == sorted(apart, reverse=True)
     check_quiet(browser, page)
