@@ -177,11 +177,12 @@ def _run_parts(run: AnyRun, num_images: int, seed: int) -> tuple[dict[str, objec
         }
         for name, count in totals.by_class.most_common()
     ]
+    predictor = run.spec.model.predictor
     facts = {
         "run": run.title.removeprefix("Run "),
         "output": run.storage.uri,
         "input": run.spec.input.uri,
-        "model": run.spec.model.sha256[:16],
+        "model": f"{'' if predictor is None else predictor.name} {run.spec.model.sha256[:16]}".strip(),
     }
     page: dict[str, object] = {
         "facts": {name: value for name, value in facts.items() if value},
