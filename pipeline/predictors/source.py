@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -109,29 +109,38 @@ class PredictorSource:
     def _import(self, module_name: str) -> ModuleType:
         """The module, in a folder's case from its copy and from nowhere else."""
         _forget_copies()
-        files, folder = self.files or {}, None
         if self.files is not None:
-            folder = self._place(files)
-            sys.path.append(str(folder))
+            sys.path.append(str(self._place(self.files)))
             importlib.invalidate_caches()
-            _check_names(folder, files)
         try:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
             hint = ""
-            if folder is None and isinstance(error, ModuleNotFoundError) and _is_part(error.name, module_name):
+            if self.files is None and isinstance(error, ModuleNotFoundError) and _is_part(error.name, module_name):
                 hint = "; of a module that is not installed, give the folder: segment.predictor_path=FOLDER"
             raise PredictorError(
                 f"segment.predictor: {self.name} cannot be imported: {in_words(error)}{hint}"
             ) from error
-        if folder is not None:
-            _check_names(folder, files)
-            if not _is_within(module, folder):
-                raise PredictorError(
-                    f"segment.predictor: {module_name} is not in segment.predictor_path; {_place_of(module)} would be "
-                    "imported, rename yours or leave out the folder"
-                )
+        if self.files is not None and not _is_in_copy(module):
+            raise PredictorError(
+                f"segment.predictor: {module_name} is not in segment.predictor_path; {_place_of(module)} would be "
+                "imported, rename yours or leave out the folder"
+            )
         return module
+
+    def check_names(self) -> None:
+        """Raises PredictorError for a module of the folder that has the name of one that is imported in its place.
+
+        Some may be imported for other reasons: this is for a process that does nothing else.
+        """
+        names = {name.split("/")[0].removesuffix(".py") for name in self.files or () if name.endswith(".py")}
+        for name in sorted(names & sys.modules.keys()):
+            if not _is_in_copy(sys.modules[name]):
+                where = _place_of(sys.modules[name]) or "a part of Python"
+                raise PredictorError(
+                    f"segment.predictor_path: its module {name!r} has the name of {where}, which is imported in its "
+                    "place; rename yours"
+                )
 
     def _place(self, files: Mapping[str, bytes]) -> Path:
         """The folder of this machine's cache that holds a copy of the code."""
@@ -223,7 +232,9 @@ def _answer(source: PredictorSource, parent: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it goes to the parent, too, which ends this process
     os.dup2(2, 1)
     try:
+        source.check_names()
         answer: object = RunSpec(schema_version=0, model=source.open().model).to_json()
+        source.check_names()
     except PredictorError as error:
         answer = str(error)
     parent.send_bytes(to_json(answer))
@@ -309,32 +320,24 @@ def _is_left_out(name: str) -> bool:
 def _forget_copies() -> None:
     """Takes what was imported from copies of code out of this process: two may have modules of one name."""
     sys.path[:] = [entry for entry in sys.path if not _IN_COPY.search(entry)]
-    for name in [name for name, module in sys.modules.items() if _IN_COPY.search(_place_of(module))]:
+    for name in [name for name, module in list(sys.modules.items()) if _is_in_copy(module)]:
         del sys.modules[name]
 
 
-def _check_names(folder: Path, files: Iterable[str]) -> None:
-    """Raises PredictorError for a file of the user's that has the name of another module that is imported."""
-    names = {name.split("/")[0].removesuffix(".py") for name in files if name.endswith(".py")}
-    for name in sorted(names & sys.modules.keys()):
-        module = sys.modules[name]
-        if not _is_within(module, folder):
-            where = _place_of(module) or "a part of Python"
-            raise PredictorError(
-                f"segment.predictor_path: its module {name!r} has the name of {where}, which is imported in its place; "
-                "rename yours"
-            )
-
-
-def _is_within(module: ModuleType, folder: Path) -> bool:
-    return _place_of(module).startswith(f"{folder}{os.sep}")
+def _is_in_copy(module: ModuleType) -> bool:
+    return _IN_COPY.search(_place_of(module)) is not None
 
 
 def _place_of(module: Any) -> str:
     """The file of a module; of a package without one its folder; "" of what is built into Python."""
     names = getattr(module, "__dict__", {})  # without what some modules make of a name that they lack
     file = names.get("__file__")
-    return file if isinstance(file, str) else next((str(each) for each in names.get("__path__", ())), "")
+    if isinstance(file, str):
+        return file
+    try:
+        return next((str(each) for each in names.get("__path__", ())), "")
+    except KeyError:  # of a folder without __init__.py in a package that is not loaded any more
+        return ""
 
 
 def _is_part(missing: str | None, module_name: str) -> bool:

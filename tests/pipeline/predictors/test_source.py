@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -103,6 +104,17 @@ def test_packages_and_data_beside_the_code_are_taken_along(tmp_path: Path) -> No
     assert {path.name for path in folder.rglob("*.pyc")} == {"x.pyc"}, "nothing is written into the user's folder"
     (folder / "own" / "deep" / "name.txt").write_text("dog")
     assert PredictorSource("own.deep.mine:Mine", {}, read_folder(folder)).open().model.sha256 != model.sha256
+
+
+def test_a_folder_of_a_package_that_is_gone_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray leaves such ones among the modules."""
+    (tmp_path / "site" / "outer" / "inner").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    importlib.import_module("outer.inner")
+    monkeypatch.delitem(sys.modules, "outer")
+    source_of(write_example(tmp_path / "code"), "colours:Colours").open()
+    monkeypatch.undo()
+    del sys.modules["outer"], sys.modules["outer.inner"]
 
 
 def test_a_folder_that_is_no_code_is_refused_in_words(tmp_path: Path) -> None:
@@ -221,9 +233,13 @@ def test_a_module_in_whose_place_another_would_be_imported_is_refused(tmp_path: 
     with pytest.raises(
         PredictorError, match=r"its module 'types' has the name of .*types\.py, which is imported in its"
     ):
-        source_of(folder, "mine:Mine").open()
-    with pytest.raises(PredictorError, match=r"its module 'model' has the name of .*model/__init__\.py"):
-        source_of(write_code(tmp_path / "other", model=MINIMAL.format(answer=[])), "model:Mine").open()
+        source_of(folder, "mine:Mine").check(60)
+    assert source_of(folder, "mine:Mine").open(), "a worker may have loaded more, and the folder may have more"
+    with pytest.raises(PredictorError, match=r"model is not in segment\.predictor_path; .*model/__init__\.py would be"):
+        source_of(write_code(tmp_path / "other", model=MINIMAL.format(answer=[])), "model:Mine").check(60)
+    helped = write_code(tmp_path / "helped", wave="X = 1", mine="import wave\n" + MINIMAL.format(answer=[]))
+    with pytest.raises(PredictorError, match=r"its module 'wave' has the name of .*wave\.py, which is imported in its"):
+        source_of(helped, "mine:Mine").check(60)
     with pytest.raises(PredictorError, match=r"json is not in segment\.predictor_path"):
         source_of(write_code(tmp_path / "third", mine=""), "json:JSONDecoder").open()
 
