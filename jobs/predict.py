@@ -100,7 +100,8 @@ def prepare_predict(config: PredictConfig, photos: Sequence[str]) -> PredictPlan
     """
     checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
     thresholds = read_thresholds(config.predict.score_thresholds, config.storage)
-    thresholds_by_label(checkpoint.categories, config.predict.score_threshold, thresholds)  # refuses unknown names
+    names = [category.name for category in checkpoint.categories]
+    thresholds_by_label(names, config.predict.score_threshold, thresholds)  # refuses unknown names
     return PredictPlan(config, tuple(photos), checkpoint, thresholds)
 
 

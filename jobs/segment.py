@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from jobs.checkpoints import find_checkpoint, is_weights, open_checkpoint, place_checkpoint
@@ -14,21 +15,22 @@ from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
 from jobs.terminal import counted
 from model.categories import thresholds_by_label
-from model.checkpoint import Checkpoint
 from model.inference.predictor import native_dtype
 from pipeline.bulk.commit import check_run, claim_run, committed_shards
 from pipeline.bulk.listing import count_images, tell_kind
+from pipeline.bulk.predict import UserPredictor
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
 from pipeline.manifest import MODEL_FOLDER, Run, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.plan import read_plan
+from pipeline.predictors.source import PredictorSource, read_folder
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
-from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
+from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within, local_path
 from pipeline.tables import load_images
 from pipeline.thresholds import read_thresholds
 
@@ -41,20 +43,28 @@ class SegmentPlan:
 
     Attributes:
         config: as given; score thresholds that are in a file are read.
-        checkpoint: URI of the checkpoint folder.
+        checkpoint: URI of the checkpoint folder; the name of a predictor of the user's own.
         spec: the run's specification (see `run_spec`), which becomes run.json.
         notes: sentences that the user should read before the run starts.
+        source: code and settings of the user's predictor; None for Mask R-CNN.
     """
 
     config: SegmentConfig
     checkpoint: str
     spec: RunSpec
     notes: list[str]
+    source: PredictorSource | None = None
 
     @property
     def run_id(self) -> str:
         """The run's id: a hash of the specification."""
         return run_id_of(self.spec.to_json())
+
+    @property
+    def model(self) -> str:
+        """What predicts: the checkpoint's URI, or the name of the user's predictor and a part of its hash."""
+        predictor = self.spec.model.predictor
+        return self.checkpoint if predictor is None else f"{predictor.name} (code {predictor.code_sha256[:12]})"
 
     def check_cluster(self) -> None:
         """Raises ConfigError where the cluster does not answer, or has no room for a worker."""
@@ -73,26 +83,33 @@ class SegmentPlan:
             images, done = f"more than {MOST_COUNTED:,} images" if more else counted(number, "image"), ""
             if self.spec.input.since_run is not None:
                 images += f", save those that {self.spec.input.since_run} has segmented and that have not changed,"
-        line = f"would segment {images} of {self.spec.input.uri} with {self.checkpoint} into {self.config.output.uri}"
+        line = f"would segment {images} of {self.spec.input.uri} with {self.model} into {self.config.output.uri}"
         return f"{line}{done}\nrun {self.run_id}"
 
 
 def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """Checks everything that can be checked before a cluster starts; writes nothing.
 
+    A predictor of the user's own is imported and built in a process apart, and loads nothing.
+
     Raises:
         ConfigError: an input that does not exist or is empty, an output inside the input, or a `since_run` that is not
             finished.
         CorpusError: a list, inventory or tar file that is not readable as one, as far as it was read.
         CheckpointError: the checkpoint does not exist or is damaged.
+        PredictorError: the user's predictor cannot be imported, lacks a method or refuses its settings.
         OtherRunError: the output belongs to another run.
     """
     input_uri, output_uri = absolute_uri(config.input.uri), absolute_uri(config.output.uri)
     _check_input(config, input_uri, output_uri)
-    model = config.model
-    checkpoint_uri = find_checkpoint(model.checkpoint, model.network, model.classes, config.storage)
-    checkpoint = open_checkpoint(checkpoint_uri, settings=config.storage)
-    spec = run_spec(config, input_uri, checkpoint)
+    source = _predictor_source(config)
+    if source is None:
+        model = config.model
+        checkpoint_uri = find_checkpoint(model.checkpoint, model.network, model.classes, config.storage)
+        spec = run_spec(config, input_uri, _checkpoint_model(checkpoint_uri, config.storage))
+    else:
+        checkpoint_uri = source.name
+        spec = run_spec(config, input_uri, source.check(config.segment.predictor_timeout_s))
     # A file of thresholds may change; retry takes these settings from the run.
     section = config.segment.model_copy(update={"score_thresholds": dict(spec.segment.score_thresholds)})
     config = config.model_copy(update={"segment": section})
@@ -106,7 +123,25 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
         notes.append(
             f"corpus.shard_size={config.corpus.shard_size} is ignored: the plan was sealed with {plan.shard_size}"
         )
-    return SegmentPlan(config, checkpoint_uri, spec, notes)
+    return SegmentPlan(config, checkpoint_uri, spec, notes, source)
+
+
+def _predictor_source(config: SegmentConfig) -> PredictorSource | None:
+    """Code and settings of the user's predictor; None for Mask R-CNN."""
+    segment = config.segment
+    if segment.predictor is None:
+        return None
+    files = None if segment.predictor_path is None else read_folder(local_path(segment.predictor_path))
+    return PredictorSource(segment.predictor, segment.predictor_settings, files)
+
+
+def _checkpoint_model(uri: str, settings: StorageSettings) -> RunModel:
+    checkpoint = open_checkpoint(uri, settings=settings)
+    return RunModel(
+        sha256=checkpoint.sha256,
+        spec=checkpoint.spec.to_dict(),
+        categories=tuple(RunCategory(category.id, category.name) for category in checkpoint.categories),
+    )
 
 
 def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None:
@@ -173,7 +208,7 @@ def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:
         raise ConfigError(f"input.uri: {config.input.uri!r} does not exist; allowed is what input.kind={kind} means")
 
 
-def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> RunSpec:
+def run_spec(config: SegmentConfig, input_uri: str, model: RunModel) -> RunSpec:
     """The run's specification: every setting that can change a row, and no other.
 
     Raises:
@@ -181,7 +216,7 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> R
     """
     given, segment, decode = config.input, config.segment, config.decode
     thresholds = read_thresholds(segment.score_thresholds, config.storage)
-    thresholds_by_label(checkpoint.categories, segment.score_threshold, thresholds)  # refuses unknown names
+    thresholds_by_label([each.name for each in model.categories], segment.score_threshold, thresholds)  # refuses others
     return RunSpec(
         schema_version=SCHEMA_VERSION,
         input=InputSpec(
@@ -192,11 +227,7 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> R
             extra_channels=_absolute_pattern(given.extra_channels),
             since_run=None if given.since_run is None else absolute_uri(given.since_run),
         ),
-        model=RunModel(
-            sha256=checkpoint.sha256,
-            spec=checkpoint.spec.to_dict(),
-            categories=tuple(RunCategory(category.id, category.name) for category in checkpoint.categories),
-        ),
+        model=model,
         segment=SegmentSpec(
             mode=segment.mode,
             precision=_precision(config)[0],
@@ -265,7 +296,7 @@ def describe_retry(run: Run, plan: SegmentPlan) -> str:
     """What `retry` would do, for a dry run, with the number of images that have such a status now."""
     assert isinstance(plan.config, RetryConfig)
     num_images = int(load_images(run, columns=["status"])["status"].isin(plan.config.retry.statuses).sum())
-    return f"would try {counted(num_images, 'image')} of run {run.run_id} again with {plan.checkpoint}"
+    return f"would try {counted(num_images, 'image')} of run {run.run_id} again with {plan.model}"
 
 
 def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, int]:
@@ -282,7 +313,7 @@ def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambd
 def _shared_job(plan: SegmentPlan) -> BulkJob:
     """The job with a checkpoint that every node can read: published weights are put into the run's own folder."""
     job = bulk_job(plan)
-    if not is_weights(plan.config.model.checkpoint):
+    if plan.source is not None or not is_weights(plan.config.model.checkpoint):
         return job
     claim_run(open_storage(job.output_uri, job.storage), job.spec.to_json())
     return replace(job, checkpoint=place_checkpoint(job.checkpoint, f"{job.output_uri}/{MODEL_FOLDER}", job.storage))
@@ -295,7 +326,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
     """
     config = plan.config
     cpus, room = worker_room(config, start.joined_nodes())
-    return BulkJob(
+    job = BulkJob(
         output_uri=absolute_uri(config.output.uri),
         spec=plan.spec,
         checkpoint=plan.checkpoint,
@@ -309,12 +340,23 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         decode_children=config.segment.decode_children,
         storage=config.storage,
     )
+    if plan.source is None:
+        return job
+    timeout_s = config.segment.predictor_timeout_s
+    # A shard in which one image after the other takes too long shows no progress meanwhile.
+    longest_shard_s = max(job.longest_shard_s, int(20 * timeout_s))
+    predictor = partial(UserPredictor, source=plan.source, timeout_s=timeout_s)
+    return replace(job, predictor=predictor, longest_shard_s=longest_shard_s)
 
 
 def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     """The key-value metadata of every Parquet file of the run."""
     # The storage section may hold credentials, and it belongs to the caller and not to the run.
     config = {name: values for name, values in to_plain(plan.config).items() if name not in ("storage", "retry")}
+    if plan.source is None:  # as in all runs before there were other predictors
+        config["segment"] = {name: value for name, value in config["segment"].items() if "predictor" not in name}
+    elif plan.config.segment.predictor_path is not None:  # for `retry` in another folder
+        config["segment"]["predictor_path"] = str(local_path(plan.config.segment.predictor_path))
     return {
         "maskfleet.run_id": plan.run_id,
         "maskfleet.schema_version": str(SCHEMA_VERSION),

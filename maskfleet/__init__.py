@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pipeline.evaluation.metrics import Metrics as Metrics
     from pipeline.evaluation.metrics import evaluate_run as evaluate_run
     from pipeline.manifest import open_run as open_run
+    from pipeline.predictors.contract import Instances as Instances
+    from pipeline.predictors.contract import RunFault as RunFault
+    from pipeline.predictors.contract import Segmenter as Segmenter
     from pipeline.results.export import crops as crops
     from pipeline.results.export import to_coco as to_coco
     from pipeline.results.export import to_coco_results as to_coco_results
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.results.history import load_history as load_history
     from pipeline.results.render import contact_sheet as contact_sheet
     from pipeline.results.render import overlay as overlay
+    from pipeline.run_spec import RunCategory
     from pipeline.runs import open_runs as open_runs
     from pipeline.tables import counts as counts
     from pipeline.tables import decode_mask as decode_mask
@@ -34,12 +38,17 @@ if TYPE_CHECKING:
     from pipeline.tables import load_images as load_images
     from pipeline.tables import load_instances as load_instances
 
+    Category = RunCategory
     __version__: str
 
 _MODULES = {
     "__version__": "jobs.home:VERSION",
+    "Category": "pipeline.run_spec:RunCategory",
+    "Instances": "pipeline.predictors.contract",
     "Metrics": "pipeline.evaluation.metrics",
     "ModelSpec": "model.spec",
+    "RunFault": "pipeline.predictors.contract",
+    "Segmenter": "pipeline.predictors.contract",
     "compare": "pipeline.evaluation.compare",
     "contact_sheet": "pipeline.results.render",
     "counts": "pipeline.tables",

@@ -35,19 +35,18 @@ def check_categories(categories: Iterable[Category], num_classes: int) -> None:
 
 
 def thresholds_by_label(
-    categories: Sequence[Category], threshold: float, by_name: Mapping[str, float]
+    names: Sequence[str], threshold: float, by_name: Mapping[str, float]
 ) -> float | tuple[float, ...]:
     """The lowest score of all classes, or where any has one of its own, of each class in the order of its labels.
 
     Args:
-        categories: The class map.
+        names: The classes, in the order of the labels.
         threshold: Of the classes that are not named.
         by_name: Thresholds by name of the class.
 
     Raises:
-        ValueError: A name that the class map does not have.
+        ValueError: A name that no class has.
     """
-    names = [category.name for category in categories]
     unknown = [name for name in by_name if name not in names]
     if unknown:
         raise ValueError(f"score_thresholds: the model has no class {unknown[0]!r}; allowed are {', '.join(names)}")

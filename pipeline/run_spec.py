@@ -64,18 +64,44 @@ class RunCategory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunModel:
-    """The model that predicts.
+class PredictorSpec:
+    """A predictor of the user's own, see `pipeline.predictors.contract`.
 
     Attributes:
-        sha256: hash of its weights.
-        spec: its `ModelSpec` as JSON.
+        name: "package.module:Class".
+        settings: what the class is called with, JSON values by name.
+        code_sha256: hash of the files of its folder, or of its installed package.
+        identity: what it says of itself, such as the hash of its weights; "" where it says nothing.
+        in_channels: channels of the images that it takes.
+    """
+
+    name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    code_sha256: str = ""
+    identity: str = ""
+    in_channels: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunModel:
+    """The model that predicts: Mask R-CNN, or a predictor of the user's own.
+
+    Attributes:
+        sha256: hash of its weights; of a user's predictor, of all that it is.
+        spec: its `ModelSpec` as JSON; {} of a user's predictor.
         categories: its class map: label = index + 1.
+        predictor: the user's predictor; None is Mask R-CNN, and is not written to run.json.
     """
 
     sha256: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     categories: tuple[RunCategory, ...] = ()
+    predictor: PredictorSpec | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images that it takes."""
+        return self.spec["in_channels"] if self.predictor is None else self.predictor.in_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +164,8 @@ class RunSpec:
         document: dict[str, Any] = _to_plain(self)
         if not self.segment.score_thresholds:
             del document["segment"]["score_thresholds"]
+        if self.model.predictor is None:
+            del document["model"]["predictor"]
         return document
 
     @property
@@ -162,11 +190,15 @@ class RunSpec:
         model, segment, decode = (_section(document, name) for name in ("model", "segment", "decode"))
         try:
             categories = tuple(RunCategory(**_known(RunCategory, each)) for each in model.pop("categories", ()))
-            slice_values = segment.pop("slice", None)
+            slice_values, predictor = segment.pop("slice", None), model.pop("predictor", None)
             return cls(
                 schema_version=document.get("schema_version", 1),
                 input=InputSpec(**_known(InputSpec, _section(document, "input"))),
-                model=RunModel(categories=categories, **_known(RunModel, model)),
+                model=RunModel(
+                    categories=categories,
+                    predictor=None if predictor is None else PredictorSpec(**_known(PredictorSpec, predictor)),
+                    **_known(RunModel, model),
+                ),
                 segment=SegmentSpec(
                     slice=None if slice_values is None else Slicing(**_known(Slicing, slice_values)),
                     **_known(SegmentSpec, segment),

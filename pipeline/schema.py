@@ -64,7 +64,7 @@ STATUSES: dict[str, str] = {
     "corrupt": "an image of a supported format that cannot be decoded whole, or of another size than its second file",
     "decoder_crashed": "the decoding process died on it",
     "timeout": "decoding took longer than the limit",
-    "predict_failed": "the network failed on it or gave numbers that are not finite",
+    "predict_failed": "the predictor failed on it, took too long, or gave what it may not, such as NaN",
 }
 
 # Failures that may pass when the image is tried again; the default of `maskfleet retry`.

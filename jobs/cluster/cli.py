@@ -59,11 +59,11 @@ def submit(
             fail(f"submit: --{option.replace('_', '-')} is for the command itself; run it here", Exit.BAD_INPUT)
     if command == "retry":
         uri, overrides = check_or_refuse(lambda: split_retry(words))
-        submission = from_words(command, [uri, *overrides], environment)
+        submission = check_or_refuse(lambda: from_words(command, [uri, *overrides], environment))
     else:
         switches = [f"--{name.replace('_', '-')}" for name, is_set in line.items() if is_set]
         settings = check_or_refuse(lambda: read_settings(command, file, words))
-        submission = from_settings(command, settings, environment, switches)
+        submission = check_or_refuse(lambda: from_settings(command, settings, environment, switches))
     jobs = check_or_refuse(lambda: Jobs(address))
     if warning := jobs.warning():
         sys.stderr.write(f"maskfleet: warning: {warning}\n")

@@ -23,11 +23,13 @@ from jobs.config.places import map_places
 from jobs.config.segment import RetryConfig
 from jobs.home import HOME
 from pipeline.manifest import sha256_of, to_json
-from pipeline.storage.uri import absolute_uri, is_local
+from pipeline.predictors.source import read_folder
+from pipeline.storage.uri import absolute_uri, is_local, local_path
 
 FOLDERS = ("maskfleet", "jobs", "pipeline", "model", "configs")  # the last lies in maskfleet/ where it is installed
 SHIPPED = (".py", ".j2", ".yaml", ".typed")  # endings; what an editor or a user leaves beside them stays here
 CONFIG, BASE = "config.yaml", "base.yaml"
+PREDICTOR = "predictor_code"  # folder of the package for that of segment.predictor_path
 # These are for the machine that they are typed on.
 HERE = ("demo", "schedule", "manifests")
 SUBMITTED = (*(name for name in COMMANDS if name not in HERE), "retry")
@@ -56,7 +58,7 @@ class Submission:
     args: tuple[str, ...]
     config: Mapping[str, Any] | None
     environment: Mapping[str, str]
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Submission({self.command!r}, args={self.args!r}, environment={sorted(self.environment)!r})"
@@ -73,7 +75,8 @@ class Submission:
 
     def hash(self) -> str:
         """The first 12 hex digits of the SHA-256 over code, settings and words."""
-        identity = {"code": code_hash(), "args": list(self.args), "config": self.config, "files": dict(self.files)}
+        files = {name: sha256_of(data) for name, data in self.files.items()}
+        identity = {"code": code_hash(), "args": list(self.args), "config": self.config, "files": files}
         return sha256_of(to_json(identity))[:12]
 
     def local_paths(self) -> list[str]:
@@ -97,6 +100,9 @@ def from_settings(
 
     Args:
         switches: options of the command that are no settings, such as --profile.
+
+    Raises:
+        ConfigError, PredictorError: a file or folder that the job takes along cannot be read.
     """
     values = to_plain(settings)
     storage = getattr(settings, "storage", None)
@@ -112,28 +118,36 @@ def from_settings(
             handed.pop(variable, None)
     if "cluster" in values:
         values["cluster"] = {**values["cluster"], "address": "auto", "num_cpus": None, "num_gpus": None}
-    files = {}
+    files = dict[str, bytes]()
     if command == "sweep" and values["sweep"]["base"] is not None:
         files[BASE] = _read_config(values["sweep"]["base"])
         values["sweep"]["base"] = BASE
     values = map_places(type(settings), values, lambda _, uri: absolute_uri(uri))
+    if command == "segment" and values["segment"]["predictor"] is not None:
+        del values["model"]["checkpoint"]  # the predictor's name, which is no place
+        if (folder := values["segment"]["predictor_path"]) is not None:
+            files |= _predictor_files(folder)
+            values["segment"]["predictor_path"] = PREDICTOR
     return Submission(command, (command, "--config", CONFIG, *switches), values, handed, files)
 
 
 def from_words(command: str, words: Sequence[str], environment: Mapping[str, str]) -> Submission:
-    """The submission of a command whose settings are only known where it runs (`retry`)."""
-    handed, kept = dict(environment), []
+    """The submission of a command whose settings are only known where it runs (`retry`). Raises as `from_settings`."""
+    handed, kept, files = dict(environment), [], dict[str, bytes]()
     for word in words:
         key, _, value = word.partition("=")
         name = key.removeprefix("storage.")
         if key.startswith("storage.") and name in CREDENTIALS:
             handed[CREDENTIALS[name]] = value
+        elif key == "segment.predictor_path":
+            files = _predictor_files(value)
+            kept.append(f"{key}={PREDICTOR}")
         elif is_override(word):
             place = map_places(type_of(RetryConfig, key), value, lambda _, uri: absolute_uri(uri))
             kept.append(f"{key}={place}")
         else:
             kept.append(absolute_uri(word))
-    return Submission(command, (command, *kept, "cluster.address=auto"), None, handed)
+    return Submission(command, (command, *kept, "cluster.address=auto"), None, handed, files)
 
 
 def handed_environment(names: Sequence[str], *, credentials: bool) -> dict[str, str]:
@@ -183,8 +197,9 @@ def write_package(folder: Path, submission: Submission) -> None:
         target.write_bytes(source.read_bytes())
     if submission.config is not None:
         (folder / CONFIG).write_text(yaml.safe_dump(dict(submission.config), sort_keys=False, allow_unicode=True))
-    for name, text in submission.files.items():
-        (folder / name).write_text(text)
+    for name, data in submission.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
     descriptor = os.open(folder / SUBMISSION, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump({"args": list(submission.args), "environment": dict(submission.environment)}, file)
@@ -213,8 +228,13 @@ def _name_of(requirement: str) -> str:
     return requirement[:end].strip().lower()
 
 
-def _read_config(file: str) -> str:
+def _predictor_files(folder: str) -> dict[str, bytes]:
+    """The files of a predictor's code by their names in the package. Raises PredictorError as `read_folder`."""
+    return {f"{PREDICTOR}/{name}": data for name, data in read_folder(local_path(folder)).items()}
+
+
+def _read_config(file: str) -> bytes:
     try:
-        return find_config(file, "train", "sweep.base").read_text()
+        return find_config(file, "train", "sweep.base").read_bytes()
     except OSError as error:
         raise ConfigError(f"sweep.base: {file!r} cannot be read: {error.strerror}") from None

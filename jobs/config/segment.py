@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.bulk.listing import KINDS
 from pipeline.images.decode_pool import DecodeLimits
+from pipeline.predictors.source import check_settings
 from pipeline.run_spec import Slicing
 from pipeline.schema import RETRYABLE, STATUSES
 from pipeline.settings import setting
@@ -109,6 +111,28 @@ class SegmentSection(KeptSection):
         description="Arithmetic of the network; null is float32 in exact mode, and in fast mode bfloat16 where the "
         "hardware computes in it.",
     )
+    predictor: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="Predictor of your own in the place of Mask R-CNN, as package.module:Class (docs/predictors.md); "
+        "model.checkpoint is then left out. Null is Mask R-CNN.",
+    )
+    predictor_settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What segment.predictor is called with, by name. It is written to run.json: no credentials.",
+    )
+    predictor_path: str | None = Field(
+        None,
+        min_length=1,
+        description="Local folder that holds the module of segment.predictor, and nothing but code; all of it is "
+        "hashed and sent to the workers. Null for a module that is installed on every node.",
+    )
+    predictor_timeout_s: float = Field(
+        300,
+        gt=0,
+        le=86_400,
+        description="Seconds that a call of segment.predictor may take; an image that takes longer gets an error.",
+    )
     slice: Slicing | None = Field(
         None,
         description="Sliced prediction of large images; null slices none. With slices, max_detections applies to each "
@@ -135,6 +159,25 @@ class SegmentSection(KeptSection):
     def _exact_is_float32(self) -> Self:
         if self.mode == "exact" and self.precision == "bfloat16":
             raise ValueError("precision is bfloat16; allowed in mode exact is float32, or set mode: fast")
+        return self
+
+    @field_validator("predictor_settings")
+    @classmethod
+    def _json(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        check_settings(settings)
+        return settings
+
+    @model_validator(mode="after")
+    def _predictor_as_a_whole(self) -> Self:
+        if self.predictor is None:
+            for name in ("predictor_path", "predictor_settings"):
+                if value := getattr(self, name):
+                    raise ValueError(f"{name} is {value!r}; allowed is none without segment.predictor")
+        elif self.mode != "exact" or self.precision is not None:
+            name = "mode" if self.mode != "exact" else "precision"
+            raise ValueError(
+                f"{name} is {getattr(self, name)}; not allowed with segment.predictor, which knows its own"
+            )
         return self
 
     @model_validator(mode="after")
@@ -170,6 +213,28 @@ class SegmentConfig(Section):
     decode: DecodeSection = Field(default_factory=DecodeSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _predictor_for_checkpoint(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A predictor of the user's own stands in the place of the checkpoint."""
+        segment, model = (values.get(name) or {} for name in ("segment", "model"))
+        if isinstance(segment, Mapping) and isinstance(model, Mapping) and segment.get("predictor"):
+            return {**values, "model": {"checkpoint": segment["predictor"], **model}}
+        return values
+
+    @model_validator(mode="after")
+    def _predictor_alone(self) -> Self:
+        if self.segment.predictor is not None:
+            model = self.model
+            if model.checkpoint != self.segment.predictor or model.network is not None or model.classes is not None:
+                raise ValueError(
+                    "the settings of model are not allowed with segment.predictor, which has its own: "
+                    "segment.predictor_settings"
+                )
+            if self.decode.scaled:
+                raise ValueError("decode.scaled is true; not allowed with segment.predictor, which gets whole images")
+        return self
 
 
 class RetrySection(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 if TYPE_CHECKING:
     from model.categories import Category
     from model.inference.predictor import Detections
+    from pipeline.run_spec import RunCategory
 
 # Small enough that a filter on category and score skips most of a shard, large enough to compress well.
 INSTANCES_ROW_GROUP = 2_048
@@ -59,8 +60,8 @@ class ImageResult:
 
 
 def encode_instances(
-    detections: Detections | SlicedDetections,
-    categories: tuple[Category, ...],
+    detections: Detections | MaskedInstances | SlicedDetections,
+    categories: Sequence[Category | RunCategory],
     image_size: tuple[int, int],
     mask_threshold: float,
     merge_iou: float = 1.0,
@@ -68,7 +69,8 @@ def encode_instances(
     """The instances of one image as columns, best score first; masks are encoded from the mask head's output.
 
     Args:
-        detections: N detections, best first, boxes XYXY in pixels of the original; or those of an image's slices.
+        detections: N detections, best first, boxes XYXY in pixels of the original, with masks to encode or encoded;
+            or those of an image's slices.
         categories: the model's class map; label k is categories[k - 1].
         image_size: (height, width) of the original image after the EXIF turn, in pixels.
         mask_threshold: probability from which a pixel belongs to the mask.
@@ -79,6 +81,8 @@ def encode_instances(
     """
     if isinstance(detections, SlicedDetections):
         instances = merge(detections, image_size, mask_threshold, merge_iou)
+    elif isinstance(detections, MaskedInstances):
+        instances = detections
     else:
         if detections.runs is not None:
             counts, areas = runs_to_counts(*detections.runs)

@@ -40,7 +40,7 @@ class ImageLoader:
     Attributes:
         pool: decodes the bytes.
         limits: largest file that is read.
-        num_bands: channels the network takes; for other than 3 they are float32 as `pipeline.images.pixels.to_unit`
+        num_bands: channels the predictor takes; for other than 3 they are float32 as `pipeline.images.pixels.to_unit`
             gives them.
         extra_channels: pattern of the file whose bands are the last channels, see `pipeline.storage.uri.aligned_uri`.
         resize_to: sides that the network resizes an image to, see `pipeline.images.decode_image.decode_image`; a photo
@@ -65,7 +65,7 @@ class ImageLoader:
         return cls(
             pool=pool,
             limits=limits,
-            num_bands=network["in_channels"],
+            num_bands=spec.model.in_channels,
             extra_channels=source.extra_channels,
             resize_to=(network["image_min_size"], network["image_max_size"]) if scaled else None,
             settings=output.settings,

@@ -89,7 +89,9 @@ class PhotoPredictor:
             checkpoint.build(),
             checkpoint.spec,
             device=self.device,
-            score_threshold=thresholds_by_label(self.categories, score_threshold, score_thresholds or {}),
+            score_threshold=thresholds_by_label(
+                [category.name for category in self.categories], score_threshold, score_thresholds or {}
+            ),
             max_detections=max_detections,
             dtype=native_dtype(mode, self.device)[0],
         )

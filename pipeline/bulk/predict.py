@@ -1,11 +1,17 @@
-"""Predictor of a bulk run: a checkpoint on one device, from batches of pixels to detections.
+"""Predictors of a bulk run: a checkpoint on one device, or a predictor of the user's own; pixels in, detections out.
 
 This is the only module of the bulk run that imports the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import faulthandler
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,8 +22,11 @@ from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference.predictor import Detections, Predictor
 from model.inference.prefetch import upload_ahead
 from pipeline import malloc
-from pipeline.images.slices import SlicedDetections, cut
-from pipeline.run_spec import SegmentSpec
+from pipeline.images.slices import MaskedInstances, SlicedDetections, cut
+from pipeline.predictors.answers import AnswerError, to_masked
+from pipeline.predictors.contract import RunFault
+from pipeline.predictors.source import PredictorError, PredictorSource, in_words
+from pipeline.run_spec import RunCategory, SegmentSpec, Slicing
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.cache import local_folder
 
@@ -25,12 +34,83 @@ from pipeline.storage.cache import local_folder
 # the time.
 GIVE_BACK_EVERY_S = 5.0
 
-Prediction = Detections | SlicedDetections | str
-"""What an image gives: its detections, those of its slices, or the reason why the network failed on it."""
+# Seconds beyond its limit after which a call that lets no other thread run, and so does not end by it, ends its worker.
+GRACE_S = 30.0
+
+Prediction = Detections | MaskedInstances | SlicedDetections | str
+"""What an image gives: its detections, those of its slices, or the reason why the predictor failed on it."""
 
 
-class ImagePredictor:
+def end_process(reason: str) -> None:
+    """Ends this process at once; Ray starts another worker in its place."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SlicingPredictor(ABC):
+    """A predictor that is ready for images of any size: large ones are cut into slices, each an image of its own.
+
+    Attributes:
+        categories: label k is categories[k - 1].
+        batch_size: images of one call, at most.
+        slicing: how images that are larger than a slice are cut; None cuts none.
+        give_up: called with a reason where the predictor cannot go on in this process, which has to end.
+    """
+
+    categories: Sequence[Category | RunCategory]
+    batch_size: int
+    slicing: Slicing | None
+    give_up: Callable[[str], None] = staticmethod(end_process)
+
+    def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
+        """Detections of each image, in order; where the predictor fails on an image, the reason instead.
+
+        Args:
+            images: uint8 RGB [H, W, 3], or float32 [H, W, C] of the channels the predictor takes, of any sizes.
+            sizes: (height, width) of each original, where an image is a smaller version of it; boxes are in pixels of
+                the originals. None: the images are the originals, as they have to be where images are cut.
+
+        Returns:
+            One entry for each image, [] for none; boxes are XYXY in pixels of the original, those of a cut image in
+            pixels of their slice.
+        """
+        sizes = [image.shape[:2] for image in images] if sizes is None else sizes
+        is_cut = [self._is_cut(size) for size in sizes]
+        predictions_of_whole = iter(
+            self.predict_whole(
+                [image for image, cut_up in zip(images, is_cut) if not cut_up],
+                [size for size, cut_up in zip(sizes, is_cut) if not cut_up],
+            )
+        )
+        return [
+            self._predict_slices(image) if cut_up else next(predictions_of_whole)
+            for image, cut_up in zip(images, is_cut)
+        ]
+
+    @abstractmethod
+    def predict_whole(
+        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], *, are_slices: bool = False
+    ) -> Sequence[Detections | MaskedInstances | str]:
+        """As `predict`, of images none of which is cut; `are_slices`: they are the slices of one."""
+
+    def _is_cut(self, size: tuple[int, int]) -> bool:
+        return self.slicing is not None and max(size) > self.slicing.size
+
+    def _predict_slices(self, image: np.ndarray) -> SlicedDetections | str:
+        """The detections of each slice of a huge image; the first slice's reason where the predictor fails on one."""
+        assert self.slicing is not None
+        slices = cut(image.shape[0], image.shape[1], self.slicing)
+        views = [image[window.top : window.bottom, window.left : window.right] for window in slices]
+        results = self.predict_whole(views, [view.shape[:2] for view in views], are_slices=True)
+        for window, result in zip(slices, results):
+            if isinstance(result, str):
+                return f"slice at row {window.top}, column {window.left}: {result}"
+        return SlicedDetections(slices, [result for result in results if not isinstance(result, str)])
+
+
+class ImagePredictor(SlicingPredictor):
     """A checkpoint's network on one device, ready to predict batches of images.
+
+    Only images of one padded size share a network call, and which ones do depends on the sizes alone.
 
     Args:
         uri: the checkpoint's folder; one in a bucket is fetched to this machine once.
@@ -64,7 +144,7 @@ class ImagePredictor:
             raise CheckpointError(
                 f"{uri}: its weights are {checkpoint.sha256[:12]}..., the run was begun with {sha256[:12]}..."
             )
-        self.categories: tuple[Category, ...] = checkpoint.categories
+        self.categories = checkpoint.categories
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
         self.slicing = segment.slice
@@ -76,7 +156,7 @@ class ImagePredictor:
             spec,
             device=self.device,
             score_threshold=thresholds_by_label(
-                self.categories,
+                [category.name for category in self.categories],
                 spec.score_threshold if segment.score_threshold is None else segment.score_threshold,
                 segment.score_thresholds,
             ),
@@ -84,43 +164,14 @@ class ImagePredictor:
             dtype=getattr(torch, segment.precision),
         )
 
-    def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:
-        """Detections of each image, in order; where the network fails on an image, the reason instead.
-
-        Only images of one padded size share a network call, and which ones do depends on the sizes alone.
-
-        Args:
-            images: uint8 RGB [H, W, 3], or float32 [H, W, C] of the channels the network takes, of any sizes.
-            sizes: (height, width) of each original, where an image is a smaller version of it; boxes are in pixels of
-                the originals. None: the images are the originals, as they have to be where images are cut.
-
-        Returns:
-            One entry for each image, [] for none; boxes are XYXY in pixels of the original, those of a cut image in
-            pixels of their slice.
-        """
-        sizes = [image.shape[:2] for image in images] if sizes is None else sizes
-        is_cut = [self._is_cut(size) for size in sizes]
-        predictions_of_whole = iter(
-            self._predict_whole(
-                [image for image, cut_up in zip(images, is_cut) if not cut_up],
-                [size for size, cut_up in zip(sizes, is_cut) if not cut_up],
-                self.runs_at,
-            )
-        )
-        return [
-            self._predict_slices(image) if cut_up else next(predictions_of_whole)
-            for image, cut_up in zip(images, is_cut)
-        ]
-
-    def _is_cut(self, size: tuple[int, int]) -> bool:
-        return self.slicing is not None and max(size) > self.slicing.size
-
-    def _predict_whole(
-        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], runs_at: float | None = None
+    def predict_whole(
+        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], *, are_slices: bool = False
     ) -> list[Detections | str]:
+        """As `predict`, of images none of which is cut; slices' masks stay probabilities, which are moved with them."""
         results: list[Detections | str] = ["not predicted"] * len(images)
         batches = self.predictor.batches(sizes, self.batch_size)
         uploaded = upload_ahead(([images[index] for index in batch] for batch in batches), self.predictor.device)
+        runs_at = None if are_slices else self.runs_at
         for batch, batch_images in zip(batches, uploaded):
             batch_results = self.predictor.predict_or_reasons(batch_images, [sizes[index] for index in batch], runs_at)
             for index, result in zip(batch, batch_results):
@@ -128,13 +179,111 @@ class ImagePredictor:
             malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
         return results
 
-    def _predict_slices(self, image: np.ndarray) -> SlicedDetections | str:
-        """The detections of each slice of a huge image; the first slice's reason where the network fails on one."""
-        assert self.slicing is not None
-        slices = cut(image.shape[0], image.shape[1], self.slicing)
-        views = [image[window.top : window.bottom, window.left : window.right] for window in slices]
-        results = self._predict_whole(views, [view.shape[:2] for view in views])
-        for window, result in zip(slices, results):
-            if isinstance(result, str):
-                return f"slice at row {window.top}, column {window.left}: {result}"
-        return SlicedDetections(slices, [result for result in results if not isinstance(result, str)])
+
+class UserPredictor(SlicingPredictor):
+    """A predictor of the user's own, ready to predict batches of images; see `pipeline.predictors.contract`.
+
+    What it raises, and an answer that breaks its contract, costs one image: a batch is halved until one fails alone. A
+    call that takes too long, or after which the GPU does not work any more, ends the process by `give_up`.
+
+    Args:
+        name: its "package.module:Class".
+        sha256: hash that it must have, see `RunModel.sha256`: code, weights or classes that differ must not enter a
+            run.
+        segment: thresholds, number of instances, and how images that are larger than a slice are cut.
+        batch_size: images in one call, at most.
+        device: 'cuda' or 'cpu'; None takes a GPU where there is one.
+        num_threads: CPU threads of torch; None leaves its own choice.
+        storage: not used; its settings say where its files are.
+        source: its code and settings.
+        timeout_s: seconds of one call, at most.
+
+    Raises:
+        PredictorError: it cannot be imported or loaded here, or is another one than the run's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        sha256: str,
+        segment: SegmentSpec,
+        batch_size: int,
+        source: PredictorSource,
+        timeout_s: float,
+        device: str | None = None,
+        num_threads: int | None = None,
+        storage: StorageSettings | None = None,
+    ) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        opened = source.open()
+        if opened.model.sha256 != sha256:
+            raise PredictorError(
+                f"segment.predictor: {name} is another one here than where the run was begun: its code, its identity() "
+                "or its categories differ"
+            )
+        opened.load(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.segmenter, self.categories = opened.segmenter, opened.model.categories
+        self.segment, self.slicing = segment, segment.slice
+        self.batch_size, self.timeout_s = batch_size, timeout_s
+
+    def predict_whole(
+        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], *, are_slices: bool = False
+    ) -> list[MaskedInstances | str]:
+        """As `predict`, of images none of which is cut: in batches in their order, whatever their sizes."""
+        return [
+            result
+            for start in range(0, len(images), self.batch_size)
+            for result in self._answers(images[start : start + self.batch_size])
+        ]
+
+    def _answers(self, images: Sequence[np.ndarray]) -> list[MaskedInstances | str]:
+        """The checked answers to one batch; a reason in the place of one that fails alone."""
+        try:
+            with self._time_limit():
+                answers = self.segmenter.predict([np.array(image, order="C") for image in images])
+                num_answers = len(answers) if isinstance(answers, Sequence) else -1
+                if num_answers != len(images):
+                    given = type(answers).__name__ if num_answers < 0 else f"list of {num_answers}"
+                    raise AnswerError(f"it gave a {given} for {len(images)} images; a list of as many is wanted")
+            results = [self._checked(answer, image.shape[:2]) for answer, image in zip(answers, images)]
+            if len(images) == 1 or not any(isinstance(result, str) for result in results):
+                return results
+        except RunFault:
+            raise
+        except (Exception, SystemExit) as error:
+            reason = str(error) if isinstance(error, AnswerError) else in_words(error)
+            is_lost = isinstance(error, torch.AcceleratorError)
+            ran_out = isinstance(error, torch.OutOfMemoryError)
+        else:
+            return [
+                each if not isinstance(each, str) else self._answers([image])[0] for each, image in zip(results, images)
+            ]
+        if is_lost:
+            self.give_up(f"the GPU failed: {reason}")
+        if ran_out:
+            torch.cuda.empty_cache()
+        if len(images) == 1:
+            return [reason]
+        half = len(images) // 2
+        return self._answers(images[:half]) + self._answers(images[half:])
+
+    def _checked(self, answer: object, image_size: tuple[int, int]) -> MaskedInstances | str:
+        try:
+            return to_masked(answer, [category.name for category in self.categories], image_size, self.segment)
+        except AnswerError as error:
+            return str(error)
+
+    @contextlib.contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """Ends the process where what is inside takes longer than a call may: no thread can be stopped otherwise."""
+        timer = threading.Timer(self.timeout_s, lambda: self.give_up(f"it took longer than {self.timeout_s:g} s"))
+        timer.daemon = True
+        timer.start()
+        faulthandler.dump_traceback_later(self.timeout_s + GRACE_S, file=2, exit=True)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            faulthandler.cancel_dump_traceback_later()

@@ -25,18 +25,23 @@ from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import commit_shard, read_commit, sum_counts, write_table
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
 from pipeline.bulk.fetch import ImageLoader, map_ahead
-from pipeline.bulk.predict import ImagePredictor, Prediction
+from pipeline.bulk.predict import ImagePredictor, Prediction, SlicingPredictor, end_process
 from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
 from pipeline.bulk.shard_queue import ShardAborted, ShardQueue
 from pipeline.images.decode_pool import DecodeChildError, Decoded, DecodeLimits, DecodePool
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.plan import Plan, PlannedImage
+from pipeline.predictors.source import PredictorError
 from pipeline.run_spec import RunSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.stores import open_storage
 
 MAX_STARTS = 5  # of one worker in a row, each of which its process died in; the run then ends
+DIES_AT_STARTS = (
+    f"a worker died in {MAX_STARTS} starts in a row, before it was ready: its process was killed or crashed, or its "
+    "machine ran out of memory"
+)
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
 
 
@@ -48,7 +53,8 @@ class BulkJob:
         output_uri: the folder or bucket prefix that holds the run.
         spec: corpus, model, thresholds and limits, as they stand in run.json.
         metadata: key-value metadata of every Parquet file.
-        checkpoint: folder of the model's checkpoint, the same on every node, or its URI in a bucket.
+        checkpoint: folder of the model's checkpoint, the same on every node, or its URI in a bucket; the name of a
+            predictor of the user's own.
         limits: limits of decoding: bytes, pixels, time and memory of one image.
         shard_size: images in a shard; None chooses by the size of the corpus. Ignored once the plan is sealed.
         batch_size: images in one network call, at most.
@@ -73,7 +79,7 @@ class BulkJob:
     decode_children: int
     storage: StorageSettings | None = None
     longest_shard_s: int = 3600
-    predictor: Callable[..., ImagePredictor] = ImagePredictor
+    predictor: Callable[..., SlicingPredictor] = ImagePredictor
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,13 @@ class ShardWorker:
         actor = ray.get_runtime_context().get_actor_id()
         # Both calls wait, since a message that a dying process has not sent yet would be lost.
         num_starts: ray.ObjectRef[int] = call.board.begin_start.remote(actor)
-        self.can_start: bool = ray.get(num_starts) <= MAX_STARTS
-        if self.can_start:
-            self.set_up()
+        can_start: bool = ray.get(num_starts) <= MAX_STARTS
+        self.fault: str | None = None if can_start else DIES_AT_STARTS
+        if can_start:
+            try:
+                self.set_up()
+            except PredictorError as error:  # is said with the first shard: Ray would start the worker again
+                self.fault = str(error)
             ray.get(call.board.end_start.remote(actor))
 
     def set_up(self) -> None:
@@ -154,17 +164,13 @@ class ShardWorker:
             num_threads=None if job.gpus_per_worker else max(1, int(job.cpus_per_worker)),
             storage=job.storage,
         )
+        self.predictor.give_up = self.give_up
         malloc.give_back_holes()  # left by the weights as they were read
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Segments and commits the shards of a Ray Data batch that have no commit yet; returns their numbers."""
-        if not self.can_start:
-            raise WorkerError(
-                (
-                    f"a worker died in {MAX_STARTS} starts in a row, before it was ready: its process was killed or "
-                    "crashed, or its machine ran out of memory",
-                )
-            )
+        if self.fault is not None:
+            raise WorkerError((self.fault,))
         for shard in batch["shard"].tolist():
             try:
                 commit = read_commit(self.output, shard)
@@ -181,6 +187,7 @@ class ShardWorker:
     def segment_shard(self, shard: int) -> SegmentedShard:
         """Notes an attempt at a shard and segments it."""
         attempt = begin_attempt(self.output, shard, uuid.uuid4().hex[:12], self.call.driver)
+        self.note_reason = partial(attempt.note, None)
         images, clock = self.images_of(shard), StageClock()
         results: list[ImageResult] = []
         counter = ShardCounter(self.name, self.send, shard, clock)
@@ -190,6 +197,13 @@ class ShardWorker:
             results.append(result)
             counter.add(result)
         return SegmentedShard(attempt, counter, results)
+
+    def give_up(self, reason: str) -> None:
+        """Ends this process, and notes why: the next attempt at the shard is a careful one."""
+        try:
+            self.note_reason(reason)
+        finally:
+            end_process(reason)
 
     def write_shard(self, segmented: SegmentedShard) -> Commit:
         """Writes a shard's two tables, then its commit; returns the commit that holds."""
@@ -267,14 +281,15 @@ class ShardWorker:
         self.queue.wait_until_written()
         for index, image in enumerate(images):
             if index in attempt.deadly:
-                yield ImageResult(image, "predict_failed", "the worker that touched it died, more than once")
+                yield ImageResult(image, "predict_failed", attempt.deadly[index])
                 continue
             attempt.note(index)
+            self.note_reason = partial(attempt.note, index)
             yield from self.segment([image], clock)
         attempt.note()
 
     def result(self, image: PlannedImage, decoded: Decoded, prediction: Prediction | None) -> ImageResult:
-        """The result of one image; `prediction` is None where it was not decoded, a reason where the network failed."""
+        """The result of one image; `prediction` is None where it was not decoded, a reason where it failed."""
         segment = self.job.spec.segment
         result = ImageResult(
             image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.masks.rle import encode_roi_masks_and_areas, rle_areas, rle_iou, rle_merge, runs_to_rle
+from pipeline.masks.rle import encode_roi_masks_and_areas, rle_areas, rle_in_image, rle_iou, rle_merge, runs_to_rle
 from pipeline.run_spec import Slicing
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ class Slice:
 
 @dataclass(frozen=True)
 class SlicedDetections:
-    """The detections of each slice of one image; boxes and keypoints in pixels of the slice."""
+    """The detections of each slice of one image; boxes, keypoints and masks in pixels of the slice."""
 
     slices: list[Slice]
-    detections: list[Detections]
+    detections: Sequence[Detections | MaskedInstances]
 
 
 def cut(height: int, width: int, slicing: Slicing) -> list[Slice]:
@@ -65,7 +66,7 @@ def _starts(length: int, slicing: Slicing) -> list[int]:
 
 @dataclass(frozen=True)
 class MaskedInstances:
-    """N instances of one image, with masks as COCO's compressed RLE.
+    """N instances of one image, or of one slice, with masks as COCO's compressed RLE.
 
     Attributes:
         labels: int64 [N].
@@ -150,10 +151,14 @@ def merge(
 
 
 def _in_image(
-    window: Slice, detections: Detections, image_size: tuple[int, int], mask_threshold: float
+    window: Slice, detections: Detections | MaskedInstances, image_size: tuple[int, int], mask_threshold: float
 ) -> MaskedInstances:
     """The detections of a slice in pixels of the image, with masks as RLE of the whole image."""
     boxes = detections.boxes + np.array([window.left, window.top] * 2, np.float32)
+    if isinstance(detections, MaskedInstances):
+        corners = (window.left, window.top, window.right, window.bottom)
+        moved = [rle_in_image(counts, corners, image_size) for counts in detections.counts]
+        return replace(detections, boxes=boxes, counts=moved)
     counts, areas = encode_roi_masks_and_areas(detections.mask_probs, boxes, image_size, threshold=mask_threshold)
     keypoints = None
     if detections.keypoints is not None:

@@ -302,6 +302,42 @@ def rle_merge(counts: Sequence[str | bytes], height: int, width: int, *, interse
     return coco.merge(masks, intersect)["counts"].decode("ascii")
 
 
+def rle_in_image(counts: str | bytes, window: tuple[int, int, int, int], image_size: tuple[int, int]) -> str:
+    """`counts` of a whole image from those of one of its windows; outside of the window there is nothing of the mask.
+
+    Args:
+        counts: the mask of the window.
+        window: XYXY in pixels of the image, half-open, inside it.
+        image_size: (height, width) of the image.
+
+    Returns:
+        The shortest form: no run but the first one is 0. With the image as its window, a mask comes back in this form.
+
+    Raises:
+        ValueError: `counts` is malformed or does not describe the window's pixels.
+    """
+    (left, top, right, bottom), (height, width) = window, _check_size(*image_size)
+    side, runs = bottom - top, counts_to_runs(counts)
+    if int(runs.sum()) != side * (right - left):
+        raise ValueError(f"counts must describe {side} x {right - left} pixels, but describe {runs.sum()}")
+    edges = np.cumsum(runs)
+    starts, ends = edges[:-1:2], edges[1::2]
+    starts, ends = starts[starts < ends], ends[starts < ends]
+    # Each run is cut where a column of the window ends, and its parts move to their column of the image.
+    first = starts // side
+    parts = (ends - 1) // side - first + 1
+    column = np.repeat(first - (np.cumsum(parts) - parts), parts) + np.arange(parts.sum())
+    starts = np.maximum(np.repeat(starts, parts), column * side)
+    ends = np.minimum(np.repeat(ends, parts), (column + 1) * side)
+    move = (column + left) * height + top - column * side
+    starts, ends = starts + move, ends + move
+    touching = starts[1:] == ends[:-1]
+    starts, ends = starts[np.append(True, ~touching)[: len(starts)]], ends[np.append(~touching, True)[: len(ends)]]
+    edges = np.concatenate(([0], np.stack([starts, ends], axis=1).ravel(), [height * width]))
+    lengths = np.diff(edges)
+    return runs_to_rle((lengths[:-1] if len(lengths) > 1 and lengths[-1] == 0 else lengths).tolist(), height, width)
+
+
 def _expand_boxes(boxes: NDArray[Any], side: int) -> NDArray[np.int64]:
     """torchvision's `expand_boxes` for a padding of 1, cut to whole pixels: int64 [N, 4], edges inclusive."""
     if not np.isfinite(boxes).all():

@@ -224,11 +224,12 @@ def _totals_parts(runs: Sequence[AnyRun], images: pd.DataFrame, totals: _Totals)
         }
         for name, count in totals.by_class.most_common()
     ]
+    predictor = run.spec.model.predictor
     facts = {
         "run": run.title.removeprefix("Run "),
         "output": run.storage.uri,
         "input": run.spec.input.uri,
-        "model": run.spec.model.sha256[:16],
+        "model": f"{'' if predictor is None else predictor.name} {run.spec.model.sha256[:16]}".strip(),
     }
     for other in runs[1:]:
         facts |= {"output of B": other.storage.uri, "model of B": other.spec.model.sha256[:16]}

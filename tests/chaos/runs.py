@@ -32,6 +32,13 @@ def words_of(checkpoint: Path, photos: Path | str, out: Path | str, *words: str)
     return [*SMALL, f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}", *words]
 
 
+def start_predictor(code: Path, name: str, photos: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+    """Starts `maskfleet segment` with the predictor `name` of a folder of code, as `start` does."""
+    predictor = [f"segment.predictor={name}", f"segment.predictor_path={code}"]
+    places = [f"input.uri={photos}", f"output.uri={out}"]
+    return start_program("segment", "cluster.num_cpus=2", *SMALL, *predictor, *places, *words)
+
+
 def start(
     checkpoint: Path, photos: Path | str, out: Path | str, *words: str, **environment: str
 ) -> subprocess.Popen[str]:

@@ -9,9 +9,34 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.manifest import open_run
+from pipeline.tables import load_instances
 from tests.chaos.fault_proxy import FaultProxy, random_faults
-from tests.chaos.runs import check_exact, commits_of, finish, kill_everything, send, start, wait_until, workers_of
+from tests.chaos.runs import (
+    check_exact,
+    commits_of,
+    finish,
+    kill_everything,
+    send,
+    start,
+    start_predictor,
+    wait_until,
+    workers_of,
+)
 from tests.chaos.trials import bucket_trials, local_trials
+from tests.pipeline.predictors.written import write_code, write_example
+
+SLOW = """
+    import time
+
+    from colours import Colours
+
+
+    class Slow(Colours):
+        def predict(self, images):
+            time.sleep(0.2)
+            return super().predict(images)
+"""
 
 
 def test_a_killed_run_resumes_to_the_same_rows(
@@ -26,6 +51,28 @@ def test_a_killed_run_resumes_to_the_same_rows(
     finish(start(tiny_checkpoint, photos, out))
     assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
     check_exact(out, undisturbed)
+
+
+@pytest.mark.long
+def test_a_killed_run_of_the_pages_predictor_resumes_to_the_same_rows(photos: Path, tmp_path: Path) -> None:
+    """The example of docs/predictors.md, and beside it a class that takes its time, so that the kill comes in time."""
+    code = write_code(write_example(tmp_path / "code"), slow=SLOW)
+    finish(start_predictor(code, "slow:Slow", photos, tmp_path / "undisturbed"))
+    out = tmp_path / "killed"
+    victim = start_predictor(code, "slow:Slow", photos, out)
+    assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
+    kill_everything(victim)
+    survived = {path: path.read_bytes() for path in commits_of(out)}
+    assert survived and not (out / "final.json").exists(), "the kill came when no shard was left to segment"
+    (code / "colours.py").write_text((code / "colours.py").read_text() + "# changed\n")
+    assert "model.predictor.code_sha256" in finish(start_predictor(code, "slow:Slow", photos, out), code=2)
+    write_example(code)
+    finish(start_predictor(code, "slow:Slow", photos, out))
+    assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
+    check_exact(out, tmp_path / "undisturbed")
+    run = open_run(str(out))
+    assert run.spec.model.predictor is not None and run.spec.model.predictor.name == "slow:Slow"
+    assert set(load_instances(run)["category"]) == {"red", "green", "blue"}
 
 
 def kill(process: subprocess.Popen[str], chance: random.Random) -> str:

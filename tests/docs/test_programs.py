@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,8 @@ from torchvision.models import detection
 
 from pipeline.dataset.convert import convert_annotations
 from pipeline.dataset.shapes import draw_shapes
+from pipeline.predictors.answers import to_masked
+from pipeline.run_spec import SegmentSpec
 from tests.docs.pages import blocks_of
 from tests.pipeline.made_run import DrawnRun, write_drawn_run
 from tests.pipeline.nightly_runs import write_chain
@@ -58,6 +61,17 @@ def test_the_programs_of_queries_and_evaluation_run(
             names["state"]
         )
         assert {path.name for path in (tmp_path / "export").iterdir()} == {"coco", "yolo", "to_correct", "png"}
+
+
+def test_the_predictor_of_the_page_finds_colours() -> None:
+    """tests/chaos/test_kill_and_resume.py runs it in a bulk run."""
+    segmenter = run_programs("docs/predictors.md", at_least=1)["Colours"](min_share=0.2)
+    image = np.zeros((10, 20, 3), np.uint8)
+    image[:, :10, 2] = 255
+    image[:2, 10:, 0] = 255  # a tenth
+    (answer,) = segmenter.predict([image])
+    found = to_masked(answer, [category.name for category in segmenter.categories], (10, 20), SegmentSpec())
+    assert found.labels.tolist() == [3] and found.boxes.tolist() == [[0, 0, 10, 10]] and found.areas.tolist() == [100]
 
 
 @pytest.mark.long

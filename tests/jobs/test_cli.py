@@ -21,6 +21,8 @@ from jobs.config.load import IncompleteError, required_keys
 from jobs.home import HOME, shipped_configs
 from jobs.terminal import Exit
 from pipeline.manifest import RUN_KEY
+from pipeline.predictors.source import hash_files, read_folder
+from tests.pipeline.predictors.written import write_example
 
 runner = CliRunner()
 
@@ -96,6 +98,24 @@ def test_dry_run_says_what_and_writes_nothing(
     monkeypatch.setattr("jobs.segment.MOST_COUNTED", 1)
     assert "would segment more than 1 images of" in dry_run("segment", *places)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_predictor_of_the_users_own_is_checked_before_anything_starts(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code, out = write_example(tmp_path / "code"), tmp_path / "out"
+    words = ["segment", "segment.predictor=colours:Colours", f"segment.predictor_path={code}"]
+    words += [f"input.uri={photos}", f"output.uri={out}"]
+    assert f"with colours:Colours (code {hash_files(read_folder(code))[:12]}) into {out}" in dry_run(*words)
+    for more in ([], ["--dry-run"]):
+        refused(
+            [*words, *more, "segment.predictor_settings.min_share=2"], "colours:Colours refuses them: ValueError: min"
+        )
+    refused([*words, "segment.predictor=nothing:X"], "segment.predictor: nothing:X cannot be imported: ModuleNotFound")
+    refused([*words, f"segment.predictor_path={tmp_path / 'none'}"], "segment.predictor_path", "is not a folder")
+    refused([*words, "segment.mode=fast"], "segment.mode is fast; not allowed with segment.predictor")
+    assert not out.exists()
 
 
 def test_a_dry_run_of_what_is_not_there_is_refused(tmp_path: Path) -> None:

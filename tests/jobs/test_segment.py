@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from pipeline.tables import decode_mask, load_images, load_instances
 from tests.chaos.s3 import make_bucket, storage_words
 from tests.jobs.training.small_trainings import on_kind, train
 from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
+from tests.pipeline.predictors.written import write_code
 from tests.specs import small_spec
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -212,6 +214,56 @@ def test_a_huge_image_is_sliced_and_its_instances_are_in_the_same_tables(tiny_ch
     mask = decode_mask(huge.iloc[0])
     assert mask.shape == (200, 300) and mask.sum() == huge.iloc[0]["area_px"]
     assert "segment.slice" in runner.invoke(app, ["segment", *words]).output
+
+
+OWN = """
+    import os
+
+    import numpy as np
+
+    from maskfleet import Category, Instances
+
+
+    class Own:
+        # Everything but the background, as one instance of the first class; nothing while its service is away.
+        def __init__(self, categories, service):
+            self.categories = [Category(number, name) for number, name in categories]
+            self.service = service
+
+        def predict(self, images):
+            if not os.path.exists(self.service):
+                raise ConnectionError("the service is away")
+            masks = [np.abs(image.astype(int) - image[0, 0]).sum(axis=2) > 60 for image in images]
+            return [Instances(scores=[0.9], labels=[1], masks=[mask]) for mask in masks]
+"""
+
+
+@pytest.mark.long
+def test_a_run_of_a_predictor_of_the_users_own_is_a_run_like_any_other(tmp_path: Path) -> None:
+    draw_shapes(str(tmp_path / "data"), num_train=0, num_val=4, num_unlabelled=0, image_size=(64, 96))
+    truth, run, service = tmp_path / "data/val.json", tmp_path / "run", tmp_path / "service"
+    classes = [[category.id, category.name] for category in load_annotations(str(truth)).categories]
+    words = ["segment.predictor=own:Own", f"segment.predictor_path={write_code(tmp_path / 'code', own=OWN)}"]
+    words += [f"segment.predictor_settings={json.dumps({'categories': classes, 'service': str(service)})}"]
+    words += [f"input.uri={tmp_path / 'data/val'}", f"output.uri={run}", "segment.cpus_per_worker=1"]
+    assert "status: predict_failed 4" in call(Exit.DONE, "segment", *words)
+    images = load_images(str(run))
+    assert set(images["error"]) == {"ConnectionError: the service is away"}
+    service.touch()
+    assert "try 4 images of run" in call(Exit.DONE, "retry", run, "--dry-run")
+    assert "repaired shards: ok 4" in call(Exit.DONE, "retry", run)
+    assert "exact" in call(Exit.DONE, "verify", run)
+    instances = load_instances(str(run))
+    assert set(instances["category"]) == {classes[0][1]} and len(instances) == 4
+    assert decode_mask(instances.iloc[0]).sum() == instances.iloc[0]["area_px"] > 0
+    assert "AP" in call(Exit.DONE, "evaluate", run, f"ground_truth.uri={truth}", f"output.uri={tmp_path / 'figures'}")
+    call(Exit.DONE, "report", run, f"output.uri={tmp_path / 'report.html'}")
+    assert "own:Own" in (tmp_path / "report.html").read_text()
+    call(Exit.DONE, "export", run, "export.to=coco", f"output.uri={tmp_path / 'coco'}")
+    call(Exit.DONE, "compare", run, run)
+    assert "model.predictor.settings.service" in call(
+        Exit.BAD_INPUT, "segment", *words, "segment.predictor_settings.service=/elsewhere"
+    )
 
 
 # -- networks of more than three channels, from training with validation to a bulk run

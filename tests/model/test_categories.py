@@ -27,7 +27,7 @@ def test_a_class_map_that_does_not_fit_is_refused(categories, num_classes, messa
 
 
 def test_thresholds_of_classes_stand_in_the_order_of_the_labels():
-    assert thresholds_by_label([CAT, DOG], 0.3, {"dog": 0.7}) == (0.3, 0.7)
-    assert thresholds_by_label([CAT, DOG], 0.3, {}) == 0.3
+    assert thresholds_by_label(["cat", "dog"], 0.3, {"dog": 0.7}) == (0.3, 0.7)
+    assert thresholds_by_label(["cat", "dog"], 0.3, {}) == 0.3
     with pytest.raises(ValueError, match=r"score_thresholds: the model has no class 'dgo'; allowed are cat, dog"):
-        thresholds_by_label([CAT, DOG], 0.3, {"dgo": 0.7})
+        thresholds_by_label(["cat", "dog"], 0.3, {"dgo": 0.7})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pipeline.manifest import run_id_of
+from pipeline.manifest import run_id_of, to_json
 from pipeline.run_spec import (
     DecodeSpec,
     InputSpec,
+    PredictorSpec,
     RunCategory,
     RunModel,
     RunSpec,
@@ -55,6 +57,16 @@ def test_it_is_the_document_that_runs_have_always_had() -> None:
     assert run_id_of(SPEC.to_json()) == run_id_of(DOCUMENT) == "0011474fedb52ff9"
 
 
+def test_a_predictor_of_the_users_own_is_in_the_document_and_comes_back() -> None:
+    predictor = PredictorSpec(name="mine:Mine", settings={"a": [1, {"b": None}]}, code_sha256="cd" * 32)
+    spec = replace(SPEC, model=replace(SPEC.model, spec={}, predictor=predictor))
+    document = spec.to_json()
+    assert document["model"]["predictor"]["settings"] == {"a": [1, {"b": None}]}
+    assert RunSpec.from_json(json.loads(to_json(document))) == spec and run_id_of(document) != run_id_of(DOCUMENT)
+    assert SPEC.model.in_channels == spec.model.in_channels == 3
+    assert replace(spec.model, predictor=replace(predictor, in_channels=4)).in_channels == 4
+
+
 def test_fields_that_an_older_run_lacks_take_their_defaults() -> None:
     spec = RunSpec.from_json({"segment": {"max_detections": 7}})
     assert (spec.segment.max_detections, spec.segment.score_threshold, spec.input.since_run) == (7, None, None)
@@ -75,6 +87,7 @@ def test_fields_that_a_newer_run_has_are_left_out() -> None:
         ({"model": {"categories": [{"id": 1}]}}, "name"),
         ({"decode": {"formats": None}}, "NoneType"),
         ({"segment": {"slice": 512}}, "int"),
+        ({"model": {"predictor": "mine:Mine"}}, "str"),
         ({"segment": {"slice": {"size": 100, "overlap": 51, "merge_iou": 0.5}}}, "overlap is 51"),
     ],
 )

@@ -16,6 +16,7 @@ BORDERS = {
     "jobs/config/base.py": "settings as YAML has them",
     "jobs/config/load.py": "settings as YAML has them",
     "jobs/config/schedule.py": "sections of the commands that a schedule runs, as YAML",
+    "jobs/config/segment.py": "settings of users' predictors, as YAML",
     "jobs/config/sweep.py": "settings of trainings, as YAML",
     "jobs/schedule/tasks.py": "settings of the commands, written as YAML",
     "jobs/training/output.py": "config.yaml",

@@ -13,7 +13,9 @@ from jobs.cluster.job_package import from_settings, from_words, handed_environme
 from jobs.cluster.submission import SUBMISSION, read_submission
 from jobs.commands import COMMANDS, read_settings
 from jobs.config.load import ConfigError
+from pipeline.predictors.source import PredictorError, read_folder
 from tests.paths import ROOT
+from tests.pipeline.predictors.written import write_code
 
 
 def settings(*words: str) -> BaseModel:
@@ -58,6 +60,24 @@ def test_the_package_of_a_sweep_holds_its_base(tmp_path: Path) -> None:
     write_package(tmp_path, submission)
     assert (tmp_path / "base.yaml").read_text() == base.read_text()
     assert read_settings("sweep", tmp_path / "config.yaml", []).sweep.base == "base.yaml"
+
+
+def test_the_package_of_a_predictor_holds_its_code(tmp_path: Path) -> None:
+    code = write_code(tmp_path / "code", mine="X = 1")
+    words = ["segment.predictor=mine:Mine", f"segment.predictor_path={code}", "input.uri=s3://b/i"]
+    made = from_settings("segment", read_settings("segment", None, [*words, "output.uri=s3://b/o"]), {})
+    write_package(tmp_path / "package", made)
+    assert read_folder(tmp_path / "package/predictor_code") == read_folder(code) and made.local_paths() == []
+    settings = read_settings("segment", tmp_path / "package/config.yaml", [])
+    assert (settings.segment.predictor_path, settings.model.checkpoint) == ("predictor_code", "mine:Mine")
+    again = from_words("retry", ["s3://b/o", f"segment.predictor_path={code}"], {})
+    assert again.files == made.files and "segment.predictor_path=predictor_code" in again.args
+    write_code(code, mine="X = 2")
+    assert from_settings("segment", read_settings("segment", None, [*words, "output.uri=s3://b/o"]), {}).hash() != (
+        made.hash()
+    )
+    with pytest.raises(PredictorError, match="is not a folder"):
+        from_words("retry", ["s3://b/o", f"segment.predictor_path={tmp_path / 'none'}"], {})
 
 
 def test_every_place_of_a_sweep_becomes_absolute() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 from aiohttp import web
@@ -33,11 +35,13 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.bulk.verify import verify_run
 from pipeline.dataset.shapes import SHAPE_CATEGORIES, draw_shapes
 from pipeline.manifest import open_run
+from pipeline.predictors.source import hash_files, read_folder
 from pipeline.storage.base import Secret, StorageSettings
 from pipeline.storage.stores import open_storage
 from tests.chaos.rgw import ACCESS_KEY, free_port
 from tests.chaos.s3 import make_bucket
 from tests.paths import ROOT
+from tests.pipeline.predictors.written import write_example
 
 PLANTED = "planted-7f3a9c51-secret"
 
@@ -157,6 +161,18 @@ def test_train_segment_and_evaluate_run_as_jobs_and_the_same_submission_again_is
     assert "figures -> " in maskfleet(head, *evaluate).stdout
     gated = maskfleet(head, *evaluate, "gate.min_ap=0.99", code=4)
     assert "exit code 4: gate failed: " in gated.stderr.splitlines()[-1]
+
+
+@pytest.mark.cluster
+def test_a_predictor_of_the_users_own_is_submitted_with_its_code(head: Head, drawn: Path, tmp_path: Path) -> None:
+    code, run = write_example(tmp_path / "code"), tmp_path / "run"
+    words = ["segment.predictor=colours:Colours", f"segment.predictor_path={code}", "segment.cpus_per_worker=1"]
+    maskfleet(head, "submit", "segment", *words, f"input.uri={drawn / 'val'}", f"output.uri={run}")
+    predictor = open_run(str(run)).spec.model.predictor
+    assert predictor is not None and predictor.code_sha256 == hash_files(read_folder(code))
+    metadata = pq.read_schema(next(run.glob("images/*/*.parquet"))).metadata
+    used = json.loads(metadata[b"maskfleet.config"])["segment"]["predictor_path"]
+    assert used.endswith("/predictor_code"), "that of the job's package"
 
 
 @pytest.mark.cluster

@@ -23,6 +23,14 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
         (["segment.slice.size=1000", "segment.slice.overlap=501"], "overlap is 501; allowed is at most half of size"),
         (["input.kind=zip"], "input.kind: 'zip' is not allowed"),
         (["corpus.shard_size=0"], "corpus.shard_size: 0 is not allowed"),
+        (["segment.predictor=mine"], "segment.predictor: 'mine' is not allowed"),
+        (["segment.predictor=a-b:C"], "segment.predictor: 'a-b:C' is not allowed"),
+        (
+            ["segment.predictor_path=code"],
+            "segment.predictor_path is 'code'; allowed is none without segment.predictor",
+        ),
+        (["segment.predictor_settings.a=1"], "segment.predictor_settings is {'a': 1}; allowed is none without"),
+        (["segment.predictor=mine:Mine"], "the settings of model are not allowed with segment.predictor"),
     ],
 )
 def test_contradictions_and_values_out_of_range_are_refused(words: list[str], sentence: str) -> None:
@@ -44,6 +52,32 @@ def test_the_limits_themselves_are_allowed(words: list[str], section: dict[str, 
     segment = to_plain(load_config(SegmentConfig, None, [*PLACES, *words]))["segment"]
     for key, value in section.items():
         assert segment[key] | value == segment[key] if isinstance(value, dict) else segment[key] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["segment.mode=fast"], "segment.mode is fast; not allowed with segment.predictor, which knows its own"),
+        (["segment.precision=float32"], "segment.precision is float32; not allowed with segment.predictor"),
+        (["decode.scaled=true"], "decode.scaled is true; not allowed with segment.predictor"),
+        (["model.classes=[a]"], "the settings of model are not allowed with segment.predictor"),
+        (["segment.predictor_settings.day=2024-01-01 10:00:00"], None),
+        (["segment.predictor_settings={a: .nan}"], "predictor_settings.a is nan; allowed are text, finite numbers"),
+        (["segment.predictor_settings={1: 2}"], None),
+        (["segment.predictor_timeout_s=0"], "segment.predictor_timeout_s: 0 is not allowed"),
+    ],
+)
+def test_a_predictor_of_the_users_own_takes_the_place_of_the_checkpoint(words: list[str], sentence: str | None) -> None:
+    places = ["segment.predictor=mine.deep:Mine", "input.uri=in", "output.uri=out"]
+    config = load_config(SegmentConfig, None, places)
+    assert config.model.checkpoint == "mine.deep:Mine"
+    assert load_config(RetryConfig, None, [], base=to_plain(config)).segment == config.segment
+    if sentence is None:
+        assert load_config(SegmentConfig, None, [*places, *words])
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(SegmentConfig, None, [*places, *words])
+    assert sentence in str(caught.value)
 
 
 def test_decoding_is_limited_as_the_pipeline_limits_it() -> None:

@@ -18,6 +18,12 @@ def config_of(checkpoint: Path, photos: Path, out: Path, *overrides: str) -> Seg
     return load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", *uris, *overrides])
 
 
+def predictor_config(name: str, code: Path, photos: Path, out: Path, *overrides: str) -> SegmentConfig:
+    """The configuration of a run of one-core workers with a predictor of the user's own."""
+    words = [f"segment.predictor={name}", f"segment.predictor_path={code}", f"input.uri={photos}", f"output.uri={out}"]
+    return load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", *words, *overrides])
+
+
 def segment(checkpoint: Path, photos: Path, out: Path, *overrides: str) -> RunTotals:
     """Segments on the Ray that this process has; returns the run's totals."""
     return run_segment(prepare_segment(config_of(checkpoint, photos, out, *overrides)))

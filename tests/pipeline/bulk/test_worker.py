@@ -18,7 +18,7 @@ from jobs.terminal import Exit, run_or_fail
 from pipeline.bulk.predict import ImagePredictor
 from pipeline.bulk.run import segment_corpus
 from pipeline.bulk.verify import verify_run
-from pipeline.manifest import open_run
+from pipeline.manifest import RunError, open_run
 from tests.pipeline.bulk.faulty_predictors import (
     DEADLY,
     NOT_FINITE,
@@ -28,7 +28,9 @@ from tests.pipeline.bulk.faulty_predictors import (
     NotFinitePredictor,
     UnreadablePredictor,
 )
-from tests.pipeline.bulk.segmenting import config_of
+from tests.pipeline.bulk.segmenting import config_of, predictor_config
+from tests.pipeline.predictors.user_code.faulty_marks import mark_of
+from tests.pipeline.predictors.written import FAULTY, USER_CODE, write_code
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 GO_ON = r"\. The run has stopped; the same command goes on with it"
@@ -71,6 +73,53 @@ def test_numbers_that_are_not_finite_cost_one_row(ten_photos: Path, tiny_checkpo
     images = segment_with(NotFinitePredictor, NOT_FINITE, ten_photos, tiny_checkpoint, tmp_path / "run")
     assert images.loc["2.png", "status"] == "predict_failed" and "not finite" in images.loc["2.png", "error"]
     assert (images.drop("2.png")["status"] == "ok").all()
+
+
+@pytest.mark.long
+def test_faults_of_a_predictor_of_the_users_own_cost_one_row_each(ten_photos: Path, tmp_path: Path) -> None:
+    reasons = {
+        "raises": "KeyError: 'no such thing'",
+        "exits": "SystemExit: bye",
+        "no memory": "OutOfMemoryError: CUDA out of memory",
+        "nan": "scores has a value that is not finite",
+        "label": "labels has a value of 3; 1..2 is wanted",
+        "one too few": "it gave a list of 0 for 1 images; a list of as many is wanted",
+        "hangs": "it took longer than 5 s",
+        "dies": "the worker that touched it died, more than once",
+    }
+    for number, fault in enumerate(reasons):
+        pixels = np.array(Image.open(ten_photos / f"{number}.png"))
+        pixels[0, 0] = mark_of(fault)
+        Image.fromarray(pixels).save(ten_photos / f"{number}.png")
+    words = ("corpus.shard_size=5", "segment.predictor_timeout_s=5")
+    plan = prepare_segment(predictor_config(FAULTY, USER_CODE, ten_photos, tmp_path / "run", *words))
+    totals = segment_corpus(bulk_job(plan))
+    assert totals.statuses == {"ok": 2, "predict_failed": 8} and totals.num_instances == 2
+    assert list(verify_run(open_run(str(tmp_path / "run")))) == []
+    images = pd.read_parquet(tmp_path / "run/images").set_index("image_id")["error"]
+    assert {fault: images[f"{number}.png"] for number, fault in enumerate(reasons)} == reasons
+    pixels = np.array(Image.open(ten_photos / "9.png"))
+    pixels[0, 0] = mark_of("the run's")
+    Image.fromarray(pixels).save(ten_photos / "9.png")
+    with pytest.raises(RunError, match=f"the service does not answer{GO_ON}"):
+        plan = prepare_segment(predictor_config(FAULTY, USER_CODE, ten_photos, tmp_path / "ended", *words))
+        segment_corpus(bulk_job(plan))
+
+
+@pytest.mark.long
+def test_a_predictor_that_cannot_load_ends_the_run_in_one_sentence(ten_photos: Path, tmp_path: Path) -> None:
+    text = """
+        from maskfleet import Category
+        class Mine:
+            categories = [Category(1, "a")]
+            def load(self, device): raise OSError("weights.pt is not here")
+            def predict(self, images): ...
+    """
+    code = write_code(tmp_path / "code", mine=text)
+    plan = prepare_segment(predictor_config("mine:Mine", code, ten_photos, tmp_path / "run"))
+    reason = r"segment\.predictor: mine:Mine cannot load: OSError: weights\.pt is not here"
+    with pytest.raises(RunError, match=f"{reason}{GO_ON}"):
+        segment_corpus(bulk_job(plan))
 
 
 @pytest.mark.long

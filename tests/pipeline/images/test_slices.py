@@ -10,8 +10,8 @@ import pytest
 from model.categories import Category
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
-from pipeline.images.slices import Slice, SlicedDetections, cut, merge, neighbour_pairs
-from pipeline.masks.rle import decode_rle
+from pipeline.images.slices import MaskedInstances, Slice, SlicedDetections, cut, merge, neighbour_pairs
+from pipeline.masks.rle import decode_rle, encode_roi_masks_and_areas
 from pipeline.run_spec import Slicing
 
 THRESHOLDS = {"mask_threshold": 0.5, "merge_iou": 0.5}
@@ -64,6 +64,23 @@ def perfect_detections(
             )
         )
     return SlicedDetections(slices, detections)
+
+
+def test_encoded_masks_of_slices_are_merged_as_those_of_the_network_are() -> None:
+    slices = cut(560, 560, Slicing(300, 40, 0.5))
+    probabilities = perfect_detections(slices, [((200, 20, 380, 90), 1, 0.9), ((240, 240, 330, 320), 2, 0.7)])
+    encoded = []
+    for window, part in zip(slices, probabilities.detections, strict=True):
+        size = window.bottom - window.top, window.right - window.left
+        assert isinstance(part, Detections)
+        counts, areas = encode_roi_masks_and_areas(part.mask_probs, part.boxes, size, 0.5)
+        encoded.append(MaskedInstances(part.labels, part.scores, part.boxes, counts, areas, None))
+    expected = merge(probabilities, (560, 560), **THRESHOLDS)
+    merged = merge(SlicedDetections(slices, encoded), (560, 560), **THRESHOLDS)
+    np.testing.assert_array_equal(merged.boxes, expected.boxes)
+    for one, other in zip(merged.counts, expected.counts, strict=True):
+        difference = decode_rle(one, 560, 560) != decode_rle(other, 560, 560)
+        assert difference.sum() <= 150, "what a mask's rim reaches beyond its slice, a pixel at most"
 
 
 def test_objects_on_borders_come_back_whole() -> None:

@@ -258,6 +258,26 @@ def test_masks_of_another_shape_or_dtype_are_refused(mask) -> None:
         rle.encode_mask(mask)
 
 
+@pytest.mark.parametrize("window", [(0, 0, 9, 7), (3, 0, 9, 7), (0, 2, 9, 5), (4, 2, 9, 7), (2, 1, 3, 2), (8, 6, 9, 7)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+def test_a_window_s_mask_is_the_image_s_with_nothing_around_it(window: tuple[int, int, int, int], share: float) -> None:
+    left, top, right, bottom = window
+    for seed in range(20):
+        part = np.random.default_rng(seed).random((bottom - top, right - left)) < share
+        whole = np.zeros((7, 9), bool)
+        whole[top:bottom, left:right] = part
+        assert rle.rle_in_image(rle.encode_mask(part), window, (7, 9)) == rle.encode_mask(whole)
+
+
+def test_a_mask_comes_back_in_its_shortest_form_and_one_of_another_size_is_refused() -> None:
+    runs = [3, 0, 2, 4, 0, 1, 25]  # runs of 0 within
+    long = coco.frPyObjects({"size": [5, 7], "counts": runs}, 5, 7)["counts"].decode()
+    short = rle.rle_in_image(long, (0, 0, 7, 5), (5, 7))
+    assert short == rle.encode_mask(rle.decode_rle(long, 5, 7)) != long
+    with pytest.raises(ValueError, match="counts must describe 5 x 6 pixels, but describe 35"):
+        rle.rle_in_image(long, (0, 0, 6, 5), (5, 7))
+
+
 def test_reading_tables_needs_no_compiler() -> None:
     """Neither the module nor decoding pays for the import of numba, torch or pycocotools."""
     code = "import sys; from pipeline.masks import rle; rle.decode_rle('S1', 5, 7); "
