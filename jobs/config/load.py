@@ -166,6 +166,16 @@ def to_plain(config: BaseModel | Settings) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
+def to_saved(config: BaseModel) -> dict[str, Any]:
+    """A configuration as `to_plain`, as outputs keep it: without storage's credentials, and tracking only where it is.
+
+    The whole storage section is left out.
+    """
+    plain = to_plain(config)
+    is_tracked = (plain.get("tracking") or {}).get("uri") is not None
+    return {name: values for name, values in plain.items() if name != "storage" and (name != "tracking" or is_tracked)}
+
+
 def to_yaml(config: BaseModel) -> str:
     """A configuration as YAML that `--config` reads back."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section
+from jobs.config.tracking import TrackingSection
 from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
 from pipeline.dataset.types import EXPORT_FORMATS
 from pipeline.dataset.types import FORMATS as ANNOTATION_FORMATS
@@ -121,6 +122,7 @@ class EvaluateConfig(Section):
     gate: GateSection = Field(default_factory=GateSection)
     history: HistorySection = Field(default_factory=HistorySection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)
 

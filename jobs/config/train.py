@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.config.base import INCOMPLETE, ClusterSection, OutputSection, Section, field_of
+from jobs.config.tracking import TrainTrackingSection
 from model.presets import preset
 from model.spec import ModelSpec
 from pipeline.dataset.source import AnnotationFormat, AnnotationSource, UnknownCategories
@@ -272,6 +273,7 @@ class TrainConfig(Section):
     data: TrainDataSection
     train: TrainSection
     output: OutputSection
+    tracking: TrainTrackingSection = Field(default_factory=TrainTrackingSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
@@ -299,5 +301,9 @@ NOT_IDENTITY = frozenset(
         "train.use_gpu",
         "train.cpus_per_worker",
         "train.max_failures",
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.run_name",
+        "tracking.checkpoints",
     }
 )

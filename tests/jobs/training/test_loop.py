@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from jobs.checkpoints import open_checkpoint
-from jobs.config.load import config_hash, to_plain
+from jobs.config.load import config_hash, to_plain, to_saved
 from jobs.config.train import TrainConfig
 from jobs.training.loop import LoopResult, TrainingStopped, steps_left
 from jobs.training.output import TrainingOutput
-from jobs.training.train import prepare_train, to_saved
+from jobs.training.train import prepare_train
 from model.spec import ModelSpec
 from pipeline.dataset.shapes import draw_shapes
 from tests.jobs.training.small_trainings import (
