@@ -144,8 +144,8 @@ class Tracker:
         late = [] if is_over else [f"it does not take the rest within {end_s:.0f} s"]
         if reasons := [*self._unsent.values(), *late]:
             self.outcome = (
-                f"WARNING: not all was sent to MLflow at {self._uri}: {reasons[0]}; the output has it all, and the same "
-                "command again sends it"
+                f"WARNING: not all was sent to MLflow at {self._uri}: {reasons[0]}; the output has it all, and the "
+                "same command again sends it"
             )
         elif first is not None:
             self.outcome = f"MLflow run {first.name}: {self.store.place_of(first)}"

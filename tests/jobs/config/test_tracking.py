@@ -19,7 +19,8 @@ def evaluate_config(*words: str) -> EvaluateConfig:
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://tracking:5000", "https://tracking.lab/mlflow/", "HTTP://tracking", "mlruns", "/data/ml", "file:///a"]
+    "uri",
+    ["http://tracking:5000", "https://tracking.lab/mlflow/", "HTTP://tracking", "mlruns", "/data/ml", "file:///a"],
 )
 def test_servers_and_folders_are_taken(uri: str) -> None:
     assert evaluate_config(f"tracking.uri={uri}").tracking.uri == uri

@@ -69,7 +69,9 @@ class TestAtTheDoor:
             check_tracking(section_of(f"http://127.0.0.1:{port}"))
 
     def test_no_such_host(self):
-        with pytest.raises(ConfigError, match=r"tracking\.uri: MLflow at http://no-such-host\.invalid cannot be used: "):
+        with pytest.raises(
+            ConfigError, match=r"tracking\.uri: MLflow at http://no-such-host\.invalid cannot be used: "
+        ):
             check_tracking(section_of("http://no-such-host.invalid"))
 
     @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
@@ -210,7 +212,9 @@ def test_a_real_server_holds_the_same(server: str) -> None:
             tracker.start(parent)
             tracker.start(kept)
     by_name = {run.info.run_name: run for run in runs_in(server)}
-    assert len(runs_in(server)) == 2 and by_name["a run"].data.tags["mlflow.parentRunId"] == by_name["sweep"].info.run_id
+    assert (
+        len(runs_in(server)) == 2 and by_name["a run"].data.tags["mlflow.parentRunId"] == by_name["sweep"].info.run_id
+    )
     assert points(server, by_name["a run"], "loss/loss") == [(row["step"], row["loss/loss"]) for row in rows]
     assert len(by_name["a run"].data.params) == 130 and by_name["a run"].info.status == "FINISHED"
     assert files_of(server, by_name["a run"]) == {"rows.txt"}

@@ -66,10 +66,15 @@ class TestRecord:
 
     def test_a_server_that_refuses_leaves_the_events_alone(self, shapes: Path, tmp_path: Path):
         config = tracked(train_config(shapes, tmp_path), Path("unused"))
-        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})})
+        config = config.model_copy(
+            update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})}
+        )
         with pytest.raises(ConfigError, match=r"tracking\.uri: MLflow at http://127\.0\.0\.1:9 cannot be used"):
             prepare_train(config)
-        with pytest.raises(ConfigError), track_training(config, TrainingOutput(str(tmp_path)), print, is_finished=False):
+        with (
+            pytest.raises(ConfigError),
+            track_training(config, TrainingOutput(str(tmp_path)), print, is_finished=False),
+        ):
             pytest.fail("the training has begun")
 
 
