@@ -46,7 +46,7 @@ class TrackingSection(Section):
         if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
             raise ValueError(f"it is no folder, and the address of a server has a scheme: http://{uri}")
         if uri in DATABRICKS:
-            raise ValueError("Databricks' own store is not supported; allowed are a tracking server or a folder")
+            raise ValueError("the store of Databricks is not supported; allowed are a tracking server or a folder")
         if is_local(uri):
             return uri
         try:

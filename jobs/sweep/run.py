@@ -2,6 +2,7 @@
 
     OUT/sweep.yaml                       the settings
     OUT/trials/<name>/                   the output of each training, as `maskfleet train` leaves it
+    OUT/tracking.json                    with tracking.uri: the id of the MLflow run
     OUT/data-<hash>/                     drawn data, with a draw section
     OUT/results.parquet, .md, .png       one row for each trial, means over the seeds, a plot
 

@@ -1,1 +1,1 @@
-"""Tracking: figures, settings and files of trainings, evaluations and sweeps, sent to MLflow beside the output."""
+"""MLflow: sends it figures, settings and files of trainings, evaluations and sweeps, beside the output."""

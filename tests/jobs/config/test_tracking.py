@@ -35,7 +35,7 @@ def test_servers_and_folders_are_taken(uri: str) -> None:
         ("http://host:port", "it must be http:// or https://"),
         ("tracking:5000", "the address of a server has a scheme: http://tracking:5000"),
         ("localhost:5000/mlflow", "has a scheme: http://localhost:5000/mlflow"),
-        ("databricks", "Databricks' own store is not supported"),
+        ("databricks", "the store of Databricks is not supported"),
         ("databricks://profile", "it must be http:// or https://"),
         ("", "tracking.uri"),
         ("file://elsewhere/ml", "tracking.uri: 'file://elsewhere/ml' names no path of this machine"),
