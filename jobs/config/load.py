@@ -167,9 +167,9 @@ def to_plain(config: BaseModel | Settings) -> dict[str, Any]:
 
 
 def to_saved(config: BaseModel) -> dict[str, Any]:
-    """A configuration as `to_plain`, as outputs keep it: without storage's credentials, and tracking only where it is.
+    """A configuration as `to_plain`, as outputs keep it: without the storage section and its credentials.
 
-    The whole storage section is left out.
+    Nor is there a section on tracking where nothing is tracked.
     """
     plain = to_plain(config)
     is_tracked = (plain.get("tracking") or {}).get("uri") is not None

@@ -42,8 +42,13 @@ _PARENT_TAG = "mlflow.parentRunId"
 # What MLflow takes of one request, and of one value.
 _MAX_METRICS, _MAX_PARAMETERS, _MAX_PARAMETER = 1000, 100, 6000
 _MAX_REASON = 300
-# Usage statistics are off, MLflow's lines do not mix with ours, and its file store works, which it asks to be allowed.
-_ALWAYS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+_ALWAYS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # no usage statistics
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # which it asks for since its file store is in maintenance
+    # Lines of its own among ours.
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 # By itself MLflow waits for 120 s and tries seven times; a failed request is made again with the next values instead.
 _UNLESS_SET = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 

@@ -16,9 +16,9 @@ from jobs.config.tracking import TrackingSection
 from jobs.tracking.store import MlflowStore, RunRecord, reason_of
 
 OPEN_S = 25.0  # in which a store must answer before a command starts
-END_S = 60.0  # in which it must have taken the rest when the command ends
+END_S = 60.0  # for which the end of a command waits for a run to be sent
 CHECKPOINT_END_S = 1800.0  # the same, with a checkpoint to send
-INTERRUPTED_S = 4.0  # the same, where the command was interrupted, which has some seconds for all
+INTERRUPTED_S = 3.0  # the same, for all runs, where the command was interrupted, which has some seconds for all
 RETRY_S = 3.0
 Result = TypeVar("Result")
 
@@ -50,7 +50,7 @@ class Tracker:
     Args:
         section: Names the store, which `uri` must do.
         say: Called with a line for people, from the thread.
-        end_s: Seconds that the last values may take.
+        end_s: Seconds that the last values of a run may take.
 
     Attributes:
         store: MLflow itself, for the thread alone.
@@ -68,6 +68,7 @@ class Tracker:
         self._ended: dict[str, str] = {}
         self._has_files: set[str] = set()
         self._unsent: dict[str, str] = {}
+        self._num_sent = 0
         threading.Thread(target=self._run, name="tracking", daemon=True).start()
         try:
             self.store = self.call(lambda: MlflowStore(section))
@@ -139,7 +140,12 @@ class Tracker:
             self._work.put(self._send_again)
         self._work.put(done.set)
         self._work.put(None)
-        is_over = done.wait(end_s) if self._records else True
+        is_over, num_sent = not self._records, -1
+        while not is_over and num_sent != self._num_sent:
+            num_sent = self._num_sent
+            is_over = done.wait(end_s)
+            if is_interrupted:
+                break
         first = next(iter(self._records.values()), None)
         late = [] if is_over else [f"it does not take the rest within {end_s:.0f} s"]
         if reasons := [*self._unsent.values(), *late]:
@@ -147,6 +153,8 @@ class Tracker:
                 f"WARNING: not all was sent to MLflow at {self._uri}: {reasons[0]}; the output has it all, and the "
                 "same command again sends it"
             )
+            if kind is not None:  # whoever would say it does not come to it
+                self._say(self.outcome)
         elif first is not None:
             self.outcome = f"MLflow run {first.name}: {self.store.place_of(first)}"
 
@@ -164,11 +172,11 @@ class Tracker:
         try:
             self.store.open(record, is_running=status is None)
             self.store.send_rows(record)
+            if status is not None:
+                self.store.end(record, status)
             if status is not None or record.id not in self._has_files:
                 self.store.send_files(record)
                 self._has_files.add(record.id)
-            if status is not None:
-                self.store.end(record, status)
         except Exception as error:  # whatever it is, the command itself goes on
             self.store.forget(record)
             if not self._unsent:
@@ -176,6 +184,7 @@ class Tracker:
             self._unsent[record.id] = reason_of(error)
         else:
             self._unsent.pop(record.id, None)
+            self._num_sent += 1
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

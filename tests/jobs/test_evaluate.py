@@ -48,7 +48,7 @@ def test_an_evaluation_is_an_mlflow_run(runs: Path, tmp_path: Path) -> None:
     words += ["tracking.experiment=masks", f"output.uri={tmp_path / 'figures'}"]
     call(*words, "--dry-run")
     assert not store.exists()
-    text = call(*words, "evaluate.also=[confusion]")
+    text = call(*words, "--config", ROOT / "configs/evaluate/everything.yaml")
     (run,) = runs_in(store, "masks")
     assert f"note: MLflow run figures: {run.info.run_id} in {store}" in text and run.info.status == "FINISHED"
     figures = json.loads((tmp_path / "figures" / "metrics.json").read_text())["overall"]
@@ -56,12 +56,13 @@ def test_an_evaluation_is_an_mlflow_run(runs: Path, tmp_path: Path) -> None:
         assert run.data.metrics[f"segm/{name}"] == figures["segm"][name] > 0
     assert run.data.params["ground_truth.uri"] == str(runs / "data" / "val.json")
     assert run.data.tags["maskfleet.model"] == "0" * 64 and run.data.tags["maskfleet.run"] == str(runs / "worse")
-    files = {"categories.csv", "confusion.parquet", "metrics.json", "metrics.parquet"}
-    assert files_of(store, run) == files
+    files = {"categories.csv", "confusion.parquet", "metrics.json", "metrics.parquet", "slices.parquet"}
+    assert files_of(store, run) == files and run.data.metrics["segm/Cityscapes_AP50"] > 0
     table = pd.read_csv(client_of(store).download_artifacts(run.info.run_id, "categories.csv", str(tmp_path)))
     assert table["category"].tolist() == ["circle", "square", "triangle"] and table["segm/AP"].between(0, 1).all()
     call(*words)
     assert len(runs_in(store, "masks")) == 2, "each evaluation is a run"
+    assert files_of(store, runs_in(store, "masks")[1]) == files - {"confusion.parquet", "slices.parquet"}
 
 
 def test_an_evaluation_that_fails_is_a_failed_mlflow_run(runs: Path, tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ class TestRefusals:
             (["sweep.grid.train.batch_size=[2, 2]"], "two trials are the same training"),
             (["sweep.fixed.train.validate_every_steps=null"], "train.validate_every_steps: null is not allowed in a s"),
             (["sweep.base=nowhere.yaml"], "sweep.base nowhere.yaml: there is no such file"),
+            (["tracking.uri=http://127.0.0.1:9"], "MLflow at http://127.0.0.1:9 cannot be used: Connection refused"),
+            (["--dry-run", "tracking.uri=http://127.0.0.1:9"], "cannot be used: Connection refused"),
         ],
     )
     def test_a_bad_key_or_value_ends_with_2_before_anything_starts(

@@ -181,6 +181,31 @@ class TestAStoreThatGoesAway:
         assert time.monotonic() - started < 10 and "it does not take the rest within 0 s" in tracker.outcome
         released.set()
 
+    def test_the_end_waits_as_long_as_runs_arrive(self, tmp_path: Path):
+        def write_slowly(folder: Path) -> None:
+            time.sleep(0.3)
+
+        with Tracker(section_of(tmp_path), ignore, end_s=0.8) as tracker:
+            for number in range(6):
+                tracker.update(record(ROWS, name=str(number), write_files=write_slowly))
+        assert "WARNING" not in tracker.outcome
+        assert [run.info.status for run in runs_in(tmp_path)] == ["FINISHED"] * 6
+
+    def test_files_that_are_not_taken_leave_the_figures(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """As of a server whose files lie in a bucket that this machine has no client for."""
+        monkeypatch.setattr(tracker_module, "RETRY_S", 0.1)
+        said: list[str] = []
+
+        def write_files(folder: Path) -> None:
+            raise ModuleNotFoundError("No module named 'boto3'")
+
+        kept = record(ROWS, write_files=write_files)
+        with Tracker(section_of(tmp_path), said.append) as tracker:
+            tracker.start(kept)
+        (run,) = runs_in(tmp_path)
+        assert run.info.status == "FINISHED" and points(tmp_path, run, "loss") == [(1, 3.0)]
+        assert "No module named 'boto3'" in tracker.outcome and len(said) == 1
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -202,7 +227,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wsgi.shutdown()
 
 
-def test_a_real_server_holds_the_same(server: str) -> None:
+def test_a_real_server_holds_the_same(server: str, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [{"step": step, "loss/loss": step / 2} for step in range(1, 1203)]
     parent = record([], name="sweep")
     kept = record(rows, parent=parent, settings={f"key.{i}": i for i in range(130)})
@@ -211,6 +236,7 @@ def test_a_real_server_holds_the_same(server: str) -> None:
         with Tracker(section_of(server), ignore) as tracker:
             tracker.start(parent)
             tracker.start(kept)
+    assert "View run" not in capfd.readouterr().out
     by_name = {run.info.run_name: run for run in runs_in(server)}
     assert (
         len(runs_in(server)) == 2 and by_name["a run"].data.tags["mlflow.parentRunId"] == by_name["sweep"].info.run_id

@@ -14,12 +14,14 @@ import pytest
 
 from jobs.config.load import ConfigError, to_plain, to_yaml
 from jobs.config.train import TrainConfig
+from jobs.terminal import Exit
 from jobs.tracking.store import CHANGED_TAG, ID_FILE
 from jobs.training.events import TrainEvent
 from jobs.training.output import TrainingOutput, checkpoint_name
 from jobs.training.tracking import to_record, track_training
 from jobs.training.train import prepare_train, run_train_here
 from model.checkpoint_folder import CHECKPOINT_MARKER
+from tests.jobs.drawn_runs import call
 from tests.jobs.tracking.stores import files_of, points, runs_in
 from tests.jobs.training.small_trainings import train_config
 from tests.paths import ROOT
@@ -121,6 +123,14 @@ def test_the_best_checkpoint_is_sent_where_it_is_asked_for(shapes: Path, tmp_pat
     sent = files_of(tmp_path / "ml", run, "checkpoints/step-00000002")
     kept = {f"checkpoints/step-00000002/{file.name}" for file in (tmp_path / "out/checkpoints/step-00000002").iterdir()}
     assert sent == kept and any(name.endswith("model.safetensors") for name in sent)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_the_program_ends_with_2_before_it_looks_at_data(tmp_path: Path, dry_run: bool) -> None:
+    words = ["train", "data.train=/no/such.json", f"output.uri={tmp_path / 'out'}", "train.max_steps=1"]
+    text = call(*words, "tracking.uri=http://127.0.0.1:9", *["--dry-run"] * dry_run, code=Exit.BAD_INPUT)
+    assert "tracking.uri: MLflow at http://127.0.0.1:9 cannot be used: Connection refused" in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_tracking_nothing_is_written_for_it(shapes: Path, tmp_path: Path) -> None:
