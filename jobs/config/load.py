@@ -284,7 +284,7 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
     choices = [each for each in re.findall("'([^']*)'", reason) if each != str(value)]
     if close := difflib.get_close_matches(str(value), choices, 1):
         reason += f"; did you mean {close[0]}?"
-    is_secret = _is_secret(key) or re.search(r"://[^/]*@", str(value)) is not None
+    is_secret = _is_secret(key) or re.search(r"://[^/]*@|^https?://.*\?", str(value), re.IGNORECASE) is not None
     if isinstance(value, dict | BaseModel) or len(str(value)) > 200 or is_secret:
         return f"{key}: {reason}"
     return f"{key}: {value!r} is not allowed: {reason}"

@@ -29,7 +29,8 @@ class TrackingSection(Section):
         "maskfleet",
         min_length=1,
         max_length=500,
-        description="Name of the MLflow experiment; it is made where there is none.",
+        pattern=r"^[^'\"`\\\x00-\x1f]+$",  # MLflow's file store finds none with these
+        description="Name of the MLflow experiment, without quotes; it is made where there is none.",
     )
     run_name: str | None = Field(
         None,
@@ -58,7 +59,7 @@ class TrackingSection(Section):
             raise ValueError("it must be http:// or https:// of a tracking server, or a folder")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
-                "uri has credentials or a query in it; give the server's address alone, and MLFLOW_TRACKING_USERNAME "
+                "it has credentials or a query in it; give the server's address alone, and MLFLOW_TRACKING_USERNAME "
                 "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
             )
         return uri

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def test_credentials_in_the_address_are_refused_and_not_shown(uri: str) -> None:
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_TOKEN") as caught:
         evaluate_config(f"tracking.uri={uri}")
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', "a`b", "a\nb", ""])
+def test_a_name_that_the_file_store_would_not_find_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.experiment: "):
+        evaluate_config(f"tracking.experiment={json.dumps(name)}")
+    assert evaluate_config("tracking.experiment=a/b ü %1 (c)").tracking.experiment == "a/b ü %1 (c)"
 
 
 def test_a_folder_is_a_place_and_a_server_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
