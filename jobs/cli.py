@@ -159,7 +159,7 @@ def sweep(settings: Any, dry_run: bool, quiet: bool) -> None:
     _end_dry_run(dry_run, "\n".join([plan.describe(), *names]), plan.check_cluster)
     line = ProgressLine("sweep", quiet=quiet)
     line.note(plan.describe())
-    result = run_or_fail(lambda: run_sweep(plan, on_progress=line.show), line)
+    result = run_or_fail(lambda: run_sweep(plan, on_progress=line.show, on_note=line.note), line)
     say(result.describe())
     if result.num_failed:
         raise typer.Exit(Exit.FAILED)

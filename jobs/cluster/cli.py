@@ -34,7 +34,7 @@ def submit(
     address: Address = None,
     wait: Annotated[bool, typer.Option("--wait/--detach", help="Show the log and end as the job does; or not.")] = True,
     env: Annotated[list[str] | None, typer.Option("--env", help="A variable to hand over: NAME or NAME=VALUE.")] = None,
-    credentials: Annotated[bool, typer.Option(help="Hand over the AWS_* credentials of this environment.")] = True,
+    credentials: Annotated[bool, typer.Option(help="Hand over AWS_* and MLFLOW_TRACKING_* of here.")] = True,
     dependencies: Annotated[
         Literal["cluster", "pinned"], typer.Option(help="Take what the nodes have, or install this machine's versions.")
     ] = "cluster",

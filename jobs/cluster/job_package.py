@@ -39,7 +39,10 @@ CREDENTIALS = {
     "secret_key": "AWS_SECRET_ACCESS_KEY",
     "session_token": "AWS_SESSION_TOKEN",
 }
-HANDED_OVER = (*CREDENTIALS.values(), "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+HANDED_OVER = (
+    *(*CREDENTIALS.values(), "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def from_words(command: str, words: Sequence[str], environment: Mapping[str, str
 
 
 def handed_environment(names: Sequence[str], *, credentials: bool) -> dict[str, str]:
-    """The variables of this process that a job gets: those named (`NAME` or `NAME=VALUE`), and the AWS tools' own.
+    """The variables of this process that a job gets: those named (`NAME` or `NAME=VALUE`), the AWS tools' and MLflow's.
 
     Raises:
         ConfigError: a name that is not set here.
@@ -205,8 +208,8 @@ def write_package(folder: Path, submission: Submission) -> None:
         json.dump({"args": list(submission.args), "environment": dict(submission.environment)}, file)
 
 
-def pinned_dependencies() -> list[str]:
-    """What the program needs beyond Ray itself, as `name==version` of this machine.
+def pinned_dependencies(submission: Submission) -> list[str]:
+    """What the program needs for a job beyond Ray itself, as `name==version` of this machine.
 
     Raises:
         ConfigError: the program is not installed here, so there is nothing to pin by.
@@ -216,7 +219,9 @@ def pinned_dependencies() -> list[str]:
         required = project["dependencies"]
     except OSError:
         required = [line.partition(";")[0] for line in metadata.requires("maskfleet") or () if "extra ==" not in line]
-    names = sorted({_name_of(line) for line in required} - {"ray"})
+    tracking = (submission.config or {}).get("tracking") or {}
+    extra = {"mlflow-skinny"} if tracking.get("uri") else set()
+    names = sorted({_name_of(line) for line in required} - {"ray"} | extra)
     try:
         return [f"{name}=={metadata.version(name)}" for name in names]
     except metadata.PackageNotFoundError as error:

@@ -185,7 +185,7 @@ class Jobs:
                 },
             }
             if dependencies == "pinned":
-                runtime_env["pip"] = {"packages": pinned_dependencies(), "pip_check": False}
+                runtime_env["pip"] = {"packages": pinned_dependencies(submission), "pip_check": False}
             self._client.submit_job(
                 # Ray passes this to a shell, so it has none of the user's words.
                 entrypoint=f'"${{{PYTHON}:-python3}}" -m jobs.cluster.entrypoint {shlex.quote(submission.command)}',

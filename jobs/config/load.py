@@ -188,6 +188,16 @@ def to_plain(config: BaseModel | Settings) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
+def to_saved(config: BaseModel) -> dict[str, Any]:
+    """A configuration as `to_plain`, as outputs keep it: without the storage section and its credentials.
+
+    Nor is there a section on tracking where nothing is tracked.
+    """
+    plain = to_plain(config)
+    is_tracked = (plain.get("tracking") or {}).get("uri") is not None
+    return {name: values for name, values in plain.items() if name != "storage" and (name != "tracking" or is_tracked)}
+
+
 def to_yaml(config: BaseModel) -> str:
     """A configuration as YAML that `--config` reads back."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
@@ -296,7 +306,7 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
     choices = [each for each in re.findall("'([^']*)'", reason) if each != str(value)]
     if close := difflib.get_close_matches(str(value), choices, 1):
         reason += f"; did you mean {close[0]}?"
-    is_secret = _is_secret(key) or re.search(r"://[^/]*@", str(value)) is not None
+    is_secret = _is_secret(key) or re.search(r"://[^/]*@|^https?://.*\?", str(value), re.IGNORECASE) is not None
     if isinstance(value, dict | BaseModel) or len(str(value)) > 200 or is_secret:
         return f"{key}: {reason}"
     return f"{key}: {value!r} is not allowed: {reason}"

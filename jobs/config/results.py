@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section
+from jobs.config.tracking import TrackingSection
 from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
 from pipeline.dataset.types import EXPORT_FORMATS
 from pipeline.dataset.types import FORMATS as ANNOTATION_FORMATS
@@ -141,6 +142,7 @@ class EvaluateConfig(Section):
     thresholds: ThresholdsSection = Field(default_factory=ThresholdsSection)
     history: HistorySection = Field(default_factory=HistorySection)
     output: OptionalOutputSection = Field(default_factory=OptionalOutputSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)
 

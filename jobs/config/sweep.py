@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section, flatten
 from jobs.config.places import OverridesOf
+from jobs.config.tracking import TrainTrackingSection
 from jobs.config.train import TrainConfig
 from pipeline.storage.base import StorageSettings
 
@@ -110,5 +111,6 @@ class SweepConfig(Section):
         None, description="Draw the data instead of reading data.train and data.val; null reads them."
     )
     output: OutputSection
+    tracking: TrainTrackingSection = Field(default_factory=TrainTrackingSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     cluster: ClusterSection = Field(default_factory=ClusterSection)

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from jobs.config.base import INCOMPLETE, ClusterSection, OutputSection, Section, field_of, flatten
 from jobs.config.load import to_plain
+from jobs.config.tracking import TrainTrackingSection
 from model.presets import preset
 from model.spec import ModelSpec
 from pipeline.dataset.source import AnnotationFormat, AnnotationSource, UnknownCategories
@@ -282,6 +283,7 @@ class TrainConfig(Section):
     data: TrainDataSection
     train: TrainSection
     output: OutputSection
+    tracking: TrainTrackingSection = Field(default_factory=TrainTrackingSection)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
@@ -325,6 +327,10 @@ NOT_IDENTITY = frozenset(
         "train.use_gpu",
         "train.cpus_per_worker",
         "train.max_failures",
+        "tracking.uri",
+        "tracking.experiment",
+        "tracking.run_name",
+        "tracking.checkpoints",
     }
 )
 
@@ -339,6 +345,6 @@ def identity_of(config: TrainConfig) -> dict[str, object]:
         key: value
         for key, value in flatten(to_plain(config)).items()
         if key not in NOT_IDENTITY
-        and key.split(".")[0] not in ("storage", "cluster", "output")
+        and key.split(".")[0] not in ("storage", "cluster", "output", "tracking")
         and not (key in LATER and LATER[key] == value)
     }

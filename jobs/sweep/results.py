@@ -16,6 +16,7 @@ from jobs.config.sweep import EffectSection
 from jobs.training.output import TrainingOutput
 from pipeline.storage.base import Storage
 
+CONFIG = "sweep.yaml"
 RESULTS = "results"
 # Figures of a row, in the order of the table; accuracy is never shown without AP before it.
 FIGURES = ("segm_AP", "segm_AP50", "segm_AP75", "bbox_AP", "bbox_AP50", "bbox_AP75", "mean_iou", "accuracy")

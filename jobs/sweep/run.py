@@ -2,6 +2,7 @@
 
     OUT/sweep.yaml                       the settings
     OUT/trials/<name>/                   the output of each training, as `maskfleet train` leaves it
+    OUT/tracking.json                    with tracking.uri: the id of the MLflow run
     OUT/data-<hash>/                     drawn data, with a draw section
     OUT/results.parquet, .md, .png       one row for each trial, means over the seeds, a plot
 
@@ -12,6 +13,7 @@ outputs only.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -24,10 +26,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from jobs.cluster.start import check_workers_start, cluster, joined_nodes, nodes_of
-from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain
+from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain, to_saved
 from jobs.config.sweep import DrawSection, SweepConfig
 from jobs.config.train import TrainConfig, identity_of
-from jobs.sweep.results import TrialRow, make_row, write_results
+from jobs.sweep.results import CONFIG, TrialRow, make_row, write_results
+from jobs.sweep.tracking import TrackedSweep, track_sweep
+from jobs.tracking.tracker import check_tracking
 from jobs.training.events import TrainEvent, last_line, start_board
 from jobs.training.output import TrainingOutput
 from jobs.training.train import (
@@ -47,7 +51,6 @@ from pipeline.storage.stores import open_storage
 if TYPE_CHECKING:
     from ray import tune
 
-CONFIG = "sweep.yaml"
 TRIALS = "trials"
 
 
@@ -109,10 +112,11 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Results of a sweep: the rows of its table and its output's URI."""
+    """Results of a sweep: the rows of its table, its output's URI, and a line on its MLflow run, "" without one."""
 
     rows: tuple[TrialRow, ...]
     output_uri: str
+    tracking: str = ""
 
     @property
     def num_failed(self) -> int:
@@ -124,6 +128,8 @@ class SweepResult:
         lines = [f"{row.trial} failed: {row.error}" for row in self.rows if row.error is not None]
         num_done = len(self.rows) - self.num_failed
         lines.append(f"{num_done} of {len(self.rows)} trainings -> {self.output_uri}/results.md")
+        if self.tracking:
+            lines.append(self.tracking)
         return "\n".join(lines)
 
 
@@ -145,12 +151,18 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
         raise ConfigError(f"sweep: two trials are the same training ({duplicates[0]}); allowed is each value once")
     finished = frozenset(trial.name for trial in trials if _output_of(trial.config).read_finished() is not None)
     plan = SweepPlan(config, output, trials, finished)
+    check_tracking(config.tracking)
     if config.draw is None:
         _check_data(plan.waiting)
     return plan
 
 
-def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = None) -> SweepResult:
+def run_sweep(
+    plan: SweepPlan,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> SweepResult:
     """Trains the trials that are not finished, and rewrites the table after each of them.
 
     A trial that fails has a row with its error; the others go on. The same command again tries it again.
@@ -158,27 +170,32 @@ def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = No
     Args:
         plan: From prepare_sweep.
         on_progress: Called with one line about the state of the sweep whenever it changes.
+        on_note: Called with each line that must stay on the screen; None has `on_progress` called.
 
     Raises:
-        ConfigError: Drawn data that does not fit a trial, or a cluster too small for one, where nothing was written.
+        ConfigError: Drawn data that does not fit a trial; MLflow that refuses the run; or a cluster too small for a
+            trial, where nothing was written.
     """
     table = _Table(plan)
-    if waiting := plan.waiting:
-        with cluster(plan.config.cluster):
+    say = on_progress or (lambda line: None)
+    with contextlib.ExitStack() as stack:
+        waiting = plan.waiting
+        if waiting:
+            stack.enter_context(cluster(plan.config.cluster))
             plan.check_cluster()
             check_workers_start()
-            plan.output.write_bytes(CONFIG, _to_saved(plan.config))
+            text = yaml.safe_dump(to_saved(plan.config), sort_keys=False, allow_unicode=True)
+            plan.output.write_bytes(CONFIG, text.encode())
+        configs = {trial.name: trial.config for trial in plan.trials}
+        tracked = stack.enter_context(track_sweep(plan.config, plan.output, configs, on_note or say))
+        if waiting:
             if plan.config.draw is not None:
                 _draw(plan.config.draw, plan.output)
                 _check_data(waiting)
-            _tune(plan, waiting, table, on_progress or (lambda line: None))
-    return SweepResult(tuple(table.write(is_last=True)), plan.output.uri)
-
-
-def _to_saved(config: SweepConfig) -> bytes:
-    """sweep.yaml: the settings without the storage section and its credentials."""
-    values = {name: section for name, section in to_plain(config).items() if name != "storage"}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+            _tune(plan, waiting, table, tracked, say)
+        rows = table.write(is_last=True)
+        tracked.end(rows)
+    return SweepResult(tuple(rows), plan.output.uri, tracked.outcome)
 
 
 # -- the trials
@@ -284,7 +301,9 @@ def _check_data(trials: list[Trial]) -> None:
 # -- Ray Tune
 
 
-def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[str], None]) -> None:
+def _tune(
+    plan: SweepPlan, waiting: list[Trial], table: _Table, tracked: TrackedSweep, say: Callable[[str], None]
+) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's newer output prints its tables even with verbose=0
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep must end like any other command
@@ -294,7 +313,7 @@ def _tune(plan: SweepPlan, waiting: list[Trial], table: _Table, say: Callable[[s
     by_name = {trial.name: trial for trial in waiting}
     configs = {trial.name: trial.config for trial in waiting}
     board = start_board()
-    watcher = _make_watcher(board, table, by_name, len(plan.finished), say)
+    watcher = _make_watcher(board, table, by_name, len(plan.finished), tracked, say)
     trainable = tune.with_resources(
         tune.with_parameters(_train_trial, configs=configs, board=board),
         lambda point: _resources(by_name[point["trial"]].config),  # type: ignore[arg-type, return-value]
@@ -350,7 +369,7 @@ def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig]
     config = configs[name]
 
     def say(event: TrainEvent) -> None:
-        board.push.remote(f"{name}: {event.describe()}")
+        board.push.remote((name, event))
 
     try:
         plan = prepare_train(config)
@@ -384,15 +403,21 @@ class _Table:
 
 
 def _make_watcher(
-    board: Any, table: _Table, by_name: Mapping[str, Trial], num_before: int, say: Callable[[str], None]
+    board: Any,
+    table: _Table,
+    by_name: Mapping[str, Trial],
+    num_before: int,
+    tracked: TrackedSweep,
+    say: Callable[[str], None],
 ) -> tune.Callback:
-    """A callback of Ray Tune that updates the table and the progress line.
+    """A callback of Ray Tune that updates the table, the MLflow runs and the progress line.
 
     Args:
-        board: Actor with the trials' events as lines, a `Board`.
+        board: Actor with (trial, event) for each of the trials' events, a `Board`.
         table: The table.
         by_name: The trials that are trained.
         num_before: Number of trials that were finished before.
+        tracked: The MLflow runs.
         say: Called with the progress line whenever it changes.
     """
     import ray
@@ -407,8 +432,10 @@ def _make_watcher(
         line = ""
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            for line in ray.get(board.drain.remote()):
-                self.message = line
+            for name, event in ray.get(board.drain.remote()):
+                self.message = f"{name}: {event.describe()}"
+                if event.kind == "checkpoint":
+                    tracked.update(name)
             self.tell()
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -424,6 +451,7 @@ def _make_watcher(
             if error is not None:
                 self.num_failed += 1
                 table.errors[name] = error
+            tracked.end_trial(name, error)
             table.write()
             self.tell()
 

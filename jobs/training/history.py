@@ -119,9 +119,8 @@ class History:
             # What an earlier start logged after the resumed step is removed from the log.
             writer = SummaryWriter(folder, purge_step=self._resumed_at + 1)
             for row in rows:
-                for name, value in row.items():
-                    if name not in ("step", "validation_s"):
-                        writer.add_scalar(_tag(name), value, row["step"])
+                for tag, value in to_scalars(row).items():
+                    writer.add_scalar(tag, value, row["step"])
             writer.close()
             self._resumed_at = int(rows[-1]["step"])
             # TensorBoard reads a log's files in the order of their names, and SummaryWriter's own name ends in a
@@ -133,6 +132,11 @@ class History:
 
 def _score(row: Mapping[str, float]) -> float:
     return row.get(_SCORE, row.get(_SECOND_SCORE, 0.0))
+
+
+def to_scalars(row: Mapping[str, float]) -> dict[str, float]:
+    """The values of a row by the name that TensorBoard and MLflow show them under, such as loss/mask."""
+    return {_tag(name): value for name, value in row.items() if name not in ("step", "validation_s")}
 
 
 def _tag(name: str) -> str:

@@ -10,6 +10,7 @@ OUT/best.json                         step and figures of the best checkpoint, w
 OUT/finished.json                     written when the training has ended
 OUT/tensorboard/                      the same figures for TensorBoard
 OUT/curves.png, OUT/summary.html      the report
+OUT/tracking.json                     with tracking.uri: the id of the MLflow run
 OUT/set_aside/step-00000400-1/        a checkpoint that could not be read (local disks only)
 """
 

@@ -12,18 +12,19 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.cluster.start import Nodes, check_workers_start, cluster, joined_nodes, nodes_of
-from jobs.config.load import Config, ConfigError, to_plain
+from jobs.config.load import Config, ConfigError, to_plain, to_saved
 from jobs.config.places import map_places
 from jobs.config.train import LATER, NOT_IDENTITY, TrainConfig
 from jobs.interrupt import CHECKPOINT_S, END_S, Interrupted
 from jobs.terminal import counted
+from jobs.tracking.tracker import check_tracking
 from jobs.training.events import Collector, Listener, TrainEvent, last_line, start_board
 from jobs.training.loop import (
     LoopResult,
@@ -39,6 +40,7 @@ from jobs.training.loop import (
 from jobs.training.output import TrainingOutput
 from jobs.training.sets import class_weights, load_training_set, load_validation_set, samples_of_epoch
 from jobs.training.summary import write_summary
+from jobs.training.tracking import track_training
 from model.categories import Category
 from model.spec import ModelSpec
 from model.weights.loading import find_state_dict
@@ -116,6 +118,7 @@ class TrainResult:
             unturned image only.
         num_restarts: Times that the workers were started again in this call.
         last_metrics: Last row of metrics.parquet; {} without one.
+        tracking: A line that says where its MLflow run is, or that values were not sent; "" without one.
     """
 
     output_uri: str
@@ -127,6 +130,7 @@ class TrainResult:
     unturned_images: frozenset[str] = frozenset()
     num_restarts: int = 0
     last_metrics: Mapping[str, float] = field(default_factory=dict)
+    tracking: str = ""
 
     def describe(self) -> str:
         """A few lines that say what was done."""
@@ -140,6 +144,8 @@ class TrainResult:
             lines.append(f"{len(self.broken_images)} images could not be used: {names}")
         if self.unturned_images:
             lines.append(f"{len(self.unturned_images)} photos were used unturned, as they were annotated")
+        if self.tracking:
+            lines.append(self.tracking)
         return "\n".join(lines)
 
 
@@ -152,10 +158,12 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
 
     Raises:
         ValueError: Data that cannot be used, weights that do not fit, or an output that holds another training.
+        ConfigError: MLflow that does not answer, where the settings name one.
     """
     output = TrainingOutput(config.output.uri, config.storage)
     config = with_absolute_places(config, output)
     train = config.train
+    check_tracking(config.tracking)
     annotated, subset = load_training_set(config)
     spec = resolve_spec(config.model.spec, annotated.categories)
     check_learnable(annotated, ", ".join(config.data.train_uris), in_channels=spec.in_channels)
@@ -264,18 +272,23 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
         on_progress: Called for each event, from another thread, one call at a time.
 
     Raises:
-        ConfigError: The cluster is too small; nothing was written.
+        ConfigError: The cluster is too small, or MLflow refuses the run; no training was begun.
         TrainingFailed: The training stopped; its checkpoints are kept, and the same command resumes from them.
     """
     say = on_progress or (lambda event: None)
     output = TrainingOutput(plan.config.output.uri, plan.config.storage)
-    if plan.is_finished:
-        return _result(output, plan.num_done, was_finished=True)
-    with cluster(plan.config.cluster):
-        check_room(plan.config, joined_nodes())
-        check_workers_start()
-        _begin(plan, output, say)
-        return _fit(plan.config, output, say)
+    with contextlib.ExitStack() as stack:
+        if not plan.is_finished:
+            stack.enter_context(cluster(plan.config.cluster))
+            check_room(plan.config, joined_nodes())
+            check_workers_start()
+        tracked = stack.enter_context(track_training(plan.config, output, say, is_finished=plan.is_finished))
+        if plan.is_finished:
+            result = _result(output, plan.num_done, was_finished=True)
+        else:
+            _begin(plan, output, say)
+            result = _fit(plan.config, output, tracked.say)
+    return replace(result, tracking=tracked.outcome)
 
 
 def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | None = None) -> TrainResult:
@@ -287,19 +300,27 @@ def run_train_here(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None]
     say = on_progress or (lambda event: None)
     train = plan.config.train
     output = TrainingOutput(plan.config.output.uri, plan.config.storage)
-    if plan.is_finished:
-        return _result(output, plan.num_done, was_finished=True)
-    _begin(plan, output, say)
-    collector = Collector(say)
-    torch.set_num_threads(train.cpus_per_worker or 1)
-    worker = Worker(device=torch.device("cuda" if train.use_gpu else "cpu"))
-    TrainingRun(
-        plan.config, worker, lambda kind, sentence, **values: collector.take(TrainEvent(kind, sentence, 0, values))
-    ).run()
-    write_summary(output, plan.config, broken=collector.broken)
-    return _result(
-        output, output.steps()[-1], broken_images=collector.broken, unturned_images=frozenset(collector.unturned)
-    )
+    with track_training(plan.config, output, say, is_finished=plan.is_finished) as tracked:
+        if plan.is_finished:
+            result = _result(output, plan.num_done, was_finished=True)
+        else:
+            _begin(plan, output, say)
+            collector = Collector(tracked.say)
+            torch.set_num_threads(train.cpus_per_worker or 1)
+            worker = Worker(device=torch.device("cuda" if train.use_gpu else "cpu"))
+            TrainingRun(
+                plan.config,
+                worker,
+                lambda kind, sentence, **values: collector.take(TrainEvent(kind, sentence, 0, values)),
+            ).run()
+            write_summary(output, plan.config, broken=collector.broken)
+            result = _result(
+                output,
+                output.steps()[-1],
+                broken_images=collector.broken,
+                unturned_images=frozenset(collector.unturned),
+            )
+    return replace(result, tracking=tracked.outcome)
 
 
 def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], None]) -> None:
@@ -311,11 +332,6 @@ def _begin(plan: TrainPlan, output: TrainingOutput, say: Callable[[TrainEvent], 
     for note in plan.notes:
         say(TrainEvent("note", f"note: {note}"))
     say(TrainEvent("start", plan.describe()))
-
-
-def to_saved(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, as config.yaml keeps them: without the storage section and its credentials."""
-    return {name: values for name, values in to_plain(config).items() if name != "storage"}
 
 
 def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, num_done: int, num_images: int) -> None:
@@ -372,6 +388,7 @@ def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainCo
         update={
             "data": absolute(config.data),
             "model": absolute(config.model),
+            "tracking": absolute(config.tracking),
             "output": config.output.model_copy(update={"uri": output.uri}),
         }
     )

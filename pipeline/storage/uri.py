@@ -31,7 +31,13 @@ PHOTO_SUFFIXES = (
 
 @dataclass(frozen=True)
 class Place:
-    """Marks the type of a setting whose value is a place: a file or folder, which other machines may not have."""
+    """Marks the type of a setting whose value is a place: a file or folder, which other machines may not have.
+
+    Attributes:
+        or_server: Whether the value may also be the address of a server, which is no place; it has a scheme.
+    """
+
+    or_server: bool = False
 
 
 Uri = Annotated[str, Place()]

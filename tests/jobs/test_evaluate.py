@@ -14,6 +14,7 @@ from jobs.terminal import Exit
 from pipeline.results.history import load_history
 from pipeline.thresholds import read_thresholds
 from tests.jobs.drawn_runs import call, write_run
+from tests.jobs.tracking.stores import client_of, files_of, runs_in
 from tests.paths import ROOT
 from tests.pipeline.nightly_runs import segment, write_chain
 
@@ -40,6 +41,47 @@ def test_the_same_evaluation_is_kept_once(runs: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "history").glob("*.parquet"))) == 1
     call(*words, f"output.uri={tmp_path / 'c'}", "evaluate.score_threshold=0.3")
     assert len(list((tmp_path / "history").glob("*.parquet"))) == 2
+
+
+def test_an_evaluation_is_an_mlflow_run(runs: Path, tmp_path: Path) -> None:
+    store = tmp_path / "ml"
+    words = ["evaluate", runs / "worse", f"ground_truth.uri={runs / 'data' / 'val.json'}", f"tracking.uri={store}"]
+    words += ["tracking.experiment=masks", f"output.uri={tmp_path / 'figures'}"]
+    call(*words, "--dry-run")
+    assert not store.exists()
+    text = call(*words, "--config", ROOT / "configs/evaluate/everything.yaml")
+    (run,) = runs_in(store, "masks")
+    assert f"note: MLflow run figures: {run.info.run_id} in {store}" in text and run.info.status == "FINISHED"
+    figures = json.loads((tmp_path / "figures" / "metrics.json").read_text())["overall"]
+    for name in ("AP", "AP50", "true_positives"):
+        assert run.data.metrics[f"segm/{name}"] == figures["segm"][name] > 0
+    assert run.data.params["ground_truth.uri"] == str(runs / "data" / "val.json")
+    assert run.data.tags["maskfleet.model"] == "0" * 64 and run.data.tags["maskfleet.run"] == str(runs / "worse")
+    files = {"categories.csv", "confusion.parquet", "metrics.json", "metrics.parquet", "slices.parquet"}
+    assert files_of(store, run) == files and run.data.metrics["segm/Cityscapes_AP50"] > 0
+    table = pd.read_csv(client_of(store).download_artifacts(run.info.run_id, "categories.csv", str(tmp_path)))
+    assert table["category"].tolist() == ["circle", "square", "triangle"] and table["segm/AP"].between(0, 1).all()
+    call(*words)
+    assert len(runs_in(store, "masks")) == 2, "each evaluation is a run"
+    assert files_of(store, runs_in(store, "masks")[1]) == files - {"confusion.parquet", "slices.parquet"}
+
+
+def test_an_evaluation_that_fails_is_a_failed_mlflow_run(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "figures" / "metrics.json").mkdir(parents=True)
+    words = ["evaluate", runs / "worse", f"ground_truth.uri={runs / 'data' / 'val.json'}"]
+    call(*words, f"output.uri={tmp_path / 'figures'}", f"tracking.uri={tmp_path / 'ml'}", code=Exit.BAD_INPUT)
+    (run,) = runs_in(tmp_path / "ml")
+    assert run.info.status == "FAILED" and run.data.metrics == {}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_an_mlflow_that_does_not_answer_is_refused_before_anything_is_measured(
+    runs: Path, tmp_path: Path, dry_run: bool
+) -> None:
+    words = ["evaluate", runs / "worse", f"ground_truth.uri={runs / 'data' / 'val.json'}", f"output.uri={tmp_path}"]
+    text = call(*words, "tracking.uri=http://127.0.0.1:9", *["--dry-run"] * dry_run, code=Exit.BAD_INPUT)
+    assert "tracking.uri: MLflow at http://127.0.0.1:9 cannot be used: Connection refused" in text
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("form", ["labelme", "voc"])

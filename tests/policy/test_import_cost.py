@@ -1,4 +1,4 @@
-"""A command loads what it uses: torch only where a network computes, Ray only where a cluster is started or asked."""
+"""A command loads what it uses: torch for a network, Ray for a cluster, MLflow for tracking, and nowhere else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.dataset.shapes import draw_shapes
 from tests.jobs.drawn_runs import write_run
 from tests.paths import ROOT
 
-HEAVY = ("torch", "torchvision", "ray")
+HEAVY = ("torch", "torchvision", "ray", "mlflow")
 PROGRAM = f"""
 import sys
 from maskfleet.__main__ import main

@@ -20,7 +20,6 @@ BORDERS = {
     "jobs/config/sweep.py": "settings of trainings, as YAML",
     "jobs/schedule/tasks.py": "settings of the commands, written as YAML",
     "jobs/training/output.py": "config.yaml",
-    "jobs/training/train.py": "config.yaml",
     "model/checkpoint.py": "training_state.pt",
     "model/spec.py": "spec.json",
     "model/training/train_step.py": "state dicts of torch",

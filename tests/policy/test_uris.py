@@ -22,6 +22,7 @@ EXCEPTIONS = {
     "pipeline/storage/base.py": "the http address of a store",
     "pipeline/storage/s3.py": "the http address of a store",
     "jobs/config/schedule.py": "the http address of a webhook",
+    "jobs/config/tracking.py": "the http address of a tracking server",
     "jobs/cluster/start.py": "the address of a Ray cluster",
     "jobs/cluster/submit.py": "the http address of a cluster",
     "model/weights/loading.py": "the http address of published weights; the layer knows no storage",

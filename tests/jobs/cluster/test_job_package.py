@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pyarrow
@@ -116,16 +117,21 @@ def test_only_variables_that_are_set_are_handed_over(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("NAMED", "m")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     assert handed_environment(["NAMED", "WITH_VALUE=t=u"], credentials=False) == {"NAMED": "m", "WITH_VALUE": "t=u"}
-    assert handed_environment([], credentials=True)["AWS_SECRET_ACCESS_KEY"] == "s"
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
+    handed = handed_environment([], credentials=True)
+    assert handed["AWS_SECRET_ACCESS_KEY"] == "s" and handed["MLFLOW_TRACKING_TOKEN"] == "t"
     with pytest.raises(ConfigError, match="--env NOT_THERE: is not set here"):
         handed_environment(["NOT_THERE"], credentials=False)
 
 
 def test_dependencies_are_pinned_to_the_installed_versions() -> None:
-    pins = job_package.pinned_dependencies()
+    pins = job_package.pinned_dependencies(from_settings("segment", settings(), {}))
 
     assert f"pyarrow=={pyarrow.__version__}" in pins
-    assert not [pin for pin in pins if pin.startswith("ray")]
+    assert not [pin for pin in pins if pin.startswith(("ray", "mlflow"))]
+    words = ["run.uri=run", "ground_truth.uri=val.json", "tracking.uri=http://tracking:5000"]
+    tracked = from_settings("evaluate", read_settings("evaluate", None, words), {})
+    assert f"mlflow-skinny=={metadata.version('mlflow-skinny')}" in job_package.pinned_dependencies(tracked)
 
 
 def test_every_command_but_the_local_ones_can_be_submitted() -> None:

@@ -16,6 +16,7 @@ from jobs.config.sweep import SweepConfig
 from jobs.sweep.run import iter_trials, prepare_sweep, run_sweep
 from jobs.terminal import Exit
 from pipeline.storage.stores import open_storage
+from tests.jobs.tracking.stores import runs_in
 from tests.specs import small_spec
 
 SPEC = small_spec()
@@ -29,12 +30,13 @@ def base(tmp_path: Path) -> Path:
     return path
 
 
-def settings(base: Path, out: Path, **sweep: Any) -> SweepConfig:
+def settings(base: Path, out: Path, store: Path | None = None, **sweep: Any) -> SweepConfig:
     return SweepConfig.model_validate(
         {
             "sweep": {"base": str(base), **sweep},
             "draw": {"num_train": 3, "num_val": 1, "image_size": [48, 64], "max_shapes": 2},
             "output": {"uri": str(out)},
+            "tracking": {"uri": str(store) if store else None},
             "cluster": {"num_cpus": 2, "num_gpus": 0},
         }
     )
@@ -71,6 +73,8 @@ class TestTrials:
         assert set(names_of(small, tmp_path / "a")) < set(names_of(grown, tmp_path / "b"))
         changed = settings(base, tmp_path / "a", grid={"train.learning_rate": [0.1]}, fixed={"train.momentum": 0.5})
         assert names_of(changed, tmp_path / "a") != names_of(small, tmp_path / "a")
+        tracked = settings(base, tmp_path / "a", tmp_path / "ml", grid={"train.learning_rate": [0.1]})
+        assert names_of(tracked, tmp_path / "a") == names_of(small, tmp_path / "a")
 
 
 class TestRefusals:
@@ -95,6 +99,8 @@ class TestRefusals:
                 "train.validate_every_steps: 0, never, is not",
             ),
             (["sweep.base=nowhere.yaml"], "sweep.base nowhere.yaml: there is no such file"),
+            (["tracking.uri=http://127.0.0.1:9"], "MLflow at http://127.0.0.1:9 cannot be used: Connection refused"),
+            (["--dry-run", "tracking.uri=http://127.0.0.1:9"], "cannot be used: Connection refused"),
         ],
     )
     def test_a_bad_key_or_value_ends_with_2_before_anything_starts(
@@ -120,13 +126,24 @@ class TestRefusals:
             prepare_sweep(settings(base, tmp_path / "out"))
 
 
+def statuses(store: Path) -> dict[str, str]:
+    """The status of each MLflow run by the first part of its name; all but the sweep's own are nested in that."""
+    runs = runs_in(store)
+    by_name = {str(run.info.run_name).split("-")[0]: run for run in runs}
+    assert len(by_name) == len(runs)
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in by_name.items()}
+    assert parents == {name: None if name == "out" else by_name["out"].info.run_id for name in by_name}
+    return {name: run.info.status for name, run in by_name.items()}
+
+
 @pytest.mark.long
 def test_a_sweep_goes_on_where_it_stopped_and_a_failure_is_a_row(ray_cluster: None, base: Path, tmp_path: Path):
     out = tmp_path / "out"
     bad = {"train.learning_rate": 100.0, "train.max_non_finite_steps": 0, "train.max_steps": 60}
     said: list[str] = []
-    config = settings(base, out, cases={"good": {}, "bad": bad}, trials_at_once=1)
+    config = settings(base, out, tmp_path / "ml", cases={"good": {}, "bad": bad}, trials_at_once=1)
     result = run_sweep(prepare_sweep(config), on_progress=said.append)
+    assert statuses(tmp_path / "ml") == {"out": "FAILED", "bad": "FAILED", "good": "FINISHED"}
     assert [row.status for row in result.rows] == ["done", "failed"] and result.num_failed == 1
     assert "2/2 trials, 1 failed" in said[-1] and "bad-s0" in result.describe()
     table = pd.read_parquet(out / "results.parquet")
@@ -137,12 +154,15 @@ def test_a_sweep_goes_on_where_it_stopped_and_a_failure_is_a_row(ray_cluster: No
 
     checkpoint = Path(table["output"][0]) / "checkpoints/step-00000002/model.safetensors"
     before = checkpoint.stat().st_mtime_ns
-    grown = settings(base, out, cases={"good": {}, "other": {"train.momentum": 0.5}}, trials_at_once=1)
+    cases = {"good": {}, "other": {"train.momentum": 0.5}}
+    grown = settings(base, out, tmp_path / "ml", cases=cases, trials_at_once=1)
     plan = prepare_sweep(grown)
     assert len(plan.finished) == 1 and "of which 1 are trained" in plan.describe()
     result = run_sweep(plan)
     assert [row.status for row in result.rows] == ["done", "done"]
     assert checkpoint.stat().st_mtime_ns == before
+    ended = {"out": "FINISHED", "bad": "FAILED", "good": "FINISHED", "other": "FINISHED"}
+    assert statuses(tmp_path / "ml") == ended, "one run for the sweep and one for each trial, as often as it is started"
     assert pd.read_parquet(out / "results.parquet")["case"].tolist() == ["good", "other"]
 
 

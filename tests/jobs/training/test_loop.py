@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from jobs.checkpoints import open_checkpoint
-from jobs.config.load import config_hash, to_plain
+from jobs.config.load import config_hash, to_plain, to_saved
 from jobs.config.train import TrainConfig
 from jobs.training.loop import LoopResult, TrainingStopped, epochs_between_validations, steps_left
 from jobs.training.output import TrainingOutput, checkpoint_name
 from jobs.training.sets import load_training_set, samples_of_epoch
-from jobs.training.train import prepare_train, to_saved
+from jobs.training.train import prepare_train
 from model.spec import ModelSpec
 from pipeline.bulk.verify import verify_run
 from pipeline.dataset.formats.reading import load_annotations

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from jobs.config.load import ConfigError, to_plain, to_yaml
+from jobs.config.load import ConfigError, to_plain, to_saved, to_yaml
 from jobs.config.train import LATER, TrainConfig
 from jobs.training.events import TrainEvent
 from jobs.training.loop import TrainingRun, Worker
@@ -27,7 +27,6 @@ from jobs.training.train import (
     prepare_train,
     run_train,
     run_train_here,
-    to_saved,
 )
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.storage.files import Location
