@@ -252,7 +252,7 @@ def test_a_run_of_a_predictor_of_the_users_own_is_a_run_like_any_other(tmp_path:
     service.touch()
     assert "try 4 images of run" in call(Exit.DONE, "retry", run, "--dry-run")
     assert "repaired shards: ok 4" in call(Exit.DONE, "retry", run)
-    assert "exact" in call(Exit.DONE, "verify", run)
+    assert "is exact: 4 images, 4 instances, 1 repair\n" in call(Exit.DONE, "verify", run)
     instances = load_instances(str(run))
     assert set(instances["category"]) == {classes[0][1]} and len(instances) == 4
     assert decode_mask(instances.iloc[0]).sum() == instances.iloc[0]["area_px"] > 0
