@@ -142,6 +142,6 @@ def to_scalars(row: Mapping[str, float]) -> dict[str, float]:
 def _tag(name: str) -> str:
     if name.startswith("loss"):
         return f"loss/{name.removeprefix('loss_')}"
-    if "AP" in name or name.endswith("mean_iou"):
+    if "AP" in name or name.endswith(("mean_iou", "accuracy")):
         return f"validation/{name}"
     return f"training/{name}"

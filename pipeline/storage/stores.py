@@ -35,7 +35,10 @@ def check_uri(uri: str) -> None:
         raise StorageError("an empty URI names no place; give a folder or s3://bucket/prefix")
     scheme = scheme_of(uri)
     if scheme not in ("", "file", "s3"):
-        raise StorageError(f"{uri}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://")
+        # Not shown from a query on, which may be a signature.
+        raise StorageError(
+            f"{uri.partition('?')[0]}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://"
+        )
     split_uri(uri)
 
 

@@ -96,6 +96,7 @@ def test_a_sweeps_overrides_are_those_of_a_training() -> None:
     ("word", "sentence"),
     [
         ("input.uri=http://host/photos", "input.uri: http://host/photos: no store for the scheme 'http'"),
+        ("input.uri=https://host/a?sig=planted", "input.uri: https://host/a: no store for the scheme 'https'"),
         ("input.uri=s3://[x/", "input.uri: 's3://[x/' names no bucket"),
         ("output.uri=s3://", "output.uri: 's3://' names no bucket"),
         ("output.uri=file://data/x", "output.uri: 'file://data/x' names no path of this machine"),

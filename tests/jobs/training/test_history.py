@@ -71,12 +71,15 @@ def test_a_resumed_training_drops_the_rows_of_the_steps_it_repeats(tmp_path: Pat
     second = History(output)
     second.resume(2)
     assert [row["step"] for row in second.rows] == [1, 2]
-    second.add({"step": 3, "epoch": 1.5, "loss": 30.0, "loss_mask": 10.0, "segm_AP": 0.5, "validation_s": 1.0})
+    second.add(
+        {"step": 3, "epoch": 1.5, "loss": 30.0, "loss_mask": 10.0, "segm_AP": 0.5, "accuracy": 0.25, "validation_s": 1}
+    )
     second.save(tensorboard=True)
     assert [(row["step"], row["loss"]) for row in output.read_metrics()] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert logged(tmp_path / "tensorboard", "loss/loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
     assert logged(tmp_path / "tensorboard", "loss/mask") == [(3, 10.0)]
     assert logged(tmp_path / "tensorboard", "validation/segm_AP") == [(3, 0.5)]
+    assert logged(tmp_path / "tensorboard", "validation/accuracy") == [(3, 0.25)]
 
 
 def test_a_resumed_training_drops_the_figures_of_classes_of_later_steps(tmp_path: Path) -> None:
