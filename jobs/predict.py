@@ -13,7 +13,6 @@ from rich.table import Table
 
 from jobs.checkpoints import open_checkpoint
 from jobs.config.predict import PredictConfig
-from model.categories import thresholds_by_label
 from model.checkpoint import Checkpoint
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
@@ -21,7 +20,7 @@ from pipeline.results.render import overlay
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage.files import Location
 from pipeline.storage.uri import base_name
-from pipeline.thresholds import read_thresholds
+from pipeline.thresholds import read_thresholds, thresholds_by_label
 
 _TABLE_ROWS = 20  # photos that the printed table lists
 

@@ -14,7 +14,6 @@ from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
 from jobs.terminal import counted
-from model.categories import thresholds_by_label
 from model.inference.predictor import native_dtype
 from pipeline.bulk.commit import check_run, claim_run, committed_shards
 from pipeline.bulk.listing import count_images, tell_kind
@@ -32,7 +31,7 @@ from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within, local_path
 from pipeline.tables import load_images
-from pipeline.thresholds import read_thresholds
+from pipeline.thresholds import read_thresholds, thresholds_by_label
 
 MOST_COUNTED = 100_000  # images that a dry run counts; a bucket of that many is listed in some ten seconds
 

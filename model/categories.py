@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -32,22 +32,3 @@ def check_categories(categories: Iterable[Category], num_classes: int) -> None:
         duplicates = sorted({str(value) for value in values if values.count(value) > 1})
         if duplicates:
             raise ValueError(f"category {field} {', '.join(duplicates)} stands for more than one class")
-
-
-def thresholds_by_label(
-    names: Sequence[str], threshold: float, by_name: Mapping[str, float]
-) -> float | tuple[float, ...]:
-    """The lowest score of all classes, or where any has one of its own, of each class in the order of its labels.
-
-    Args:
-        names: The classes, in the order of the labels.
-        threshold: Of the classes that are not named.
-        by_name: Thresholds by name of the class.
-
-    Raises:
-        ValueError: A name that no class has.
-    """
-    unknown = [name for name in by_name if name not in names]
-    if unknown:
-        raise ValueError(f"score_thresholds: the model has no class {unknown[0]!r}; allowed are {', '.join(names)}")
-    return tuple(by_name.get(name, threshold) for name in names) if by_name else threshold

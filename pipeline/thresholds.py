@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.files import Location
@@ -33,6 +33,25 @@ def read_thresholds(given: Mapping[str, float] | str, storage: StorageSettings |
     if not isinstance(thresholds, Mapping) or not all(_is_threshold(value) for value in thresholds.values()):
         raise ValueError(f"score_thresholds: {given!r} has no {KEY!r} of numbers from 0 to 1 by name of the class")
     return {str(name): float(value) for name, value in thresholds.items()}
+
+
+def thresholds_by_label(
+    names: Sequence[str], threshold: float, by_name: Mapping[str, float]
+) -> float | tuple[float, ...]:
+    """The lowest score of all classes, or where any has one of its own, of each class in the order of its labels.
+
+    Args:
+        names: The classes, in the order of the labels.
+        threshold: Of the classes that are not named.
+        by_name: Thresholds by name of the class.
+
+    Raises:
+        ValueError: A name that no class has.
+    """
+    unknown = [name for name in by_name if name not in names]
+    if unknown:
+        raise ValueError(f"score_thresholds: the model has no class {unknown[0]!r}; allowed are {', '.join(names)}")
+    return tuple(by_name.get(name, threshold) for name in names) if by_name else threshold
 
 
 def _is_threshold(value: object) -> bool:

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from model.categories import thresholds_by_label
 from model.checkpoint import Checkpoint
 from model.heads.rpn import NonFiniteOutput
 from model.inference.mask_rle import paste_runs
@@ -25,6 +24,7 @@ from pipeline.plan import PlannedImage
 from pipeline.schema import OK
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import absolute_uri
+from pipeline.thresholds import thresholds_by_label
 
 Photo = str | os.PathLike[str] | np.ndarray | Image.Image
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from model.categories import Category, thresholds_by_label
+from model.categories import Category
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference.predictor import Detections, Predictor
@@ -29,6 +29,7 @@ from pipeline.predictors.source import PredictorError, PredictorSource, in_words
 from pipeline.run_spec import RunCategory, SegmentSpec, Slicing
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.cache import local_folder
+from pipeline.thresholds import thresholds_by_label
 
 # Memory is given back at the end of a network call, at most so often: after each window it cost small networks 3% of
 # the time.

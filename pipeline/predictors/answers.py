@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from model.categories import thresholds_by_label
 from pipeline.images.slices import MaskedInstances
 from pipeline.masks.rle import encode_mask, encode_roi_masks, rle_areas, rle_bbox, rle_in_image, runs_to_rle
 from pipeline.predictors.contract import Instances
 from pipeline.run_spec import SegmentSpec
+from pipeline.thresholds import thresholds_by_label
 
 MASKS = ("mask_probs", "masks", "rles")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.uri import is_local, local_path, scheme_of, split_uri
+from pipeline.storage.uri import is_local, local_path, scheme_of, split_uri, without_query
 
 
 def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
@@ -35,9 +35,8 @@ def check_uri(uri: str) -> None:
         raise StorageError("an empty URI names no place; give a folder or s3://bucket/prefix")
     scheme = scheme_of(uri)
     if scheme not in ("", "file", "s3"):
-        # Not shown from a query on, which may be a signature.
         raise StorageError(
-            f"{uri.partition('?')[0]}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://"
+            f"{without_query(uri)}: no store for the scheme {scheme!r}; allowed are local paths, file:// and s3://"
         )
     split_uri(uri)
 

@@ -199,6 +199,11 @@ def file_stem(uri: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def without_query(uri: str) -> str:
+    """A URI up to its query, which may be a signature, for messages."""
+    return uri.partition("?")[0]
+
+
 def web_path(url: str) -> tuple[str, dict[str, str]]:
     """The path of a web address, or of one without its host, and its query by name; both without `%` codes."""
     parts = urlsplit(url)

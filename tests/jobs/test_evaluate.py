@@ -150,6 +150,7 @@ def test_figures_and_gates_that_cannot_be_computed_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_shares_measured_on_ray_give_the_same_files(runs: Path, tmp_path: Path, ray_cluster: None) -> None:
     write_run(runs / "data", tmp_path / "run", drop_every=3, shard_size=3)
     truth = f"ground_truth.uri={runs / 'data' / 'val.json'}"

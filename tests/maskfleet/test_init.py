@@ -16,9 +16,12 @@ def names_for_editors() -> set[str]:
     """The names of the block that only type checkers and editors read."""
     tree = ast.parse((ROOT / "maskfleet" / "__init__.py").read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom) and node.module != "typing"]
-    declared = [node.target for node in block.body if isinstance(node, ast.AnnAssign)]
-    return {alias.asname or alias.name for node in imports for alias in node.names} | set(map(ast.unparse, declared))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    # Type checkers take a name of a package's own from `import x as x` or an assignment alone.
+    imported = {alias.asname for node in imports for alias in node.names if alias.asname is not None}
+    declared: list[ast.expr] = [node.target for node in block.body if isinstance(node, ast.AnnAssign)]
+    declared += [target for node in block.body if isinstance(node, ast.Assign) for target in node.targets]
+    return imported | set(map(ast.unparse, declared))
 
 
 @pytest.mark.parametrize("name", [*maskfleet.__all__, "__version__"])

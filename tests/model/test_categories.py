@@ -2,7 +2,7 @@
 
 import pytest
 
-from model.categories import Category, check_categories, thresholds_by_label
+from model.categories import Category, check_categories
 
 CAT, DOG = Category(1, "cat"), Category(90, "dog")
 
@@ -24,10 +24,3 @@ def test_a_class_map_of_the_right_length_without_duplicates_is_accepted():
 def test_a_class_map_that_does_not_fit_is_refused(categories, num_classes, message):
     with pytest.raises(ValueError, match=message):
         check_categories(categories, num_classes)
-
-
-def test_thresholds_of_classes_stand_in_the_order_of_the_labels():
-    assert thresholds_by_label(["cat", "dog"], 0.3, {"dog": 0.7}) == (0.3, 0.7)
-    assert thresholds_by_label(["cat", "dog"], 0.3, {}) == 0.3
-    with pytest.raises(ValueError, match=r"score_thresholds: the model has no class 'dgo'; allowed are cat, dog"):
-        thresholds_by_label(["cat", "dog"], 0.3, {"dgo": 0.7})

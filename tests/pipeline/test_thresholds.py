@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.thresholds import KEY, read_thresholds
+from pipeline.thresholds import KEY, read_thresholds, thresholds_by_label
 
 
 def test_thresholds_are_taken_as_given_or_from_a_file(tmp_path: Path) -> None:
@@ -30,3 +30,10 @@ def test_a_file_of_another_form_is_named(text: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"score_thresholds: .*gone\.json' does not exist; allowed are"):
         read_thresholds(str(tmp_path / "gone.json"))
+
+
+def test_thresholds_of_classes_stand_in_the_order_of_the_labels() -> None:
+    assert thresholds_by_label(["cat", "dog"], 0.3, {"dog": 0.7}) == (0.3, 0.7)
+    assert thresholds_by_label(["cat", "dog"], 0.3, {}) == 0.3
+    with pytest.raises(ValueError, match=r"score_thresholds: the model has no class 'dgo'; allowed are cat, dog"):
+        thresholds_by_label(["cat", "dog"], 0.3, {"dgo": 0.7})

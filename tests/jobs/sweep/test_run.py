@@ -112,6 +112,7 @@ class TestRefusals:
         assert result.exit_code == Exit.BAD_INPUT and sentence in result.stderr, result.stderr
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.long
     def test_missing_data_and_a_subset_larger_than_the_set(self, base: Path, tmp_path: Path):
         config = settings(base, tmp_path / "out", fixed={"data.train": "/no/such.json", "data.val": "/no/such.json"})
         with pytest.raises(ConfigError, match=r"/no/such\.json"):

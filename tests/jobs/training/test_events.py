@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import ray
 
 from jobs.training.events import Board, Collector, Listener, TrainEvent, last_line, start_board
@@ -28,6 +29,7 @@ def test_a_broken_image_is_told_once_and_an_unturned_one_is_only_counted() -> No
     assert collector.broken == {"7": "torn", "8": "absent"} and collector.unturned == {"9"}
 
 
+@pytest.mark.long
 def test_a_listener_passes_on_everything_and_counts_later_starts_of_rank_0(ray_cluster: None) -> None:
     board = start_board()
     heard: list[TrainEvent] = []

@@ -276,6 +276,7 @@ def test_a_training_that_cannot_go_on_ends_at_once_with_the_reason(ray_cluster: 
     assert len(started) == 1, "trying again would end the same way"
 
 
+@pytest.mark.long
 def test_a_training_on_ray_ends_with_the_weights_of_one_without(ray_cluster: None, shapes: Path, tmp_path: Path):
     result = run_train(prepare_train(ray_config(shapes, tmp_path / "ray", max_steps=4)))
     assert result.step == result.last_metrics["step"] == 4 and result.num_restarts == 0
@@ -284,6 +285,7 @@ def test_a_training_on_ray_ends_with_the_weights_of_one_without(ray_cluster: Non
     assert_same_weights(tmp_path / "alone", tmp_path / "ray")
 
 
+@pytest.mark.long
 def test_more_workers_than_the_cluster_has_room_for_are_refused(ray_cluster: None, shapes: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"train\.num_workers: 3 needs 3 CPUs, the cluster has 2"):
         run_train(prepare_train(ray_config(shapes, tmp_path / "out", num_workers=3)))

@@ -25,6 +25,7 @@ from pipeline.storage.uri import (
     relative_uri,
     split_uri,
     web_path,
+    without_query,
 )
 
 # Names that are easily taken for something else.
@@ -204,3 +205,8 @@ def test_a_web_address_is_taken_apart() -> None:
 def test_photos_are_told_by_their_ending() -> None:
     assert all(map(is_photo, ["a.jpg", "s/B.PNG", "x.y.tiff"]))
     assert not any(map(is_photo, ["a", "a.txt", ".a.png", "s/._b.jpg", "jpg", ""]))
+
+
+def test_a_query_is_not_shown() -> None:
+    assert without_query("https://host/a.json?X-Amz-Signature=planted") == "https://host/a.json"
+    assert without_query("s3://bucket/a") == "s3://bucket/a"
