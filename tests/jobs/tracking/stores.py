@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ def section_of(store: object, **values: Any) -> TrackingSection:
 
 
 def client_of(store: object) -> MlflowClient:
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow has its file store in maintenance, and asks for this
     return MlflowClient(tracking_uri=store.as_uri() if isinstance(store, Path) else str(store))
 
 
