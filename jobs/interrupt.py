@@ -59,7 +59,6 @@ class Interrupted(KeyboardInterrupt):
         self._stderr = stderr
         self._last_resort: threading.Timer | None = None
         self._processes = _open_descendants()  # now: later, some may have lost the parents that lead to them
-        _adopt_orphans()
 
     def end_within(self, seconds: float) -> None:
         """Ends the process this many seconds from now, whatever it does then; replaces an earlier limit."""
@@ -134,6 +133,7 @@ class Interrupts:
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.first is None:
             self._arrived_at = time.monotonic()
+            _adopt_orphans()
             self.first = Interrupted(self.go_on, self._stderr)
             self.first.end_within(END_S)
             if _is_importing(frame):
