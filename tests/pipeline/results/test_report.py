@@ -344,7 +344,7 @@ def test_sections_and_long_tables_are_reached_by_keyboard(opened):
     assert len(targets) == 5 and all(targets)
     opened.run("document.querySelector('nav a').focus()")
     opened.press(chromium.ENTER)
-    assert opened.run("return location.hash") == "#evaluation"
+    assert opened.run("return location.hash") == "#training"
     focusable = "return [...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0)"
     assert opened.run(focusable)
 
