@@ -37,6 +37,10 @@ class TrackedSweep:
             self._sweep = self._to_record()
             tracker.start(self._sweep)
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy sends nothing: Ray Tune pickles its callbacks, which hold this, to restore sweeps; we never do."""
+        return {**self.__dict__, "_tracker": None, "_records": {}, "_sweep": None}
+
     @property
     def outcome(self) -> str:
         """At the end, a line that says where the sweep's run is, or that values were not sent; "" without MLflow."""
