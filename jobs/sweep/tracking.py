@@ -39,7 +39,7 @@ class TrackedSweep:
 
     def __getstate__(self) -> dict[str, object]:
         """A copy sends nothing: Ray Tune pickles its callbacks, which hold this, to restore sweeps; we never do."""
-        return {**self.__dict__, "_tracker": None, "_records": {}, "_sweep": None}
+        return {**vars(self), "_tracker": None, "_records": {}, "_sweep": None}
 
     @property
     def outcome(self) -> str:
