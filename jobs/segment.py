@@ -354,7 +354,9 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     config = {name: values for name, values in to_plain(plan.config).items() if name not in ("storage", "retry")}
     if plan.source is None:  # as in all runs before there were other predictors
         config["segment"] = {name: value for name, value in config["segment"].items() if "predictor" not in name}
-    elif plan.config.segment.predictor_path is not None:  # for `retry` in another folder
+    if not config["segment"]["score_thresholds"]:  # likewise
+        del config["segment"]["score_thresholds"]
+    if plan.source is not None and plan.config.segment.predictor_path is not None:  # for `retry` in another folder
         config["segment"]["predictor_path"] = str(local_path(plan.config.segment.predictor_path))
     return {
         "maskfleet.run_id": plan.run_id,

@@ -16,7 +16,7 @@ from jobs.cli import app
 from jobs.config.load import ConfigError, load_config
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig
-from jobs.segment import prepare_segment, run_segment
+from jobs.segment import file_metadata, prepare_segment, run_segment
 from jobs.terminal import Exit
 from jobs.training.train import prepare_train
 from model.categories import Category
@@ -236,6 +236,18 @@ OWN = """
             masks = [np.abs(image.astype(int) - image[0, 0]).sum(axis=2) > 60 for image in images]
             return [Instances(scores=[0.9], labels=[1], masks=[mask]) for mask in masks]
 """
+
+
+def test_files_name_younger_settings_only_where_they_are_used(
+    tiny_checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    def written(*words: str) -> dict[str, object]:
+        plan = prepare_segment(segment_config(tiny_checkpoint, folder, tmp_path / "run", *words))
+        return json.loads(file_metadata(plan)["maskfleet.config"])["segment"]
+
+    name = load_checkpoint(tiny_checkpoint).categories[0].name
+    assert not [key for key in written() if "predictor" in key or key == "score_thresholds"]
+    assert written(f"segment.score_thresholds.{name}=0.5")["score_thresholds"] == {name: 0.5}
 
 
 @pytest.mark.long
