@@ -349,4 +349,5 @@ def test_a_training_in_a_bucket_is_cut_off_and_goes_on(bucket: str, tmp_path: Pa
     for source in (uri, output.checkpoint_uri(4)):
         assert open_checkpoint(source).sha256 == whole[1].sha256
     names = {info.key.split("/")[0] for info in output.storage.iter_objects()}
-    assert names == {"best.json", "checkpoints", "config.yaml", "finished.json", "metrics.parquet", "tensorboard"}
+    expected = {"best.json", "checkpoints", "classes.parquet", "config.yaml", "finished.json", "metrics.parquet"}
+    assert names == expected | {"tensorboard", "validation"}
