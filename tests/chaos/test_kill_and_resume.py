@@ -18,7 +18,6 @@ from tests.chaos.runs import (
     finish,
     kill_everything,
     send,
-    start,
     start_predictor,
     wait_until,
     workers_of,
@@ -37,20 +36,6 @@ SLOW = """
             time.sleep(0.2)
             return super().predict(images)
 """
-
-
-def test_a_killed_run_resumes_to_the_same_rows(
-    tiny_checkpoint: Path, photos: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "killed"
-    victim = start(tiny_checkpoint, photos, out)
-    assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
-    kill_everything(victim)
-    survived = {path: path.read_bytes() for path in commits_of(out)}
-    assert survived and not (out / "final.json").exists(), "the kill came when no shard was left to segment"
-    finish(start(tiny_checkpoint, photos, out))
-    assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
-    check_exact(out, undisturbed)
 
 
 @pytest.mark.long

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,28 @@ from tests.jobs.drawn_runs import write_run
 from tests.paths import ROOT
 
 HEAVY = ("torch", "torchvision", "ray", "mlflow")
+# Runs or imports one thing after another in one process, and writes what of HEAVY each has loaded that was not there
+# before. One process for all of them, as starting Python and importing pandas takes most of the time.
 PROGRAM = f"""
-import sys
-from maskfleet.__main__ import main
-code = 0
-try:
-    main()
-except SystemExit as end:
-    code = end.code or 0
-print("loaded:", *(name for name in {HEAVY} if name in sys.modules))
-sys.exit(code)
+import importlib, json, sys
+
+def run(line):
+    from maskfleet.__main__ import main
+    sys.argv = ["maskfleet", *line.split()]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, f"{{line}}: exit code {{end.code}}"
+
+call = {{"import": importlib.import_module, "run": run}}[sys.argv[1]]
+file, words, loaded, seen = sys.argv[2], sys.argv[3:], {{}}, set()
+for word in words:
+    call(word)
+    new = {{name for name in {HEAVY} if name in sys.modules}} - seen
+    seen |= new
+    loaded[word] = sorted(new)
+with open(file, "w") as out:
+    json.dump(loaded, out)
 """
 # Modules behind these commands and names; `import` alone must not load what is heavy.
 LIGHT_MODULES = (
@@ -50,6 +64,27 @@ LIGHT_MODULES = (
 )
 
 
+LIGHT_LINES = (
+    "--help",
+    "train --help",
+    "submit --help",
+    "jobs --help",
+    "verify run",
+    "evaluate run ground_truth.uri=val.json output.uri=out/evaluation history.uri=out/history",
+    "compare run run_b ground_truth.uri=val.json",
+    "compare run run_b",
+    "export run export.to=coco output.uri=out/coco.json",
+    "report run output.uri=out/report.html",
+    "history out/history",
+    "check-data val.json",
+    "convert val.json out/labelme convert.to=labelme",
+    "evaluate run ground_truth.uri=val.json --dry-run",
+    "segment --print-config model.checkpoint=m input.uri=i output.uri=o",
+    "train --print-config data.train=d output.uri=o train.max_steps=1",
+    "manifests --config manifests/lab output.uri=out/manifests",
+)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn data set, and a finished run over its validation images."""
@@ -60,47 +95,39 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loaded_by(program: str, *words: str, cwd: Path = ROOT) -> list[str]:
-    """Which of HEAVY a program has loaded at its end; it must end with 0."""
-    done = subprocess.run([sys.executable, "-c", program, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+def loaded_by(how: str, words: Sequence[str], folder: Path) -> dict[str, list[str]]:
+    """Which of HEAVY each word loaded first, in a process that imports or runs them (`how`) in turn."""
+    file = folder / "loaded.json"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PROGRAM}"
+    call = [sys.executable, "-c", program, how, str(file), *words]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return done.stdout.splitlines()[-1].removeprefix("loaded:").split()
+    loaded: dict[str, list[str]] = json.loads(file.read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def loaded_by_imports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return loaded_by("import", LIGHT_MODULES, tmp_path_factory.mktemp("imports"))
+
+
+@pytest.fixture(scope="module")
+def loaded_by_commands(data: Path) -> dict[str, list[str]]:
+    (data / "out").mkdir()
+    return loaded_by("run", LIGHT_LINES, data)
 
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
-def test_importing_it_loads_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print('loaded:', *(name for name in {HEAVY} if name in sys.modules))"
-    assert loaded_by(code) == []
+def test_importing_it_loads_nothing_heavy(module: str, loaded_by_imports: dict[str, list[str]]) -> None:
+    assert loaded_by_imports[module] == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "--help",
-        "train --help",
-        "submit --help",
-        "jobs --help",
-        "verify run",
-        "evaluate run ground_truth.uri=val.json output.uri=out/evaluation history.uri=out/history",
-        "compare run run_b ground_truth.uri=val.json",
-        "compare run run_b",
-        "export run export.to=coco output.uri=out/coco.json",
-        "report run output.uri=out/report.html",
-        "history out/history",
-        "check-data val.json",
-        "convert val.json out/labelme convert.to=labelme",
-        "evaluate run ground_truth.uri=val.json --dry-run",
-        "segment --print-config model.checkpoint=m input.uri=i output.uri=o",
-        "train --print-config data.train=d output.uri=o train.max_steps=1",
-        "manifests --config manifests/lab output.uri=out/manifests",
-    ],
-)
-def test_a_command_loads_nothing_heavy(line: str, data: Path) -> None:
-    (data / "out").mkdir(exist_ok=True)
-    assert loaded_by(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PROGRAM}", *line.split(), cwd=data) == []
+@pytest.mark.parametrize("line", LIGHT_LINES)
+def test_a_command_loads_nothing_heavy(line: str, loaded_by_commands: dict[str, list[str]]) -> None:
+    assert loaded_by_commands[line] == []
 
 
-def test_the_rule_itself_sees_torch() -> None:
-    assert loaded_by("import sys, torch; print('loaded:', *(name for name in ('torch',) if name in sys.modules))") == [
-        "torch"
-    ]
+def test_the_rule_itself_sees_torch(tmp_path: Path) -> None:
+    """And names the module that loaded it, not one that comes later."""
+    loaded = loaded_by("import", ["json", "model.network", "torch"], tmp_path)
+    assert loaded == {"json": [], "model.network": ["torch", "torchvision"], "torch": []}

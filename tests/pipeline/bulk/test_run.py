@@ -15,6 +15,7 @@ from pipeline.bulk.commit import OtherRunError
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import open_run, table_key
 from pipeline.masks.rle import decode_rle
+from tests.chaos.runs import check_exact, commits_of, finish, kill_everything, start_program, wait_until
 from tests.pipeline.bulk.segmenting import config_of, segment, sorted_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 @pytest.fixture(scope="module")
 def finished(tiny_checkpoint: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    totals = segment(tiny_checkpoint, photos, out, "corpus.shard_size=12", "segment.num_workers=[2, 2]")
+    totals = segment(tiny_checkpoint, photos, out, "corpus.shard_size=3", "segment.num_workers=[2, 2]")
     assert totals.statuses == {"ok": 40, "unsupported_format": 1, "corrupt": 2}
     assert totals.failed_fraction == pytest.approx(3 / 43)
     return out
@@ -62,7 +63,7 @@ def test_the_same_rows_with_other_workers_batches_and_shards(
 def test_the_same_run_in_several_waves(
     finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "WAVE_SHARDS", 2)  # of 4 shards: the second wave has a process of its own
+    monkeypatch.setattr(run, "WAVE_SHARDS", 8)  # of 15 shards: the second wave has a process of its own
     waves_here, segment_wave = [], pool.segment_wave
 
     def noted_wave(*arguments: Any) -> None:
@@ -71,12 +72,29 @@ def test_the_same_run_in_several_waves(
         segment_wave(*arguments)
 
     monkeypatch.setattr(run, "segment_wave", noted_wave)
-    totals = segment(tiny_checkpoint, photos, tmp_path / "run", "corpus.shard_size=12", "segment.num_workers=[2, 2]")
+    totals = segment(tiny_checkpoint, photos, tmp_path / "run", "corpus.shard_size=3", "segment.num_workers=[2, 2]")
     assert waves_here == [os.getpid()] and len(list(tmp_path.glob("wave_in_*"))) == 2
-    assert totals.num_shards == 4 and totals.num_images == 43
+    assert totals.num_shards == 15 and totals.num_images == 43
     for table, expected in zip(sorted_rows(tmp_path / "run"), sorted_rows(finished), strict=True):
         pd.testing.assert_frame_equal(table, expected)
     assert list(verify_run(open_run(str(tmp_path / "run")))) == []
+
+
+def test_a_killed_run_resumes_to_the_same_rows(
+    finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path
+) -> None:
+    """`kill -9` of everything at once; more kills, at random moments: tests/chaos."""
+    out = tmp_path / "killed"
+    places = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={photos}", f"output.uri={out}"]
+    words = ["segment", "cluster.num_cpus=2", "segment.cpus_per_worker=1", "corpus.shard_size=3", *places]
+    victim = start_program(*words)
+    assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
+    kill_everything(victim)
+    survived = {path: path.read_bytes() for path in commits_of(out)}
+    assert survived and not (out / "final.json").exists(), "the kill came when no shard was left to segment"
+    finish(start_program(*words))
+    assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
+    check_exact(out, finished)
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, tiny_checkpoint: Path, photos: Path) -> None:
@@ -84,7 +102,7 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, tiny_checkpoint: Path, 
     segment(tiny_checkpoint, photos, finished, "corpus.shard_size=5")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     notes = prepare_segment(config_of(tiny_checkpoint, photos, finished, "corpus.shard_size=5")).notes
-    assert notes == ["corpus.shard_size=5 is ignored: the plan was sealed with 12"]
+    assert notes == ["corpus.shard_size=5 is ignored: the plan was sealed with 3"]
 
 
 def test_another_threshold_is_another_run(finished: Path, tiny_checkpoint: Path, photos: Path) -> None:
@@ -97,14 +115,14 @@ def test_a_lost_shard_is_segmented_again_and_nothing_else(
     finished: Path, tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    segment(tiny_checkpoint, photos, out, "corpus.shard_size=12")
+    segment(tiny_checkpoint, photos, out, "corpus.shard_size=3")
     committed = open_run(str(out)).files
     for name in ("manifest.parquet", "final.json", "commits/000000/000000002.json"):
         (out / name).unlink()
     (out / table_key("instances", 1, "dead")).write_bytes(b"half a fi")
-    segment(tiny_checkpoint, photos, out, "corpus.shard_size=12")
+    segment(tiny_checkpoint, photos, out, "corpus.shard_size=3")
     again = open_run(str(out)).files
-    assert [a.attempt == b.attempt for a, b in zip(committed, again)] == [True, True, False, True]
+    assert [a.attempt == b.attempt for a, b in zip(committed, again)] == [shard != 2 for shard in range(15)]
     pd.testing.assert_frame_equal(sorted_rows(out)[1], sorted_rows(finished)[1])
     assert list(verify_run(open_run(str(out)))) == []
 
