@@ -173,7 +173,8 @@ def test_every_key_is_offered_below_its_section() -> None:
     for name, command in CONFIGURED.items():
         context = group.commands[name].make_context(name, [], resilient_parsing=True)
         keys = {each.key for each in settings_of(command.config) if "[]" not in each.key}
-        offered = [offer for key in keys for offer, _ in complete_words(context, key)]
+        sections = {key.rpartition(".")[0] + "." for key in keys}
+        offered = {offer for section in sections for offer, _ in complete_words(context, section)} - sections
         assert {offer.partition("=")[0] for offer in offered} == keys
 
 
