@@ -120,6 +120,12 @@ class RefineSpec:
     revision: str = ""
     sha256: str = ""
 
+    @property
+    def title(self) -> str:
+        """The network in a few words: "SAM facebook/sam-vit-base 0123456789ab"; of a folder its hash alone."""
+        name = {"sam": "SAM", "sam2": "SAM 2"}.get(self.kind, self.kind)
+        return " ".join(word for word in (name, self.name, self.sha256[:12]) if word)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSpec:
