@@ -27,7 +27,7 @@ from model.network import NonFiniteOutput
 from model.weights.sam import find_sam
 from pipeline import malloc
 from pipeline.images.slices import MaskedInstances, SlicedDetections, cut
-from pipeline.masks.rle import runs_to_counts
+from pipeline.masks.rle import runs_to_counts, runs_to_rle
 from pipeline.predictors.answers import AnswerError, to_masked
 from pipeline.predictors.contract import RunFault
 from pipeline.predictors.source import PredictorError, PredictorSource, in_words
@@ -249,15 +249,21 @@ class RefiningPredictor(SlicingPredictor):
         ]
 
     def _refined(self, image: np.ndarray, found: Detections | MaskedInstances) -> MaskedInstances | str:
+        height, width = image.shape[:2]
+        boxes = found.boxes
+        asked = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))  # the others hold no pixel
+        counts, areas = [runs_to_rle([height * width], height, width)] * len(boxes), np.zeros(len(boxes), np.int64)
         try:
-            counts, areas = runs_to_counts(*self.refiner.refine(image, found.boxes))
+            refined, areas[asked] = runs_to_counts(*self.refiner.refine(image, boxes[asked]))
         except (torch.OutOfMemoryError, NonFiniteOutput) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             return f"{type(error).__name__}: {error}"
         finally:
             malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
-        return MaskedInstances(found.labels, found.scores, found.boxes, counts, areas, found.keypoints)
+        for index, text in zip(asked.tolist(), refined, strict=True):
+            counts[index] = text
+        return MaskedInstances(found.labels, found.scores, boxes, counts, areas, found.keypoints)
 
 
 class UserPredictor(SlicingPredictor):

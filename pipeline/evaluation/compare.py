@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.coco import CocoMatches, match_coco
-from pipeline.evaluation.detections import DetectionTable
+from pipeline.evaluation.detections import DetectionTable, to_text
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
 from pipeline.evaluation.iou import Overlaps, find_overlaps
 from pipeline.evaluation.matching import Matches, match
@@ -231,15 +231,15 @@ def _mask_fit(truth: Truth, sides: Sequence[_Measured], settings: ComparisonSett
     if len(objects) > MOST_FITTED:
         fitted = np.random.default_rng(settings.seed).choice(objects, MOST_FITTED, replace=False).tolist()
     masks = [
-        side.table.take(np.array([rows[index] for index in fitted], np.int64)).to_rles()
+        to_text(side.table.take(np.array([rows[index] for index in fitted], np.int64)).counts).to_pylist()
         for side, rows in zip(sides, rows_by_object, strict=True)
     ]
     ious = np.zeros((2, len(fitted), 2))  # of each side, each object: of the masks, and of their outlines
     for number, index in enumerate(fitted):
         height, width = truth.image_sizes[truth.image_index[index]].tolist()
         own = decode_rle(truth.rles[index], height, width) != 0
-        for rles, out in zip(masks, ious, strict=True):
-            mask = decode_rle(rles[number]["counts"], height, width) != 0
+        for counts, out in zip(masks, ious, strict=True):
+            mask = decode_rle(counts[number], height, width) != 0
             union = int(np.count_nonzero(own | mask))
             out[number] = np.count_nonzero(own & mask) / max(union, 1), boundary_iou(own, mask)
     means = ious.mean(axis=1) if fitted else np.full((2, 2), np.nan)

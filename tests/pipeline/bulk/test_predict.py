@@ -314,6 +314,26 @@ def test_sam_refines_the_boxes_of_a_predictor_of_the_users_own(small_sam: Path) 
     assert reasons == ["the GPU failed: AcceleratorError: CUDA error: an illegal memory access"]
 
 
+@pytest.mark.usefixtures("import_path")
+def test_a_box_without_a_pixel_has_an_empty_mask_and_sam_is_not_asked(small_sam: Path) -> None:
+    source = source_of(USER_CODE, FAULTY, form="masks")
+    inner = partial(UserPredictor, source=source, timeout_s=60)
+    predictor = refining_predictor(inner, small_sam, FAULTY, source.open().model.sha256, SegmentSpec(score_threshold=0))
+    image = seven_images()[0]
+
+    def found(images: Any, sizes: Any, *, are_slices: bool = False) -> list[MaskedInstances]:
+        boxes = np.array([[5, 5, 5, 9], [3, 4, 30, 39], [0, 0, 0, 0]], np.float32)
+        labels, scores = np.ones(3, np.int64), np.full(3, 0.5, np.float32)
+        return [MaskedInstances(labels, scores, boxes, ["", "", ""], np.zeros(3, np.int64), None)]
+
+    predictor.inner.predict_whole = found  # type: ignore[method-assign]
+    (result,) = predictor.predict([image])
+    assert isinstance(result, MaskedInstances) and len(result.counts) == 3
+    empty = encode_mask(np.zeros(image.shape[:2], bool))
+    assert result.counts[0] == result.counts[2] == empty != result.counts[1]
+    assert [bool(area) for area in result.areas] == [False, True, False]
+
+
 def lost_gpu(images):
     raise torch.AcceleratorError("CUDA error: an illegal memory access")
 
