@@ -65,9 +65,10 @@ class SegmentPlan:
 
     @property
     def model(self) -> str:
-        """What predicts: the checkpoint's URI, or the name of the user's predictor and a part of its hash."""
-        predictor = self.spec.model.predictor
-        return self.checkpoint if predictor is None else f"{predictor.name} (code {predictor.code_sha256[:12]})"
+        """What predicts: the checkpoint's URI, or the name of the user's predictor and a part of its hash; and SAM."""
+        predictor, refine = self.spec.model.predictor, self.spec.segment.refine
+        name = self.checkpoint if predictor is None else f"{predictor.name} (code {predictor.code_sha256[:12]})"
+        return name if refine is None else f"{name} and {refine.title}"
 
     def check_cluster(self) -> None:
         """Raises ConfigError where the cluster does not answer, or has no room for a worker."""
@@ -409,8 +410,10 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     refine = plan.config.segment.refine
     if refine is None:  # likewise
         del config["segment"]["refine"]
-    else:  # for `retry` in another folder
-        config["segment"]["refine"]["model"] = _sam_place(refine.model)
+    else:  # for `retry`, in another folder and of these very weights
+        assert plan.spec.segment.refine is not None
+        pinned = {"model": _sam_place(refine.model), "revision": plan.spec.segment.refine.revision or None}
+        config["segment"]["refine"].update(pinned)
     if plan.source is not None and plan.config.segment.predictor_path is not None:  # for `retry` in another folder
         config["segment"]["predictor_path"] = str(local_path(plan.config.segment.predictor_path))
     return {

@@ -23,7 +23,6 @@ from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference.predictor import Detections, Predictor
 from model.inference.prefetch import upload_ahead
 from model.inference.sam import SamRefiner
-from model.network import NonFiniteOutput
 from model.weights.sam import find_sam
 from pipeline import malloc
 from pipeline.images.slices import MaskedInstances, SlicedDetections, cut
@@ -190,7 +189,8 @@ class RefiningPredictor(SlicingPredictor):
     """A predictor whose masks SAM makes anew from its boxes; boxes, scores, labels and keypoints stay as they are.
 
     SAM gets each image once, or of an image that is cut each slice, and not those without instances. What it fails on,
-    for lack of memory or by output that is not finite, costs that image.
+    such as for lack of memory or by output that is not finite, costs that image. After a failure of the GPU `give_up`
+    ends the process.
 
     Args:
         uri: see `inner`.
@@ -255,10 +255,12 @@ class RefiningPredictor(SlicingPredictor):
         counts, areas = [runs_to_rle([height * width], height, width)] * len(boxes), np.zeros(len(boxes), np.int64)
         try:
             refined, areas[asked] = runs_to_counts(*self.refiner.refine(image, boxes[asked]))
-        except (torch.OutOfMemoryError, NonFiniteOutput) as error:
+        except Exception as error:  # also of transformers, such as at an image whose short side it would resize to 0
+            if isinstance(error, torch.AcceleratorError):
+                self.give_up(f"the GPU failed: {in_words(error)}")
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-            return f"{type(error).__name__}: {error}"
+            return f"SAM: {in_words(error)}"
         finally:
             malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
         for index, text in zip(asked.tolist(), refined, strict=True):

@@ -29,7 +29,7 @@ from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import draw_shapes
-from pipeline.manifest import open_run
+from pipeline.manifest import RunError, open_run
 from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_mask, load_images, load_instances
 from tests.chaos.s3 import make_bucket, storage_words
@@ -295,6 +295,9 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(
 
     plan = prepared()
     assert plan.spec.segment.refine is not None and plan.spec.segment.refine.revision == "a" * 40
+    assert plan.model.endswith("tiny and SAM facebook/sam-vit-base " + plan.spec.segment.refine.sha256[:12])
+    written = json.loads(file_metadata(plan)["maskfleet.config"])["segment"]["refine"]
+    assert (written["model"], written["revision"]) == ("facebook/sam-vit-base", "a" * 40)
     claim_run(open_storage(str(tmp_path / "run")), plan.spec.to_json())
     commits["main"] = "c" * 40
     assert prepared().run_id == plan.run_id, "the hub has a newer commit"
@@ -364,7 +367,9 @@ def test_a_worker_that_finds_another_sam_ends_the_run_in_one_sentence(
         segment_config(tiny_checkpoint, folder, tmp_path / "run", f"segment.refine.model={changing}")
     )
     write_small_sam(changing, build_small_sam(seed=1))
-    with pytest.raises(OSError, match=r"segment\.refine\.model: the weights of .* are .* here, the run was begun with"):
+    with pytest.raises(
+        RunError, match=r"segment\.refine\.model: the weights of .* are .* here, the run was begun with"
+    ):
         run_segment(plan)
     shutil.copytree(small_sam, changing, dirs_exist_ok=True)
     assert run_segment(plan).num_images == 5

@@ -366,9 +366,23 @@ def test_what_sam_fails_on_costs_one_image(tiny_checkpoint: Path, small_sam: Pat
     assert isinstance(first, MaskedInstances) and isinstance(expected[0], MaskedInstances)
     assert first.counts == expected[0].counts
     assert reasons == [
-        "OutOfMemoryError: CUDA out of memory",
-        "NonFiniteOutput: SAM gave masks that are not finite",
+        "SAM: OutOfMemoryError: CUDA out of memory",
+        "SAM: NonFiniteOutput: SAM gave masks that are not finite",
     ]
+
+
+def test_an_image_too_narrow_for_sam_and_a_gpu_that_fails_under_it(tiny_checkpoint: Path, small_sam: Path) -> None:
+    predictor, reasons = refined_checkpoint(tiny_checkpoint, small_sam), list[str]()
+    predictor.give_up = reasons.append
+    (result,) = predictor.predict([np.random.default_rng(0).integers(0, 256, (1, 400, 3), np.uint8)])
+    assert isinstance(result, str) and result.startswith("SAM: ") and not reasons
+
+    def lost(**inputs: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    predictor.refiner.network.forward = lost
+    predictor.predict(random_images()[:1])
+    assert reasons == ["the GPU failed: AcceleratorError: CUDA error: an illegal memory access"]
 
 
 def test_another_sam_than_promised_is_refused(tiny_checkpoint: Path, small_sam: Path) -> None:
