@@ -101,13 +101,15 @@ def load_sam(weights: SamWeights) -> tuple[Any, Any]:
             dtype=torch.float32,
             output_loading_info=True,
         )
-        size = network.config.prompt_encoder_config.image_size
+        sides = network.config.prompt_encoder_config.image_size
+        height, width = sides if isinstance(sides, list | tuple) else (sides, sides)
+        square = {"height": height, "width": width}
         if any((weights.folder / name).exists() for name in PROCESSORS):
             processor = processor_class.from_pretrained(weights.folder, local_files_only=True)
         elif weights.kind == "sam":
-            processor = processor_class(size={"longest_edge": size}, pad_size={"height": size, "width": size})
+            processor = processor_class(size={"longest_edge": max(height, width)}, pad_size=square)
         else:
-            processor = processor_class(size={"height": size, "width": size})
+            processor = processor_class(size=square)
     except Exception as error:  # of any kind: transformers checks files and configurations in many places
         text = " ".join(str(error).split())[:500]
         raise CheckpointError(f"{weights.folder} cannot be loaded: {type(error).__name__}: {text}") from error
@@ -118,10 +120,10 @@ def load_sam(weights: SamWeights) -> tuple[Any, Any]:
             "one of them"
         )
     prepared = processor.pad_size if weights.kind == "sam" else processor.size
-    if (prepared["height"], prepared["width"]) != (size, size):
+    if (prepared["height"], prepared["width"]) != (height, width):
         raise CheckpointError(
             f"{weights.folder} prepares images of {prepared['height']} x {prepared['width']} px for a network of "
-            f"{size} x {size} px"
+            f"{height} x {width} px"
         )
     return network.eval().requires_grad_(False), processor
 

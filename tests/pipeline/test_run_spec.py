@@ -74,6 +74,8 @@ def test_sam_is_in_the_document_where_it_refines_and_comes_back() -> None:
     document = spec.to_json()
     assert document["segment"].pop("refine") == vars(refine) and document == DOCUMENT
     assert RunSpec.from_json(json.loads(to_json(spec.to_json()))) == spec
+    assert refine.title == "SAM 2 facebook/sam2.1-hiera-tiny cdcdcdcdcdcd"
+    assert RefineSpec(sha256="ab" * 32).title == "SAM abababababab"
 
 
 def test_fields_that_an_older_run_lacks_take_their_defaults() -> None:

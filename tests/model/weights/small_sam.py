@@ -77,6 +77,29 @@ def build_small_sam2(seed: int = 0) -> Any:
     return _with_wide_weights(network)
 
 
+def build_small_sam2_video(sam2: Any) -> Any:
+    """A Sam2VideoModel, the form that SAM 2 is published in, with the parts of a small Sam2Model and a memory."""
+    import transformers as hf
+
+    parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    config = hf.Sam2VideoConfig(
+        **{part: getattr(sam2.config, part).to_dict() for part in parts},
+        image_size=IMAGE_SIDE,
+        memory_attention_hidden_size=16,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=16,
+        memory_encoder_hidden_size=16,
+        memory_encoder_output_channels=8,
+        mask_downsampler_embed_dim=16,
+        memory_fuser_num_layers=1,
+        memory_fuser_embed_dim=16,
+        memory_fuser_intermediate_dim=16,
+    )
+    network = hf.Sam2VideoModel(config)
+    network.load_state_dict(sam2.state_dict(), strict=False)
+    return network.eval()
+
+
 def _with_wide_weights(network: Any) -> Any:
     """With weights wide enough that masks have outlines: transformers' own random ones give logits of nearly 0."""
     import torch
@@ -93,7 +116,7 @@ def processor_of(network: Any) -> Any:
     import transformers as hf
 
     square = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
-    if isinstance(network, hf.SamModel):
+    if network.config.model_type == "sam":
         return hf.SamImageProcessor(size={"longest_edge": IMAGE_SIDE}, pad_size=square)
     return hf.Sam2ImageProcessor(size=square)
 

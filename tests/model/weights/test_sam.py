@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint_folder import CheckpointError
 from model.weights import sam
 from model.weights.sam import find_sam, is_hub_name, load_sam
-from tests.model.weights.small_sam import build_small_sam2, write_small_sam
+from tests.model.weights.small_sam import build_small_sam2, build_small_sam2_video, write_small_sam
 
 
 @pytest.fixture
@@ -53,13 +53,18 @@ def test_the_network_is_loaded_in_float32_with_the_processor_of_its_size(folder:
     assert processor.pad_size["height"] == 128 and processor.size["longest_edge"] == 128
 
 
-def test_sam_2_is_loaded_from_the_type_that_it_is_published_with(tmp_path: Path) -> None:
-    folder = write_small_sam(tmp_path / "sam2", build_small_sam2())
-    found = find_sam(str(folder))
-    network, processor = load_sam(found)
-    assert (found.kind, type(network).__name__, processor.size["height"]) == ("sam2", "Sam2Model", 128)
-    (folder / "preprocessor_config.json").unlink()
-    assert load_sam(find_sam(str(folder)))[1].size["height"] == 128
+def test_sam_2_is_loaded_also_from_the_form_that_it_is_published_in(tmp_path: Path) -> None:
+    sam2 = build_small_sam2()
+    plain = write_small_sam(tmp_path / "sam2", sam2)
+    published = write_small_sam(tmp_path / "video", build_small_sam2_video(sam2))
+    assert json.loads((published / "config.json").read_text())["model_type"] == "sam2_video"
+    found = [find_sam(str(folder)) for folder in (plain, published)]
+    assert [each.kind for each in found] == ["sam2", "sam2"]
+    (network, processor), (other, _) = map(load_sam, found)
+    assert type(network).__name__ == type(other).__name__ == "Sam2Model" and processor.size["height"] == 128
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    (plain / "preprocessor_config.json").unlink()
+    assert load_sam(find_sam(str(plain)))[1].size["height"] == 128
 
 
 def test_weights_in_several_files_are_found_by_their_index(folder: Path, copy: Path) -> None:
