@@ -64,8 +64,9 @@ class SamRefiner:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         height, width = image.shape[:2]
         with torch.inference_mode(), without_tf32(self.device):
+            own = np.require(image, requirements=["C", "W"])  # torch warns of arrays that it may not write to
             inputs = self.processor(
-                images=[image], input_data_format="channels_last", return_tensors="pt", device=self.device
+                images=[own], input_data_format="channels_last", return_tensors="pt", device=self.device
             )
             pixels = inputs["pixel_values"]
             padded: tuple[int, int] = tuple(pixels.shape[2:])
