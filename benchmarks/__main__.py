@@ -66,6 +66,7 @@ BENCHES = {
     "device": Bench("gpu_check", ("--full", "fast", "latency")),
     "memory": Bench("bench_memory"),
     "slices": Bench("bench_slices"),
+    "refine": Bench("bench_refine"),
     "evaluate": Bench(
         "bench_evaluate",
         goals=(("parquet: ratio", 30), ("parquet, evaluate_run: ratio", 30), ("maskfleet evaluate: ratio", 20)),

@@ -301,10 +301,11 @@ def compare(settings: Any, dry_run: bool) -> None:
 
     plan = check_or_refuse(lambda: prepare_compare(settings))
     _end_dry_run(dry_run, f"would compare {settings.run_a.uri} with {settings.run_b.uri}")
-    result, reasons = run_or_fail(lambda: run_compare(plan))
-    say(describe(result))
+    compared = run_or_fail(lambda: run_compare(plan))
+    say(describe(compared))
+    say(f"side by side: {plan.report_command}")
     _say_notes(run_or_fail(plan.notes))
-    end_at_gate(reasons)
+    end_at_gate(compared.reasons)
 
 
 @configured("history")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+import shlex
+from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
 
@@ -14,6 +16,7 @@ from pipeline.evaluation.compare import Comparison, check_gates, compare
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.settings import BootstrapSettings, CountSettings
 from pipeline.manifest import to_json
+from pipeline.results.costs import costs_of
 from pipeline.results.drift import drift
 from pipeline.runs import AnyRun
 from pipeline.schema import OK
@@ -30,6 +33,17 @@ class ComparePlan:
     config: CompareConfig
     runs: tuple[AnyRun, AnyRun]
     truth: Truth | None
+
+    @property
+    def report_command(self) -> str:
+        """The command that shows pictures of both runs side by side."""
+        config = self.config
+        words = ["maskfleet", "report", config.run_a.uri, f"run_b.uri={config.run_b.uri}"]
+        for name, section in (("run", config.run_a), ("run_b", config.run_b)):
+            words += [f"{name}.chain=true"] if section.chain else []
+            words += [f"{name}.earlier={json.dumps(section.earlier)}"] if section.earlier else []
+        words += [f"ground_truth.uri={config.ground_truth.uri}"] if self.truth is not None else []
+        return shlex.join(words)
 
     def notes(self) -> list[str]:
         """What is said of either side that is several runs."""
@@ -61,13 +75,25 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
     return ComparePlan(config, runs, truth)
 
 
-def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]]:
-    """Compares the runs, and writes the tables to output.uri where it is set.
+@dataclass(frozen=True)
+class Compared:
+    """Two runs compared.
 
-    Returns:
-        The comparison by AP, or without ground truth the drift of the second run from the first; and a sentence for
-        each gate that failed.
+    Attributes:
+        result: the comparison by AP, or without ground truth the drift of the second run from the first.
+        figures: one row for each `figure` of the runs, with the columns `run_a`, `run_b` and `ratio` (b over a).
+        masks: what made the masks of either run anew; None for the predictor's own.
+        reasons: a sentence for each gate that failed.
     """
+
+    result: Comparison | pd.DataFrame
+    figures: pd.DataFrame
+    masks: tuple[str | None, str | None]
+    reasons: list[str]
+
+
+def run_compare(plan: ComparePlan) -> Compared:
+    """Compares the runs, and writes the tables to output.uri where it is set."""
     result: Comparison | pd.DataFrame
     reasons: list[str] = []
     if plan.truth is None:
@@ -78,32 +104,72 @@ def run_compare(plan: ComparePlan) -> tuple[Comparison | pd.DataFrame, list[str]
         min_ap = plan.config.gate.min_ap
         if min_ap is not None and not result.ap[1] >= min_ap:
             reasons.append(f"{result.iou_type} AP is {result.ap[1]:.4f}; gate.min_ap asks for {min_ap:.4f}")
+    figures = _figures(plan.runs, result if isinstance(result, Comparison) else None)
+    titles = [None if (refine := run.spec.segment.refine) is None else refine.title for run in plan.runs]
+    masks = titles[0], titles[1]
     if plan.config.output.uri is not None:
         output = open_storage(plan.config.output.uri, plan.config.storage)
         if isinstance(result, Comparison):
             names = ("iou_type", "ap", "difference", "interval", "confidence", "missing_a", "missing_b", "notes")
-            output.write_bytes("comparison.json", to_json({name: getattr(result, name) for name in names}))
+            document = {name: getattr(result, name) for name in names}
+            document |= {"mask_fit": None if result.mask_fit is None else asdict(result.mask_fit), "masks": masks}
+            output.write_bytes("comparison.json", to_json(document))
             write_frame(output, "categories.parquet", result.by_category)
             write_frame(output, "images.parquet", result.images)
         else:
             write_frame(output, "drift.parquet", result)
-    return result, reasons
+        write_frame(output, "figures.parquet", figures)
+    return Compared(result, figures, masks, reasons)
 
 
-def describe(result: Comparison | pd.DataFrame) -> str:
-    """The result as text: the drift table's first rows, or AP with its interval, categories and the worst images."""
+def _figures(runs: tuple[AnyRun, AnyRun], comparison: Comparison | None) -> pd.DataFrame:
+    """`Compared.figures`: what the runs cost, and where there is a comparison how good they are."""
+    a, b = (costs_of(run) for run in runs)
+    rows: list[tuple[str, float, float]] = [
+        ("instances", a.num_instances, b.num_instances),
+        ("predictor, seconds an image", a.predict_s, b.predict_s),
+        ("mask, pixels", a.mask_px, b.mask_px),
+        ("mask as RLE, bytes", a.mask_bytes, b.mask_bytes),
+    ]
+    if comparison is not None:
+        rows.append((f"{comparison.iou_type} AP", *comparison.ap))
+        if (fit := comparison.mask_fit) is not None:
+            rows += [("mask IoU", *fit.iou), ("boundary IoU", *fit.boundary_iou)]
+    table = pd.DataFrame(rows, columns=["figure", "run_a", "run_b"])
+    return table.assign(ratio=table["run_b"] / table["run_a"].where(table["run_a"] != 0))
+
+
+def describe(compared: Compared) -> str:
+    """The result as text: figures of both runs; then drift, or AP with its interval, categories and worst images."""
+    result, figures = compared.result, compared.figures.copy()
+    for name in ("run_a", "run_b", "ratio"):
+        figures[name] = [_number(value) for value in figures[name]]
+    lines = [figures.to_string(index=False)]
+    for name, title in zip("ab", compared.masks, strict=True):
+        lines += [f"masks of run_{name}: made anew by {title}"] if title else []
+    if isinstance(result, Comparison) and (fit := result.mask_fit) is not None:
+        sample = "" if fit.num_fitted == fit.num_objects else f" ({fit.num_fitted:,} of them, drawn)"
+        lines.append(f"mask and boundary IoU: means over {fit.num_objects:,} objects found by both runs' boxes{sample}")
+    head = "\n".join([*lines, "", ""])
     with pd.option_context("display.width", 120, "display.max_columns", None, "display.precision", 4):
         if isinstance(result, pd.DataFrame):
-            return f"without ground truth, drift of the detections:\n{result.head(20).to_string(index=False)}"
+            return f"{head}without ground truth, drift of the detections:\n{result.head(20).to_string(index=False)}"
         low, high = result.interval
         verdict = "more than resampling the images explains" if result.is_significant else "within chance"
         return (
-            f"{result.iou_type} AP {result.ap[0]:.4f} -> {result.ap[1]:.4f}: {result.difference:+.4f}, "
+            f"{head}{result.iou_type} AP {result.ap[0]:.4f} -> {result.ap[1]:.4f}: {result.difference:+.4f}, "
             f"{result.confidence:.0%} interval [{low:+.4f}, {high:+.4f}], {verdict}\n\n"
             f"by category:\n{result.by_category.head(20).to_string(index=False)}\n\n"
             f"worst images:\n{result.images.head(10).to_string(index=False)}"
             + "".join(f"\nnote: {note}" for note in result.notes)
         )
+
+
+def _number(value: float) -> str:
+    """A figure in at least four digits; "-" where it is not known."""
+    if value != value:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def _compare(plan: ComparePlan, truth: Truth) -> Comparison:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,25 +15,28 @@ from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
 from jobs.terminal import counted
+from model.checkpoint_folder import CheckpointError
 from model.inference.predictor import native_dtype
+from model.weights.sam import find_sam, is_hub_name, load_sam
 from pipeline.bulk.commit import check_run, claim_run, committed_shards
 from pipeline.bulk.listing import count_images, tell_kind
-from pipeline.bulk.predict import UserPredictor
+from pipeline.bulk.predict import RefiningPredictor, UserPredictor
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
 from pipeline.manifest import MODEL_FOLDER, Run, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.plan import read_plan
 from pipeline.predictors.source import PredictorSource, read_folder
-from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
+from pipeline.run_spec import DecodeSpec, InputSpec, RefineSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.base import StorageError, StorageSettings
+from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within, local_path
 from pipeline.tables import load_images
 from pipeline.thresholds import read_thresholds, thresholds_by_label
 
+REFINED_SHARD_S = 24 * 3600  # at most; of a large SAM on CPUs, where an image takes many seconds
 MOST_COUNTED = 100_000  # images that a dry run counts; a bucket of that many is listed in some ten seconds
 
 
@@ -61,9 +65,10 @@ class SegmentPlan:
 
     @property
     def model(self) -> str:
-        """What predicts: the checkpoint's URI, or the name of the user's predictor and a part of its hash."""
-        predictor = self.spec.model.predictor
-        return self.checkpoint if predictor is None else f"{predictor.name} (code {predictor.code_sha256[:12]})"
+        """What predicts: the checkpoint's URI, or the name of the user's predictor and a part of its hash; and SAM."""
+        predictor, refine = self.spec.model.predictor, self.spec.segment.refine
+        name = self.checkpoint if predictor is None else f"{predictor.name} (code {predictor.code_sha256[:12]})"
+        return name if refine is None else f"{name} and {refine.title}"
 
     def check_cluster(self) -> None:
         """Raises ConfigError where the cluster does not answer, or has no room for a worker."""
@@ -109,10 +114,11 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     else:
         checkpoint_uri = source.name
         spec = run_spec(config, input_uri, source.check(config.segment.predictor_timeout_s))
+    output = open_storage(output_uri, config.storage)
+    spec = replace(spec, segment=replace(spec.segment, refine=_refinement(config, spec.model, output)))
     # A file of thresholds may change; retry takes these settings from the run.
     section = config.segment.model_copy(update={"score_thresholds": dict(spec.segment.score_thresholds)})
     config = config.model_copy(update={"segment": section})
-    output = open_storage(output_uri, config.storage)
     check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
     plan = read_plan(output)
@@ -132,6 +138,39 @@ def _predictor_source(config: SegmentConfig) -> PredictorSource | None:
         return None
     files = None if segment.predictor_path is None else read_folder(local_path(segment.predictor_path))
     return PredictorSource(segment.predictor, segment.predictor_settings, files)
+
+
+def _refinement(config: SegmentConfig, model: RunModel, output: Storage) -> RefineSpec | None:
+    """SAM's weights, which are read once to see that they are whole; None where masks are not refined.
+
+    A run that was begun keeps the commit of the hub that it was begun with.
+    """
+    section = config.segment.refine
+    if section is None:
+        return None
+    if model.in_channels != 3:
+        raise ConfigError(f"segment.refine: SAM takes images of 3 channels; the model takes {model.in_channels}")
+    is_name, revision = is_hub_name(section.model), section.revision
+    if is_name and revision is None:
+        with suppress(RunError):  # no run was begun there
+            begun = open_run(output).spec.segment.refine
+            revision = None if begun is None or begun.name != section.model else begun.revision
+    try:
+        weights = find_sam(_sam_place(section.model), revision)
+        load_sam(weights)
+    except CheckpointError as error:
+        raise ConfigError(f"segment.refine.model: {error}") from error
+    name = section.model if is_name else ""
+    return RefineSpec(kind=weights.kind, name=name, revision=weights.revision, sha256=weights.sha256)
+
+
+def _sam_place(model: str) -> str:
+    """SAM's name on the hub, or the absolute path of its folder."""
+    if is_hub_name(model):
+        return model
+    if not is_local(model):
+        raise ConfigError(f"segment.refine.model: {model!r} is in a bucket; allowed is a folder or a name on the hub")
+    return str(local_path(model))
 
 
 def _checkpoint_model(uri: str, settings: StorageSettings) -> RunModel:
@@ -241,7 +280,7 @@ def run_spec(config: SegmentConfig, input_uri: str, model: RunModel) -> RunSpec:
             max_pixels=decode.max_pixels,
             max_frames=decode.max_frames,
             formats=tuple(sorted(decode.formats)),
-            scaled=segment.mode == "fast" if decode.scaled is None else decode.scaled,
+            scaled=segment.mode == "fast" and segment.refine is None if decode.scaled is None else decode.scaled,
         ),
     )
 
@@ -339,13 +378,25 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         decode_children=config.segment.decode_children,
         storage=config.storage,
     )
-    if plan.source is None:
+    if plan.source is not None:
+        timeout_s = config.segment.predictor_timeout_s
+        # A shard in which one image after the other takes too long shows no progress meanwhile.
+        longest_shard_s = max(job.longest_shard_s, int(20 * timeout_s))
+        predictor = partial(UserPredictor, source=plan.source, timeout_s=timeout_s)
+        job = replace(job, predictor=predictor, longest_shard_s=longest_shard_s)
+    refine = config.segment.refine
+    if refine is None:
         return job
-    timeout_s = config.segment.predictor_timeout_s
-    # A shard in which one image after the other takes too long shows no progress meanwhile.
-    longest_shard_s = max(job.longest_shard_s, int(20 * timeout_s))
-    predictor = partial(UserPredictor, source=plan.source, timeout_s=timeout_s)
-    return replace(job, predictor=predictor, longest_shard_s=longest_shard_s)
+    return replace(
+        job,
+        predictor=partial(
+            RefiningPredictor,
+            inner=job.predictor,
+            model=_sam_place(refine.model),
+            boxes_at_once=refine.batch_size,
+        ),
+        longest_shard_s=max(job.longest_shard_s, REFINED_SHARD_S),
+    )
 
 
 def file_metadata(plan: SegmentPlan) -> dict[str, str]:
@@ -356,6 +407,13 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
         config["segment"] = {name: value for name, value in config["segment"].items() if "predictor" not in name}
     if not config["segment"]["score_thresholds"]:  # likewise
         del config["segment"]["score_thresholds"]
+    refine = plan.config.segment.refine
+    if refine is None:  # likewise
+        del config["segment"]["refine"]
+    else:  # for `retry`, in another folder and of these very weights
+        assert plan.spec.segment.refine is not None
+        pinned = {"model": _sam_place(refine.model), "revision": plan.spec.segment.refine.revision or None}
+        config["segment"]["refine"].update(pinned)
     if plan.source is not None and plan.config.segment.predictor_path is not None:  # for `retry` in another folder
         config["segment"]["predictor_path"] = str(local_path(plan.config.segment.predictor_path))
     return {

@@ -105,6 +105,29 @@ class RunModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefineSpec:
+    """The network that makes the masks anew from the boxes.
+
+    Attributes:
+        kind: 'sam' or 'sam2'.
+        name: OWNER/NAME on the Hugging Face hub; "" of a folder, whose place does not matter.
+        revision: the hub's commit; "" of a folder.
+        sha256: hash of its weights and configuration.
+    """
+
+    kind: str = "sam"
+    name: str = ""
+    revision: str = ""
+    sha256: str = ""
+
+    @property
+    def title(self) -> str:
+        """The network in a few words: "SAM facebook/sam-vit-base 0123456789ab"; of a folder its hash alone."""
+        name = {"sam": "SAM", "sam2": "SAM 2"}.get(self.kind, self.kind)
+        return " ".join(word for word in (name, self.name, self.sha256[:12]) if word)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentSpec:
     """What is kept of what the model predicts, and how it computes.
 
@@ -116,6 +139,8 @@ class SegmentSpec:
         max_detections: detections of one image, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
         slice: how large images are cut; None cuts none.
+        refine: the network that makes the masks anew from the boxes; None leaves them as they are, and is not written
+            to run.json.
     """
 
     mode: str = "exact"
@@ -125,6 +150,7 @@ class SegmentSpec:
     mask_threshold: float = 0.5
     slice: Slicing | None = None
     score_thresholds: Mapping[str, float] = field(default_factory=dict)
+    refine: RefineSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +190,8 @@ class RunSpec:
         document: dict[str, Any] = _to_plain(self)
         if not self.segment.score_thresholds:
             del document["segment"]["score_thresholds"]
+        if self.segment.refine is None:
+            del document["segment"]["refine"]
         if self.model.predictor is None:
             del document["model"]["predictor"]
         return document
@@ -191,6 +219,7 @@ class RunSpec:
         try:
             categories = tuple(RunCategory(**_known(RunCategory, each)) for each in model.pop("categories", ()))
             slice_values, predictor = segment.pop("slice", None), model.pop("predictor", None)
+            refine = segment.pop("refine", None)
             return cls(
                 schema_version=document.get("schema_version", 1),
                 input=InputSpec(**_known(InputSpec, _section(document, "input"))),
@@ -201,6 +230,7 @@ class RunSpec:
                 ),
                 segment=SegmentSpec(
                     slice=None if slice_values is None else Slicing(**_known(Slicing, slice_values)),
+                    refine=None if refine is None else RefineSpec(**_known(RefineSpec, refine)),
                     **_known(SegmentSpec, segment),
                 ),
                 decode=DecodeSpec(formats=tuple(decode.pop("formats", ())), **_known(DecodeSpec, decode)),

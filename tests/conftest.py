@@ -111,6 +111,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a small SAM with random weights, as transformers saves one."""
+    from tests.model.weights.small_sam import build_small_sam, write_small_sam
+
+    return write_small_sam(tmp_path_factory.mktemp("sam") / "small", build_small_sam())
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 40 small drawn images in three sizes and subfolders, a text file, an empty file and a torn PNG."""
     import numpy as np

@@ -219,8 +219,9 @@ def pinned_dependencies(submission: Submission) -> list[str]:
         required = project["dependencies"]
     except OSError:
         required = [line.partition(";")[0] for line in metadata.requires("maskfleet") or () if "extra ==" not in line]
-    tracking = (submission.config or {}).get("tracking") or {}
-    extra = {"mlflow-skinny"} if tracking.get("uri") else set()
+    config = submission.config or {}
+    extra = {"mlflow-skinny"} if (config.get("tracking") or {}).get("uri") else set()
+    extra |= {"transformers"} if (config.get("segment") or {}).get("refine") else set()
     names = sorted({_name_of(line) for line in required} - {"ray"} | extra)
     try:
         return [f"{name}=={metadata.version(name)}" for name in names]

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from jobs.config.base import fields_of, type_of
 from model.presets import PUBLISHED, TORCHVISION_PREFIX
+from model.weights.sam import is_hub_name
 from pipeline.storage.uri import Place, is_local
 
 
@@ -38,8 +39,8 @@ def map_places(kind: Any, value: Any, change: Callable[[str, str], str], key: st
         kind, *marks = get_args(kind)
         for mark in marks:
             if isinstance(mark, Place) and isinstance(value, str):
-                is_server = mark.or_server and not is_local(value)
-                return change(key, value) if _is_place(value) and not is_server else value
+                is_remote = (mark.or_server and not is_local(value)) or (mark.or_hub and is_hub_name(value))
+                return change(key, value) if _is_place(value) and not is_remote else value
             if isinstance(mark, OverridesOf) and isinstance(value, Mapping):
                 return {
                     name: map_places(type_of(mark.config, name), each, change, name) for name, each in value.items()

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import ClusterSection, OutputSection, Section
+from model.weights.sam import is_hub_name
 from pipeline.bulk.listing import KINDS
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.predictors.source import check_settings
@@ -16,7 +17,7 @@ from pipeline.run_spec import Slicing
 from pipeline.schema import RETRYABLE, STATUSES
 from pipeline.settings import setting
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.uri import Uri
+from pipeline.storage.uri import Place, Uri
 
 
 class ModelSection(Section):
@@ -98,6 +99,30 @@ class KeptSection(Section):
     mask_threshold: float = Field(0.5, ge=0, le=1, description="Probability from which a pixel belongs to a mask.")
 
 
+class RefineSection(Section):
+    """SAM, which makes the masks anew from the boxes (docs/refine.md). Needs the extra `maskfleet[transformers]`."""
+
+    model: Annotated[str, Place(or_hub=True)] = Field(
+        min_length=1,
+        description="SAM or SAM 2 as transformers reads it: a folder, the same on every node, or OWNER/NAME on the "
+        "Hugging Face hub, such as facebook/sam-vit-base, which each node fetches once. Weights are read as "
+        "safetensors only.",
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Commit, tag or branch of a model on the hub; null is the newest commit as the run begins. "
+        "run.json keeps the commit, and the run goes on with it.",
+    )
+    batch_size: int = Field(32, ge=1, le=4096, description="Most boxes in one pass of SAM's mask decoder.")
+
+    @model_validator(mode="after")
+    def _revision_of_a_name(self) -> Self:
+        if self.revision is not None and not is_hub_name(self.model):
+            raise ValueError(f"revision is {self.revision!r}; allowed with the name of a model on the hub only")
+        return self
+
+
 class SegmentSection(KeptSection):
     """What is kept of the network's output, in which precision it computes, and how work is spread over actors."""
 
@@ -137,6 +162,9 @@ class SegmentSection(KeptSection):
         None,
         description="Sliced prediction of large images; null slices none. With slices, max_detections applies to each "
         "slice.",
+    )
+    refine: RefineSection | None = Field(
+        None, description="SAM, which makes the masks anew from the boxes; null leaves them as they are."
     )
     batch_size: int = Field(
         4, ge=1, le=1024, description="Most images in one forward pass; results do not depend on it."
@@ -222,6 +250,12 @@ class SegmentConfig(Section):
         if isinstance(segment, Mapping) and isinstance(model, Mapping) and segment.get("predictor"):
             return {**values, "model": {"checkpoint": segment["predictor"], **model}}
         return values
+
+    @model_validator(mode="after")
+    def _whole_images_to_refine(self) -> Self:
+        if self.segment.refine is not None and self.decode.scaled:
+            raise ValueError("decode.scaled is true; not allowed with segment.refine, which gets whole images")
+        return self
 
     @model_validator(mode="after")
     def _predictor_alone(self) -> Self:

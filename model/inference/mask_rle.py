@@ -108,7 +108,7 @@ def trace_runs(
     threshold = float(np.float32(threshold))
     if threshold <= 0 or num_columns == 0:
         none = np.zeros(0, np.int64), np.zeros(len(num_pixels), np.int64)
-        return _runs_between(*none, num_pixels, starts_inside=threshold <= 0)
+        return runs_between(*none, num_pixels, starts_inside=threshold <= 0)
     side, device = mask_probs.shape[1] + 2, mask_probs.device
     padded = F.pad(mask_probs, (1, 1, 1, 1))
 
@@ -172,7 +172,7 @@ def trace_runs(
     position = (placement.left[mask_of] + column[column_of]) * placement.image_height[mask_of]
     position += placement.top[mask_of] + row
     positions, numbers = to_host(position, counts)
-    return _runs_between(positions.numpy(), numbers.numpy(), num_pixels)
+    return runs_between(positions.numpy(), numbers.numpy(), num_pixels)
 
 
 def _scale(lengths: Tensor, side: int) -> Tensor:
@@ -188,7 +188,7 @@ def _between(scale: Tensor, index: Tensor, side: int) -> tuple[Tensor, Tensor, T
     return low, (low + 1).clamp(max=side - 1), 1 - high_weight, high_weight
 
 
-def _runs_between(
+def runs_between(
     changes: np.ndarray, counts: np.ndarray, num_pixels: np.ndarray, *, starts_inside: bool = False
 ) -> Runs:
     """Run lengths from the positions (column * height + row) at which masks begin or end.
@@ -235,5 +235,5 @@ def paste_runs(mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], t
     counts = np.array([len(positions) for positions in changes[1:]], np.int64)
     num_pixels = np.full(len(counts), height * width, np.int64)
     if threshold <= 0:  # then the pixels around a box are inside, too
-        return _runs_between(changes[0], counts * 0, num_pixels, starts_inside=True)
-    return _runs_between(np.concatenate(changes), counts, num_pixels)
+        return runs_between(changes[0], counts * 0, num_pixels, starts_inside=True)
+    return runs_between(np.concatenate(changes), counts, num_pixels)

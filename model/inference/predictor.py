@@ -162,7 +162,7 @@ class Predictor:
             return []
         sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
         self._check(images, sizes)
-        with torch.inference_mode(), self._no_tf32():
+        with torch.inference_mode(), without_tf32(self.device, self.model.compute_dtype):
             planes = (upload(to_tensor(image), self.device).permute(2, 0, 1) for image in images)
             outputs, resized_sizes = self.model.detect(planes, sizes)
             return _to_detections(outputs, resized_sizes, sizes, runs_at)
@@ -189,12 +189,6 @@ class Predictor:
         first = self.predict_or_reasons(images[:half], sizes[:half], runs_at)
         return first + self.predict_or_reasons(images[half:], sizes[half:], runs_at)
 
-    def _no_tf32(self) -> AbstractContextManager[None]:
-        """A context in which cuDNN does not round float32 to TF32."""
-        if self.device.type != "cuda" or self.model.compute_dtype != torch.float32:
-            return nullcontext()
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-
     def _check(self, images: Sequence[Image], sizes: Sequence[tuple[int, int]]) -> None:
         for index, image in enumerate(images):
             is_image = image.dtype in _IMAGE_TYPES and image.ndim == 3 and 0 not in image.shape
@@ -206,6 +200,13 @@ class Predictor:
         padded = {self.padded_size(*size) for size in sizes}
         if len(padded) > 1:
             raise ValueError(f"images of one call must share a padded size, not have {sorted(padded)}; see batches()")
+
+
+def without_tf32(device: torch.device, dtype: torch.dtype = torch.float32) -> AbstractContextManager[None]:
+    """A context in which cuDNN does not round float32 to TF32; of other dtypes and devices one that does nothing."""
+    if device.type != "cuda" or dtype != torch.float32:
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def _to_detections(

@@ -1,4 +1,4 @@
-"""Predictors of a bulk run: a checkpoint on one device, or a predictor of the user's own; pixels in, detections out.
+"""Predictors of a bulk run: a checkpoint, or a predictor of the user's own, and SAM behind either; detections out.
 
 This is the only module of the bulk run that imports the network.
 """
@@ -12,6 +12,7 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference.predictor import Detections, Predictor
 from model.inference.prefetch import upload_ahead
+from model.inference.sam import SamRefiner
+from model.weights.sam import find_sam
 from pipeline import malloc
 from pipeline.images.slices import MaskedInstances, SlicedDetections, cut
+from pipeline.masks.rle import runs_to_counts, runs_to_rle
 from pipeline.predictors.answers import AnswerError, to_masked
 from pipeline.predictors.contract import RunFault
 from pipeline.predictors.source import PredictorError, PredictorSource, in_words
@@ -179,6 +183,89 @@ class ImagePredictor(SlicingPredictor):
                 results[index] = result
             malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
         return results
+
+
+class RefiningPredictor(SlicingPredictor):
+    """A predictor whose masks SAM makes anew from its boxes; boxes, scores, labels and keypoints stay as they are.
+
+    SAM gets each image once, or of an image that is cut each slice, and not those without instances. What it fails on,
+    such as for lack of memory or by output that is not finite, costs that image. After a failure of the GPU `give_up`
+    ends the process.
+
+    Args:
+        uri: see `inner`.
+        inner: builds the predictor of the boxes, as `ImagePredictor` or `UserPredictor` is built.
+        model: SAM's folder or name, see `model.weights.sam.find_sam`.
+        boxes_at_once: boxes in one pass of SAM's mask decoder, at most.
+        segment: with `refine`, which says which weights SAM must have.
+        device: 'cuda' or 'cpu'; None takes a GPU where there is one.
+        settings: the others of `inner`.
+
+    Raises:
+        CheckpointError, PredictorError: as `inner`; or SAM's weights are unreadable or have another hash.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        inner: Callable[..., SlicingPredictor],
+        model: str,
+        boxes_at_once: int,
+        segment: SegmentSpec,
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.inner = inner(uri, segment=segment, device=device, **settings)
+        if isinstance(self.inner, ImagePredictor):
+            self.inner.runs_at = None  # its own masks are not needed
+        self.categories, self.slicing = self.inner.categories, self.inner.slicing
+        self.batch_size = self.inner.batch_size
+        refine = segment.refine
+        assert refine is not None
+        try:
+            weights = find_sam(model, refine.revision or None)
+            if weights.sha256 != refine.sha256:
+                raise CheckpointError(
+                    f"the weights of {model} are {weights.sha256[:12]}... here, the run was begun with "
+                    f"{refine.sha256[:12]}..."
+                )
+            self.refiner = SamRefiner(
+                weights, device=device, batch_size=boxes_at_once, mask_threshold=segment.mask_threshold
+            )
+        except CheckpointError as error:
+            raise PredictorError(f"segment.refine.model: {error}") from error
+
+    def predict_whole(
+        self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], *, are_slices: bool = False
+    ) -> list[MaskedInstances | str]:
+        """As `predict`, of images none of which is cut and each of which has its original's size."""
+        self.inner.give_up = self.give_up
+        results = self.inner.predict_whole(images, sizes, are_slices=are_slices)
+        return [
+            result if isinstance(result, str) else self._refined(image, result)
+            for image, result in zip(images, results, strict=True)
+        ]
+
+    def _refined(self, image: np.ndarray, found: Detections | MaskedInstances) -> MaskedInstances | str:
+        height, width = image.shape[:2]
+        boxes = found.boxes
+        asked = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))  # the others hold no pixel
+        counts, areas = [runs_to_rle([height * width], height, width)] * len(boxes), np.zeros(len(boxes), np.int64)
+        try:
+            refined, areas[asked] = runs_to_counts(*self.refiner.refine(image, boxes[asked]))
+        except Exception as error:  # also of transformers, such as at an image whose short side it would resize to 0
+            if isinstance(error, torch.AcceleratorError):
+                self.give_up(f"the GPU failed: {in_words(error)}")
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            return f"SAM: {in_words(error)}"
+        finally:
+            malloc.give_back_holes(every_s=GIVE_BACK_EVERY_S)
+        for index, text in zip(asked.tolist(), refined, strict=True):
+            counts[index] = text
+        return MaskedInstances(found.labels, found.scores, boxes, counts, areas, found.keypoints)
 
 
 class UserPredictor(SlicingPredictor):

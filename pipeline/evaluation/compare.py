@@ -9,16 +9,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.coco import CocoMatches, match_coco
+from pipeline.evaluation.detections import DetectionTable, to_text
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
-from pipeline.evaluation.iou import find_overlaps
+from pipeline.evaluation.iou import Overlaps, find_overlaps
 from pipeline.evaluation.matching import Matches, match
 from pipeline.evaluation.metrics import Metrics, check_measurable
 from pipeline.evaluation.notes import notes_on
 from pipeline.evaluation.run_detections import TruthSource, align, match_images
 from pipeline.evaluation.settings import ComparisonSettings
+from pipeline.masks.boundary import boundary_iou
+from pipeline.masks.rle import decode_rle
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+MOST_FITTED = 5_000  # objects whose masks are compared pixel by pixel; of more a sample
+
+
+@dataclass(frozen=True)
+class MaskFit:
+    """How well masks fit the objects that the boxes of both runs find, the same objects for both: figures of a and b.
+
+    Attributes:
+        num_objects: objects that both find, at the thresholds of the comparison.
+        num_fitted: those whose masks were compared, at most MOST_FITTED, drawn by the comparison's seed.
+        iou: mean IoU of the masks with the objects' own.
+        boundary_iou: mean Boundary IoU, see `pipeline.masks.boundary`. NaN both without an object.
+    """
+
+    num_objects: int
+    num_fitted: int
+    iou: tuple[float, float]
+    boundary_iou: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,7 @@ class Comparison:
             found), `change` (errors_b - errors_a).
         missing_a, missing_b: file names of the truth that the run does not have.
         notes: sentences about images that a run does not have, and about what was left out.
+        mask_fit: of masks with their objects; None for bbox.
     """
 
     iou_type: str
@@ -50,6 +74,7 @@ class Comparison:
     missing_a: tuple[str, ...]
     missing_b: tuple[str, ...]
     notes: tuple[str, ...]
+    mask_fit: MaskFit | None = None
 
     @property
     def is_significant(self) -> bool:
@@ -106,7 +131,7 @@ def compare(
         _measure(truth, instances, images, chosen)
         for instances, images in ((instances_a, images_a), (instances_b, images_b))
     ]
-    (first, matches_a, notes_a), (second, matches_b, notes_b) = measured
+    first, second = (side.coco for side in measured)
     ap_a, ap_b = (coco.average_precision(chosen.max_detections) for coco in (first, second))
     samples = _resample(first, second, chosen)
     tail = (1 - chosen.confidence) / 2
@@ -124,10 +149,11 @@ def compare(
         intervals[None],
         chosen.confidence,
         by_category,
-        _per_image(truth, (matches_a, matches_b)),
+        _per_image(truth, [side.matches for side in measured]),
         missing_a,
         missing_b,
-        tuple(dict.fromkeys((*notes, *notes_a, *notes_b))),
+        tuple(dict.fromkeys((*notes, *(note for side in measured for note in side.notes)))),
+        _mask_fit(truth, measured, chosen) if chosen.iou_type == "segm" else None,
     )
 
 
@@ -167,16 +193,58 @@ def check_gates(
     return reasons
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A run's detections, their matches at COCO's thresholds and at those of the settings, and notes on them."""
+
+    table: DetectionTable
+    overlaps: Overlaps
+    coco: CocoMatches
+    matches: Matches
+    notes: tuple[str, ...]
+
+
 def _measure(
     truth: Truth, instances: pd.DataFrame, images: pd.DataFrame | None, settings: ComparisonSettings
-) -> tuple[CocoMatches, Matches, tuple[str, ...]]:
-    """A run's matches at COCO's thresholds and at those of the settings, and notes on them."""
+) -> _Measured:
     table, coverage = align(instances, images, truth, masks=settings.iou_type == "segm")
     overlaps = find_overlaps(truth, table, settings.iou_type)
     coco = match_coco(truth, table, overlaps)
-    at = {"iou_threshold": settings.iou_threshold, "score_threshold": settings.score_threshold}
     notes = notes_on(truth, {settings.iou_type: coco}, coverage, settings.max_detections)
-    return coco, match(truth, table, overlaps, **at), notes
+    return _Measured(table, overlaps, coco, _match(truth, table, overlaps, settings), notes)
+
+
+def _match(truth: Truth, table: DetectionTable, overlaps: Overlaps, settings: ComparisonSettings) -> Matches:
+    thresholds = {"iou_threshold": settings.iou_threshold, "score_threshold": settings.score_threshold}
+    return match(truth, table, overlaps, **thresholds)
+
+
+def _mask_fit(truth: Truth, sides: Sequence[_Measured], settings: ComparisonSettings) -> MaskFit:
+    rows_by_object = []
+    for side in sides:
+        matches = _match(truth, side.table, find_overlaps(truth, side.table, "bbox"), settings)
+        hits = matches.is_true & np.isin(matches.rows, side.overlaps.groups.rows)  # the others' masks cannot be read
+        rows_by_object.append(dict(zip(matches.truths[hits].tolist(), matches.rows[hits].tolist(), strict=True)))
+    has_mask = truth.annotations.has_mask
+    objects = [index for index in sorted(rows_by_object[0].keys() & rows_by_object[1].keys()) if has_mask[index]]
+    fitted = objects
+    if len(objects) > MOST_FITTED:
+        fitted = np.random.default_rng(settings.seed).choice(objects, MOST_FITTED, replace=False).tolist()
+    masks = [
+        to_text(side.table.take(np.array([rows[index] for index in fitted], np.int64)).counts).to_pylist()
+        for side, rows in zip(sides, rows_by_object, strict=True)
+    ]
+    ious = np.zeros((2, len(fitted), 2))  # of each side, each object: of the masks, and of their outlines
+    for number, index in enumerate(fitted):
+        height, width = truth.image_sizes[truth.image_index[index]].tolist()
+        own = decode_rle(truth.rles[index], height, width) != 0
+        for counts, out in zip(masks, ious, strict=True):
+            mask = decode_rle(counts[number], height, width) != 0
+            union = int(np.count_nonzero(own | mask))
+            out[number] = np.count_nonzero(own & mask) / max(union, 1), boundary_iou(own, mask)
+    means = ious.mean(axis=1) if fitted else np.full((2, 2), np.nan)
+    (iou_a, boundary_a), (iou_b, boundary_b) = means.tolist()
+    return MaskFit(len(objects), len(fitted), (iou_a, iou_b), (boundary_a, boundary_b))
 
 
 def _resample(

@@ -155,14 +155,14 @@ def _in_image(
 ) -> MaskedInstances:
     """The detections of a slice in pixels of the image, with masks as RLE of the whole image."""
     boxes = detections.boxes + np.array([window.left, window.top] * 2, np.float32)
-    if isinstance(detections, MaskedInstances):
-        corners = (window.left, window.top, window.right, window.bottom)
-        moved = [rle_in_image(counts, corners, image_size) for counts in detections.counts]
-        return replace(detections, boxes=boxes, counts=moved)
-    counts, areas = encode_roi_masks_and_areas(detections.mask_probs, boxes, image_size, threshold=mask_threshold)
     keypoints = None
     if detections.keypoints is not None:
         keypoints = detections.keypoints + np.array([window.left, window.top, 0], np.float32)
+    if isinstance(detections, MaskedInstances):
+        corners = (window.left, window.top, window.right, window.bottom)
+        moved = [rle_in_image(counts, corners, image_size) for counts in detections.counts]
+        return replace(detections, boxes=boxes, counts=moved, keypoints=keypoints)
+    counts, areas = encode_roi_masks_and_areas(detections.mask_probs, boxes, image_size, threshold=mask_threshold)
     return MaskedInstances(detections.labels, detections.scores, boxes, counts, areas, keypoints)
 
 

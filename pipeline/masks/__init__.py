@@ -1,1 +1,1 @@
-"""Masks and boxes: COCO RLE, polygons, contours, box conventions, and their compiled kernels."""
+"""Masks and boxes: COCO RLE, polygons, contours, box conventions, Boundary IoU, and their compiled kernels."""

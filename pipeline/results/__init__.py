@@ -1,4 +1,4 @@
-"""Results for people: overlays, exports, the HTML report, the history of evaluations, drift.
+"""Results for people: overlays, exports, the HTML report, the history of evaluations, drift, costs.
 
 Configurations name these figures, and must not load pandas for it.
 """

@@ -233,6 +233,9 @@ def _totals_parts(runs: Sequence[AnyRun], images: pd.DataFrame, totals: _Totals)
     }
     for other in runs[1:]:
         facts |= {"output of B": other.storage.uri, "model of B": other.spec.model.sha256[:16]}
+    for name, each in zip(("masks", "masks of B"), runs, strict=False):
+        refine = each.spec.segment.refine
+        facts[name] = "" if refine is None else f"made anew by {refine.title}"
     return {
         "facts": {name: value for name, value in facts.items() if value},
         "num_images": len(images),

@@ -35,9 +35,11 @@ class Place:
 
     Attributes:
         or_server: Whether the value may also be the address of a server, which is no place; it has a scheme.
+        or_hub: Whether it may also be the name of a model on the Hugging Face hub, which is no place.
     """
 
     or_server: bool = False
+    or_hub: bool = False
 
 
 Uri = Annotated[str, Place()]

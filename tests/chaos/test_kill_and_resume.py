@@ -60,6 +60,24 @@ def test_a_killed_run_of_the_pages_predictor_resumes_to_the_same_rows(photos: Pa
     assert set(load_instances(run)["category"]) == {"red", "green", "blue"}
 
 
+@pytest.mark.long
+def test_a_killed_run_that_sam_refines_resumes_to_the_same_rows(
+    tiny_checkpoint: Path, small_sam: Path, photos: Path, tmp_path: Path
+) -> None:
+    refine = (f"segment.refine.model={small_sam}", "segment.refine.batch_size=4")
+    finish(start(tiny_checkpoint, photos, tmp_path / "undisturbed", *refine))
+    out = tmp_path / "killed"
+    victim = start(tiny_checkpoint, photos, out, *refine)
+    assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
+    kill_everything(victim)
+    survived = {path: path.read_bytes() for path in commits_of(out)}
+    assert survived and not (out / "final.json").exists(), "the kill came when no shard was left to segment"
+    assert "segment.refine" in finish(start(tiny_checkpoint, photos, out), code=2)
+    finish(start(tiny_checkpoint, photos, out, *refine))
+    assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
+    check_exact(out, tmp_path / "undisturbed")
+
+
 def kill(process: subprocess.Popen[str], chance: random.Random) -> str:
     """Kills a program, its driver alone or one of its workers; returns which."""
     kind = chance.choice(["everything", "everything", "driver", "worker"])

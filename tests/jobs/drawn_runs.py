@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -17,6 +18,7 @@ from pipeline.bulk.listing import iter_corpus
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.manifest import Commit
 from pipeline.masks.rle import encode_mask, rle_areas
+from pipeline.run_spec import RefineSpec
 from pipeline.storage.local import LocalStorage
 
 BOX = ("x1", "y1", "x2", "y2")
@@ -29,17 +31,31 @@ def call(*words: object, code: Exit = Exit.DONE) -> str:
     return result.output
 
 
-def write_run(data: Path, out: Path, *, drop_every: int, shard_size: int = 100) -> None:
+def write_run(
+    data: Path,
+    out: Path,
+    *,
+    drop_every: int,
+    shard_size: int = 100,
+    shift_px: int = 0,
+    refine: RefineSpec | None = None,
+    predict_s: float | None = None,
+) -> None:
     """Writes a finished run over the validation images of `data`.
 
     Its detections are the ground truth's own objects; every `drop_every`-th object of an image is left out, none at 0.
+
+    Args:
+        shift_px: masks, and not boxes, lie so many pixels to the right.
+        refine: what run.json says of SAM; None writes nothing of it.
+        predict_s: seconds an image that the commits say; None says nothing.
     """
     storage = LocalStorage(out)
     truth = load_annotations(str(data / "val.json"))
     categories = [{"id": category.id, "name": category.name} for category in truth.categories]
     spec = {
         "model": {"sha256": "0" * 64, "categories": categories},
-        "segment": {"score_threshold": 0.05},
+        "segment": {"score_threshold": 0.05, **({} if refine is None else {"refine": vars(refine)})},
         "drop_every": drop_every,
     }
     run_id = claim_run(storage, spec)
@@ -51,7 +67,8 @@ def write_run(data: Path, out: Path, *, drop_every: int, shard_size: int = 100) 
         for image in plan.read_shard(shard):
             known = annotated[image.image_id]
             kept = [instance for i, instance in enumerate(known.instances) if drop_every == 0 or i % drop_every]
-            masks = [encode_mask(instance.mask(known.height, known.width)) for instance in kept]
+            own_masks = [instance.mask(known.height, known.width) for instance in kept]
+            masks = [encode_mask(np.pad(mask, ((0, 0), (shift_px, 0)))[:, : known.width]) for mask in own_masks]
             columns: dict[str, list[Any]] = {
                 "instance": list(range(len(kept))),
                 "category_id": [truth.categories[instance.label - 1].id for instance in kept],
@@ -69,5 +86,6 @@ def write_run(data: Path, out: Path, *, drop_every: int, shard_size: int = 100) 
             name: write_table(storage, name, shard, "a", to_parquet(table, {}), table.num_rows)
             for name, table in zip(("images", "instances"), to_tables(results, shard=shard, run_id=run_id))
         }
-        commit_shard(storage, Commit(run_id, shard, "a", **files, statuses={"ok": len(results)}, timings_s={}))
+        timings_s = {} if predict_s is None else {"predict": predict_s * len(results), "fetch": 99.0}
+        commit_shard(storage, Commit(run_id, shard, "a", **files, statuses={"ok": len(results)}, timings_s=timings_s))
     seal_run(storage, plan, run_id)

@@ -1,14 +1,17 @@
-"""`maskfleet compare` on small finished runs: AP against ground truth, drift without it, and gates."""
+"""`maskfleet compare` on small finished runs: AP against ground truth, drift without it, gates, masks of SAM."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
 from jobs.terminal import Exit
-from tests.jobs.drawn_runs import call
+from pipeline.run_spec import RefineSpec
+from pipeline.tables import load_instances
+from tests.jobs.drawn_runs import call, write_run
 
 
 def test_compare_with_and_without_labels(runs: Path, tmp_path: Path) -> None:
@@ -39,3 +42,36 @@ def test_images_that_a_run_lacks_are_said(runs: Path, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert written["missing_a"] == written["missing_b"] == ["elsewhere.png"]
     assert "segm AP 1.0000" not in " ".join(call(*words, "compare.only_common=false").split())
+
+
+def test_a_run_with_masks_of_sam_stands_beside_one_without(runs: Path, tmp_path: Path) -> None:
+    truth = runs / "data" / "val.json"
+    refine = RefineSpec(kind="sam", name="facebook/sam-vit-base", revision="ab" * 20, sha256="0123456789ab" + "c" * 52)
+    write_run(runs / "data", tmp_path / "plain", drop_every=0, predict_s=0.5)
+    write_run(runs / "data", tmp_path / "refined", drop_every=0, predict_s=1.5, shift_px=2, refine=refine)
+    words = ["compare", tmp_path / "plain", tmp_path / "refined", "compare.num_resamples=0"]
+    text = call(*words, f"ground_truth.uri={truth}", f"output.uri={tmp_path / 'c'}")
+    assert "masks of run_b: made anew by SAM facebook/sam-vit-base 0123456789ab" in text and "run_a: made" not in text
+    figures = pd.read_parquet(tmp_path / "c" / "figures.parquet").set_index("figure")
+    assert figures.loc["predictor, seconds an image", ["run_a", "run_b", "ratio"]].tolist() == [0.5, 1.5, 3.0]
+    assert figures.loc["instances", "ratio"] == figures.loc["segm AP", "run_a"] == 1
+    assert figures.loc["mask IoU", "run_a"] == figures.loc["boundary IoU", "run_a"] == 1
+    assert figures.loc["boundary IoU", "run_b"] < figures.loc["mask IoU", "run_b"] < 1
+    assert figures.loc["segm AP", "run_b"] < 1 and figures.loc["mask as RLE, bytes", "run_a"] > 10
+    written = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert written["masks"] == [None, "SAM facebook/sam-vit-base 0123456789ab"]
+    assert written["mask_fit"]["num_fitted"] == written["mask_fit"]["num_objects"] == figures.loc["instances", "run_a"]
+    (command,) = (line for line in text.splitlines() if line.startswith("side by side: maskfleet "))
+    call(*shlex.split(command.removeprefix("side by side: maskfleet ")), f"output.uri={tmp_path / 'report.html'}")
+    assert "made anew by SAM facebook/sam-vit-base 0123456789ab" in (tmp_path / "report.html").read_text()
+
+
+def test_without_labels_runs_have_their_costs(runs: Path, tmp_path: Path) -> None:
+    text = call("compare", runs / "perfect", runs / "worse", f"output.uri={tmp_path / 'c'}")
+    figures = pd.read_parquet(tmp_path / "c" / "figures.parquet").set_index("figure")
+    assert figures.index.tolist() == ["instances", "predictor, seconds an image", "mask, pixels", "mask as RLE, bytes"]
+    assert figures.loc["predictor, seconds an image"].isna().all() and "made anew" not in text
+    perfect = load_instances(str(runs / "perfect"))
+    assert figures.loc["instances", "run_a"] == len(perfect)
+    assert figures.loc["mask, pixels", "run_a"] == perfect["area_px"].mean()
+    assert figures.loc["mask as RLE, bytes", "run_a"] == perfect["rle_counts"].str.len().mean()

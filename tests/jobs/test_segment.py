@@ -16,23 +16,25 @@ from jobs.cli import app
 from jobs.config.load import ConfigError, load_config
 from jobs.config.segment import SegmentConfig
 from jobs.config.train import TrainConfig
-from jobs.segment import file_metadata, prepare_segment, run_segment
+from jobs.segment import SegmentPlan, file_metadata, prepare_segment, run_segment
 from jobs.terminal import Exit
 from jobs.training.train import prepare_train
 from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.inference.predictor import Predictor
 from model.network import build_model
+from pipeline.bulk.commit import OtherRunError, claim_run
 from pipeline.bulk.verify import verify_run
 from pipeline.dataset.channels import with_extra_channels
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import draw_shapes
-from pipeline.manifest import open_run
+from pipeline.manifest import RunError, open_run
 from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_mask, load_images, load_instances
 from tests.chaos.s3 import make_bucket, storage_words
 from tests.jobs.training.small_trainings import on_kind, train
+from tests.model.weights.small_sam import build_small_sam, write_small_sam
 from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
 from tests.pipeline.predictors.written import write_code
 from tests.specs import small_spec
@@ -248,6 +250,129 @@ def test_files_name_younger_settings_only_where_they_are_used(
     name = load_checkpoint(tiny_checkpoint).categories[0].name
     assert not [key for key in written() if "predictor" in key or key == "score_thresholds"]
     assert written(f"segment.score_thresholds.{name}=0.5")["score_thresholds"] == {name: 0.5}
+    assert "refine" not in written()
+
+
+def test_sam_is_part_of_what_a_run_is_and_its_place_is_not(
+    tiny_checkpoint: Path, small_sam: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepared(*words: str) -> SegmentPlan:
+        return prepare_segment(segment_config(tiny_checkpoint, folder, tmp_path / "run", *words))
+
+    plain, refined = prepared(), prepared(f"segment.refine.model={small_sam}")
+    refine = refined.spec.segment.refine
+    assert plain.spec.segment.refine is None and plain.run_id != refined.run_id
+    assert refine is not None and (refine.kind, refine.name, refine.revision) == ("sam", "", "")
+    assert "refine" not in plain.spec.to_json()["segment"]
+    elsewhere = shutil.copytree(small_sam, tmp_path / "elsewhere")
+    assert prepared(f"segment.refine.model={elsewhere}", "segment.refine.batch_size=3").run_id == refined.run_id
+    write_small_sam(elsewhere, build_small_sam(seed=1))
+    assert prepared(f"segment.refine.model={elsewhere}").run_id != refined.run_id
+    monkeypatch.chdir(tmp_path)
+    written = json.loads(file_metadata(prepared("segment.refine.model=elsewhere"))["maskfleet.config"])
+    assert written["segment"]["refine"] == {"model": str(elsewhere), "revision": None, "batch_size": 32}
+    fast = prepared(f"segment.refine.model={small_sam}", "segment.mode=fast")
+    assert not fast.spec.decode.scaled, "SAM gets whole images"
+
+
+def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(
+    tiny_checkpoint: Path, small_sam: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's client does it, whose cache names a folder by its commit."""
+    import huggingface_hub
+
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+
+    def snapshot_download(name: str, revision: str | None = None, allow_patterns: object = None) -> str:
+        commit = commits.get(revision or "main", revision)
+        return str(shutil.copytree(small_sam, tmp_path / "hub" / str(commit), dirs_exist_ok=True))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+    def prepared(*words: str) -> SegmentPlan:
+        name = "segment.refine.model=facebook/sam-vit-base"
+        return prepare_segment(segment_config(tiny_checkpoint, folder, tmp_path / "run", name, *words))
+
+    plan = prepared()
+    assert plan.spec.segment.refine is not None and plan.spec.segment.refine.revision == "a" * 40
+    assert plan.model.endswith("tiny and SAM facebook/sam-vit-base " + plan.spec.segment.refine.sha256[:12])
+    written = json.loads(file_metadata(plan)["maskfleet.config"])["segment"]["refine"]
+    assert (written["model"], written["revision"]) == ("facebook/sam-vit-base", "a" * 40)
+    claim_run(open_storage(str(tmp_path / "run")), plan.spec.to_json())
+    commits["main"] = "c" * 40
+    assert prepared().run_id == plan.run_id, "the hub has a newer commit"
+    with pytest.raises(OtherRunError, match=r"segment\.refine\.revision"):
+        prepared("segment.refine.revision=v1")
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("nothing", "segment.refine.model: '{}/nothing' is not a folder; allowed is a folder of SAM's weights, or the"),
+        ("photos", "segment.refine.model: {}/photos has no config.json; allowed is a folder as SamModel.save_pretra"),
+        ("s3://bucket/sam", "segment.refine.model: 's3://bucket/sam' is in a bucket; allowed is a folder or a name on"),
+    ],
+)
+def test_what_is_no_sam_is_refused_before_anything_is_written(
+    model: str, reason: str, tiny_checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={tmp_path / 'run'}"]
+    text = call(Exit.BAD_INPUT, "segment", *words, f"segment.refine.model={model}")
+    assert reason.format(tmp_path) in " ".join(text.split()) and not (tmp_path / "run").exists()
+
+
+def test_sam_takes_three_channels_only(small_sam: Path, folder: Path, tmp_path: Path) -> None:
+    spec = DEPTH_SPEC.replace(num_classes=1)
+    save_checkpoint(
+        tmp_path / "depth", model=build_model(spec), spec=spec, categories=(Category(1, "box"),), progress={}
+    )
+    config = segment_config(tmp_path / "depth", folder, tmp_path / "run", f"segment.refine.model={small_sam}")
+    with pytest.raises(ConfigError, match="SAM takes images of 3 channels; the model takes 4"):
+        prepare_segment(config)
+
+
+@pytest.mark.long
+def test_a_refined_run_has_the_same_instances_with_other_masks(
+    tiny_checkpoint: Path, small_sam: Path, folder: Path, tmp_path: Path
+) -> None:
+    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", "segment.cpus_per_worker=1"]
+    call(Exit.DONE, "segment", *words, f"output.uri={tmp_path / 'plain'}")
+    refine = f"segment.refine.model={small_sam}"
+    call(Exit.DONE, "segment", *words, refine, f"output.uri={tmp_path / 'refined'}")
+    call(Exit.DONE, "verify", tmp_path / "refined")
+    plain, refined = (load_instances(str(tmp_path / name)) for name in ("plain", "refined"))
+    masks = ["rle_counts", "area_px", "run_id"]
+    order = ["image_id", "instance"]
+    pd.testing.assert_frame_equal(
+        plain.sort_values(order, ignore_index=True).drop(columns=masks),
+        refined.sort_values(order, ignore_index=True).drop(columns=masks),
+    )
+    assert (plain["rle_counts"].to_numpy() != refined["rle_counts"].to_numpy()).any()
+    assert "segment.refine" in call(Exit.BAD_INPUT, "segment", *words, f"output.uri={tmp_path / 'refined'}")
+    assert "corrupt 1" in call(Exit.DONE, "retry", tmp_path / "refined", 'retry.statuses=["corrupt"]')
+    small = ("segment.slice.size=64", "segment.slice.overlap=16")
+    call(Exit.DONE, "segment", *words, refine, *small, f"output.uri={tmp_path / 'sliced'}")
+    call(Exit.DONE, "verify", tmp_path / "sliced")
+    compared = call(Exit.DONE, "compare", tmp_path / "plain", tmp_path / "refined")
+    assert "masks of run_b: made anew by SAM" in compared
+
+
+@pytest.mark.long
+def test_a_worker_that_finds_another_sam_ends_the_run_in_one_sentence(
+    tiny_checkpoint: Path, small_sam: Path, folder: Path, tmp_path: Path
+) -> None:
+    changing = shutil.copytree(small_sam, tmp_path / "sam")
+    plan = prepare_segment(
+        segment_config(tiny_checkpoint, folder, tmp_path / "run", f"segment.refine.model={changing}")
+    )
+    write_small_sam(changing, build_small_sam(seed=1))
+    with pytest.raises(
+        RunError, match=r"segment\.refine\.model: the weights of .* are .* here, the run was begun with"
+    ):
+        run_segment(plan)
+    shutil.copytree(small_sam, changing, dirs_exist_ok=True)
+    assert run_segment(plan).num_images == 5
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ from pipeline.run_spec import (
     DecodeSpec,
     InputSpec,
     PredictorSpec,
+    RefineSpec,
     RunCategory,
     RunModel,
     RunSpec,
@@ -65,6 +66,16 @@ def test_a_predictor_of_the_users_own_is_in_the_document_and_comes_back() -> Non
     assert RunSpec.from_json(json.loads(to_json(document))) == spec and run_id_of(document) != run_id_of(DOCUMENT)
     assert SPEC.model.in_channels == spec.model.in_channels == 3
     assert replace(spec.model, predictor=replace(predictor, in_channels=4)).in_channels == 4
+
+
+def test_sam_is_in_the_document_where_it_refines_and_comes_back() -> None:
+    refine = RefineSpec(kind="sam2", name="facebook/sam2.1-hiera-tiny", revision="ab" * 20, sha256="cd" * 32)
+    spec = replace(SPEC, segment=replace(SPEC.segment, refine=refine))
+    document = spec.to_json()
+    assert document["segment"].pop("refine") == vars(refine) and document == DOCUMENT
+    assert RunSpec.from_json(json.loads(to_json(spec.to_json()))) == spec
+    assert refine.title == "SAM 2 facebook/sam2.1-hiera-tiny cdcdcdcdcdcd"
+    assert RefineSpec(sha256="ab" * 32).title == "SAM abababababab"
 
 
 def test_fields_that_an_older_run_lacks_take_their_defaults() -> None:

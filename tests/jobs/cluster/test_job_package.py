@@ -132,6 +132,10 @@ def test_dependencies_are_pinned_to_the_installed_versions() -> None:
     words = ["run.uri=run", "ground_truth.uri=val.json", "tracking.uri=http://tracking:5000"]
     tracked = from_settings("evaluate", read_settings("evaluate", None, words), {})
     assert f"mlflow-skinny=={metadata.version('mlflow-skinny')}" in job_package.pinned_dependencies(tracked)
+    words = ["model.checkpoint=m", "input.uri=i", "output.uri=o", "segment.refine.model=facebook/sam-vit-base"]
+    refined = from_settings("segment", read_settings("segment", None, words), {})
+    assert refined.config is not None and refined.config["segment"]["refine"]["model"] == "facebook/sam-vit-base"
+    assert f"transformers=={metadata.version('transformers')}" in job_package.pinned_dependencies(refined)
 
 
 def test_every_command_but_the_local_ones_can_be_submitted() -> None:

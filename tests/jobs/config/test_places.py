@@ -28,6 +28,7 @@ LINES = {
         "input.since_run=s",
         "input.extra_channels=x/{stem}",
         "output.uri=o",
+        "segment.refine.model=/models/sam",
     ],
     "evaluate": ["run.uri=r", "ground_truth.uri=g", "ground_truth.image_root=i", "history.uri=h", "output.uri=o"],
     "compare": ["run_a.uri=a", "run_b.uri=b", "ground_truth.uri=g"],
@@ -57,6 +58,7 @@ def test_names_and_patterns_of_the_photos_own_folder_are_no_places() -> None:
         "input.uri=i",
         "input.extra_channels={folder}/{stem}.png",
         "output.uri=o",
+        "segment.refine.model=facebook/sam-vit-base",
     ]
     values = to_plain(read_settings("segment", None, words))
     assert places_of(COMMANDS["segment"].config, values) == {"input.uri": "i", "output.uri": "o"}

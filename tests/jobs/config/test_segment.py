@@ -23,6 +23,16 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
         (["segment.slice.size=1000", "segment.slice.overlap=501"], "overlap is 501; allowed is at most half of size"),
         (["input.kind=zip"], "input.kind: 'zip' is not allowed"),
         (["corpus.shard_size=0"], "corpus.shard_size: 0 is not allowed"),
+        (["segment.refine.batch_size=8"], "segment.refine.model"),
+        (["segment.refine.model=/sam", "segment.refine.batch_size=0"], "segment.refine.batch_size: 0 is not allowed"),
+        (
+            ["segment.refine.model=/sam", "segment.refine.revision=main"],
+            "revision is 'main'; allowed with the name of a model on the hub only",
+        ),
+        (
+            ["segment.refine.model=/sam", "decode.scaled=true"],
+            "decode.scaled is true; not allowed with segment.refine, which gets whole images",
+        ),
         (["segment.predictor=mine"], "segment.predictor: 'mine' is not allowed"),
         (["segment.predictor=a-b:C"], "segment.predictor: 'a-b:C' is not allowed"),
         (

@@ -1,10 +1,13 @@
-"""Detections of batches, of our network and of users' predictors: halved where they fail, exact, fast, in slices."""
+"""Detections of batches, of our network, of users' predictors and of SAM behind them; failures, modes, slices."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +16,16 @@ import torch
 from model.checkpoint import load_checkpoint
 from model.checkpoint_folder import CheckpointError
 from model.inference.predictor import Detections
+from model.inference.sam import SamRefiner
+from model.network import NonFiniteOutput
+from model.weights.sam import find_sam
 from pipeline.bulk.encode import encode_instances
-from pipeline.bulk.predict import ImagePredictor, Prediction, UserPredictor
+from pipeline.bulk.predict import ImagePredictor, Prediction, RefiningPredictor, UserPredictor
 from pipeline.images.slices import MaskedInstances, SlicedDetections
-from pipeline.masks.rle import decode_rle, encode_mask
+from pipeline.masks.rle import decode_rle, encode_mask, runs_to_counts
 from pipeline.predictors.contract import RunFault
 from pipeline.predictors.source import PredictorError
-from pipeline.run_spec import SegmentSpec, Slicing
+from pipeline.run_spec import RefineSpec, SegmentSpec, Slicing
 from tests.pipeline.predictors.user_code.faulty_marks import left_half, mark_of
 from tests.pipeline.predictors.written import FAULTY, USER_CODE, source_of
 
@@ -238,3 +244,149 @@ def test_slices_are_images_to_the_users_predictor() -> None:
     image[64, 128] = mark_of("raises")  # the first pixel of the last slice
     (reason,) = predictor.predict([image])
     assert reason == "slice at row 64, column 128: KeyError: 'no such thing'"
+
+
+def refining_predictor(
+    inner: Any, model: Path, name: str, sha256: str, segment: SegmentSpec, sam_sha256: str | None = None
+) -> RefiningPredictor:
+    """SAM behind a predictor; `sam_sha256` is the hash that the run was begun with, None that of the folder."""
+    refine = RefineSpec(sha256=sam_sha256 or find_sam(str(model)).sha256)
+    return RefiningPredictor(
+        name,
+        inner=inner,
+        model=str(model),
+        boxes_at_once=3,
+        sha256=sha256,
+        segment=replace(segment, refine=refine),
+        batch_size=4,
+        device="cpu",
+    )
+
+
+def refined_checkpoint(checkpoint: Path, model: Path, sam_sha256: str | None = None, **more: Any) -> RefiningPredictor:
+    segment = SegmentSpec(score_threshold=0.05, max_detections=5, **more)
+    sha256 = load_checkpoint(checkpoint).sha256
+    return refining_predictor(ImagePredictor, model, str(checkpoint), sha256, segment, sam_sha256)
+
+
+def random_images() -> list[np.ndarray]:
+    return [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8) for seed in range(3)]
+
+
+def test_sam_makes_the_masks_anew_and_leaves_the_rest(tiny_checkpoint: Path, small_sam: Path) -> None:
+    predictor, images = refined_checkpoint(tiny_checkpoint, small_sam), random_images()
+    for image, result, plain in zip(images, predictor.predict(images), predictor.inner.predict(images), strict=True):
+        assert isinstance(result, MaskedInstances) and isinstance(plain, Detections) and len(plain.scores) == 5
+        columns, before = (encode_instances(each, predictor.categories, (64, 96), 0.5) for each in (result, plain))
+        masks = [decode_rle(counts, 64, 96) for counts in columns["rle_counts"]]
+        lengths, numbers = SamRefiner(find_sam(str(small_sam)), device="cpu", batch_size=32).refine(image, plain.boxes)
+        assert columns["rle_counts"] == runs_to_counts(lengths, numbers)[0]
+        assert columns["area_px"] == [mask.sum() for mask in masks] and any(mask.any() for mask in masks)
+        assert columns["rle_counts"] != before["rle_counts"]
+        for name in ("instance", "category_id", "category", "score", "x1", "y1", "x2", "y2", "image_height"):
+            assert columns[name] == before[name]
+
+
+def test_an_image_without_instances_is_none_for_sam(tiny_checkpoint: Path, small_sam: Path) -> None:
+    predictor = refined_checkpoint(tiny_checkpoint, small_sam)
+    predictor.inner.predictor.model.roi_heads.score_thresh = 1.0  # type: ignore[attr-defined]
+    predictor.refiner.network = None
+    (result,) = predictor.predict(random_images()[:1])
+    assert isinstance(result, MaskedInstances) and not len(result.scores) and result.boxes.shape == (0, 4)
+    assert encode_instances(result, predictor.categories, (64, 96), 0.5)["score"] == []
+
+
+@pytest.mark.usefixtures("import_path")
+def test_sam_refines_the_boxes_of_a_predictor_of_the_users_own(small_sam: Path) -> None:
+    source = source_of(USER_CODE, FAULTY, form="masks")
+    segment = SegmentSpec(score_threshold=0.05, max_detections=5)
+    inner = partial(UserPredictor, source=source, timeout_s=60)
+    predictor = refining_predictor(inner, small_sam, FAULTY, source.open().model.sha256, segment)
+    reasons = list[str]()
+    predictor.give_up = reasons.append
+    results = predictor.predict(seven_images("raises"))
+    assert results[5] == "KeyError: 'no such thing'"
+    result = results[0]
+    assert isinstance(result, MaskedInstances) and result.boxes.tolist() == [[0, 0, 30, 40]]
+    assert result.counts != [encode_mask(left_half(40, 60))] and len(result.counts) == 1
+    predictor.inner.segmenter.predict = lost_gpu  # type: ignore[attr-defined]
+    predictor.predict(seven_images()[:1])
+    assert reasons == ["the GPU failed: AcceleratorError: CUDA error: an illegal memory access"]
+
+
+@pytest.mark.usefixtures("import_path")
+def test_a_box_without_a_pixel_has_an_empty_mask_and_sam_is_not_asked(small_sam: Path) -> None:
+    source = source_of(USER_CODE, FAULTY, form="masks")
+    inner = partial(UserPredictor, source=source, timeout_s=60)
+    predictor = refining_predictor(inner, small_sam, FAULTY, source.open().model.sha256, SegmentSpec(score_threshold=0))
+    image = seven_images()[0]
+
+    def found(images: Any, sizes: Any, *, are_slices: bool = False) -> list[MaskedInstances]:
+        boxes = np.array([[5, 5, 5, 9], [3, 4, 30, 39], [0, 0, 0, 0]], np.float32)
+        labels, scores = np.ones(3, np.int64), np.full(3, 0.5, np.float32)
+        return [MaskedInstances(labels, scores, boxes, ["", "", ""], np.zeros(3, np.int64), None)]
+
+    predictor.inner.predict_whole = found  # type: ignore[method-assign]
+    (result,) = predictor.predict([image])
+    assert isinstance(result, MaskedInstances) and len(result.counts) == 3
+    empty = encode_mask(np.zeros(image.shape[:2], bool))
+    assert result.counts[0] == result.counts[2] == empty != result.counts[1]
+    assert [bool(area) for area in result.areas] == [False, True, False]
+
+
+def lost_gpu(images):
+    raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+
+def test_slices_are_images_to_sam(tiny_checkpoint: Path, small_sam: Path) -> None:
+    predictor = refined_checkpoint(tiny_checkpoint, small_sam, slice=Slicing(96, 32, 0.5))
+    image = np.random.default_rng(0).integers(0, 256, (160, 224, 3), np.uint8)
+    sliced, small = predictor.predict([image, image[:96, :96].copy()])
+    assert isinstance(sliced, SlicedDetections) and len(sliced.slices) == 6 and isinstance(small, MaskedInstances)
+    first = sliced.detections[0]
+    assert isinstance(first, MaskedInstances) and first.counts == small.counts
+    columns = encode_instances(sliced, predictor.categories, (160, 224), 0.5, 0.5)
+    assert decode_rle(columns["rle_counts"][0], 160, 224).sum() == columns["area_px"][0]
+    assert max(columns["x2"]) > 128 and max(columns["y2"]) > 96
+
+
+def test_what_sam_fails_on_costs_one_image(tiny_checkpoint: Path, small_sam: Path) -> None:
+    predictor, images = refined_checkpoint(tiny_checkpoint, small_sam), random_images()
+    expected, refine = predictor.predict(images), predictor.refiner.refine
+
+    def failing(image: np.ndarray, boxes: np.ndarray) -> Any:
+        if image is images[1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if image is images[2]:
+            raise NonFiniteOutput("SAM gave masks that are not finite")
+        return refine(image, boxes)
+
+    predictor.refiner.refine = failing  # type: ignore[method-assign]
+    first, *reasons = predictor.predict(images)
+    assert isinstance(first, MaskedInstances) and isinstance(expected[0], MaskedInstances)
+    assert first.counts == expected[0].counts
+    assert reasons == [
+        "SAM: OutOfMemoryError: CUDA out of memory",
+        "SAM: NonFiniteOutput: SAM gave masks that are not finite",
+    ]
+
+
+def test_an_image_too_narrow_for_sam_and_a_gpu_that_fails_under_it(tiny_checkpoint: Path, small_sam: Path) -> None:
+    predictor, reasons = refined_checkpoint(tiny_checkpoint, small_sam), list[str]()
+    predictor.give_up = reasons.append
+    (result,) = predictor.predict([np.random.default_rng(0).integers(0, 256, (1, 400, 3), np.uint8)])
+    assert isinstance(result, str) and result.startswith("SAM: ") and not reasons
+
+    def lost(**inputs: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    predictor.refiner.network.forward = lost
+    predictor.predict(random_images()[:1])
+    assert reasons == ["the GPU failed: AcceleratorError: CUDA error: an illegal memory access"]
+
+
+def test_another_sam_than_promised_is_refused(tiny_checkpoint: Path, small_sam: Path) -> None:
+    with pytest.raises(PredictorError, match=r"segment\.refine\.model: the weights of .* here, the run was begun"):
+        refined_checkpoint(tiny_checkpoint, small_sam, sam_sha256="0" * 64)
+    with pytest.raises(PredictorError, match=r"segment\.refine\.model: '/nowhere' is not a folder"):
+        refined_checkpoint(tiny_checkpoint, Path("/nowhere"), sam_sha256="0" * 64)

@@ -14,6 +14,7 @@ from pipeline.evaluation.ground_truth import EvaluationError, Truth
 from pipeline.evaluation.iou import find_overlaps
 from pipeline.evaluation.metrics import evaluate
 from pipeline.evaluation.run_detections import align
+from pipeline.masks.rle import encode_mask
 
 
 @pytest.fixture
@@ -134,3 +135,20 @@ def test_gates_say_why(drawn_run, frames):
     assert "AP fell from" in check_gates(comparison=worse, max_drop=0.0)[0]
     with pytest.raises(ValueError, match="max_drop needs a comparison"):
         check_gates(metrics, max_drop=0.1)
+
+
+def test_masks_are_fitted_on_the_objects_that_the_boxes_of_both_runs_find(drawn_run, frames, monkeypatch):
+    instances, images = frames
+    fit = compare(instances, instances, drawn_run.truth, num_resamples=0).mask_fit
+    assert fit is not None and fit.num_objects == fit.num_fitted > 0
+    assert fit.iou[0] == fit.iou[1] > 0.5 and fit.boundary_iou[0] == fit.boundary_iou[1] > 0
+    empty = [encode_mask(np.zeros(size, bool)) for size in zip(instances["image_height"], instances["image_width"])]
+    without = compare(instances, instances.assign(rle_counts=empty), drawn_run.truth, num_resamples=0).mask_fit
+    assert without is not None and without.num_objects == fit.num_objects, "boxes decide which objects are found"
+    assert without.iou == (fit.iou[0], 0.0) and without.boundary_iou == (fit.boundary_iou[0], 0.0)
+    monkeypatch.setattr("pipeline.evaluation.compare.MOST_FITTED", 3)
+    drawn = compare(instances, instances, drawn_run.truth, num_resamples=0).mask_fit
+    assert drawn is not None and (drawn.num_objects, drawn.num_fitted) == (fit.num_objects, 3)
+    nothing = compare(instances, instances[:0], drawn_run.truth, images_b=images, num_resamples=0).mask_fit
+    assert nothing is not None and nothing.num_objects == 0 and np.isnan(nothing.iou).all()
+    assert compare(instances, instances, drawn_run.truth, num_resamples=0, iou_type="bbox").mask_fit is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -81,6 +82,25 @@ def test_encoded_masks_of_slices_are_merged_as_those_of_the_network_are() -> Non
     for one, other in zip(merged.counts, expected.counts, strict=True):
         difference = decode_rle(one, 560, 560) != decode_rle(other, 560, 560)
         assert difference.sum() <= 150, "what a mask's rim reaches beyond its slice, a pixel at most"
+
+
+def test_keypoints_of_slices_are_in_pixels_of_the_image() -> None:
+    slices = cut(560, 560, Slicing(300, 40, 0.5))
+    probabilities = perfect_detections(slices, [((400, 300, 500, 350), 1, 0.9)])
+    points = np.array([[[7, 8, 1], [9, 10, 0]]], np.float32)
+    parts = [
+        replace(part, keypoints=points[: len(part.scores)])
+        for part in probabilities.detections
+        if isinstance(part, Detections)
+    ]
+    assert [len(part.scores) for part in parts] == [0, 0, 0, 1] and (slices[3].left, slices[3].top) == (260, 260)
+    encoded = []
+    for part in parts:
+        counts, areas = encode_roi_masks_and_areas(part.mask_probs, part.boxes, (300, 300), 0.5)
+        encoded.append(MaskedInstances(part.labels, part.scores, part.boxes, counts, areas, part.keypoints))
+    for detections in (parts, encoded):
+        merged = merge(SlicedDetections(slices, detections), (560, 560), **THRESHOLDS)
+        assert merged.keypoints is not None and merged.keypoints.tolist() == [[[267, 268, 1], [269, 270, 0]]]
 
 
 def test_objects_on_borders_come_back_whole() -> None:
