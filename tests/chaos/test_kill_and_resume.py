@@ -18,6 +18,7 @@ from tests.chaos.runs import (
     finish,
     kill_everything,
     send,
+    start,
     start_predictor,
     wait_until,
     workers_of,
