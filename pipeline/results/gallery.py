@@ -18,7 +18,7 @@ from pipeline.evaluation.ground_truth import Truth
 from pipeline.masks.contours import mask_to_part_polygons
 from pipeline.masks.rle import decode_rle
 from pipeline.results.errors import NOT_COUNTED, RunErrors, Yardstick, pair_instances
-from pipeline.results.render import color_of, color_of_instance, open_photo
+from pipeline.results.render import color_of, color_of_instance, open_photo, to_css
 from pipeline.runs import AnyRun
 from pipeline.schema import OK
 from pipeline.storage.files import Location
@@ -116,8 +116,8 @@ class Canvas:
         return {
             "c": category,
             "a": int(area),
-            "k": _hex(color_of(category)),
-            "n": _hex(color_of_instance(number)),
+            "k": to_css(color_of(category)),
+            "n": to_css(color_of_instance(number)),
             "b": [round(float(value) * scales[at % 2], 1) for at, value in enumerate(box)],
             "p": [[round(value * scales[at % 2], 1) for at, value in enumerate(polygon)] for polygon in polygons],
             **others,
@@ -287,7 +287,3 @@ def _in_turns(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 def _below(score: float) -> float:
     """A score with six digits, cut off: it reaches the same thresholds."""
     return math.floor(float(score) * 1e6) / 1e6
-
-
-def _hex(color: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*color)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.results.gallery import EXAMPLES, MAX_DRAWN_BESIDE_TRUTH, Canvas, Entry, Gallery, choose_images
 from pipeline.results.page import Page
-from pipeline.results.render import color_of
+from pipeline.results.render import color_of, to_css
 from pipeline.storage.uri import base_name
 
 if TYPE_CHECKING:  # the room of data sets is not imported here; what is of it is handed over
@@ -48,7 +48,7 @@ def build_label_report(
                 (report.num_negatives, "images without any"),
             ],
             "classes": [
-                (name, count, count / most, "#{:02x}{:02x}{:02x}".format(*color_of(name)))
+                (name, count, count / most, to_css(color_of(name)))
                 for name, count in sorted(report.class_counts.items(), key=lambda item: -item[1])
             ],
             "findings": report.findings,

@@ -36,6 +36,11 @@ def color_of_instance(number: int) -> tuple[int, int, int]:
     return _rgb((0.58 + number * 0.61803398875) % 1, (0.55, 0.68, 0.42)[number // 8 % 3])
 
 
+def to_css(color: tuple[int, int, int]) -> str:
+    """A color as pages write it, such as #4c72b0."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def _rgb(hue: float, lightness: float) -> tuple[int, int, int]:
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.92)
     return round(red * 255), round(green * 255), round(blue * 255)

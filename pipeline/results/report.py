@@ -21,7 +21,7 @@ from pipeline.results.errors import Counts, RunErrors, Yardstick, count_errors
 from pipeline.results.figures import evaluation_parts, shown
 from pipeline.results.gallery import EXAMPLES, Gallery, Side, build_gallery, choose_images, choose_worst
 from pipeline.results.page import Page, Part
-from pipeline.results.render import color_of
+from pipeline.results.render import color_of, to_css
 from pipeline.results.training_report import TrainingRecord, training_parts
 from pipeline.runs import AnyRun, Runs, RunSource, open_runs
 from pipeline.schema import OK, STATUSES
@@ -220,7 +220,7 @@ def _totals_parts(runs: Sequence[AnyRun], images: pd.DataFrame, totals: _Totals)
             "count": count,
             "confident": totals.confident_by_class[name],
             "share": count / most,
-            "color": "#{:02x}{:02x}{:02x}".format(*color_of(name)),
+            "color": to_css(color_of(name)),
         }
         for name, count in totals.by_class.most_common()
     ]

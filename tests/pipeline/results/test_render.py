@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.results.render import color_of, color_of_instance, contact_sheet, open_photo, overlay, save_overlays
+from pipeline.results.render import (
+    color_of,
+    color_of_instance,
+    contact_sheet,
+    open_photo,
+    overlay,
+    save_overlays,
+    to_css,
+)
 from tests.pipeline.made_run import image_row, write_run
 
 
@@ -58,6 +66,7 @@ def test_colors_belong_to_names_and_differ():
     assert nearest([color_of(name) for name in ("circle", "square", "triangle")]) > 200
     assert nearest([color_of(name) for name in ("person", "car", "chair", "bottle", "cup", "dog", "cat", "bird")]) > 120
     assert color_of("person") == (107, 9, 206)  # in every process and every report
+    assert to_css(color_of("person")) == "#6b09ce"
 
 
 def test_instances_of_one_photo_differ_in_colour():
