@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -87,8 +88,17 @@ def repair_prefix(number: int) -> str:
 
 
 def to_json(value: Any) -> bytes:
-    """Canonical JSON, indented for people. Keys are sorted, so equal values give equal bytes."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    """Canonical JSON, indented for people. Keys are sorted, so equal values give equal bytes; NaN is null."""
+    return (json.dumps(nan_to_null(value), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def nan_to_null(value: Any) -> Any:
+    """A value of dictionaries, lists and plain values, with None where it has NaN or infinity, which JSON lacks."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: nan_to_null(each) for key, each in value.items()}
+    return [nan_to_null(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def to_sealed_json(value: Mapping[str, object]) -> bytes:

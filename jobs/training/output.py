@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
+from pipeline.manifest import nan_to_null
 from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
@@ -319,4 +320,4 @@ class TrainingOutput:
 
 
 def _to_json(values: Mapping[str, object]) -> bytes:
-    return (json.dumps(dict(values), indent=2) + "\n").encode()
+    return (json.dumps(nan_to_null(values), indent=2) + "\n").encode()

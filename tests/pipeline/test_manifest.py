@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from pipeline.manifest import (
     repair_prefix,
     run_id_of,
     table_key,
+    to_json,
     to_sealed_json,
 )
 from pipeline.storage.local import LocalStorage
@@ -162,3 +165,14 @@ def test_a_uri_without_a_run_is_told(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"{")
     with pytest.raises(RunError, match=r"run\.json is unreadable"):
         open_run(str(tmp_path))
+
+
+def test_what_json_lacks_is_null() -> None:
+    value = {"ap": float("nan"), "interval": (0.5, -math.inf), "rows": [{"b": 1, "a": "NaN"}], "none": None}
+    text = to_json(value).decode()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "ap": None,
+        "interval": [0.5, None],
+        "rows": [{"a": "NaN", "b": 1}],
+        "none": None,
+    }
