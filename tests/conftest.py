@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,22 @@ from tests.paths import ROOT
 
 if TYPE_CHECKING:
     from tests.chaos.rgw import Rgw
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that use `ray_cluster`."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_ray")
+
+
+@pytest.fixture(autouse=True)
+def workers_of_failed_runs_end(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test on the shared Ray: a failed run's workers hold their cores until its traceback is collected."""
+    yield
+    if "ray_cluster" in request.fixturenames:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
