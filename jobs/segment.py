@@ -150,13 +150,14 @@ def _refinement(config: SegmentConfig, model: RunModel, output: Storage) -> Refi
         return None
     if model.in_channels != 3:
         raise ConfigError(f"segment.refine: SAM takes images of 3 channels; the model takes {model.in_channels}")
-    is_name, revision = is_hub_name(section.model), section.revision
-    if is_name and revision is None:
+    is_name, revision, sha256 = is_hub_name(section.model), section.revision, None
+    if is_name:
         with suppress(RunError):  # no run was begun there
             begun = open_run(output).spec.segment.refine
-            revision = None if begun is None or begun.name != section.model else begun.revision
+            if begun is not None and begun.name == section.model and revision in (None, begun.revision):
+                revision, sha256 = begun.revision, begun.sha256
     try:
-        weights = find_sam(_sam_place(section.model), revision)
+        weights = find_sam(_sam_place(section.model), revision, sha256)
         load_sam(weights)
     except CheckpointError as error:
         raise ConfigError(f"segment.refine.model: {error}") from error

@@ -225,7 +225,7 @@ class RefiningPredictor(SlicingPredictor):
         refine = segment.refine
         assert refine is not None
         try:
-            weights = find_sam(model, refine.revision or None)
+            weights = find_sam(model, refine.revision or None, refine.sha256)
             if weights.sha256 != refine.sha256:
                 raise CheckpointError(
                     f"the weights of {model} are {weights.sha256[:12]}... here, the run was begun with "

@@ -283,7 +283,10 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(
 
     commits = {"main": "a" * 40, "v1": "b" * 40}
 
-    def snapshot_download(name: str, revision: str | None = None, allow_patterns: object = None) -> str:
+    asked: list[object] = []
+
+    def snapshot_download(name: str, revision: str | None = None, **more: object) -> str:
+        asked.append(more["local_files_only"])
         commit = commits.get(revision or "main", revision)
         return str(shutil.copytree(small_sam, tmp_path / "hub" / str(commit), dirs_exist_ok=True))
 
@@ -301,6 +304,7 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(
     claim_run(open_storage(str(tmp_path / "run")), plan.spec.to_json())
     commits["main"] = "c" * 40
     assert prepared().run_id == plan.run_id, "the hub has a newer commit"
+    assert asked == [False, True], "which is not asked for the one that the run has"
     with pytest.raises(OtherRunError, match=r"segment\.refine\.revision"):
         prepared("segment.refine.revision=v1")
 
