@@ -78,8 +78,8 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether 0 lies outside of the interval."""
-        return not self.interval[0] <= 0 <= self.interval[1]
+        """Whether 0 lies outside of the interval; no where there is none (NaN)."""
+        return self.interval[0] > 0 or self.interval[1] < 0
 
 
 def compare(

@@ -74,6 +74,11 @@ def test_a_run_compared_with_itself_does_not_differ(drawn_run, frames):
     assert (same.images["change"] == 0).all() and len(same.images) == 8
 
 
+def test_without_an_interval_no_difference_is_called_significant(drawn_run, frames):
+    worse = frames[0].iloc[:3]
+    assert not compare(frames[0], worse, drawn_run.truth, num_resamples=0).is_significant
+
+
 def test_a_worse_run_is_found_out_with_its_worst_images_first(drawn_run, frames):
     instances, images = frames
     name = instances["image_id"].mode().iloc[0]
