@@ -28,6 +28,7 @@ from pipeline.manifest import MODEL_FOLDER, Run, RunError, RunTotals, open_run, 
 from pipeline.plan import read_plan
 from pipeline.predictors.source import PredictorSource, read_folder
 from pipeline.run_spec import DecodeSpec, InputSpec, RefineSpec, RunCategory, RunModel, RunSpec, SegmentSpec
+from pipeline.runs import refined_by
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
@@ -121,6 +122,14 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     config = config.model_copy(update={"segment": section})
     check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
+    if (since := config.input.since_run) is not None:
+        earlier = open_run(absolute_uri(since), config.storage)
+        if earlier.spec.segment.refine != spec.segment.refine:
+            title = refined_by(earlier)
+            made = "not refined" if title is None else f"made anew by {title}"
+            notes.append(
+                f"input.since_run: masks of {since} are {made}; read as one, the runs have masks of both kinds"
+            )
     plan = read_plan(output)
     if plan is None and not config.input.allow_empty:
         _check_not_empty(spec.input, config.storage)
@@ -169,8 +178,6 @@ def _sam_place(model: str) -> str:
     """SAM's name on the hub, or the absolute path of its folder."""
     if is_hub_name(model):
         return model
-    if not is_local(model):
-        raise ConfigError(f"segment.refine.model: {model!r} is in a bucket; allowed is a folder or a name on the hub")
     return str(local_path(model))
 
 

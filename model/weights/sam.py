@@ -230,6 +230,8 @@ def _parts(index: Path) -> list[str]:
     """The names of the files that weights are split into, sorted."""
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if not names:
+            raise ValueError("names no file")
         if not all(re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) for name in names):
             raise ValueError(f"names other files than safetensors beside it: {names}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
