@@ -12,7 +12,7 @@ from jobs.config.load import ConfigError
 from jobs.config.results import CompareConfig
 from jobs.evaluate import check_fits, load_truth, notes_on_runs, open_finished, write_frame
 from pipeline.dataset.source import AnnotationSource
-from pipeline.evaluation.compare import Comparison, check_gates, compare
+from pipeline.evaluation.compare import Comparison, ap_in_words, check_gates, compare
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.settings import BootstrapSettings, CountSettings
 from pipeline.manifest import to_json
@@ -103,7 +103,7 @@ def run_compare(plan: ComparePlan) -> Compared:
         reasons = check_gates(comparison=result, max_drop=plan.config.gate.max_drop)
         min_ap = plan.config.gate.min_ap
         if min_ap is not None and not result.ap[1] >= min_ap:
-            reasons.append(f"{result.iou_type} AP is {result.ap[1]:.4f}; gate.min_ap asks for {min_ap:.4f}")
+            reasons.append(f"{result.iou_type} AP {ap_in_words(result.ap[1])}; gate.min_ap asks for {min_ap:.4f}")
     figures = _figures(plan.runs, result if isinstance(result, Comparison) else None)
     masks = refined_by(plan.runs[0]), refined_by(plan.runs[1])
     if plan.config.output.uri is not None:
@@ -159,7 +159,7 @@ def describe(compared: Compared) -> str:
         change = f"{result.ap[0]:.4f} -> {result.ap[1]:.4f}: {result.difference:+.4f}"
         change += f", {interval}" if low == low else ", without an interval"
         if result.difference != result.difference:
-            change = "cannot be measured: the ground truth has no object that counts"
+            change = f"{ap_in_words(result.difference)}: the ground truth has no object that counts"
         return (
             f"{head}{result.iou_type} AP {change}\n\n"
             f"by category:\n{result.by_category.head(20).to_string(index=False)}\n\n"

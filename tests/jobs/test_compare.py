@@ -85,6 +85,11 @@ def test_without_resamples_or_objects_nothing_is_said_of_chance(runs: Path, tmp_
     (tmp_path / "val.json").write_text(json.dumps({**content, "annotations": []}))
     text = call(*words, f"ground_truth.uri={tmp_path / 'val.json'}", "compare.num_resamples=2")
     assert "segm AP cannot be measured: the ground truth has no object that counts\n" in text
+    gates = ["gate.min_ap=0.1", "gate.max_drop=0.1"]
+    words += [f"ground_truth.uri={tmp_path / 'val.json'}", "compare.num_resamples=0"]
+    text = " ".join(call(*words, *gates, code=Exit.GATE).split())
+    assert "gate failed: segm AP cannot be measured; gate.max_drop allows 0.1000" in text
+    assert "gate failed: segm AP cannot be measured; gate.min_ap asks for 0.1000" in text
 
 
 def test_of_several_runs_it_is_said_how_many_sam_made_the_masks_of(runs: Path, tmp_path: Path) -> None:
