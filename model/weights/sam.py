@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def load_sam(weights: SamWeights) -> tuple[Any, Any]:
     return network.eval().requires_grad_(False), processor
 
 
-def _broken(network: Any, report: dict[str, Any]) -> str:
+def _broken(network: Any, report: Mapping[str, Collection[Any]]) -> str:
     """What is said of a network whose tensors are not those that its configuration wants; "" of a whole one."""
     missing = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
     if missing:
