@@ -12,13 +12,13 @@ from jobs.config.load import ConfigError
 from jobs.config.results import CompareConfig
 from jobs.evaluate import check_fits, load_truth, notes_on_runs, open_finished, write_frame
 from pipeline.dataset.source import AnnotationSource
-from pipeline.evaluation.compare import Comparison, check_gates, compare
+from pipeline.evaluation.compare import Comparison, ap_in_words, check_gates, compare
 from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.settings import BootstrapSettings, CountSettings
 from pipeline.manifest import to_json
 from pipeline.results.costs import costs_of
 from pipeline.results.drift import drift
-from pipeline.runs import AnyRun
+from pipeline.runs import AnyRun, refined_by
 from pipeline.schema import OK
 from pipeline.storage.stores import open_storage
 from pipeline.tables import load_images, load_instances
@@ -103,10 +103,9 @@ def run_compare(plan: ComparePlan) -> Compared:
         reasons = check_gates(comparison=result, max_drop=plan.config.gate.max_drop)
         min_ap = plan.config.gate.min_ap
         if min_ap is not None and not result.ap[1] >= min_ap:
-            reasons.append(f"{result.iou_type} AP is {result.ap[1]:.4f}; gate.min_ap asks for {min_ap:.4f}")
+            reasons.append(f"{result.iou_type} AP {ap_in_words(result.ap[1])}; gate.min_ap asks for {min_ap:.4f}")
     figures = _figures(plan.runs, result if isinstance(result, Comparison) else None)
-    titles = [None if (refine := run.spec.segment.refine) is None else refine.title for run in plan.runs]
-    masks = titles[0], titles[1]
+    masks = refined_by(plan.runs[0]), refined_by(plan.runs[1])
     if plan.config.output.uri is not None:
         output = open_storage(plan.config.output.uri, plan.config.storage)
         if isinstance(result, Comparison):
@@ -156,9 +155,13 @@ def describe(compared: Compared) -> str:
             return f"{head}without ground truth, drift of the detections:\n{result.head(20).to_string(index=False)}"
         low, high = result.interval
         verdict = "more than resampling the images explains" if result.is_significant else "within chance"
+        interval = f"{result.confidence:.0%} interval [{low:+.4f}, {high:+.4f}], {verdict}"
+        change = f"{result.ap[0]:.4f} -> {result.ap[1]:.4f}: {result.difference:+.4f}"
+        change += f", {interval}" if low == low else ", without an interval"
+        if result.difference != result.difference:
+            change = f"{ap_in_words(result.difference)}: the ground truth has no object that counts"
         return (
-            f"{head}{result.iou_type} AP {result.ap[0]:.4f} -> {result.ap[1]:.4f}: {result.difference:+.4f}, "
-            f"{result.confidence:.0%} interval [{low:+.4f}, {high:+.4f}], {verdict}\n\n"
+            f"{head}{result.iou_type} AP {change}\n\n"
             f"by category:\n{result.by_category.head(20).to_string(index=False)}\n\n"
             f"worst images:\n{result.images.head(10).to_string(index=False)}"
             + "".join(f"\nnote: {note}" for note in result.notes)

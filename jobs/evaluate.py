@@ -329,8 +329,8 @@ def open_finished(section: RunsSection, key: str, settings: StorageSettings) -> 
     for run in opened.runs if isinstance(opened, Runs) else [opened]:
         if not run.sealed:
             raise RunError(f"{key}.uri: {run.storage.uri} is not finished; run its segment command again first")
-    if isinstance(opened, Runs):
-        _ = opened.spec, opened.parts  # read here, so that what does not fit together is said before anything starts
+    # Read here, so that what cannot be read, or does not fit together, is said before anything starts.
+    _ = opened.spec, opened.parts if isinstance(opened, Runs) else ()
     return opened
 
 

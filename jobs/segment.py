@@ -28,6 +28,7 @@ from pipeline.manifest import MODEL_FOLDER, Run, RunError, RunTotals, open_run, 
 from pipeline.plan import read_plan
 from pipeline.predictors.source import PredictorSource, read_folder
 from pipeline.run_spec import DecodeSpec, InputSpec, RefineSpec, RunCategory, RunModel, RunSpec, SegmentSpec
+from pipeline.runs import refined_by
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
@@ -121,6 +122,14 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     config = config.model_copy(update={"segment": section})
     check_run(output, spec.to_json())
     notes = [note for note in [_precision(config)[1]] if note is not None]
+    if (since := config.input.since_run) is not None:
+        earlier = open_run(absolute_uri(since), config.storage)
+        if earlier.spec.segment.refine != spec.segment.refine:
+            title = refined_by(earlier)
+            made = "not refined" if title is None else f"made anew by {title}"
+            notes.append(
+                f"input.since_run: masks of {since} are {made}; read as one, the runs have masks of both kinds"
+            )
     plan = read_plan(output)
     if plan is None and not config.input.allow_empty:
         _check_not_empty(spec.input, config.storage)
@@ -150,13 +159,14 @@ def _refinement(config: SegmentConfig, model: RunModel, output: Storage) -> Refi
         return None
     if model.in_channels != 3:
         raise ConfigError(f"segment.refine: SAM takes images of 3 channels; the model takes {model.in_channels}")
-    is_name, revision = is_hub_name(section.model), section.revision
-    if is_name and revision is None:
+    is_name, revision, sha256 = is_hub_name(section.model), section.revision, None
+    if is_name:
         with suppress(RunError):  # no run was begun there
             begun = open_run(output).spec.segment.refine
-            revision = None if begun is None or begun.name != section.model else begun.revision
+            if begun is not None and begun.name == section.model and revision in (None, begun.revision):
+                revision, sha256 = begun.revision, begun.sha256
     try:
-        weights = find_sam(_sam_place(section.model), revision)
+        weights = find_sam(_sam_place(section.model), revision, sha256)
         load_sam(weights)
     except CheckpointError as error:
         raise ConfigError(f"segment.refine.model: {error}") from error
@@ -168,8 +178,6 @@ def _sam_place(model: str) -> str:
     """SAM's name on the hub, or the absolute path of its folder."""
     if is_hub_name(model):
         return model
-    if not is_local(model):
-        raise ConfigError(f"segment.refine.model: {model!r} is in a bucket; allowed is a folder or a name on the hub")
     return str(local_path(model))
 
 

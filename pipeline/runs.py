@@ -170,6 +170,16 @@ RunSource: TypeAlias = str | Run | Runs | Sequence[str | Run]
 """A run or its URI; several of them, oldest first; or runs that `open_runs` has opened."""
 
 
+def refined_by(run: AnyRun) -> str | None:
+    """What made the masks of a run anew, and of several in how many of them; None where they are the predictor's."""
+    runs = run.runs if isinstance(run, Runs) else (run,)
+    titles = [refine.title for each in runs if (refine := each.spec.segment.refine) is not None]
+    if not titles:
+        return None
+    text = " and ".join(dict.fromkeys(titles))
+    return text if len(titles) == len(runs) else f"{text} in {len(titles)} of {len(runs)} runs"
+
+
 def open_runs(source: RunSource, *, chain: bool = False, settings: StorageSettings | None = None) -> AnyRun:
     """Opens a run, or several as one. Reads their specifications only.
 

@@ -296,6 +296,8 @@ def _sentence(kind: type[BaseModel], fault: Any) -> str:
         return f"{key}: there is no such key; {hint}allowed are {', '.join(_keys_of(kind, names[:-1]))}"
     if fault["type"] == "missing":
         return f"{key}: missing; {_about(kind, names)}"
+    if fault["type"] == "model_type":
+        return f"{key}: {value!r} is not allowed: it is a section, with the keys {', '.join(_keys_of(kind, names))}"
     reason = fault["msg"].removeprefix("Value error, ")
     if of_spec := re.match(r"(\w+)='(.*?)': (allowed are .*)", reason):  # a field of a component's own dataclass
         key, value, reason = f"{key}.{of_spec[1]}", of_spec[2], of_spec[3]

@@ -17,7 +17,7 @@ from pipeline.run_spec import Slicing
 from pipeline.schema import RETRYABLE, STATUSES
 from pipeline.settings import setting
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.uri import Place, Uri
+from pipeline.storage.uri import Place, Uri, is_local
 
 
 class ModelSection(Section):
@@ -115,6 +115,13 @@ class RefineSection(Section):
         "run.json keeps the commit, and the run goes on with it.",
     )
     batch_size: int = Field(32, ge=1, le=4096, description="Most boxes in one pass of SAM's mask decoder.")
+
+    @field_validator("model")
+    @classmethod
+    def _folder_or_name(cls, model: str) -> str:
+        if not is_local(model):
+            raise ValueError("a folder is meant, or OWNER/NAME on the Hugging Face hub, such as facebook/sam-vit-base")
+        return model
 
     @model_validator(mode="after")
     def _revision_of_a_name(self) -> Self:

@@ -41,8 +41,9 @@ class SamRefiner:
     def __init__(
         self, weights: SamWeights, *, device: str | torch.device, batch_size: int, mask_threshold: float = 0.5
     ) -> None:
-        network, self.processor = load_sam(weights)
-        self.device = torch.device(device)
+        network, processor = load_sam(weights)
+        self.longest_side = processor.size["longest_edge"] if weights.kind == "sam" else None  # SAM 2 stretches images
+        self.processor, self.device = processor, torch.device(device)
         self.network = network.to(self.device)
         self.batch_size = batch_size
         outside, inside = mask_threshold <= 0, mask_threshold >= 1
@@ -57,12 +58,17 @@ class SamRefiner:
             boxes: float32 [N, 4], XYXY, half-open, in pixels of the image.
 
         Raises:
+            ValueError: The image is so narrow that SAM would resize its short side to nothing.
             NonFiniteOutput: The network gave NaN or infinity.
             torch.OutOfMemoryError: The image, or a box alone, does not fit; batches of boxes are halved before.
         """
         if not len(boxes):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         height, width = image.shape[:2]
+        if self.longest_side is not None and self.longest_side * min(height, width) < 0.5 * max(height, width):
+            raise ValueError(
+                f"an image of {height} x {width} px is too narrow: its short side would be resized to 0 px"
+            )
         with torch.inference_mode(), without_tf32(self.device):
             own = np.require(image, requirements=["C", "W"])  # torch warns of arrays that it may not write to
             inputs = self.processor(

@@ -225,7 +225,7 @@ class RefiningPredictor(SlicingPredictor):
         refine = segment.refine
         assert refine is not None
         try:
-            weights = find_sam(model, refine.revision or None)
+            weights = find_sam(model, refine.revision or None, refine.sha256)
             if weights.sha256 != refine.sha256:
                 raise CheckpointError(
                     f"the weights of {model} are {weights.sha256[:12]}... here, the run was begun with "
@@ -255,7 +255,7 @@ class RefiningPredictor(SlicingPredictor):
         counts, areas = [runs_to_rle([height * width], height, width)] * len(boxes), np.zeros(len(boxes), np.int64)
         try:
             refined, areas[asked] = runs_to_counts(*self.refiner.refine(image, boxes[asked]))
-        except Exception as error:  # also of transformers, such as at an image whose short side it would resize to 0
+        except Exception as error:  # also of transformers
             if isinstance(error, torch.AcceleratorError):
                 self.give_up(f"the GPU failed: {in_words(error)}")
             if isinstance(error, torch.OutOfMemoryError):

@@ -78,8 +78,8 @@ class Comparison:
 
     @property
     def is_significant(self) -> bool:
-        """Whether 0 lies outside of the interval."""
-        return not self.interval[0] <= 0 <= self.interval[1]
+        """Whether 0 lies outside of the interval; no where there is none (NaN)."""
+        return self.interval[0] > 0 or self.interval[1] < 0
 
 
 def compare(
@@ -181,16 +181,20 @@ def check_gates(
             raise ValueError("gate.min_ap needs the figures of an evaluation")
         ap = metrics.overall("segm", "AP")
         if not ap >= min_ap:
-            reasons.append(f"segm AP is {ap:.4f}; gate.min_ap asks for {min_ap:.4f}")
+            reasons.append(f"segm AP {ap_in_words(ap)}; gate.min_ap asks for {min_ap:.4f}")
     if max_drop is not None:
         if comparison is None:
             raise ValueError("gate.max_drop needs a comparison with another run")
         if not -comparison.difference <= max_drop:
-            reasons.append(
-                f"{comparison.iou_type} AP fell from {comparison.ap[0]:.4f} to {comparison.ap[1]:.4f}; gate.max_drop "
-                f"allows {max_drop:.4f}"
-            )
+            a, b = comparison.ap
+            change = f"fell from {a:.4f} to {b:.4f}" if a == a and b == b else ap_in_words(float("nan"))
+            reasons.append(f"{comparison.iou_type} AP {change}; gate.max_drop allows {max_drop:.4f}")
     return reasons
+
+
+def ap_in_words(ap: float) -> str:
+    """An AP as the rest of a sentence: "is 0.5000"; "cannot be measured" of NaN, without an object that counts."""
+    return f"is {ap:.4f}" if ap == ap else "cannot be measured"
 
 
 @dataclass(frozen=True)

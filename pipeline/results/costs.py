@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.runs import AnyRun, Runs
+from pipeline.schema import OK
 from pipeline.tables import iter_instances
+
+_PREDICTED = (OK, "predict_failed")  # statuses of images that came to the predictor
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class RunCosts:
     Attributes:
         num_instances: of all images.
         predict_s: seconds an image, of one worker, from pixels to detections; with SAM's masks, where it refines. The
-            shards' commits say it; repairs are left out.
+            shards' commits say it; repairs are left out, and images that could not be read.
         mask_px: mean area of a mask, in pixels.
         mask_bytes: mean length of a mask's RLE, as it stands in the table before Parquet compresses it.
     """
@@ -35,7 +38,7 @@ def costs_of(run: AnyRun) -> RunCosts:
         length += int(frame["rle_counts"].str.len().sum())
     totals = [each.final for each in (run.runs if isinstance(run, Runs) else (run,))]
     seconds = [each.worker_seconds.get("predict") for each in totals if each is not None]
-    num_images = sum(each.num_images for each in totals if each is not None)
+    num_images = sum(each.statuses.get(status, 0) for each in totals if each is not None for status in _PREDICTED)
     known = [value for value in seconds if value is not None]
     has_all = len(known) == len(totals) and num_images > 0
     return RunCosts(

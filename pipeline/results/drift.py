@@ -62,7 +62,8 @@ def drift(
         # The larger count decides: a class that vanished or appeared is drift, although it is rare in one of the runs.
         is_rare = max(a, b) < _MIN_INSTANCES
         if name is not None:
-            verdict = _verdict(terms[name] - _chance(2, len(old), len(new)), is_rare)
+            has_none = not (len(old) and len(new))  # of such a run no share is known
+            verdict = _verdict(terms[name] - _chance(2, len(old), len(new)), is_rare or has_none)
             rows.append(("category share", name, *shares[name], terms[name], nan, verdict))
         rate_a, rate_b = a / num_reference_images, b / num_current_images
         change = abs(np.log(max(rate_b, 1e-9) / max(rate_a, 1e-9))) if max(a, b) else 0.0

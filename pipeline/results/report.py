@@ -23,7 +23,7 @@ from pipeline.results.gallery import EXAMPLES, Gallery, Side, build_gallery, cho
 from pipeline.results.page import Page, Part
 from pipeline.results.render import color_of, to_css
 from pipeline.results.training_report import TrainingRecord, training_parts
-from pipeline.runs import AnyRun, Runs, RunSource, open_runs
+from pipeline.runs import AnyRun, Runs, RunSource, open_runs, refined_by
 from pipeline.schema import OK, STATUSES
 from pipeline.storage.uri import base_name
 from pipeline.tables import iter_instances, load_images
@@ -234,8 +234,8 @@ def _totals_parts(runs: Sequence[AnyRun], images: pd.DataFrame, totals: _Totals)
     for other in runs[1:]:
         facts |= {"output of B": other.storage.uri, "model of B": other.spec.model.sha256[:16]}
     for name, each in zip(("masks", "masks of B"), runs, strict=False):
-        refine = each.spec.segment.refine
-        facts[name] = "" if refine is None else f"made anew by {refine.title}"
+        title = refined_by(each)
+        facts[name] = "" if title is None else f"made anew by {title}"
     return {
         "facts": {name: value for name, value in facts.items() if value},
         "num_images": len(images),

@@ -75,3 +75,28 @@ def test_without_labels_runs_have_their_costs(runs: Path, tmp_path: Path) -> Non
     assert figures.loc["instances", "run_a"] == len(perfect)
     assert figures.loc["mask, pixels", "run_a"] == perfect["area_px"].mean()
     assert figures.loc["mask as RLE, bytes", "run_a"] == perfect["rle_counts"].str.len().mean()
+
+
+def test_without_resamples_or_objects_nothing_is_said_of_chance(runs: Path, tmp_path: Path) -> None:
+    words = ["compare", runs / "perfect", runs / "worse"]
+    text = call(*words, f"ground_truth.uri={runs / 'data' / 'val.json'}", "compare.num_resamples=0")
+    assert ", without an interval\n" in text and "resampling" not in text and "nan" not in text.split("by category")[0]
+    content = json.loads((runs / "data" / "val.json").read_text())
+    (tmp_path / "val.json").write_text(json.dumps({**content, "annotations": []}))
+    text = call(*words, f"ground_truth.uri={tmp_path / 'val.json'}", "compare.num_resamples=2")
+    assert "segm AP cannot be measured: the ground truth has no object that counts\n" in text
+    gates = ["gate.min_ap=0.1", "gate.max_drop=0.1"]
+    words += [f"ground_truth.uri={tmp_path / 'val.json'}", "compare.num_resamples=0"]
+    text = " ".join(call(*words, *gates, code=Exit.GATE).split())
+    assert "gate failed: segm AP cannot be measured; gate.max_drop allows 0.1000" in text
+    assert "gate failed: segm AP cannot be measured; gate.min_ap asks for 0.1000" in text
+
+
+def test_of_several_runs_it_is_said_how_many_sam_made_the_masks_of(runs: Path, tmp_path: Path) -> None:
+    refine = RefineSpec(kind="sam", name="o/sam", revision="ab" * 20, sha256="0123456789ab" + "c" * 52)
+    write_run(runs / "data", tmp_path / "refined", drop_every=0, refine=refine)
+    words = ["compare", runs / "perfect", tmp_path / "refined", f"output.uri={tmp_path / 'c'}"]
+    text = call(*words, f'run_b.earlier=["{runs / "worse"}"]')
+    assert "masks of run_b: made anew by SAM o/sam 0123456789ab in 1 of 2 runs\n" in text
+    text = call("compare", runs / "perfect", runs / "worse", f'run_b.earlier=["{tmp_path / "refined"}"]')
+    assert "masks of run_b: made anew by SAM o/sam 0123456789ab in 1 of 2 runs\n" in text

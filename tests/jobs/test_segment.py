@@ -23,6 +23,7 @@ from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.inference.predictor import Predictor
 from model.network import build_model
+from model.weights.sam import find_sam
 from pipeline.bulk.commit import OtherRunError, claim_run
 from pipeline.bulk.verify import verify_run
 from pipeline.dataset.channels import with_extra_channels
@@ -30,9 +31,11 @@ from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import RunError, open_run
+from pipeline.run_spec import RefineSpec
 from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_mask, load_images, load_instances
 from tests.chaos.s3 import make_bucket, storage_words
+from tests.jobs.drawn_runs import write_run
 from tests.jobs.training.small_trainings import on_kind, train
 from tests.model.weights.small_sam import build_small_sam, write_small_sam
 from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
@@ -283,7 +286,10 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(
 
     commits = {"main": "a" * 40, "v1": "b" * 40}
 
-    def snapshot_download(name: str, revision: str | None = None, allow_patterns: object = None) -> str:
+    asked: list[object] = []
+
+    def snapshot_download(name: str, revision: str | None = None, **more: object) -> str:
+        asked.append(more["local_files_only"])
         commit = commits.get(revision or "main", revision)
         return str(shutil.copytree(small_sam, tmp_path / "hub" / str(commit), dirs_exist_ok=True))
 
@@ -301,8 +307,29 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(
     claim_run(open_storage(str(tmp_path / "run")), plan.spec.to_json())
     commits["main"] = "c" * 40
     assert prepared().run_id == plan.run_id, "the hub has a newer commit"
+    assert asked == [False, True], "which is not asked for the one that the run has"
     with pytest.raises(OtherRunError, match=r"segment\.refine\.revision"):
         prepared("segment.refine.revision=v1")
+
+
+def test_a_run_since_one_with_other_masks_is_noted(
+    tiny_checkpoint: Path, small_sam: Path, folder: Path, tmp_path: Path
+) -> None:
+    draw_shapes(str(tmp_path / "data"), num_train=0, num_val=2, num_unlabelled=0, image_size=(64, 96))
+    refine = RefineSpec(sha256=find_sam(str(small_sam)).sha256)
+    write_run(tmp_path / "data", tmp_path / "plain", drop_every=0)
+    write_run(tmp_path / "data", tmp_path / "refined", drop_every=0, refine=refine)
+
+    def notes(since: str, *words: str) -> str:
+        earlier = f"input.since_run={tmp_path / since}"
+        return " ".join(
+            prepare_segment(segment_config(tiny_checkpoint, folder, tmp_path / "run", earlier, *words)).notes
+        )
+
+    sam = f"segment.refine.model={small_sam}"
+    assert "plain are not refined; read as one, the runs have masks of both kinds" in notes("plain", sam)
+    assert f"refined are made anew by {refine.title}; read as one" in notes("refined")
+    assert "masks" not in notes("plain") + notes("refined", sam)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +337,18 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(
     [
         ("nothing", "segment.refine.model: '{}/nothing' is not a folder; allowed is a folder of SAM's weights, or the"),
         ("photos", "segment.refine.model: {}/photos has no config.json; allowed is a folder as SamModel.save_pretra"),
-        ("s3://bucket/sam", "segment.refine.model: 's3://bucket/sam' is in a bucket; allowed is a folder or a name on"),
+        (
+            "s3://bucket/sam",
+            "segment.refine.model: 's3://bucket/sam' is not allowed: a folder is meant, or OWNER/NAME on",
+        ),
+        (
+            "https://host/o/sam",
+            "segment.refine.model: 'https://host/o/sam' is not allowed: a folder is meant, or OWNER/N",
+        ),
+        (
+            "https://host/a?sig=planted",
+            "segment.refine.model: a folder is meant, or OWNER/NAME on the Hugging Face hub",
+        ),
     ],
 )
 def test_what_is_no_sam_is_refused_before_anything_is_written(

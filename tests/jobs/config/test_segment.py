@@ -24,6 +24,7 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
         (["input.kind=zip"], "input.kind: 'zip' is not allowed"),
         (["corpus.shard_size=0"], "corpus.shard_size: 0 is not allowed"),
         (["segment.refine.batch_size=8"], "segment.refine.model"),
+        (["segment.refine=o/sam"], "segment.refine: 'o/sam' is not allowed: it is a section, with the keys batch_size"),
         (["segment.refine.model=/sam", "segment.refine.batch_size=0"], "segment.refine.batch_size: 0 is not allowed"),
         (
             ["segment.refine.model=/sam", "segment.refine.revision=main"],

@@ -166,6 +166,16 @@ def test_out_of_memory_halves_the_batch_of_boxes_and_gives_the_same_masks(folder
         refiner.refine(image, boxes)
 
 
+def test_an_image_that_sam_would_resize_to_nothing_is_told(folders: dict[str, Path]) -> None:
+    box = np.array([[0, 0, 9, 1]], np.float32)
+    for size in ((1, 257), (500, 1)):
+        image = np.zeros((*size, 3), np.uint8)
+        with pytest.raises(ValueError, match=rf"an image of {size[0]} x {size[1]} px is too narrow"):
+            refiner_of(folders["sam"]).refine(image, box)
+        assert masks_of(refiner_of(folders["sam2"]).refine(image, box), size).shape == (1, *size), "it is stretched"
+    assert len(refiner_of(folders["sam"]).refine(np.zeros((1, 256, 3), np.uint8), box)[1]) == 1
+
+
 def test_output_that_is_not_finite_is_told(folders: dict[str, Path]) -> None:
     refiner = refiner_of(folders["sam"])
     with torch.no_grad():

@@ -80,9 +80,10 @@ def test_weights_in_several_files_are_found_by_their_index(folder: Path, copy: P
     expected, _ = load_sam(find_sam(str(folder)))
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), expected.parameters(), strict=True))
     index["weight_map"]["more"] = "../other.safetensors"
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="is no index of weights"):
-        find_sam(str(copy))
+    for text in (json.dumps(index), "[]", "[" * 100_000, '{"weight_map": {}}'):
+        (copy / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CheckpointError, match="is no index of weights"):
+            find_sam(str(copy))
 
 
 def drop(name: str) -> Any:
@@ -99,8 +100,12 @@ def another_type(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "detr"}))
 
 
-def torn_config(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
+def config_of(text: str) -> Any:
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+def link_to_nothing(name: str) -> Any:
+    return lambda folder: ((folder / name).unlink(), (folder / name).symlink_to(folder / "nothing"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,12 @@ def torn_config(folder: Path) -> None:
     [
         (shutil.rmtree, "copy' is not a folder; allowed is a folder of SAM's weights, or the name of a model on the"),
         (drop("config.json"), "copy has no config.json; allowed is a folder as SamModel.save_pretrained writes it"),
-        (torn_config, "config.json is no configuration of a network"),
+        (config_of("{"), "config.json is no configuration of a network: Expecting property name"),
+        (config_of("[]"), "config.json is no configuration of a network: it has no model_type"),
+        (config_of("[" * 100_000), "config.json is no configuration of a network: maximum recursion depth"),
+        (config_of('{"model_type": ["sam"]}'), r"holds a network of the type \['sam'\]; allowed are sam, sam2, sam2_"),
+        (link_to_nothing("preprocessor_config.json"), "copy cannot be read: .*preprocessor_config.json"),
+        (link_to_nothing("model.safetensors"), "copy cannot be read: .*model.safetensors"),
         (another_type, "holds a network of the type 'detr'; allowed are sam, sam2, sam2_video"),
         (drop("model.safetensors"), "allowed are weights in model.safetensors; it has none"),
         (pickled, "allowed are weights in model.safetensors; it has pytorch_model.bin, which may run code"),
@@ -118,6 +128,14 @@ def test_what_is_no_sam_is_refused(change: Any, reason: str, copy: Path) -> None
     change(copy)
     with pytest.raises(CheckpointError, match=reason):
         find_sam(str(copy))
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"x cannot be read: .*File name too long"):
+        find_sam("x" * 300)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert is_hub_name("a/" + "x" * 300), "the hub's client says how long a name may be"
 
 
 def fewer_tensors(folder: Path) -> None:
@@ -131,18 +149,39 @@ def torn_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
-def another_size(folder: Path) -> None:
-    processor = json.loads((folder / "preprocessor_config.json").read_text())
-    changed = {**processor, "pad_size": {"height": 1024, "width": 1024}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(changed))
+def prepared_with(**changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        processor = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **changes}))
+
+    return change
+
+
+def configured_with(part: str, **changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, part: {**config[part], **changes}}))
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (fewer_tensors, "1 tensors of the network are missing or of another shape, mask_decoder.iou_token.weight is"),
+        (
+            fewer_tensors,
+            "1 tensors of the network are missing or of another shape .*, mask_decoder.iou_token.weight is",
+        ),
+        (configured_with("vision_config", mlp_dim=32), "3 tensors .* of another shape than config.json says, vision_e"),
+        (configured_with("vision_config", num_hidden_layers=0), "has more layers than config.json says, such as visio"),
+        (configured_with("prompt_encoder_config", image_embedding_size=9), "cannot be loaded: RuntimeError: .*9"),
         (torn_weights, "copy cannot be loaded: "),
-        (another_size, "prepares images of 1024 x 1024 px for a network of 128 x 128 px"),
+        (prepared_with(pad_size={"height": 1024, "width": 1024}), "prepares images of 1024 x 1024 px for a network of"),
+        (prepared_with(pad_size=None), "prepares images of 64 x 128 px for a network of 128 x 128 px"),
+        (prepared_with(do_pad=False), "prepares images of 64 x 128 px for a network of 128 x 128 px"),
+        (prepared_with(size={"longest_edge": 1024}), "cannot be loaded: ValueError: Padding dimensions are negative"),
+        (prepared_with(size={"longest_edge": 64}), "resizes images to 64 px for a network of 128 x 128 px"),
+        (prepared_with(image_std=[0, 0, 0]), "prepares images of values that are not finite"),
     ],
 )
 def test_weights_that_are_not_whole_are_refused(change: Any, reason: str, copy: Path) -> None:
@@ -172,9 +211,9 @@ def test_a_name_is_fetched_at_its_revision_and_pinned_to_the_commit(
     shutil.copytree(folder, snapshot)
     asked: list[tuple[str, str | None]] = []
 
-    def snapshot_download(name: str, revision: str | None = None, allow_patterns: Any = None) -> str:
+    def snapshot_download(name: str, revision: str | None = None, **more: Any) -> str:
         asked.append((name, revision))
-        assert not any(pattern.endswith((".bin", "*")) for pattern in allow_patterns)
+        assert not any(pattern.endswith((".bin", "*")) for pattern in more["allow_patterns"])
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -183,10 +222,35 @@ def test_a_name_is_fetched_at_its_revision_and_pinned_to_the_commit(
     assert (found.revision, found.sha256) == (commit, find_sam(str(folder)).sha256)
 
 
+def test_weights_in_the_cache_are_taken_without_the_hub_where_they_are_the_run_s(
+    folder: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client asks the hub for the files of a cached commit, too, and waits where it is out of reach."""
+    import huggingface_hub
+
+    asked: list[bool] = []
+
+    def snapshot_download(name: str, revision: str | None = None, **more: Any) -> str:
+        asked.append(more["local_files_only"])
+        if more["local_files_only"] and not copy.exists():
+            raise FileNotFoundError("not in the cache")
+        return str(copy if more["local_files_only"] else folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    sha256 = find_sam(str(folder)).sha256
+    assert find_sam("o/sam", "ab" * 20, sha256).folder == copy and asked == [True]
+    (copy / "model.safetensors").unlink()  # as where a fetch was interrupted
+    assert find_sam("o/sam", "ab" * 20, sha256).folder == folder and asked == [True, True, False]
+    (copy / "model.safetensors").write_bytes(b"others")
+    assert find_sam("o/sam", "ab" * 20, sha256).folder == folder and asked[-2:] == [True, False]
+    shutil.rmtree(copy)
+    assert find_sam("o/sam", "ab" * 20, sha256).folder == folder and asked[-2:] == [True, False]
+
+
 def test_a_name_that_cannot_be_fetched_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def snapshot_download(name: str, revision: str | None = None, allow_patterns: Any = None) -> str:
+    def snapshot_download(name: str, revision: str | None = None, **more: Any) -> str:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)

@@ -74,6 +74,11 @@ def test_a_run_compared_with_itself_does_not_differ(drawn_run, frames):
     assert (same.images["change"] == 0).all() and len(same.images) == 8
 
 
+def test_without_an_interval_no_difference_is_called_significant(drawn_run, frames):
+    worse = frames[0].iloc[:3]
+    assert not compare(frames[0], worse, drawn_run.truth, num_resamples=0).is_significant
+
+
 def test_a_worse_run_is_found_out_with_its_worst_images_first(drawn_run, frames):
     instances, images = frames
     name = instances["image_id"].mode().iloc[0]
@@ -128,7 +133,7 @@ def test_gates_say_why(drawn_run, frames):
     assert check_gates(metrics, min_ap=ap) == []
     assert check_gates(metrics, min_ap=0.99) == [f"segm AP is {ap:.4f}; gate.min_ap asks for 0.9900"]
     not_measured = evaluate(instances, images, {**drawn_run.coco, "annotations": []})
-    assert "nan" in check_gates(not_measured, min_ap=0.0)[0]
+    assert check_gates(not_measured, min_ap=0.0) == ["segm AP cannot be measured; gate.min_ap asks for 0.0000"]
     worse = compare(instances, instances.iloc[::2], drawn_run.truth, num_resamples=0)
     assert np.isnan(worse.interval[0])
     assert check_gates(comparison=worse, max_drop=1.0) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def test_of_one_run(runs: Path) -> None:
 def test_of_several_runs_the_rows_that_count_and_all_seconds(runs: Path) -> None:
     several = costs_of(open_runs([str(runs / "a"), str(runs / "b")]))
     assert several.num_instances == costs_of(open_run(str(runs / "b"))).num_instances and several.predict_s == 1.25
+
+
+def test_images_that_could_not_be_read_cost_the_predictor_nothing(runs: Path) -> None:
+    run = open_run(str(runs / "a"))
+    path = runs / "a" / "final.json"
+    before = path.read_bytes()
+    assert run.final is not None
+    path.write_bytes(replace(run.final, statuses={"ok": 2, "predict_failed": 1, "corrupt": 3}).to_json())
+    assert costs_of(open_run(str(runs / "a"))).predict_s == 1.0
+    path.write_bytes(replace(run.final, statuses={"corrupt": 6}).to_json())
+    assert math.isnan(costs_of(open_run(str(runs / "a"))).predict_s)
+    path.write_bytes(before)
 
 
 def test_seconds_that_nothing_says_are_none(runs: Path) -> None:

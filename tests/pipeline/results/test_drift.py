@@ -43,5 +43,8 @@ def test_drift_without_instances_says_few_and_without_images_refuses():
     frame = sample(10, 1, {"cat": 1.0})
     got = drift(frame, frame.iloc[:0], num_reference_images=5, num_current_images=5)
     assert set(got["verdict"]) == {"few"}
+    many = sample(1000, 1, {"cat": 0.7, "dog": 0.3})
+    got = drift(many, many.iloc[:0], num_reference_images=5, num_current_images=5)
+    assert verdict(got, "category share", "cat") == "few" and verdict(got, "instances per image", "cat") == "large"
     with pytest.raises(ValueError, match="images in both runs, not 5 and 0"):
         drift(frame, frame, num_reference_images=5, num_current_images=0)
