@@ -199,9 +199,11 @@ def test_reasons_are_one_line() -> None:
 
 
 WATCHED = """
-import sys
+import sys, threading
+seen = threading.Event()
 def watch(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        seen.set()
         print("socket:", event, args[1:], flush=True)
         raise OSError("no sockets")
 sys.addaudithook(watch)
@@ -220,6 +222,7 @@ os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
 from mlflow import MlflowClient
 client = MlflowClient(tracking_uri=sys.argv[1])
 client.create_run(client.create_experiment("x"))
+seen.wait(60)  # they are sent by a thread, which may come late
 """
 
 
