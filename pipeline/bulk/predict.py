@@ -255,7 +255,7 @@ class RefiningPredictor(SlicingPredictor):
         counts, areas = [runs_to_rle([height * width], height, width)] * len(boxes), np.zeros(len(boxes), np.int64)
         try:
             refined, areas[asked] = runs_to_counts(*self.refiner.refine(image, boxes[asked]))
-        except Exception as error:  # also of transformers
+        except Exception as error:  # of transformers, of any kind: it costs this image and not the run
             if isinstance(error, torch.AcceleratorError):
                 self.give_up(f"the GPU failed: {in_words(error)}")
             if isinstance(error, torch.OutOfMemoryError):

@@ -6,6 +6,16 @@ from pathlib import Path
 from typing import Any
 
 IMAGE_SIDE = 128  # of the network's input; its masks are a quarter of it
+# Of both networks.
+PROMPT = {"hidden_size": 16, "image_size": IMAGE_SIDE, "patch_size": 16, "mask_input_channels": 4}
+DECODER = {
+    "hidden_size": 16,
+    "mlp_dim": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "iou_head_depth": 2,
+    "iou_head_hidden_dim": 16,
+}
 
 
 def build_small_sam(seed: int = 0) -> Any:
@@ -27,15 +37,8 @@ def build_small_sam(seed: int = 0) -> Any:
         mlp_dim=16,
         initializer_range=0.5,
     )
-    prompt = hf.SamPromptEncoderConfig(hidden_size=16, image_size=IMAGE_SIDE, patch_size=16, mask_input_channels=4)
-    decoder = hf.SamMaskDecoderConfig(
-        hidden_size=16,
-        mlp_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        iou_head_depth=2,
-        iou_head_hidden_dim=16,
-    )
+    prompt = hf.SamPromptEncoderConfig(**PROMPT)
+    decoder = hf.SamMaskDecoderConfig(**DECODER)
     network = hf.SamModel(hf.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
     return _with_wide_weights(network)
 
@@ -62,15 +65,8 @@ def build_small_sam2(seed: int = 0) -> Any:
         backbone_feature_sizes=[[side, side] for side in sides],
         fpn_hidden_size=16,
     )
-    prompt = hf.Sam2PromptEncoderConfig(hidden_size=16, image_size=IMAGE_SIDE, patch_size=16, mask_input_channels=4)
-    decoder = hf.Sam2MaskDecoderConfig(
-        hidden_size=16,
-        mlp_dim=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        iou_head_depth=2,
-        iou_head_hidden_dim=16,
-    )
+    prompt = hf.Sam2PromptEncoderConfig(**PROMPT)
+    decoder = hf.Sam2MaskDecoderConfig(**DECODER)
     network = hf.Sam2Model(
         hf.Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
     )
