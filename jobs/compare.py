@@ -115,8 +115,12 @@ def run_compare(plan: ComparePlan) -> Compared:
             output.write_bytes("comparison.json", to_json(document))
             write_frame(output, "categories.parquet", result.by_category)
             write_frame(output, "images.parquet", result.images)
+            output.delete("drift.parquet")
         else:
             write_frame(output, "drift.parquet", result)
+            if output.exists("comparison.json"):  # an earlier comparison, with ground truth, which these are part of
+                for name in ("categories.parquet", "images.parquet", "comparison.json"):
+                    output.delete(name)
         write_frame(output, "figures.parquet", figures)
     return Compared(result, figures, masks, reasons)
 

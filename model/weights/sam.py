@@ -26,6 +26,7 @@ KINDS = {"sam": "sam", "sam2": "sam2", "sam2_video": "sam2"}
 """What `model_type` of a config.json may be, and the network that it means. SAM 2 is published with its memory for
 videos, which is left out."""
 
+_LARGEST_VALUE = 20.0  # of a prepared image; white is 2.6 with SAM's own mean and standard deviation
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _NEEDS_EXTRA = "the package transformers is not installed here; pip install 'maskfleet[transformers]'"
 
@@ -141,7 +142,7 @@ def _unfit(network: Any, processor: Any, size: tuple[int, int]) -> str:
     import torch
 
     height, width = size
-    image = torch.zeros(3, 2, 4, dtype=torch.uint8)
+    image = torch.full((3, 2, 4), 255, dtype=torch.uint8)
     inputs = processor(images=[image], input_data_format="channels_first", return_tensors="pt")
     pixels = inputs["pixel_values"]
     if pixels.shape != (1, 3, height, width):
@@ -149,6 +150,8 @@ def _unfit(network: Any, processor: Any, size: tuple[int, int]) -> str:
         return f" prepares images of {sides} px for a network of {height} x {width} px"
     if not torch.isfinite(pixels).all():
         return " prepares images of values that are not finite"
+    if (largest := float(pixels.abs().max())) > _LARGEST_VALUE:
+        return f" prepares images of values up to {largest:.0f} for a network that takes some -2 to 3 (do_rescale)"
     resized = [int(side) for side in inputs.get("reshaped_input_sizes", [[height, width]])[0]]
     if max(resized) != max(height, width):
         return f" resizes images to {max(resized)} px for a network of {height} x {width} px"

@@ -313,9 +313,10 @@ def check_measurable(truth: Truth, iou_types: Sequence[str]) -> None:
     names = {"segm": "a mask", "bbox": "a box", "keypoints": "keypoints"}
     for kind in iou_types:
         if len(annotations) and not found[kind].any():
+            others = ", ".join(repr(name) for name in found if found[name].any()) or "none"
             raise EvaluationError(
-                f"no annotation of the ground truth has {names[kind]} that can be used; iou_types has {kind!r}, which "
-                "needs them"
+                f"no annotation of the ground truth has {names[kind]} that can be used, which the kind of IoU {kind!r} "
+                f"(evaluate.iou_types, compare.iou_type) needs; those it can be measured by: {others}"
             )
 
 

@@ -28,6 +28,28 @@ def test_compare_with_and_without_labels(runs: Path, tmp_path: Path) -> None:
     assert "needs ground_truth.uri" in call(*words, "gate.max_drop=0.1", code=Exit.BAD_INPUT)
 
 
+def test_output_holds_the_last_comparison_alone(runs: Path, tmp_path: Path) -> None:
+    truth = f"ground_truth.uri={runs / 'data' / 'val.json'}"
+    words = ["compare", runs / "perfect", runs / "worse", "compare.num_resamples=0", f"output.uri={tmp_path / 'c'}"]
+    with_truth = {"comparison.json", "categories.parquet", "images.parquet", "figures.parquet"}
+    for more, files in (((truth,), with_truth), ((), {"drift.parquet", "figures.parquet"}), ((truth,), with_truth)):
+        call(*words, *more)
+        assert {path.name for path in (tmp_path / "c").iterdir()} == files
+
+
+def test_a_truth_of_boxes_is_measured_by_boxes(runs: Path, tmp_path: Path) -> None:
+    content = json.loads((runs / "data" / "val.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    words = ["compare", runs / "perfect", runs / "worse", f"ground_truth.uri={tmp_path / 'boxes.json'}"]
+    text = call(*words, code=Exit.BAD_INPUT)
+    assert (
+        "has a mask that can be used" in text and "compare.iou_type) needs; those it can be measured by: 'bbox'" in text
+    )
+    assert "bbox AP 1.0000 -> " in call(*words, "compare.iou_type=bbox", "compare.num_resamples=0")
+
+
 def test_images_that_a_run_lacks_are_said(runs: Path, tmp_path: Path) -> None:
     content = json.loads((runs / "data" / "val.json").read_text())
     image = {**content["images"][0], "id": 999, "file_name": "elsewhere.png"}

@@ -73,7 +73,7 @@ def image_row(
 
 def parquet_bytes(table: pa.Table, row_group_size: int = 8192) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=row_group_size)
+    pq.write_table(table, buffer, row_group_size=row_group_size, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 

@@ -50,6 +50,41 @@ def test_pandas_alone_sees_the_same_rows(drawn_run):
     )
 
 
+def missing(file: Path) -> None:
+    file.unlink()
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(missing, "the file is missing"), (cut_off, "Parquet magic bytes")])
+def test_a_table_file_that_is_missing_or_torn_is_named(damage, reason, drawn_run, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(drawn_run.uri, folder)
+    file = next((folder / "instances").rglob("*.parquet"))
+    damage(file)
+    for read in (load_instances, lambda uri: list(iter_instances(uri)), lambda uri: list(iter_shards(uri))):
+        with pytest.raises(RunError, match=rf"{file.name}.*{reason}.* \(maskfleet verify names every broken file"):
+            read(str(folder))
+
+
+def test_no_byte_of_a_table_changes_unseen(drawn_run, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(drawn_run.uri, folder)
+    before = load_instances(str(folder))
+    file = next((folder / "instances").rglob("*.parquet"))
+    whole, refused = file.read_bytes(), 0
+    for position in np.random.default_rng(0).integers(4, len(whole) // 2, 60).tolist():
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
+        try:
+            pd.testing.assert_frame_equal(load_instances(str(folder)), before)  # what no reader looks at
+        except RunError as error:
+            assert file.name in str(error)
+            refused += 1
+    assert refused > 30
+
+
 def test_a_file_that_no_commit_names_is_not_read(drawn_run, tmp_path: Path):
     folder = tmp_path / "run"
     shutil.copytree(drawn_run.uri, folder)

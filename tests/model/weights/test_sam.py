@@ -182,6 +182,10 @@ def configured_with(part: str, **changes: Any) -> Any:
         (prepared_with(size={"longest_edge": 1024}), "cannot be loaded: ValueError: Padding dimensions are negative"),
         (prepared_with(size={"longest_edge": 64}), "resizes images to 64 px for a network of 128 x 128 px"),
         (prepared_with(image_std=[0, 0, 0]), "prepares images of values that are not finite"),
+        (
+            prepared_with(do_rescale=False),
+            r"prepares images of values up to 1\d{3} for a network that takes some -2 to 3",
+        ),
     ],
 )
 def test_weights_that_are_not_whole_are_refused(change: Any, reason: str, copy: Path) -> None:
