@@ -29,16 +29,16 @@ test: $(STAMP)
 # All that takes longer or needs more: whole commands, Ray clusters of several nodes and hosts, a real S3 server (Ceph's
 # RADOS Gateway) and Chromium, both fetched once from Debian's packages, tutorial and README typed as they stand. `make
 # test-all ONLY=s3` runs those of one marker (long, browser, s3, cluster, docs). What cannot run skips with its reason.
-# Whole commands run two files at a time; what needs servers, several nodes or a browser, or the Ray that all tests of a
-# process share, runs by itself, always in the same order.
-ALONE := browser or s3 or cluster or docs
+# Two files at a time; what uses several nodes, or the Ray that all tests of a process share, runs by itself, always in the
+# same order, as it wants both cores.
+MORE := long or browser or s3 or docs
 test-all: $(STAMP)
 ifdef ONLY
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '($(ONLY)) and not slow'
 else
 	@status=0; export OMP_NUM_THREADS=1; set -x; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'long and not ($(ALONE) or shared_ray or slow)' || status=1; \
-	$(BIN)/python -m pytest -m '($(ALONE) or long and shared_ray) and not slow' || status=1; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m '($(MORE)) and not (cluster or shared_ray or slow)' || status=1; \
+	$(BIN)/python -m pytest -m '(cluster or ($(MORE)) and shared_ray) and not slow' || status=1; \
 	exit $$status
 endif
 

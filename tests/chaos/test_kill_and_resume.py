@@ -18,7 +18,6 @@ from tests.chaos.runs import (
     finish,
     kill_everything,
     send,
-    start,
     start_predictor,
     wait_until,
     workers_of,
@@ -40,43 +39,29 @@ SLOW = """
 
 
 @pytest.mark.long
-def test_a_killed_run_of_the_pages_predictor_resumes_to_the_same_rows(photos: Path, tmp_path: Path) -> None:
+def test_a_killed_run_of_the_pages_predictor_that_sam_refines_resumes_to_the_same_rows(
+    small_sam: Path, photos: Path, tmp_path: Path
+) -> None:
     """The example of docs/predictors.md, and beside it a class that takes its time, so that the kill comes in time."""
     code = write_code(write_example(tmp_path / "code"), slow=SLOW)
-    finish(start_predictor(code, "slow:Slow", photos, tmp_path / "undisturbed"))
+    refine = (f"segment.refine.model={small_sam}", "segment.refine.batch_size=4")
+    finish(start_predictor(code, "slow:Slow", photos, tmp_path / "undisturbed", *refine))
     out = tmp_path / "killed"
-    victim = start_predictor(code, "slow:Slow", photos, out)
+    victim = start_predictor(code, "slow:Slow", photos, out, *refine)
     assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
     kill_everything(victim)
     survived = {path: path.read_bytes() for path in commits_of(out)}
     assert survived and not (out / "final.json").exists(), "the kill came when no shard was left to segment"
+    assert "segment.refine" in finish(start_predictor(code, "slow:Slow", photos, out), code=2)
     (code / "colours.py").write_text((code / "colours.py").read_text() + "# changed\n")
-    assert "model.predictor.code_sha256" in finish(start_predictor(code, "slow:Slow", photos, out), code=2)
+    assert "model.predictor.code_sha256" in finish(start_predictor(code, "slow:Slow", photos, out, *refine), code=2)
     write_example(code)
-    finish(start_predictor(code, "slow:Slow", photos, out))
+    finish(start_predictor(code, "slow:Slow", photos, out, *refine))
     assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
     check_exact(out, tmp_path / "undisturbed")
     run = open_run(str(out))
     assert run.spec.model.predictor is not None and run.spec.model.predictor.name == "slow:Slow"
     assert set(load_instances(run)["category"]) == {"red", "green", "blue"}
-
-
-@pytest.mark.long
-def test_a_killed_run_that_sam_refines_resumes_to_the_same_rows(
-    tiny_checkpoint: Path, small_sam: Path, photos: Path, tmp_path: Path
-) -> None:
-    refine = (f"segment.refine.model={small_sam}", "segment.refine.batch_size=4")
-    finish(start(tiny_checkpoint, photos, tmp_path / "undisturbed", *refine))
-    out = tmp_path / "killed"
-    victim = start(tiny_checkpoint, photos, out, *refine)
-    assert wait_until(lambda: len(commits_of(out)) >= 3, victim)
-    kill_everything(victim)
-    survived = {path: path.read_bytes() for path in commits_of(out)}
-    assert survived and not (out / "final.json").exists(), "the kill came when no shard was left to segment"
-    assert "segment.refine" in finish(start(tiny_checkpoint, photos, out), code=2)
-    finish(start(tiny_checkpoint, photos, out, *refine))
-    assert {path: path.read_bytes() for path in survived} == survived, "what was committed stays as it was"
-    check_exact(out, tmp_path / "undisturbed")
 
 
 def kill(process: subprocess.Popen[str], chance: random.Random) -> str:

@@ -90,7 +90,7 @@ def test_credentials_that_expire_in_the_middle_of_a_run_end_it_and_it_goes_on(
 ) -> None:
     expiring = Expiring()
     with FaultProxy(moto, expiring) as proxy:
-        bucket_trials(6, expiring.strike, tiny_checkpoint, photos, undisturbed, moto, proxy).run(2)
+        bucket_trials(6, expiring.strike, tiny_checkpoint, photos, undisturbed, moto, proxy).run(1)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from jobs.home import HOME
 from jobs.terminal import Exit
 from jobs.training.output import TrainingOutput
 from pipeline.dataset.shapes import draw_shapes
-from tests.chaos.runs import MARK, Family, check_exact, commits_of, descendants, finish, send, wait_until, words_of
+from tests.chaos.runs import MARK, Family, commits_of, descendants, finish, send, wait_until, words_of
 from tests.specs import small_spec
 
 PROGRAM = """
@@ -230,64 +229,54 @@ def end_and_look(
     return lines, took_s
 
 
+KINDS = [(signal.SIGINT, True), (signal.SIGTERM, False)]
+"""Signals of a terminal, to the group, and of a supervisor, to the process."""
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "is_to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_an_interrupted_segment_keeps_what_is_committed_and_leaves_no_process(
-    number: signal.Signals, is_to_group: bool, tiny_checkpoint: Path, photos: Path, tmp_path: Path
+    tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
+    """Twice; that the run then ends exact is tested in tests/chaos/test_interrupts.py."""
     words = words_of(tiny_checkpoint, photos, tmp_path / "out", "cluster.num_cpus=2")
-    process = begin_command("segment", *words)
-    assert wait_until(lambda: len(commits_of(tmp_path / "out")) >= 2, process)
-    lines, took_s = end_and_look(process, number, is_to_group=is_to_group)
-    assert DOING in lines and lines[-1] == f"maskfleet: interrupted: {GO_ON}"
-    assert took_s < 10
-    kept = {path: path.read_bytes() for path in commits_of(tmp_path / "out")}
-    assert len(kept) >= 2 and not (tmp_path / "out" / "final.json").exists()
-    finish(begin_command("segment", *words))
-    assert {path: path.read_bytes() for path in kept} == kept
-    finish(begin_command("segment", *words_of(tiny_checkpoint, photos, tmp_path / "whole", "cluster.num_cpus=2")))
-    check_exact(tmp_path / "out", tmp_path / "whole")
+    kept: dict[Path, bytes] = {}
+    for number, is_to_group in KINDS:
+        process = begin_command("segment", *words)
+        least = len(kept) + 2
+        assert wait_until(lambda least=least: len(commits_of(tmp_path / "out")) >= least, process)
+        lines, took_s = end_and_look(process, number, is_to_group=is_to_group)
+        assert DOING in lines and lines[-1] == f"maskfleet: interrupted: {GO_ON}"
+        assert took_s < 10
+        assert {path: path.read_bytes() for path in kept} == kept
+        kept = {path: path.read_bytes() for path in commits_of(tmp_path / "out")}
+        assert len(kept) >= least and not (tmp_path / "out" / "final.json").exists()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "is_to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_an_interrupted_training_writes_a_checkpoint_first_and_goes_on_after_it(
-    number: signal.Signals, is_to_group: bool, tmp_path: Path
-) -> None:
+def test_an_interrupted_training_writes_a_checkpoint_first_and_goes_on_after_it(tmp_path: Path) -> None:
     draw_shapes(str(tmp_path / "data"), num_train=8, num_val=2, num_unlabelled=0)
     out = tmp_path / "out"
     words = ["--config", "tiny_cpu", f"data.train={tmp_path / 'data' / 'train.json'}", f"output.uri={out}"]
     words += ["cluster.num_cpus=2", "train.max_steps=4000", "train.log_every_steps=1", "train.data_workers=1"]
-    process = begin_command("train", *words, "train.checkpoint_every_steps=4000")
-    lines, _ = end_and_look_after(process, lambda line: "train: step " in line, number, is_to_group)
-    assert any("a checkpoint is written first" in line for line in lines)
-    (checkpoint,) = (out / "checkpoints").iterdir()
-    step = int(checkpoint.name.removeprefix("step-"))
-    go_on = f"the checkpoint of step {step} is kept; run the same command again to go on"
-    assert lines[-1] == f"maskfleet: interrupted: {go_on}"
-    again = begin_command("train", *words, "train.checkpoint_every_steps=4000")
-    lines, _ = end_and_look_after(again, lambda line: "going on after step" in line, signal.SIGTERM, False)
-    assert any(f"going on after step {step} of 4000" in line for line in lines)
-
-
-def end_and_look_after(
-    process: subprocess.Popen[str], is_awaited: Callable[[str], bool], number: signal.Signals, is_to_group: bool
-) -> tuple[list[str], float]:
-    """As `end_and_look`, once the command has written a line; the lines are all of them."""
-    assert process.stdout is not None
-    seen = [process.stdout.readline()]
-    while not is_awaited(seen[-1]):
-        assert seen[-1], "".join(seen)
-        seen.append(process.stdout.readline())
-    lines, took_s = end_and_look(process, number, is_to_group=is_to_group)
-    return [*(line.rstrip() for line in seen), *lines], took_s
+    step = 0
+    for number, is_to_group in KINDS:
+        process = begin_command("train", *words, "train.checkpoint_every_steps=4000")
+        assert process.stdout is not None
+        seen = [process.stdout.readline()]
+        while "train: step " not in seen[-1]:
+            assert seen[-1], "".join(seen)
+            seen.append(process.stdout.readline())
+        assert not step or any(f"going on after step {step} of 4000" in line for line in seen)
+        lines, _ = end_and_look(process, number, is_to_group=is_to_group)
+        assert any("a checkpoint is written first" in line for line in lines)
+        before, step = step, max(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir())
+        assert step > before
+        go_on = f"the checkpoint of step {step} is kept; run the same command again to go on"
+        assert lines[-1] == f"maskfleet: interrupted: {go_on}"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "is_to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_an_interrupted_sweep_goes_on_from_the_checkpoints_of_its_trainings(
-    number: signal.Signals, is_to_group: bool, tmp_path: Path
-) -> None:
+def test_an_interrupted_sweep_goes_on_from_the_checkpoints_of_its_trainings(tmp_path: Path) -> None:
     train = {"max_steps": 60, "batch_size": 1, "data_workers": 0, "cpus_per_worker": 1, "validate_every_steps": 60}
     train |= {"checkpoint_every_steps": 5, "log_every_steps": 1}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": {"spec": small_spec().to_dict()}, "train": train}))
@@ -295,7 +284,7 @@ def test_an_interrupted_sweep_goes_on_from_the_checkpoints_of_its_trainings(
     words += ["draw.num_val=1", "draw.image_size=[48,64]", "draw.max_shapes=2", f"output.uri={tmp_path / 'out'}"]
     process = begin_command("sweep", *words)
     assert wait_until(lambda: len(list(tmp_path.glob("out/trials/*/checkpoints/*/checkpoint.json"))) >= 2, process)
-    lines, took_s = end_and_look(process, number, is_to_group=is_to_group)
+    lines, took_s = end_and_look(process, signal.SIGINT, is_to_group=True)
     assert "maskfleet: interrupted: trainings under way are ended; again ends it at once" in lines
     assert lines[-1] == "maskfleet: interrupted: run the same command again to go on from their newest checkpoints"
     assert took_s < 10 and not list(tmp_path.glob("out/trials/*/finished.json"))

@@ -249,7 +249,7 @@ import os
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # as the program does, before Ray is imported
 from jobs.cli import main
 from jobs.cluster import start
-start.PROCESS_S = 8
+start.PROCESS_S = 4
 main()
 """
 
@@ -269,4 +269,4 @@ def test_where_rays_processes_die_at_once_nothing_starts(tmp_path: Path) -> None
         assert done.returncode == Exit.BAD_INPUT, done.stderr
         last = done.stderr.splitlines()[-1]
         assert last.startswith("maskfleet: cluster: no process of Ray's starts on the node ")
-        assert last.endswith(": none within 8 s, 3 times in a row") and not (tmp_path / "out").exists()
+        assert last.endswith(": none within 4 s, 3 times in a row") and not (tmp_path / "out").exists()
