@@ -137,7 +137,7 @@ def train_words(drawn: Path, out: Path | str, *more: str) -> list[str]:
     return [*words, *more]
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_train_segment_and_evaluate_run_as_jobs_and_the_same_submission_again_is_the_same_job(
     head: Head, drawn: Path, tmp_path: Path
 ) -> None:
@@ -163,7 +163,7 @@ def test_train_segment_and_evaluate_run_as_jobs_and_the_same_submission_again_is
     assert "exit code 4: gate failed: " in gated.stderr.splitlines()[-1]
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_predictor_of_the_users_own_is_submitted_with_its_code(head: Head, drawn: Path, tmp_path: Path) -> None:
     code, run = write_example(tmp_path / "code"), tmp_path / "run"
     words = ["segment.predictor=colours:Colours", f"segment.predictor_path={code}", "segment.cpus_per_worker=1"]
@@ -175,7 +175,7 @@ def test_a_predictor_of_the_users_own_is_submitted_with_its_code(head: Head, dra
     assert used.endswith("/predictor_code"), "that of the job's package"
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_failing_job_gives_its_exit_code_and_its_reason_on_the_last_line(head: Head, tmp_path: Path) -> None:
     words = ["submit", "segment", "model.checkpoint=/no/model", "input.uri=/no/photos", f"output.uri={tmp_path / 'o'}"]
     failed = maskfleet(head, *words, code=2)
@@ -189,7 +189,7 @@ def test_a_failing_job_gives_its_exit_code_and_its_reason_on_the_last_line(head:
     assert maskfleet(head, "jobs", "status", "no-such-job", code=1).stderr.endswith("job no-such-job does not exist\n")
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_stopped_training_goes_on_when_it_is_submitted_again(head: Head, drawn: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     words = ["submit", "train", *train_words(drawn, model, "train.max_steps=150", "train.log_every_steps=1")]
@@ -206,7 +206,7 @@ def test_a_stopped_training_goes_on_when_it_is_submitted_again(head: Head, drawn
     assert "of which" in again.stdout and "trained: 150 steps" in again.stdout
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_cluster_with_a_token_refuses_requests_without_it(head: Head, tmp_path: Path) -> None:
     without = maskfleet(head, "jobs", "list", code=2, RAY_AUTH_TOKEN="", HOME=str(tmp_path))
     assert "the cluster asks for a token" in without.stderr and str(tmp_path / ".ray/auth_token") in without.stderr
@@ -219,7 +219,7 @@ def test_a_cluster_with_a_token_refuses_requests_without_it(head: Head, tmp_path
     assert "nobody answers there" in nobody.stderr
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_nothing_but_the_package_holds_a_secret(
     head: Head, drawn: Path, moto: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
