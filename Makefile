@@ -21,10 +21,12 @@ $(CHECK_STAMP): $(STAMP)
 demo: $(STAMP)
 	$(BIN)/maskfleet demo
 
-# One thread a process: the tests run many processes, and OpenMP threads that wait for one another waste the cores. Two
-# files at a time, as most tests of whole runs wait for something to start.
+# One thread a process, and threads that wait sleep: the tests run many processes, and OpenMP threads that wait for one
+# another waste the cores (two trainings at once on two cores: 1 image/s each, 7 with this). Two files at a time, as most
+# tests of whole runs wait for something to start.
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # All that takes longer or needs more: whole commands, Ray clusters of several nodes and hosts, a real S3 server (Ceph's
 # RADOS Gateway) and Chromium, both fetched once from Debian's packages, tutorial and README typed as they stand. `make
@@ -34,9 +36,9 @@ test: $(STAMP)
 MORE := long or browser or s3 or docs
 test-all: $(STAMP)
 ifdef ONLY
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '($(ONLY)) and not slow'
+	$(ONE_THREAD) $(BIN)/python -m pytest -m '($(ONLY)) and not slow'
 else
-	@status=0; export OMP_NUM_THREADS=1; set -x; \
+	@status=0; export $(ONE_THREAD); set -x; \
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m '($(MORE)) and not (cluster or shared_ray or slow)' || status=1; \
 	$(BIN)/python -m pytest -m '(cluster or ($(MORE)) and shared_ray) and not slow' || status=1; \
 	exit $$status
@@ -44,7 +46,7 @@ endif
 
 # The fault suite in its long form: hours of kills, lost nodes, failing stores and broken files.
 chaos: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' -rA --durations=0 tests/chaos
+	$(ONE_THREAD) $(BIN)/python -m pytest -m '' -rA --durations=0 tests/chaos
 
 # Every figure of benchmarks/README.md anew, against its peer in the same run: hours, on a machine that does nothing else.
 # `make bench ONLY=rle` runs one, `make bench IMAGES=photos` takes your photos where a benchmark draws some.
