@@ -12,7 +12,8 @@ from jobs.cluster import start
 from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.segment import RetryConfig, SegmentConfig
 from model.checkpoint import Checkpoint
-from model.inference.predictor import native_dtype
+from model.inference.openvino_engine import is_installed
+from model.inference.predictor import ENGINES, native_dtype, native_engine
 from pipeline.bulk.commit import check_run, claim_run
 from pipeline.bulk.corpus import read_plan
 from pipeline.bulk.listing import has_images, tell_kind
@@ -22,7 +23,7 @@ from pipeline.bulk.worker import BulkJob
 from pipeline.manifest import MODEL_FOLDER, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage.base import StorageError, StorageSettings
+from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
@@ -65,10 +66,11 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     model = config.model
     checkpoint_uri = find_checkpoint(model.checkpoint, model.network, model.classes, config.storage)
     checkpoint = open_checkpoint(checkpoint_uri, settings=config.storage)
-    spec = run_spec(config, input_uri, checkpoint)
     output = open_storage(output_uri, config.storage)
+    engine, precision, note = _computation(config, output)
+    spec = run_spec(config, input_uri, checkpoint, engine=engine, precision=precision)
     check_run(output, spec.to_json())
-    notes = [note for note in [_precision(config)[1]] if note is not None]
+    notes = [] if note is None else [note]
     plan = read_plan(output)
     if plan is None and not config.input.allow_empty:
         _check_not_empty(spec.input, config.storage)
@@ -134,8 +136,11 @@ def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:
         raise ConfigError(f"input.uri: {config.input.uri!r} does not exist; allowed is what input.kind={kind} means")
 
 
-def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> RunSpec:
-    """The run's specification: every setting that can change a row, and no other."""
+def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint, *, engine: str, precision: str) -> RunSpec:
+    """The run's specification: every setting that can change a row, and no other.
+
+    `engine` and `precision` take the place of what the settings leave open.
+    """
     given, segment, decode = config.input, config.segment, config.decode
     return RunSpec(
         schema_version=SCHEMA_VERSION,
@@ -154,11 +159,12 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> R
         ),
         segment=SegmentSpec(
             mode=segment.mode,
-            precision=_precision(config)[0],
+            precision=precision,
             score_threshold=segment.score_threshold,
             max_detections=segment.max_detections,
             mask_threshold=segment.mask_threshold,
             slice=segment.slice,
+            engine=engine,
         ),
         decode=DecodeSpec(
             max_bytes=decode.max_bytes,
@@ -168,6 +174,32 @@ def run_spec(config: SegmentConfig, input_uri: str, checkpoint: Checkpoint) -> R
             scaled=segment.mode == "fast" if decode.scaled is None else decode.scaled,
         ),
     )
+
+
+def _computation(config: SegmentConfig, output: Storage) -> tuple[str, str, str | None]:
+    """Engine, precision, and a note on the precision: as set, else those of the run in `output`, else the faster ones.
+
+    Raises:
+        ConfigError: this machine does not have the engine.
+    """
+    segment = config.segment
+    precision, note = _precision(config)
+    engine = native_engine(precision, "cuda" if segment.gpus_per_worker else "cpu")
+    try:
+        own = open_run(output).spec.segment
+    except RunError:  # there is none; a broken one is `check_run`'s to name
+        own = None
+    if own is not None and own.mode == segment.mode:
+        engine = own.engine
+        if segment.precision is None:
+            precision, note = own.precision, None
+    if segment.engine != "auto":
+        engine = segment.engine
+    if engine not in ENGINES:
+        raise ConfigError(f"segment.engine: the run has {engine!r}; allowed in this version is {' or '.join(ENGINES)}")
+    if engine == "openvino" and not is_installed():
+        raise ConfigError("segment.engine: openvino is not installed here; install it, or set torch for a new run")
+    return engine, precision, note
 
 
 def _precision(config: SegmentConfig) -> tuple[str, str | None]:

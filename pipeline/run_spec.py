@@ -12,6 +12,8 @@ from typing import Any
 
 from pipeline.settings import Settings, setting
 
+_DEFAULT_ENGINE = "torch"
+
 
 @dataclass(frozen=True)
 class Slicing(Settings):
@@ -85,6 +87,8 @@ class SegmentSpec:
     Attributes:
         mode: 'exact' or 'fast'.
         precision: 'float32' or 'bfloat16'.
+        engine: what runs the network's dense parts, one of `model.inference.predictor.ENGINES`. run.json leaves torch
+            out, as the runs did that were begun when there was no other.
         score_threshold: detections with a lower score are dropped; None in run files that do not say.
         max_detections: detections of one image, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
@@ -97,6 +101,7 @@ class SegmentSpec:
     max_detections: int = 100
     mask_threshold: float = 0.5
     slice: Slicing | None = None
+    engine: str = _DEFAULT_ENGINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,10 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The specification as JSON values; `pipeline.manifest.to_json` of it is run.json."""
-        return _to_plain(self)
+        document: dict[str, Any] = _to_plain(self)
+        if self.segment.engine == _DEFAULT_ENGINE:
+            del document["segment"]["engine"]
+        return document
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunSpec:

@@ -104,6 +104,12 @@ class SegmentSection(KeptSection):
         description="Arithmetic of the network; null is float32 in exact mode, and in fast mode bfloat16 where the "
         "hardware computes in it.",
     )
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="What runs the network's layers. openvino computes on CPUs only; auto is the engine of the run "
+        "that is resumed, and for a new run openvino in float32 on a CPU with AVX-512 where it is installed, else "
+        "torch.",
+    )
     slice: Slicing | None = Field(
         None,
         description="Sliced prediction of large images; null slices none. With slices, max_detections applies to each "
@@ -130,6 +136,12 @@ class SegmentSection(KeptSection):
     def _exact_is_float32(self) -> Self:
         if self.mode == "exact" and self.precision == "bfloat16":
             raise ValueError("precision is bfloat16; allowed in mode exact is float32, or set mode: fast")
+        return self
+
+    @model_validator(mode="after")
+    def _openvino_on_cpus(self) -> Self:
+        if self.engine == "openvino" and self.gpus_per_worker:
+            raise ValueError("engine is openvino; allowed with gpus_per_worker above 0 is torch (or auto)")
         return self
 
     @model_validator(mode="after")

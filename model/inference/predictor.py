@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from model import transform
-from model.inference.fuse import for_prediction
+from model.dense_parts import DenseParts
+from model.inference import openvino_engine
+from model.inference.fuse import for_prediction, without_dense_layers
 from model.inference.mask_rle import Paste, mask_runs
 from model.inference.prefetch import Image, to_tensor
 from model.network import MaskRCNN, NonFiniteOutput
@@ -69,11 +71,25 @@ def native_dtype(mode: str, device: str | torch.device) -> tuple[torch.dtype, st
     return torch.float32, f"{kind} does not compute in bfloat16, so the network stays in float32"
 
 
+ENGINES = ("torch", "openvino")
+"""Names of what runs a network's dense parts, see `model.dense_parts`."""
+
+
+def native_engine(precision: str, device: str | torch.device) -> str:
+    """The engine that measures faster: OpenVINO in float32 on a CPU with AVX-512 where it is installed, else torch.
+
+    With AVX2 alone, torch with the convolutions of `model.inference.fuse` is faster; in bfloat16 it is as fast.
+    """
+    if torch.device(device).type != "cpu" or precision != "float32" or not openvino_engine.is_installed():
+        return "torch"
+    return "openvino" if torch.cpu.get_capabilities().get("avx512_f", False) else "torch"
+
+
 class Predictor:
     """A copy of a network prepared for prediction on a device.
 
     "exact" finds the detections of the network's own evaluation forward, which is torchvision's: boxes within 0.05 px
-    and scores within 1e-3. Batch norms are folded, and convolutions may use other algorithms, which moves boxes by some
+    and scores within 1e-3. Batch norms are folded, and an engine may sum in another order, which moves boxes by some
     0.001 px. "fast" computes in bfloat16. An image's detections do not depend on the other images of its batch: only
     images of one padded size share a network call.
 
@@ -83,7 +99,8 @@ class Predictor:
         device: Device of the copy.
         score_threshold: Lowest score of a detection; None = that of the spec.
         max_detections: Most detections of an image; None = that of the spec.
-        dtype: float32 is "exact", bfloat16 "fast", see `native_dtype`.
+        dtype: float32 is "exact", bfloat16 "fast", see `native_dtype`. Of torch's parts; others take float32.
+        parts: What runs the dense parts, from an engine; None: torch.
 
     Raises:
         ValueError: A threshold out of its range.
@@ -98,11 +115,13 @@ class Predictor:
         score_threshold: float | None = None,
         max_detections: int | None = None,
         dtype: torch.dtype = torch.float32,
+        parts: DenseParts | None = None,
     ) -> None:
         changes = {"score_threshold": score_threshold, "max_detections": max_detections}
         self.spec = spec.replace(**{name: value for name, value in changes.items() if value is not None})
         self.device = torch.device(device)
-        self.model = for_prediction(model, dtype, self.device)
+        self.model = for_prediction(model, dtype, self.device) if parts is None else without_dense_layers(model)
+        self.parts = parts or self.model.dense_parts()
         self.model.roi_heads.score_thresh = self.spec.score_threshold
         self.model.roi_heads.detections_per_img = self.spec.max_detections
 
@@ -154,7 +173,7 @@ class Predictor:
         sizes = [(image.shape[0], image.shape[1]) for image in images] if sizes is None else sizes
         self._check(images, sizes)
         with torch.inference_mode(), self._no_tf32():
-            outputs, resized_sizes = self.model.detect(map(self._to_planes, images), sizes)
+            outputs, resized_sizes = self.model.detect(map(self._to_planes, images), sizes, self.parts)
             return [
                 _to_detections(output, resized, original, paste)
                 for output, resized, original in zip(outputs, resized_sizes, sizes, strict=True)

@@ -15,10 +15,11 @@ from PIL import Image
 
 from model.checkpoint import Checkpoint
 from model.heads.rpn import NonFiniteOutput
-from model.inference.predictor import Predictor, native_dtype
+from model.inference.predictor import native_dtype
 from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
 from pipeline.bulk.fetch import load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage
+from pipeline.bulk.predict import build_predictor, engine_of_few
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.schema import OK
 from pipeline.storage.uri import absolute_uri
@@ -50,6 +51,8 @@ class PhotoPredictor:
         checkpoint: the network, its weights and its classes.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         mode: 'exact', or 'fast', which computes in bfloat16 where the hardware does.
+        engine: 'torch' or 'openvino'; None takes the faster one, but OpenVINO only where the network has been converted
+            on this machine, by a run or an earlier call.
         score_threshold: detections with a lower score are dropped.
         max_detections: detections of one photo, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
@@ -57,7 +60,7 @@ class PhotoPredictor:
 
     Raises:
         CheckpointError: the weights do not belong to their spec.
-        ValueError: a setting out of its range.
+        ValueError: a setting out of its range, or an engine that this machine does not have.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class PhotoPredictor:
         *,
         device: str | None = None,
         mode: str = "exact",
+        engine: str | None = None,
         score_threshold: float = 0.5,
         max_detections: int = 100,
         mask_threshold: float = 0.5,
@@ -76,13 +80,14 @@ class PhotoPredictor:
         self._mask_threshold = mask_threshold
         self._limits = limits or DecodeLimits()
         self._num_bands = checkpoint.spec.in_channels
-        self._predictor = Predictor(
-            checkpoint.build(),
-            checkpoint.spec,
+        precision = "bfloat16" if native_dtype(mode, self.device)[0] == torch.bfloat16 else "float32"
+        self._predictor = build_predictor(
+            checkpoint,
+            engine=engine or engine_of_few(checkpoint, precision, self.device),
+            precision=precision,
             device=self.device,
             score_threshold=score_threshold,
             max_detections=max_detections,
-            dtype=native_dtype(mode, self.device)[0],
         )
 
     def __call__(self, photos: Photo | Iterable[Photo]) -> pd.DataFrame:

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 
 from model.categories import Category
-from model.checkpoint import load_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.heads.rpn import NonFiniteOutput
+from model.inference import openvino_engine
 from model.inference.mask_rle import Paste
-from model.inference.predictor import Detections, Predictor
+from model.inference.predictor import Detections, Predictor, native_engine
 from model.inference.prefetch import Image, upload_ahead
 from pipeline import malloc
 from pipeline.bulk.slices import SlicedDetections, cut
 from pipeline.masks.rle_kernel import torch_resize_is_fused
 from pipeline.run_spec import SegmentSpec
-from pipeline.storage.cache import local_folder
+from pipeline.storage.cache import cached_folder, folder_in_cache, local_folder
 
 # Memory is given back at the end of a network call, at most so often: after each window it cost small networks 3% of
 # the time.
@@ -31,20 +32,74 @@ Prediction = Detections | SlicedDetections | str
 """What an image gives: its detections, those of its slices, or the reason why the network failed on it."""
 
 
+def build_predictor(
+    checkpoint: Checkpoint,
+    *,
+    engine: str,
+    precision: str,
+    device: str,
+    score_threshold: float | None,
+    max_detections: int,
+) -> Predictor:
+    """The predictor of a checkpoint's network. For OpenVINO the network is converted, once for all of this machine.
+
+    Args:
+        checkpoint: weights and spec.
+        engine: one of `model.inference.predictor.ENGINES`.
+        precision: 'float32' or 'bfloat16'.
+        device: 'cuda' or 'cpu'.
+        score_threshold, max_detections: see `Predictor`.
+
+    Raises:
+        EngineError: this machine cannot compute with the engine in the precision.
+        CheckpointError: the weights do not belong to their spec.
+    """
+    parts = None
+    if engine == "openvino":
+        openvino_engine.check_engine(precision)
+    network = checkpoint.build()
+    if engine == "openvino":
+        folder = cached_folder(
+            openvino_engine.conversion_name(checkpoint.sha256, checkpoint.spec),
+            lambda folder: openvino_engine.convert(network, folder),
+            openvino_engine.is_whole,
+        )
+        parts = openvino_engine.load(folder, precision, torch.get_num_threads())
+    return Predictor(
+        network,
+        checkpoint.spec,
+        device=device,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        dtype=getattr(torch, precision),
+        parts=parts,
+    )
+
+
+def engine_of_few(checkpoint: Checkpoint, precision: str, device: str) -> str:
+    """The engine for a few images: the faster one, unless it would have to convert the network first."""
+    engine = native_engine(precision, device)
+    if engine == "openvino":
+        name = openvino_engine.conversion_name(checkpoint.sha256, checkpoint.spec)
+        return engine if folder_in_cache(name).is_dir() else "torch"
+    return engine
+
+
 class ImagePredictor:
     """A checkpoint's network on one device, ready to predict batches of images.
 
     Args:
         uri: the checkpoint's folder; one in a bucket is fetched to this machine once.
         sha256: hash that its weights must have: weights that changed under the same name must not enter a run.
-        segment: precision, thresholds, number of detections, and how images that are larger than a slice are cut. On a
-            GPU masks leave it as run lengths.
+        segment: engine, precision, thresholds, number of detections, and how images that are larger than a slice are
+            cut. On a GPU masks leave it as run lengths.
         batch_size: images in one network call, at most.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         num_threads: CPU threads of the network; None leaves torch's own choice.
 
     Raises:
         CheckpointError: the checkpoint is unreadable, or its weights have another hash.
+        EngineError: this machine cannot compute with the engine in the precision.
     """
 
     def __init__(
@@ -69,15 +124,13 @@ class ImagePredictor:
         self.batch_size = batch_size
         self.slicing = segment.slice
         self.paste = Paste(segment.mask_threshold, torch_resize_is_fused()) if self.device == "cuda" else None
-        network, spec = checkpoint.build(), checkpoint.spec
-        del checkpoint  # frees its copy of the weights
-        self.predictor = Predictor(
-            network,
-            spec,
+        self.predictor = build_predictor(
+            checkpoint,
+            engine=segment.engine,
+            precision=segment.precision,
             device=self.device,
             score_threshold=segment.score_threshold,
             max_detections=segment.max_detections,
-            dtype=getattr(torch, segment.precision),
         )
 
     def predict(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]] | None = None) -> list[Prediction]:

@@ -131,10 +131,18 @@ class ShardWorker:
         actor = ray.get_runtime_context().get_actor_id()
         # Both calls wait, since a message that a dying process has not sent yet would be lost.
         num_starts: ray.ObjectRef[int] = call.board.begin_start.remote(actor)
-        self.can_start: bool = ray.get(num_starts) <= MAX_STARTS
-        if self.can_start:
+        self.refusal: str | None = None  # why it computes nothing
+        if ray.get(num_starts) > MAX_STARTS:
+            self.refusal = (
+                f"a worker died in {MAX_STARTS} starts in a row, before it was ready: its process was killed or "
+                "crashed, or its machine ran out of memory"
+            )
+            return
+        try:
             self.set_up()
-            ray.get(call.board.end_start.remote(actor))
+        except ValueError as error:  # a checkpoint that cannot be read, an engine that this machine does not have
+            self.refusal = str(error)
+        ray.get(call.board.end_start.remote(actor))
 
     def set_up(self) -> None:
         """Starts the decoding processes and threads, and builds the predictor."""
@@ -162,13 +170,8 @@ class ShardWorker:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Segments and commits the shards of a Ray Data batch that have no commit yet; returns their numbers."""
-        if not self.can_start:
-            raise WorkerError(
-                (
-                    f"a worker died in {MAX_STARTS} starts in a row, before it was ready: its process was killed or "
-                    "crashed, or its machine ran out of memory",
-                )
-            )
+        if self.refusal is not None:
+            raise WorkerError((self.refusal,))
         for shard in batch["shard"].tolist():
             try:
                 commit = read_commit(self.output, shard)
