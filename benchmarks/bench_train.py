@@ -47,9 +47,13 @@ def reference_steps(annotated: AnnotatedSet, spec: ModelSpec, num_steps: int) ->
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
     samples = SampleSet(annotated, build_transforms(Augmentation(horizontal_flip=0.5)))
     order = order_of(annotated)
-    same_photos = [order[position][1] for position in range(num_steps * BATCH_SIZE)]
+    same_photos = [(0, order[position][1]) for position in range(num_steps * BATCH_SIZE)]
     for images, targets in DataLoader(
-        samples, batch_size=BATCH_SIZE, sampler=same_photos, num_workers=1, collate_fn=lambda batch: tuple(zip(*batch))
+        samples,
+        batch_size=BATCH_SIZE,
+        sampler=same_photos,
+        num_workers=1,
+        collate_fn=lambda batch: ([s.image for s in batch], [s.target for s in batch]),
     ):
         loss_dict = model(images, targets)
         losses = sum(loss for loss in loss_dict.values())

@@ -7,16 +7,17 @@ from pipeline.dataset.check import DataReport, check_data
 from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.convert import Conversion, convert_annotations
 from pipeline.manifest import to_json
+from pipeline.storage.files import Location
 from pipeline.storage.stores import open_storage
 
 
 def run_check_data(config: CheckDataConfig) -> DataReport:
     """Checks every annotation and image; with output.uri, also writes data_report.json and pictures of the faults."""
     data = config.data
-    report = check_data(data, in_channels=data.in_channels, extra_channels=data.extra_channels)
+    report = check_data(data, config.storage, in_channels=data.in_channels, extra_channels=data.extra_channels)
     if config.output.uri is not None:
         open_storage(config.output.uri, config.storage).write_bytes("data_report.json", to_json(report.to_dict()))
-        draw_offenders(report, config.output.uri)
+        draw_offenders(report, Location(config.output.uri, config.storage))
     return report
 
 
@@ -41,7 +42,8 @@ def run_convert(config: ConvertConfig) -> Conversion:
     data, settings = config.data, config.convert
     return convert_annotations(
         data,
-        config.output.uri,
+        Location(config.output.uri, config.storage),
+        storage=config.storage,
         target_format=settings.to,
         copy_photos=settings.copy_photos,
         overlap=settings.overlap,

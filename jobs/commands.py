@@ -1,10 +1,11 @@
-"""Table of commands: the configuration of each, and the settings that its positional words and options set."""
+"""Table of commands: the configuration of each, and the settings that its positional words give the values of."""
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +22,24 @@ class Command:
         module, class_name: where its configuration is declared; imported only when the command runs.
         words: keys of settings that words without 'key=' give the values of, in order.
         list_word: key of a setting that all words without 'key=' together are the list of; "" for none.
-        options: its own options (as Python names them), each with the key of the setting that it sets.
     """
 
     module: str
     class_name: str
     words: tuple[str, ...] = ()
-    options: Mapping[str, str] = field(default_factory=dict)
     list_word: str = ""
 
     @property
     def config(self) -> type[BaseModel]:
         """The class of the command's configuration."""
         return getattr(import_module(self.module), self.class_name)
+
+    @property
+    def metavar(self) -> str:
+        """Its words, as its usage line shows them: 'RUN_A RUN_B [key=value]...'."""
+        named = [key.removesuffix(".uri").replace(".", "_").upper() for key in self.words]
+        listed = [f"{self.list_word.rpartition('.')[2].upper()}..."] if self.list_word else []
+        return " ".join([*named, *listed, "[key=value]..."])
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -42,44 +48,83 @@ COMMANDS: Mapping[str, Command] = {
     "segment": Command("jobs.config.segment", "SegmentConfig"),
     "predict": Command("jobs.config.predict", "PredictConfig", list_word="input.photos"),
     "evaluate": Command("jobs.config.results", "EvaluateConfig", ("run.uri",)),
-    "compare": Command(
-        "jobs.config.results", "CompareConfig", ("run_a.uri", "run_b.uri"), {"ground_truth": "ground_truth.uri"}
-    ),
+    "compare": Command("jobs.config.results", "CompareConfig", ("run_a.uri", "run_b.uri")),
     "history": Command("jobs.config.results", "HistoryConfig", ("history.uri",)),
     "report": Command("jobs.config.results", "ReportConfig", ("run.uri",)),
-    "export": Command("jobs.config.results", "ExportConfig", ("run.uri",), {"to": "export.to"}),
+    "export": Command("jobs.config.results", "ExportConfig", ("run.uri",)),
     "verify": Command("jobs.config.results", "VerifyConfig", ("run.uri",)),
     "check-data": Command("jobs.config.results", "CheckDataConfig", ("data.uri",)),
     "demo": Command("jobs.config.demo", "DemoConfig"),
     "schedule": Command("jobs.config.schedule", "ScheduleConfig"),
     "manifests": Command("jobs.config.manifests", "ManifestsConfig"),
-    "convert": Command("jobs.config.results", "ConvertConfig", ("data.uri", "output.uri"), {"to": "convert.to"}),
+    "convert": Command("jobs.config.results", "ConvertConfig", ("data.uri", "output.uri")),
 }
+# Those that have settings. The settings of retry are read from the run that it repairs, so they are in no file.
+CONFIGURED: Mapping[str, Command] = {**COMMANDS, "retry": Command("jobs.config.segment", "RetryConfig")}
 
 
-def read_settings(name: str, file: Path | None, words: Sequence[str] | None, **options: str | None) -> Any:
+OPTIONS = ("--config", "--print-config", "--dry-run", "--quiet", "--help")  # of every command that has settings
+
+
+def read_settings(name: str, file: Path | None, words: Sequence[str] | None) -> Any:
     """The validated configuration of one command line.
 
     Args:
         name: of the command, a key of COMMANDS.
         file: value of `--config`.
         words: `key=value` and the words that the command takes, in any order. They win over the file.
-        options: values of the command's own options; None where one was not given. They win over the words.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: as `load_config`; where keys are missing, the last line is the command's usage.
     """
-    from jobs.config.load import is_override, load_config  # pydantic, which `--help` does not need
+    from jobs.config.load import IncompleteError, load_config, required_keys  # pydantic; `--help` does not need it
+
+    command = COMMANDS[name]
+    try:
+        return load_config(command.config, file, _overrides(name, words), folder=name)
+    except IncompleteError as error:
+        given = (*command.words, command.list_word)
+        keys = [f"{key}=..." for key in required_keys(command.config) if key not in given]
+        words_and_keys = command.metavar.replace("[key=value]...", " ".join([*keys, "[key=value]..."]))
+        raise IncompleteError(f"{error}\nusage: maskfleet {name} [--config FILE] {words_and_keys}") from None
+
+
+def print_settings(name: str, file: Path | None, words: Sequence[str] | None) -> str:
+    """The configuration of one command line as commented YAML; keys may be missing. Arguments as `read_settings`."""
+    from jobs.config.load import print_config
+
+    return print_config(COMMANDS[name].config, file, _overrides(name, words), name)
+
+
+def split_retry(words: Sequence[str] | None) -> tuple[str, list[str]]:
+    """The run's URI and the settings, from the words of `maskfleet retry`, in any order.
+
+    Raises:
+        ConfigError: there is not exactly one URI.
+    """
+    from jobs.config.load import ConfigError, is_override
+
+    uris = [word for word in words or () if not is_override(word)]
+    if len(uris) != 1:
+        raise ConfigError("retry: name one run, as in: maskfleet retry RUN [key=value]...")
+    return uris[0], [word for word in words or () if is_override(word)]
+
+
+def _overrides(name: str, words: Sequence[str] | None) -> list[str]:
+    """The words of a command line as `key=value`."""
+    from jobs.config.load import ConfigError, is_override, similar_key
 
     command = COMMANDS[name]
     overrides = [word for word in words or () if is_override(word)]
     plain_words = [word for word in words or () if not is_override(word)]
+    dash = "--" if command.list_word else "-"  # a photo's name may begin with one
+    if option := next((word for word in plain_words if word.startswith(dash)), None):
+        key = similar_key(command.config, option.strip("-").partition("=")[0].replace("-", "_"))
+        hint = next(iter(difflib.get_close_matches(option, OPTIONS, 1)), key and f"{key}=...")
+        raise ConfigError(f"{option}: {name} has no such option{f'; did you mean {hint}?' if hint else ''}")
     if command.list_word and plain_words:
         # As JSON, which is YAML: a name may hold any character.
-        overrides.append(f"{command.list_word}={json.dumps(plain_words)}")
-    else:
-        free_keys = [key for key in command.words if not any(word.startswith(f"{key}=") for word in overrides)]
-        overrides += [f"{key}={word}" for key, word in zip(free_keys, plain_words)]
-        overrides += plain_words[len(free_keys) :]  # one too many is not understood, and said to be
-    overrides += [f"{command.options[option]}={value}" for option, value in options.items() if value is not None]
-    return load_config(command.config, file, overrides, folder=name)
+        return [*overrides, f"{command.list_word}={json.dumps(plain_words)}"]
+    free_keys = [key for key in command.words if not any(word.startswith(f"{key}=") for word in overrides)]
+    overrides += [f"{key}={word}" for key, word in zip(free_keys, plain_words)]
+    return overrides + plain_words[len(free_keys) :]  # one too many is not understood, and said to be

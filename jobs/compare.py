@@ -8,7 +8,7 @@ import pandas as pd
 
 from jobs.config.load import ConfigError
 from jobs.config.results import CompareConfig
-from jobs.evaluate import check_fits, fit_truth, load_truth, open_finished, write_frame
+from jobs.evaluate import check_fits, load_truth, open_finished, write_frame
 from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.compare import Comparison, check_gates, compare
 from pipeline.evaluation.ground_truth import Truth
@@ -48,7 +48,7 @@ def prepare_compare(config: CompareConfig) -> ComparePlan:
             raise ConfigError("gate.max_drop and gate.min_ap look at AP, which needs ground_truth.uri; it is null")
         return ComparePlan(config, runs, None)
     annotations = AnnotationSource(**vars(source))
-    truth = fit_truth(load_truth(annotations), runs[0], annotations, config.evaluate)
+    truth = load_truth(annotations, config.storage, runs[0], config.evaluate)
     for run in runs:
         check_fits(truth, run, [config.compare.iou_type])
     return ComparePlan(config, runs, truth)

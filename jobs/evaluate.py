@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -15,7 +14,7 @@ from rich.table import Table
 from jobs.config.load import ConfigError, to_plain
 from jobs.config.results import EvaluateConfig, EvaluateSection
 from pipeline.dataset.formats.coco import to_coco
-from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.formats.reading import format_of, load_annotations
 from pipeline.dataset.source import AnnotationSource
 from pipeline.evaluation.compare import check_gates
 from pipeline.evaluation.ground_truth import Truth
@@ -25,8 +24,8 @@ from pipeline.evaluation.settings import CountSettings, EvaluationSettings
 from pipeline.evaluation.sharding import Share, measure_share, merge_shares, share_out
 from pipeline.manifest import Run, RunError, open_run, sha256_of, to_json
 from pipeline.results.history import append_history
-from pipeline.storage import files
 from pipeline.storage.base import Storage, StorageSettings
+from pipeline.storage.files import Location
 from pipeline.storage.stores import open_storage
 from pipeline.tables import load_images
 
@@ -45,7 +44,7 @@ class EvaluatePlan:
     Attributes:
         config: as given.
         run: the finished run.
-        truth: the ground truth of the classes asked for, see `fit_truth`.
+        truth: the ground truth of the classes asked for, see `load_truth`.
         output: where the figures are written.
     """
 
@@ -53,6 +52,14 @@ class EvaluatePlan:
     run: Run
     truth: Truth
     output: Storage
+
+    def check_cluster(self) -> None:
+        """Raises ConfigError where shares are measured on a cluster that does not answer, or has no core for them."""
+        if self.config.evaluate.num_shares > 1:
+            from jobs.cluster.start import nodes_of
+
+            if not nodes_of(self.config.cluster).room(cpus=1, gpus=0):
+                raise ConfigError("evaluate.num_shares: no node of the cluster has a core; allowed is 1, without one")
 
 
 def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
@@ -65,7 +72,7 @@ def prepare_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     """
     check_gate(config)
     run = open_finished(config.run.uri, "run.uri", config.storage)
-    truth = fit_truth(load_truth(config.ground_truth), run, config.ground_truth, config.evaluate)
+    truth = load_truth(config.ground_truth, config.storage, run, config.evaluate)
     check_fits(truth, run, config.evaluate.iou_types)
     output = open_storage(config.output.uri or run.storage.uri.rstrip("/") + EVALUATION_SUFFIX, config.storage)
     return EvaluatePlan(config, run, truth, output)
@@ -85,7 +92,7 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
     if settings.num_shares > 1:
         metrics = _evaluate_in_shares(plan)
     else:
-        metrics = evaluate_run(plan.run, plan.truth, **_evaluation_settings(settings))
+        metrics = evaluate_run(plan.run, plan.truth, **vars(_evaluation_settings(settings)))
     plan.output.write_bytes(METRICS_JSON, to_json({"run_id": plan.run.run_id, **metrics.to_dict()}))
     write_frame(plan.output, METRICS_PARQUET, metrics.to_frame())
     if metrics.slices:
@@ -100,7 +107,7 @@ def run_evaluate(plan: EvaluatePlan) -> tuple[Metrics, list[str]]:
             when=datetime.now(UTC),
             run_id=plan.run.run_id,
             model_sha256=plan.run.spec.model.sha256,
-            truth_sha256=truth_hash(plan.config.ground_truth),
+            truth_sha256=truth_hash(plan.config.ground_truth, plan.config.storage),
             config_sha256=_settings_hash(settings),
             label=plan.config.history.label,
         )
@@ -113,25 +120,25 @@ def _evaluate_in_shares(plan: EvaluatePlan) -> Metrics:
 
     from jobs.cluster.start import cluster
 
-    settings = EvaluationSettings(**_evaluation_settings(plan.config.evaluate))
+    settings = _evaluation_settings(plan.config.evaluate)
     shares = share_out(plan.run, plan.truth, plan.config.evaluate.num_shares)
     with cluster(plan.config.cluster):
+        plan.check_cluster()
         task = ray.remote(_measure_share)
-        run = plan.run.storage.uri, plan.run.document, plan.config.storage
+        run = plan.run.storage.uri, plan.config.storage
         measured = ray.get([task.remote(*run, share, settings) for share in shares])
     return merge_shares(plan.run, plan.truth, shares, measured, settings)
 
 
-def _measure_share(
-    uri: str, document: dict[str, Any], storage: StorageSettings, share: Share, settings: EvaluationSettings
-) -> Measured:
+def _measure_share(uri: str, storage: StorageSettings, share: Share, settings: EvaluationSettings) -> Measured:
     """Measures one share of a run; runs as a Ray task."""
-    return measure_share(Run(open_storage(uri, storage), document), share, settings)
+    return measure_share(open_run(uri, storage), share, settings)
 
 
-def _evaluation_settings(section: EvaluateSection) -> dict[str, Any]:
+def _evaluation_settings(section: EvaluateSection) -> EvaluationSettings:
     """The section's part of `EvaluationSettings`, without the classes, which the plan's truth has been cut to."""
-    return {each.name: getattr(section, each.name) for each in fields(EvaluationSettings) if each.name != "classes"}
+    names = [each.name for each in fields(EvaluationSettings) if each.name != "classes"]
+    return EvaluationSettings(**{name: getattr(section, name) for name in names})
 
 
 def _settings_hash(section: EvaluateSection) -> str:
@@ -157,7 +164,7 @@ def check_gate(config: EvaluateConfig) -> None:
     if gate.max_drop is not None:
         raise ConfigError(
             f"gate.max_drop is {gate.max_drop}; evaluate measures one run and has none to fall behind, so allowed is "
-            "null: use `maskfleet compare REFERENCE_RUN RUN --ground-truth ... gate.max_drop=...`"
+            "null: use `maskfleet compare REFERENCE_RUN RUN ground_truth.uri=... gate.max_drop=...`"
         )
     if gate.min_ap is not None and "segm" not in kinds:
         raise ConfigError(
@@ -178,27 +185,22 @@ def open_finished(uri: str, key: str, settings: StorageSettings) -> Run:
     return run
 
 
-def load_truth(source: AnnotationSource) -> Truth:
-    """Loads ground truth of any annotation format; a COCO JSON file is taken as it is, its images are not looked for.
+def load_truth(source: AnnotationSource, storage: StorageSettings, run: Run, settings: CountSettings) -> Truth:
+    """Loads the ground truth of the classes asked for, of any format, with category ids that match the run's.
+
+    A COCO JSON file is taken as it is, its images are not looked for. COCO has category ids of its own, which stay. The
+    other formats name classes only: each class takes the id of the run's class of the same name.
 
     Raises:
         ValueError: there is no such file or folder, or it cannot be read as the source's format.
-    """
-    if _format_of(source) == "coco" and source.uri.lower().endswith(".json"):
-        return Truth.load(source.uri)
-    return Truth.load(load_annotations(source))
-
-
-def fit_truth(truth: Truth, run: Run, source: AnnotationSource, settings: CountSettings) -> Truth:
-    """The ground truth of the classes asked for, with category ids that match the run's.
-
-    COCO has category ids of its own, which stay. The other formats name classes only: each class takes the id of the
-    run's class of the same name.
-
-    Raises:
         EvaluationError: a class that the truth does not have.
     """
-    if _format_of(source) != "coco":
+    is_coco = format_of(source, storage) == "coco"
+    if is_coco and source.uri.lower().endswith(".json"):
+        truth = Truth.load(Location(source.uri, storage))
+    else:
+        truth = Truth.load(load_annotations(source, storage))
+    if not is_coco:
         truth = truth.with_ids_of(classes_of(run))
     return truth.of_classes(settings.classes)
 
@@ -214,17 +216,13 @@ def check_fits(truth: Truth, run: Run, iou_types: Sequence[str]) -> None:
     match_images(load_images(run, ["image_id"])["image_id"], truth)
 
 
-def truth_hash(source: AnnotationSource) -> str:
+def truth_hash(source: AnnotationSource, storage: StorageSettings | None = None) -> str:
     """The hash of a ground truth's images, annotations and categories, which identifies it in the history."""
-    if _format_of(source) == "coco" and source.uri.lower().endswith(".json"):
-        content = files.read_json(source.uri)
+    if source.uri.lower().endswith(".json") and format_of(source, storage) == "coco":
+        content = Location(source.uri, storage).read_json()
     else:
-        content = to_coco(load_annotations(source))
+        content = to_coco(load_annotations(source, storage))
     return sha256_of(to_json({key: content.get(key) for key in ("images", "annotations", "categories")}))
-
-
-def _format_of(source: AnnotationSource) -> str:
-    return detect_format(source.uri) if source.format == "auto" else source.format
 
 
 def write_frame(storage: Storage, key: str, frame: pd.DataFrame) -> None:

@@ -20,8 +20,8 @@ from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
 from pipeline.results.render import overlay, palette
 from pipeline.schema import OK, SCHEMA_VERSION
-from pipeline.storage import files
-from pipeline.storage.stores import open_storage
+from pipeline.storage.base import StorageSettings
+from pipeline.storage.files import Location
 from pipeline.storage.uri import base_name, is_local, is_within, join_uri, local_path
 
 PHOTO_SUFFIXES = (
@@ -103,12 +103,12 @@ def prepare_predict(config: PredictConfig) -> PredictPlan:
         ConfigError: a word that names no photo.
         CheckpointError: no such checkpoint or weights, or damaged ones.
     """
-    photos = [photo for word in config.input.photos for photo in find_photos(word, config.output.uri)]
+    photos = [photo for word in config.input.photos for photo in find_photos(word, config.output.uri, config.storage)]
     checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
     return PredictPlan(config, tuple(dict.fromkeys(photos)), checkpoint)
 
 
-def find_photos(word: str, output_uri: str) -> list[str]:
+def find_photos(word: str, output_uri: str, storage: StorageSettings | None = None) -> list[str]:
     """The photos that a path, a URI, a folder or a pattern names; those below `output_uri` are left out of folders.
 
     Raises:
@@ -120,7 +120,7 @@ def find_photos(word: str, output_uri: str) -> list[str]:
     if path is None and is_photo(word):
         return [word]
     if path is None or path.is_dir():
-        found = [join_uri(word, key) for key in sorted(info.key for info in open_storage(word).iter_objects())]
+        found = [join_uri(word, key) for key in sorted(Location(word, storage).iter_names(recursive=True))]
         photos = [uri for uri in found if is_photo(uri) and not is_within(uri, output_uri)]
         reason = f"a folder without photos ({', '.join(PHOTO_SUFFIXES)})"
     else:
@@ -156,19 +156,21 @@ def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lam
         max_detections=settings.max_detections,
         mask_threshold=settings.mask_threshold,
         limits=config.decode,
+        storage=config.storage,
     )
     colors = palette(category.name for category in checkpoint.categories)
+    output = Location(config.output.uri, config.storage)
     rows: list[ImageResult] = []
     names: set[str] = set()
     for result in predictor.iter_results(plan.photos):
         if config.output.overlays and result.pixels is not None:
             name = _free_name(base_name(result.row.image.image_id), names)
-            files.write_bytes(join_uri(config.output.uri, name), _draw(result, colors))
+            (output / name).write_bytes(_draw(result, colors))
         rows.append(result.row)
         on_progress(len(rows), len(plan.photos))
     metadata = {"maskfleet.schema_version": str(SCHEMA_VERSION), "maskfleet.model_sha256": checkpoint.sha256}
     for table_name, table in zip(("images", "instances"), to_tables(rows, shard=0, run_id="")):
-        files.write_bytes(join_uri(config.output.uri, f"{table_name}.parquet"), to_parquet(table, metadata))
+        (output / f"{table_name}.parquet").write_bytes(to_parquet(table, metadata))
     return Prediction(*to_frames(rows), config.output.uri)
 
 

@@ -60,10 +60,13 @@ class ProgressLine:
         self.show(describe(progress), progress.num_done / progress.num_images if progress.num_images else None)
 
     def take(self, event: TrainEvent) -> None:
-        """Takes an event of a training: notes stay on the screen, a step's line is overwritten by the next state."""
+        """Takes an event of a training: notes stay on the screen, a step's line is overwritten by the next state.
+
+        Checkpoints are not said: there are many, and the result of the training names the last.
+        """
         if event.is_note:
             self.note(event.describe())
-        else:
+        elif event.kind != "checkpoint":
             step, max_steps = (event.values.get(name) for name in ("step", "max_steps"))
             self.show(event.describe(), step / max_steps if step and max_steps else None)
 
@@ -100,7 +103,8 @@ def describe(progress: Progress) -> str:
         + (f" ({', '.join(f'{status} {count}' for status, count in sorted(failed.items()))})" if failed else ""),
     ]
     if progress.num_workers:
-        parts.append(f"{progress.num_workers} workers {progress.busy_share:.0%} busy")
+        plural = "" if progress.num_workers == 1 else "s"
+        parts.append(f"{progress.num_workers:,} worker{plural} {progress.busy_share:.0%} busy")
     if progress.num_resumed:
         parts.insert(1, f"{progress.num_resumed:,} from before")
     return "  ".join(parts)

@@ -10,13 +10,15 @@ from pathlib import Path
 from jobs.checkpoints import find_checkpoint, is_weights, open_checkpoint, place_checkpoint
 from jobs.cluster import start
 from jobs.config.load import ConfigError, load_config, to_plain
+from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
+from jobs.terminal import counted
 from model.checkpoint import Checkpoint
 from model.inference.openvino_engine import is_installed
 from model.inference.predictor import ENGINES, native_dtype, native_engine
-from pipeline.bulk.commit import check_run, claim_run
+from pipeline.bulk.commit import check_run, claim_run, committed_shards
 from pipeline.bulk.corpus import read_plan
-from pipeline.bulk.listing import has_images, tell_kind
+from pipeline.bulk.listing import count_images, tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
@@ -27,6 +29,8 @@ from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
+
+_MOST_COUNTED = 100_000  # images that a dry run counts; a bucket of that many is listed in some ten seconds
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,26 @@ class SegmentPlan:
     def run_id(self) -> str:
         """The run's id: a hash of the specification."""
         return run_id_of(self.spec.to_json())
+
+    def check_cluster(self) -> None:
+        """Raises ConfigError where the cluster does not answer, or has no room for a worker."""
+        worker_room(self.config, start.nodes_of(self.config.cluster))
+
+    def describe(self) -> str:
+        """What the run would do, for a dry run: how many images it has, or, where it was begun before, has left."""
+        output = open_storage(absolute_uri(self.config.output.uri), self.config.storage)
+        plan = read_plan(output)
+        if plan is not None:
+            images = counted(plan.num_images, "image")
+            done = f"; {len(committed_shards(output)):,} of {counted(plan.num_shards, 'shard')} are done already"
+        else:
+            number = _count_images(self.spec.input, _MOST_COUNTED + 1, self.config.storage)
+            more = number > _MOST_COUNTED
+            images, done = f"more than {_MOST_COUNTED:,} images" if more else counted(number, "image"), ""
+            if self.spec.input.since_run is not None:
+                images += f", save those that {self.spec.input.since_run} has segmented and that have not changed,"
+        line = f"would segment {images} of {self.spec.input.uri} with {self.checkpoint} into {self.config.output.uri}"
+        return f"{line}{done}\nrun {self.run_id}"
 
 
 def prepare_segment(config: SegmentConfig) -> SegmentPlan:
@@ -113,13 +137,22 @@ def _check_input(config: SegmentConfig, input_uri: str, output_uri: str) -> None
 
 def _check_not_empty(source: InputSpec, settings: StorageSettings) -> None:
     """Raises ConfigError for an input without any image; images that earlier runs have done count, too."""
-    if not has_images(
-        source.uri, kind=source.kind, pattern=source.pattern, uri_column=source.uri_column, settings=settings
-    ):
+    if not _count_images(source, 1, settings):
         matching = "" if source.pattern == "*" else f" that matches input.pattern={source.pattern}"
         raise ConfigError(
             f"input.uri: {source.uri} holds no image{matching}; set input.allow_empty=true for a run without rows"
         )
+
+
+def _count_images(source: InputSpec, limit: int, settings: StorageSettings) -> int:
+    return count_images(
+        source.uri,
+        kind=source.kind,
+        pattern=source.pattern,
+        uri_column=source.uri_column,
+        limit=limit,
+        settings=settings,
+    )
 
 
 def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:
@@ -216,10 +249,14 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
     return str(dtype).removeprefix("torch."), None if reason is None else f"segment.mode=fast: {reason}"
 
 
-def run_segment(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
-    """Segments the corpus, or resumes the run; returns the run's totals."""
+def run_segment(
+    plan: SegmentPlan,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> RunTotals:
+    """Segments the corpus, or resumes the run; returns the run's totals. The callbacks are `segment_corpus`'s."""
     with start.cluster(plan.config.cluster):
-        return segment_corpus(_shared_job(plan), on_progress)
+        return segment_corpus(_shared_job(plan), on_progress, on_note)
 
 
 def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
@@ -229,7 +266,9 @@ def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
         RunError: no run there, one that is not finished, or one without images.
         ConfigError, CheckpointError, OtherRunError: as `prepare_segment`; `words` must not change the specification.
     """
-    run = open_run(absolute_uri(uri))
+    # The run's own settings are read from the run, which may lie where only these words lead.
+    access = [word for word in words if word.startswith("storage.")]
+    run = open_run(absolute_uri(uri), load_config(VerifyConfig, None, access, base={"run": {"uri": uri}}).storage)
     if not run.sealed:
         raise RunError(f"run.uri: {uri} is not finished; run its segment command again first")
     files = run.images_files()
@@ -267,7 +306,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
     Where `segment.num_workers` is not set, the job scales from 1 worker to as many as the cluster has resources for.
     """
     config = plan.config
-    cpus = min(config.segment.cpus_per_worker, start.total("CPU"))
+    cpus, room = worker_room(config, start.joined_nodes())
     return BulkJob(
         output_uri=absolute_uri(config.output.uri),
         spec=plan.spec,
@@ -276,7 +315,7 @@ def bulk_job(plan: SegmentPlan) -> BulkJob:
         limits=config.decode.limits(),
         shard_size=config.corpus.shard_size,
         batch_size=config.segment.batch_size,
-        num_workers=_num_workers(config, cpus),
+        num_workers=config.segment.num_workers or (1, room),
         cpus_per_worker=cpus,
         gpus_per_worker=config.segment.gpus_per_worker,
         decode_children=config.segment.decode_children,
@@ -298,16 +337,20 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     }
 
 
-def _num_workers(config: SegmentConfig, cpus: float) -> tuple[int, int]:
-    """The smallest and largest number of workers; ConfigError where no node has room for one, as Ray would wait."""
-    gpus = config.segment.gpus_per_worker
-    room = start.workers_that_fit(cpus, gpus)
+def worker_room(config: SegmentConfig, nodes: start.Nodes) -> tuple[float, int]:
+    """The cores that a worker reserves, and how many workers find room on the nodes.
+
+    Raises:
+        ConfigError: no node has room for one; Ray would wait for ever.
+    """
+    cpus, gpus = min(config.segment.cpus_per_worker, nodes.total("CPU")), config.segment.gpus_per_worker
+    room = nodes.room(cpus, gpus)
     if not room:
         raise ConfigError(
-            f"segment.gpus_per_worker: {gpus:g} is not allowed: the cluster has {start.total('GPU')} GPUs, and no node "
+            f"segment.gpus_per_worker: {gpus:g} is not allowed: the cluster has {nodes.total('GPU')} GPUs, and no node "
             f"has room for a worker of {gpus:g} GPUs and {cpus:g} CPUs; set 0 to segment on CPUs"
         )
-    return config.segment.num_workers or (1, room)
+    return cpus, room
 
 
 def _absolute_pattern(pattern: str | None) -> str | None:

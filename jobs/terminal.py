@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, NoReturn
@@ -47,6 +49,8 @@ def run_or_fail(work: Callable[[], Any], progress: AbstractContextManager[Any] |
         from jobs.config.load import ConfigError
 
         fail(_reason(error), Exit.BAD_INPUT if isinstance(error, ConfigError) else Exit.FAILED)
+    except ModuleNotFoundError:  # a smaller installation: the program says so
+        raise
     except Exception as error:
         if type(error).__module__.split(".")[0] not in FORESEEN:
             traceback.print_exc()
@@ -90,17 +94,30 @@ def fail(reason: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def refuse_name(what: str, name: str, allowed: Iterable[str]) -> NoReturn:
+    """Ends with exit code 2 for a name that is none of those allowed: "settings: no command 'trian'; ..."."""
+    names = list(allowed)
+    similar = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {similar[0]}? " if similar else ""
+    fail(f"{what} {name!r}; {hint}allowed are {', '.join(names)}", Exit.BAD_INPUT)
+
+
 def say(text: str) -> None:
     """Writes a line to stdout at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
+def table_width() -> int:
+    """Characters of a line that a table may take: those of the terminal, elsewhere as many as it needs."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+
+
 def print_table(table: Any) -> None:
-    """Prints a table of rich's, 110 columns wide whatever the terminal."""
+    """Prints a table of rich's, folded to the width of a terminal."""
     from rich.console import Console
 
-    Console(width=110).print(table)
+    Console(width=table_width()).print(table)
 
 
 def counted(number: int, noun: str) -> str:

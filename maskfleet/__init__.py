@@ -70,11 +70,14 @@ def __getattr__(name: str) -> "Any":
         raise AttributeError(f"module 'maskfleet' has no attribute {name!r}")
     from importlib import import_module
 
-    from maskfleet.packages import check_packages
+    from maskfleet.packages import absence, check_packages
 
     check_packages()
     module, _, attribute = _MODULES[name].partition(":")
-    value = getattr(import_module(module), attribute or name)
+    try:
+        value = getattr(import_module(module), attribute or name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(absence(f"maskfleet.{name}", error), name=error.name) from error
     globals()[name] = value
     return value
 

@@ -26,6 +26,15 @@ def without(path: "list[str]", folder: str) -> "list[str]":
     return [entry for entry in path if entry and os.path.realpath(entry) != folder]
 
 
+def end_at_once(number: int, frame: object) -> None:
+    """Handler of a signal that comes before there is anything to give back."""
+    try:
+        os.write(2, b"maskfleet: interrupted: nothing was started; run the same command again\n")
+    except OSError:  # the terminal is gone
+        pass
+    os._exit(130)
+
+
 def main() -> None:
     """Runs the command of `sys.argv`; its exit code ends the process."""
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
@@ -37,12 +46,22 @@ def main() -> None:
     if "PYTHONPATH" in os.environ:  # which the processes that we start would take over
         entries = os.environ["PYTHONPATH"].split(os.pathsep)
         os.environ["PYTHONPATH"] = os.pathsep.join(without(entries, current))
-    from maskfleet.packages import check_packages
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # until jobs.interrupt takes them, after the imports
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end_at_once)
+    from maskfleet.packages import absence, check_packages
 
     check_packages()
-    from jobs.cli import main as run_command
+    try:
+        from jobs.cli import main as run_command
 
-    run_command()
+        run_command()
+    except ModuleNotFoundError as error:
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "this program")
+        sys.stderr.write(f"maskfleet: {absence(command, error)}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,20 @@ def check_packages() -> None:
             )
 
 
+def absence(what: str, error: ModuleNotFoundError) -> str:
+    """The sentence for a command or name that needs a package which a smaller installation leaves out.
+
+    Raises:
+        ModuleNotFoundError: the given one, where what is missing is one of our own modules.
+    """
+    package = (error.name or "").split(".")[0]
+    if package in ("", "maskfleet", *PACKAGES):
+        raise error
+    return (
+        f"{what} needs {package}, which is not installed here; install Maskfleet with its dependencies (no --no-deps)"
+    )
+
+
 def _path_of(name: str) -> str | None:
     """The file or folder that `import name` gives, or has given already; None where there is none."""
     module = sys.modules.get(name)

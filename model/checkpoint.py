@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from model.network import MaskRCNN, build_model
 from model.spec import ModelSpec
 
 FORMAT_VERSION = 1
+Progress = Mapping[str, float | str]
+"""How far a training was, by name (step, num_seen ...), or where published weights came from."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Checkpoint:
 
     spec: ModelSpec
     categories: tuple[Category, ...]
-    progress: dict[str, Any]
+    progress: Progress
     sha256: str
     state_dict: dict[str, Tensor]
     training_state: dict[str, Any] | None
@@ -55,7 +57,7 @@ class Checkpoint:
 
 
 def new_checkpoint(
-    model: nn.Module, spec: ModelSpec, categories: Sequence[Category], *, progress: dict[str, Any]
+    model: nn.Module, spec: ModelSpec, categories: Sequence[Category], *, progress: Progress
 ) -> Checkpoint:
     """The checkpoint of a network that has not been written to a folder; its sha256 is that of the file it would have.
 
@@ -74,7 +76,7 @@ def save_checkpoint(
     model: nn.Module,
     spec: ModelSpec,
     categories: Sequence[Category],
-    progress: dict[str, Any],
+    progress: Progress,
     training_state: dict[str, Any] | None = None,
 ) -> str:
     """Write a checkpoint and return the sha256 of its model.safetensors, in hexadecimal.
@@ -102,12 +104,12 @@ def save_checkpoint(
         torch.save(training_state, buffer)
         files["training_state.pt"] = buffer.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
-    listing: dict[str, dict[str, Any]] = {}
+    sha256s = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for name, data in files.items():
         _write(folder / name, data)
-        listing[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    listing = {name: {"bytes": len(data), "sha256": sha256s[name]} for name, data in files.items()}
     _write(folder / CHECKPOINT_MARKER, _to_json({"format_version": FORMAT_VERSION, "files": listing}))
-    return listing["model.safetensors"]["sha256"]
+    return sha256s["model.safetensors"]
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
@@ -118,7 +120,7 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """
     folder = Path(folder)
     listing = _read_marker(folder)
-    files = {name: _read(folder, name, entry) for name, entry in listing.items()}
+    files = {name: _read(folder, name, *size_and_hash) for name, size_and_hash in listing.items()}
     missing = sorted({"model.safetensors", "spec.json", "categories.json", "progress.json"} - set(files))
     if missing:
         raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} does not list {missing[0]}")
@@ -139,8 +141,7 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
             training_state = torch.load(io.BytesIO(files[name]), map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{folder}: cannot read {name}: {error}") from error
-    sha256 = listing["model.safetensors"]["sha256"]
-    return Checkpoint(spec, categories, progress, sha256, state_dict, training_state)
+    return Checkpoint(spec, categories, progress, listing["model.safetensors"][1], state_dict, training_state)
 
 
 def _plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -149,13 +150,15 @@ def _plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _read_marker(folder: Path) -> dict[str, dict[str, Any]]:
+def _read_marker(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size in bytes and sha256 of each file that the marker lists."""
     if not is_checkpoint(folder):
         raise CheckpointError(f"{folder} is no complete checkpoint: {CHECKPOINT_MARKER} is missing")
     try:
         marker = json.loads((folder / CHECKPOINT_MARKER).read_bytes())
-        version, listing = marker["format_version"], dict(marker["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = marker["format_version"]
+        listing = {name: (entry["bytes"], entry["sha256"]) for name, entry in marker["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: cannot read {CHECKPOINT_MARKER}: {error!r}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -164,16 +167,16 @@ def _read_marker(folder: Path) -> dict[str, dict[str, Any]]:
     return listing
 
 
-def _read(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
+def _read(folder: Path, name: str, num_bytes: int, sha256: str) -> bytes:
     if Path(name).name != name:
         raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} lists {name!r}, which is no file of the folder")
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot read {name}: {error.strerror}") from error
-    if len(data) != entry.get("bytes"):
-        raise CheckpointError(f"{folder}: {name} has {len(data)} bytes; {entry.get('bytes')} were written")
-    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+    if len(data) != num_bytes:
+        raise CheckpointError(f"{folder}: {name} has {len(data)} bytes; {num_bytes} were written")
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(f"{folder}: the sha256 of {name} is not the one recorded when it was written")
     return data
 

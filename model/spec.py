@@ -334,30 +334,30 @@ class ModelSpec:
     @classmethod
     def tiny(cls, num_classes: int, **changes: Any) -> ModelSpec:
         """A small network for images of about 128 px that trains from scratch on a CPU in minutes."""
-        values: dict[str, Any] = {
-            "num_classes": num_classes,
-            "backbone": "tiny",
-            "norm": "group",
-            "image_min_size": 128,
-            "image_max_size": 256,
-            "fpn_channels": 64,
-            "anchor_sizes": ((8,), (16,), (32,), (64,), (128,)),
-            "rpn_pre_nms_train": 200,
-            "rpn_pre_nms_test": 100,
-            "rpn_post_nms_train": 100,
-            "rpn_post_nms_test": 50,
-            "rpn_batch_size_per_image": 64,
-            "head_norm": "group",
-            "box_head_convs": 2,
-            "box_head_conv_channels": 64,
-            "box_head_fcs": 1,
-            "box_head_channels": 256,
-            "box_batch_size_per_image": 32,
-            "mask_head_channels": (64, 64),
-            "mask_deconv_channels": 64,
-            "keypoint_head_channels": (64, 64, 64, 64),
-        }
-        return cls(**{**values, **changes})
+        spec = cls(
+            num_classes=num_classes,
+            backbone="tiny",
+            norm="group",
+            image_min_size=128,
+            image_max_size=256,
+            fpn_channels=64,
+            anchor_sizes=((8,), (16,), (32,), (64,), (128,)),
+            rpn_pre_nms_train=200,
+            rpn_pre_nms_test=100,
+            rpn_post_nms_train=100,
+            rpn_post_nms_test=50,
+            rpn_batch_size_per_image=64,
+            head_norm="group",
+            box_head_convs=2,
+            box_head_conv_channels=64,
+            box_head_fcs=1,
+            box_head_channels=256,
+            box_batch_size_per_image=32,
+            mask_head_channels=(64, 64),
+            mask_deconv_channels=64,
+            keypoint_head_channels=(64, 64, 64, 64),
+        )
+        return spec.replace(**changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain values (tuples become lists), from which ``from_dict`` makes an equal spec."""

@@ -305,8 +305,7 @@ class Run:
 
     def read_manifest(self, prefix: str = "") -> list[ShardFiles]:
         """The manifest of the run, or of the repair in the folder `prefix`; keys are relative to the run."""
-        table = read_parquet(self.storage.read_bytes(prefix + MANIFEST_KEY))
-        return [ShardFiles.from_row(row, prefix) for row in table.to_pylist()]
+        return manifest_files(self.storage.read_bytes(prefix + MANIFEST_KEY), prefix)
 
     def images_files(self) -> list[DataFile]:
         """The files of the images table, in order of shard."""
@@ -315,6 +314,11 @@ class Run:
     def instances_files(self) -> list[DataFile]:
         """The files of the instances table, in order of shard."""
         return [each.instances for each in self.files]
+
+
+def manifest_files(data: bytes, prefix: str = "") -> list[ShardFiles]:
+    """The files that a manifest.parquet names, in order of shard; `prefix` is put before their keys."""
+    return [ShardFiles.from_row(row, prefix) for row in read_parquet(data).to_pylist()]
 
 
 def open_run(uri: str | Storage, settings: StorageSettings | None = None) -> Run:

@@ -50,14 +50,14 @@ INSTANCES_SCHEMA = pa.schema(
     ]
 )
 
-OK = "ok"
+OK, ARCHIVED = "ok", "archived"
 
 # Every status that an image can end with, and its meaning. No other value is ever written.
 STATUSES: dict[str, str] = {
     OK: "segmented; the image's instances (possibly none) are in the instances table",
     "not_found": "the file was gone when it was read",
     "unreadable": "the store refused or failed to hand out the bytes (permissions, input/output error)",
-    "archived": "the store holds the object in an archive, such as Glacier; it must be restored first",
+    ARCHIVED: "the store holds the object in an archive, such as Glacier; it must be restored first",
     "changed": "size or etag differ from those at planning time",
     "too_large": "more bytes, pixels or frames than the limits allow",
     "unsupported_format": "not an image, or of a format or a number of bands that is not taken",
@@ -68,4 +68,4 @@ STATUSES: dict[str, str] = {
 }
 
 # Failures that may pass when the image is tried again; the default of `maskfleet retry`.
-RETRYABLE = ("unreadable", "not_found", "archived", "timeout", "decoder_crashed", "predict_failed")
+RETRYABLE = ("unreadable", "not_found", ARCHIVED, "timeout", "decoder_crashed", "predict_failed")

@@ -50,6 +50,15 @@ def moto() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def second_moto() -> Iterator[str]:
+    """The endpoint of another S3 server, which knows nothing of the first one's buckets."""
+    from tests.chaos.s3 import moto_server
+
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rgw]:
     """A real S3 server; skips with the reason where there can be none."""
     from tests.chaos.rgw import Rgw

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -59,6 +60,8 @@ def cluster(section: ClusterSection) -> Iterator[None]:
         try:
             yield
         finally:
+            # A dataset of an interrupted call goes on in its thread, and would log that Ray is gone.
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
             ray.shutdown()
 
 
@@ -209,13 +212,37 @@ def _short_tmpdir() -> Iterator[None]:
         shutil.rmtree(short, ignore_errors=True)
 
 
-def workers_that_fit(cpus: float, gpus: float) -> int:
-    """How many workers that reserve these cores and GPUs find room in the cluster, each on one of its nodes."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = [(name, share) for name, share in (("CPU", cpus), ("GPU", gpus)) if share]
-    return sum(min(int(node.get(name, 0) // share) for name, share in wanted) for node in nodes)
+@dataclass(frozen=True)
+class Nodes:
+    """What each node of a cluster has: an amount for each resource ('CPU', 'GPU')."""
+
+    resources: tuple[Mapping[str, float], ...]
+
+    def total(self, resource: str) -> int:
+        """How much of a resource they have in all."""
+        return int(sum(node.get(resource, 0) for node in self.resources))
+
+    def room(self, cpus: float, gpus: float) -> int:
+        """How many workers that reserve these cores and GPUs find room, each on one of the nodes."""
+        wanted = [(name, share) for name, share in (("CPU", cpus), ("GPU", gpus)) if share]
+        return sum(min(int(node.get(name, 0) // share) for name, share in wanted) for node in self.resources)
 
 
-def total(resource: str) -> int:
-    """How much of a resource ('CPU', 'GPU') the cluster has in all."""
-    return int(ray.cluster_resources().get(resource, 0))
+def joined_nodes() -> Nodes:
+    """The nodes of the Ray that this process is connected to."""
+    return Nodes(tuple(node["Resources"] for node in ray.nodes() if node["Alive"]))
+
+
+def nodes_of(section: ClusterSection) -> Nodes:
+    """The nodes that a command would have: of `cluster.address`, joined for a moment; else this machine, unstarted.
+
+    Raises:
+        ConfigError, OSError: as `cluster`.
+    """
+    if section.address is not None or ray.is_initialized():
+        with cluster(section):
+            return joined_nodes()
+    from torch import cuda
+
+    num_gpus = cuda.device_count() if section.num_gpus is None else section.num_gpus
+    return Nodes(({"CPU": section.num_cpus or os.cpu_count() or 1, "GPU": num_gpus},))

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from jobs.home import HOME
 
@@ -18,8 +18,15 @@ SUBMISSION = "submission.json"
 PYTHON = "MASKFLEET_PYTHON"
 
 
-def read_submission(folder: Path) -> dict[str, Any]:
-    """Reads the submission file of an unpacked package: `args` (list of words) and `environment` (name -> value)."""
+class Submitted(TypedDict):
+    """The words of a job's command, and its environment variables."""
+
+    args: list[str]
+    environment: dict[str, str]
+
+
+def read_submission(folder: Path) -> Submitted:
+    """Reads the submission file of an unpacked package."""
     return json.loads((folder / SUBMISSION).read_text())
 
 

@@ -171,7 +171,7 @@ class Jobs:
     def _start(self, job_id: str, submission: Submission, dependencies: str, driver_cpus: float) -> None:
         with tempfile.TemporaryDirectory(prefix="maskfleet-submit-") as scratch:
             write_package(Path(scratch), submission)
-            runtime_env: dict[str, Any] = {
+            runtime_env: dict[str, object] = {
                 "working_dir": scratch,
                 "worker_process_setup_hook": SETUP_HOOK,
                 # Nothing secret: Ray logs and shows these.

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.storage.uri import Uri
 
+INCOMPLETE = "incomplete"  # pydantic's type of the error of a section that lacks one of several keys
+
 
 class Section(BaseModel):
     """A group of settings. Unknown keys are refused; values cannot change after validation."""
@@ -62,6 +64,8 @@ def fields_of(section: Any) -> dict[str, FieldInfo]:
 def section_of(kind: Any, path: Sequence[str]) -> Any:
     """The class (a pydantic model or a dataclass) of the section at `path`; a section that may be null counts."""
     for name in path:
+        if name.isdigit():  # the number of an entry in a list of sections
+            continue
         field = fields_of(kind).get(name)
         if field is None:
             return kind

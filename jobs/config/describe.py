@@ -1,6 +1,6 @@
 """Tables of settings: key, type, default, range and meaning of all that a command takes, from the sections' fields.
 
-`maskfleet settings` prints them; docs/settings.md is made of them.
+`maskfleet settings` and `--print-config` print them; completion, suggestions and docs/settings.md are made of them.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic_core import PydanticUndefined
 
-from jobs.commands import COMMANDS
 from jobs.config.base import fields_of
-from jobs.config.segment import RetryConfig
 from pipeline.storage.base import Secret
 
+MISSING = "???"  # stands for the value of a key that has to be given, in a printed configuration
+_CREDENTIAL = "credential"
 _TYPE_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "null", Any: "any"}
 
 
@@ -32,12 +33,16 @@ class Setting:
         type: in words, with the range where there is one.
         default: as JSON, "" where the key has to be given.
         description: what it means, with its unit.
+        choices: the values it may have, where they are few; () elsewhere.
+        is_place: whether it is a path or URI.
     """
 
     key: str
     type: str
     default: str
     description: str
+    choices: tuple[str, ...] = ()
+    is_place: bool = False
 
     @property
     def section(self) -> str:
@@ -45,22 +50,32 @@ class Setting:
         return self.key.rpartition(".")[0]
 
 
-def settings_of(command: str, section: str = "") -> list[Setting]:
-    """The settings of a command, or of one of its sections with the sections below it.
+def settings_of(section: Any, prefix: str = "") -> list[Setting]:
+    """Every setting of a configuration, or of a section of one, in the order of its declaration.
 
-    Raises:
-        KeyError: no such command.
+    Args:
+        section: the class of the configuration or section.
+        prefix: stands in front of each key, such as "model.".
     """
-    every = list(_walk(_configs()[command], ""))
-    return [each for each in every if not section or f"{each.key}.".replace("[]", "").startswith(f"{section}.")]
+    settings = []
+    for name, field in fields_of(section).items():
+        below, is_list = _section_in(field.annotation)
+        if below is not None:
+            settings += settings_of(below, f"{prefix}{name}{'[]' if is_list else ''}.")
+            continue
+        default, limits = _default_and_limits(section, name)
+        kind, choices = _type_and_range(field.annotation, limits), _choices(field.annotation, limits)
+        is_place = "Place(" in str(field.annotation)
+        settings.append(Setting(f"{prefix}{name}", kind, default, field.description, choices, is_place))
+    return settings
 
 
-def command_names() -> list[str]:
-    """The commands that have settings."""
-    return list(_configs())
+def within(settings: Iterable[Setting], section: str) -> list[Setting]:
+    """The settings of a section, such as "model.spec", with the sections below it."""
+    return [each for each in settings if f"{each.key}.".replace("[]", "").startswith(f"{section}.")]
 
 
-def to_text(settings: list[Setting]) -> str:
+def to_text(settings: Iterable[Setting]) -> str:
     """Settings for a terminal: a line for each with key, default and type, its meaning below."""
     lines = []
     for each in settings:
@@ -71,57 +86,66 @@ def to_text(settings: list[Setting]) -> str:
     return "\n".join(lines)
 
 
-def to_markdown() -> str:
-    """docs/settings.md: every setting of every command, each section once with the commands that have it."""
-    tables: dict[tuple[Setting, ...], list[str]] = {}
-    for command in _configs():
-        by_section: dict[str, list[Setting]] = {}
-        for each in settings_of(command):
-            by_section.setdefault(each.section, []).append(each)
-        for rows in by_section.values():
-            tables.setdefault(tuple(rows), []).append(command)
-    parts = [_INTRODUCTION]
-    for settings, commands in sorted(tables.items(), key=lambda item: (item[0][0].section, item[1])):
-        parts.append(f"## `{settings[0].section}` of {', '.join(commands)}\n")
-        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
-        parts += [
-            f"| `{each.key}` | {_cell(each.type)} | {f'`{_cell(each.default)}`' if each.default else 'required'} "
-            f"| {_cell(each.description)} |"
-            for each in settings
-        ]
-        parts.append("")
-    return "\n".join(parts)
+def to_commented_yaml(section: Any, values: Mapping[str, Any]) -> str:
+    """A configuration as YAML that `--config` reads back, each value with its meaning and range behind it.
+
+    Args:
+        section: the class of the configuration.
+        values: as plain dicts, lists and scalars. A value that is left out has its default; one without a default is
+            shown as `???`, which counts as missing where it is read.
+    """
+    return "\n".join(_yaml_lines(section, values, "")) + "\n"
 
 
-def _configs() -> dict[str, type[BaseModel]]:
-    """The configuration of each command; that of retry is read from the run it repairs, so it is in no file."""
-    return {**{name: command.config for name, command in COMMANDS.items()}, "retry": RetryConfig}
-
-
-_INTRODUCTION = """# Settings
-
-Every key that a command takes, as `section.key=value` on the command line or in the file of `--config`. This page is
-made from the program's own declarations by `python -m tests.policy.settings_page`; `maskfleet settings COMMAND` prints
-the same for the version that you have. A key without a default has to be given.
-"""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _walk(section: Any, prefix: str) -> Iterator[Setting]:
+def _yaml_lines(section: Any, values: Mapping[str, Any], indent: str) -> Iterator[str]:
     for name, field in fields_of(section).items():
-        key, kind = f"{prefix}{name}", field.annotation
-        below, is_list = _section_in(kind)
-        if below is not None:
-            yield from _walk(below, f"{key}{'[]' if is_list else ''}.")
-            continue
+        below, is_list = _section_in(field.annotation)
         default, limits = _default_and_limits(section, name)
-        allowed = limits.get("allowed")
-        words = " or ".join(map(json.dumps, allowed)) if allowed else _type_words(kind)
-        span = _range(limits)
-        yield Setting(key, f"{words}, {span}" if span else words, default, field.description)
+        value = values.get(name, json.loads(default) if default else MISSING)
+        if below is not None and not is_list and (isinstance(value, Mapping) or value == MISSING):
+            yield f"{indent}{name}:{_comment(field.description or str(below.__doc__).splitlines()[0])}"
+            yield from _yaml_lines(below, {} if value == MISSING else value, f"{indent}  ")
+        elif below is not None and is_list and isinstance(value, list) and value:
+            yield f"{indent}{name}:{_comment(field.description)}"
+            for entry in value:
+                lines = _yaml_lines(below, entry, "")
+                yield from (f"{indent}{'  ' if number else '- '}{line}" for number, line in enumerate(lines))
+        else:
+            kind = "section" if below is not None else _type_and_range(field.annotation, limits)
+            if kind.startswith(_CREDENTIAL) and value != MISSING:
+                value = None  # stars would be read back as the credential
+            required = "required: " if value == MISSING else ""
+            yield f"{indent}{name}: {_flow(value)}{_comment(f'{required}{field.description} ({kind})')}"
+
+
+def _comment(text: str) -> str:
+    return f"  # {' '.join(text.split())}"
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML in one line."""
+    if value == MISSING:
+        return MISSING
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
+    text = text.removesuffix("...\n").strip()
+    return json.dumps(value) if "\n" in text else text
+
+
+def _type_and_range(kind: Any, limits: Mapping[str, Any]) -> str:
+    allowed = limits.get("allowed")
+    words = " or ".join(map(json.dumps, allowed)) if allowed else _type_words(kind)
+    span = _range(limits)
+    return f"{words}, {span}" if span else words
+
+
+def _choices(kind: Any, limits: Mapping[str, Any]) -> tuple[str, ...]:
+    if limits.get("allowed"):
+        return tuple(map(str, limits["allowed"]))
+    if get_origin(kind) is Literal:
+        return tuple(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(choice for arg in get_args(kind) for choice in _choices(arg, {}))
+    return ("true", "false") if kind is bool else ()
 
 
 def _section_in(kind: Any) -> tuple[Any, bool]:
@@ -137,7 +161,7 @@ def _section_in(kind: Any) -> tuple[Any, bool]:
     return None, False
 
 
-def _default_and_limits(section: Any, name: str) -> tuple[str, dict[str, Any]]:
+def _default_and_limits(section: Any, name: str) -> tuple[str, Mapping[str, Any]]:
     """The default as JSON ("" for none), and the limits by name: ge, gt, le, lt, min_length, allowed."""
     if issubclass(section, BaseModel):
         info = section.model_fields[name]
@@ -193,5 +217,5 @@ def _type_words(kind: Any) -> str:
     if origin in (dict, Mapping):
         return "mapping"
     if kind in (Secret, SecretStr):
-        return "credential"
+        return _CREDENTIAL
     return _TYPE_WORDS.get(kind, getattr(kind, "__name__", str(kind)))

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from jobs.config.base import fields_of, section_of
+from jobs.config.base import INCOMPLETE, fields_of, flatten, section_of
+from jobs.config.describe import MISSING, settings_of, to_commented_yaml
 from jobs.config.places import map_places
 from jobs.home import shipped_configs
 from pipeline.manifest import sha256_of, to_json
@@ -30,6 +31,10 @@ Config = TypeVar("Config", bound=BaseModel)
 
 class ConfigError(ValueError):
     """A wrong configuration; the message names the key, the value and what is allowed."""
+
+
+class IncompleteError(ConfigError):
+    """A configuration that lacks nothing but keys that have to be given."""
 
 
 def load_config(
@@ -51,15 +56,92 @@ def load_config(
     Raises:
         ConfigError: an unreadable file, a wrong key, a value out of range, or a place that no store can have; a line
             for each fault.
+        IncompleteError: there is no other fault than missing keys.
     """
-    values = read_yaml(find_config(file, folder)) if file is not None else copy.deepcopy(base or {})
-    for word in overrides:
-        _override(values, word)
-    where = f" (in {file} and the command line)" if file is not None else ""
+    values = _read_values(kind, file, overrides, base, folder)
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(kind, fault) for fault in error.errors()) + where) from None
+        raise _to_config_error(kind, error, file) from None
+    _check_places(kind, to_plain(config), file)
+    return config
+
+
+def print_config(kind: type[BaseModel], file: str | Path | None, overrides: Sequence[str], folder: str = "") -> str:
+    """The configuration as commented YAML that `--config` reads back, see `to_commented_yaml`; keys may be missing.
+
+    Raises:
+        ConfigError: as `load_config`, save for missing keys.
+    """
+    values = _read_values(kind, file, overrides, None, folder)
+    try:
+        plain = to_plain(kind.model_validate(values))
+    except ValidationError as error:
+        if not isinstance(fault := _to_config_error(kind, error, file), IncompleteError):
+            raise fault from None
+        plain = {name: _to_plain_section(kind.model_fields[name].annotation, part) for name, part in values.items()}
+    _check_places(kind, plain, file)
+    return to_commented_yaml(kind, plain)
+
+
+def required_keys(kind: type[BaseModel]) -> list[str]:
+    """The keys that have to be given, dotted."""
+    try:
+        kind.model_validate(_read_values(kind, None, (), None, ""))
+    except ValidationError as error:
+        return [".".join(map(str, fault["loc"])) for fault in error.errors() if fault["type"] == "missing"]
+    return []
+
+
+def _read_values(
+    kind: type[BaseModel], file: str | Path | None, overrides: Sequence[str], base: dict[str, Any] | None, folder: str
+) -> dict[str, Any]:
+    """The values of a file, or those of `base`, with overrides; sections that have to be given are there, if empty."""
+    values = read_yaml(find_config(file, folder)) if file is not None else copy.deepcopy(base or {})
+    for word in overrides:
+        _override(values, word)
+    _drop_missing(values)
+    _add_sections(kind, values)
+    return values
+
+
+def _drop_missing(values: Any) -> None:
+    """Takes out the keys that a printed configuration shows as missing, in place."""
+    for name, value in list(values.items()) if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, dict | list):
+            _drop_missing(value)
+        elif value == MISSING and isinstance(values, dict):
+            del values[name]
+
+
+def _add_sections(kind: type[BaseModel], values: dict[str, Any]) -> None:
+    """Puts an empty section where a required one is missing, so that its keys are named as missing."""
+    for name, field in kind.model_fields.items():
+        if fields_of(field.annotation):
+            if field.is_required() and values.get(name) is None:
+                values[name] = {}
+            section: Any = field.annotation
+            if issubclass(section, BaseModel) and isinstance(values.get(name), dict):
+                _add_sections(section, values[name])
+
+
+def _to_plain_section(kind: Any, values: Any) -> Any:
+    """A section with its defaults, as plain values; as given where it is incomplete."""
+    section = TypeAdapter(kind)
+    try:
+        return section.dump_python(section.validate_python(values), mode="json")
+    except ValidationError:
+        return values
+
+
+def _to_config_error(kind: type[BaseModel], error: ValidationError, file: str | Path | None) -> ConfigError:
+    text = "\n".join(_sentence(kind, fault) for fault in error.errors()) + _where(file)
+    is_incomplete = all(fault["type"] in ("missing", INCOMPLETE) for fault in error.errors())
+    return IncompleteError(text) if is_incomplete else ConfigError(text)
+
+
+def _check_places(kind: type[BaseModel], values: dict[str, Any], file: str | Path | None) -> None:
+    """Raises ConfigError for places that no store can have."""
     faults: list[str] = []
 
     def check(key: str, uri: str) -> str:
@@ -69,10 +151,13 @@ def load_config(
             faults.append(f"{key}: {error}")
         return uri
 
-    map_places(kind, to_plain(config), check)
+    map_places(kind, values, check)
     if faults:
-        raise ConfigError("\n".join(faults) + where)
-    return config
+        raise ConfigError("\n".join(faults) + _where(file))
+
+
+def _where(file: str | Path | None) -> str:
+    return "" if file is None else f" (in {file} and the command line)"
 
 
 def to_plain(config: BaseModel | Settings) -> dict[str, Any]:
@@ -169,22 +254,37 @@ def _value(text: str) -> Any:
 
 def _sentence(kind: type[BaseModel], fault: Any) -> str:
     """One error of pydantic's as 'key: value is not allowed: reason'; values of credentials are left out."""
-    names = [str(part) for part in fault["loc"]]
+    names, value = [str(part) for part in fault["loc"]], fault["input"]
     key = ".".join(names) or "the configuration"
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        allowed = _keys_of(kind, names[:-1])
-        similar = difflib.get_close_matches(names[-1], allowed, 1)
-        hint = f"did you mean {similar[0]}? " if similar else ""
-        return f"{key}: there is no such key; {hint}allowed are {', '.join(allowed)}"
+        key = next(iter(flatten(value, f"{key}.")))
+        similar = similar_key(kind, key)
+        hint = f"did you mean {similar}? " if similar else ""
+        return f"{key}: there is no such key; {hint}allowed are {', '.join(_keys_of(kind, names[:-1]))}"
     if fault["type"] == "missing":
         return f"{key}: missing; {_about(kind, names)}"
     reason = fault["msg"].removeprefix("Value error, ")
+    if of_spec := re.match(r"(\w+)='(.*?)': (allowed are .*)", reason):  # a field of a component's own dataclass
+        key, value, reason = f"{key}.{of_spec[1]}", of_spec[2], of_spec[3]
     reason = reason[:1].lower() + reason[1:]
-    value = str(fault["input"])
-    is_secret = _is_secret(key) or re.search(r"://[^/]*@", value) is not None
-    if isinstance(fault["input"], dict | BaseModel) or len(value) > 200 or is_secret:
+    if reason.startswith(f"{key}."):  # a section that is wrong as a whole, with the name of the key
+        return reason
+    choices = [each for each in re.findall("'([^']*)'", reason) if each != str(value)]
+    if close := difflib.get_close_matches(str(value), choices, 1):
+        reason += f"; did you mean {close[0]}?"
+    is_secret = _is_secret(key) or re.search(r"://[^/]*@", str(value)) is not None
+    if isinstance(value, dict | BaseModel) or len(str(value)) > 200 or is_secret:
         return f"{key}: {reason}"
-    return f"{key}: {fault['input']!r} is not allowed: {reason}"
+    return f"{key}: {value!r} is not allowed: {reason}"
+
+
+def similar_key(kind: type[BaseModel], key: str) -> str | None:
+    """The key or section of a configuration that was meant by a wrong dotted one, or by an option; None for none."""
+    key = re.sub(r"\.\d+", "[]", key)  # as `Setting.key` shows the entries of a list
+    keys = [each.key for each in settings_of(kind)]
+    close = difflib.get_close_matches(key, [*keys, *kind.model_fields], 1, 0.85)
+    elsewhere = [each for each in keys if each.rpartition(".")[2] == key.rpartition(".")[2]]
+    return next(iter([*close, *elsewhere, *difflib.get_close_matches(key, [*keys, *kind.model_fields], 1)]), None)
 
 
 def _is_secret(key: str) -> bool:

@@ -11,8 +11,7 @@ from jobs.config.base import ClusterSection, OutputSection, Section
 from pipeline.dataset.source import AnnotationSource, OptionalSource, UnknownCategories
 from pipeline.dataset.types import FORMATS as ANNOTATION_FORMATS
 from pipeline.evaluation.settings import BootstrapSettings, CountSettings, EvaluationSettings
-from pipeline.results.export import FORMATS as EXPORT_FORMATS
-from pipeline.results.history import FIGURES
+from pipeline.results import EXPORT_FORMATS, FIGURES
 from pipeline.settings import setting
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import Uri

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from jobs.config.base import ClusterSection, OutputSection, Section, field_of
+from jobs.config.base import INCOMPLETE, ClusterSection, OutputSection, Section, field_of
 from model.presets import preset
 from model.spec import ModelSpec
 from pipeline.dataset.source import AnnotationFormat, AnnotationSource, UnknownCategories
@@ -239,7 +240,8 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
         if self.max_steps is None and self.num_epochs is None:
-            raise ValueError("train.max_steps and train.num_epochs are both null; at least one must say when to end")
+            reason = "train.max_steps and train.num_epochs are both null; at least one must say when to end"
+            raise PydanticCustomError(INCOMPLETE, reason)
         if self.validate_every_steps is not None and self.validate_every_epochs is not None:
             raise ValueError("train.validate_every_steps and train.validate_every_epochs are both set; give one")
         if self.early_stop_patience is not None and not self.validates:

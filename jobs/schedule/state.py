@@ -18,7 +18,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from pipeline.manifest import to_json
 from pipeline.storage.base import Storage
@@ -37,9 +36,9 @@ class TickState:
         last_number: number of the newest record in `started`; 0 without any. Earlier ones may have been released.
     """
 
-    started: list[dict[str, Any]] = field(default_factory=list)
+    started: list[dict[str, str]] = field(default_factory=list)
     is_queued: bool = False
-    done: dict[str, Any] | None = None
+    done: dict[str, str | list[str]] | None = None
     last_number: int = 0
 
 
@@ -81,7 +80,7 @@ class ScheduleState:
                 state.last_number = int(name.removeprefix("started-").removesuffix(".json"))
         return states
 
-    def start(self, task: str, tick: datetime, number: int, record: Mapping[str, Any]) -> bool:
+    def start(self, task: str, tick: datetime, number: int, record: Mapping[str, object]) -> bool:
         """Puts the record of start `number` (from 1); returns False where another scheduler has put it before."""
         return self.storage.put_if_absent(_start_key(task, tick, number), to_json(dict(record)))
 
@@ -93,7 +92,7 @@ class ScheduleState:
         """Marks a tick as waiting for an earlier one; it is then run even if it is late."""
         self.storage.put_if_absent(f"{_tick_key(task, tick)}/queued.json", to_json({}))
 
-    def finish(self, task: str, tick: datetime, record: Mapping[str, Any]) -> bool:
+    def finish(self, task: str, tick: datetime, record: Mapping[str, object]) -> bool:
         """Puts the final record of a tick; returns False, and keeps the earlier record, where there is one."""
         return self.storage.put_if_absent(f"{_tick_key(task, tick)}/done.json", to_json(dict(record)))
 

@@ -191,7 +191,7 @@ def due_evaluations(
         checkpoint = find_checkpoint(uri, settings=settings)
         model = weights_hash(checkpoint, settings)
         for data in section.data:
-            identity = (model, truth_hash(AnnotationSource(uri=data.ground_truth, format=data.format)))
+            identity = (model, truth_hash(AnnotationSource(uri=data.ground_truth, format=data.format), settings))
             if identity not in evaluated:
                 evaluated.add(identity)
                 yield checkpoint, data

@@ -7,12 +7,12 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.config.sweep import EffectSection, SweepConfig
+from jobs.config.sweep import EffectSection
 from jobs.training.output import TrainingOutput
 from pipeline.storage.base import Storage
 
@@ -33,155 +33,183 @@ _DEFINITION = (
 )
 
 
-def make_row(
-    name: str, values: Mapping[str, Any], seed: int, output: TrainingOutput, error: str | None
-) -> dict[str, Any]:
-    """A trial's row: trial, status ("done" or "failed"), error, its values, seed, FIGURES and other measurements.
+@dataclass(frozen=True)
+class TrialRow:
+    """A trial's row of the table.
 
-    The figures are those of the last validation; one that was not measured is None, and so are all of a failed trial.
-    `best_segm_AP` is the highest of all validations, so it is selected on the very set it is measured on. `step` and
-    `epoch` are 0 where no step was logged.
+    Attributes:
+        trial: Its name.
+        error: Why it failed; None for a trial that is done.
+        values: Its case, and its value of each key of the grid.
+        seed: Its train.seed.
+        figures: Of FIGURES those that the last validation measured; none of a failed trial.
+        best_segm_ap: The highest segm AP of all validations, so it is selected on the very set it is measured on.
+        step, epoch: Of the last logged step; 0 without one.
+        loss, images_per_s: Of the last logged step, and the mean over all of them; None without one.
+        output: URI of its training.
     """
+
+    trial: str
+    error: str | None
+    values: Mapping[str, object]
+    seed: int
+    figures: Mapping[str, float]
+    best_segm_ap: float | None
+    step: int
+    epoch: float
+    loss: float | None
+    images_per_s: float | None
+    output: str
+
+    @property
+    def status(self) -> str:
+        """ "done" or "failed"."""
+        return "done" if self.error is None else "failed"
+
+
+def make_row(name: str, values: Mapping[str, object], seed: int, output: TrainingOutput, error: str | None) -> TrialRow:
+    """The row of a trial from what its training has written."""
     rows = output.read_metrics()
     validations = [row for row in rows if "validation_s" in row] if error is None else []
     steps = [row for row in rows if "loss" in row]
-    last = validations[-1] if validations else {}
-    scores = [row["segm_AP"] for row in validations if "segm_AP" in row]
-    return {
-        "trial": name,
-        "status": "done" if error is None else "failed",
-        "error": error,
-        **values,
-        "seed": seed,
-        **{figure: last.get(figure) for figure in FIGURES},
-        "best_segm_AP": max(scores) if scores else None,
-        "step": steps[-1]["step"] if steps else 0,
-        "epoch": steps[-1]["epoch"] if steps else 0.0,
-        "loss": steps[-1]["loss"] if steps else None,
-        "images_per_s": statistics.fmean(row["images_per_s"] for row in steps) if steps else None,
-        "output": output.uri,
-    }
+    last: Mapping[str, float] = validations[-1] if validations else {}
+    return TrialRow(
+        name,
+        error,
+        values,
+        seed,
+        {figure: last[figure] for figure in FIGURES if figure in last},
+        best_segm_ap=max((row["segm_AP"] for row in validations if "segm_AP" in row), default=None),
+        step=int(steps[-1]["step"]) if steps else 0,
+        epoch=steps[-1]["epoch"] if steps else 0.0,
+        loss=steps[-1]["loss"] if steps else None,
+        images_per_s=statistics.fmean(row["images_per_s"] for row in steps) if steps else None,
+        output=output.uri,
+    )
 
 
-def write_results(output: Storage, rows: Sequence[Mapping[str, Any]], config: SweepConfig) -> None:
+def write_results(output: Storage, rows: Sequence[TrialRow], effects: Sequence[EffectSection]) -> None:
     """Writes results.parquet, results.md and results.png, replacing earlier ones; without rows it writes nothing."""
     if not rows:
         return
-    axes = [*(["case"] if config.sweep.cases else []), *config.sweep.grid]
     buffer = io.BytesIO()
-    pq.write_table(_to_table(rows, axes), buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(_to_table(rows), buffer, compression="zstd", write_page_checksum=True)
     output.write_bytes(f"{RESULTS}.parquet", buffer.getvalue())
-    output.write_bytes(f"{RESULTS}.md", to_markdown(rows, axes, config.sweep.effects).encode())
-    output.write_bytes(f"{RESULTS}.png", plot(rows, axes))
+    output.write_bytes(f"{RESULTS}.md", to_markdown(rows, effects).encode())
+    output.write_bytes(f"{RESULTS}.png", plot(rows))
 
 
-def _to_table(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> pa.Table:
-    columns: dict[str, pa.Array] = {}
-    for name in rows[0]:
-        values = [row[name] for row in rows]
-        if name in FIGURES or name in ("epoch", "loss", "images_per_s", "best_segm_AP"):
-            dtype = pa.float64()
-        elif name in ("seed", "step"):
-            dtype = pa.int64()
-        elif name in axes and all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            dtype = pa.int64()
-        elif name in axes and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            dtype = pa.float64()
-        else:
-            dtype = pa.string()
-            values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
-        columns[name] = pa.array(values, dtype)
-    return pa.table(columns)
+def _to_table(rows: Sequence[TrialRow]) -> pa.Table:
+    text, number, whole = pa.string(), pa.float64(), pa.int64()
+
+    def column(name: str, dtype: pa.DataType) -> pa.Array:
+        return pa.array([getattr(row, name) for row in rows], dtype)
+
+    return pa.table(
+        {
+            **{name: column(name, text) for name in ("trial", "status", "error")},
+            **{axis: _axis_column([row.values[axis] for row in rows]) for axis in rows[0].values},
+            "seed": column("seed", whole),
+            **{name: pa.array([row.figures.get(name) for row in rows], number) for name in FIGURES},
+            "best_segm_AP": column("best_segm_ap", number),
+            "step": column("step", whole),
+            **{name: column(name, number) for name in ("epoch", "loss", "images_per_s")},
+            "output": column("output", text),
+        }
+    )
 
 
-def _group_by_axes(
-    rows: Sequence[Mapping[str, Any]], axes: Sequence[str]
-) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
-    """The rows by their values of all axes, as text; seeds of the same values are one group. In order of the rows."""
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+def _axis_column(values: Sequence[object]) -> pa.Array:
+    """The values of one key of the grid: numbers where all of them are, else text."""
+    if all(type(value) in (int, float) for value in values):
+        return pa.array(values, pa.int64() if all(type(value) is int for value in values) else pa.float64())
+    return pa.array([None if value is None else _text(value) for value in values], pa.string())
+
+
+def _group_by_values(rows: Sequence[TrialRow]) -> dict[tuple[str, ...], list[TrialRow]]:
+    """The rows by their values, as text; seeds of the same values are one group. In order of the rows."""
+    groups: dict[tuple[str, ...], list[TrialRow]] = {}
     for row in rows:
-        groups.setdefault(tuple(_text(row[axis]) for axis in axes), []).append(row)
+        groups.setdefault(tuple(map(_text, row.values.values())), []).append(row)
     return groups
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def to_markdown(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effects: Sequence[EffectSection] = ()) -> str:
+def to_markdown(rows: Sequence[TrialRow], effects: Sequence[EffectSection] = ()) -> str:
     """A Markdown page: means and standard deviations over the seeds, published effects, every trial."""
+    axes = list(rows[0].values)
     lines = ["# Results", "", _DEFINITION, ""]
-    head = [*axes, "seeds", *_SHOWN.values()]
-    lines += _table_head(head, num_text=len(axes))
-    for setting, group in _group_by_axes(rows, axes).items():
-        done = [row for row in group if row["status"] == "done"]
-        cells = [_mean([row[figure] for row in done]) for figure in _SHOWN]
+    lines += _table_head([*axes, "seeds", *_SHOWN.values()], num_text=len(axes))
+    for setting, group in _group_by_values(rows).items():
+        done = [row for row in group if row.error is None]
+        cells = [_mean([row.figures.get(figure) for row in done]) for figure in _SHOWN]
         failed = f" (+ {len(group) - len(done)} failed)" if len(done) < len(group) else ""
         lines.append(_line([*setting, f"{len(done)}{failed}", *cells]))
     if effects:
         lines += ["", "## Beside published differences", ""]
         head = ["effect", "figure", "published, points", "here, points", "seeds", "same sign", "source"]
         lines += _table_head(head, num_text=2)
-        lines += [_line(_effect_cells(rows, axes, effect)) for effect in effects]
+        lines += [_line(_effect_cells(rows, effect)) for effect in effects]
     lines += ["", "## Every trial", ""]
     lines += _table_head(["trial", "seed", "steps", *_SHOWN.values(), "error"], num_text=1)
     for row in rows:
-        cells = [_figure(row[figure]) for figure in _SHOWN]
-        error = " ".join((row["error"] or "").split()).replace("|", "\\|")
-        lines.append(_line([row["trial"], str(row["seed"]), str(row["step"]), *cells, error]))
+        cells = [_figure(row.figures.get(figure)) for figure in _SHOWN]
+        error = " ".join((row.error or "").split()).replace("|", "\\|")
+        lines.append(_line([row.trial, str(row.seed), str(row.step), *cells, error]))
     return "\n".join(lines) + "\n"
 
 
-def _effect_cells(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effect: EffectSection) -> list[str]:
-    differences = paired_differences(rows, axes, effect)
+def _effect_cells(rows: Sequence[TrialRow], effect: EffectSection) -> list[str]:
+    points = [100 * difference for difference in paired_differences(rows, effect)]
     measured, same_sign = "", "not measured"
-    if differences:
-        points = [100 * difference for difference in differences]
+    if points:
         spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
         measured = f"{statistics.fmean(points):+.1f}{spread}"
-        agreeing = sum(point * effect.published > 0 for point in points)
-        same_sign = f"{agreeing} of {len(points)}"
+        same_sign = f"{sum(point * effect.published > 0 for point in points)} of {len(points)}"
     return [
         f"{effect.of} over {effect.over}",
         effect.figure.replace("_", " "),
         f"{effect.published:+.1f}",
         measured,
-        str(len(differences)),
+        str(len(points)),
         same_sign,
         effect.source,
     ]
 
 
-def paired_differences(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], effect: EffectSection) -> list[float]:
+def paired_differences(rows: Sequence[TrialRow], effect: EffectSection) -> list[float]:
     """The effect's figure in case `effect.of` minus that in `effect.over`, as fractions (0.01 is a point).
 
     One difference for each pair of done trials that differ in nothing but the case; empty without such a pair.
     """
-    shared_axes = [axis for axis in axes if axis != "case"] + ["seed"]
-    by_case: dict[str, dict[tuple[str, ...], float]] = {effect.of: {}, effect.over: {}}
+    figures: dict[tuple[object, ...], float] = {}  # by case, other values and seed
     for row in rows:
-        if row["status"] == "done" and row.get("case") in by_case and row[effect.figure] is not None:
-            by_case[row["case"]][tuple(_text(row[name]) for name in shared_axes)] = row[effect.figure]
-    over = by_case[effect.over]
-    return [value - over[point] for point, value in by_case[effect.of].items() if point in over]
+        if effect.figure in row.figures:
+            others = [_text(value) for axis, value in row.values.items() if axis != "case"]
+            figures[row.values.get("case"), *others, row.seed] = row.figures[effect.figure]
+    return [
+        figure - figures[effect.over, *others]
+        for (case, *others), figure in figures.items()
+        if case == effect.of and (effect.over, *others) in figures
+    ]
 
 
-def plot(rows: Sequence[Mapping[str, Any]], axes: Sequence[str], figure: str = "segm_AP") -> bytes:
-    """A PNG: for each combination of values a bar of the mean figure over the seeds, and a dot for every seed.
+def plot(rows: Sequence[TrialRow]) -> bytes:
+    """A PNG: for each combination of values a bar of the mean segm AP over the seeds, and a dot for every seed.
 
-    Where no trial has the figure, that of boxes (bbox_AP) is shown.
+    Where no trial has one, it is the bbox AP.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not any(row[figure] is not None for row in rows):
-        figure = "bbox_AP"
-    groups = _group_by_axes(rows, axes)
+    figure = "segm_AP" if any("segm_AP" in row.figures for row in rows) else "bbox_AP"
+    axes, groups = list(rows[0].values), _group_by_values(rows)
     image = Figure(figsize=(8, 1.2 + 0.32 * len(groups)), layout="constrained")
-    FigureCanvasAgg(image)
     plot_axes = image.subplots()
     for y, group in enumerate(groups.values()):
-        values = [row[figure] for row in group if row[figure] is not None]
+        values = [row.figures[figure] for row in group if figure in row.figures]
         if values:
             plot_axes.barh(y, statistics.fmean(values), color="#9db8d9", height=0.62)
             plot_axes.plot(values, [y] * len(values), "o", color="#1f4e8c", markersize=4)

@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jobs.cluster.start import cluster, total
+from jobs.cluster.start import cluster, joined_nodes, nodes_of
 from jobs.config.base import flatten
 from jobs.config.load import ConfigError, find_config, load_config, read_yaml, set_value, to_plain
 from jobs.config.sweep import DrawSection, SweepConfig
 from jobs.config.train import NOT_IDENTITY, TrainConfig
-from jobs.sweep.results import make_row, write_results
+from jobs.sweep.results import TrialRow, make_row, write_results
 from jobs.training.events import TrainEvent, last_line, start_board
 from jobs.training.output import TrainingOutput
 from jobs.training.train import (
     TrainingFailed,
-    check_cluster,
+    check_room,
     prepare_train,
     run_train,
     run_train_here,
@@ -42,7 +42,8 @@ from jobs.training.train import (
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import sha256_of, to_json
 from pipeline.storage.base import Storage
-from pipeline.storage.stores import open_storage, use_settings
+from pipeline.storage.files import Location
+from pipeline.storage.stores import open_storage
 
 if TYPE_CHECKING:
     from ray import tune
@@ -63,7 +64,7 @@ class Trial:
     """
 
     name: str
-    values: dict[str, Any]
+    values: Mapping[str, object]
     seed: int
     config: TrainConfig
 
@@ -84,6 +85,18 @@ class SweepPlan:
     trials: tuple[Trial, ...]
     finished: frozenset[str]
 
+    @property
+    def waiting(self) -> list[Trial]:
+        """The trials that are not trained yet."""
+        return [trial for trial in self.trials if trial.name not in self.finished]
+
+    def check_cluster(self) -> None:
+        """Raises ConfigError where the cluster does not answer, or is too small for a trial."""
+        if waiting := self.waiting:
+            nodes = nodes_of(self.config.cluster)
+            for trial in waiting:
+                check_room(trial.config, nodes)
+
     def describe(self) -> str:
         """One line that says how many trainings there are and what they differ in."""
         axes = [f"{len(values)} x {key}" for key, values in self.config.sweep.grid.items()]
@@ -97,19 +110,19 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Results of a sweep: the rows of its table (see `jobs.sweep.results.make_row`) and its output's URI."""
+    """Results of a sweep: the rows of its table and its output's URI."""
 
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[TrialRow, ...]
     output_uri: str
 
     @property
     def num_failed(self) -> int:
         """Number of trials that failed."""
-        return sum(row["status"] != "done" for row in self.rows)
+        return sum(row.error is not None for row in self.rows)
 
     def describe(self) -> str:
         """A line for each failed trial, and one that says where the table is."""
-        lines = [f"{row['trial']} failed: {row['error']}" for row in self.rows if row["status"] != "done"]
+        lines = [f"{row.trial} failed: {row.error}" for row in self.rows if row.error is not None]
         num_done = len(self.rows) - self.num_failed
         lines.append(f"{num_done} of {len(self.rows)} trainings -> {self.output_uri}/results.md")
         return "\n".join(lines)
@@ -132,9 +145,10 @@ def prepare_sweep(config: SweepConfig) -> SweepPlan:
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"sweep: two trials are the same training ({duplicates[0]}); allowed is each value once")
     finished = frozenset(trial.name for trial in trials if _output_of(trial.config).read_finished() is not None)
+    plan = SweepPlan(config, output, trials, finished)
     if config.draw is None:
-        _check_data([trial for trial in trials if trial.name not in finished])
-    return SweepPlan(config, output, trials, finished)
+        _check_data(plan.waiting)
+    return plan
 
 
 def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = None) -> SweepResult:
@@ -147,18 +161,16 @@ def run_sweep(plan: SweepPlan, *, on_progress: Callable[[str], None] | None = No
         on_progress: Called with one line about the state of the sweep whenever it changes.
 
     Raises:
-        ConfigError: Drawn data that does not fit a trial, or a cluster too small for one.
+        ConfigError: Drawn data that does not fit a trial, or a cluster too small for one, where nothing was written.
     """
-    waiting = [trial for trial in plan.trials if trial.name not in plan.finished]
     table = _Table(plan)
-    if waiting:
-        plan.output.write_bytes(CONFIG, _to_saved(plan.config))
-        if plan.config.draw is not None:
-            _draw(plan.config.draw, plan.output)
-            _check_data(waiting)
+    if waiting := plan.waiting:
         with cluster(plan.config.cluster):
-            for trial in waiting:
-                check_cluster(trial.config)
+            plan.check_cluster()
+            plan.output.write_bytes(CONFIG, _to_saved(plan.config))
+            if plan.config.draw is not None:
+                _draw(plan.config.draw, plan.output)
+                _check_data(waiting)
             _tune(plan, waiting, table, on_progress or (lambda line: None))
     return SweepResult(tuple(table.write(is_last=True)), plan.output.uri)
 
@@ -199,7 +211,12 @@ def iter_trials(config: SweepConfig, output: Storage) -> Iterator[Trial]:
 
 
 def _trial(
-    plain: dict[str, Any], values: dict[str, Any], seed: int, label: str, config: SweepConfig, output: Storage
+    plain: dict[str, object],
+    values: Mapping[str, object],
+    seed: int,
+    label: str,
+    config: SweepConfig,
+    output: Storage,
 ) -> Trial:
     """The trial of the plain settings; `label` names it in errors."""
     try:
@@ -213,7 +230,7 @@ def _trial(
         )
     identity = {key: value for key, value in flatten(to_plain(train)).items() if _is_identity(key)}
     name = f"{_slug([*values.values(), f's{seed}'])}-{sha256_of(to_json(identity))[:8]}"
-    sections: dict[str, Any] = {"storage": config.storage, "cluster": config.cluster}
+    sections: dict[str, object] = {"storage": config.storage, "cluster": config.cluster}
     if config.draw is not None:
         folder = output.uri_of(_data_folder(config.draw))
         sections["data"] = train.data.model_copy(update={"train": f"{folder}/train.json", "val": f"{folder}/val.json"})
@@ -227,7 +244,7 @@ def _is_identity(key: str) -> bool:
     return key not in NOT_IDENTITY and key.split(".")[0] not in ("storage", "cluster", "output")
 
 
-def _slug(values: list[Any]) -> str:
+def _slug(values: list[object]) -> str:
     """The values as a readable part of a folder name: lower case, at most 60 characters."""
     words = [re.sub(r"[^a-z0-9.]+", "-", str(value).lower()).strip("-.")[:24] for value in values]
     return "-".join(word for word in words if word)[:60]
@@ -245,7 +262,7 @@ def _draw(draw: DrawSection, output: Storage) -> None:
     """Draws the data unless it is complete, which its last file shows."""
     folder = _data_folder(draw)
     if not output.exists(f"{folder}/unlabelled_truth.json"):
-        draw_shapes(output.uri_of(folder), num_unlabelled=0, **draw.model_dump())
+        draw_shapes(Location(output.uri_of(folder), output.settings), num_unlabelled=0, **draw.model_dump())
 
 
 def _check_data(trials: list[Trial]) -> None:
@@ -316,7 +333,8 @@ def _max_concurrent(trials: list[Trial]) -> int:
     sections = [trial.config.train for trial in trials]
     cpus = max(train.num_workers * (train.cpus_per_worker or 1) for train in sections)
     gpus = max(train.num_workers * train.use_gpu for train in sections)
-    limits = [total("CPU") // cpus] + ([total("GPU") // gpus] if gpus else [])
+    nodes = joined_nodes()
+    limits = [nodes.total("CPU") // cpus] + ([nodes.total("GPU") // gpus] if gpus else [])
     return max(1, min(limits))
 
 
@@ -328,24 +346,23 @@ def _resources(config: TrainConfig) -> dict[str, float]:
     return {"CPU": train.cpus_per_worker or 1, "GPU": int(train.use_gpu)}
 
 
-def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig], board: Any) -> dict[str, Any]:
+def _train_trial(point: Mapping[str, Any], *, configs: Mapping[str, TrainConfig], board: Any) -> dict[str, str | None]:
     """Ray Tune's function for a trial: a whole `maskfleet train`; returns its error, if any, as {"error": sentence}.
 
     A single worker is this process itself, which Tune uses for one trial after another; several are Ray Train's.
     """
     name = point["trial"]
     config = configs[name]
-    use_settings(config.storage)
 
     def say(event: TrainEvent) -> None:
         board.push.remote(f"{name}: {event.describe()}")
 
     try:
         plan = prepare_train(config)
-        result = (run_train if config.train.num_workers > 1 else run_train_here)(plan, on_progress=say)
+        (run_train if config.train.num_workers > 1 else run_train_here)(plan, on_progress=say)
     except (ValueError, OSError, TrainingFailed) as error:
         return {"error": str(error)}
-    return {"error": None, "num_restarts": result.num_restarts}
+    return {"error": None}
 
 
 class _Table:
@@ -355,7 +372,7 @@ class _Table:
         self.plan = plan
         self.errors: dict[str, str] = {}
 
-    def write(self, *, is_last: bool = False) -> list[dict[str, Any]]:
+    def write(self, *, is_last: bool = False) -> list[TrialRow]:
         """Writes the table of the ended trials (with is_last, of all) and returns its rows."""
         rows = []
         for trial in self.plan.trials:
@@ -367,7 +384,7 @@ class _Table:
                     continue
                 error = "the training did not finish"
             rows.append(make_row(trial.name, trial.values, trial.seed, output, None if finished else error))
-        write_results(self.plan.output, rows, self.plan.config)
+        write_results(self.plan.output, rows, self.plan.config.sweep.effects)
         return rows
 
 

@@ -8,14 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from model.training.train_step import ALONE, MicroBatch, WorkerRank
 from pipeline.dataset.loader import Sample, SampleSet, sample_at
 from pipeline.dataset.photos import EXIF_KEPT
-
-# Keys of a target that the network takes.
-_NETWORK_TARGETS = ("boxes", "labels", "masks", "keypoints", "ignore_boxes", "labelled_classes")
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class BatchStream:
         )
         num_processes = loading.num_processes
         self._loader = DataLoader(
-            _Samples(samples),
+            samples,
             batch_sampler=self.order,
             num_workers=num_processes,
             collate_fn=_Prepared,
@@ -113,22 +110,6 @@ class BatchStream:
             started = time.perf_counter()
             prepared = next(self._batches)
             yield prepared.to_step(self.batch_size, time.perf_counter() - started)
-
-
-class _Samples(Dataset[Sample]):
-    """The samples of a set by (epoch, index), with only those keys of their targets that the network takes."""
-
-    def __init__(self, samples: SampleSet) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        sample = self.samples.load_sample(*key)
-        # Each tensor that a child process sends costs a file descriptor.
-        target = {name: sample.target[name] for name in _NETWORK_TARGETS if name in sample.target}
-        return dataclasses.replace(sample, target=target)
 
 
 class _Prepared:

@@ -18,7 +18,7 @@ class TrainEvent:
 
     Attributes:
         kind: "note", "start", "started" (a worker), "resume", "step", "checkpoint", "validation", "broken", "unturned",
-            "non_finite", "set_aside", "restart" or "done".
+            "non_finite", "set_aside", "restart" or "interrupted".
         message: One line, ready to be shown.
         rank: The worker that reports it; -1 is the driver.
         values: Values by name; of a "step": step, max_steps, epoch, learning_rate, loss, each loss term, images_per_s,

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from jobs.training.output import TrainingOutput
 
@@ -27,7 +26,7 @@ class History:
 
     def __init__(self, output: TrainingOutput | None) -> None:
         self.output = output
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, float]] = []
         self.prediction_s = 0.0
         self._num_logged = 0
         self._expected: list[tuple[int, float, str, Future[dict[str, float]]]] = []
@@ -40,7 +39,7 @@ class History:
             self._num_logged = len(self.rows)
             self._resumed_at = step
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, float]) -> None:
         """Appends a row: values by name, one of them `step`."""
         self.rows.append(dict(row))
 
@@ -48,11 +47,12 @@ class History:
         """Registers a validation whose figures are still being computed; `prefix` is put before their names."""
         self._expected.append((step, epoch, prefix, figures))
 
-    def collect(self) -> dict[str, Any] | None:
+    def collect(self) -> dict[str, float] | None:
         """Waits for the figures of the last validation; appends and returns their row, None without a validation."""
         if not self._expected:
             return None
-        row: dict[str, Any] = {"step": self._expected[0][0], "epoch": self._expected[0][1]}
+        step, epoch, _, _ = self._expected[0]
+        row: dict[str, float] = {"step": step, "epoch": epoch}
         for _, _, prefix, figures in self._expected:
             row |= {f"{prefix}{name}": value for name, value in figures.result().items()}
         row["validation_s"] = self.prediction_s
@@ -60,7 +60,7 @@ class History:
         self.add(row)
         return row
 
-    def validations(self) -> list[dict[str, Any]]:
+    def validations(self) -> list[dict[str, float]]:
         """The rows of validations, in order."""
         return [row for row in self.rows if "validation_s" in row]
 
@@ -68,7 +68,7 @@ class History:
         """Whether this step has been validated."""
         return any(row["step"] == step for row in self.validations())
 
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> dict[str, float] | None:
         """The row of the validation with the highest segm AP (the first of equals); None without one."""
         rows = self.validations()
         return max(rows, key=_score) if rows else None
@@ -87,7 +87,7 @@ class History:
             self._write_tensorboard(self.output, self.rows[self._num_logged :])
             self._num_logged = len(self.rows)
 
-    def _write_tensorboard(self, output: TrainingOutput, rows: list[dict[str, Any]]) -> None:
+    def _write_tensorboard(self, output: TrainingOutput, rows: list[dict[str, float]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         with contextlib.ExitStack() as stack:
@@ -102,13 +102,13 @@ class History:
                     if name not in ("step", "validation_s"):
                         writer.add_scalar(_tag(name), value, row["step"])
             writer.close()
-            self._resumed_at = rows[-1]["step"]
+            self._resumed_at = int(rows[-1]["step"])
             if local is None:
                 for file in folder.iterdir():
                     output.write_file(f"tensorboard/{file.name}", file.read_bytes())
 
 
-def _score(row: Mapping[str, Any]) -> float:
+def _score(row: Mapping[str, float]) -> float:
     return row.get(_SCORE, row.get(_SECOND_SCORE, 0.0))
 
 

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.config.load import config_hash
 from jobs.config.train import TrainConfig, TrainSection
+from jobs.progress import format_seconds
 from jobs.training.data import BatchStream, Loading, SampleOrder, StepBatches
 from jobs.training.events import StopRequests, TrainEvent
 from jobs.training.history import History
-from jobs.training.output import TrainingOutput, checkpoint_name
+from jobs.training.output import Finished, TrainingOutput, checkpoint_name
 from jobs.training.sets import load_training_set, load_validation_set
 from jobs.training.validation import Validation
 from model.categories import Category
@@ -44,7 +45,6 @@ from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.subset import take_subset
 from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.stores import use_settings
 
 # Called for each event people should see: a kind ("step", "checkpoint", ...), a sentence, and values by name.
 Report = Callable[..., None]
@@ -298,8 +298,7 @@ class TrainingRun:
             self._finish_validation()
         self._save_metrics()
         if self.worker.rank == 0:
-            result = {"step": self.step, "stopped_early": self.is_stopped_early}
-            self.output.write_finished(result | {"config_hash": config_hash(self.config)})
+            self.output.write_finished(Finished(self.step, self.is_stopped_early, config_hash(self.config)))
         return LoopResult(self.step, self.num_non_finite, self.is_stopped_early)
 
     def _train(self, stream: BatchStream, max_steps: int) -> None:
@@ -402,7 +401,7 @@ class TrainingRun:
             "step",
             f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
             f"{means['images_per_s']:.1f} images/s  data wait {means['data_wait_share']:.1%}  "
-            f"{remaining_s:.0f} s left",
+            f"ETA {format_seconds(remaining_s)}",
             **row,
             max_steps=max_steps,
             eta_s=remaining_s,
@@ -436,7 +435,7 @@ class TrainingRun:
             ),
         )
         best = self.history.best()
-        self.output.prune(self.train.num_to_keep, keep=[] if best is None else [best["step"]])
+        self.output.prune(self.train.num_to_keep, keep=[] if best is None else [int(best["step"])])
         self.report("checkpoint", f"checkpoint {uri}", step=self.step, uri=uri)
 
     # -- validation
@@ -444,7 +443,7 @@ class TrainingRun:
     def _open_validations(self, stack: contextlib.ExitStack) -> None:
         if not self.train.validates or self.config.data.val is None:
             return
-        sets = [("", load_validation_set(self.config.data, self.annotated.categories))]
+        sets = [("", load_validation_set(self.config, self.annotated.categories))]
         if self.train.validate_train_images:
             num_images = min(self.train.validate_train_images, len(self.annotated))
             sets.append(("train_", take_subset(self.annotated, num_images, seed=self.train.seed)[0]))
@@ -491,7 +490,7 @@ class TrainingRun:
         if row is not None:
             is_best = self.history.best() == row
             if is_best:
-                self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(row['step'])}"})
+                self.output.write_best({**row, "checkpoint": f"checkpoints/{checkpoint_name(int(row['step']))}"})
             figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("segm_AP", "bbox_AP", "mean_iou") if name in row)
             self.report(
                 "validation",
@@ -540,7 +539,6 @@ def train_worker(settings: Mapping[str, Any]) -> LoopResult | TrainingStopped:
         device=ray.train.torch.get_device(),
     )
     config: TrainConfig = settings["config"]
-    use_settings(config.storage)  # data and weights may be in buckets too
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.train.cpus_per_worker or max(1, num_cores // worker.local_world_size))
     board = settings["board"]

@@ -20,6 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,15 @@ _METRIC_TYPES = {"step": pa.int64(), "epoch": pa.float64()}
 def checkpoint_name(step: int) -> str:
     """Folder name of a step's checkpoint; names sort like steps up to 99,999,999."""
     return f"step-{step:08d}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a training ended: its last step, whether it stopped before the step it was to end at, its settings' hash."""
+
+    step: int
+    stopped_early: bool
+    config_hash: str
 
 
 class TrainingOutput:
@@ -91,14 +101,14 @@ class TrainingOutput:
             raise ValueError(f"{self.storage.uri_of(CONFIG)} holds {type(values).__name__}, not a mapping of settings")
         return values
 
-    def write_config(self, values: Mapping[str, Any]) -> None:
+    def write_config(self, values: Mapping[str, object]) -> None:
         """Writes the settings, replacing earlier ones. Atomic."""
         text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110)
         self.storage.write_bytes(CONFIG, text.encode())
 
     # -- small JSON files
 
-    def write_best(self, values: Mapping[str, Any]) -> None:
+    def write_best(self, values: Mapping[str, object]) -> None:
         """Writes best.json: step and figures of the best checkpoint so far."""
         self.storage.write_bytes(BEST, _to_json(values))
 
@@ -113,16 +123,17 @@ class TrainingOutput:
         """Writes annotations.json: the hash of the annotations, by setting."""
         self.storage.write_bytes(ANNOTATIONS, _to_json(hashes))
 
-    def read_finished(self) -> dict[str, Any] | None:
+    def read_finished(self) -> Finished | None:
         """The contents of finished.json; None while the training is not finished."""
         try:
-            return json.loads(self.storage.read_bytes(FINISHED))
+            values = json.loads(self.storage.read_bytes(FINISHED))
         except FileNotFoundError:
             return None
+        return Finished(values["step"], bool(values.get("stopped_early")), values.get("config_hash", ""))
 
-    def write_finished(self, values: Mapping[str, Any]) -> None:
+    def write_finished(self, finished: Finished) -> None:
         """Writes finished.json, which marks the training as finished."""
-        self.storage.write_bytes(FINISHED, _to_json(values))
+        self.storage.write_bytes(FINISHED, _to_json(asdict(finished)))
 
     def write_file(self, name: str, data: bytes) -> str:
         """Writes any other file of the output, replacing an earlier one, and returns its URI."""
@@ -249,7 +260,7 @@ class TrainingOutput:
 
     # -- metrics
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[dict[str, float]]:
         """Rows of metrics.parquet, in order of step; empty when there is none or it cannot be read."""
         try:
             rows = read_parquet(self.storage.read_bytes(METRICS)).to_pylist()
@@ -257,7 +268,7 @@ class TrainingOutput:
             return []
         return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
-    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Replaces metrics.parquet, atomically. Whole numbers become int64, others float64; missing values are null."""
         names = list(dict.fromkeys([*_METRIC_TYPES, *(name for row in rows for name in row)]))
         columns = {}
@@ -273,5 +284,5 @@ class TrainingOutput:
         self.storage.write_bytes(METRICS, buffer.getvalue())
 
 
-def _to_json(values: Mapping[str, Any]) -> bytes:
+def _to_json(values: Mapping[str, object]) -> bytes:
     return (json.dumps(dict(values), indent=2) + "\n").encode()

@@ -26,7 +26,7 @@ def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord |
             do not fit data.classes and data.rename.
     """
     data = config.data
-    annotated = _load(data, data.train, data.image_root)
+    annotated = _load(config, data.train, data.image_root)
     if len(annotated) == 0:
         raise ValueError(f"data.train={data.train!r} holds no image; allowed is at least one")
     if data.classes is not None or data.rename:
@@ -37,16 +37,17 @@ def load_training_set(config: TrainConfig) -> tuple[AnnotatedSet, SubsetRecord |
     return annotated, record
 
 
-def load_validation_set(data: TrainDataSection, categories: Sequence[Category]) -> AnnotatedSet:
+def load_validation_set(config: TrainConfig, categories: Sequence[Category]) -> AnnotatedSet:
     """The images of data.val under the training set's class map.
 
     Raises:
         ValueError: data.val is null, there is no set or image there, it has a category that data.unknown_categories
             refuses, or it cannot be measured with, see `validation_truth`.
     """
+    data = config.data
     if data.val is None:
         raise ValueError("data.val is null; give a validation set")
-    annotated = _load(data, data.val, data.val_image_root)
+    annotated = _load(config, data.val, data.val_image_root)
     if len(annotated) == 0:
         raise ValueError(f"data.val={data.val!r} holds no image; allowed is at least one")
     annotated = _aligned(data, annotated, categories)
@@ -62,17 +63,18 @@ def validation_truth(annotated: AnnotatedSet) -> Truth:
     Raises:
         ValueError: the set cannot be measured with: it has no image, one photo twice, or objects and no mask.
     """
-    images = tuple(replace(image, file_name=image.path) for image in annotated.images)
+    images = tuple(replace(image, file_name=image.path.uri) for image in annotated.images)
     truth = Truth.from_coco(to_coco(replace(annotated, images=images)), "the validation set")
     check_measurable(truth, ("bbox", "segm"))
     return truth
 
 
-def _load(data: TrainDataSection, uri: str, image_root: str | None) -> AnnotatedSet:
+def _load(config: TrainConfig, uri: str, image_root: str | None) -> AnnotatedSet:
+    data = config.data
     source = AnnotationSource(
         uri=uri, format=data.format, image_root=image_root, default_category=data.default_category
     )
-    annotated = load_annotations(source, unknown=data.unknown_categories)
+    annotated = load_annotations(source, config.storage, unknown=data.unknown_categories)
     return annotated if data.extra_channels is None else with_extra_channels(annotated, data.extra_channels)
 
 

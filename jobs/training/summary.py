@@ -63,18 +63,16 @@ def write_summary(output: TrainingOutput, config: TrainConfig, *, broken: Mappin
     output.write_file("summary.html", page.encode())
 
 
-def plot_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def plot_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
     """A PNG of four panels over the steps: loss terms, learning rate, validation, speed.
 
     A panel without values is empty.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     steps = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "validation_s" in row]
     figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
     (loss, rate), (quality, speed) = figure.subplots(2, 2)
     for name in sorted({name for row in steps for name in row if name.startswith("loss")}):
         width = 2.0 if name == "loss" else 1.0
@@ -96,14 +94,14 @@ def plot_curves(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _line(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
+def _line(axes: Any, rows: Sequence[Mapping[str, float]], name: str, **style: Any) -> None:
     points = [(row["step"], row[name]) for row in rows if name in row]
     if points:
         axes.plot(*zip(*points), **style)
 
 
 def _facts(
-    rows: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]], config: TrainConfig
+    rows: Sequence[Mapping[str, float]], validations: Sequence[Mapping[str, float]], config: TrainConfig
 ) -> list[tuple[str, str]]:
     steps = [row for row in rows if "loss" in row]
     facts = [("network", config.model.spec.backbone), ("training set", config.data.train)]

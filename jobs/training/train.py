@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from jobs.checkpoints import local_weights, open_checkpoint
-from jobs.cluster.start import cluster, total, workers_that_fit
+from jobs.cluster.start import Nodes, cluster, joined_nodes, nodes_of
 from jobs.config.base import flatten
 from jobs.config.load import Config, ConfigError, to_plain
 from jobs.config.places import map_places
@@ -77,6 +77,11 @@ class TrainPlan:
     annotations: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def check_cluster(self) -> None:
+        """Raises ConfigError where the cluster does not answer, or is too small."""
+        if not self.is_finished:
+            check_room(self.config, nodes_of(self.config.cluster))
+
     def describe(self) -> str:
         """One line that says what will be trained."""
         train, uri = self.config.train, self.config.output.uri
@@ -100,6 +105,7 @@ class TrainResult:
         checkpoint_uri: URI of its newest checkpoint.
         step: Steps done.
         was_finished: Whether it was finished before this call, which then did nothing.
+        stopped_early: Whether this call ended it before its last step, as train.early_stop_patience asks.
         broken_images: Images that could not be used in this call: image id -> reason.
         unturned_images: Ids of images whose EXIF turn was not applied in this call, since their annotations fit the
             unturned image only.
@@ -111,17 +117,17 @@ class TrainResult:
     checkpoint_uri: str
     step: int
     was_finished: bool = False
+    stopped_early: bool = False
     broken_images: Mapping[str, str] = field(default_factory=dict)
     unturned_images: frozenset[str] = frozenset()
     num_restarts: int = 0
-    last_metrics: Mapping[str, Any] = field(default_factory=dict)
+    last_metrics: Mapping[str, float] = field(default_factory=dict)
 
     def describe(self) -> str:
         """A few lines that say what was done."""
         status = "was finished before, nothing was done" if self.was_finished else "trained"
-        lines = [f"{status}: {self.step} steps -> {self.checkpoint_uri}"]
-        if "loss" in self.last_metrics:
-            lines.append(f"loss {self.last_metrics['loss']:.4f} at step {self.last_metrics['step']}")
+        early = ", stopped early" if self.stopped_early else ""
+        lines = [f"{status}: {self.step:,} steps{early} -> {self.checkpoint_uri}"]
         if self.num_restarts:
             lines.append(f"the workers were started again {self.num_restarts} times")
         if self.broken_images:
@@ -156,17 +162,15 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
             raise ValueError(
                 f"train.validate_every_{name} is set, but data.val is null; give a validation set, or null here"
             )
-        sets["data.val"] = load_validation_set(config.data, annotated.categories)
+        sets["data.val"] = load_validation_set(config, annotated.categories)
     newest = output.load_newest()
     if newest is None:  # a resumed training does not need what it started from
         _check_start(config, spec)
     else:
         _check_same_classes(output, newest[1].categories, annotated.categories)
-    num_done, progress = (0, {}) if newest is None else (newest[0], newest[1].progress)
+    num_done, num_seen = (0, 0) if newest is None else (newest[0], int(newest[1].progress.get("num_seen", 0)))
     check_same_training(output, to_saved(config), num_done=num_done, num_images=len(annotated))
-    num_left = steps_left(
-        train, len(annotated), train.num_workers, step=num_done, num_seen=int(progress.get("num_seen", 0))
-    )
+    num_left = steps_left(train, len(annotated), train.num_workers, step=num_done, num_seen=num_seen)
     finished = output.read_finished()
     hashes = {name: hash_annotations(each) for name, each in sets.items()}
     before = output.read_annotations()
@@ -177,7 +181,7 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
         num_categories=len(annotated.categories),
         max_steps=num_done + num_left,
         num_done=num_done,
-        is_finished=finished is not None and (num_left == 0 or bool(finished.get("stopped_early"))),
+        is_finished=finished is not None and (num_left == 0 or finished.stopped_early),
         subset=subset,
         annotations=hashes,
         notes=(
@@ -254,10 +258,9 @@ def run_train(plan: TrainPlan, *, on_progress: Callable[[TrainEvent], None] | No
     say = on_progress or (lambda event: None)
     output = TrainingOutput(plan.config.output.uri, plan.config.storage)
     if plan.is_finished:
-        say(TrainEvent("done", plan.describe()))
         return _result(output, plan.num_done, was_finished=True)
     with cluster(plan.config.cluster):
-        check_cluster(plan.config)
+        check_room(plan.config, joined_nodes())
         _begin(plan, output, say)
         return _fit(plan.config, output, say)
 
@@ -365,8 +368,8 @@ def with_absolute_places(config: TrainConfig, output: TrainingOutput) -> TrainCo
     )
 
 
-def check_cluster(config: TrainConfig) -> None:
-    """Checks that the cluster has the CPUs and GPUs for the least number of workers; Ray would wait for ever.
+def check_room(config: TrainConfig, nodes: Nodes) -> None:
+    """Checks that a cluster's nodes have the CPUs and GPUs for the least number of workers; Ray would wait for ever.
 
     Raises:
         ConfigError: It has too few of them.
@@ -375,13 +378,13 @@ def check_cluster(config: TrainConfig) -> None:
     num_workers = train.min_workers or train.num_workers
     cpus = train.cpus_per_worker or 1
     for name, per_worker in (("CPU", cpus), ("GPU", int(train.use_gpu))):
-        needed, present = per_worker * num_workers, total(name)
+        needed, present = per_worker * num_workers, nodes.total(name)
         if needed > present:
             raise ConfigError(
                 f"train.num_workers: {num_workers} needs {needed} {name}s, the cluster has {present}; allowed are "
                 f"at most {present // per_worker} workers"
             )
-    if (room := workers_that_fit(cpus, int(train.use_gpu))) < num_workers:
+    if (room := nodes.room(cpus, int(train.use_gpu))) < num_workers:
         raise ConfigError(
             f"train.num_workers: {num_workers} workers of {cpus} CPUs{' and a GPU' if train.use_gpu else ''} find no "
             f"room on the nodes of the cluster; allowed are at most {room}"
@@ -435,11 +438,10 @@ def _fit(config: TrainConfig, output: TrainingOutput, say: Callable[[TrainEvent]
     if isinstance(outcome, TrainingStopped):
         kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was written"
         raise TrainingFailed(f"the training stopped: {outcome} ({kept})")
-    early = ", stopped early" if outcome.stopped_early else ""
-    say(TrainEvent("done", f"trained {outcome.step} steps{early}; checkpoint {output.checkpoint_uri(steps[-1])}"))
     return _result(
         output,
         steps[-1],
+        stopped_early=outcome.stopped_early,
         broken_images=listener.collector.broken,
         unturned_images=frozenset(listener.collector.unturned),
         num_restarts=listener.num_restarts,

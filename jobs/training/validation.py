@@ -164,7 +164,7 @@ class _Photos(Dataset[_Photo | None]):
             raise IndexError(index)
         image = self.annotated.images[self.indices[index]]
         try:
-            return image.path, load_photo(image, in_channels=self.in_channels)[0]
+            return image.path.uri, load_photo(image, in_channels=self.in_channels)[0]
         except UnusablePhoto:
             return None
 

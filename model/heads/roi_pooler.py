@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -23,39 +21,40 @@ class RoIPooler(nn.Module):
         super().__init__()
         self.output_size = output_size
         self.strides = strides
-        self.options: dict[str, Any] = {
-            "op": spec.roi_op,
-            "reduce": spec.roi_reduce,
-            "sampling_ratio": spec.roi_sampling_ratio,
-            "half_pixel": spec.roi_half_pixel,
-        }
+        self.spec = spec
 
     def table(self, features: dict[str, Tensor]) -> MapTable | None:
         """Tables of the maps, for faster RoIAlign on a CPU; None on a GPU, with gradients, or for another operation."""
-        plain = self.options["op"] == "align" and self.options["reduce"] == "average"
+        has_tables = (self.spec.roi_op, self.spec.roi_reduce) == (
+            "align",
+            "average",
+        ) and self.spec.roi_sampling_ratio > 0
         maps = list(features.values())[: len(self.strides)]
-        if not plain or not self.options["sampling_ratio"] or maps[0].device.type != "cpu" or torch.is_grad_enabled():
+        if not has_tables or maps[0].device.type != "cpu" or torch.is_grad_enabled():
             return None
         return MapTable(maps, self.strides)
 
     def forward(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
         """[N, C, P, P] for all boxes (XYXY, resized pixels) of all images, image after image."""
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
-        if isinstance(features, MapTable):
-            return features.align(
-                rois,
-                assign_levels(rois[:, 1:], self.strides),
-                output_size=self.output_size,
-                sampling_ratio=self.options["sampling_ratio"],
-                half_pixel=self.options["half_pixel"],
-            )
-        maps = list(features.values())[: len(self.strides)]
         levels = assign_levels(rois[:, 1:], self.strides)
-        shape = (len(rois), maps[0].shape[1], self.output_size, self.output_size)
-        pooled = maps[0].new_zeros(shape)
+        size, ratio, half_pixel = self.output_size, self.spec.roi_sampling_ratio, self.spec.roi_half_pixel
+        if isinstance(features, MapTable):
+            return features.align(rois, levels, output_size=size, sampling_ratio=ratio, half_pixel=half_pixel)
+        maps = list(features.values())[: len(self.strides)]
+        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], size, size)
         for level, (feature, stride) in enumerate(zip(maps, self.strides)):
             index = torch.where(levels == level)[0]
-            part = pool_rois(feature, rois[index], output_size=self.output_size, scale=1 / stride, **self.options)
+            part = pool_rois(
+                feature,
+                rois[index],
+                output_size=size,
+                scale=1 / stride,
+                op=self.spec.roi_op,
+                reduce=self.spec.roi_reduce,
+                sampling_ratio=ratio,
+                half_pixel=half_pixel,
+            )
             pooled = pooled.index_put((index,), part.to(pooled.dtype))
         return pooled
 

@@ -124,7 +124,7 @@ def build_optimizer(
                 (norm_parameters if isinstance(module, _NORM_LAYERS) else other_parameters).append(parameter)
     if not norm_parameters and not other_parameters:
         raise ValueError("the network has no parameter to train: every one is frozen")
-    groups: list[dict[str, Any]] = [{"params": other_parameters}] if other_parameters else []
+    groups: list[dict[str, object]] = [{"params": other_parameters}] if other_parameters else []
     if norm_parameters:
         decay = weight_decay if norm_weight_decay is None else norm_weight_decay
         groups.append({"params": norm_parameters, "weight_decay": decay})

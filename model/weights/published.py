@@ -7,8 +7,6 @@ it belongs to: by its tensors' names and shapes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,13 +113,13 @@ def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def _with_sizes(spec: ModelSpec, state_dict: Mapping[str, Tensor]) -> ModelSpec:
     """The spec with the numbers of classes and keypoints that the tensors have."""
-    changes: dict[str, Any] = {}
+    changes: dict[str, int] = {}
     scores, keypoints = state_dict.get(_CLASS_SCORES), state_dict.get(_KEYPOINT_SCORES)
     if scores is not None:
         changes["num_classes"] = len(_coco_categories()) if len(scores) in _COCO_ROWS else max(1, len(scores) - 1)
     if keypoints is not None and spec.num_keypoints and keypoints.ndim == 4:
         changes["num_keypoints"] = keypoints.shape[1]
-    return replace(spec, **changes)
+    return spec.replace(**changes)
 
 
 def _categories(spec: ModelSpec, class_names: Sequence[str] | None, source: str) -> tuple[Category, ...]:

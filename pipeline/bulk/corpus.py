@@ -12,6 +12,7 @@ import heapq
 import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import accumulate, groupby
@@ -39,14 +40,17 @@ from pipeline.manifest import (
     sha256_of,
     to_sealed_json,
 )
+from pipeline.notes import NoteList
 from pipeline.run_spec import InputSpec
-from pipeline.schema import RETRYABLE
+from pipeline.schema import ARCHIVED, RETRYABLE
 from pipeline.storage.base import Storage, StorageSettings
 from pipeline.storage.parquet import open_parquet, read_parquet
+from pipeline.storage.stores import open_file
 
 GROUP_SIZE = 256  # images in a row group of a part
 MAX_GROUPS_PER_SHARD = 16
 PART_ROWS = 65_536  # images in a part; the last part may have fewer
+_ROWS_AT_ONCE, _REQUESTS_AT_ONCE = 1000, 32  # images of earlier runs that are looked at, and asked for, together
 _AFTER = b"maskfleet.after"  # metadata key: the image id after which a part's listing began
 
 
@@ -198,18 +202,28 @@ def read_plan(storage: Storage) -> Plan | None:
         raise RunError(f"{storage.uri}: {PLAN_KEY} is unreadable: {error}") from error
 
 
-def plan_corpus(storage: Storage, source: InputSpec, *, shard_size: int | None, num_workers: int) -> Plan:
-    """Lists a run's input and seals the plan, see `seal_plan`; sorts what a store lists in no order."""
+def plan_corpus(
+    storage: Storage, source: InputSpec, *, shard_size: int | None, num_workers: int, notes: NoteList | None = None
+) -> Plan:
+    """Lists a run's input and seals the plan, see `seal_plan`; sorts what a store lists in no order.
+
+    `notes` takes what the listing leaves out, see `list_corpus`.
+    """
     try:
-        images = partial(list_corpus, source, settings=storage.settings)
+        images = partial(list_corpus, source, settings=storage.settings, notes=notes)
         return seal_plan(storage, images, shard_size=shard_size, num_workers=num_workers)
     except UnsortedListing:
-        images = partial(list_corpus, source, settings=storage.settings, sort=True)
+        images = partial(list_corpus, source, settings=storage.settings, sort=True, notes=notes)
         return seal_plan(storage, images, shard_size=shard_size, num_workers=num_workers, take_over=False)
 
 
 def list_corpus(
-    source: InputSpec, after: str, *, sort: bool = False, settings: StorageSettings | None = None
+    source: InputSpec,
+    after: str,
+    *,
+    sort: bool = False,
+    settings: StorageSettings | None = None,
+    notes: NoteList | None = None,
 ) -> Iterator[PlannedImage]:
     """The images of a run's input in order of id, without those that earlier runs have done unchanged.
 
@@ -217,6 +231,8 @@ def list_corpus(
         source: where the images are; with `since_run` set, that run and the runs before it are the earlier ones.
         after: only images whose id is greater.
         sort, settings: see `iter_corpus`.
+        notes: takes what is left out and has no row in an earlier run that says ok: rows of a list as `iter_corpus`
+            says, and objects that an earlier run found in the store's archive and that are still there.
 
     Raises:
         CorpusError: the input cannot be listed.
@@ -230,16 +246,18 @@ def list_corpus(
         after=after,
         sort=sort,
         settings=settings,
+        notes=notes,
     )
     if source.since_run is None:
         return images
-    return new_or_changed(images, _planned_before(source.since_run, settings))
+    return new_or_changed(images, _planned_before(source.since_run, settings, NoteList() if notes is None else notes))
 
 
-def _planned_before(uri: str | None, settings: StorageSettings | None) -> Iterator[PlannedImage]:
+def _planned_before(uri: str | None, settings: StorageSettings | None, notes: NoteList) -> Iterator[PlannedImage]:
     """The images of a run and of its chain of `since_run` that need no other try, in order of id.
 
-    Of each id the newest run tells: an image that failed there with a status that may pass is left out.
+    Of each id the newest run tells: an image that failed there with a status that may pass is left out, unless the
+    store says that the object is still in its archive, and a try would fail.
     """
     runs = []
     while uri is not None:
@@ -250,7 +268,26 @@ def _planned_before(uri: str | None, settings: StorageSettings | None) -> Iterat
         uri = run.spec.input.since_run
     merged = heapq.merge(*runs, key=lambda row: row[0].image_id)  # stable: of equal ids the newest run's comes first
     newest = (next(versions) for _, versions in groupby(merged, key=lambda row: row[0].image_id))
-    return (image for image, status in newest if status not in RETRYABLE)
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+        for rows in in_chunks(newest, _ROWS_AT_ONCE):
+            archived = [image for image, status in rows if status == ARCHIVED]
+            answers = threads.map(partial(_is_archived, settings=settings), archived)
+            still_archived = {image.image_id for image, answer in zip(archived, answers, strict=True) if answer}
+            for image, status in rows:
+                if image.image_id in still_archived:
+                    notes.add("images that are still in the store's archive are left out", image.image_id)
+                if image.image_id in still_archived or status not in RETRYABLE:
+                    yield image
+
+
+def _is_archived(image: PlannedImage, settings: StorageSettings | None) -> bool:
+    """Whether the very object is still in the archive; False where the store cannot be asked: a try will tell why."""
+    try:
+        storage, key = open_file(image.uri, settings)
+        info = storage.stat(key)
+    except (OSError, ValueError):
+        return False
+    return info.archived and image.etag in (None, info.etag)
 
 
 def _with_status(run: Run, plan: Plan) -> Iterator[tuple[PlannedImage, str | None]]:

@@ -24,6 +24,7 @@ from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.images.pixels import to_unit
 from pipeline.manifest import RUN_KEY
 from pipeline.run_spec import RunSpec
+from pipeline.schema import ARCHIVED
 from pipeline.storage.base import CredentialsError, ObjectArchived, Storage, StorageError, StorageSettings
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import aligned_uri, is_local, split_uri
@@ -124,7 +125,7 @@ def fetch_bytes(
     except CredentialsError:
         raise
     except ObjectArchived as error:
-        return _failure("archived", str(error))
+        return _failure(ARCHIVED, str(error))
     except (OSError, ValueError) as error:
         if guard is not None:
             guard.check(image, error)

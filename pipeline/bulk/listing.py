@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import functools
 import gzip
 import heapq
 import io
 import itertools
 import json
+import os
 import posixpath
 import tarfile
 import tempfile
@@ -25,10 +27,11 @@ from urllib.parse import unquote_plus
 import pyarrow as pa
 import pyarrow.csv
 
+from pipeline.notes import NoteList
 from pipeline.storage.base import ObjectInfo, Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import iter_parquet, open_parquet
 from pipeline.storage.stores import open_storage
-from pipeline.storage.uri import base_name, is_local, join_uri, parent_uri
+from pipeline.storage.uri import base_name, file_place, is_local, join_uri, parent_uri
 
 KINDS = ("folder", "list", "inventory", "tars")
 SORT_CHUNK = 250_000  # images that are sorted in memory at a time
@@ -104,6 +107,7 @@ def iter_corpus(
     after: str = "",
     sort: bool = False,
     settings: StorageSettings | None = None,
+    notes: NoteList | None = None,
 ) -> Iterator[PlannedImage]:
     """Yields every image of a corpus whose id matches a shell pattern, once, in order of id.
 
@@ -118,20 +122,28 @@ def iter_corpus(
         after: only images whose id is greater; the listing of a bucket starts there.
         sort: sorts the listing of a folder, too, which is not begun before all of it is known.
         settings: for buckets, see `open_storage`.
+        notes: takes the rows of a list that name the file of another row in another spelling; they are left out.
 
     Raises:
         CorpusError: the list, inventory or tar file is not readable as one, to its very end.
         UnsortedListing: the store lists a folder in another order; `sort` reads it.
     """
-    images = _iter_unsorted(uri, kind, uri_column, "" if sort else after, settings)
-    images = _in_order(images) if kind == "folder" and not sort else sort_images(images)
-    return (image for image in images if image.image_id > after and fnmatch.fnmatchcase(image.image_id, pattern))
+    listed = _iter_unsorted(uri, kind, uri_column, "" if sort else after, settings)
+    matching = (image for image in listed if fnmatch.fnmatchcase(image.image_id, pattern))
+    if kind == "list":
+        images = _once_for_each_place(matching, NoteList() if notes is None else notes)
+    else:
+        images = _in_order(matching) if kind == "folder" and not sort else sort_images(matching)
+    return (image for image in images if image.image_id > after)
 
 
-def has_images(uri: str, *, kind: str, pattern: str, uri_column: str, settings: StorageSettings | None = None) -> bool:
-    """Whether a corpus has any image; reads no more of it than the first. Arguments and errors as `iter_corpus`."""
+def count_images(
+    uri: str, *, kind: str, pattern: str, uri_column: str, limit: int, settings: StorageSettings | None = None
+) -> int:
+    """The number of images of a corpus, at most `limit`; no more of it is read. Else as `iter_corpus`."""
     images = _iter_unsorted(uri, kind, uri_column, "", settings)
-    return any(fnmatch.fnmatchcase(image.image_id, pattern) for image in images)
+    matching = (image.image_id for image in images if fnmatch.fnmatchcase(image.image_id, pattern))
+    return len(set(itertools.islice(matching, limit)))
 
 
 def _iter_unsorted(
@@ -159,8 +171,46 @@ def _in_order(images: Iterable[PlannedImage]) -> Iterator[PlannedImage]:
         last_id = image.image_id
 
 
-def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iterator[PlannedImage]:
+def _once_for_each_place(images: Iterable[PlannedImage], notes: NoteList) -> Iterator[PlannedImage]:
+    """The images of a list in order of id, each file or object once: of its spellings the first in this order."""
+    real_folder = functools.lru_cache(1024)(os.path.realpath)
+    prefixes: set[str | None] = set()  # of places that end as they are listed
+
+    def place_of(image: PlannedImage) -> str:
+        try:
+            return file_place(image.uri, real_folder)
+        except StorageError:  # it names nothing
+            return image.uri
+
+    def noted() -> Iterator[PlannedImage]:
+        for image in images:
+            place = place_of(image)
+            prefixes.add(place.removesuffix(image.image_id) if place.endswith(image.image_id) else None)
+            yield image
+
+    def once() -> Iterator[PlannedImage]:
+        # Sorted by place: a list gives no ETags, so that column is free for the text.
+        with_place_as_id = (PlannedImage(place_of(image), image.uri, image.image_id) for image in by_id)
+        place = None
+        for image in sort_images(with_place_as_id, unique=False):
+            if image.image_id != place:
+                yield PlannedImage(str(image.etag), image.uri)
+            else:
+                notes.add("rows of the list that name a file again, spelled differently, are left out", str(image.etag))
+            place = image.image_id
+
+    by_id = sort_images(noted())
+    by_id = itertools.chain(list(itertools.islice(by_id, 1)), by_id)  # now all prefixes are known
+    # Behind one prefix no two texts lead to one place.
+    return iter(by_id) if len(prefixes) < 2 and None not in prefixes else sort_images(once())
+
+
+def sort_images(
+    images: Iterable[PlannedImage], chunk: int = SORT_CHUNK, *, unique: bool = True
+) -> Iterator[PlannedImage]:
     """The images in order of id, each id once (the first one listed): an external merge sort in a scratch folder.
+
+    Where `unique` is False, all images of an id come, as they are listed.
 
     A chunk is sorted as an Arrow table: as Python objects it would take five times the memory and fragment the heap.
     Arrow orders strings by their UTF-8 bytes, which is Python's order by code points.
@@ -175,7 +225,7 @@ def sort_images(images: Iterable[PlannedImage], chunk: int = SORT_CHUNK) -> Iter
             del table  # before the next is read
         last_id = None
         for image in heapq.merge(*sorted_chunks, key=lambda image: image.image_id):
-            if image.image_id != last_id:
+            if not unique or image.image_id != last_id:
                 yield image
             last_id = image.image_id
 
@@ -461,6 +511,8 @@ def _as_text(name: str | bytes) -> str:
     """A name as valid text: bytes that are no UTF-8 become escapes, as in listings of local folders."""
     if isinstance(name, bytes):
         return name.decode("utf-8", "backslashreplace")
+    if name.isascii():
+        return name
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # a lone half of a UTF-16 pair

@@ -22,6 +22,7 @@ from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import build_predictor, engine_of_few
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.schema import OK
+from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import absolute_uri
 
 Photo = str | os.PathLike[str] | np.ndarray | Image.Image
@@ -57,6 +58,7 @@ class PhotoPredictor:
         max_detections: detections of one photo, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
         limits: of decoding.
+        storage: how photos in buckets are reached, see `open_storage`.
 
     Raises:
         CheckpointError: the weights do not belong to their spec.
@@ -74,11 +76,12 @@ class PhotoPredictor:
         max_detections: int = 100,
         mask_threshold: float = 0.5,
         limits: DecodeLimits | None = None,
+        storage: StorageSettings | None = None,
     ) -> None:
         self.categories = checkpoint.categories
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._mask_threshold = mask_threshold
-        self._limits = limits or DecodeLimits()
+        self._limits, self._storage = limits or DecodeLimits(), storage
         self._num_bands = checkpoint.spec.in_channels
         precision = "bfloat16" if native_dtype(mode, self.device)[0] == torch.bfloat16 else "float32"
         self._predictor = build_predictor(
@@ -136,9 +139,8 @@ class PhotoPredictor:
                 return PlannedImage(str(number), ""), Decoded("unsupported_format", fault, None, None, None, None)
             return PlannedImage(str(number), ""), Decoded(OK, None, photo, photo.shape[0], photo.shape[1], None)
         name = os.fspath(photo)
-        uri = absolute_uri(name)
-        image = PlannedImage(name, uri)
-        return image, load_image(pool, self._limits, image, num_bands=self._num_bands)
+        image = PlannedImage(name, absolute_uri(name))
+        return image, load_image(pool, self._limits, image, num_bands=self._num_bands, settings=self._storage)
 
     def _predict(self, image: PlannedImage, decoded: Decoded) -> ImageResult:
         row = ImageResult(image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation)

@@ -22,6 +22,7 @@ from pipeline import malloc
 from pipeline.bulk.slices import SlicedDetections, cut
 from pipeline.masks.rle_kernel import torch_resize_is_fused
 from pipeline.run_spec import SegmentSpec
+from pipeline.storage.base import StorageSettings
 from pipeline.storage.cache import cached_folder, folder_in_cache, local_folder
 
 # Memory is given back at the end of a network call, at most so often: after each window it cost small networks 3% of
@@ -96,6 +97,7 @@ class ImagePredictor:
         batch_size: images in one network call, at most.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         num_threads: CPU threads of the network; None leaves torch's own choice.
+        storage: how a bucket is reached, see `open_storage`.
 
     Raises:
         CheckpointError: the checkpoint is unreadable, or its weights have another hash.
@@ -111,10 +113,11 @@ class ImagePredictor:
         batch_size: int,
         device: str | None = None,
         num_threads: int | None = None,
+        storage: StorageSettings | None = None,
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        checkpoint = load_checkpoint(local_folder(uri, CHECKPOINT_MARKER))
+        checkpoint = load_checkpoint(local_folder(uri, CHECKPOINT_MARKER, storage))
         if checkpoint.sha256 != sha256:
             raise CheckpointError(
                 f"{uri}: its weights are {checkpoint.sha256[:12]}..., the run was begun with {sha256[:12]}..."

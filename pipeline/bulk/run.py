@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import malloc
@@ -27,12 +28,22 @@ from pipeline.bulk.repair import Repair, begin_repair, seal_repair
 from pipeline.bulk.shard_queue import SHARDS_AT_ONCE
 from pipeline.bulk.worker import BulkCall, BulkJob, ProgressBoard, RepairWorker, ShardWorker, WorkerError
 from pipeline.manifest import RunError, RunTotals, open_run
+from pipeline.notes import NoteList
 from pipeline.storage.stores import open_storage
 
 WAVE_SHARDS = 2_000  # shards in one Ray dataset; bounds what Ray Data holds at a time
+SILENT_S = 60.0  # once no worker has reported for so long, the nodes are asked whether workers start there
+PROBE_S = 60.0  # within which a process of a node must have loaded what a worker loads
+NUM_PROBES = 3  # in a row that fail on a node end the run
+BOARD_S = 300.0  # within which the progress board must answer
+GO_ON = ". The run has stopped; the same command goes on with it"
 
 
-def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> RunTotals:
+def segment_corpus(
+    job: BulkJob,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> RunTotals:
     """Segments every image of a corpus that has no row yet and returns the run's totals.
 
     Needs an initialised Ray. Calling it again resumes, whatever ended the call before; on a finished run it changes
@@ -41,6 +52,7 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
     Args:
         job: the run and how its actors are set up.
         on_progress: called about every REPORT_EVERY_S with the state of the run, and once at the end.
+        on_note: called with a sentence for each kind of entry that the plan leaves out, once it is sealed.
 
     Raises:
         OtherRunError: the output belongs to a run with another specification.
@@ -49,9 +61,12 @@ def segment_corpus(job: BulkJob, on_progress: Callable[[Progress], None] = lambd
     """
     output = open_storage(job.output_uri, job.storage)
     run_id = claim_run(output, job.spec.to_json())
+    notes = NoteList()
     plan = read_plan(output) or plan_corpus(
-        output, job.spec.input, shard_size=job.shard_size, num_workers=job.num_workers[1]
+        output, job.spec.input, shard_size=job.shard_size, num_workers=job.num_workers[1], notes=notes
     )
+    for note, count in notes.to_dict().items():
+        on_note(f"note: {note}: {count:,}")
     done = committed_shards(output)
     num_resumed = sum(plan.num_images_of(shard) for shard in done)
     todo = (shard for shard in range(plan.num_shards) if shard not in done)
@@ -108,11 +123,16 @@ def segment_shards(
     Args:
         num_resumed: images to report as done before this call.
     """
-    started = time.monotonic()
+    started, starts = time.monotonic(), StartCheck(call.job)
 
     def report() -> None:
-        progress: ray.ObjectRef[Progress] = call.board.progress.remote(num_resumed, time.monotonic() - started)
-        on_progress(ray.get(progress))
+        answer: ray.ObjectRef[Progress] = call.board.progress.remote(num_resumed, time.monotonic() - started)
+        try:
+            progress = ray.get(answer, timeout=BOARD_S)
+        except GetTimeoutError:
+            raise RunError(f"no process of Ray's has started on this machine within {BOARD_S:.0f} s{GO_ON}") from None
+        on_progress(progress)
+        starts.look(progress)
 
     # Ray Data leaves some megabytes behind per dataset: the waves after the first have a process of their own.
     remote_wave = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(segment_wave)
@@ -130,11 +150,72 @@ def segment_shards(
             try:
                 running.result()
             except WorkerError as error:
-                raise RunError(f"{_cause_of(error)}. The run has stopped; the same command goes on with it") from None
+                raise RunError(f"{_cause_of(error)}{GO_ON}") from None
     finally:  # of an interrupted call, the wave goes on until its caller ends Ray: it must not be waited for
         background.shutdown(wait=False, cancel_futures=True)
     report()
     return time.monotonic() - started
+
+
+class StartCheck:
+    """Ends a call whose workers die before they can say so: Ray starts such processes again without end.
+
+    Asks nodes only while no worker reports. Workers may also be silent because the cluster is busy with something else,
+    or has lost its nodes: then each node with room for a worker runs a task that loads what a worker loads, and all is
+    well.
+    """
+
+    def __init__(self, job: BulkJob) -> None:
+        self.job = job
+        self.failures = Counter[str]()  # in a row, by node
+        self.due_at = time.monotonic() + SILENT_S
+
+    def look(self, progress: Progress) -> None:
+        """Asks the nodes where it is time to.
+
+        Raises:
+            RunError: a node has failed NUM_PROBES times in a row.
+        """
+        if progress.num_workers:
+            self.failures.clear()
+            self.due_at = time.monotonic() + SILENT_S
+        elif time.monotonic() > self.due_at:
+            self.ask_nodes()
+            self.due_at = time.monotonic() + SILENT_S * (0.25 if self.failures else 10)
+
+    def ask_nodes(self) -> None:
+        """Has each node with room for a worker run a task; counts those that fail. Raises RunError as `look`."""
+        needs = {"CPU": self.job.cpus_per_worker, "GPU": self.job.gpus_per_worker}
+        task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": malloc.ENVIRONMENT})(load_worker)
+        probes = {
+            (node["NodeID"], node["NodeManagerAddress"]): task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote()
+            for node in ray.nodes()
+            if node["Alive"] and all(node["Resources"].get(name, 0) >= share for name, share in needs.items())
+        }
+        until = time.monotonic() + PROBE_S
+        for (node_id, address), probe in probes.items():
+            try:
+                ray.get(probe, timeout=max(0.0, until - time.monotonic()))
+                del self.failures[node_id]
+            except RayError as error:
+                ray.cancel(probe, force=True)
+                self.failures[node_id] += 1
+                if self.failures[node_id] == NUM_PROBES:
+                    raise RunError(f"no worker reports, and on the node {address} {_why(error)}{GO_ON}") from None
+
+
+def load_worker() -> None:
+    """Task of a node that is asked: the process that runs it has loaded this module, as a worker does."""
+
+
+def _why(error: RayError) -> str:
+    if isinstance(error, GetTimeoutError):
+        return f"no worker process has started within {PROBE_S:.0f} s"
+    if isinstance(error, RayTaskError):
+        return f"a worker process cannot load what it needs: {_cause_of(error)}"
+    return "worker processes die as they start: they are killed, crash or run out of memory"
 
 
 def _cause_of(error: BaseException) -> BaseException:

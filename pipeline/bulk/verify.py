@@ -21,6 +21,7 @@ from pipeline.manifest import (
     Run,
     RunError,
     commit_key,
+    manifest_files,
     repair_prefix,
     sha256_of,
 )
@@ -182,7 +183,8 @@ def _verify_seal(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]
         yield Fault(MANIFEST_KEY, "the run is not sealed; run the same command again to finish it")
         return
     try:
-        files = run.read_manifest()
+        manifest = run.storage.read_bytes(MANIFEST_KEY)
+        files = manifest_files(manifest)
     except (OSError, pa.ArrowException) as error:
         yield Fault(MANIFEST_KEY, f"unreadable: {error}")
         return
@@ -196,7 +198,7 @@ def _verify_seal(run: Run, plan: Plan, commits: list[Commit]) -> Iterator[Fault]
     if final is None:
         yield Fault(FINAL_KEY, "the run has a manifest but no totals; run the same command again to finish it")
         return
-    if final.manifest_sha256 != sha256_of(run.storage.read_bytes(MANIFEST_KEY)):
+    if final.manifest_sha256 != sha256_of(manifest):
         yield Fault(MANIFEST_KEY, "its bytes are not those that were sealed (sha256)")
     expected = (run.run_id, plan.num_images, sum(commit.instances.rows for commit in commits))
     if (final.run_id, final.num_images, final.num_instances) != expected:

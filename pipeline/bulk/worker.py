@@ -36,7 +36,7 @@ from pipeline.images.decode_pool import DecodeChildError, Decoded, DecodeLimits,
 from pipeline.manifest import TABLES, Commit, open_run
 from pipeline.run_spec import RunSpec
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.stores import open_storage, use_settings
+from pipeline.storage.stores import open_storage
 
 MAX_STARTS = 5  # of one worker in a row, each of which its process died in; the run then ends
 WINDOW_BATCHES = 4  # batches an actor decodes ahead of its predictor, and from which it picks images of one size
@@ -147,7 +147,6 @@ class ShardWorker:
     def set_up(self) -> None:
         """Starts the decoding processes and threads, and builds the predictor."""
         call, job = self.call, self.job
-        use_settings(job.storage)  # for the checkpoint
         self.name = uuid.uuid4().hex[:12]
         self.send: Callable[[ShardReport], object] = call.board.take.remote
         self.queue = ShardQueue()
@@ -165,6 +164,7 @@ class ShardWorker:
             batch_size=job.batch_size,
             device="cuda" if job.gpus_per_worker else "cpu",
             num_threads=None if job.gpus_per_worker else max(1, int(job.cpus_per_worker)),
+            storage=job.storage,
         )
         malloc.give_back_holes()  # left by the weights as they were read
 

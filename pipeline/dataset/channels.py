@@ -20,7 +20,7 @@ def with_extra_channels(annotated: AnnotatedSet, pattern: str) -> AnnotatedSet:
             reported when the photo is read.
     """
     try:
-        extras = [aligned_uri(pattern, image.path) for image in annotated.images]
+        extras = [image.path.at(aligned_uri(pattern, image.path.uri)) for image in annotated.images]
     except ValueError as error:
         raise AnnotationError(str(error)) from None
     images = tuple(

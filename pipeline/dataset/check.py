@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.channels import with_extra_channels
-from pipeline.dataset.faults import NoteList
-from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.formats.reading import format_of, load_annotations
 from pipeline.dataset.photos import EXIF_KEPT, UnusablePhoto, WrongSize, load_photo
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance, mask_to_box
+from pipeline.notes import NoteList
+from pipeline.storage.base import StorageSettings
 from pipeline.storage.uri import base_name
 
 ERROR, WARNING = "error", "warning"
@@ -144,6 +145,7 @@ class _FaultLog:
 
 def check_data(
     source: str | AnnotationSource,
+    storage: StorageSettings | None = None,
     *,
     in_channels: int = 3,
     extra_channels: str | None = None,
@@ -154,7 +156,7 @@ def check_data(
     """Reads every annotation, decodes every photo, and reports their faults.
 
     Args:
-        source: see `load_annotations`.
+        source, storage: see `load_annotations`.
         in_channels: bands of a photo, those of its extra file included.
         extra_channels: pattern of that file, see `channels.with_extra_channels`.
         max_examples: faults of each kind that are kept as examples.
@@ -166,13 +168,10 @@ def check_data(
     """
     if isinstance(source, str):
         source = AnnotationSource(uri=source)
-    uri, format = source.uri, source.format
-    if format == "auto":
-        format = detect_format(uri)
-        source = replace(source, format=format)
+    uri, format = source.uri, format_of(source, storage)
     faults = _FaultLog(max_examples)
     try:
-        annotated = load_annotations(source)
+        annotated = load_annotations(replace(source, format=format), storage)
         if extra_channels is not None:
             annotated = with_extra_channels(annotated, extra_channels)
     except ValueError as error:
@@ -241,9 +240,9 @@ def _check_set(
         for num_done, (image, image_faults) in enumerate(zip(annotated.images, checks, strict=True), start=1):
             for kind, detail, instance in image_faults:
                 faults.add(kind, Example(image.image_id, image.file_name, detail, image, instance))
-            if image.path in paths:
-                faults.add("duplicate_photo", Example(image.image_id, image.file_name, image.path, image))
-            paths.add(image.path)
+            if image.path.uri in paths:
+                faults.add("duplicate_photo", Example(image.image_id, image.file_name, image.path.uri, image))
+            paths.add(image.path.uri)
             for instance in image.instances:
                 if instance.label:
                     class_counts[annotated.categories[instance.label - 1].name] += 1

@@ -11,11 +11,10 @@ from PIL import Image, ImageDraw
 from pipeline.dataset.check import DataReport, Example
 from pipeline.dataset.photos import UnusablePhoto, WrongSize, load_photo
 from pipeline.dataset.types import AnnotatedImage
-from pipeline.storage import files
-from pipeline.storage.uri import join_uri
+from pipeline.storage.files import Location
 
 
-def draw_offenders(report: DataReport, folder: str, *, max_pictures: int = 50) -> list[str]:
+def draw_offenders(report: DataReport, folder: str | Location, *, max_pictures: int = 50) -> list[str]:
     """Writes a PNG of each example whose photo can be read, and returns their URIs.
 
     The object at fault is red, the photo's other objects are yellow. A grey border shows what is outside the image.
@@ -33,9 +32,9 @@ def draw_offenders(report: DataReport, folder: str, *, max_pictures: int = 50) -
                 continue
             buffer = io.BytesIO()
             picture.save(buffer, "PNG")
-            uri = join_uri(folder, f"{finding.kind}_{number:02d}.png")
-            files.write_bytes(uri, buffer.getvalue())
-            written.append(uri)
+            path = Location.of(folder) / f"{finding.kind}_{number:02d}.png"
+            path.write_bytes(buffer.getvalue())
+            written.append(path.uri)
     return written
 
 
@@ -75,9 +74,9 @@ def _displayable(image: AnnotatedImage) -> np.ndarray:
         return (255 * (bands - bands.min()) / max(np.ptp(bands), 1e-9)).astype(np.uint8)
 
 
-def _read_as_stored(uri: str) -> np.ndarray:
+def _read_as_stored(path: Location) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(files.read_bytes(uri))) as photo:
+        with Image.open(io.BytesIO(path.read_bytes())) as photo:
             return np.array(photo.convert("RGB"))
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise UnusablePhoto(str(error)) from None

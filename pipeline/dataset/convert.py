@@ -12,13 +12,14 @@ from pipeline.dataset.formats.cityscapes import write_cityscapes
 from pipeline.dataset.formats.coco import write_coco
 from pipeline.dataset.formats.id_masks import OVERLAPS
 from pipeline.dataset.formats.labelme import write_labelme
-from pipeline.dataset.formats.reading import detect_format, load_annotations
+from pipeline.dataset.formats.reading import format_of, load_annotations
 from pipeline.dataset.formats.records import MOST_PIXELS
 from pipeline.dataset.formats.via import write_via
 from pipeline.dataset.formats.voc import write_voc
 from pipeline.dataset.source import AnnotationSource
 from pipeline.dataset.types import FORMATS, AnnotatedSet, AnnotationError
-from pipeline.storage import files
+from pipeline.storage.base import StorageSettings
+from pipeline.storage.files import Location
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Conversion:
 
 def convert_annotations(
     source: str | AnnotationSource,
-    target: str,
+    target: str | Location,
     *,
+    storage: StorageSettings | None = None,
     target_format: str,
     copy_photos: bool = True,
     overlap: str = "refuse",
@@ -54,8 +56,8 @@ def convert_annotations(
     """Reads annotations in one format and writes them in another; masks stay the same to the pixel.
 
     Args:
-        source: see `load_annotations`.
-        target: URI of a JSON file for COCO, of a folder for the others. It must not exist, or must be an empty folder.
+        source, storage: see `load_annotations`.
+        target: a JSON file for COCO, a folder for the others. It must not exist, or must be an empty folder.
         target_format: one of FORMATS.
         copy_photos: False leaves the photos where they are and refers to them (COCO, VIA, LabelMe).
         overlap: objects that share pixels, which VOC and Cityscapes cannot hold: "refuse" them, or give the pixels to
@@ -70,16 +72,17 @@ def convert_annotations(
         raise AnnotationError(f"overlap: {overlap!r} is no choice; allowed are {', '.join(OVERLAPS)}")
     if target_format not in FORMATS:
         raise AnnotationError(f"no annotation format {target_format!r}; allowed are {', '.join(FORMATS)}")
-    if target_format == "coco" and not target.lower().endswith(".json"):
+    target = Location.of(target)
+    if target_format == "coco" and not target.uri.lower().endswith(".json"):
         raise AnnotationError(f"the target of a conversion to COCO is a file that ends in .json, not {target}")
     if not copy_photos and target_format in ("voc", "cityscapes"):
         raise AnnotationError(f"{target_format} keeps its photos in folders of its own, so they must be copied")
-    if files.is_file(target) or next(files.iter_names(target, recursive=True), None) is not None:
+    if target.is_file() or next(target.iter_names(recursive=True), None) is not None:
         raise AnnotationError(f"the target {target} is there already; nothing is written over")
     if isinstance(source, str):
         source = AnnotationSource(uri=source)
-    source_format = detect_format(source.uri) if source.format == "auto" else source.format
-    annotated = load_annotations(replace(source, format=source_format), unknown=unknown)
+    source_format = format_of(source, storage)
+    annotated = load_annotations(replace(source, format=source_format), storage, unknown=unknown)
     if unreadable := [image.file_name for image in annotated.images if not image.height]:
         raise AnnotationError(
             f"{len(unreadable)} photos cannot be read, so their size is not known: {', '.join(unreadable[:10])}; "
@@ -122,14 +125,14 @@ def _refuse_climbing_names(annotated: AnnotatedSet, *, is_labelme: bool) -> None
     faults.refuse_if_any("photos to copy")
 
 
-def _is_there(path: str) -> bool:
+def _is_there(photo: Location) -> bool:
     try:
-        return files.is_file(path)
+        return photo.is_file()
     except (OSError, ValueError):  # ValueError: a URI of no store, a name that no file can have
         return False
 
 
-def _write(annotated: AnnotatedSet, target: str, format: str, copy_photos: bool, overlap: str) -> Counter[str]:
+def _write(annotated: AnnotatedSet, target: Location, format: str, copy_photos: bool, overlap: str) -> Counter[str]:
     """Writes the set; returns what the format cannot hold: description -> count."""
     if format == "coco":
         return write_coco(annotated, target, copy_photos=copy_photos)

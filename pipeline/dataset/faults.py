@@ -1,12 +1,10 @@
-"""Faults and notes of annotations: what a reader refuses and what it decided, counted, with the first ten named."""
+"""Faults of annotations: what a reader refuses, counted, with the first ten named."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-
 from pipeline.dataset.types import AnnotationError
+from pipeline.notes import NUM_NAMED
 
-NUM_NAMED = 10
 _LONGEST_VALUE = 60
 
 
@@ -29,28 +27,6 @@ class FaultList:
             return
         more = f"; and {self.count - len(self.named):,} more" if self.count > len(self.named) else ""
         raise AnnotationError(f"{where}: {'; '.join(self.named)}{more}", tuple(self.named), self.count)
-
-
-class NoteList:
-    """What a reader decided: kind of decision -> count, and the first ten entries that it was about."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._names: defaultdict[str, list[str]] = defaultdict(list)
-
-    def add(self, note: str, name: str = "") -> None:
-        """Counts a decision; `name` says about which entry, such as "annotation 7"."""
-        self._counts[note] += 1
-        if name and len(self._names[note]) < NUM_NAMED:
-            self._names[note].append(name)
-
-    def to_dict(self) -> dict[str, int]:
-        """Each note, with the entries named in brackets -> count, as `AnnotatedSet.notes` has them."""
-        named = {note: self._names[note] + ["..."] * (self._counts[note] > NUM_NAMED) for note in self._counts}
-        return {
-            f"{note} ({', '.join(named[note])})" if self._names[note] else note: count
-            for note, count in self._counts.items()
-        }
 
 
 def shown(value: object) -> str:

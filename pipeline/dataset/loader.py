@@ -1,4 +1,4 @@
-"""Training samples: a torch dataset of (image, target) pairs, and the endless order in which they are taken.
+"""Training samples: a torch dataset of images with targets, and the endless order in which they are taken.
 
 Everything random about a sample is a pure function of (seed, epoch, index), and the samples of a step are one of
 (seed, step). So a training that was stopped and resumed sees the same samples as one without a break.
@@ -51,22 +51,16 @@ class Sample:
     exif: int = 0
 
 
-class SampleSet(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """A data set as torch's map-style dataset of (image, target).
+class SampleSet(Dataset[Sample]):
+    """A data set as torch's map-style dataset, whose keys are pairs (epoch, index).
 
-    A key is an index (epoch 0) or a pair (epoch, index). The image is float32 [C, H, W], 0..1. The target is
-    torchvision's, all tensors:
+    The target of a sample is what `model.network.MaskRCNN` takes, all tensors:
 
     - `boxes` float32 [N, 4]: XYXY, half-open, pixels of the image as given, of positive size
-    - `labels` int64 [N]: 1..K; `masks` uint8 [N, H, W], none empty; `area` float32 [N]: pixels of the mask
-    - `iscrowd` int64 [N]: always 0, because crowds are ignore boxes
+    - `labels` int64 [N]: 1..K; `masks` uint8 [N, H, W], none empty
     - `ignore_boxes` float32 [M, 4]: crowd and ignore regions, and objects without a mask: neither positive nor negative
-    - `image_id` int64: the data set's id where all ids are integers, else the index
     - `labelled_classes` int64 [L]: only where not all classes were looked for
     - `keypoints` float32 [N, P, 3]: x, y as annotated (pixel index, as in COCO), visibility; only with keypoints
-    - `exif` int64: 0 no EXIF orientation, 1 it was applied, 2 it was not applied because the annotations fit only the
-      photo as stored
-    - `skipped` int64 [S]: indices of unusable photos that this sample stands in for
 
     N = 0 gives a negative: boxes [0, 4], masks [0, H, W]. A photo that cannot be used (absent, broken, of another size
     than annotated) is logged once and replaced by the next usable one, so that every batch is full on every worker.
@@ -106,17 +100,13 @@ class SampleSet(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.seed = seed
         self.in_channels = in_channels
         self.copy_paste = copy_paste
-        self._integer_ids = all(isinstance(image.image_id, int) for image in annotated.images)
         self._logged: set[int] = set()  # indices of unusable photos
 
     def __len__(self) -> int:
         return len(self.annotated)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Raises UnusablePhoto when no photo of the whole set can be used."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        sample = self.load_sample(epoch, index)
-        return sample.image, sample.target
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        return self.load_sample(*key)
 
     def load_sample(self, epoch: int, index: int) -> Sample:
         """The sample of this epoch and index, or of the next usable photo; the first follows the last.
@@ -125,21 +115,19 @@ class SampleSet(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             UnusablePhoto: no photo of the whole set can be used; the message has one of the reasons.
         """
         skipped: dict[int | str, str] = {}
-        skipped_indices: list[int] = []
         for step in range(len(self)):
             candidate = (index + step) % len(self)
             image = self.annotated.images[candidate]
             try:
-                return self._load(epoch, candidate, skipped, skipped_indices)
+                return self._load(epoch, candidate, skipped)
             except UnusablePhoto as error:
                 skipped[image.image_id] = str(error)
-                skipped_indices.append(candidate)
                 if candidate not in self._logged:
                     self._logged.add(candidate)
                     logger.warning("skipped %s: %s", image.path, error)
         raise UnusablePhoto(f"none of the {len(self)} photos can be used; {image.path}: {skipped[image.image_id]}")
 
-    def _load(self, epoch: int, index: int, skipped: dict[int | str, str], skipped_indices: list[int]) -> Sample:
+    def _load(self, epoch: int, index: int, skipped: dict[int | str, str]) -> Sample:
         image = self.annotated.images[index]
         sample, exif = self._read(index)
         if self.transforms is not None or self.copy_paste:
@@ -147,9 +135,6 @@ class SampleSet(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 torch.manual_seed(sample_seed(self.seed, epoch, index))
                 sample = self._augment(sample, image.labelled_classes)
         target = to_target(sample)
-        target["image_id"] = torch.tensor(image.image_id if self._integer_ids else index, dtype=torch.int64)
-        target["exif"] = torch.tensor(exif, dtype=torch.int64)
-        target["skipped"] = torch.tensor(skipped_indices, dtype=torch.int64)
         if image.labelled_classes is not None:
             target["labelled_classes"] = torch.tensor(image.labelled_classes, dtype=torch.int64)
         pixels = sample["image"].as_subclass(Tensor)

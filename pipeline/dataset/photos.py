@@ -31,7 +31,7 @@ from pipeline.images.raster import (
     read_tiff_header,
     read_tiff_rgb,
 )
-from pipeline.storage import files
+from pipeline.storage.files import Location
 
 EXIF_NONE, EXIF_TURNED, EXIF_KEPT = 0, 1, 2
 """A photo's EXIF orientation: none, applied, or not applied because the annotations fit the photo as stored."""
@@ -59,14 +59,14 @@ class PhotoHeader:
         return (self.width, self.height) if self.exif_orientation >= 5 else (self.height, self.width)
 
 
-def read_header(uri: str) -> PhotoHeader:
+def read_header(path: Location) -> PhotoHeader:
     """Size and orientation of a photo, without decoding its pixels (a PNG's are, which come before its EXIF data).
 
     Raises:
         UnusablePhoto: the file is absent or no image.
     """
     try:
-        data = files.read_bytes(uri)
+        data = path.read_bytes()
         if is_tiff(data):
             return _tiff_header(data)
         with Image.open(io.BytesIO(data)) as photo:
@@ -107,14 +107,14 @@ def load_photo(image: AnnotatedImage, *, in_channels: int | None = 3) -> tuple[n
     return np.concatenate([to_unit(pixels), *extras], axis=2), turned
 
 
-def _load(uri: str, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
+def _load(path: Location, image: AnnotatedImage, num_bands: int | None) -> tuple[np.ndarray, int]:
     """One file's pixels in the annotated orientation (uint8 RGB for three bands, else as `to_unit`) and EXIF_*."""
     try:
-        data = files.read_bytes(uri)
+        data = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with NUL, a URI of no store
         absent = isinstance(error, FileNotFoundError)
         reason = "there is no such file" if absent else f"unreadable: {_one_line(error)}"
-        raise UnusablePhoto(reason if uri == image.path else f"{uri}: {reason}") from None
+        raise UnusablePhoto(reason if path == image.path else f"{path}: {reason}") from None
     unsupported = ""
     try:
         if is_tiff(data) and (num_bands != 3 or not pillow_shows(data)):

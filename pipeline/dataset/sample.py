@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from torchvision import tv_tensors
 
 from pipeline.dataset.types import AnnotatedImage, Box, Instance, mask_to_box
 
-SampleDict = dict[str, Any]
+SampleDict = dict[str, Tensor]
 Transform = Callable[[SampleDict], SampleDict]
 
 
@@ -97,16 +96,13 @@ def to_target(sample: SampleDict) -> dict[str, Tensor]:
     height, width = sample["image"].shape[-2:]
     masks = sample["masks"].as_subclass(Tensor)
     boxes = _clipped(sample["boxes"], height, width)
-    area = masks.flatten(1).sum(1, dtype=torch.float32) if len(masks) else torch.zeros(0)
-    keep = (area > 0) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    keep = (masks != 0).flatten(1).any(dim=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     ignore_boxes = _clipped(sample["ignore_boxes"], height, width)
     not_empty = (ignore_boxes[:, 2] > ignore_boxes[:, 0]) & (ignore_boxes[:, 3] > ignore_boxes[:, 1])
     target = {
         "boxes": boxes[keep],
         "labels": sample["labels"][keep],
         "masks": masks[keep].contiguous(),
-        "area": area[keep],
-        "iscrowd": torch.zeros(int(keep.sum()), dtype=torch.int64),
         "ignore_boxes": ignore_boxes[not_empty],
     }
     if "keypoints" in sample:

@@ -17,8 +17,7 @@ from PIL import Image
 from model.categories import Category
 from pipeline.dataset.formats.coco import to_coco
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, Instance, mask_to_instance
-from pipeline.storage import files
-from pipeline.storage.uri import join_uri
+from pipeline.storage.files import Location
 
 SHAPE_CATEGORIES = (Category(10, "circle"), Category(20, "square"), Category(30, "triangle"))
 _MIN_VISIBLE = 0.7  # share of a shape that stays visible; later shapes may cover the rest
@@ -47,7 +46,7 @@ class DrawnImage:
 
 
 def draw_shapes(
-    folder: str,
+    folder: str | Location,
     *,
     num_train: int = 400,
     num_val: int = 60,
@@ -85,12 +84,12 @@ def draw_shapes(
             rng = np.random.default_rng([seed, split, number])
             drawn = draw_image(rng, _vary(rng, image_size), max_shapes=max_shapes)
             file_name = f"{name}_{number:05d}.{'jpg' if image_format == 'jpeg' else 'png'}"
-            uri = join_uri(join_uri(str(folder), name), file_name)
-            files.write_bytes(uri, _encoded(drawn.pixels, image_format))
+            path = Location.of(folder) / name / file_name
+            path.write_bytes(_encoded(drawn.pixels, image_format))
             height, width = drawn.pixels.shape[:2]
-            images.append(AnnotatedImage(number + 1, file_name, uri, height, width, drawn.instances))
+            images.append(AnnotatedImage(number + 1, file_name, path, height, width, drawn.instances))
         ground_truth = to_coco(AnnotatedSet(tuple(images), SHAPE_CATEGORIES))
-        files.write_json(join_uri(str(folder), json_name), ground_truth)
+        (Location.of(folder) / json_name).write_json(ground_truth)
 
 
 def draw_image(rng: np.random.Generator, image_size: tuple[int, int], *, max_shapes: int = 4) -> DrawnImage:

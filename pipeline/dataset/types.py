@@ -16,6 +16,7 @@ import numpy as np
 from model.categories import Category
 from pipeline.masks.contours import mask_to_polygon
 from pipeline.masks.rle import decode_rle, encode_mask, polygons_to_rle, runs_to_rle
+from pipeline.storage.files import Location
 
 Box = tuple[float, float, float, float]
 Polygons = list[list[float]]
@@ -88,22 +89,22 @@ class AnnotatedImage:
     Attributes:
         image_id: the data set's own id.
         file_name: as the data set names it.
-        path: URI to read the photo from.
+        path: where the photo is read from.
         height, width: size in pixels that the annotations refer to.
         instances: empty for an image known to show none of the labelled classes (a negative).
         labelled_classes: labels that were looked for on this image; None means all of them. Predictions of other
             classes cost nothing in the loss.
-        extra_paths: URIs of aligned files whose bands follow the photo's (depth, infrared).
+        extra_paths: aligned files whose bands follow the photo's (depth, infrared).
     """
 
     image_id: int | str
     file_name: str
-    path: str
+    path: Location
     height: int
     width: int
     instances: tuple[Instance, ...] = ()
     labelled_classes: tuple[int, ...] | None = None
-    extra_paths: tuple[str, ...] = ()
+    extra_paths: tuple[Location, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -328,11 +327,11 @@ def evaluate_by_pycocotools(
     )
 
 
-def _to_coco_json(truth: Truth, overlaps: Overlaps) -> dict[str, Any]:
+def _to_coco_json(truth: Truth, overlaps: Overlaps) -> dict[str, object]:
     """The truth as pycocotools takes it: annotation ids from 1, masks as RLE, ignore regions as crowd regions."""
     annotations = truth.annotations
     sizes = truth.image_sizes[truth.image_index].tolist()
-    entries: list[dict[str, Any]] = [
+    entries: list[dict[str, object]] = [
         {"id": index + 1, "image_id": image_id, "category_id": category_id, "area": area, "bbox": box, "iscrowd": crowd}
         for index, (image_id, category_id, area, box, crowd) in enumerate(
             zip(

@@ -210,7 +210,7 @@ def _per_image(truth: Truth, matches_of_runs: Sequence[Matches]) -> pd.DataFrame
     import pandas as pd
 
     num_images = len(truth.image_ids)
-    columns: dict[str, Any] = {"image": list(truth.file_names)}
+    columns: dict[str, Sequence[str] | np.ndarray] = {"image": list(truth.file_names)}
     for name, matches in zip("ab", matches_of_runs, strict=True):
         row_images = truth.index_of(matches.image_ids)
         false = np.bincount(row_images[matches.is_false], minlength=num_images)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.dataset.types import Rle
+
 
 @dataclass(frozen=True)
 class DetectionTable:
@@ -56,7 +58,7 @@ class DetectionTable:
             None if self.keypoints is None else [self.keypoints[index] for index in index_list],
         )
 
-    def to_rles(self) -> list[dict[str, Any]]:
+    def to_rles(self) -> list[Rle]:
         """The masks as COCO RLE.
 
         Raises:
@@ -69,7 +71,7 @@ class DetectionTable:
         texts = to_text(self.counts).to_pylist()
         return [{"size": sizes[at], "counts": counts} for at, counts in zip(size_of_row.tolist(), texts, strict=True)]
 
-    def to_results(self, iou_type: str) -> list[dict[str, Any]]:
+    def to_results(self, iou_type: str) -> list[dict[str, object]]:
         """COCO result entries, as pycocotools' `loadRes` takes them.
 
         A segm entry has no `bbox`: pycocotools would take the entry's area from it instead of from the mask.

@@ -23,6 +23,7 @@ from pipeline.dataset.formats.coco_file import (
 from pipeline.dataset.types import AnnotatedSet, Polygons, Rle
 from pipeline.evaluation.kernel_types import Rles
 from pipeline.masks.rle import polygons_to_rle, rle_areas
+from pipeline.storage.files import Location
 
 
 class EvaluationError(ValueError):
@@ -95,11 +96,11 @@ class Annotations:
         """The annotations at these indices (int64) or where `rows` (bool [G]) is True."""
         indices = np.flatnonzero(rows) if rows.dtype == bool else rows
         index_list: list[int] = indices.tolist()
-        columns: dict[str, Any] = {column.name: getattr(self, column.name) for column in fields(self)}
-        for name, values in columns.items():
-            is_list = isinstance(values, list)
-            columns[name] = [values[index] for index in index_list] if is_list else values[indices]
-        return Annotations(**columns)
+
+        def taken(values: Any) -> Any:
+            return [values[index] for index in index_list] if isinstance(values, list) else values[indices]
+
+        return Annotations(**{column.name: taken(getattr(self, column.name)) for column in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class Truth:
         )
 
     @classmethod
-    def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str) -> Truth:
-        """The truth of a COCO JSON file (its URI) or object, or of any set that `pipeline.dataset` reads.
+    def load(cls, source: Truth | AnnotatedSet | Mapping[str, Any] | str | Location) -> Truth:
+        """The truth of a COCO JSON file (its URI or location) or object, or of any set that `pipeline.dataset` reads.
 
         A COCO file gives exactly the values it holds. An `AnnotatedSet` has its boxes clipped to the image, which can
         change a bbox AP in its last digits.
@@ -177,7 +178,7 @@ class Truth:
             return cls.from_coco(to_coco(source))
         if isinstance(source, Mapping):
             return cls.from_coco(source)
-        return cls.from_file(read_coco(str(source), unknown="drop"))
+        return cls.from_file(read_coco(Location.of(source), unknown="drop"))
 
     def only(self, image_ids: np.ndarray) -> Truth:
         """The truth of these images alone (int64 ids), with all categories; its notes stay with the whole."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,43 @@ from pipeline.tables import load_images, load_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class PlainTable(TypedDict):
+    """A table of slices (`by` what) for JSON: column names, and rows with None for missing values."""
+
+    by: str
+    columns: list[str]
+    rows: list[list[object]]
+
+
+class PlainConfusion(TypedDict):
+    """A confusion matrix for JSON."""
+
+    names: list[str]
+    counts: list[list[int]]
+
+
+class MetricsJson(TypedDict, total=False):
+    """`Metrics` for JSON; figures by name, and None where there are no objects to measure with.
+
+    Attributes:
+        overall: by kind of IoU.
+        by_category: by kind of IoU, then category name.
+        pr_curves: by kind of IoU, see `Metrics.to_dict`.
+    """
+
+    overall: dict[str, dict[str, float | None]]
+    by_category: dict[str, dict[str, dict[str, float | None]]]
+    score_threshold: float
+    iou_threshold: float
+    run_score_threshold: float | None
+    pr_curves: dict[str, dict[str, list[float | None]]]
+    coverage: dict[str, int | dict[str, int]]
+    evaluator: list[str]
+    notes: list[str]
+    confusion: PlainConfusion | None
+    slices: list[PlainTable]
 
 
 @dataclass(frozen=True)
@@ -117,10 +154,10 @@ class Metrics:
             {"iou_type": "str", "metric": "str", "category": "str", "category_id": "Int64", "value": "float64"}
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values for JSON; None where there are no objects to measure with."""
-        overall: dict[str, Any] = {}
-        by_category: dict[str, Any] = {}
+    def to_dict(self) -> MetricsJson:
+        """All of it as plain values; a curve has the mean precision over the categories at 101 recalls."""
+        overall: dict[str, dict[str, float | None]] = {}
+        by_category: dict[str, dict[str, dict[str, float | None]]] = {}
         for row in self.to_frame().to_dict("records"):
             value = None if np.isnan(row["value"]) else row["value"]
             if isinstance(row["category"], str):
@@ -140,7 +177,7 @@ class Metrics:
             "confusion": None
             if self.confusion is None
             else {"names": list(self.confusion.columns), "counts": self.confusion.to_numpy().tolist()},
-            "slices": [{"by": by, **_plain_table(table)} for by, table in self.slices.items()],
+            "slices": [_plain_table(by, table) for by, table in self.slices.items()],
         }
 
     def _coco_figures(self, iou_type: str) -> dict[str, float]:
@@ -344,10 +381,9 @@ def _curves(result: CocoResult) -> dict[str, list[float | None]]:
     return {name: [None if np.isnan(v) else round(float(v), 4) for v in values] for name, values in curves.items()}
 
 
-def _plain_table(table: pd.DataFrame) -> dict[str, Any]:
-    """A table for JSON: column names, and rows with None for missing values."""
+def _plain_table(by: str, table: pd.DataFrame) -> PlainTable:
     rows = [[None if value != value else value for value in row] for row in table.astype(object).to_numpy().tolist()]
-    return {"columns": list(table.columns), "rows": rows}
+    return {"by": by, "columns": list(table.columns), "rows": rows}
 
 
 def _or_nan(value: float) -> float:

@@ -52,7 +52,7 @@ class Coverage:
     num_extra_images: int
     num_truths: int
     num_truths_lost: int
-    num_instances: int
+    num_instances: int = 0
     num_other_category: int = 0
     num_not_labelled: int = 0
     num_truths_not_labelled: int = 0
@@ -137,8 +137,8 @@ def align(
     num_other_size = 0
     if masks:
         table, num_other_size = _with_truth_sizes(table, truth)
-    return table, Coverage(
-        **cover(images, truth, matched),
+    return table, replace(
+        cover(images, truth, matched),
         num_instances=len(table),
         num_other_category=int((on_truth & ~in_truth).sum()),
         num_not_labelled=int((on_truth & in_truth & ~labelled).sum()),
@@ -207,8 +207,8 @@ def _is_labelled(truth: Truth, image_ids: np.ndarray, category_ids: np.ndarray) 
     return labelled
 
 
-def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dict[str, Any]:
-    """The fields of `Coverage` that count images and annotated objects, by name."""
+def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> Coverage:
+    """The counts of images and annotated objects; those of detections are 0."""
     failed: Counter[str] = Counter()
     if images is None:
         ok = set(truth.image_ids.tolist())
@@ -221,16 +221,16 @@ def cover(images: pd.DataFrame | None, truth: Truth, matched: ImageMatch) -> dic
                 else:
                     failed[status] += 1
     object_images = truth.annotations.image_ids[~truth.annotations.is_crowd]
-    return {
-        "num_images": len(truth.image_ids),
-        "num_ok": len(ok),
-        "failed": dict(failed),
-        "num_missing": 0 if images is None else len(matched.missing),
-        "num_extra_images": matched.extra,
-        "num_truths": len(object_images),
-        "num_truths_lost": int((~np.isin(object_images, list(ok))).sum()),
-        "num_truths_not_labelled": truth.num_not_labelled,
-    }
+    return Coverage(
+        num_images=len(truth.image_ids),
+        num_ok=len(ok),
+        failed=dict(failed),
+        num_missing=0 if images is None else len(matched.missing),
+        num_extra_images=matched.extra,
+        num_truths=len(object_images),
+        num_truths_lost=int((~np.isin(object_images, list(ok))).sum()),
+        num_truths_not_labelled=truth.num_not_labelled,
+    )
 
 
 def match_images(image_ids: Iterable[str], truth: Truth) -> ImageMatch:

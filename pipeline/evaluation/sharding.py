@@ -20,7 +20,7 @@ from pipeline.evaluation.metrics import (
     score_threshold_of,
     to_metrics,
 )
-from pipeline.evaluation.run_detections import Coverage, align, check_categories, cover, match_images
+from pipeline.evaluation.run_detections import align, check_categories, cover, match_images
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.manifest import Run, ShardFiles
 from pipeline.tables import load_images, load_table
@@ -110,7 +110,7 @@ def merge_shares(
     whole = Measured(
         coco={kind: join_matches([part.coco[kind] for part in measured]) for kind in measured[0].coco},
         matches={kind: _join(truth, shares, [part.matches[kind] for part in measured]) for kind in measured[0].matches},
-        coverage=Coverage(**counted, **summed),
+        coverage=replace(counted, **summed),
         confusion=confusion,
     )
     return to_metrics(truth, whole, settings, score_threshold_of(run), classes_of(run))

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -239,6 +240,20 @@ class DecodePool:
         child.end()
 
 
+class _Answer(msgspec.Struct):
+    """A child's answer; `shape`, `dtype` and `offset` are of the pixels in its shared block."""
+
+    status: str
+    error: str | None = None
+    height: int | None = None
+    width: int | None = None
+    exif_orientation: int | None = None
+    out_of_memory: bool = False
+    shape: tuple[int, int, int] = (0, 0, 0)
+    dtype: str = ""
+    offset: int = 0
+
+
 class _ChildFailed(Exception):
     """The child died or has to be killed because of a file: the file's status, and the reason."""
 
@@ -291,8 +306,8 @@ class _Child:
             answer = self._receive(lambda: _START_S)
         except (_ChildFailed, TimeoutError) as failure:
             raise DecodeChildError(f"a decode child did not start: {failure}") from None
-        if answer.get("status") != "ready":
-            raise DecodeChildError(f"a decode child did not start: {answer.get('error')}")
+        if answer.status != "ready":
+            raise DecodeChildError(f"a decode child did not start: {answer.error}")
 
     def decode(self, request: Request) -> tuple[Decoded, bool]:
         """The result for one file, and whether the child may be used again. Raises _ChildFailed when none comes."""
@@ -310,16 +325,16 @@ class _Child:
             self._socket.sendall(data)
             answer = self._receive(seconds_left)
             self.num_decoded += 1
-            return self._decoded(answer, num_bands), not answer.get("out_of_memory")
+            return self._decoded(answer, num_bands), not answer.out_of_memory
         except TimeoutError:
             raise _ChildFailed("timeout", f"not decoded in {self._timeout_s:g} s") from None
         except OSError:  # the socket is broken
             raise _ChildFailed("decoder_crashed", f"the decoder {self._cause_of_death()}") from None
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             raise _ChildFailed("decoder_crashed", "the decoder gave an answer without sense") from None
 
-    def _receive(self, seconds_left: Callable[[], float]) -> dict[str, Any]:
-        """The next answer. Raises TimeoutError, _ChildFailed when the child is gone, ValueError for no JSON object."""
+    def _receive(self, seconds_left: Callable[[], float]) -> _Answer:
+        """The next answer. Raises TimeoutError, _ChildFailed when the child is gone, ValueError for nonsense."""
         received = b""
         while len(received) < ANSWER_BYTES:
             wait_s = seconds_left()
@@ -335,30 +350,20 @@ class _Child:
             if not part:
                 raise _ChildFailed("decoder_crashed", f"the decoder {self._cause_of_death()}")
             received += part
-        answer = json.loads(received)
-        if not isinstance(answer, dict):
-            raise ValueError("the answer is no object")
-        return answer
+        return msgspec.json.decode(received, type=_Answer)
 
-    def _decoded(self, answer: dict[str, Any], num_bands: int | None) -> Decoded:
-        """An answer with its pixels. Raises ValueError, KeyError or TypeError when it makes no sense."""
+    def _decoded(self, answer: _Answer, num_bands: int | None) -> Decoded:
+        """An answer with its pixels. Raises ValueError when it makes no sense."""
         image = None
-        if answer["status"] == "ok":
-            height, width, count = map(int, answer["shape"])
+        if answer.status == "ok":
+            height, width, count = answer.shape
             dtype = "uint8" if num_bands == 3 else "float32"
-            if not 0 < height * width <= self._max_pixels or count != (num_bands or count) or answer["dtype"] != dtype:
+            if not 0 < height * width <= self._max_pixels or count != (num_bands or count) or answer.dtype != dtype:
                 raise ValueError("no such picture")
-            image = self._pixels((height, width, count), dtype, int(answer["offset"]))
-        elif answer["status"] not in STATUSES:
+            image = self._pixels(answer.shape, dtype, answer.offset)
+        elif answer.status not in STATUSES:
             raise ValueError("no such status")
-        return Decoded(
-            answer["status"],
-            answer.get("error"),
-            image,
-            answer.get("height"),
-            answer.get("width"),
-            answer.get("exif_orientation"),
-        )
+        return Decoded(answer.status, answer.error, image, answer.height, answer.width, answer.exif_orientation)
 
     def _pixels(self, shape: tuple[int, int, int], dtype: str, offset: int) -> NDArray[Any]:
         """A copy of the pixels in the shared block, read without holding the GIL."""

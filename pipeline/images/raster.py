@@ -6,14 +6,16 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from pipeline.images.pixels import Unsupported, WrongBands, is_mask, over_white, to_8_bits, to_bands, to_unit
+
+if TYPE_CHECKING:
+    import tifffile
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told by exceptions
 
@@ -52,7 +54,7 @@ def read_tiff_header(data: bytes) -> TiffHeader:
         ValueError: a broken file.
     """
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        with _open(data) as file:
             page, num_pages = _first(file), len(file.pages)
             orientation = page.tags.valueof(_ORIENTATION, default=0)
     except MemoryError:
@@ -77,7 +79,7 @@ def read_tiff(data: bytes) -> NDArray[Any]:
     """
     pages: list[NDArray[Any]] = []
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        with _open(data) as file:
             for page in _pages(file):
                 if pages and (page.imagelength, page.imagewidth) != pages[0].shape[:2]:
                     break
@@ -151,7 +153,7 @@ def read_tiff_rgb(data: bytes) -> NDArray[np.uint8]:
         ValueError: a broken file.
     """
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        with _open(data) as file:
             page = _first(file)
             photometric, extra = int(page.photometric), tuple(map(int, page.extrasamples))
             # tifffile converts YCbCr in JPEG to RGB.
@@ -193,6 +195,12 @@ def _broken(error: Exception) -> ValueError:
     return ValueError(f"not readable as TIFF: {type(error).__name__}: {error}")
 
 
+def _open(data: bytes) -> tifffile.TiffFile:
+    import tifffile  # late: readers of annotations import this module and mostly open no TIFF
+
+    return tifffile.TiffFile(io.BytesIO(data))
+
+
 def _first(file: tifffile.TiffFile) -> tifffile.TiffPage:
     for page in _pages(file):
         return page
@@ -202,8 +210,7 @@ def _first(file: tifffile.TiffFile) -> tifffile.TiffPage:
 def _pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
     """The pages in turn, each with its own tags."""
     for index in range(len(file.pages)):
-        page = file.pages[index]
-        assert isinstance(page, tifffile.TiffPage)
+        page = cast("tifffile.TiffPage", file.pages[index])  # no TiffFrame: `useframes` is off
         if page.imagelength < 1 or page.imagewidth < 1:
             raise ValueError(f"a page of {page.imagelength} x {page.imagewidth} pixels")
         yield page

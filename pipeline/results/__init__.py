@@ -1,26 +1,7 @@
 """Results for people: overlays, exports, the HTML report, the history of evaluations, drift.
 
-The functions analysts ask for first can be imported from here; `maskfleet` has them all.
+Configurations name these formats and figures, and must not load pandas for it.
 """
 
-from pipeline.tables import (
-    counts,
-    decode_mask,
-    decode_masks,
-    instances_dataset,
-    iter_instances,
-    iter_shards,
-    load_images,
-    load_instances,
-)
-
-__all__ = [
-    "counts",
-    "decode_mask",
-    "decode_masks",
-    "instances_dataset",
-    "iter_instances",
-    "iter_shards",
-    "load_images",
-    "load_instances",
-]
+EXPORT_FORMATS = ("coco", "coco-results", "yolo", "labelme", "png")
+FIGURES = ("bbox AP", "segm AP", "keypoints AP")  # of a history, as "kind of IoU, metric"

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 420, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
+Values = ArrayLike | Sequence[float | None]
 
 
 def bar_chart(edges: Sequence[float], counts: Sequence[int], *, label: str, ticks: Sequence[tuple[float, str]]) -> str:
@@ -36,7 +37,7 @@ def bar_chart(edges: Sequence[float], counts: Sequence[int], *, label: str, tick
 
 
 def line_chart(
-    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    lines: Mapping[str, tuple[Values, Values]],
     *,
     label: str,
     y_range: tuple[float, float] | None = None,

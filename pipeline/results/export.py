@@ -19,6 +19,7 @@ from PIL import Image
 
 from pipeline.manifest import Run, open_run
 from pipeline.masks.contours import Polygon, join_polygons, mask_to_part_polygons
+from pipeline.results import EXPORT_FORMATS
 from pipeline.results.render import open_photo
 from pipeline.schema import OK
 from pipeline.storage.base import Storage
@@ -29,7 +30,6 @@ from pipeline.tables import decode_mask, decode_masks, iter_shards, load_images,
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMATS = ("coco", "coco-results", "yolo", "labelme", "png")
 _UNSAFE = set('<>:"|?*\\') | {chr(code) for code in range(32)}
 
 
@@ -54,7 +54,7 @@ def export_run(
     image_ids: Mapping[str, int] | None = None,
     tolerance_px: float = 0.0,
 ) -> Exported:
-    """Writes a run in one of FORMATS.
+    """Writes a run in one of EXPORT_FORMATS.
 
     COCO gives `coco.json`, COCO results `results.json`. The other formats give a file for each image, below `labels/`
     (YOLO, with `data.yaml`), `labelme/` or `png/`. Each file is written whole or not at all; an existing one is
@@ -72,8 +72,8 @@ def export_run(
     Raises:
         ExportError: an unknown format, or two images whose files would have one name.
     """
-    if to not in FORMATS:
-        raise ExportError(f"there is no format {to!r}; allowed are {', '.join(FORMATS)}")
+    if to not in EXPORT_FORMATS:
+        raise ExportError(f"there is no format {to!r}; allowed are {', '.join(EXPORT_FORMATS)}")
     run = open_run(run) if isinstance(run, str) else run
     storage = open_storage(target) if isinstance(target, str) else target
     images = load_images(run)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.evaluation.metrics import Metrics
 from pipeline.manifest import sha256_of, to_json
+from pipeline.results import FIGURES
 from pipeline.storage.base import Storage
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.stores import open_storage
@@ -35,7 +36,6 @@ HISTORY_SCHEMA = pa.schema(
         pa.field("num_failed", pa.int64(), nullable=False),
     ]
 )
-FIGURES = ("bbox AP", "segm AP", "keypoints AP")
 CONTEXT = ("run_id", "model_sha256", "truth_sha256", "config_sha256", "label")
 
 
@@ -63,10 +63,13 @@ def append_history(history: str | Storage, metrics: Metrics, *, when: Any, **con
     if when.tzinfo is None:
         raise ValueError(f"when is {when}, a time without a zone; give one, e.g. UTC")
     storage = open_storage(history) if isinstance(history, str) else history
-    identity: dict[str, Any] = {name: context.get(name) for name in CONTEXT if name != "label"}
-    identity |= {"score_threshold": metrics.score_threshold, "iou_threshold": metrics.iou_threshold}
-    figures = metrics.to_dict()
-    evaluation_id = sha256_of(to_json({**identity, "iou_types": sorted(figures["overall"])}))[:16]
+    identity = {
+        **{name: context.get(name) for name in CONTEXT if name != "label"},
+        "score_threshold": metrics.score_threshold,
+        "iou_threshold": metrics.iou_threshold,
+        "iou_types": sorted(metrics.coco),
+    }
+    evaluation_id = sha256_of(to_json(identity))[:16]
     failed = metrics.coverage.num_images - metrics.coverage.num_ok
     rows = [
         {

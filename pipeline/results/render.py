@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from pipeline.manifest import Run, open_run
 from pipeline.schema import OK
-from pipeline.storage import files
+from pipeline.storage.files import Location
 from pipeline.tables import decode_masks, load_images, load_instances
 
 _MASK_OPACITY = 0.45
@@ -152,16 +152,16 @@ def contact_sheet(
     return sheet
 
 
-def open_photo(uri: str) -> Image.Image:
+def open_photo(photo: str | Location) -> Image.Image:
     """A photo as the run segmented it: its first frame, turned by its EXIF orientation, as RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it cannot be decoded, or has more than 200 million pixels.
     """
-    image = Image.open(io.BytesIO(files.read_bytes(uri)))
+    image = Image.open(io.BytesIO(Location.of(photo).read_bytes()))
     if image.width * image.height > _MAX_PIXELS:
-        raise OSError(f"{uri} has {image.width} x {image.height} pixels, too many to draw on")
+        raise OSError(f"{photo} has {image.width} x {image.height} pixels, too many to draw on")
     return to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -208,7 +208,11 @@ def save_overlays(
     written: list[Path] = []
     for row in chosen.sort_values("image_id").itertuples():
         try:
-            picture = overlay(open_photo(row.uri), by_image.get(row.image_id, rows.iloc[:0]), colors=colors)
+            picture = overlay(
+                open_photo(Location(row.uri, run.storage.settings)),
+                by_image.get(row.image_id, rows.iloc[:0]),
+                colors=colors,
+            )
         except (OSError, ValueError):
             continue
         path = folder / f"{len(pictures):03d}_{_file_stem(row.image_id)}.png"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,11 @@ from pipeline.masks.contours import mask_to_part_polygons
 from pipeline.results.charts import bar_chart, line_chart
 from pipeline.results.render import open_photo, palette
 from pipeline.schema import OK, STATUSES
+from pipeline.storage.files import Location
 from pipeline.tables import decode_mask, iter_instances, load_images, load_instances
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.metrics import MetricsJson, PlainConfusion
 
 MAX_BYTES = 18_000_000  # of photos and outlines, well below 20 MB for the whole file
 _PHOTO_PX = 720
@@ -80,8 +84,9 @@ class _Totals:
 def build_report(
     run: str | Run | None = None,
     *,
-    evaluation: Mapping[str, Any] | None = None,
+    evaluation: MetricsJson | None = None,
     training: pd.DataFrame | None = None,
+    unfinished: str = "",
     title: str | None = None,
     num_images: int = 120,
     seed: int = 0,
@@ -93,6 +98,7 @@ def build_report(
         evaluation: `Metrics.to_dict()`, for AP tables and precision-recall curves.
         training: metrics of a training, one row for each step: `step` and other numbers. Columns whose name holds
             "loss" share a chart, those with "AP" share another, and `lr` has its own.
+        unfinished: what the page says of a run that is not sealed, such as how many of its shards are committed.
         title: of the page; None: made of the run's id.
         num_images: photos in the gallery, at most; fewer where the file would grow too large. Half are chosen so that
             each class is seen, the rest at random. The choice depends on the run and `seed` alone.
@@ -105,34 +111,36 @@ def build_report(
         raise ValueError("a report needs a run or a training")
     from jinja2 import Environment
 
-    content: dict[str, Any] = {"title": title, "run": None, "evaluation": None, "training": None, "data": "[]"}
-    if run is not None:
-        run = open_run(run) if isinstance(run, str) else run
-        content.update(_run_parts(run, num_images, seed))
-        content["title"] = title or f"Run {run.run_id}"
-    if evaluation is not None:
-        content["evaluation"] = _evaluation_parts(evaluation)
-    if training is not None:
-        content["training"] = _training_charts(training)
-        content["title"] = content["title"] or "Training"
-    run_has = content["run"] or {}
-    content["sections"] = [
+    run = open_run(run) if isinstance(run, str) else run
+    run_part, gallery = ({}, []) if run is None else _run_parts(run, num_images, seed)
+    evaluation_part = None if evaluation is None else _evaluation_parts(evaluation)
+    charts = None if training is None else _training_charts(training)
+    sections = [
         (key, name)
         for key, name, is_shown in (
-            ("evaluation", "Evaluation", content["evaluation"]),
-            ("training", "Training", content["training"]),
-            ("failures", "Failures", run_has.get("failures")),
-            ("instances", "Instances", run_has),
-            ("pictures", "Pictures", run_has),
+            ("evaluation", "Evaluation", evaluation_part),
+            ("training", "Training", charts),
+            ("failures", "Failures", run_part.get("failures")),
+            ("instances", "Instances", run_part),
+            ("pictures", "Pictures", run_part),
         )
         if is_shown
     ]
     text = resources.files("pipeline.results").joinpath("report.html.j2").read_text("utf-8")
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text).render(**content)
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    return page.render(
+        title=title or ("Training" if run is None else f"Run {run.run_id}"),
+        run=run_part or None,
+        unfinished=None if run is None or run.sealed else unfinished or "only committed shards are shown",
+        evaluation=evaluation_part,
+        training=charts,
+        sections=sections,
+        data=_script_json(gallery),
+    )
 
 
-def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
-    """The template's `run` and `data`."""
+def _run_parts(run: Run, num_images: int, seed: int) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """The template's `run`, and the entries of the gallery."""
     images = load_images(run, ["image_id", "uri", "status", "error", "height", "width", "num_instances"])
     # A random number for each image, computed from its id and the seed: samples stay the same as a run grows.
     key = f"{seed:016d}"[-16:]
@@ -174,35 +182,32 @@ def _run_parts(run: Run, num_images: int, seed: int) -> dict[str, Any]:
         "output": run.storage.uri,
         "input": run.spec.input.uri,
         "model": run.spec.model.sha256[:16],
-        "state": "finished" if run.sealed else "not finished: the shards committed so far",
     }
-    return {
-        "run": {
-            "facts": {name: value for name, value in facts.items() if value},
-            "num_images": len(images),
-            "num_ok": ok,
-            "num_failed": len(images) - ok,
-            "num_empty": int(((images["status"] == OK) & (images["num_instances"] == 0)).sum()),
-            "num_instances": totals.num_instances,
-            "failures": failures,
-            "classes": classes,
-            "scores": bar_chart(
-                _SCORE_EDGES.tolist(),
-                totals.scores.tolist(),
-                label="score",
-                ticks=[(i / 4, f"{i / 4:g}") for i in range(5)],
-            ),
-            "sides": bar_chart(
-                _SIDE_EDGES.tolist(),
-                totals.sides.tolist(),
-                label="size: square root of the mask's area, in pixels",
-                ticks=[(i, f"{2**i:,}") for i in range(0, 13, 3)],
-            ),
-            "num_shown": len(gallery),
-            "confident": _CONFIDENT,
-        },
-        "data": _script_json(gallery),
+    page: dict[str, object] = {
+        "facts": {name: value for name, value in facts.items() if value},
+        "num_images": len(images),
+        "num_ok": ok,
+        "num_failed": len(images) - ok,
+        "num_empty": int(((images["status"] == OK) & (images["num_instances"] == 0)).sum()),
+        "num_instances": totals.num_instances,
+        "failures": failures,
+        "classes": classes,
+        "scores": bar_chart(
+            _SCORE_EDGES.tolist(),
+            totals.scores.tolist(),
+            label="score",
+            ticks=[(i / 4, f"{i / 4:g}") for i in range(5)],
+        ),
+        "sides": bar_chart(
+            _SIDE_EDGES.tolist(),
+            totals.sides.tolist(),
+            label="size: square root of the mask's area, in pixels",
+            ticks=[(i, f"{2**i:,}") for i in range(0, 13, 3)],
+        ),
+        "num_shown": len(gallery),
+        "confident": _CONFIDENT,
     }
+    return page, gallery
 
 
 def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int) -> pd.DataFrame:
@@ -229,17 +234,18 @@ def choose_images(images: pd.DataFrame, examples: pd.DataFrame | None, num: int)
     return pd.concat(turns).sort_values("turn", kind="stable", ignore_index=True).drop(columns="turn")
 
 
-def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, Any]]:
+def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[dict[str, object]]:
     """The entries of the chosen images in order of `draw`, as many as MAX_BYTES allows."""
     columns = ["image_id", "category", "score", "x1", "y1", "x2", "y2", "area_px", "rle_counts"]
     columns += ["image_height", "image_width"]
     rows = load_instances(run, columns, [("image_id", "in", chosen["image_id"].tolist())]) if len(chosen) else None
     rows_of = {} if rows is None else dict(tuple(rows.groupby("image_id")))
-    gallery: list[tuple[int, dict[str, Any]]] = []
+    gallery: list[tuple[int, dict[str, object]]] = []
     size = 0
     for row in chosen.itertuples():
         try:
-            entry = _gallery_entry(row, rows_of.get(row.image_id), colors)
+            photo = open_photo(Location(row.uri, run.storage.settings))
+            entry = _gallery_entry(row, photo, rows_of.get(row.image_id), colors)
         except (OSError, ValueError):  # the photo is gone or has changed: the report shows the run without it
             continue
         size += len(json.dumps(entry))
@@ -249,14 +255,14 @@ def _gallery(run: Run, chosen: pd.DataFrame, colors: Mapping[str, str]) -> list[
     return [entry for _, entry in sorted(gallery, key=lambda pair: pair[0])]
 
 
-def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str, str]) -> dict[str, Any]:
+def _gallery_entry(
+    row: Any, photo: Image.Image, instances: pd.DataFrame | None, colors: Mapping[str, str]
+) -> dict[str, object]:
     """One photo as the page's script takes it: a JPEG, and outlines in its pixels.
 
     Raises:
-        OSError: the photo cannot be opened.
         ValueError: it has another size than the one that was segmented.
     """
-    photo = open_photo(row.uri)
     height, width = photo.height, photo.width
     if (height, width) != (row.height, row.width):
         raise ValueError("the photo is not the one that was segmented")
@@ -288,7 +294,7 @@ def _gallery_entry(row: Any, instances: pd.DataFrame | None, colors: Mapping[str
     }
 
 
-def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation_parts(evaluation: MetricsJson) -> dict[str, object]:
     """The template's `evaluation`."""
     overall = evaluation.get("overall", {})
     kinds = list(overall)
@@ -332,7 +338,7 @@ def _evaluation_parts(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _confusion(confusion: PlainConfusion | None) -> dict[str, object] | None:
     """A small matrix whole, with each cell's share of its row for shading; of a large one the most confused pairs."""
     if confusion is None:
         return None
@@ -356,7 +362,11 @@ def _training_charts(training: pd.DataFrame) -> list[str]:
     """Charts of losses, average precision and learning rate, without empty ones."""
     numbers = training.select_dtypes("number")
     steps = numbers["step"] if "step" in numbers else pd.Series(range(len(numbers)))
-    groups: dict[str, dict[str, Any]] = {"loss": {}, "average precision": {}, "learning rate": {}}
+    groups: dict[str, dict[str, tuple[pd.Series, pd.Series]]] = {
+        "loss": {},
+        "average precision": {},
+        "learning rate": {},
+    }
     for name in numbers.columns:
         lower = str(name).lower()
         if "loss" in lower:

@@ -30,11 +30,19 @@ class ObjectArchived(OSError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object: key below the root, size in bytes (-1 when unknown), etag (changes when the content does)."""
+    """One object of a store.
+
+    Attributes:
+        key: below the root.
+        size_bytes: -1 when unknown.
+        etag: changes when the content does.
+        archived: whether it must be restored before it can be read. Only `stat` tells; a listing says False.
+    """
 
     key: str
     size_bytes: int
     etag: str
+    archived: bool = False
 
 
 class Secret:

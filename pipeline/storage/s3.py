@@ -41,6 +41,7 @@ _CREDENTIAL_CODES = frozenset(
         *("RequestTimeTooSkewed", "RequestExpired", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     }
 )
+_ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")  # classes of storage; instant retrieval has one of its own
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 20.0
 _MARK = "maskfleet-put"
 _READ_AHEAD_BYTES = 1 << 18
@@ -109,7 +110,10 @@ class S3Storage(Storage):
 
     def stat(self, key: str) -> ObjectInfo:
         headers = self._request("head_object", key).headers
-        return ObjectInfo(key, headers["ContentLength"], headers.get("ETag", "").strip('"'))
+        is_stored_away = headers.get("StorageClass") in _ARCHIVES or "ArchiveStatus" in headers
+        is_restored = 'ongoing-request="false"' in headers.get("Restore", "")
+        etag = headers.get("ETag", "").strip('"')
+        return ObjectInfo(key, headers["ContentLength"], etag, is_stored_away and not is_restored)
 
     def iter_objects(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
         if prefix and not prefix.endswith("/"):

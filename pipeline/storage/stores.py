@@ -1,4 +1,4 @@
-"""Opens the storage behind a URI: a local folder or an S3 bucket; keeps the storage settings of the process."""
+"""Opens the storage behind a URI: a local folder or an S3 bucket."""
 
 from __future__ import annotations
 
@@ -6,35 +6,23 @@ from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.uri import is_local, local_path, scheme_of, split_uri
 
-_settings: StorageSettings | None = None
-
-
-def use_settings(settings: StorageSettings | None) -> None:
-    """Sets the settings that `open_storage` takes in this process where a call gives none.
-
-    These calls are the readers of annotations (`pipeline.storage.files`), the pictures of a report, and the checkpoint
-    of a bulk actor. Each command, and each of its workers, calls this once at its start.
-    """
-    global _settings
-    _settings = settings
-
 
 def open_storage(uri: str, settings: StorageSettings | None = None) -> Storage:
     """The storage whose root is a URI. Sends no request.
 
     Args:
         uri: a local path, file:// or s3://bucket/prefix.
-        settings: for buckets; None takes those of `use_settings`, else what the AWS tools take from the environment.
+        settings: for buckets; None takes the defaults, and credentials as the AWS tools do, from the environment.
 
     Raises:
         StorageError: an empty URI, a scheme without a store, or an s3:// URI that names no bucket.
     """
     check_uri(uri)
     if is_local(uri):
-        return LocalStorage(local_path(uri), settings or _settings)
+        return LocalStorage(local_path(uri), settings)
     from pipeline.storage.s3 import S3Storage  # users of local folders need not import s3fs, which takes a second
 
-    return S3Storage(uri, settings or _settings)
+    return S3Storage(uri, settings)
 
 
 def check_uri(uri: str) -> None:

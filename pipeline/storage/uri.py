@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -111,6 +112,26 @@ def canonical_uri(uri: str) -> str:
     return os.path.realpath(absolute) if is_local(absolute) else absolute
 
 
+def file_place(uri: str, real_folder: Callable[[str], str] = os.path.realpath) -> str:
+    """The one spelling of the place of a file or object: a bucket's key as it is, a path without symbolic links.
+
+    Args:
+        uri: of a file or object. In a bucket `a//b`, `a/./b` and `a/` are other objects than `a/b` and `a`.
+        real_folder: `os.path.realpath`, or that with a memory, for many files of a folder.
+
+    Raises:
+        StorageError: as `split_uri`.
+    """
+    if uri.startswith("s3://"):
+        return uri
+    root, key = split_uri(uri)
+    if root != "/":
+        return f"{root}/{key}"
+    folder, _, name = key.rpartition("/")
+    path = os.path.join(real_folder("/" + folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
 def is_within(uri: str, folder: str) -> bool:
     """Whether a place is a folder itself or lies below it, however the two are spelled."""
     inner, outer = canonical_uri(uri), canonical_uri(folder)
@@ -127,8 +148,9 @@ def join_uri(folder: str, name: str) -> str:
 
     A name that is absolute or a URI does not use the folder.
     """
-    if is_full(name):
-        return plain_uri(name)
+    scheme = scheme_of(name)
+    if scheme or name.startswith("/"):
+        return plain_uri(name) if scheme == "file" else name
     folder = plain_uri(folder)
     if not is_local(folder):
         return _resolve(folder.rstrip("/"), name)

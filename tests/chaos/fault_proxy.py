@@ -32,11 +32,11 @@ from urllib.parse import urlsplit
 
 _CODES = {"503": "SlowDown", "500": "InternalError", "409": "ConditionalRequestConflict", "429": "TooManyRequests"}
 FAULTS = (*_CODES, "slow", "cut_before", "cut_request", "cut_after", "lost_answer", "twice", "truncate")
-_REFUSALS = {
+REFUSALS = {
     "expired": (400, "ExpiredToken"),
     "skewed": (403, "RequestTimeTooSkewed"),
     "denied": (403, "AccessDenied"),
-}
+}  # of credentials
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 Plan = Callable[[str, str], str | None]
@@ -168,8 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.proxy.slow_s)
         if fault in _CODES:
             return self._refuse(int(str(fault)), _CODES[str(fault)])
-        if fault in _REFUSALS:
-            return self._refuse(*_REFUSALS[fault])
+        if fault in REFUSALS:
+            return self._refuse(*REFUSALS[fault])
         if fault == "cut_before":
             return self._cut()
         if fault == "cut_request":

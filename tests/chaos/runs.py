@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from jobs.config.load import load_config
 from jobs.config.segment import SegmentConfig
 from jobs.segment import prepare_segment, run_segment
 from pipeline.bulk.verify import verify_run
-from pipeline.manifest import RunTotals, open_run
+from pipeline.manifest import Run, RunTotals, open_run
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.stores import use_settings
 from pipeline.tables import load_images, load_instances
 from tests.paths import ROOT
 
+MARK = "MASKFLEET_TEST_PROGRAM"  # a variable that all processes of a program inherit
 SMALL = ("corpus.shard_size=3", "segment.cpus_per_worker=1", "segment.max_detections=10")
 
 
@@ -36,15 +37,53 @@ def start(
 ) -> subprocess.Popen[str]:
     """Starts `maskfleet segment` as a program in its own process group, on its own Ray unless an address is given."""
     own_ray = [] if any(word.startswith("cluster.address=") for word in words) else ["cluster.num_cpus=2"]
+    return start_program("segment", *own_ray, *words_of(checkpoint, photos, out, *words), **environment)
+
+
+def start_program(*words: str, **environment: str) -> subprocess.Popen[str]:
+    """Starts `maskfleet WORDS` in a process group of its own, whose signals do what they do in a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-m", "maskfleet", "segment", *own_ray, *words_of(checkpoint, photos, out, *words)],
+        [sys.executable, "-m", "maskfleet", *words],
         cwd=ROOT,
-        env=os.environ | environment,
+        env={**os.environ, MARK: uuid.uuid4().hex, **environment},
+        preexec_fn=as_in_a_terminal,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def as_in_a_terminal() -> None:
+    """In a new process: no signal that ends a command is ignored, as they may be where the tests run."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def is_listening(process: subprocess.Popen[str]) -> bool:
+    """Whether a program takes SIGTERM, which Python by itself does not: it is past the start of Python."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+    return False
+
+
+class Family:
+    """A program of `start_program` and all processes that it has started, whoever is their parent by now."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        self.mark = next(entry for entry in entries if entry.startswith(MARK.encode()))
+
+    def alive(self) -> list[int]:
+        """The ids of its processes that run."""
+        alive = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                if self.mark in (folder / "environ").read_bytes().split(b"\0"):  # empty once it has ended
+                    alive.append(int(folder.name))
+        return alive
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -57,11 +96,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 def segment_here(checkpoint: Path, photos: Path | str, out: Path | str, *words: str) -> RunTotals:
     """Runs `maskfleet segment` in this process, on the Ray that it has; returns the run's totals."""
     config = load_config(SegmentConfig, None, words_of(checkpoint, photos, out, *words))
-    use_settings(config.storage)
-    try:
-        return run_segment(prepare_segment(config))
-    finally:
-        use_settings(None)
+    return run_segment(prepare_segment(config))
 
 
 def descendants(pid: int) -> list[int]:
@@ -118,9 +153,9 @@ def commits_of(out: Path) -> list[Path]:
     return list(out.glob("commits/*/*.json"))
 
 
-def rows_of(uri: str) -> list[pd.DataFrame]:
+def rows_of(run: Run) -> list[pd.DataFrame]:
     """A run's two tables as readers see them, in an order that does not depend on how they were written."""
-    tables = (load_images(uri), load_instances(uri))
+    tables = (load_images(run), load_instances(run))
     keys = (["image_id"], ["image_id", "instance"])
     return [table.sort_values(key, ignore_index=True) for table, key in zip(tables, keys)]
 
@@ -134,14 +169,10 @@ def check_exact(
         settings: access to the buckets of both runs.
         ignore: columns that may differ.
     """
-    use_settings(settings)
-    try:
-        for table, expected_table in zip(rows_of(str(out)), rows_of(str(expected)), strict=True):
-            columns = [column for column in table.columns if column not in ignore]
-            pd.testing.assert_frame_equal(table[columns], expected_table[columns])
-        run = open_run(str(out))
-        faults = list(verify_run(run))
-        assert faults == [], faults
-        assert run.storage.remove_unfinished() == []
-    finally:
-        use_settings(None)
+    run = open_run(str(out), settings)
+    for table, expected_table in zip(rows_of(run), rows_of(open_run(str(expected), settings)), strict=True):
+        columns = [column for column in table.columns if column not in ignore]
+        pd.testing.assert_frame_equal(table[columns], expected_table[columns])
+    faults = list(verify_run(run))
+    assert faults == [], faults
+    assert run.storage.remove_unfinished() == []

@@ -74,8 +74,8 @@ def _credentials(endpoint: str) -> dict[str, Any]:
     return {"endpoint_url": endpoint, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "region": "us-east-1"}
 
 
-def make_bucket(endpoint: str) -> str:
-    """Makes a bucket; returns its name."""
+def make_bucket(endpoint: str, name: str | None = None) -> str:
+    """Makes a bucket, of this name or a new one; returns its name."""
     import boto3
 
     client = boto3.client(
@@ -85,6 +85,6 @@ def make_bucket(endpoint: str) -> str:
         aws_secret_access_key=SECRET_KEY,
         region_name="us-east-1",
     )
-    name = f"b{uuid.uuid4().hex[:16]}"
+    name = name or f"b{uuid.uuid4().hex[:16]}"
     client.create_bucket(Bucket=name)
     return name

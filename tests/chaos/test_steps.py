@@ -37,9 +37,9 @@ def marks(tmp_path: Path) -> Path:
 def die_at(steps: tuple[str, ...], marks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the workers of this test's runs die at these steps."""
 
-    def segment_corpus(job, on_progress):
+    def segment_corpus(job, *callbacks):
         return run.segment_corpus(
-            dataclasses.replace(job, predictor=partial(DiesAtSteps, steps=steps, marks=marks)), on_progress
+            dataclasses.replace(job, predictor=partial(DiesAtSteps, steps=steps, marks=marks)), *callbacks
         )
 
     monkeypatch.setattr(segment_job, "segment_corpus", segment_corpus)

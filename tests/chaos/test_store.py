@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.storage.stores import open_storage
-from tests.chaos.fault_proxy import FAULTS, FaultProxy, random_faults
+from tests.chaos.fault_proxy import FAULTS, REFUSALS, FaultProxy, random_faults
 from tests.chaos.rgw import Rgw
 from tests.chaos.runs import check_exact, finish, kill_everything, segment_here, start, wait_until
 from tests.chaos.s3 import environment_for, make_bucket, settings_for, storage_words
-
-OF_THE_BUCKET = ("uri", "etag", "run_id")  # columns that differ from a run over the same photos on disk
-
-
-def copy_photos(photos: Path, endpoint: str) -> str:
-    """Copies the photos into a new bucket; returns its URI."""
-    uri = f"s3://{make_bucket(endpoint)}"
-    bucket = open_storage(uri, settings_for(endpoint))
-    for path in photos.rglob("*"):
-        if path.is_file():
-            bucket.write_bytes(path.relative_to(photos).as_posix(), path.read_bytes())
-    return uri
+from tests.chaos.trials import OF_THE_BUCKET, bucket_trials, copy_photos
 
 
 @pytest.mark.long
@@ -66,26 +57,46 @@ def test_a_gateway_killed_in_the_middle_of_a_run(
     check_exact(out, undisturbed, settings_for(gateway.endpoint), ignore=OF_THE_BUCKET)
 
 
+class Expiring:
+    """A plan for a proxy, whose credentials hold until `strike` and again from the next start of a program on."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        self.photos_read = 0
+
+    def __call__(self, method: str, path: str) -> str | None:
+        self.photos_read += method == "GET" and ".png" in path and self.fault is None
+        return self.fault
+
+    def strike(self, process: subprocess.Popen[str], chance: random.Random) -> str:
+        """Lets the credentials expire; the program must end with 1 and name the cause last, or with 2 at its start."""
+        self.fault = fault = chance.choice(sorted(REFUSALS))
+        output, _ = process.communicate(timeout=120)
+        began, self.fault, self.photos_read = self.photos_read > 0, None, 0
+        if process.returncode == 0:
+            return ""
+        last = output.strip().splitlines()[-1]
+        assert last.startswith("maskfleet: ") and "is not allowed" in last and "Traceback" not in output, output
+        assert process.returncode == 1 or (process.returncode == 2 and not began), output
+        return fault if process.returncode == 1 else "at the start"
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("fault", ["expired", "denied"])
 def test_credentials_that_expire_in_the_middle_of_a_run_end_it_and_it_goes_on(
-    fault: str, moto: str, tiny_checkpoint: Path, photos: Path, undisturbed: Path
+    moto: str, tiny_checkpoint: Path, photos: Path, undisturbed: Path
 ) -> None:
-    inside, out = copy_photos(photos, moto), f"s3://{make_bucket(moto)}/run"
-    commits: list[str] = []
+    expiring = Expiring()
+    with FaultProxy(moto, expiring) as proxy:
+        bucket_trials(6, expiring.strike, tiny_checkpoint, photos, undisturbed, moto, proxy).run(3)
 
-    def plan(method: str, path: str) -> str | None:
-        if len(commits) == 3:
-            return fault
-        if method == "PUT" and "/commits/" in path:
-            commits.append(path)
-        return None
 
-    with FaultProxy(moto, plan) as proxy:
-        environment = environment_for(proxy.url)
-        output = finish(start(tiny_checkpoint, inside, out, **environment), code=1)
-    last = output.strip().splitlines()[-1]
-    assert last.startswith("maskfleet: ") and "is not allowed" in last and "the same command goes on" in last, output
-    assert 3 <= sum(1 for _ in open_storage(out, settings_for(moto)).iter_objects("commits/")) < 15
-    finish(start(tiny_checkpoint, inside, out, **environment_for(moto)))
-    check_exact(out, undisturbed, settings_for(moto), ignore=OF_THE_BUCKET)
+@pytest.mark.slow
+@pytest.mark.s3
+def test_credentials_of_a_real_store_that_expire_at_thirty_moments(
+    rgw: str, tiny_checkpoint: Path, photos: Path, undisturbed: Path
+) -> None:
+    expiring = Expiring()
+    with FaultProxy(rgw, expiring) as proxy:
+        trials = bucket_trials(7, expiring.strike, tiny_checkpoint, photos, undisturbed, rgw, proxy)
+        trials.run(30)
+    assert set(REFUSALS) <= trials.struck.keys()

@@ -15,8 +15,7 @@ import typer
 
 from jobs.cli import app
 from jobs.cluster.job_package import SUBMITTED
-from jobs.commands import COMMANDS, read_settings
-from jobs.config.load import is_override
+from jobs.commands import COMMANDS, read_settings, split_retry
 from maskfleet import __all__ as public_names
 from tests.docs.pages import PAGES, Block, blocks_of
 from tests.paths import ROOT
@@ -48,9 +47,9 @@ def check_maskfleet(words: list[str]) -> None:
     options = dict(GROUP.commands[name].make_context(name, list(rest)).params)
     settings, file = options.pop("words") or [], options.pop("config", None)
     if name == "retry":
-        assert settings and not is_override(settings[0])
+        split_retry(settings)
         return
-    read_settings(name, file, settings, **{option: options[option] for option in COMMANDS[name].options})
+    read_settings(name, file, settings)
 
 
 def check_line(line: str) -> None:

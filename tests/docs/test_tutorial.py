@@ -91,7 +91,7 @@ def test_the_commands_of_the_readme(clone: Path, tiny_checkpoint: Path, tmp_path
     shutil.copytree(clone, folder, ignore=shutil.ignore_patterns("models", "masks", "shapes"))
     draw_shapes(str(folder / "drawn"), num_train=8, num_val=4, num_unlabelled=6)
     for part in ("train", "val"):
-        run(["maskfleet", "convert", f"drawn/{part}.json", f"balloon/{part}", "--to", "via"], folder)
+        run(["maskfleet", "convert", f"drawn/{part}.json", f"balloon/{part}", "convert.to=via"], folder)
     shutil.copytree(folder / "drawn/unlabelled", folder / "photos")
     shutil.copy2(next((folder / "photos").iterdir()), folder / "photo.jpg")
     shutil.copytree(tiny_checkpoint, folder / "demo/model")

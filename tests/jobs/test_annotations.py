@@ -22,9 +22,9 @@ DRY_RUN = ("train", "--dry-run", "model.spec.norm=group", "train.max_steps=2")
 def test_check_data_and_convert(runs: Path, tmp_path: Path) -> None:
     data = runs / "data" / "val.json"
     assert "12 images" in call("check-data", data)
-    text = call("convert", data, tmp_path / "labelme", "--to", "labelme")
+    text = call("convert", data, tmp_path / "labelme", "convert.to=labelme")
     assert "12 images" in text and len(list((tmp_path / "labelme").rglob("*.json"))) == 12
-    assert "is there already" in call("convert", data, tmp_path / "labelme", "--to", "labelme", code=Exit.BAD_INPUT)
+    assert "is there already" in call("convert", data, tmp_path / "labelme", "convert.to=labelme", code=Exit.BAD_INPUT)
     broken = json.loads(data.read_text())
     broken["annotations"][0]["category_id"] = 99
     (runs / "data" / "broken.json").write_text(json.dumps(broken))

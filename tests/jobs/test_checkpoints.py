@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from pipeline.bulk.verify import verify_run
 from pipeline.dataset.shapes import draw_shapes
 from pipeline.manifest import open_run
 from pipeline.storage.base import StorageError
-from pipeline.storage.stores import open_storage, use_settings
+from pipeline.storage.stores import open_storage
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
 from tests.chaos.s3 import make_bucket, settings_for
 
@@ -201,11 +200,10 @@ def test_one_name_in_two_stores_is_two_files(moto: str, cache: Path, tmp_path: P
 
 
 @pytest.fixture
-def store(moto: str) -> Iterator[list[str]]:
+def store(moto: str) -> list[str]:
     """Words of the command line that hold the bucket's endpoint and credentials."""
     keys = [f"storage.access_key={ACCESS_KEY}", f"storage.secret_key={SECRET_KEY}", "storage.region=us-east-1"]
-    yield [f"storage.endpoint_url={moto}", *keys]
-    use_settings(None)
+    return [f"storage.endpoint_url={moto}", *keys]
 
 
 @pytest.mark.long
@@ -215,7 +213,6 @@ def test_a_run_takes_its_checkpoint_from_a_bucket(
     def segment(checkpoint: str, out: Path) -> pd.DataFrame:
         uris = [f"model.checkpoint={checkpoint}", f"input.uri={photos}", f"output.uri={out}", *store]
         config = load_config(SegmentConfig, None, ["segment.cpus_per_worker=1", "input.pattern=roll-0/*", *uris])
-        use_settings(config.storage)
         assert run_segment(prepare_segment(config)).statuses == {"ok": 10}
         return pd.read_parquet(out / "instances").sort_values(["image_id", "instance"], ignore_index=True)
 

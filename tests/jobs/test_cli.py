@@ -48,7 +48,7 @@ def test_wrong_input_of_segment_is_refused_and_nothing_written(places: list[str]
     (torn / "checkpoint.json").write_text("{")
     refused(["segment", *places, "segment.batch_size=0"], "segment.batch_size", "0", "greater than or equal to 1")
     refused(["segment", *places, "segment.batchsize=3"], "segment.batchsize", "batch_size")
-    refused(["segment", checkpoint, out], "input: missing")
+    refused(["segment", checkpoint, out], "input.uri: missing", "usage: maskfleet segment")
     refused(["segment", checkpoint, "input.uri=/no/such/folder", out], "input.uri", "/no/such/folder", "folder")
     refused(["segment", "model.checkpoint=/no/model", photos, out], "/no/model", "checkpoint")
     refused(["segment", f"model.checkpoint={torn}", photos, out], "torn", "checkpoint.json")

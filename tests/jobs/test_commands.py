@@ -1,4 +1,4 @@
-"""The table of commands: leading words and options stand for settings that exist, and reach them."""
+"""The table of commands: words stand for settings that exist, and reach them."""
 
 from __future__ import annotations
 
@@ -25,29 +25,22 @@ def is_setting(config: type[BaseModel], key: str) -> bool:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_words_and_options_stand_for_settings_of_the_command(name: str) -> None:
+def test_words_stand_for_settings_of_the_command(name: str) -> None:
     command = COMMANDS[name]
-    keys = [*command.words, *command.options.values(), *filter(None, [command.list_word])]
+    keys = [*command.words, *filter(None, [command.list_word])]
     assert [key for key in keys if not is_setting(command.config, key)] == []
     assert not is_setting(command.config, "no.such")
 
 
-def test_words_fill_their_settings_in_order_and_options_come_last() -> None:
-    settings = read_settings("compare", None, ["s3://b/a", "s3://b/b=c", "compare.seed=3"], ground_truth="truth.json")
-    assert (settings.run_a.uri, settings.run_b.uri, settings.ground_truth.uri) == (
-        "s3://b/a",
-        "s3://b/b=c",
-        "truth.json",
-    )
-    assert settings.compare.seed == 3
-    settings = read_settings("compare", None, ["run_a.uri=first", "second"], ground_truth=None)
+def test_words_fill_their_settings_in_order() -> None:
+    settings = read_settings("compare", None, ["s3://b/a", "s3://b/b=c", "compare.seed=3"])
+    assert (settings.run_a.uri, settings.run_b.uri, settings.compare.seed) == ("s3://b/a", "s3://b/b=c", 3)
+    settings = read_settings("compare", None, ["run_a.uri=first", "second"])
     assert (settings.run_a.uri, settings.run_b.uri, settings.ground_truth.uri) == ("first", "second", None)
-    words = ["run", "export.to=yolo"]
-    assert read_settings("export", None, words, to="png").export.to == "png"
 
 
 def test_words_and_settings_may_stand_in_any_order() -> None:
-    settings = read_settings("compare", None, ["compare.seed=3", "a", "storage.num_retries=1", "b"], ground_truth=None)
+    settings = read_settings("compare", None, ["compare.seed=3", "a", "storage.num_retries=1", "b"])
     assert (settings.run_a.uri, settings.run_b.uri) == ("a", "b")
 
 

@@ -14,12 +14,12 @@ from tests.jobs.drawn_runs import call
 def test_compare_with_and_without_labels(runs: Path, tmp_path: Path) -> None:
     truth = runs / "data" / "val.json"
     words = ["compare", runs / "perfect", runs / "worse", "compare.num_resamples=20"]
-    text = call(*words, "--ground-truth", truth, f"output.uri={tmp_path / 'c'}")
+    text = call(*words, f"ground_truth.uri={truth}", f"output.uri={tmp_path / 'c'}")
     assert "segm AP 1.0000 -> " in text and "worst images" in text
     assert len(pd.read_parquet(tmp_path / "c" / "images.parquet")) == 12
-    text = call(*words, "--ground-truth", truth, "gate.max_drop=0.1", code=Exit.GATE)
+    text = call(*words, f"ground_truth.uri={truth}", "gate.max_drop=0.1", code=Exit.GATE)
     assert "gate.max_drop allows 0.1" in text
-    text = call(*words, "--ground-truth", truth, "compare.iou_type=bbox")
+    text = call(*words, f"ground_truth.uri={truth}", "compare.iou_type=bbox")
     assert "bbox AP 1.0000 -> " in text
     assert "instances per image" in call(*words)
     assert "needs ground_truth.uri" in call(*words, "gate.max_drop=0.1", code=Exit.BAD_INPUT)
@@ -32,7 +32,7 @@ def test_images_that_a_run_lacks_are_said(runs: Path, tmp_path: Path) -> None:
     content["annotations"].append({**content["annotations"][0], "id": 9999, "image_id": 999})
     (tmp_path / "val.json").write_text(json.dumps(content))
     words = ["compare", runs / "perfect", runs / "worse", "compare.num_resamples=0"]
-    words += ["--ground-truth", tmp_path / "val.json", f"output.uri={tmp_path / 'c'}"]
+    words += [f"ground_truth.uri={tmp_path / 'val.json'}", f"output.uri={tmp_path / 'c'}"]
     text = " ".join(call(*words).split())
     assert "note: run a lacks 1 of 13 images of the ground truth (elsewhere.png); only images that both" in text
     assert "segm AP 1.0000" in text

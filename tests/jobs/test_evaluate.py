@@ -42,7 +42,7 @@ def test_the_same_evaluation_is_kept_once(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["labelme", "voc"])
 def test_ground_truth_of_other_formats_is_matched_by_class_name(runs: Path, tmp_path: Path, form: str) -> None:
-    call("convert", runs / "data" / "val.json", tmp_path / form, "--to", form, "convert.overlap=smaller_on_top")
+    call("convert", runs / "data" / "val.json", tmp_path / form, f"convert.to={form}", "convert.overlap=smaller_on_top")
     figures = []
     for truth in (tmp_path / form, runs / "data" / "val.json"):
         call("evaluate", runs / "worse", f"ground_truth.uri={truth}", f"output.uri={tmp_path / 'out'}")
@@ -52,7 +52,7 @@ def test_ground_truth_of_other_formats_is_matched_by_class_name(runs: Path, tmp_
         assert got["true_positives"] == want["true_positives"] > 0
         assert 0 < got["recall"] == want["recall"] < 1
     words = ["compare", runs / "perfect", runs / "worse", "compare.num_resamples=0"]
-    assert "segm AP" in call(*words, "--ground-truth", tmp_path / form)
+    assert "segm AP" in call(*words, f"ground_truth.uri={tmp_path / form}")
 
 
 def test_further_figures_slices_and_the_confusion_matrix_are_written(runs: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,8 @@ def test_a_training_on_a_terminal_has_a_bar_too() -> None:
     with ProgressLine("train", stream) as line:
         line.take(TrainEvent("step", "step 30/120", 0, {"step": 30, "max_steps": 120}))
         line.take(TrainEvent("validation", "step 30: segm_AP 0.5", 0, {"step": 30}))
+        line.take(TrainEvent("checkpoint", "checkpoint step-00000030", 0, {"step": 30}))
+    assert "checkpoint" not in stream.getvalue()
     assert "train: [#####---------------]  25%  step 30/120" in stream.getvalue()
     assert "train: step 30: segm_AP 0.5\n" in stream.getvalue()
 
@@ -75,10 +78,12 @@ def test_a_quiet_command_shows_no_progress() -> None:
 
 def test_a_bulk_run_in_one_line() -> None:
     progress = Progress(2000, 500, {"ok": 240, "corrupt": 7, "changed": 3}, 1234, 50.0, num_workers=2, busy_share=0.914)
+    alone = replace(progress, num_workers=1)
     assert describe(progress) == (
         "750/2,000 images  500 from before  5.0 images/s  1,234 instances  ETA 4:10  "
         "failed 10 (changed 3, corrupt 7)  2 workers 91% busy"
     )
+    assert describe(alone).endswith("1 worker 91% busy")
     assert (
         describe(Progress(10, 0, {"ok": 10}, 0, 4.0)) == "10/10 images  2.5 images/s  0 instances  ETA 0:00  failed 0"
     )

@@ -294,7 +294,7 @@ def depth_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             depth = np.full((image.height, image.width), 40_000, np.uint16)
             for instance in image.instances:
                 depth[instance.mask(image.height, image.width) > 0] = 10_000
-            Image.fromarray(depth).save(folder / "depth" / f"{Path(image.path).stem}.png")
+            Image.fromarray(depth).save(folder / "depth" / f"{image.path.stem}.png")
     return folder
 
 
@@ -343,7 +343,7 @@ def test_a_photo_and_its_depth_are_trained_on_and_segmented(
     assert len(instances) > 3
     for image in with_extra_channels(load_annotations(str(depth_data / "val.json")), DEPTH_PATTERN).images:
         (expected,) = predictor.predict([load_photo(image, in_channels=4)[0]])
-        rows = instances[instances["image_id"] == Path(image.path).name]
+        rows = instances[instances["image_id"] == image.path.name]
         np.testing.assert_allclose(rows["score"], expected.scores, atol=1e-4)
         np.testing.assert_allclose(rows[["x1", "y1", "x2", "y2"]], expected.boxes, atol=0.05)
 

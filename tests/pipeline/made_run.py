@@ -18,6 +18,7 @@ from pipeline.dataset.shapes import SHAPE_CATEGORIES, draw_image
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, mask_to_box, mask_to_rle
 from pipeline.manifest import Commit, DataFile, commit_key, sha256_of, table_key, to_json
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
+from pipeline.storage.files import Location
 from pipeline.storage.local import LocalStorage
 
 SPEC = {
@@ -138,7 +139,7 @@ def write_drawn_run(root: Path) -> DrawnRun:
         path = root / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn.pixels).save(path)
-        annotated.append(AnnotatedImage(number + 1, name, str(path), height, width, drawn.instances))
+        annotated.append(AnnotatedImage(number + 1, name, Location(str(path)), height, width, drawn.instances))
         rows = []
         if number < 7:
             for label, mask in zip(drawn.labels, drawn.masks, strict=True):

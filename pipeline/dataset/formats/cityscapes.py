@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from model.categories import Category
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.class_names import check_distinct
 from pipeline.dataset.formats.id_masks import (
     check_disjoint,
@@ -29,8 +29,9 @@ from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.formats.records import Name, to_record
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
-from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, folder_before, join_uri, parent_uri, plain_uri
+from pipeline.notes import NoteList
+from pipeline.storage.files import Location
+from pipeline.storage.uri import file_stem, folder_before
 
 CITYSCAPES_CATEGORIES = (
     Category(24, "person"),
@@ -54,11 +55,11 @@ class _Category(msgspec.Struct):
     name: Name
 
 
-def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
+def load_cityscapes(place: str | Location, image_root: str | None = None) -> AnnotatedSet:
     """Reads all instance maps below a folder.
 
     Args:
-        uri: the Cityscapes folder, or a folder in it such as `gtFine/train`.
+        place: the Cityscapes folder, or a folder in it such as `gtFine/train`.
         image_root: folder that holds the photos in `<split>/<city>`; by default `leftImg8bit` beside `gtFine`.
 
     Returns:
@@ -69,17 +70,16 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
     Raises:
         AnnotationError: the folder has no instance map, or `categories.json` is no such list.
     """
-    uri = plain_uri(str(uri)).rstrip("/")
-    keys = [key for key in files.iter_names(uri, recursive=True) if key.endswith(_IDS_ENDING)]
+    folder = Location.of(place)
+    keys = [key for key in folder.iter_names(recursive=True) if key.endswith(_IDS_ENDING)]
     if not keys:
-        raise AnnotationError(f"{uri} holds no Cityscapes annotations: there is no *{_IDS_ENDING} below it")
-    root, categories = _find_root(uri)
+        raise AnnotationError(f"{folder} holds no Cityscapes annotations: there is no *{_IDS_ENDING} below it")
+    root, categories = _find_root(folder)
     labels = {category.id: index + 1 for index, category in enumerate(categories)}
     notes = NoteList()
     images = []
     for key in keys:
-        ids_uri = join_uri(uri, key)
-        ids = read_id_map(ids_uri)
+        ids = read_id_map(folder / key)
         label_of_value = {}
         for value in np.unique(ids).tolist():
             class_id = value if value < 1000 else value // 1000
@@ -91,21 +91,24 @@ def load_cityscapes(uri: str, image_root: str | None = None) -> AnnotatedSet:
             replace(instance, iscrowd=value < 1000 or instance.label == 0)
             for value, instance in id_map_to_instances(ids, label_of_value).items()
         )
-        photo_folder = _photo_folder(ids_uri, root, image_root)
-        name = _frame_of(base_name(ids_uri))
+        photo_folder = _photo_folder(folder / key, root, image_root)
+        name = _frame_of((folder / key).name)
         height, width = ids.shape
         file_name = f"{name}_leftImg8bit.png"
-        if not files.is_file(join_uri(photo_folder, file_name)):
-            file_name = next(
-                (n for n in files.iter_names(photo_folder) if file_stem(n) == f"{name}_leftImg8bit"),
-                file_name,
-            )
-        images.append(AnnotatedImage(name, file_name, join_uri(photo_folder, file_name), height, width, instances))
+        if not (photo_folder / file_name).is_file():
+            names = (n for n in photo_folder.iter_names() if file_stem(n) == f"{name}_leftImg8bit")
+            file_name = next(names, file_name)
+        images.append(AnnotatedImage(name, file_name, photo_folder / file_name, height, width, instances))
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
 def write_cityscapes(
-    annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", split: str = "train", city: str = "all"
+    annotated: AnnotatedSet,
+    place: str | Location,
+    *,
+    overlap: str = "refuse",
+    split: str = "train",
+    city: str = "all",
 ) -> Counter[str]:
     """Writes `gtFine/`, `leftImg8bit/` and `categories.json`.
 
@@ -119,7 +122,7 @@ def write_cityscapes(
         AnnotationError: more than 64 classes, more than 1000 objects of a class on an image, two photos of the same
             name, or objects that share pixels (`overlap`, see `draw_id_map`).
     """
-    num_classes = len(annotated.categories)
+    folder, num_classes = Location.of(place), len(annotated.categories)
     if num_classes > _MAX_CLASS_ID:
         raise AnnotationError(f"Cityscapes' 16 bits hold at most {_MAX_CLASS_ID} classes, not {num_classes}")
     own_ids = [category.id for category in annotated.categories]
@@ -145,41 +148,42 @@ def write_cityscapes(
     check_disjoint(annotated, overlap=overlap)
     for image, values, photo, stem in zip(annotated.images, values_of_images, names, stems, strict=True):
         ids = draw_id_map(image, values, overlap=overlap)
-        write_id_map(join_uri(folder, f"gtFine/{split}/{city}/{stem}_gtFine{_IDS_ENDING}"), ids, bits=16)
+        write_id_map(folder / f"gtFine/{split}/{city}/{stem}_gtFine{_IDS_ENDING}", ids, bits=16)
         ending = photo.removeprefix(stem)
-        copy_photo(image, join_uri(folder, f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit{ending}"), losses)
+        copy_photo(image.path, folder / f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit{ending}", losses)
         losses["crowd regions of one class joined"] += len(values) - len(set(values))
         losses["objects without a pixel of their own"] += len(set(values) - set(np.unique(ids).tolist()))
     categories = [{"id": i, "name": c.name} for i, c in zip(class_ids, annotated.categories, strict=True)]
-    files.write_json(join_uri(folder, _CATEGORIES_FILE), categories)
+    (folder / _CATEGORIES_FILE).write_json(categories)
     return +losses
 
 
-def _find_root(uri: str) -> tuple[str, tuple[Category, ...]]:
-    """The Cityscapes folder above (or at) `uri`, and its class map."""
-    root = folder_before(uri, "gtFine") or uri
-    listing = join_uri(root, _CATEGORIES_FILE)
-    if not files.is_file(listing):
+def _find_root(folder: Location) -> tuple[Location, tuple[Category, ...]]:
+    """The Cityscapes folder above a folder, or the folder itself; and its class map."""
+    root = folder.at(folder_before(folder.uri, "gtFine") or folder.uri)
+    listing = root / _CATEGORIES_FILE
+    if not listing.is_file():
         return root, CITYSCAPES_CATEGORIES
     faults = FaultList()
-    entries = files.read_json(listing)
+    entries = listing.read_json()
     if not isinstance(entries, list) or not entries:
         raise AnnotationError(f"{listing} is {shown(entries)}; allowed is a list of one or more categories")
     records = [
         to_record(entry, _Category, f"{_CATEGORIES_FILE}: category {index}", faults)
         for index, entry in enumerate(entries)
     ]
-    faults.refuse_if_any(root)
+    faults.refuse_if_any(root.uri)
     categories = tuple(Category(record.id, record.name) for record in records if record is not None)
-    check_distinct((category.name for category in categories), listing)
-    check_distinct((category.id for category in categories), listing)
+    check_distinct((category.name for category in categories), listing.uri)
+    check_distinct((category.id for category in categories), listing.uri)
     return root, categories
 
 
-def _photo_folder(ids_uri: str, root: str, image_root: str | None) -> str:
-    folder = parent_uri(ids_uri)
-    split_and_city = folder.removeprefix(root).lstrip("/").removeprefix("gtFine").lstrip("/")
-    return join_uri(image_root or join_uri(root, "leftImg8bit"), split_and_city) if split_and_city else folder
+def _photo_folder(ids_path: Location, root: Location, image_root: str | None) -> Location:
+    folder = ids_path.parent
+    split_and_city = folder.uri.removeprefix(root.uri).lstrip("/").removeprefix("gtFine").lstrip("/")
+    photo_root = root.at(image_root) if image_root else root / "leftImg8bit"
+    return photo_root / split_and_city if split_and_city else folder
 
 
 def _frame_of(name: str) -> str:

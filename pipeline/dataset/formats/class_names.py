@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from model.categories import Category
 from pipeline.dataset.types import IGNORE_NAME, AnnotationError
-from pipeline.storage import files
+from pipeline.storage.files import Location
 
 BACKGROUND_NAME = "_background_"  # LabelMe's name for pixels of no object
 _NOT_IN_A_LINE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's control characters, surrogates, line and paragraph separators
@@ -20,14 +20,13 @@ def is_one_line(text: str) -> bool:
     return bool(text) and text == text.strip() and is_plain
 
 
-def read_lines(uri: str) -> list[str]:
+def read_lines(path: Location) -> list[str]:
     """The lines of a text file, without blanks at their ends. Blank lines at the end of the file are left out.
 
     Raises:
-        ValueError: see `files.read_text`.
+        ValueError: see `Location.read_text`.
     """
-    text = files.read_text(uri)
-    return [line.strip() for line in text.rstrip().splitlines()]
+    return [line.strip() for line in path.read_text().rstrip().splitlines()]
 
 
 def check_distinct(names: Iterable[str | int], where: str) -> None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from model.categories import Category
-from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.coco_file import CocoAnnotation, CocoFile, CocoImage, coco_box, read_coco
 from pipeline.dataset.formats.photo_copy import copy_photo, names_below
 from pipeline.dataset.types import (
@@ -26,18 +25,19 @@ from pipeline.dataset.types import (
     polygon_area,
 )
 from pipeline.masks.rle import polygons_to_rle, rle_areas
-from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, join_uri, parent_uri, plain_uri, relative_uri, scheme_of
+from pipeline.notes import NoteList
+from pipeline.storage.files import Location, no_collection
+from pipeline.storage.uri import relative_uri, scheme_of
 
 # A smaller object may have no pixel, so that its mask is filled to see.
 _SMALL_AREA_PX, _SMALL_SIDE_PX = 4.0, 2.0
 
 
-def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
+def load_coco(place: str | Location, image_root: str | None = None, *, unknown: str = "refuse") -> AnnotatedSet:
     """Reads a COCO JSON file.
 
     Args:
-        json_path: the file, or a folder with exactly one JSON file (or `annotations.json`).
+        place: the file, or a folder with exactly one JSON file (or `annotations.json`).
         image_root: folder of the photos; by default they are searched beside the file and in folders named like the
             file or its split (`annotations/instances_train2017.json` -> `train2017`).
         unknown: annotations whose category_id is not declared: "refuse" raises, "ignore" makes them regions
@@ -50,13 +50,12 @@ def load_coco(json_path: str, image_root: str | None = None, *, unknown: str = "
     Raises:
         AnnotationError: see `coco_file.read_coco`; or no photo is found.
     """
-    json_path = coco_file(plain_uri(str(json_path)))
-    with files.no_collection():
-        return from_coco(read_coco(json_path, unknown=unknown), json_path, image_root)
+    json_path = coco_file(Location.of(place))
+    with no_collection():
+        return _to_set(read_coco(json_path, unknown=unknown), json_path, image_root)
 
 
-def from_coco(content: CocoFile, json_path: str, image_root: str | None = None) -> AnnotatedSet:
-    """The set of a checked COCO file that was read from `json_path`; otherwise as `load_coco`."""
+def _to_set(content: CocoFile, json_path: Location, image_root: str | None) -> AnnotatedSet:
     entries = sorted(content.categories, key=lambda category: category.id)
     categories = tuple(Category(entry.id, entry.name) for entry in entries)
     label_of = {category.id: index + 1 for index, category in enumerate(categories)}
@@ -64,7 +63,8 @@ def from_coco(content: CocoFile, json_path: str, image_root: str | None = None) 
     by_image: dict[int | str, list[CocoAnnotation]] = {image.id: [] for image in content.images}
     for annotation in content.annotations:
         by_image[annotation.image_id].append(annotation)
-    root = image_root or find_image_root(json_path, [image.file_name for image in content.images[:5]])
+    file_names = [image.file_name for image in content.images[:5]]
+    root = json_path.at(image_root) if image_root else find_image_root(json_path, file_names)
     images = []
     for image in content.images:
         file_name = _existing_name(root, image.file_name)
@@ -76,12 +76,12 @@ def from_coco(content: CocoFile, json_path: str, image_root: str | None = None) 
             AnnotatedImage(
                 image_id=image.id,
                 file_name=file_name,
-                path=join_uri(root, file_name),
+                path=root / file_name,
                 height=image.height,
                 width=image.width,
                 instances=instances,
                 labelled_classes=_labelled_classes(image, instances, label_of),
-                extra_paths=tuple(join_uri(root, name) for name in image.extra_file_names or ()),
+                extra_paths=tuple(root / name for name in image.extra_file_names or ()),
             )
         )
     return AnnotatedSet(tuple(images), categories, content.keypoint_names, content.notes | notes.to_dict())
@@ -109,7 +109,7 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
         if image.labelled_classes is not None:
             entry["labelled_category_ids"] = [annotated.categories[i - 1].id for i in image.labelled_classes]
         if image.extra_paths:
-            entry["extra_file_names"] = list(image.extra_paths)
+            entry["extra_file_names"] = [path.uri for path in image.extra_paths]
         images.append(entry)
         for instance in image.instances:
             labels = [instance.label] if instance.label else range(1, len(annotated.categories) + 1)
@@ -130,7 +130,7 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = True) -> Counter[str]:
+def write_coco(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bool = True) -> Counter[str]:
     """Writes a COCO JSON file, and copies the photos to the folder beside it of the same name (`val.json` -> `val/`).
 
     Without copying, file names are relative to the JSON file's folder where photos and file are on the local disk,
@@ -140,28 +140,28 @@ def write_coco(annotated: AnnotatedSet, json_path: str, *, copy_photos: bool = T
         What COCO cannot hold: description -> count. (An ignore region of every class becomes a crowd of each.)
     """
     losses: Counter[str] = Counter()
-    folder = parent_uri(json_path)
+    json_path = Location.of(place)
+    folder = json_path.parent
     images = []
     for image, name in zip(annotated.images, names_below(annotated), strict=True):
+        extra_names: list[str] = []
         if copy_photos:
             losses["photos renamed"] += name != image.file_name
-            extra_names = []
             for number, path in enumerate(image.extra_paths, start=1):
-                ending = base_name(path).removeprefix(file_stem(path))
+                ending = path.name.removeprefix(path.stem)
                 extra_names.append(f"extra_{number}/{name.removesuffix(ending)}{ending}")
             for copy_name, path in zip([name, *extra_names], [image.path, *image.extra_paths], strict=True):
-                target = join_uri(join_uri(folder, file_stem(json_path)), copy_name)
-                copy_photo(replace(image, path=path), target, losses)
-            images.append(replace(image, file_name=name, extra_paths=tuple(extra_names)))
+                copy_photo(path, folder / json_path.stem / copy_name, losses)
         else:
-            extras = tuple(relative_uri(path, folder) for path in image.extra_paths)
-            images.append(replace(image, file_name=relative_uri(image.path, folder), extra_paths=extras))
+            name = relative_uri(image.path.uri, folder.uri)
+            extra_names = [relative_uri(path.uri, folder.uri) for path in image.extra_paths]
+        images.append(replace(image, file_name=name, extra_paths=tuple(map(Location, extra_names))))
         losses["ignore regions spread over all classes"] += sum(i.label == 0 for i in image.instances)
-    files.write_json(json_path, to_coco(replace(annotated, images=tuple(images))))
+    json_path.write_json(to_coco(replace(annotated, images=tuple(images))))
     return +losses
 
 
-def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
+def find_image_root(json_path: Location, file_names: Sequence[str]) -> Location:
     """The first of the folders where COCO's photos usually are that holds one of these files.
 
     The files are tried in order. Without file names it is the JSON file's own folder.
@@ -169,43 +169,42 @@ def find_image_root(json_path: str, file_names: Sequence[str]) -> str:
     Raises:
         AnnotationError: no folder holds any of them; the message names the folders tried.
     """
-    folder, stem = parent_uri(json_path), file_stem(json_path)
+    folder, stem = json_path.parent, json_path.stem
     names = [stem, stem.partition("_")[2], stem.rpartition("_")[2], stem.partition("_")[0], "images"]
     names = list(dict.fromkeys(name for name in names if name))
-    roots = [folder, *(join_uri(folder, name) for name in names)]
-    parent = parent_uri(folder) if folder != "." else ".."
-    roots += [parent, *(join_uri(parent, name) for name in names)]
+    parent = folder.at("..") if folder.uri == "." else folder.parent
+    roots = [root for above in (folder, parent) for root in (above, *(above / name for name in names))]
     for file_name in (name for name in file_names if scheme_of(name) not in ("http", "https")):
         for root in roots:
-            if files.is_file(join_uri(root, _existing_name(root, file_name))):
+            if (root / _existing_name(root, file_name)).is_file():
                 return root
     if not file_names:
         return folder
     raise AnnotationError(
-        f"the photos of {json_path} were not found: looked for {file_names[0]} in {', '.join(roots)}; "
+        f"the photos of {json_path} were not found: looked for {file_names[0]} in {', '.join(map(str, roots))}; "
         "say where they are with the image root"
     )
 
 
-def coco_file(path: str) -> str:
+def coco_file(path: Location) -> Location:
     """The JSON file itself, or the one in a folder. Raises AnnotationError when there is none or more than one."""
-    if path.lower().endswith(".json"):
-        if not files.is_file(path):
+    if path.uri.lower().endswith(".json"):
+        if not path.is_file():
             raise AnnotationError(f"there is no annotation file {path}")
         return path
     json_files = json_files_of(path)
     if len(json_files) != 1:
-        names = ", ".join(base_name(uri) for uri in json_files) or "none"
+        names = ", ".join(each.name for each in json_files) or "none"
         raise AnnotationError(f"{path} should hold one COCO JSON file or annotations.json, but holds: {names}")
     return json_files[0]
 
 
-def _existing_name(root: str, file_name: str) -> str:
+def _existing_name(root: Location, file_name: str) -> str:
     """The file name, with slashes for Windows' backslashes where the photo is found so."""
     with_slashes = file_name.replace("\\", "/")
-    if with_slashes == file_name or files.is_file(join_uri(root, file_name)):
+    if with_slashes == file_name or (root / file_name).is_file():
         return file_name
-    return with_slashes if files.is_file(join_uri(root, with_slashes)) else file_name
+    return with_slashes if (root / with_slashes).is_file() else file_name
 
 
 def _to_instance(
@@ -261,9 +260,7 @@ def _labelled_classes(
     return None
 
 
-def json_files_of(folder: str) -> list[str]:
-    """URIs of the JSON files in a folder, or only that of `annotations.json` if it exists."""
-    names = [name for name in files.iter_names(folder) if name.lower().endswith(".json")]
-    if "annotations.json" in names:
-        names = ["annotations.json"]
-    return [join_uri(folder, name) for name in names]
+def json_files_of(folder: Location) -> list[Location]:
+    """The JSON files in a folder, or only `annotations.json` if it exists."""
+    names = [name for name in folder.iter_names() if name.lower().endswith(".json")]
+    return [folder / name for name in (["annotations.json"] if "annotations.json" in names else names)]

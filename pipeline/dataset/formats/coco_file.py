@@ -19,11 +19,12 @@ from typing import Annotated, Any, TypedDict, cast
 import msgspec
 from msgspec import Meta
 
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.records import MOST_PIXELS, Coordinate, Length, Name, to_record
 from pipeline.dataset.types import AnnotationError
 from pipeline.masks.rle import counts_to_runs, rle_bbox, runs_to_rle
-from pipeline.storage import files
+from pipeline.notes import NoteList
+from pipeline.storage.files import Location, no_collection, parse_json
 
 IGNORED_NOTE = "annotations that are ignore regions, neither positive nor negative"  # begins notes, before the fault
 UNKNOWN_CHOICES = ("refuse", "ignore", "drop")
@@ -115,11 +116,11 @@ class CocoFile:
     notes: dict[str, int]
 
 
-def read_coco(json_path: str, *, unknown: str = "refuse") -> CocoFile:
+def read_coco(path: Location, *, unknown: str = "refuse") -> CocoFile:
     """Reads and checks a COCO JSON file.
 
     Args:
-        json_path: URI of the file.
+        path: the file.
         unknown: annotations whose category_id is not declared: "refuse" raises, "ignore" keeps them with that
             category_id, "drop" leaves them out.
 
@@ -128,18 +129,18 @@ def read_coco(json_path: str, *, unknown: str = "refuse") -> CocoFile:
         FileNotFoundError: there is no such file.
         ValueError: it is no JSON; the message has line and column.
     """
-    data = files.read_bytes(json_path)
+    data = path.read_bytes()
     if any(data.count(b'"%b"' % key.encode()) > 1 for key in _RECORDS):
-        _refuse_repeated_keys(data, json_path)
+        _refuse_repeated_keys(data, path.uri)
     try:
-        with files.no_collection():
+        with no_collection():
             content = msgspec.json.decode(data, type=_Content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # The exact path finds what is wrong, or that all is well (a byte-order mark, NaN).
-        return check_coco(files.parse_json(data, json_path), json_path, unknown=unknown)
+        return check_coco(parse_json(data, path.uri), path.uri, unknown=unknown)
     del data
-    with files.no_collection():
-        return _checked(content, json_path, unknown)
+    with no_collection():
+        return _checked(content, path.uri, unknown)
 
 
 def _refuse_repeated_keys(data: bytes, where: str) -> None:
@@ -169,7 +170,7 @@ def check_coco(content: Any, where: str, *, unknown: str = "refuse") -> CocoFile
         raise AnnotationError(f"{where}: 'annotations' is {shown(content['annotations'])}; allowed is a list")
     faults = FaultList()
     records: dict[str, list[Any]] = {}
-    with files.no_collection():
+    with no_collection():
         for key, record in _RECORDS.items():
             records[key] = []
             for index, entry in enumerate(content.get(key) or ()):

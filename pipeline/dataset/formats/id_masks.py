@@ -11,31 +11,31 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance
 from pipeline.masks.boxes import xywh_to_xyxy
 from pipeline.masks.rle import rle_areas, rle_bbox, runs_to_rle
-from pipeline.storage import files
+from pipeline.storage.files import Location
 
 OVERLAPS = ("refuse", "smaller_on_top")
 
 
-def read_id_map(uri: str) -> np.ndarray:
+def read_id_map(path: Location) -> np.ndarray:
     """Pixel values of a palette, grey or 16-bit image: int64 [H, W]; of a palette image, the indices.
 
     Raises:
         AnnotationError: absent, unreadable, or a colour image.
     """
     try:
-        with Image.open(io.BytesIO(files.read_bytes(uri))) as image:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
             if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
-                raise AnnotationError(f"{uri} must be a palette, grey or 16-bit image, not of mode {image.mode}")
+                raise AnnotationError(f"{path} must be a palette, grey or 16-bit image, not of mode {image.mode}")
             return np.asarray(image).astype(np.int64)
     except AnnotationError:
         raise
     except UnidentifiedImageError:  # its message has the address of a buffer
-        raise AnnotationError(f"{uri} cannot be read: it is no image of a format that is known") from None
+        raise AnnotationError(f"{path} cannot be read: it is no image of a format that is known") from None
     except Exception as error:  # Pillow's plugins raise almost anything on broken files
-        raise AnnotationError(f"{uri} cannot be read: {error}") from None
+        raise AnnotationError(f"{path} cannot be read: {error}") from None
 
 
-def write_id_map(uri: str, ids: np.ndarray, *, bits: int = 8) -> None:
+def write_id_map(path: Location, ids: np.ndarray, *, bits: int = 8) -> None:
     """Writes a PNG whose pixel values are the ids: a palette of VOC's colours at 8 bits, grey at 16."""
     if bits == 16:
         image = Image.fromarray(ids.astype(np.uint16))
@@ -44,7 +44,7 @@ def write_id_map(uri: str, ids: np.ndarray, *, bits: int = 8) -> None:
         image.putpalette(voc_palette())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    files.write_bytes(uri, buffer.getvalue())
+    path.write_bytes(buffer.getvalue())
 
 
 def voc_palette() -> bytes:

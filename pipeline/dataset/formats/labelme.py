@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from model.categories import Category
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.class_names import BACKGROUND_NAME, check_distinct, check_writable, read_lines
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
@@ -34,8 +34,9 @@ from pipeline.dataset.types import (
     segmentation_to_mask,
 )
 from pipeline.masks.contours import mask_to_loops, mask_to_polygons
-from pipeline.storage import files
-from pipeline.storage.uri import base_name, file_stem, is_full, join_uri, parent_uri, plain_uri, relative_uri
+from pipeline.notes import NoteList
+from pipeline.storage.files import Location
+from pipeline.storage.uri import base_name, file_stem, is_full, relative_uri
 
 _POLYGONS = ("polygon", "rotation", "oriented_rectangle")  # the last two: rectangles of four corners in other tools
 _SHAPES_WITHOUT_AREA = ("point", "line", "linestrip", "points")
@@ -63,7 +64,7 @@ class _Photo(msgspec.Struct):
     width: Length = msgspec.field(name="imageWidth")
 
 
-def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
+def load_labelme(place: str | Location, image_root: str | None = None) -> AnnotatedSet:
     """Reads a folder of LabelMe files and its sub-folders, or one file: polygons, rectangles, circles and masks.
 
     Shapes of one label with the same `group_id` are one object. Shapes labelled `__ignore__`, or with the flag
@@ -72,7 +73,7 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
     'shapes'.
 
     Args:
-        uri: the folder, or one JSON file.
+        place: the folder, or one JSON file.
         image_root: folder of the photos, each in the sub-folder of its file; by default each file's `imagePath` is
             followed.
 
@@ -84,13 +85,13 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
         AnnotationError: no LabelMe file, entries that break the format's schema, an unknown shape type, a mask beyond
             the image, a label that `labels.txt` lacks, or two files of one photo.
     """
-    uri = plain_uri(str(uri)).rstrip("/")
-    folder = parent_uri(uri) if uri.lower().endswith(".json") else uri
-    keys = [base_name(uri)] if folder != uri else list(files.iter_names(uri, recursive=True))
+    place = Location.of(place)
+    folder = place.parent if place.uri.lower().endswith(".json") else place
+    keys = [place.name] if folder != place else list(place.iter_names(recursive=True))
     faults, notes = FaultList(), NoteList()
     photos: dict[str, tuple[_Photo, list[_Shape]]] = {}
     for key in sorted(key for key in keys if key.lower().endswith(".json")):
-        content = files.read_json(join_uri(folder, key))
+        content = (folder / key).read_json()
         if not isinstance(content, dict) or "shapes" not in content:
             notes.add("JSON files without 'shapes' left out", key)
         elif (photo := to_record(content, _Photo, key, faults)) is not None:
@@ -99,13 +100,13 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
             photos[key] = (photo, [record for record in records if record is not None])
             if photo.height * photo.width > MOST_PIXELS:
                 faults.add(f"{key} is of {photo.height} x {photo.width} pixels; allowed are {MOST_PIXELS:,} in all")
-    faults.refuse_if_any(uri)
+    faults.refuse_if_any(place.uri)
     if not photos:
-        raise AnnotationError(f"{uri} holds no LabelMe annotations: there is no JSON file with 'shapes'")
+        raise AnnotationError(f"{place} holds no LabelMe annotations: there is no JSON file with 'shapes'")
     classes = _class_names(folder, {str(shape.label) for _, shapes in photos.values() for shape in shapes})
     label_of = {name: index + 1 for index, name in enumerate(classes)} | {IGNORE_NAME: 0}
     images: list[AnnotatedImage] = []
-    key_of_path: dict[str, str] = {}
+    key_of_path: dict[Location, str] = {}
     for key, (photo, shapes) in photos.items():
         size = (photo.height, photo.width)
         groups: dict[tuple[str, str], dict[int, _Shape]] = {}
@@ -126,22 +127,21 @@ def load_labelme(uri: str, image_root: str | None = None) -> AnnotatedSet:
             _to_instance(members, label_of[label], size, f"{key}: ", faults, notes)
             for (label, _), members in groups.items()
         )
-        path = photo.image_path.replace("\\", "/")
-        file_name = path if is_full(path) else posixpath.normpath(posixpath.join(posixpath.dirname(key), path))
+        name, sub_folder = photo.image_path.replace("\\", "/"), posixpath.dirname(key)
+        file_name = name if is_full(name) else posixpath.normpath(posixpath.join(sub_folder, name))
+        path = folder / file_name
         if image_root:
-            path = join_uri(image_root, posixpath.join(posixpath.dirname(key), base_name(path)))
-        else:
-            path = join_uri(folder, file_name)
+            path = folder.at(image_root) / posixpath.join(sub_folder, base_name(name))
         if (first_key := key_of_path.setdefault(path, key)) != key:
             faults.add(f"{first_key} and {key} are of one photo, {path}")
         present = tuple(instance for instance in instances if instance is not None)
         images.append(AnnotatedImage(len(images) + 1, file_name, path, *size, present))
-    faults.refuse_if_any(uri)
+    faults.refuse_if_any(place.uri)
     categories = tuple(Category(index + 1, name) for index, name in enumerate(classes))
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
-def write_labelme(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True) -> Counter[str]:
+def write_labelme(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bool = True) -> Counter[str]:
     """Writes one JSON file for each photo, and `labels.txt`.
 
     The parts of an object are polygons of one group. An object with holes is a shape of type `mask`.
@@ -153,6 +153,7 @@ def write_labelme(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = T
         AnnotationError: two photos of the same name, or a class that a list of lines cannot hold.
     """
     check_writable(annotated.categories, "LabelMe")
+    folder = Location.of(place)
     names = flat_names(annotated)
     keys = [f"{file_stem(name)}.json" for name in names]
     id_of = {key: index + 1 for index, key in enumerate(sorted(keys))}
@@ -170,26 +171,26 @@ def write_labelme(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = T
             losses["objects without a mask"] += not parts
             shapes += parts
         if copy_photos:
-            copy_photo(image, join_uri(folder, name), losses)
+            copy_photo(image.path, folder / name, losses)
         content: dict[str, Any] = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
-            "imagePath": name if copy_photos else relative_uri(image.path, folder),
+            "imagePath": name if copy_photos else relative_uri(image.path.uri, folder.uri),
             "imageData": None,
             "imageHeight": image.height,
             "imageWidth": image.width,
         }
-        files.write_json(join_uri(folder, key), content)
+        (folder / key).write_json(content)
     lines = [IGNORE_NAME, BACKGROUND_NAME, *(category.name for category in annotated.categories)]
-    files.write_bytes(join_uri(folder, "labels.txt"), "".join(f"{line}\n" for line in lines).encode())
+    (folder / "labels.txt").write_bytes("".join(f"{line}\n" for line in lines).encode())
     return +losses
 
 
-def _class_names(folder: str, used: set[str]) -> list[str]:
-    listing = join_uri(folder, "labels.txt")
-    names = [line for line in read_lines(listing) if line] if files.is_file(listing) else sorted(used)
-    check_distinct(names, listing)
+def _class_names(folder: Location, used: set[str]) -> list[str]:
+    listing = folder / "labels.txt"
+    names = [line for line in read_lines(listing) if line] if listing.is_file() else sorted(used)
+    check_distinct(names, listing.uri)
     return [name for name in names if name not in (IGNORE_NAME, BACKGROUND_NAME)]
 
 

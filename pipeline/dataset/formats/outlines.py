@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.dataset.faults import NoteList
 from pipeline.dataset.types import Instance, Polygons, polygon_area, polygons_to_box
+from pipeline.notes import NoteList
 
 _NUM_POINTS = 64
 _LONGEST_SIDE_PX = 2**31

@@ -6,7 +6,7 @@ import posixpath
 from collections import Counter
 
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
-from pipeline.storage import files
+from pipeline.storage.files import Location
 from pipeline.storage.uri import file_stem, is_full
 
 _MAX_NAME_BYTES = 200  # file systems hold 255; what a format adds to the name must fit too
@@ -50,15 +50,15 @@ def names_below(annotated: AnnotatedSet) -> list[str]:
     return list(photo_of)
 
 
-def copy_photo(image: AnnotatedImage, target: str, losses: Counter[str]) -> None:
+def copy_photo(photo: Location, target: Location, losses: Counter[str]) -> None:
     """Copies the photo's bytes; a photo that cannot be read is left out and counted in `losses`.
 
     Raises:
         OSError: the copy cannot be written.
     """
     try:
-        data = files.read_bytes(image.path)
+        data = photo.read_bytes()
     except (OSError, ValueError):  # ValueError: a name with NUL, a URI of no store
         losses["photos that cannot be read"] += 1
     else:
-        files.write_bytes(target, data)
+        target.write_bytes(data)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from model.categories import Category
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.formats.class_names import check_writable
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
@@ -26,8 +26,9 @@ from pipeline.dataset.types import (
     AnnotationError,
     segmentation_to_polygon,
 )
-from pipeline.storage import files
-from pipeline.storage.uri import join_uri, parent_uri, plain_uri, relative_uri
+from pipeline.notes import NoteList
+from pipeline.storage.files import Location
+from pipeline.storage.uri import relative_uri
 
 _CLASS_ATTRIBUTES = ("class", "label", "category", "name", "type", "object")
 _CROWD = "iscrowd"
@@ -106,13 +107,13 @@ class _Photo(msgspec.Struct):
     file_attributes: Any = None
 
 
-def load_via(folder_or_json: str, image_root: str | None = None, *, default_category: str = "object") -> AnnotatedSet:
+def load_via(place: str | Location, image_root: str | None = None, *, default_category: str = "object") -> AnnotatedSet:
     """Reads VIA annotations: polygons, polylines (closed), rectangles, circles and ellipses.
 
     Points are left out and counted in `notes`. A photo without 'regions' shows no object.
 
     Args:
-        folder_or_json: the JSON file, or a folder that holds `via_region_data.json`.
+        place: the JSON file, or a folder that holds `via_region_data.json`.
         image_root: folder of the photos; by default that of the JSON file.
         default_category: the name of the only class where regions have no attributes (balloon).
 
@@ -125,13 +126,13 @@ def load_via(folder_or_json: str, image_root: str | None = None, *, default_cate
         AnnotationError: no VIA file, entries that break the format's schema, several attributes of which none is known
             to name the class, a region without the class attribute, or two entries of one photo.
     """
-    json_path = plain_uri(str(folder_or_json))
-    if not json_path.lower().endswith(".json"):
-        json_path = join_uri(json_path, "via_region_data.json")
-    if not files.is_file(json_path):
+    json_path = Location.of(place)
+    if not json_path.uri.lower().endswith(".json"):
+        json_path /= "via_region_data.json"
+    if not json_path.is_file():
         raise AnnotationError(f"there is no annotation file {json_path}")
-    root = image_root or parent_uri(json_path)
-    content = files.read_json(json_path)
+    root = json_path.at(image_root) if image_root else json_path.parent
+    content = json_path.read_json()
     content = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not content:
         raise AnnotationError(f"{json_path} is no VIA annotation file with photos: allowed is an object of one or more")
@@ -153,13 +154,13 @@ def load_via(folder_or_json: str, image_root: str | None = None, *, default_cate
         regions_of.append((photo, [record for record in records if record is not None]))
     attribute = _class_attribute([r for _, regions in regions_of for _, r, _ in regions], faults)
     names = [[_class_of(r, attribute, default_category, n, faults) for n, r, _ in regions] for _, regions in regions_of]
-    faults.refuse_if_any(json_path)
+    faults.refuse_if_any(json_path.uri)
     used = sorted({name for image_names in names for name in image_names} - {IGNORE_NAME}) or [default_category]
     label_of = {name: index + 1 for index, name in enumerate(used)} | {IGNORE_NAME: 0}
 
     images = []
     for number, ((photo, regions), image_names) in enumerate(zip(regions_of, names, strict=True), start=1):
-        path = join_uri(root, photo.filename)
+        path = root / photo.filename
         outlines = [shape.outline() for _, _, shape in regions if shape is not None]
         size = _size_of(photo, path, outlines, notes)
         instances = []
@@ -177,7 +178,7 @@ def load_via(folder_or_json: str, image_root: str | None = None, *, default_cate
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
-def write_via(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True) -> Counter[str]:
+def write_via(annotated: AnnotatedSet, place: str | Location, *, copy_photos: bool = True) -> Counter[str]:
     """Writes `via_region_data.json` and the photos: one polygon for each object, its class in the attribute `class`.
 
     An object of several parts or with holes becomes one polygon that covers the same pixels. Crowd regions have the
@@ -190,6 +191,7 @@ def write_via(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True)
         AnnotationError: two photos of the same name, or a class name that is blank or reserved.
     """
     check_writable(annotated.categories, "VIA")
+    folder = Location.of(place)
     names = flat_names(annotated)
     used_labels = {instance.label for image in annotated.images for instance in image.instances}
     used = [category for label, category in enumerate(annotated.categories, start=1) if label in used_labels]
@@ -215,13 +217,13 @@ def write_via(annotated: AnnotatedSet, folder: str, *, copy_photos: bool = True)
             shape = {"name": "polygon", "all_points_x": polygon[0::2], "all_points_y": polygon[1::2]}
             regions.append({"shape_attributes": shape, "region_attributes": attributes})
         if copy_photos:
-            copy_photo(image, join_uri(folder, photo), losses)
-        name = photo if copy_photos else relative_uri(image.path, folder)
+            copy_photo(image.path, folder / photo, losses)
+        name = photo if copy_photos else relative_uri(image.path.uri, folder.uri)
         size = {"image_height": image.height, "image_width": image.width}
         if name in content:
             raise AnnotationError(f"two photos are at {image.path}, and VIA has one entry for a photo")
         content[name] = {"filename": name, "size": -1, "regions": regions, "file_attributes": size}
-    files.write_json(join_uri(folder, "via_region_data.json"), content)
+    (folder / "via_region_data.json").write_json(content)
     return +losses
 
 
@@ -270,7 +272,7 @@ def _class_of(region: _Region, attribute: str | None, default: str, name: str, f
     return value
 
 
-def _size_of(photo: _Photo, path: str, outlines: list[list[float]], notes: NoteList) -> tuple[int, int]:
+def _size_of(photo: _Photo, path: Location, outlines: list[list[float]], notes: NoteList) -> tuple[int, int]:
     """(H, W) that the outlines refer to: the stated one, else the photo's turned one, or its stored one if only that
     fits."""
     try:

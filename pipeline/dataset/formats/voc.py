@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model.categories import Category
-from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.class_names import (
     BACKGROUND_NAME,
     check_distinct,
@@ -35,8 +34,9 @@ from pipeline.dataset.formats.id_masks import (
 from pipeline.dataset.formats.losses import count_losses
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names
 from pipeline.dataset.types import IGNORE_NAME, AnnotatedImage, AnnotatedSet, AnnotationError
-from pipeline.storage import files
-from pipeline.storage.uri import file_stem, join_uri, parent_uri, plain_uri
+from pipeline.notes import NoteList
+from pipeline.storage.files import Location
+from pipeline.storage.uri import file_stem
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -52,11 +52,11 @@ class _XmlObject:
     difficult: bool
 
 
-def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
+def load_voc(place: str | Location, image_root: str | None = None) -> AnnotatedSet:
     """Reads the images of a VOC folder that have instance masks.
 
     Args:
-        uri: the folder that holds SegmentationObject, for all its images, or one of its lists such as
+        place: the folder that holds SegmentationObject, for all its images, or one of its lists such as
             `ImageSets/Segmentation/train.txt`.
         image_root: folder of the photos; JPEGImages by default. Of several photos of one name the .jpg is used.
 
@@ -70,23 +70,23 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
         AnnotationError: no such folder, no instance masks, invalid XML, a list of classes that is no such list, or an
             object whose class is not stated or not listed.
     """
-    uri = plain_uri(str(uri)).rstrip("/")
-    root, names = _names_of(uri)
+    place = Location.of(place)
+    root, names = _names_of(place)
     notes = NoteList()
-    objects = {name: _read_xml(join_uri(root, f"Annotations/{name}.xml")) for name in names}
+    objects = {name: _read_xml(root / f"Annotations/{name}.xml") for name in names}
     classes = _class_names(root, objects.values())
-    photo_root = image_root or join_uri(root, "JPEGImages")
+    photo_root = place.at(image_root) if image_root else root / "JPEGImages"
     photos: dict[str, list[str]] = {}
-    for photo in files.iter_names(photo_root):
+    for photo in photo_root.iter_names():
         photos.setdefault(file_stem(photo), []).append(photo)
     images = []
     for name in names:
-        ids_uri = join_uri(root, f"SegmentationObject/{name}.png")
-        if not files.is_file(ids_uri):
+        ids_path = root / f"SegmentationObject/{name}.png"
+        if not ids_path.is_file():
             is_known = name in photos or objects[name] is not None
             notes.add("images without an instance mask left out" if is_known else "listed names without a file", name)
             continue
-        ids = read_id_map(ids_uri)
+        ids = read_id_map(ids_path)
         numbers = [int(n) for n in np.unique(ids) if n not in (0, _VOID)]
         listed = objects[name] or []
         labels = _labels_by_class_map(root, name, ids, numbers, len(classes))
@@ -102,14 +102,16 @@ def load_voc(uri: str, image_root: str | None = None) -> AnnotatedSet:
         if len(found) > 1:
             notes.add("photos of one name, of which the .jpg or else the first is used", ", ".join(found))
         height, width = ids.shape
-        images.append(AnnotatedImage(name, found[0], join_uri(photo_root, found[0]), height, width, instances))
+        images.append(AnnotatedImage(name, found[0], photo_root / found[0], height, width, instances))
     if not images:
-        raise AnnotationError(f"{uri}: none of the {len(names)} images has a mask in {root}/SegmentationObject")
+        raise AnnotationError(f"{place}: none of the {len(names)} images has a mask in {root}/SegmentationObject")
     categories = tuple(Category(index + 1, name) for index, name in enumerate(classes))
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
-def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", split: str = "train") -> Counter[str]:
+def write_voc(
+    annotated: AnnotatedSet, place: str | Location, *, overlap: str = "refuse", split: str = "train"
+) -> Counter[str]:
     """Writes a VOC folder: JPEGImages, SegmentationObject, SegmentationClass, Annotations, ImageSets, class_names.txt.
 
     Crowd regions become difficult objects.
@@ -123,6 +125,7 @@ def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", 
             `draw_id_map`).
     """
     check_writable(annotated.categories, "VOC")
+    folder = Location.of(place)
     names = flat_names(annotated)
     stems = [file_stem(name) for name in names]
     if odd := [stem for stem in stems if not is_one_line(stem)]:
@@ -137,57 +140,57 @@ def write_voc(annotated: AnnotatedSet, folder: str, *, overlap: str = "refuse", 
     for image, photo, name in zip(annotated.images, names, stems, strict=True):
         ids = draw_id_map(image, list(range(1, len(image.instances) + 1)), overlap=overlap)
         classes = np.array([0] + [i.label if i.label else _VOID for i in image.instances])[ids]
-        write_id_map(join_uri(folder, f"SegmentationObject/{name}.png"), ids)
-        write_id_map(join_uri(folder, f"SegmentationClass/{name}.png"), classes)
-        files.write_bytes(join_uri(folder, f"Annotations/{name}.xml"), _to_xml(image, photo, annotated.categories))
-        copy_photo(image, join_uri(folder, f"JPEGImages/{photo}"), losses)
+        write_id_map(folder / f"SegmentationObject/{name}.png", ids)
+        write_id_map(folder / f"SegmentationClass/{name}.png", classes)
+        (folder / f"Annotations/{name}.xml").write_bytes(_to_xml(image, photo, annotated.categories))
+        copy_photo(image.path, folder / f"JPEGImages/{photo}", losses)
         losses["objects without a pixel of their own"] += len(image.instances) - len(set(np.unique(ids)) - {0})
     listing = "".join(f"{name}\n" for name in stems)
-    files.write_bytes(join_uri(folder, f"ImageSets/Segmentation/{split}.txt"), listing.encode())
+    (folder / f"ImageSets/Segmentation/{split}.txt").write_bytes(listing.encode())
     lines = "".join(f"{line}\n" for line in [BACKGROUND_NAME, *(c.name for c in annotated.categories)])
-    files.write_bytes(join_uri(folder, "class_names.txt"), lines.encode())
+    (folder / "class_names.txt").write_bytes(lines.encode())
     return +losses
 
 
-def _names_of(uri: str) -> tuple[str, list[str]]:
+def _names_of(place: Location) -> tuple[Location, list[str]]:
     """The VOC folder, and the names of the images to read.
 
     A line of a list is a name, which may have blanks; or, in the lists of one class, a name and a number behind it.
     """
-    root = parent_uri(parent_uri(parent_uri(uri))) if uri.lower().endswith(".txt") else uri
-    masks = [file_stem(n) for n in files.iter_names(join_uri(root, "SegmentationObject")) if n.endswith(".png")]
+    root = place.parent.parent.parent if place.uri.lower().endswith(".txt") else place
+    masks = [file_stem(n) for n in (root / "SegmentationObject").iter_names() if n.endswith(".png")]
     if not masks:
         raise AnnotationError(f"{root} is no VOC folder with instance masks: SegmentationObject/*.png is empty")
-    if root == uri:
+    if root == place:
         return root, masks
-    if not files.is_file(uri):
-        raise AnnotationError(f"there is no list {uri}")
+    if not place.is_file():
+        raise AnnotationError(f"there is no list {place}")
     known = set(masks)
-    names = [line if line in known else line.split()[0] for line in read_lines(uri) if line]
+    names = [line if line in known else line.split()[0] for line in read_lines(place) if line]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise AnnotationError(f"{uri}: the image {repeated[0]!r} stands there twice")
+        raise AnnotationError(f"{place}: the image {repeated[0]!r} stands there twice")
     return root, names
 
 
-def _read_xml(uri: str) -> list[_XmlObject] | None:
-    if not files.is_file(uri):
+def _read_xml(path: Location) -> list[_XmlObject] | None:
+    if not path.is_file():
         return None
     try:
-        tree = ET.fromstring(files.read_bytes(uri))
+        tree = ET.fromstring(path.read_bytes())
     except (ET.ParseError, ValueError, LookupError) as error:  # the last two: an encoding that is not supported
-        raise AnnotationError(f"{uri} is not valid XML: {error}") from None
+        raise AnnotationError(f"{path} is not valid XML: {error}") from None
     objects = []
     for number, entry in enumerate(tree.findall("object"), start=1):
         difficult = (entry.findtext("difficult") or "").strip()
         if difficult not in _DIFFICULT:
-            raise AnnotationError(f"{uri}: object {number} has <difficult> {difficult!r}; allowed are 0 and 1")
+            raise AnnotationError(f"{path}: object {number} has <difficult> {difficult!r}; allowed are 0 and 1")
         objects.append(_XmlObject((entry.findtext("name") or "").strip(), _DIFFICULT[difficult]))
     return objects
 
 
-def _class_names(root: str, objects: Iterable[list[_XmlObject] | None]) -> tuple[str, ...]:
-    listing = join_uri(root, "class_names.txt")
-    if not files.is_file(listing):
+def _class_names(root: Location, objects: Iterable[list[_XmlObject] | None]) -> tuple[str, ...]:
+    listing = root / "class_names.txt"
+    if not listing.is_file():
         used = {entry.name for entries in objects for entry in entries or ()} - {IGNORE_NAME, ""}
         return VOC_CLASSES if used <= set(VOC_CLASSES) else tuple(sorted(used))
     first, *names = read_lines(listing) or [""]
@@ -195,31 +198,31 @@ def _class_names(root: str, objects: Iterable[list[_XmlObject] | None]) -> tuple
         raise AnnotationError(
             f"{listing} must have {BACKGROUND_NAME} in its first line and a class in each further line, none blank"
         )
-    check_distinct(names, listing)
+    check_distinct(names, listing.uri)
     return tuple(names)
 
 
 def _labels_by_class_map(
-    root: str, name: str, ids: np.ndarray, numbers: list[int], num_classes: int
+    root: Location, name: str, ids: np.ndarray, numbers: list[int], num_classes: int
 ) -> dict[int, int] | None:
     """Each object's class: the most frequent value of SegmentationClass on its mask; None without such a file."""
-    uri = join_uri(root, f"SegmentationClass/{name}.png")
-    if not files.is_file(uri):
+    path = root / f"SegmentationClass/{name}.png"
+    if not path.is_file():
         return None
-    classes = read_id_map(uri)
+    classes = read_id_map(path)
     if classes.shape != ids.shape:
-        raise AnnotationError(f"{uri} is of size {classes.shape}, its instance mask of {ids.shape} (H, W)")
+        raise AnnotationError(f"{path} is of size {classes.shape}, its instance mask of {ids.shape} (H, W)")
     labels = {}
     for number in numbers:
         label = int(np.bincount(classes[ids == number]).argmax())
         if label != _VOID and not 1 <= label <= num_classes:
-            raise AnnotationError(f"{uri}: object {number} is of class {label}; allowed are 1 to {num_classes}")
+            raise AnnotationError(f"{path}: object {number} is of class {label}; allowed are 1 to {num_classes}")
         labels[number] = 0 if label == _VOID else label
     return labels
 
 
 def _labels_by_xml(
-    root: str, name: str, listed: list[_XmlObject], numbers: list[int], classes: Sequence[str]
+    root: Location, name: str, listed: list[_XmlObject], numbers: list[int], classes: Sequence[str]
 ) -> dict[int, int]:
     """Each object's class by its entry in the XML file."""
     label_of = {name: index + 1 for index, name in enumerate(classes)} | {IGNORE_NAME: 0}

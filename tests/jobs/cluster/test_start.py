@@ -20,19 +20,28 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster.start import workers_that_fit
+from jobs.cluster.start import Nodes
 from jobs.home import HOME
+from jobs.terminal import Exit
+from pipeline.dataset.shapes import draw_shapes
+from tests.chaos.runs import finish, start_program
+from tests.jobs.drawn_runs import write_run
 
 OWN_RAY = """
 import json, os, sys
 import ray
-from jobs.cluster.start import cluster, total
+from jobs.cluster.start import cluster, joined_nodes, nodes_of
 from jobs.config.base import ClusterSection
+
+def total(name):
+    return joined_nodes().total(name)
 
 def look():
     import random, pipeline
     return os.getcwd(), sys.path, pipeline.__file__, random.__file__
 
+offered = nodes_of(ClusterSection(num_cpus=3, num_gpus=1))
+assert not ray.is_initialized() and [offered.total("CPU"), offered.total("GPU")] == [3, 1]
 with cluster(ClusterSection(num_cpus=1, num_gpus=0)):
     seen = dict(zip(("folder", "path", "pipeline", "random"), ray.get(ray.remote(look).remote())))
     seen["totals"] = [total("CPU"), total("GPU")]
@@ -191,11 +200,42 @@ def test_a_cluster_that_wants_a_token_says_so(tmp_path: Path, monkeypatch: pytes
             process.wait(60)
 
 
-def test_workers_fit_where_one_node_has_room_for_all_that_one_reserves(ray_cluster: None) -> None:
-    assert [workers_that_fit(cpus, gpus) for cpus, gpus in ((1, 0), (2, 0), (3, 0), (1, 1), (0.5, 0))] == [
-        2,
-        1,
-        0,
-        0,
-        4,
-    ]
+def test_workers_fit_where_one_node_has_room_for_all_that_one_reserves() -> None:
+    nodes = Nodes(({"CPU": 2, "GPU": 1}, {"CPU": 3}, {"memory": 1}))
+    wanted = ((1, 0), (2, 0), (4, 0), (1, 1), (3, 1), (0.5, 0.5), (0, 1))
+    assert [nodes.room(cpus, gpus) for cpus, gpus in wanted] == [5, 2, 0, 1, 0, 2, 1]
+    assert (nodes.total("CPU"), nodes.total("GPU")) == (5, 1)
+
+
+@pytest.mark.long
+def test_a_dry_run_looks_at_its_cluster(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    draw_shapes(str(tmp_path), num_train=2, num_val=2, num_unlabelled=1)
+    write_run(tmp_path, tmp_path / "run", drop_every=0)
+    (tmp_path / "base.yaml").write_text(
+        "model: {spec: {norm: group}}\ntrain: {max_steps: 2, validate_every_steps: 2}\n"
+    )
+    data, nobody = [f"data.train={tmp_path}/train.json"], "cluster.address=127.0.0.1:1"
+    out, gpus = f"output.uri={tmp_path / 'out'}", "cluster.num_gpus=0"
+    train = ["train", *data, "model.spec.norm=group", "train.max_steps=2", out]
+    segment = ["segment", f"model.checkpoint={tiny_checkpoint}", f"input.uri={photos}", out]
+    sets = f'sweep.fixed={{"data.train": "{tmp_path}/train.json", "data.val": "{tmp_path}/val.json"}}'
+    sweep = ["sweep", f"sweep.base={tmp_path / 'base.yaml'}", sets, out]
+    evaluate = ["evaluate", str(tmp_path / "run"), f"ground_truth.uri={tmp_path}/val.json", out]
+    lines = {
+        "nobody answers at 127.0.0.1:1": [
+            [*train, nobody],
+            [*segment, nobody],
+            [*sweep, nobody],
+            [*evaluate, "evaluate.num_shares=2", nobody],
+        ],
+        "segment.gpus_per_worker: 1 is not allowed: the cluster has 0 GPUs": [
+            [*segment, gpus, "segment.gpus_per_worker=1"]
+        ],
+        "train.num_workers: 1 needs 1 GPUs, the cluster has 0": [[*train, gpus, "train.use_gpu=true"]],
+        "train.num_workers: 9 needs 9 CPUs, the cluster has 2": [[*train, "cluster.num_cpus=2", "train.num_workers=9"]],
+    }
+    started = [(reason, start_program(*words, "--dry-run")) for reason, group in lines.items() for words in group]
+    for reason, process in started:
+        last = finish(process, Exit.BAD_INPUT).splitlines()[-1]
+        assert last.startswith("maskfleet: ") and reason in last
+    assert not (tmp_path / "out").exists()

@@ -18,8 +18,11 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["segment.score_treshold=0.3"], "segment.score_treshold: there is no such key; did you mean score_threshold?"),
-        (["segmnt.batch_size=3"], "segmnt: there is no such key; did you mean segment?"),
+        (
+            ["segment.score_treshold=0.3"],
+            "segment.score_treshold: there is no such key; did you mean segment.score_threshold?",
+        ),
+        (["segmnt.batch_size=3"], "segmnt.batch_size: there is no such key; did you mean segment.batch_size?"),
         (["segment.score_threshold=1.5"], "segment.score_threshold: 1.5 is not allowed: input should be less than"),
         (["segment.batch_size=many"], "segment.batch_size: 'many' is not allowed: input should be a valid integer"),
         (["segment.slice.overlap=100"], "segment.slice.size: missing; Side of a slice in pixels"),

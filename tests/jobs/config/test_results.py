@@ -6,7 +6,7 @@ import pytest
 
 from jobs.config.load import ConfigError, load_config
 from jobs.config.results import CompareConfig, ConvertConfig, EvaluateConfig, ExportConfig, HistoryConfig
-from pipeline.results.history import FIGURES
+from pipeline.results import FIGURES
 
 
 def evaluate_config(*words: str) -> EvaluateConfig:

@@ -9,7 +9,7 @@ import pytest
 from jobs.config.base import flatten
 from jobs.config.load import ConfigError, load_config, to_plain
 from jobs.config.train import NOT_IDENTITY, TrainConfig
-from model.presets import detectron2, torchvision_v2
+from model.presets import preset
 
 
 def train_config(*words: str, **model: Any) -> TrainConfig:
@@ -19,9 +19,11 @@ def train_config(*words: str, **model: Any) -> TrainConfig:
 
 def test_a_preset_is_the_spec_of_a_published_network() -> None:
     config = train_config(preset="mask_rcnn_R_50_FPN_3x", spec={"image_min_size": 640})
-    assert config.model.spec == detectron2("mask_rcnn_R_50_FPN_3x", num_classes=0, image_min_size=640)
+    assert config.model.spec == preset("mask_rcnn_R_50_FPN_3x", num_classes=0, image_min_size=640)
     assert TrainConfig.model_validate(to_plain(config)) == config
-    assert train_config(preset="maskrcnn_resnet50_fpn_v2").model.spec == torchvision_v2(0)
+    assert train_config(preset="maskrcnn_resnet50_fpn_v2").model.spec == preset(
+        "maskrcnn_resnet50_fpn_v2", num_classes=0
+    )
     with pytest.raises(ValueError, match=r"no published network 'mask_rcnn_R_51'; allowed are maskrcnn_resnet50_fpn,"):
         train_config(preset="mask_rcnn_R_51")
 

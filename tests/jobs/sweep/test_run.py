@@ -118,7 +118,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_a_failure_is_a_row(ray_cluster: No
     said: list[str] = []
     config = settings(base, out, cases={"good": {}, "bad": bad}, trials_at_once=1)
     result = run_sweep(prepare_sweep(config), on_progress=said.append)
-    assert [row["status"] for row in result.rows] == ["done", "failed"] and result.num_failed == 1
+    assert [row.status for row in result.rows] == ["done", "failed"] and result.num_failed == 1
     assert "2/2 trials, 1 failed" in said[-1] and "bad-s0" in result.describe()
     table = pd.read_parquet(out / "results.parquet")
     assert "train.max_non_finite_steps allows 0" in table["error"][1] and table["error"].isna()[0]
@@ -132,7 +132,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_a_failure_is_a_row(ray_cluster: No
     plan = prepare_sweep(grown)
     assert len(plan.finished) == 1 and "of which 1 are trained" in plan.describe()
     result = run_sweep(plan)
-    assert [row["status"] for row in result.rows] == ["done", "done"]
+    assert [row.status for row in result.rows] == ["done", "done"]
     assert checkpoint.stat().st_mtime_ns == before
     assert pd.read_parquet(out / "results.parquet")["case"].tolist() == ["good", "other"]
 
@@ -140,4 +140,4 @@ def test_a_sweep_goes_on_where_it_stopped_and_a_failure_is_a_row(ray_cluster: No
 @pytest.mark.slow
 def test_trials_of_several_workers_are_ray_trains(ray_cluster: None, base: Path, tmp_path: Path):
     result = run_sweep(prepare_sweep(settings(base, tmp_path / "out", fixed={"train.num_workers": 2})))
-    assert [row["status"] for row in result.rows] == ["done"], result.describe()
+    assert [row.status for row in result.rows] == ["done"], result.describe()

@@ -61,7 +61,8 @@ def losses_and_gradients(
     """
     config = config_of(folder, annotations, categories, image or {}, data)
     annotated, _ = load_training_set(config)
-    pixels, target = SampleSet(annotated)[0]
+    sample = SampleSet(annotated)[(0, 0)]
+    pixels, target = sample.image, sample.target
     quick = {**QUICK, "image_min_size": 128, "image_max_size": 128}
     model = build(ModelSpec.tiny(len(annotated.categories), **quick, class_loss="focal")).train()
     torch.manual_seed(0)
@@ -122,7 +123,7 @@ def test_categories_are_mapped_by_name(tmp_path: Path) -> None:
     annotated, _ = load_training_set(config)
     assert [(category.id, category.name) for category in annotated.categories] == [(8, "boat"), (3, "car")]
     assert annotated.images[0].labelled_classes == (2,), "nobody has looked for boats"
-    validated = load_validation_set(config.data, annotated.categories)
+    validated = load_validation_set(config, annotated.categories)
     assert [instance.label for instance in validated.images[0].instances] == [2, 2]
     with pytest.raises(AnnotationError, match=r"categories \['lorry'\] are renamed, but the data has"):
         load_training_set(config_of(tmp_path, both, [CAR, BUS], {}, {"rename": {"lorry": "car"}}))
@@ -137,7 +138,7 @@ def test_a_set_without_images_or_with_too_few_is_refused(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"data\.train=.*a\.json' holds no image"):
         load_training_set(config)
     with pytest.raises(ValueError, match=r"data\.val=.*a\.json' holds no image"):
-        load_validation_set(config.data, ())
+        load_validation_set(config, ())
 
 
 def test_a_subset_is_recorded_and_a_whole_set_is_not(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from jobs.training.train import (
     to_saved,
 )
 from pipeline.dataset.shapes import draw_shapes
-from pipeline.storage.stores import use_settings
+from pipeline.storage.files import Location
 from tests.chaos.rgw import ACCESS_KEY, SECRET_KEY
 from tests.chaos.s3 import make_bucket, settings_for
 from tests.jobs.training.small_trainings import SPEC, newest_checkpoint, train, train_config
@@ -81,7 +81,8 @@ class TestRefusals:
         assert plan.is_finished and "6 of 6 steps are done" in plan.describe()
         said: list[str] = []
         result = run_train(plan, on_progress=lambda event: said.append(event.kind))
-        assert result.was_finished and result.step == 6 and said == ["done"]
+        assert result.was_finished and result.step == 6 and said == []
+        assert result.describe() == f"was finished before, nothing was done: 6 steps -> {result.checkpoint_uri}"
         assert result.checkpoint_uri.endswith("checkpoints/step-00000006")
 
     def test_other_settings_are_refused_field_by_field(self, shapes: Path, tmp_path: Path):
@@ -300,25 +301,22 @@ def test_workers_reach_photos_in_a_bucket_by_the_settings_alone(ray_cluster: Non
     """Neither the environment nor the cluster knows of the store, which is moto's server."""
     settings = settings_for(moto)
     uri = f"s3://{make_bucket(moto)}"
-    use_settings(settings)
-    try:
-        draw_shapes(f"{uri}/data", num_train=3, num_val=1, num_unlabelled=0, image_size=(48, 64), max_shapes=2)
-        config = TrainConfig.model_validate(
-            {
-                "model": {"spec": small_spec().to_dict()},
-                "data": {"train": f"{uri}/data/train.json", "val": f"{uri}/data/val.json"},
-                "train": {"max_steps": 2, "batch_size": 1, "data_workers": 1, "validate_every_steps": 2},
-                "output": {"uri": f"{uri}/model"},
-                "storage": {
-                    "endpoint_url": moto,
-                    "region": "us-east-1",
-                    "access_key": ACCESS_KEY,
-                    "secret_key": SECRET_KEY,
-                },
-            }
-        )
-        result = run_train(prepare_train(config))
-        assert result.step == 2 and not result.broken_images and "segm_AP" in result.last_metrics
-        assert "secret_key" not in str(TrainingOutput(f"{uri}/model", settings).read_config())
-    finally:
-        use_settings(None)
+    data = Location(f"{uri}/data", settings)
+    draw_shapes(data, num_train=3, num_val=1, num_unlabelled=0, image_size=(48, 64), max_shapes=2)
+    config = TrainConfig.model_validate(
+        {
+            "model": {"spec": small_spec().to_dict()},
+            "data": {"train": f"{uri}/data/train.json", "val": f"{uri}/data/val.json"},
+            "train": {"max_steps": 2, "batch_size": 1, "data_workers": 1, "validate_every_steps": 2},
+            "output": {"uri": f"{uri}/model"},
+            "storage": {
+                "endpoint_url": moto,
+                "region": "us-east-1",
+                "access_key": ACCESS_KEY,
+                "secret_key": SECRET_KEY,
+            },
+        }
+    )
+    result = run_train(prepare_train(config))
+    assert result.step == 2 and not result.broken_images and "segm_AP" in result.last_metrics
+    assert "secret_key" not in str(TrainingOutput(f"{uri}/model", settings).read_config())

@@ -17,6 +17,7 @@ from model.training.train_step import WorkerRank
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet
 from pipeline.masks.rle import encode_mask, rle_areas
+from pipeline.storage.files import Location
 from tests.specs import small_spec
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def as_detected(annotated: AnnotatedSet, image: AnnotatedImage, score: float = 0
     num = len(masks)
     categories = [annotated.categories[instance.label - 1] for instance in image.instances]
     return {
-        "image_id": [image.path] * num,
+        "image_id": [image.path.uri] * num,
         "instance": list(range(num)),
         "category_id": [category.id for category in categories],
         "category": [category.name for category in categories],
@@ -86,7 +87,7 @@ def test_the_shares_of_two_workers_are_those_of_one_and_broken_photos_are_left_o
     broken = annotated.images[4]
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"torn")
-    images = [replace(image, path=str(torn)) if image is broken else image for image in annotated.images]
+    images = [replace(image, path=Location(str(torn))) if image is broken else image for image in annotated.images]
     photos = replace(annotated, images=tuple(images))
 
     def predict(rank: int, world_size: int, **options: Any) -> dict[str, dict[str, list[Any]]]:
@@ -95,7 +96,7 @@ def test_the_shares_of_two_workers_are_those_of_one_and_broken_photos_are_left_o
             return {columns["image_id"][0]: columns for columns in validation.predict(model)}
 
     alone = predict(0, 1)
-    assert len(alone) > 5 and broken.path not in alone
+    assert len(alone) > 5 and broken.path.uri not in alone
     first, second = predict(0, 2), predict(1, 2, batch_size=1, num_processes=1)
     assert not first.keys() & second.keys() and first.keys() | second.keys() == alone.keys()
     for name, columns in {**first, **second}.items():
@@ -117,6 +118,6 @@ def test_a_set_that_cannot_be_measured_with_is_refused_before_the_training(annot
         validation_truth(twice)
     with pytest.raises(ValueError, match="has no image"):
         validation_truth(replace(annotated, images=()))
-    other_folder = replace(first, image_id=77, path=first.path.replace(first.file_name, f"b/{first.file_name}"))
+    other_folder = replace(first, image_id=77, path=first.path.parent / f"b/{first.file_name}")
     truth = validation_truth(replace(annotated, images=(first, other_folder)))
     assert len(truth.file_names) == 2, "equal names in two folders are two images"

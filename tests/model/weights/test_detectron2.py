@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from model.network import build_model
-from model.presets import detectron2
+from model.presets import preset
 from model.spec import ModelSpec
 from model.weights.detectron2 import from_detectron2, rename
 
@@ -27,7 +27,7 @@ def parity(shared_data):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_tensor_has_a_counterpart_of_the_same_shape(parity, name):
     shapes = json.loads((parity / f"{name}.shapes.json").read_text())
-    spec = detectron2(name)
+    spec = preset(name)
     # On the meta device: only names and shapes matter here.
     with torch.device("meta"):
         model = build_model(spec)
@@ -44,7 +44,7 @@ def seeded_network(parity, name):
     scale = json.loads((parity / f"{name}.info.json").read_text())["cls_scale"]
     source = tool["seeded_state_dict"](shapes, scale)
     # The image has this size: it is not resized.
-    spec = detectron2(name, image_min_size=320, image_max_size=384)
+    spec = preset(name, image_min_size=320, image_max_size=384)
     model = build_model(spec).eval()
     weights = from_detectron2({key: torch.from_numpy(value) for key, value in source.items()}, spec)
     model.load_state_dict(weights, strict=True)

@@ -11,7 +11,7 @@ from torchvision import models
 from torchvision.models import detection
 
 from model.network import MaskRCNN, build_model
-from model.presets import detectron2, torchvision_keypoint, torchvision_v1, torchvision_v2
+from model.presets import preset
 from model.spec import ModelSpec
 from model.weights.loading import WeightsReport, inflate, load_weights, read_state_dict
 from tests.model.small_trainings import build
@@ -46,7 +46,7 @@ def coco_v1():
 
 def test_coco_weights_come_from_the_file_that_torch_would_download(hub, coco_v1):
     torch.save(coco_v1, hub / V1_FILE)
-    model = build_model(torchvision_v1(), weights="coco")
+    model = build_model(preset("maskrcnn_resnet50_fpn"), weights="coco")
     report = report_of(model)
     assert not report.left_out and not report.fresh
     assert torch.equal(model.state_dict()["rpn.head.conv.0.0.weight"], coco_v1["rpn.head.conv.weight"])
@@ -57,7 +57,7 @@ def test_coco_weights_come_from_the_file_that_torch_would_download(hub, coco_v1)
 
 def test_another_number_of_classes_keeps_all_but_the_predictors(hub, coco_v1):
     torch.save(coco_v1, hub / V1_FILE)
-    report = report_of(build_model(torchvision_v1(num_classes=2), weights="coco"))
+    report = report_of(build_model(preset("maskrcnn_resnet50_fpn", num_classes=2), weights="coco"))
     predictors = {f"roi_heads.box_predictor.{layer}" for layer in ("cls_score", "bbox_pred")}
     predictors |= {"roi_heads.mask_predictor.mask_fcn_logits"}
     expected = {f"{layer}.{kind}" for layer in predictors for kind in ("weight", "bias")}
@@ -72,7 +72,7 @@ def test_eighty_classes_are_the_used_ids_of_coco(tmp_path, coco_v1):
     coco_v1["roi_heads.box_predictor.bbox_pred.bias"] = torch.arange(91.0).repeat_interleave(4)
     coco_v1["roi_heads.mask_predictor.mask_fcn_logits.bias"] = torch.arange(91.0)
     torch.save({"model": coco_v1}, tmp_path / "w.pth")
-    model = build_model(torchvision_v1(num_classes=80), weights=str(tmp_path / "w.pth"))
+    model = build_model(preset("maskrcnn_resnet50_fpn", num_classes=80), weights=str(tmp_path / "w.pth"))
     assert not report_of(model).left_out and "91 rows" in str(model.weights_report)
     state = model.state_dict()
     rows = state["roi_heads.box_predictor.cls_score.bias"].int().tolist()
@@ -85,9 +85,9 @@ def test_eighty_classes_are_the_used_ids_of_coco(tmp_path, coco_v1):
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
-        (torchvision_v1(), "maskrcnn_resnet50_fpn_coco"),
-        (torchvision_v2(), "maskrcnn_resnet50_fpn_v2_coco"),
-        (torchvision_keypoint(), "keypointrcnn_resnet50_fpn_coco"),
+        (preset("maskrcnn_resnet50_fpn"), "maskrcnn_resnet50_fpn_coco"),
+        (preset("maskrcnn_resnet50_fpn_v2"), "maskrcnn_resnet50_fpn_v2_coco"),
+        (preset("keypointrcnn_resnet50_fpn"), "keypointrcnn_resnet50_fpn_coco"),
     ],
 )
 def test_if_the_download_fails_the_file_to_provide_is_named(hub, spec, name):
@@ -120,7 +120,7 @@ def test_imagenet_weights_reach_the_last_stage_of_c4(tmp_path):
     [
         (TINY, "imagenet", ["'tiny'"]),
         (TINY, "coco", ["'resnet50'", "'tiny'"]),
-        (torchvision_v1(norm_eps=1e-5), "coco", ["norm_eps", "allowed is 0"]),
+        (preset("maskrcnn_resnet50_fpn", norm_eps=1e-5), "coco", ["norm_eps", "allowed is 0"]),
         (TINY, "/no/such/file.pth", ["/no/such/file.pth", "no such file"]),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_detectron2_pickle_loads(tmp_path, shared_data):
     weights = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     weights["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((3, 4), np.float32)
     (tmp_path / "model_final.pkl").write_bytes(pickle.dumps({"model": weights, "__author__": "zoo"}))
-    model = build_model(detectron2("mask_rcnn_R_50_FPN_3x"), weights=str(tmp_path / "model_final.pkl"))
+    model = build_model(preset("mask_rcnn_R_50_FPN_3x"), weights=str(tmp_path / "model_final.pkl"))
     assert not report_of(model).left_out and not report_of(model).fresh and not report_of(model).notes
-    plain = build_model(torchvision_v1(num_classes=80), weights=str(tmp_path / "model_final.pkl"))
+    plain = build_model(preset("maskrcnn_resnet50_fpn", num_classes=80), weights=str(tmp_path / "model_final.pkl"))
     assert "channel_order='bgr'" in str(plain.weights_report)

@@ -12,7 +12,7 @@ from torchvision.models import detection
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.checkpoint_folder import CheckpointError
 from model.network import build_model
-from model.presets import DETECTRON2_NAMES, TORCHVISION_NAMES, detectron2, preset
+from model.presets import DETECTRON2_NAMES, TORCHVISION_NAMES, preset
 from model.weights.detectron2 import rename
 from model.weights.published import checkpoint_from_weights, find_spec
 
@@ -65,7 +65,7 @@ def test_the_zoos_networks_are_told_by_their_tensors(shared_data, body):
     shapes = json.loads((shared_data / "detectron2_parity" / f"{name}_3x.shapes.json").read_text())
     with torch.device("meta"):
         source = {tensor: torch.empty(shape) for tensor, shape in shapes.items()}
-        assert find_spec(source, "a file") == detectron2(name)
+        assert find_spec(source, "a file") == preset(name)
 
 
 def to_detectron2_name(name):
@@ -95,7 +95,7 @@ def to_detectron2_name(name):
 
 def test_a_pickle_of_the_zoo_is_a_checkpoint_and_loses_no_tensor(tmp_path):
     torch.manual_seed(2)
-    spec = detectron2("mask_rcnn_R_50_FPN")
+    spec = preset("mask_rcnn_R_50_FPN")
     source = {}
     for name, tensor in build_model(spec).state_dict().items():
         if name.endswith(("cls_score.weight", "cls_score.bias")):
@@ -153,4 +153,4 @@ def test_a_named_network_that_does_not_fit_names_a_tensor(tmp_path):
 
 
 def test_every_name_of_the_zoo_has_a_preset():
-    assert all(detectron2(name).num_classes in (1, 80) for name in DETECTRON2_NAMES)
+    assert all(preset(name).num_classes in (1, 80) for name in DETECTRON2_NAMES)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import boto3
 import pytest
 
 from pipeline.bulk import corpus
@@ -15,6 +16,7 @@ from pipeline.bulk.corpus import choose_shard_size, list_corpus, read_plan, seal
 from pipeline.bulk.encode import ImageResult
 from pipeline.bulk.listing import PlannedImage
 from pipeline.manifest import PLAN_KEY, RUN_KEY, RunError, to_json
+from pipeline.notes import NoteList
 from pipeline.run_spec import InputSpec, RunSpec
 from pipeline.storage.local import LocalStorage
 from tests.pipeline.bulk.shards import write_shard
@@ -127,6 +129,29 @@ def test_new_images_are_those_that_no_run_of_the_chain_has_planned(tmp_path: Pat
     assert list(list_corpus(source, "")) == []
     storage.write_bytes(photos[1].image_id, b"changed")
     assert [image.image_id for image in list_corpus(source, "")] == [photos[1].image_id]
+
+
+def test_what_lies_in_an_archive_is_taken_up_when_it_is_restored(bucket: str, moto: str, tmp_path: Path) -> None:
+    boto = boto3.client(
+        "s3", endpoint_url=moto, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+    )
+    name = bucket.removeprefix("s3://")
+    for key, kind in (("a", "DEEP_ARCHIVE"), ("b", "GLACIER"), ("c", "GLACIER"), ("d", "STANDARD")):
+        boto.put_object(Bucket=name, Key=f"photos/{key}", Body=b"x", StorageClass=kind)
+    source = InputSpec(uri=f"{bucket}/photos")
+    run = LocalStorage(tmp_path / "run")
+    run_id = claim_run(run, RunSpec(schema_version=1, input=source).to_json())
+    plan = seal_plan(run, partial(list_corpus, source), shard_size=4, num_workers=1)
+    results = [ImageResult(image, "ok" if image.image_id == "d" else "archived") for image in plan.read_shard(0)]
+    commit_shard(run, write_shard(run, plan, run_id, 0, "a", results))
+    seal_run(run, plan, run_id)
+    boto.restore_object(Bucket=name, Key="photos/b", RestoreRequest={"Days": 1})
+    boto.put_object(Bucket=name, Key="photos/c", Body=b"new", StorageClass="GLACIER")
+    notes = NoteList()
+    listed = list_corpus(replace(source, since_run=run.uri), "", notes=notes)
+    assert [image.image_id for image in listed] == ["b", "c"], "restored, and replaced"
+    ((note, count),) = notes.to_dict().items()
+    assert "still in the store's archive" in note and "(a)" in note and count == 1
 
 
 def test_what_failed_with_a_status_that_may_pass_is_taken_up_again(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedImage
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.run_spec import InputSpec
-from pipeline.storage.base import CredentialsError
-from pipeline.storage.stores import open_storage, use_settings
+from pipeline.storage.base import CredentialsError, Storage
+from pipeline.storage.files import Location
+from pipeline.storage.stores import open_storage
 from tests.chaos.fault_proxy import FaultProxy
 from tests.chaos.s3 import make_bucket, settings_for
 from tests.pipeline.images.image_files import encoded, exif_of
@@ -70,8 +71,8 @@ def faults() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def bucket(moto: str, faults: list[tuple[str, str]]) -> Iterator[str]:
-    """A bucket of three photos behind a proxy, which is the store of this process."""
+def bucket(moto: str, faults: list[tuple[str, str]]) -> Iterator[Storage]:
+    """A bucket of three photos behind a proxy."""
 
     def plan(method: str, path: str) -> str | None:
         return next((fault for part, fault in faults if part in path), None)
@@ -80,64 +81,64 @@ def bucket(moto: str, faults: list[tuple[str, str]]) -> Iterator[str]:
     for name in ("photos/a.jpg", "photos/b.jpg", "photos/c.jpg", "run/run.json"):
         open_storage(uri, settings_for(moto)).write_bytes(name, b"x")
     with FaultProxy(moto, plan) as proxy:
-        use_settings(settings_for(proxy.url, num_retries=1))
-        yield uri
-        use_settings(None)
+        yield open_storage(uri, settings_for(proxy.url, num_retries=1))
 
 
-def photo(bucket: str, name: str) -> PlannedImage:
-    return PlannedImage(name, f"{bucket}/photos/{name}")
+def fetch(bucket: Storage, name: str, guard: StoreGuard | None = None) -> bytes | Decoded:
+    return fetch_bytes(LIMITS, PlannedImage(name, bucket.uri_of(f"photos/{name}")), guard, bucket.settings)
 
 
 @pytest.mark.parametrize("fault", ["expired", "skewed"])
-def test_expired_credentials_are_no_fault_of_an_image(bucket: str, faults: list[tuple[str, str]], fault: str) -> None:
+def test_expired_credentials_are_no_fault_of_an_image(
+    bucket: Storage, faults: list[tuple[str, str]], fault: str
+) -> None:
     faults.append(("a.jpg", fault))
     with pytest.raises(CredentialsError):
-        fetch_bytes(LIMITS, photo(bucket, "a.jpg"), StoreGuard(open_storage("/nowhere"), None))
+        fetch(bucket, "a.jpg", StoreGuard(open_storage("/nowhere", bucket.settings), None))
 
 
 @pytest.mark.parametrize("fault", ["denied", "503", "cut_before"])
 def test_an_image_alone_is_at_fault_while_what_was_read_before_can_be_read(
-    bucket: str, faults: list[tuple[str, str]], fault: str
+    bucket: Storage, faults: list[tuple[str, str]], fault: str
 ) -> None:
-    guard = StoreGuard(open_storage("/nowhere"), None)
+    guard = StoreGuard(open_storage("/nowhere", bucket.settings), None)
     faults.append(("b.jpg", fault))
-    assert fetch_bytes(LIMITS, photo(bucket, "a.jpg"), guard) == b"x"
-    failure = fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+    assert fetch(bucket, "a.jpg", guard) == b"x"
+    failure = fetch(bucket, "b.jpg", guard)
     assert isinstance(failure, Decoded) and failure.status == "unreadable"
     faults.append(("a.jpg", fault))  # what was read before cannot be read now
     with pytest.raises(StoreFault, match=r"b\.jpg.*cannot be read either.*a\.jpg"):
-        fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+        fetch(bucket, "b.jpg", guard)
     faults.clear()
-    assert fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard) == b"x"
+    assert fetch(bucket, "b.jpg", guard) == b"x"
 
 
 @pytest.mark.parametrize(
     ("output", "corpus", "known"), [("run", None, "run.json"), ("", "photos", "list-type")], ids=["run.json", "listing"]
 )
 def test_before_any_image_run_json_or_the_listing_tell(
-    bucket: str, faults: list[tuple[str, str]], output: str, corpus: str | None, known: str
+    bucket: Storage, faults: list[tuple[str, str]], output: str, corpus: str | None, known: str
 ) -> None:
-    run = open_storage(f"{bucket}/{output}" if output else "/nowhere")
-    guard = StoreGuard(run, None if corpus is None else f"{bucket}/{corpus}")
+    run = open_storage(bucket.uri_of(output) if output else "/nowhere", bucket.settings)
+    guard = StoreGuard(run, None if corpus is None else bucket.uri_of(corpus))
     faults.append(("b.jpg", "denied"))
-    failure = fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+    failure = fetch(bucket, "b.jpg", guard)
     assert isinstance(failure, Decoded) and failure.status == "unreadable"
     faults.append((known, "denied"))
     with pytest.raises(StoreFault):
-        fetch_bytes(LIMITS, photo(bucket, "b.jpg"), guard)
+        fetch(bucket, "b.jpg", guard)
 
 
-def test_a_name_that_no_store_has_is_the_images_own_fault(bucket: str) -> None:
-    guard = StoreGuard(open_storage(f"{bucket}/run"), f"{bucket}/photos")
+def test_a_name_that_no_store_has_is_the_images_own_fault(bucket: Storage) -> None:
+    guard = StoreGuard(open_storage(bucket.uri_of("run"), bucket.settings), bucket.uri_of("photos"))
     for uri in (
         "s3://[x/a.jpg",
         "s3://",
         "http://host/a.jpg",
         "s3://no-such-bucket-of-ours/a.jpg",
-        f"{bucket}/a\0.jpg",
+        bucket.uri_of("a\0.jpg"),
     ):
-        failure = fetch_bytes(LIMITS, PlannedImage("a", uri), guard)
+        failure = fetch_bytes(LIMITS, PlannedImage("a", uri), guard, bucket.settings)
         assert isinstance(failure, Decoded) and failure.status == "unreadable", uri
 
 
@@ -157,12 +158,12 @@ def test_a_folder_that_is_gone_is_no_fault_of_an_image(tmp_path: Path) -> None:
         fetch_bytes(LIMITS, missing, guard)
 
 
-def test_an_archived_object_has_a_status_of_its_own(bucket: str, moto: str) -> None:
+def test_an_archived_object_has_a_status_of_its_own(bucket: Storage, moto: str) -> None:
     boto = boto3.client(
         "s3", endpoint_url=moto, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
     )
-    boto.put_object(Bucket=bucket.removeprefix("s3://"), Key="photos/a.jpg", Body=b"x", StorageClass="DEEP_ARCHIVE")
-    failure = fetch_bytes(LIMITS, photo(bucket, "a.jpg"))
+    boto.put_object(Bucket=bucket.uri.removeprefix("s3://"), Key="photos/a.jpg", Body=b"x", StorageClass="DEEP_ARCHIVE")
+    failure = fetch(bucket, "a.jpg")
     assert isinstance(failure, Decoded) and failure.status == "archived" and "restored first" in str(failure.error)
 
 
@@ -209,7 +210,7 @@ def test_segmentation_loads_a_photo_and_its_depth_as_training_does(pool: DecodeP
     decoded = load(pool, pair)
     assert (decoded.status, decoded.height, decoded.width, decoded.exif_orientation) == ("ok", 14, 11, 6)
     depth = Path(pair.uri).parents[1] / "depth/a.png"
-    annotated = AnnotatedImage(1, "a.jpg", pair.uri, 14, 11, extra_paths=(str(depth),))
+    annotated = AnnotatedImage(1, "a.jpg", Location(pair.uri), 14, 11, extra_paths=(Location(str(depth)),))
     np.testing.assert_array_equal(decoded.image, load_photo(annotated, in_channels=4)[0])
 
 

@@ -22,13 +22,14 @@ from pipeline.bulk.listing import (
     CorpusError,
     PlannedImage,
     UnsortedListing,
-    has_images,
+    count_images,
     iter_corpus,
     new_or_changed,
     sort_images,
     tell_kind,
 )
 from pipeline.images.decode_pool import DecodeLimits
+from pipeline.notes import NoteList
 from pipeline.run_spec import InputSpec
 from pipeline.storage.base import ObjectInfo
 from pipeline.storage.local import LocalStorage
@@ -211,6 +212,39 @@ def test_no_name_of_a_list_ends_a_run(tmp_path: Path) -> None:
     assert statuses.pop("good.jpg") == "ok" and set(statuses.values()) <= {"not_found", "unreadable"}
 
 
+def test_two_spellings_of_one_file_are_one_image(tmp_path: Path) -> None:
+    """The first spelling in order of id stays; the others are counted and named."""
+    folder = tmp_path / "real"
+    (folder / "p").mkdir(parents=True)
+    for name in "ab":
+        (folder / "p" / f"{name}.jpg").write_bytes(b"x")
+    (tmp_path / "linked").symlink_to(folder)
+    (folder / "p" / "link.jpg").symlink_to("a.jpg")
+    of_a = ["p/./a.jpg", "p/a.jpg", "p//a.jpg", f"{folder}/p/a.jpg", f"file://{folder}/p/%61.jpg", "p/../p/a.jpg"]
+    of_a += [f"{tmp_path}/linked/p/a.jpg", "p/link.jpg", "./p/a.jpg"]
+    (folder / "l.csv").write_text("uri\n" + "\n".join([*of_a, "p/b.jpg", "p/b.jpg", "p/./a.jpg"]) + "\n")
+    notes = NoteList()
+    images = list(iter_corpus(str(folder / "l.csv"), kind="list", notes=notes))
+    assert [image.image_id for image in images] == ["./p/a.jpg", "p/b.jpg"]
+    assert [status_of(image) for image in images] == ["ok", "ok"]
+    ((note, count),) = notes.to_dict().items()
+    assert count == len(of_a) - 1 and all(text in note for text in of_a[:-1])
+    matching = iter_corpus(str(folder / "l.csv"), kind="list", pattern="*/linked/*")
+    assert [image.image_id for image in matching] == [f"{tmp_path}/linked/p/a.jpg"], "of those that match"
+
+
+def test_keys_of_a_bucket_are_one_object_only_where_the_store_says_so(tmp_path: Path) -> None:
+    keys = ["a.jpg", "/a.jpg", "./a.jpg", "a.jpg/", "p/../a.jpg", "A.jpg", "a%2ejpg"]
+    (tmp_path / "l.jsonl").write_text("".join(json.dumps({"uri": f"s3://bucket/{key}"}) + "\n" for key in keys))
+    notes = NoteList()
+    assert len(list(iter_corpus(str(tmp_path / "l.jsonl"), kind="list", notes=notes))) == len(keys)
+    assert notes.to_dict() == {}
+    with (tmp_path / "l.jsonl").open("a") as file:
+        file.write('{"uri": "S3://bucket/a.jpg"}\n')
+    assert len(list(iter_corpus(str(tmp_path / "l.jsonl"), kind="list", notes=notes))) == len(keys)
+    assert list(notes.to_dict().values()) == [1] and "s3://bucket/a.jpg" in str(notes.to_dict())
+
+
 def test_names_that_are_not_utf8_lead_to_their_files(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"latin")
     (tmp_path / "caf\\xe9.jpg").write_bytes(b"backslash")
@@ -350,11 +384,15 @@ def test_ids_are_unique_and_sorted_whatever_the_store_lists(monkeypatch: pytest.
     assert len(list(LocalStorage(tmp_path).iter_objects("plan/"))) == 1
 
 
-def test_whether_there_is_an_image_is_told_by_the_first(tmp_path: Path) -> None:
+def test_images_are_counted_up_to_a_limit_and_no_further(tmp_path: Path) -> None:
+    def count(name: str, kind: str, limit: int, pattern: str = "*") -> int:
+        return count_images(str(tmp_path / name), kind=kind, pattern=pattern, uri_column="uri", limit=limit)
+
     (tmp_path / "a.tar").write_bytes(TEN[: 2 * 1536])
-    assert has_images(str(tmp_path / "a.tar"), kind="tars", pattern="*", uri_column="uri"), "its end is not read"
-    assert not has_images(str(tmp_path), kind="folder", pattern="*.jpg", uri_column="uri")
-    assert has_images(str(tmp_path), kind="folder", pattern="*.tar", uri_column="uri")
+    assert count("a.tar", "tars", limit=1) == 1, "its end is not read"
+    assert [count("", "folder", limit=9, pattern=pattern) for pattern in ("*.jpg", "*.tar")] == [0, 1]
+    (tmp_path / "list.csv").write_text("uri\na.jpg\nb.jpg\nb.jpg\nc.jpg\n")
+    assert [count("list.csv", "list", limit=limit) for limit in (2, 9)] == [2, 3], "each image once"
 
 
 def test_sorting_spills_and_merges() -> None:

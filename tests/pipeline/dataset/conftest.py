@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES, draw_image
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, mask_to_instance
+from pipeline.storage.files import Location
 from tests.pipeline.dataset.faulty_coco import write_faulty_coco
 
 
@@ -39,7 +40,7 @@ def awkward_set(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedSet:
             instances = ()
         path = folder / f"photo_{number}.png"
         Image.fromarray(drawn.pixels).save(path)
-        images.append(AnnotatedImage(number + 1, path.name, str(path), height, width, instances))
+        images.append(AnnotatedImage(number + 1, path.name, Location(str(path)), height, width, instances))
     return AnnotatedSet(tuple(images), SHAPE_CATEGORIES)
 
 

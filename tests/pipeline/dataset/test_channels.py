@@ -18,11 +18,12 @@ from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.transforms.augment import build_transforms
 from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.storage.files import Location
 from tests.pipeline.images.tiff_files import random_bands
 
 
 def annotated_image(path: Path, height: int = 11, width: int = 14) -> AnnotatedImage:
-    return AnnotatedImage(1, path.name, str(path), height, width)
+    return AnnotatedImage(1, path.name, Location(str(path)), height, width)
 
 
 def test_depth_of_an_aligned_file_follows_the_photos_channels(tmp_path: Path) -> None:
@@ -34,21 +35,21 @@ def test_depth_of_an_aligned_file_follows_the_photos_channels(tmp_path: Path) ->
     Image.fromarray(depth[..., 0]).save(tmp_path / "depth/a.png")
     annotated = AnnotatedSet((annotated_image(tmp_path / "rgb/a.png"),), SHAPE_CATEGORIES)
     deep = with_extra_channels(annotated, "{folder}/../depth/{stem}.png")
-    picture, _ = SampleSet(deep, in_channels=4)[0]
+    picture = SampleSet(deep, in_channels=4)[(0, 0)].image
     assert picture.dtype == torch.float32 and picture.shape == (4, 11, 14)
     assert torch.allclose(picture[:3], torch.from_numpy(rgb).permute(2, 0, 1) / 255)
     assert torch.allclose(picture[3], torch.from_numpy(depth[..., 0].astype(np.float32)) / 65535)
     # A written set has its extra files, too.
     write_coco(deep, str(tmp_path / "out/set.json"))
     again = load_annotations(str(tmp_path / "out/set.json"))
-    assert torch.equal(SampleSet(again, in_channels=4)[0][0], picture)
+    assert torch.equal(SampleSet(again, in_channels=4)[(0, 0)].image, picture)
     with pytest.raises(UnusablePhoto, match="it has 3 bands; 4 are wanted"):
-        SampleSet(deep, in_channels=5)[0]
+        SampleSet(deep, in_channels=5)[(0, 0)]
     with pytest.raises(UnusablePhoto, match="extra files alone have 1 bands; 1 are wanted"):
-        SampleSet(deep, in_channels=1)[0]
+        SampleSet(deep, in_channels=1)[(0, 0)]
     (tmp_path / "depth/a.png").unlink()
     with pytest.raises(UnusablePhoto, match=r"depth/a\.png: there is no such file"):
-        SampleSet(deep, in_channels=4)[0]
+        SampleSet(deep, in_channels=4)[(0, 0)]
 
 
 def test_extra_channels_are_transformed_with_the_photo(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_extra_channels_are_transformed_with_the_photo(tmp_path: Path) -> None:
     )
     samples = SampleSet(deep, transforms, in_channels=4)
     for epoch in range(10):
-        picture, _ = samples[(epoch, 0)]
+        picture = samples[(epoch, 0)].image
         assert torch.equal(picture[0], picture[3])  # the depth is the red channel here
 
 

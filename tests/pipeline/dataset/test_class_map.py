@@ -9,12 +9,13 @@ import pytest
 from model.categories import Category
 from pipeline.dataset.class_map import align_categories, choose_categories
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance
+from pipeline.storage.files import Location
 
 
 def animals() -> AnnotatedSet:
     def image(*labels: int, labelled: tuple[int, ...] | None = None) -> AnnotatedImage:
         instances = tuple(Instance(label, (0, 0, 2, 2), [], iscrowd=label == 0) for label in labels)
-        return AnnotatedImage(1, "a", "a", 5, 5, instances, labelled)
+        return AnnotatedImage(1, "a", Location("a"), 5, 5, instances, labelled)
 
     names = (Category(5, "cat"), Category(7, "dog"), Category(9, "emu"))
     return AnnotatedSet((image(1, 2, 0), image(labelled=(1, 3))), names)

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 from model.categories import Category
 from pipeline.dataset.channels import with_extra_channels
+from pipeline.dataset.check import check_data
+from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.convert import convert_annotations
 from pipeline.dataset.formats.cityscapes import write_cityscapes
 from pipeline.dataset.formats.coco import to_coco, write_coco
@@ -26,7 +29,8 @@ from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, mask_to_instance
-from pipeline.storage import files
+from pipeline.storage.files import Location
+from tests.chaos.s3 import make_bucket, settings_for
 
 
 def content(annotated: AnnotatedSet) -> dict[bytes, Counter[tuple[str, bool, bytes]]]:
@@ -161,9 +165,9 @@ def write_photos(folder: Path, *names: str) -> str:
         Image.new("RGB", (30 + number, 20), (9 * number, 0, 50)).save(path, "PNG")
         mask = np.zeros((20, 30 + number), dtype=bool)
         mask[number : number + 6, 4:9] = True
-        images.append(AnnotatedImage(number + 1, name, str(path), *mask.shape, (mask_to_instance(1, mask),)))
+        images.append(AnnotatedImage(number + 1, name, Location(str(path)), *mask.shape, (mask_to_instance(1, mask),)))
     (folder / "in").mkdir(exist_ok=True)
-    files.write_json(str(folder / "in/ann.json"), to_coco(AnnotatedSet(tuple(images), SHAPE_CATEGORIES)))
+    Location(str(folder / "in/ann.json")).write_json(to_coco(AnnotatedSet(tuple(images), SHAPE_CATEGORIES)))
     return str(folder / "in/ann.json")
 
 
@@ -245,8 +249,8 @@ def test_photos_with_an_exif_turn_keep_size_and_masks(
     size = (30, 20) if is_turned and orientation >= 5 else (20, 30)
     mask = np.zeros(size, dtype=bool)
     mask[3:9, 2:14] = True  # fits both ways
-    image = AnnotatedImage(1, "a.png", str(tmp_path / "in/a.png"), *size, (mask_to_instance(1, mask),))
-    files.write_json(str(tmp_path / "in/ann.json"), to_coco(AnnotatedSet((image,), SHAPE_CATEGORIES)))
+    image = AnnotatedImage(1, "a.png", Location(str(tmp_path / "in/a.png")), *size, (mask_to_instance(1, mask),))
+    Location(str(tmp_path / "in/ann.json")).write_json(to_coco(AnnotatedSet((image,), SHAPE_CATEGORIES)))
     target, back = str(tmp_path / "there" / TARGETS[target_format]), str(tmp_path / "back/ann.json")
     convert_annotations(str(tmp_path / "in/ann.json"), target, target_format=target_format)
     convert_annotations(target, back, target_format="coco")
@@ -285,7 +289,7 @@ def test_a_set_without_categories_or_with_huge_images_is_refused(tmp_path: Path)
     (tmp_path / "c.json").write_text(json.dumps(to_coco(AnnotatedSet((), SHAPE_CATEGORIES))))
     with pytest.raises(AnnotationError, match=r"c\.json has no image; allowed is at least one"):
         convert_annotations(str(tmp_path / "c.json"), str(tmp_path / "out"), target_format="voc")
-    huge = AnnotatedImage(1, "a.png", "a.png", 10**6, 10**6)
+    huge = AnnotatedImage(1, "a.png", Location("a.png"), 10**6, 10**6)
     (tmp_path / "b.json").write_text(json.dumps(to_coco(AnnotatedSet((huge,), SHAPE_CATEGORIES))))
     Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
     with pytest.raises(AnnotationError, match=r"image 1 is of 1000000 x 1000000 pixels; allowed are 1,073,741,824"):
@@ -323,13 +327,50 @@ def test_file_uris_with_blanks(awkward_set: AnnotatedSet, tmp_path: Path) -> Non
 def test_a_bucket_serves_as_a_disk_does(awkward_set: AnnotatedSet, bucket: str, tmp_path: Path) -> None:
     write_coco(awkward_set, f"{bucket}/data/val.json")
     annotated = load_annotations(f"{bucket}/data/val.json")
-    assert annotated.images[0].path == f"{bucket}/data/val/photo_0.png"
-    on_disk, in_bucket = SampleSet(awkward_set)[0], SampleSet(annotated)[0]
-    assert on_disk[0].equal(in_bucket[0]) and on_disk[1]["masks"].equal(in_bucket[1]["masks"])
+    assert annotated.images[0].path.uri == f"{bucket}/data/val/photo_0.png"
+    on_disk, in_bucket = SampleSet(awkward_set)[(0, 0)], SampleSet(annotated)[(0, 0)]
+    assert on_disk.image.equal(in_bucket.image) and on_disk.target["masks"].equal(in_bucket.target["masks"])
     deep = with_extra_channels(annotated, "{folder}/../val/{stem}.png")
-    assert SampleSet(deep, in_channels=6)[0][0].shape[0] == 6
+    assert SampleSet(deep, in_channels=6)[(0, 0)].image.shape[0] == 6
     for target_format in ("via", "voc", "cityscapes", "labelme"):
         convert_annotations(f"{bucket}/data/val.json", f"{bucket}/{target_format}", target_format=target_format)
         again = load_annotations(f"{bucket}/{target_format}")
         assert again.num_instances == awkward_set.num_instances
         assert SampleSet(again).load_sample(0, 0).skipped == {}
+
+
+@pytest.fixture
+def two_stores(moto: str, second_moto: str) -> tuple[Location, Location]:
+    """One bucket name in two stores, of which the environment knows none."""
+    name = make_bucket(moto)
+    make_bucket(second_moto, name)
+    return Location(f"s3://{name}/data", settings_for(moto)), Location(f"s3://{name}/data", settings_for(second_moto))
+
+
+def test_annotations_and_what_is_written_may_lie_in_two_stores(
+    awkward_set: AnnotatedSet, two_stores: tuple[Location, Location]
+) -> None:
+    """The same URI names another photo in each store; each is read from the store of its annotations, also later."""
+    first, second = two_stores
+    photo, *others = awkward_set.images
+    images = (replace(photo, instances=photo.instances[:1] * 2), *others)  # an object twice: a fault to draw
+    names = [image.file_name for image in (*others, photo)]
+    moved = tuple(replace(image, file_name=name) for image, name in zip(images, names, strict=True))
+    sets = []
+    for place, written in ((first, images), (second, moved)):
+        write_coco(replace(awkward_set, images=written), place / "val.json")
+        sets.append(load_annotations(str(place / "val.json"), place.settings))
+    in_turn = [image for pair in zip(*(each.images for each in sets), strict=True) for image in pair]
+    assert sorted(image.path.uri for image in in_turn[::2]) == sorted(image.path.uri for image in in_turn[1::2])
+    drawn = {image.image_id: load_photo(image)[0] for image in images}
+    with ThreadPoolExecutor(4) as threads:
+        for image, (pixels, _) in zip(in_turn * 3, threads.map(load_photo, in_turn * 3), strict=True):
+            assert np.array_equal(pixels, drawn[image.image_id])
+
+    convert_annotations(str(first / "val.json"), second / "via", storage=first.settings, target_format="via")
+    again = load_annotations(str(second / "via"), second.settings)
+    assert again.num_instances == sets[0].num_instances and SampleSet(again).load_sample(0, 0).skipped == {}
+    report = check_data(str(first / "val.json"), first.settings)
+    assert [finding.kind for finding in report.findings] == ["duplicate_object"]
+    assert len(draw_offenders(report, second / "faults")) == 1
+    assert (second / "faults").is_folder() and not (first / "faults").is_folder() and not (first / "via").is_folder()

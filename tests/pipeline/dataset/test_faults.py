@@ -1,10 +1,10 @@
-"""Faults and notes are counted, and the first ten named."""
+"""Faults are counted, and the first ten named."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.dataset.faults import FaultList, NoteList, shown
+from pipeline.dataset.faults import FaultList, shown
 from pipeline.dataset.types import AnnotationError
 
 
@@ -16,16 +16,6 @@ def test_faults_are_named_up_to_ten_and_counted() -> None:
     with pytest.raises(AnnotationError, match=r"^x\.json: image 0 is odd; .*image 9 is odd; and 1,224 more$") as caught:
         faults.refuse_if_any("x.json")
     assert caught.value.count == 1234 and caught.value.faults[-1] == "image 9 is odd"
-
-
-def test_notes_are_counted_with_and_without_names() -> None:
-    notes = NoteList()
-    assert notes.to_dict() == {}
-    for number in range(11):
-        notes.add("odd images", f"image {number}")
-    notes.add("odd set")
-    named, plain = notes.to_dict().items()
-    assert plain == ("odd set", 1) and named[1] == 11 and named[0].endswith("image 9, ...)")
 
 
 def test_long_values_are_cut() -> None:

@@ -13,11 +13,12 @@ from PIL import Image
 from pipeline.dataset.photos import EXIF_KEPT, EXIF_TURNED, UnusablePhoto, load_photo, read_header
 from pipeline.dataset.types import AnnotatedImage
 from pipeline.images.decode_image import DecodeLimits, decode_image
+from pipeline.storage.files import Location
 from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
 
 
 def annotated(path: Path, height: int = 11, width: int = 14) -> AnnotatedImage:
-    return AnnotatedImage(1, path.name, str(path), height, width)
+    return AnnotatedImage(1, path.name, Location(str(path)), height, width)
 
 
 def pixels_of(path: Path, height: int | None, width: int | None) -> np.ndarray:
@@ -64,7 +65,7 @@ def test_every_exif_orientation_is_applied_alike(tmp_path: Path, orientation: in
     path = tmp_path / f"x.{ending}"
     Image.fromarray(pixels).save(path, exif=exif)
     outcome = decode_image(path.read_bytes(), DecodeLimits())
-    assert read_header(str(path)).turned_size == (outcome.height, outcome.width)
+    assert read_header(Location(str(path))).turned_size == (outcome.height, outcome.width)
     assert np.array_equal(pixels_of(path, outcome.height, outcome.width), np.asarray(outcome.picture))
 
 
@@ -78,7 +79,7 @@ def test_awkward_files_are_read_alike_or_refused_with_a_reason(shared_data: Path
         data = path.read_bytes()
         outcome = decode_image(data, DecodeLimits())
         try:
-            header = read_header(str(path))
+            header = read_header(Location(str(path)))
             height, width = header.turned_size
             if outcome.status == "ok":
                 assert (height, width) == (outcome.height, outcome.width), path.name
@@ -134,7 +135,7 @@ def test_a_tiff_of_five_bands_becomes_five_channels(tmp_path: Path) -> None:
 
 def test_the_header_of_many_bands_is_read_where_annotations_state_no_size(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(tiff_bytes(random_bands("u2"), orientation=8))
-    header = read_header(str(tmp_path / "a.tif"))
+    header = read_header(Location(str(tmp_path / "a.tif")))
     assert (header.height, header.width, header.turned_size) == (11, 14, (14, 11))
     turned, exif_of_turned = load_photo(annotated(tmp_path / "a.tif", 14, 11), in_channels=5)
     stored, exif_of_stored = load_photo(annotated(tmp_path / "a.tif", 11, 14), in_channels=5)

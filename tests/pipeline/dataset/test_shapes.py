@@ -27,9 +27,9 @@ def test_the_corpus_is_complete_and_repeats(tmp_path: Path) -> None:
     train, val = (load_annotations(str(tmp_path / f"a/{name}.json")) for name in ("train", "val"))
     assert (len(train), len(val), len(list((tmp_path / "a/unlabelled").iterdir()))) == (6, 3, 4)
     assert train.categories == val.categories == SHAPE_CATEGORIES
-    assert all(Path(image.path).parent.name == "train" for image in train.images)
+    assert all(image.path.parent.name == "train" for image in train.images)
     for image in train.images:
-        with Image.open(image.path) as photo:
+        with Image.open(image.path.uri) as photo:
             assert photo.size == (image.width, image.height)
         assert image.instances
         assert abs(image.height - 128) <= 16 and abs(image.width - 160) <= 20

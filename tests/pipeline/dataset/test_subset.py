@@ -1,19 +1,21 @@
-"""Subsets are drawn by seed, nested in one another, and taken again from their record."""
+"""Subsets are drawn by seed, nested in one another, and recorded."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.dataset.subset import hash_annotations, load_subset, save_subset, take_subset
+from pipeline.dataset.subset import hash_annotations, take_subset
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.manifest import to_json
+from pipeline.storage.files import Location
 
 
 def numbered(count: int) -> AnnotatedSet:
-    images = tuple(AnnotatedImage(3 * n + 1, f"{n}.png", f"{n}.png", 5, 5) for n in range(count))
+    images = tuple(AnnotatedImage(3 * n + 1, f"{n}.png", Location(f"{n}.png"), 5, 5) for n in range(count))
     return AnnotatedSet(images, SHAPE_CATEGORIES)
 
 
@@ -42,19 +44,16 @@ def test_a_subset_is_spread_over_the_whole_set() -> None:
     assert min(counts) > 5 and max(counts) < 40  # 20 expected, sd 4.2
 
 
-def test_the_record_brings_the_same_images_back(tmp_path: Path) -> None:
-    whole = numbered(30)
-    subset, record = take_subset(whole, 7, seed=2)
-    uri = str(tmp_path / "records/subset.json")
-    save_subset(record, uri)
-    again, read = load_subset(whole, uri)
-    assert read == record and again == subset
-    assert (record.seed, record.num_images, record.of_images) == (2, 7, 30)
-    with pytest.raises(AnnotationError, match=r"another data set: of 30 images, where this one has 29"):
-        load_subset(numbered(29), uri)
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(AnnotationError, match="no record of a subset"):
-        load_subset(whole, str(tmp_path / "x.json"))
+def test_the_record_says_which_images_of_which_set() -> None:
+    subset, record = take_subset(numbered(30), 7, seed=2)
+    assert list(record.image_ids) == ids(subset) and (record.seed, record.num_images, record.of_images) == (2, 7, 30)
+    assert take_subset(numbered(30), 7, seed=2)[1] == record
+    assert take_subset(numbered(30), 8, seed=3)[1].source_sha256 == record.source_sha256
+    assert take_subset(numbered(29), 7, seed=2)[1].source_sha256 != record.source_sha256
+    assert json.loads(to_json(record.to_dict())) == {
+        **{"version": 1, "seed": 2, "num_images": 7, "of_images": 30, "source_sha256": record.source_sha256},
+        "image_ids": ids(subset),
+    }
 
 
 @pytest.mark.parametrize("count", [0, 31])
@@ -66,7 +65,8 @@ def test_sizes_out_of_range_are_refused(count: int) -> None:
 def test_the_hash_follows_the_annotations_and_not_the_place_of_the_photos(awkward_set: AnnotatedSet) -> None:
     before = hash_annotations(awkward_set)
     first, *others = awkward_set.images
-    assert hash_annotations(replace(awkward_set, images=(replace(first, path="elsewhere.png"), *others))) == before
+    elsewhere = replace(first, path=Location("elsewhere.png"))
+    assert hash_annotations(replace(awkward_set, images=(elsewhere, *others))) == before
     moved = replace(first.instances[0], box=(0.0, 0.0, 1.0, 1.0))
     changed = replace(first, instances=(moved, *first.instances[1:]))
     assert hash_annotations(replace(awkward_set, images=(changed, *others))) != before

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.evaluation.detections import DetectionTable
+from pipeline.evaluation.detections import DetectionTable, to_text
 from pipeline.evaluation.ground_truth import EvaluationError, Truth
 from pipeline.evaluation.iou import find_overlaps
 from tests.pipeline.evaluation.random_cases import SIZE, random_case
@@ -66,7 +66,7 @@ def test_areas_are_those_of_the_masks_or_the_boxes():
 
 def test_detections_that_cannot_be_read_are_in_no_group_and_are_counted():
     truth, table = random_case(1, num_detections=40)
-    counts = [rle["counts"] for rle in table.to_rles()]
+    counts = to_text(table.counts).to_pylist()
     counts[3], counts[7] = "", counts[7][:-1] + "~"
     scores, bboxes = table.scores.copy(), table.bboxes.copy()
     scores[5], bboxes[9, 2] = np.nan, np.inf

@@ -24,6 +24,7 @@ from pipeline.images.pixels import (
     to_unit,
     turn,
 )
+from pipeline.storage.files import Location
 from tests.pipeline.images.image_files import encoded, exif_of
 from tests.pipeline.images.tiff_files import random_bands, tiff_bytes
 
@@ -58,7 +59,7 @@ def test_segmentation_sees_what_training_sees(pool: DecodePool, tmp_path: Path, 
     assert decoded.image is not None and decoded.image.dtype == np.float32
     assert decoded.image.shape[:2] == decoded.size
     (tmp_path / "x").write_bytes(data)
-    annotated = AnnotatedImage(1, "x", str(tmp_path / "x"), *decoded.size)
+    annotated = AnnotatedImage(1, "x", Location(str(tmp_path / "x")), *decoded.size)
     expected, _ = load_photo(annotated, in_channels=num_bands)
     np.testing.assert_array_equal(decoded.image, expected)
 

@@ -106,7 +106,7 @@ def test_labelme_is_read_back_in_its_place(drawn_run, tmp_path):
             load_photo(image)
             for instance in image.instances:
                 name = again.categories[instance.label - 1].name
-                masks[image.path, name, instance.mask(image.height, image.width).tobytes()] = instance
+                masks[image.path.uri, name, instance.mask(image.height, image.width).tobytes()] = instance
         assert set(masks) == {
             (str(drawn_run.photos / row.image_id), row.category, drawn_run.masks[row.image_id, row.instance].tobytes())
             for row in rows.itertuples()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
-from pipeline.evaluation.metrics import evaluate_run
+from pipeline.evaluation.metrics import MetricsJson, evaluate_run
 from pipeline.manifest import to_json
 from pipeline.results.report import build_report, choose_images
 from pipeline.tables import load_images, load_instances
@@ -95,7 +95,7 @@ def test_of_many_classes_the_confused_pairs_are_listed():
     names = [f"c{n}" for n in range(30)] + ["background"]
     counts = np.diag(np.full(31, 50))
     counts[3, 4], counts[7, 2], counts[5, 30] = 9, 2, 40
-    evaluation = {"confusion": {"names": names, "counts": counts.tolist()}}
+    evaluation: MetricsJson = {"confusion": {"names": names, "counts": counts.tolist()}}
     html = build_report(training=pd.DataFrame({"step": [1], "loss": [1.0]}), evaluation=evaluation)
     pairs = re.findall(r'<td>(c\d+)</td><td class="text">(c\d+)</td><td>(\d+)</td><td>(\d+)</td>', html)
     assert pairs == [("c3", "c4", "9", "59"), ("c7", "c2", "2", "52")]

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.storage import files
 from pipeline.storage.base import StorageError, StorageSettings
+from pipeline.storage.files import Location
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.s3 import S3Storage
-from pipeline.storage.stores import open_file, open_storage, use_settings
+from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import base_name, join_uri, parent_uri
 from tests.pipeline.storage.test_uri import NAMES
 
 ODD_NAMES = [*NAMES, "x/a#b?c.jpg", "x y/100%.jpg", "s3:/a", "file:a"]
-
-
-@pytest.fixture
-def no_settings() -> Iterator[None]:
-    """Settings of the process that a test may change."""
-    use_settings(None)
-    yield
-    use_settings(None)
 
 
 def test_a_path_and_a_file_uri_open_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,17 +27,11 @@ def test_a_path_and_a_file_uri_open_a_folder(tmp_path: Path, monkeypatch: pytest
     assert open_storage("~/a").uri == str(tmp_path / "home" / "a")
 
 
-def test_a_bucket_is_reached_with_the_settings_given_else_those_of_the_process(no_settings: None) -> None:
-    def settings_of(given: StorageSettings | None = None) -> StorageSettings:
+def test_a_bucket_is_reached_with_the_settings_given() -> None:
+    for given in (StorageSettings(num_retries=3), StorageSettings(num_retries=4), None):
         storage = open_storage("s3://bucket/prefix", given)
         assert isinstance(storage, S3Storage) and storage.uri == "s3://bucket/prefix"
-        return storage.settings
-
-    of_process, of_call = StorageSettings(num_retries=3), StorageSettings(num_retries=4)
-    assert settings_of() == StorageSettings()
-    use_settings(of_process)
-    assert settings_of() is of_process
-    assert settings_of(of_call) is of_call
+        assert storage.settings == (given or StorageSettings())
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -61,7 +46,7 @@ def test_an_object_is_reached_by_its_uri_whatever_its_name(name: str, bucket: st
         storage.write_bytes(name, b"this")
         opened, key = open_file(f"{root}/{name}")
         assert opened.read_bytes(key) == b"this"
-        assert files.read_bytes(storage.uri_of(name)) == files.read_bytes(join_uri(root, name)) == b"this"
+        assert Location(storage.uri_of(name)).read_bytes() == Location(join_uri(root, name)).read_bytes() == b"this"
         below, base = open_storage(parent_uri(f"{root}/{name}")), base_name(f"{root}/{name}")
         assert below.read_bytes(base) == b"this"
 

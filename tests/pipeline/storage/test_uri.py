@@ -12,6 +12,7 @@ from pipeline.storage.uri import (
     aligned_uri,
     base_name,
     canonical_uri,
+    file_place,
     file_stem,
     is_local,
     is_within,
@@ -136,6 +137,8 @@ def test_two_spellings_of_one_place_are_one(monkeypatch: pytest.MonkeyPatch, tmp
     here = ("real", "./real/", "real/.", "x/../real", f"{tmp_path}//real", f"FILE://{tmp_path}/real", "link", "link/")
     assert {canonical_uri(uri) for uri in here} == {str(tmp_path / "real")}
     assert {canonical_uri(uri) for uri in ("s3://lab/a", "S3://lab/a", "s3://lab/a/")} == {"s3://lab/a"}
+    assert {file_place(uri) for uri in here} == {str(tmp_path / "real")}
+    assert file_place("S3://lab/a//b/./c/") == "s3://lab/a//b/./c/", "the key of an object is its own"
     different = (
         "s3://lab/a",
         "s3://lab/A",

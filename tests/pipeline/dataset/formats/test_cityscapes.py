@@ -14,6 +14,7 @@ from pipeline.dataset.formats.cityscapes import load_cityscapes, write_cityscape
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, mask_to_instance
+from pipeline.storage.files import Location
 from tests.pipeline.dataset.formats.junk import replaced
 
 
@@ -40,7 +41,7 @@ def test_cityscapes_objects_groups_and_ignored_classes_are_read(tmp_path: Path, 
     annotated = load_annotations(str(tmp_path / part))
     assert [c.id for c in annotated.categories] == [24, 25, 26, 27, 28, 31, 32, 33]
     (image,) = annotated.images
-    assert image.image_id == "ulm_000001_000019" and Path(image.path).is_file()
+    assert image.image_id == "ulm_000001_000019" and image.path.is_file()
     by_area = {(i.label, i.iscrowd, i.area): i for i in image.instances}
     assert set(by_area) == {(3, False, 36.0), (3, False, 24.0), (1, True, 60.0), (0, True, 48.0)}
     assert np.array_equal(by_area[3, False, 24.0].mask(20, 30), ids == 26001)
@@ -105,16 +106,16 @@ def test_wrong_categories_are_refused(tmp_path: Path, content: str, sentence: st
 @pytest.mark.parametrize("name", ["a_gtCoarse.png", "a_gtFine.png", "a_leftImg8bit.png", "a.b.png", "noext"])
 def test_names_that_look_like_cityscapes_own_are_read_back(tmp_path: Path, name: str) -> None:
     Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
-    image = AnnotatedImage(1, name, str(tmp_path / "a.png"), 5, 6, (mask_to_instance(1, np.eye(5, 6)),))
+    image = AnnotatedImage(1, name, Location(str(tmp_path / "a.png")), 5, 6, (mask_to_instance(1, np.eye(5, 6)),))
     write_cityscapes(AnnotatedSet((image,), SHAPE_CATEGORIES), str(tmp_path / "out"))
     (again,) = load_cityscapes(str(tmp_path / "out")).images
-    assert Path(again.path).is_file() and np.array_equal(again.instances[0].mask(5, 6), np.eye(5, 6))
+    assert again.path.is_file() and np.array_equal(again.instances[0].mask(5, 6), np.eye(5, 6))
 
 
 def test_joined_groups_are_counted_and_too_many_objects_refused(tmp_path: Path) -> None:
     masks = np.eye(1001).reshape(1001, 7, 143)
     objects = tuple(mask_to_instance(1, mask) for mask in masks)
-    image = AnnotatedImage(1, "a.png", "a.png", 7, 143, tuple(replace(i, iscrowd=True) for i in objects[:3]))
+    image = AnnotatedImage(1, "a.png", Location("a.png"), 7, 143, tuple(replace(i, iscrowd=True) for i in objects[:3]))
     losses = write_cityscapes(AnnotatedSet((image,), SHAPE_CATEGORIES), str(tmp_path))
     assert losses["crowd regions of one class joined"] == 2
     for instances in (objects, tuple(replace(i, label=0, iscrowd=True) for i in objects[:537])):

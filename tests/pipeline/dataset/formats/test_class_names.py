@@ -9,18 +9,19 @@ import pytest
 from model.categories import Category
 from pipeline.dataset.formats.class_names import check_distinct, check_writable, is_one_line, read_lines
 from pipeline.dataset.types import AnnotationError
+from pipeline.storage.files import Location
 
 
 @pytest.mark.parametrize("content", ["\ufeffdog\r\nbig cat \r\n\r\n", "dog\n big cat", "dog\nbig cat\n\n\n"])
 def test_lists_of_every_editor_are_read(tmp_path: Path, content: str) -> None:
     (tmp_path / "labels.txt").write_text(content, encoding="utf-8", newline="")
-    assert read_lines(str(tmp_path / "labels.txt")) == ["dog", "big cat"]
+    assert read_lines(Location(str(tmp_path / "labels.txt"))) == ["dog", "big cat"]
 
 
 def test_a_list_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes("Kätzchen".encode("latin1"))
     with pytest.raises(ValueError, match=r"labels\.txt is no text in UTF-8: .* line 1, column 2"):
-        read_lines(str(tmp_path / "labels.txt"))
+        read_lines(Location(str(tmp_path / "labels.txt")))
 
 
 @pytest.mark.parametrize("name", ["x", "a,b", "a: b", "'q'\"", "Ünï", "true", "null", "1", "日本", "two words", "🦊"])

@@ -16,6 +16,7 @@ from pipeline.dataset.formats.coco import find_image_root, load_coco, to_coco, w
 from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedSet, AnnotationError
+from pipeline.storage.files import Location
 
 POLYGON = [[2.0, 1.0, 9.5, 1.0, 9.5, 7.0, 2.0, 7.0]]
 
@@ -53,7 +54,7 @@ def test_labels_follow_the_ids_and_boxes_are_xyxy_inside_the_image(tmp_path: Pat
     (note,) = annotated.notes
     assert "fewer than three points" in note and note.endswith("(annotation 3)")
     assert crowd.mask(20, 30).sum() == 20 and crowd.mask(20, 30)[:10, 2].all()
-    assert annotated.images[0].path == str(tmp_path / "a.png")
+    assert annotated.images[0].path.uri == str(tmp_path / "a.png")
 
 
 def test_masks_are_those_of_pycocotools(shared_data: Path) -> None:
@@ -78,7 +79,7 @@ def test_coco_mini_has_its_stated_counts(shared_data: Path, name: str, counts: t
     crowds = sum(i.iscrowd for image in annotated.images for i in image.instances)
     assert (len(annotated), annotated.num_instances, crowds, len(annotated.categories)) == counts
     assert max(category.id for category in annotated.categories) == 90
-    assert all(Path(image.path).is_file() for image in annotated.images)
+    assert all(image.path.is_file() for image in annotated.images)
 
 
 def test_keypoints_are_read_with_their_names(shared_data: Path) -> None:
@@ -118,7 +119,7 @@ def test_extra_files_of_the_photos_name_are_copied_beside_it_not_over_it(tmp_pat
     (tmp_path / "rgb/set.json").write_text(json.dumps(content))
     write_coco(load_coco(str(tmp_path / "rgb/set.json")), str(tmp_path / "out/set.json"))
     (image,) = load_coco(str(tmp_path / "out/set.json")).images
-    assert [Path(p).relative_to(tmp_path / "out/set").as_posix() for p in (image.path, *image.extra_paths)] == [
+    assert [Path(p.uri).relative_to(tmp_path / "out/set").as_posix() for p in (image.path, *image.extra_paths)] == [
         "a.png",
         "extra_1/a.png",
         "extra_2/a.png.tif",
@@ -137,7 +138,7 @@ def test_copies_stay_in_the_folder_of_the_copies(tmp_path: Path) -> None:
     (tmp_path / "labels/set.json").write_text(json.dumps(content))
     write_coco(load_coco(str(tmp_path / "labels/set.json")), str(tmp_path / "new/out/set.json"))
     written = load_coco(str(tmp_path / "new/out/set.json"))
-    paths = [Path(image.path).resolve() for image in written.images]
+    paths = [Path(image.path.uri).resolve() for image in written.images]
     assert len(set(paths)) == 3 and all(path.is_file() for path in paths)
     assert all(path.is_relative_to(tmp_path / "new/out/set") for path in paths)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"]
@@ -161,7 +162,7 @@ def test_windows_backslashes_are_found_as_slashes(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/a.png").write_bytes(b"")
     (image,) = load_coco(str(path)).images
-    assert (image.file_name, image.path) == ("train/a.png", str(tmp_path / "train/a.png"))
+    assert (image.file_name, image.path.uri) == ("train/a.png", str(tmp_path / "train/a.png"))
     (tmp_path / "train\\a.png").write_bytes(b"")  # a file of the very name comes first
     assert load_coco(str(path)).images[0].file_name == "train\\a.png"
 
@@ -215,8 +216,8 @@ def test_photos_are_found_in_the_usual_folders(tmp_path: Path, photo_folder: str
     folder.mkdir()
     (folder / photo_folder).mkdir(exist_ok=True)
     (folder / photo_folder / "p.jpg").write_bytes(b"")
-    root = find_image_root(str(folder / "a_split.json"), ["absent.jpg", "p.jpg"])
-    assert Path(root).resolve() == (folder / photo_folder).resolve()
+    root = find_image_root(Location(str(folder / "a_split.json")), ["absent.jpg", "p.jpg"])
+    assert Path(root.uri).resolve() == (folder / photo_folder).resolve()
 
 
 def test_a_folder_with_one_coco_file_and_photos_works(awkward_set: AnnotatedSet, tmp_path: Path) -> None:

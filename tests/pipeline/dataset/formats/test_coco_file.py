@@ -10,6 +10,7 @@ import pytest
 from pipeline.dataset.formats.coco import load_coco
 from pipeline.dataset.formats.coco_file import CocoFile, check_coco, coco_box, read_coco
 from pipeline.dataset.types import AnnotationError
+from pipeline.storage.files import Location
 from tests.pipeline.dataset.odd_coco import HEIGHT, KINDS, SQUARE, WIDTH, Kind, valid_content, write_odd
 
 
@@ -19,7 +20,7 @@ def test_each_kind_is_read_noted_ignored_or_refused(name: str, tmp_path: Path) -
     path = str(write_odd(tmp_path, kind))
     if kind.outcome == "refused":
         with pytest.raises(AnnotationError) as caught:
-            read_coco(path)
+            read_coco(Location(path))
         assert kind.words in str(caught.value) and str(caught.value).startswith(path)
         return
     annotated = load_coco(path)
@@ -44,7 +45,7 @@ def test_a_parsed_object_is_checked_as_its_file(name: str, tmp_path: Path) -> No
     path = write_odd(tmp_path, KINDS[name])
     content = json.loads(path.read_text())
     before = json.dumps(content)
-    assert records(check_coco(content, str(path))) == records(read_coco(str(path)))
+    assert records(check_coco(content, str(path))) == records(read_coco(Location(str(path))))
     assert json.dumps(content) == before
 
 
@@ -100,14 +101,14 @@ def test_files_that_are_no_json_are_refused_with_the_place(tmp_path: Path) -> No
     path = tmp_path / "x.json"
     path.write_text('{"images": [\n  {"id": 1,')
     with pytest.raises(ValueError, match=r"x\.json is not valid JSON: .*line 2 column"):
-        read_coco(str(path))
+        read_coco(Location(str(path)))
     path.write_bytes('{"images": [],\n "categories": [{"id": 1, "name": "é"}]}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"byte 0xe9 in line 2, column 36; if it is in Latin-1 or Windows-1252"):
-        read_coco(str(path))
+        read_coco(Location(str(path)))
     for text in ("[]", "null", "{}", '"x"'):
         path.write_text(text)
         with pytest.raises(AnnotationError, match="has no list 'images', so it is no COCO annotation file"):
-            read_coco(str(path))
+            read_coco(Location(str(path)))
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
@@ -116,6 +117,6 @@ def test_a_list_that_stands_there_twice_is_refused(key: str, tmp_path: Path) -> 
     once = path.read_text()
     path.write_text(f'{once[:-1]}, "{key}": []}}')
     with pytest.raises(AnnotationError, match=rf"ann\.json has the list '{key}' twice; allowed is once"):
-        read_coco(str(path))
+        read_coco(Location(str(path)))
     path.write_text(once.replace('"cat"', f'"{key}"'))
-    assert read_coco(str(path)).categories[0].name == key
+    assert read_coco(Location(str(path))).categories[0].name == key

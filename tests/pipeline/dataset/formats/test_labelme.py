@@ -206,11 +206,11 @@ def test_sub_folders_are_read_with_their_photos(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         labelme_file(tmp_path / name, [shape("dog", SQUARE)])
     annotated = load_annotations(str(tmp_path))  # the format is detected
-    assert [(image.file_name, image.path) for image in annotated.images] == [
+    assert [(image.file_name, image.path.uri) for image in annotated.images] == [
         (f"{name}/a.jpg", str(tmp_path / name / "a.jpg")) for name in ("s", "t")
     ]
     elsewhere = load_labelme(str(tmp_path), "/photos")
-    assert [image.path for image in elsewhere.images] == ["/photos/s/a.jpg", "/photos/t/a.jpg"]
+    assert [image.path.uri for image in elsewhere.images] == ["/photos/s/a.jpg", "/photos/t/a.jpg"]
 
 
 def test_two_files_of_one_photo_are_refused(tmp_path: Path) -> None:

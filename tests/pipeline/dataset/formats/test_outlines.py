@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from pipeline.dataset.faults import NoteList
 from pipeline.dataset.formats.outlines import ellipse_outline, outlines_to_instance
 from pipeline.dataset.types import Polygons, polygon_area
+from pipeline.notes import NoteList
 
 SQUARE = [2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]
 

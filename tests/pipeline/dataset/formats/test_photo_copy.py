@@ -10,10 +10,11 @@ import pytest
 from pipeline.dataset.formats.photo_copy import copy_photo, flat_names, names_below
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError
+from pipeline.storage.files import Location
 
 
 def photo(path: str, file_name: str = "a.png") -> AnnotatedImage:
-    return AnnotatedImage(1, file_name, path, 5, 6)
+    return AnnotatedImage(1, file_name, Location(path), 5, 6)
 
 
 def test_folders_become_part_of_the_name() -> None:
@@ -56,15 +57,17 @@ def test_a_name_that_no_file_can_have_is_refused(file_name: str) -> None:
 
 
 def test_a_copy_that_cannot_be_written_is_an_error_and_no_unreadable_photo(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"any bytes")
+    folder = Location(str(tmp_path))
+    (folder / "a.png").write_bytes(b"any bytes")
     with pytest.raises(OSError, match=r"a\.png"):
-        copy_photo(photo(str(tmp_path / "a.png")), str(tmp_path / "a.png" / "b.png"), Counter())
+        copy_photo(folder / "a.png", folder / "a.png/b.png", Counter())
 
 
 def test_a_copy_has_the_same_bytes_and_an_absent_photo_is_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"any bytes")
+    folder = Location(str(tmp_path))
+    (folder / "a.png").write_bytes(b"any bytes")
     losses: Counter[str] = Counter()
-    copy_photo(photo(str(tmp_path / "a.png")), str(tmp_path / "new/folder/b.png"), losses)
+    copy_photo(folder / "a.png", folder / "new/folder/b.png", losses)
     assert (tmp_path / "new/folder/b.png").read_bytes() == b"any bytes" and not losses
-    copy_photo(photo(str(tmp_path / "absent.png")), str(tmp_path / "c.png"), losses)
+    copy_photo(folder / "absent.png", folder / "c.png", losses)
     assert losses == {"photos that cannot be read": 1} and not (tmp_path / "c.png").exists()

@@ -124,9 +124,9 @@ def test_balloon_has_its_stated_counts(shared_data: Path, split: str, num_images
 
 def test_a_balloon_sample_has_every_object(shared_data: Path) -> None:
     annotated = load_annotations(str(shared_data / "balloon/val"))
-    _, target = SampleSet(annotated)[0]
-    assert len(target["labels"]) == len(annotated.images[0].instances)
-    assert target["skipped"].numel() == 0
+    sample = SampleSet(annotated)[(0, 0)]
+    assert len(sample.target["labels"]) == len(annotated.images[0].instances)
+    assert sample.skipped == {}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.formats.voc import load_voc, write_voc
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, mask_to_instance
+from pipeline.storage.files import Location
 
 XML = "<annotation><filename>p.jpg</filename>{}</annotation>"
 
@@ -55,7 +56,7 @@ def test_voc_classes_come_from_the_class_map_or_the_xml(tmp_path: Path, class_ma
     assert [annotated.categories[i.label - 1].name for i in (dog, person)] == ["dog", "person"]
     assert (dog.iscrowd, person.iscrowd) == (False, True)
     assert np.array_equal(dog.mask(20, 30), ids == 1) and np.array_equal(person.mask(20, 30), ids == 2)
-    assert annotated.images[0].path.endswith("JPEGImages/p.jpg")
+    assert annotated.images[0].path.uri.endswith("JPEGImages/p.jpg")
 
 
 def test_voc_lists_choose_images_and_other_class_names_are_taken_from_the_xml(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_voc_faults_are_named(tmp_path: Path) -> None:
 def test_voc_holds_254_objects(tmp_path: Path) -> None:
     mask = np.zeros((20, 30), dtype=bool)
     mask[3, 3] = True
-    image = AnnotatedImage(1, "a.png", "a.png", 20, 30, (mask_to_instance(1, mask),) * 255)
+    image = AnnotatedImage(1, "a.png", Location("a.png"), 20, 30, (mask_to_instance(1, mask),) * 255)
     with pytest.raises(AnnotationError, match="has 255 objects; VOC holds at most 254"):
         write_voc(AnnotatedSet((image,), SHAPE_CATEGORIES), str(tmp_path))
 
@@ -201,6 +202,6 @@ def test_of_two_photos_of_one_name_the_jpg_is_used_and_that_is_noted(tmp_path: P
 
 @pytest.mark.parametrize("file_name", [" a.png", "a\nb.png", "a\x01.png"])
 def test_a_photo_that_a_list_cannot_name_is_refused(tmp_path: Path, file_name: str) -> None:
-    image = AnnotatedImage(1, file_name, "a.png", 20, 30)
+    image = AnnotatedImage(1, file_name, Location("a.png"), 20, 30)
     with pytest.raises(AnnotationError, match="which VOC's lists of one name a line cannot hold"):
         write_voc(AnnotatedSet((image,), SHAPE_CATEGORIES), str(tmp_path))

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.dataset.sample import SampleDict, to_sample_dict
 from pipeline.dataset.types import AnnotatedImage, mask_to_instance
+from pipeline.storage.files import Location
 
 KEYPOINT_NAMES = ("nose", "left_hand", "right_hand")
 
@@ -26,5 +27,5 @@ def marked_sample(height: int = 40, width: int = 60, *, in_channels: int = 3) ->
     first, second = mask_to_instance(1, white), mask_to_instance(2, grey)
     first = replace(first, keypoints=(6.0, 8.0, 2.0, 7.0, 27.0, 2.0, 29.0, 27.0, 1.0))
     crowd = replace(mask_to_instance(1, grey), iscrowd=True)
-    image = AnnotatedImage(1, "x", "x", height, width, (first, second, crowd))
+    image = AnnotatedImage(1, "x", Location("x"), height, width, (first, second, crowd))
     return to_sample_dict(image, pixels, KEYPOINT_NAMES)

@@ -9,6 +9,7 @@ from pipeline.dataset.sample import to_sample_dict, to_target
 from pipeline.dataset.transforms.copy_paste import paste_objects
 from pipeline.dataset.transforms.geometry import mask_boxes
 from pipeline.dataset.types import AnnotatedImage, mask_to_instance
+from pipeline.storage.files import Location
 from tests.pipeline.dataset.transforms.marked_sample import KEYPOINT_NAMES, marked_sample
 
 
@@ -16,7 +17,7 @@ def test_pasted_objects_take_the_pixels_that_they_cover() -> None:
     sample = marked_sample()
     square = np.zeros((40, 60), dtype=np.uint8)
     square[20:34, 4:50] = 1  # over the white object's lower part and a piece of the grey one
-    image = AnnotatedImage(2, "y", "y", 40, 60, (mask_to_instance(3, square),))
+    image = AnnotatedImage(2, "y", Location("y"), 40, 60, (mask_to_instance(3, square),))
     donor = to_sample_dict(image, np.full((40, 60, 3), 77, dtype=np.uint8), KEYPOINT_NAMES)
     torch.manual_seed(0)
     for _ in range(20):
@@ -37,7 +38,7 @@ def test_pasted_objects_take_the_pixels_that_they_cover() -> None:
 def test_wholly_covered_objects_are_dropped_and_unlabelled_classes_are_not_pasted() -> None:
     sample = marked_sample()
     everything = np.ones((40, 60), dtype=np.uint8)
-    image = AnnotatedImage(2, "y", "y", 40, 60, (mask_to_instance(3, everything),))
+    image = AnnotatedImage(2, "y", Location("y"), 40, 60, (mask_to_instance(3, everything),))
     donor = to_sample_dict(image, np.full((40, 60, 3), 77, dtype=np.uint8), KEYPOINT_NAMES)
     torch.manual_seed(0)
     results = [paste_objects(sample, donor) for _ in range(20)]

@@ -1,17 +1,16 @@
-"""Table of parameters and GFLOPs of the supported networks, as Markdown (``python -m model.complexity``)."""
+"""Table of parameters and GFLOPs of the supported networks, as Markdown (``python -m benchmarks.complexity``)."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import presets
 from model.heads.roi_pooler import RoIPooler
 from model.network import MaskRCNN, build_model, to_feature_maps
+from model.presets import preset
 from model.spec import ModelSpec
 
 IMAGE_SIDE_PX = 800
@@ -26,22 +25,23 @@ _FPN_BACKBONES = (
 def members() -> dict[str, ModelSpec]:
     """The specs of the table's rows by name: widths as in the paper, 80 classes."""
     plain = ModelSpec(num_classes=80)
-    one_map: dict[str, Any] = {"anchor_sizes": ((32, 64, 128, 256, 512),), "rpn_pre_nms_test": 6000}
     return {
         "tiny": ModelSpec.tiny(80),
         **{f"{name} FPN": plain.replace(backbone=name) for name in _FPN_BACKBONES},
-        "resnet50 FPN, V2 recipe": presets.torchvision_v2(80),
-        "resnet50 C4": presets.detectron2("mask_rcnn_R_50_C4"),
-        "resnet101 C4": presets.detectron2("mask_rcnn_R_101_C4"),
-        "resnet50 C5 (stride 32)": plain.replace(neck="c5", **one_map),
-        "resnet50 DC5 (stride 16)": presets.detectron2("mask_rcnn_R_50_DC5"),
+        "resnet50 FPN, V2 recipe": preset("maskrcnn_resnet50_fpn_v2", num_classes=80),
+        "resnet50 C4": preset("mask_rcnn_R_50_C4"),
+        "resnet101 C4": preset("mask_rcnn_R_101_C4"),
+        "resnet50 C5 (stride 32)": plain.replace(
+            neck="c5", anchor_sizes=((32, 64, 128, 256, 512),), rpn_pre_nms_test=6000
+        ),
+        "resnet50 DC5 (stride 16)": preset("mask_rcnn_R_50_DC5"),
         "resnet50 FPN, squeeze-excite": plain.replace(attention="squeeze_excite"),
         "resnet50 FPN, 56 px masks": plain.replace(mask_output_size=56),
         "resnet50 FPN, five-convolution masks": plain.replace(
             mask_head="conv5", mask_head_channels=(256, 256, 256, 256, 256)
         ),
         "resnet50 FPN, MLP masks": plain.replace(mask_head="mlp", mask_head_channels=(1024, 1024)),
-        "resnet50 FPN, keypoints": presets.torchvision_keypoint(),
+        "resnet50 FPN, keypoints": preset("keypointrcnn_resnet50_fpn"),
         "resnet50 FPN, masks and keypoints": plain.replace(num_classes=1, num_keypoints=17),
     }
 

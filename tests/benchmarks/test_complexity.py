@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.models import detection
 
-from model.complexity import members, num_flops, num_parameters, row
+from benchmarks.complexity import members, num_flops, num_parameters, row
 from model.network import build_model
-from model.presets import torchvision_v2
+from model.presets import preset
 from tests.paths import DOCS
 
 MODELS = DOCS / "models.md"
@@ -29,7 +29,7 @@ def test_rows_are_up_to_date(name):
 def test_figures_are_torchvisions_own():
     """torchvision states 46,359,409 parameters and 333.577 GFLOPs, a multiply-add as one, for its V2."""
     meta = detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1.meta
-    spec = torchvision_v2(90)
+    spec = preset("maskrcnn_resnet50_fpn_v2")
     with torch.device("meta"):
         model = build_model(spec).eval()
     assert num_parameters(model) == meta["num_params"]
