@@ -100,7 +100,9 @@ def main() -> None:
         peak = product_flops(options.device, getattr(torch, precision))
         figures["product, TFLOP/s"] = peak / 1e12
         settings = {"device": options.device, "precision": precision}
-        flops_per_image = image_flops(make_predictor(str(checkpoint), batch_size=1, **settings), images[0])
+        flops_per_image = image_flops(
+            make_predictor(str(checkpoint), batch_size=1, engine="torch", **settings), images[0]
+        )
         figures["network, GFLOP an image"] = flops_per_image / 1e9
         for batch_size in options.batches:
             predictor = make_predictor(str(checkpoint), batch_size=batch_size, **settings)

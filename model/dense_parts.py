@@ -32,8 +32,8 @@ class DenseParts:
         keypoint: Pooled RoIs [N, C, P, P] -> heat maps (logits) [N, P, 56, 56]; None without a keypoint head.
     """
 
-    maps: Callable[[Tensor], tuple[Tensor, ...]]
-    box: Callable[[Tensor], tuple[Tensor, Tensor]]
+    maps: Callable[[Tensor], Sequence[Tensor]]
+    box: Callable[[Tensor], Sequence[Tensor]]
     mask: Callable[[Tensor, Tensor], Tensor] | None
     keypoint: Callable[[Tensor], Tensor] | None
 

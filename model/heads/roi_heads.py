@@ -115,11 +115,12 @@ class RoIHeads(TorchvisionRoIHeads):
         assert targets is not None, "MaskRCNN.losses has checked them"
         samples = self.sample(proposals, targets)
         positives = samples.positives()
-        terms = self.box_losses(*self.box_part()(self.box_roi_pool(features, samples.boxes)), samples, targets)
+        logits, offsets = self.box_part()(self.box_roi_pool(features, samples.boxes))
+        terms = self.box_losses(logits, offsets, samples, targets)
         if self.has_mask():
             rois = self.mask_roi_pool(features, positives.boxes)
-            logits = self.mask_predictor(self.mask_head(self.res5(rois)))
-            terms |= self.mask_losses(logits, positives, targets)
+            mask_logits = self.mask_predictor(self.mask_head(self.res5(rois)))
+            terms |= self.mask_losses(mask_logits, positives, targets)
         if (keypoint_part := self.keypoint_part()) is not None:
             heat_maps = keypoint_part(self.keypoint_roi_pool(features, positives.boxes))
             terms |= self.keypoint_losses(heat_maps, positives, targets)

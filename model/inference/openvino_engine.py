@@ -9,7 +9,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def convert(network: MaskRCNN, folder: Path) -> None:
             the size of a map.
         folder: Gets a pair of files for each part, which `load` reads.
     """
-    openvino = _import_openvino()
+    openvino = import_openvino()
     for name, (module, examples, shapes) in _examples(network).items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing: assertions on shapes become constants
@@ -86,7 +85,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a folder holds a conversion whose files are what was written."""
     try:
         files = json.loads((folder / _LISTING).read_bytes())
-        return all(_sha256_of(folder / name) == sha256 for name, sha256 in files.items())
+        return "maps.xml" in files and all(_sha256_of(folder / name) == sha256 for name, sha256 in files.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -114,20 +113,18 @@ def load(folder: Path, precision: str, num_threads: int) -> DenseParts:
     parts = {path.stem: Part(core.compile_model(path, "CPU", config)) for path in sorted(folder.glob("*.xml"))}
     return DenseParts(
         maps=parts["maps"].of_images,
-        box=_pair(parts["box"].of_rois),
-        mask=_first(parts["mask"].of_rois) if "mask" in parts else None,
-        keypoint=_first(parts["keypoint"].of_rois) if "keypoint" in parts else None,
+        box=parts["box"].of_rois,
+        mask=_only_output(parts.get("mask")),
+        keypoint=_only_output(parts.get("keypoint")),
     )
 
 
-@dataclass
 class Part:
-    """A compiled part, called with float32 tensors on the CPU."""
+    """A part as OpenVINO compiled it, called with float32 tensors on the CPU."""
 
-    compiled: Any
-
-    def __post_init__(self) -> None:
-        self.request = self.compiled.create_infer_request()
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self.request = compiled.create_infer_request()
 
     def of_images(self, images: Tensor) -> tuple[Tensor, ...]:
         """The outputs for a batch [B, C, H, W]; valid until the next call.
@@ -153,7 +150,7 @@ class Part:
 
     def _infer(self, *inputs: Tensor) -> list[Tensor]:
         """One call; the outputs share the memory of the request."""
-        openvino = _import_openvino()
+        openvino = import_openvino()
         arrays = [tensor.contiguous().numpy() for tensor in inputs]  # kept: the request reads their memory
         for index, array in enumerate(arrays):
             self.request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
@@ -161,16 +158,8 @@ class Part:
         return [torch.from_numpy(output.data) for output in self.request.output_tensors]
 
 
-def _pair(call: Callable[..., list[Tensor]]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    def first_two(rois: Tensor) -> tuple[Tensor, Tensor]:
-        logits, offsets = call(rois)
-        return logits, offsets
-
-    return first_two
-
-
-def _first(call: Callable[..., list[Tensor]]) -> Callable[..., Tensor]:
-    return lambda *inputs: call(*inputs)[0]
+def _only_output(part: Part | None) -> Callable[..., Tensor] | None:
+    return None if part is None else lambda *inputs: part.of_rois(*inputs)[0]
 
 
 def _examples(network: MaskRCNN) -> dict[str, tuple[Any, Any, Any]]:
@@ -179,9 +168,8 @@ def _examples(network: MaskRCNN) -> dict[str, tuple[Any, Any, Any]]:
     if isinstance(parts.mask, MaskPart):
         parts.mask.in_pieces = False
     examples: dict[str, tuple[Any, Any, Any]] = {}
-    channels = network.transform.image_mean
-    images = torch.rand(1, len(channels), 128, 160)
-    examples["maps"] = (parts.maps, images, [-1, len(channels), -1, -1])
+    num_channels = len(network.transform.image_mean)
+    examples["maps"] = (parts.maps, torch.rand(1, num_channels, 128, 160), [-1, num_channels, -1, -1])
     pooled = {"box": heads.box_roi_pool, "mask": heads.mask_roi_pool, "keypoint": heads.keypoint_roi_pool}
     for name, pooler in pooled.items():
         part = getattr(parts, name)
@@ -196,7 +184,7 @@ def _examples(network: MaskRCNN) -> dict[str, tuple[Any, Any, Any]]:
     return examples
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """The module `openvino`, imported without its usage statistics.
 
     It would send an event while it is imported. Without the package for that, it takes its own stub instead.
@@ -214,7 +202,7 @@ def _import_openvino() -> Any:
 
 
 def _core() -> Any:
-    return _import_openvino().Core()
+    return import_openvino().Core()
 
 
 def _sha256_of(path: Path) -> str:

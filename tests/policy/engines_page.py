@@ -60,8 +60,8 @@ def compare(spec: ModelSpec) -> Comparison:
     network = build_model(spec).eval()
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (160, 224, 3), np.uint8) for _ in range(2)]
-    settle(network, torch.rand(1, 3, 160, 224))
-    network.roi_heads.box_predictor.cls_score.weight.mul_(10)  # scores that differ
+    planes = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images]
+    settle(network, network.transform.for_prediction(planes, [image.shape[:2] for image in images]).tensors)
     with tempfile.TemporaryDirectory() as folder:
         openvino_engine.convert(network, Path(folder))
         parts = openvino_engine.load(Path(folder), "float32", torch.get_num_threads())
@@ -76,7 +76,7 @@ def compare(spec: ModelSpec) -> Comparison:
     )
 
 
-def settle(network: MaskRCNN, image: Tensor) -> None:
+def settle(network: MaskRCNN, batch: Tensor) -> None:
     """Gives the norms the statistics of their inputs, so that values neither grow nor vanish with depth."""
 
     def take_statistics(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -86,7 +86,7 @@ def settle(network: MaskRCNN, image: Tensor) -> None:
 
     norms = [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)]
     hooks = [module.register_forward_pre_hook(take_statistics) for module in norms]
-    network.backbone(image)
+    network.backbone(batch)
     for hook in hooks:
         hook.remove()
 
