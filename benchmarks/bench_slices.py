@@ -27,7 +27,7 @@ from benchmarks.figures import print_figures
 from model.spec import ModelSpec
 from pipeline.bulk.encode import encode_instances, warm_up
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.slices import SlicedDetections
+from pipeline.images.slices import SlicedDetections
 from pipeline.run_spec import Slicing
 
 SLICING = Slicing(size=256, overlap=64, merge_iou=0.5)

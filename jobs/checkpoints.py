@@ -69,6 +69,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Loads the checkpoint that a URI names, as `find_checkpoint` does; one in a bucket is fetched into the cache.
 
+    The state of its training is left out.
+
     Raises:
         CheckpointError: no complete checkpoint there, or a damaged one. The message names its URI, not the cached copy.
     """
@@ -78,7 +80,7 @@ def open_checkpoint(
     checkpoint_uri = find_checkpoint(uri, network, class_names, settings)
     folder = local_folder(checkpoint_uri, CHECKPOINT_MARKER, settings)
     try:
-        return load_checkpoint(folder)
+        return load_checkpoint(folder, with_training_state=False)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(folder), checkpoint_uri)) from error
 

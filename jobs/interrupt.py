@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -53,14 +54,28 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(go_on)
         self.go_on = go_on
         self._last_resort: threading.Timer | None = None
+        self._processes = _open_descendants()  # now: later, some may have lost the parents that lead to them
 
     def end_within(self, seconds: float) -> None:
         """Ends the process this many seconds from now, whatever it does then; replaces an earlier limit."""
         if self._last_resort is not None:
             self._last_resort.cancel()
-        self._last_resort = threading.Timer(seconds, _end_process, [self.go_on])
+        self._last_resort = threading.Timer(seconds, self.end)
         self._last_resort.daemon = True
         self._last_resort.start()
+
+    def end(self, how: str = "") -> NoReturn:
+        """Ends this process and all that it has started, Ray's included. Threads that are busy are not waited for."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                stream.flush()
+        _write(f"interrupted: {how}{self.go_on}")
+        for child in multiprocessing.active_children():
+            child.kill()
+        for process in (*self._processes, *_open_descendants()):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        os._exit(Exit.INTERRUPTED)
 
 
 class Interrupts:
@@ -87,11 +102,12 @@ class Interrupts:
             self.first = Interrupted(self.go_on)
             self.first.end_within(END_S)
             if _is_importing(frame):
-                self.end()
+                self.first.end()
             _write(f"interrupted: {self.doing}; again ends it at once")
+            signal.raise_signal(number)  # so that Python takes those that came with it now, and not after a long call
             raise self.first
         if time.monotonic() - self._arrived_at > ONE_SIGNAL_S:
-            _end_process(f"ended at once; {self.go_on}")
+            self.first.end("ended at once; ")
 
     def finish(self, code: int) -> None:
         """Lets a signal that comes after the command's end, as Python ends, end it sooner with the same exit code."""
@@ -102,7 +118,7 @@ class Interrupts:
     def end(self) -> NoReturn:
         """Ends the process after an interrupt: its last line says how to go on."""
         assert self.first is not None
-        _end_process(self.first.go_on)
+        self.first.end()
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -112,15 +128,16 @@ def _is_importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
-def _end_process(go_on: str) -> NoReturn:
-    """Ends our processes and this one; Ray's end with this one. Threads that are still busy are not waited for."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
-            stream.flush()
-    _write(f"interrupted: {go_on}")
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(Exit.INTERRUPTED)
+def _open_descendants() -> list[int]:
+    """A file descriptor for each process below this one; none where the system has no /proc (macOS)."""
+    waiting, descriptors = [os.getpid()], list[int]()
+    while waiting:
+        for file in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                for child in map(int, file.read_text().split()):
+                    waiting.append(child)
+                    descriptors.append(os.pidfd_open(child))
+    return descriptors
 
 
 def _write(text: str) -> None:

@@ -112,14 +112,20 @@ def save_checkpoint(
     return sha256s["model.safetensors"]
 
 
-def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint, checking every file against its recorded size and sha256.
+def load_checkpoint(folder: str | os.PathLike[str], *, with_training_state: bool = True) -> Checkpoint:
+    """Read a checkpoint, checking every file that is read against its recorded size and sha256.
+
+    Args:
+        folder: The checkpoint's folder.
+        with_training_state: Whether the training's state is read, twice as large as the weights; else it is None.
 
     Raises:
         CheckpointError: No marker, a missing, changed or unreadable file, or another format version.
     """
     folder = Path(folder)
     listing = _read_marker(folder)
+    if not with_training_state:
+        listing.pop("training_state.pt", None)
     files = {name: _read(folder, name, *size_and_hash) for name, size_and_hash in listing.items()}
     missing = sorted({"model.safetensors", "spec.json", "categories.json", "progress.json"} - set(files))
     if missing:

@@ -10,29 +10,29 @@ from model.lean_import import import_torchvision
 
 import_torchvision()  # before any of these: work at import, which is this module's purpose
 
-from torchvision import models  # noqa: E402
-from torchvision.models import detection, resnet, vgg  # noqa: E402
-from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
-from torchvision.models.detection.faster_rcnn import (  # noqa: E402
+from torchvision import models
+from torchvision.models import detection, resnet, vgg
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import (
     FastRCNNConvFCHead,
     FastRCNNPredictor,
     TwoMLPHead,
 )
-from torchvision.models.detection.image_list import ImageList  # noqa: E402
-from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor  # noqa: E402
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads  # noqa: E402
-from torchvision.models.detection.roi_heads import RoIHeads, keypointrcnn_inference, keypointrcnn_loss  # noqa: E402
-from torchvision.models.detection.rpn import (  # noqa: E402
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+from torchvision.models.detection.roi_heads import RoIHeads, keypointrcnn_inference, keypointrcnn_loss
+from torchvision.models.detection.rpn import (
     RegionProposalNetwork,
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.models.detection.transform import (  # noqa: E402
+from torchvision.models.detection.transform import (
     GeneralizedRCNNTransform,
     resize_boxes,
     resize_keypoints,
 )
-from torchvision.ops import (  # noqa: E402
+from torchvision.ops import (
     FeaturePyramidNetwork,
     FrozenBatchNorm2d,
     SqueezeExcitation,
@@ -47,44 +47,5 @@ from torchvision.ops import (  # noqa: E402
     roi_pool,
     sigmoid_focal_loss,
 )
-from torchvision.ops.boxes import box_area  # noqa: E402
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool  # noqa: E402
-
-__all__ = [
-    "AnchorGenerator",
-    "FastRCNNConvFCHead",
-    "FastRCNNPredictor",
-    "FeaturePyramidNetwork",
-    "FrozenBatchNorm2d",
-    "GeneralizedRCNNTransform",
-    "ImageList",
-    "KeypointRCNNHeads",
-    "KeypointRCNNPredictor",
-    "LastLevelMaxPool",
-    "MaskRCNNHeads",
-    "RPNHead",
-    "RegionProposalNetwork",
-    "RoIHeads",
-    "SqueezeExcitation",
-    "TwoMLPHead",
-    "box_area",
-    "box_iou",
-    "boxes",
-    "clip_boxes_to_image",
-    "complete_box_iou_loss",
-    "concat_box_prediction_layers",
-    "detection",
-    "distance_box_iou_loss",
-    "generalized_box_iou_loss",
-    "keypointrcnn_inference",
-    "keypointrcnn_loss",
-    "models",
-    "nms",
-    "resize_boxes",
-    "resize_keypoints",
-    "resnet",
-    "roi_align",
-    "roi_pool",
-    "sigmoid_focal_loss",
-    "vgg",
-]
+from torchvision.ops.boxes import box_area
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool

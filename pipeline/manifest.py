@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -91,7 +91,7 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def to_sealed_json(value: dict[str, Any]) -> bytes:
+def to_sealed_json(value: Mapping[str, object]) -> bytes:
     """Canonical JSON with its own hash under 'sha256', so that a changed bit is detected."""
     return to_json({**value, "sha256": sha256_of(to_json(value))})
 
@@ -117,7 +117,7 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def run_id_of(document: dict[str, Any]) -> str:
+def run_id_of(document: Mapping[str, object]) -> str:
     """The id of a run: the first 16 hexadecimal digits of the SHA-256 of run.json."""
     return sha256_of(to_json(document))[:16]
 
@@ -141,13 +141,13 @@ class ShardFiles:
     images: DataFile
     instances: DataFile
 
-    def to_row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, object]:
         """The row, as MANIFEST_SCHEMA has it."""
         files = {f"{table}_{name}": getattr(getattr(self, table), name) for table in TABLES for name in FILE_FIELDS}
         return {"shard": self.shard, "attempt": self.attempt, **files}
 
     @classmethod
-    def from_row(cls, row: dict[str, Any], prefix: str = "") -> ShardFiles:
+    def from_row(cls, row: Mapping[str, Any], prefix: str = "") -> ShardFiles:
         """The files of a row of MANIFEST_SCHEMA; `prefix` is put before their keys."""
         images, instances = (DataFile(*(row[f"{table}_{name}"] for name in FILE_FIELDS)) for table in TABLES)
         images, instances = (replace(file, key=prefix + file.key) for file in (images, instances))

@@ -19,7 +19,6 @@ import torch
 
 from jobs.checkpoints import local_weights, open_checkpoint
 from jobs.cluster.start import Nodes, cluster, joined_nodes, nodes_of
-from jobs.config.base import flatten
 from jobs.config.load import Config, ConfigError, to_plain
 from jobs.config.places import map_places
 from jobs.config.train import NOT_IDENTITY, TrainConfig
@@ -44,6 +43,7 @@ from model.spec import ModelSpec
 from model.weights.loading import find_state_dict
 from pipeline.dataset.check import all_notes, check_learnable
 from pipeline.dataset.subset import SubsetRecord, hash_annotations
+from pipeline.differences import differences, to_table
 from pipeline.manifest import to_json
 from pipeline.storage.uri import absolute_uri, scheme_of
 
@@ -199,16 +199,15 @@ def prepare_train(config: TrainConfig) -> TrainPlan:
 def _check_same_classes(output: TrainingOutput, there: Sequence[Category], now: Sequence[Category]) -> None:
     """Raises ValueError where the classes of a resumed training are other ones than the data has now."""
     pairs = enumerate(itertools.zip_longest(there, now), start=1)
-    differing = [
-        f"label {label}: "
-        + ", ".join(f"{each.id} {each.name!r} {when}" if each else f"none {when}" for each, when in both)
-        for label, both in ((label, ((old, "there"), (new, "now"))) for label, (old, new) in pairs if old != new)
+    rows = [
+        (f"label {label}", old and f"{old.id} {old.name}", new and f"{new.id} {new.name}")
+        for label, (old, new) in pairs
+        if old != new
     ]
-    if differing:
-        more = "; ..." if len(differing) > 10 else ""
+    if rows:
         raise ValueError(
-            f"output.uri={output.uri!r} holds a training of other classes than data.train has "
-            f"({'; '.join(differing[:10])}{more}); allowed are the same classes, or another output.uri"
+            f"output.uri={output.uri!r} holds a training of other classes than data.train has:\n"
+            f"{to_table(rows, 'in the training')}\nallowed are the same classes, or another output.uri"
         )
 
 
@@ -322,20 +321,12 @@ def check_same_training(output: TrainingOutput, settings: Mapping[str, Any], *, 
     started = output.read_config()
     if started is None:
         return
-    before, now = flatten(started), flatten(settings)
-    differing = {
-        key: (before.get(key), now.get(key))
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in NOT_IDENTITY
-    }
-    if differing and differing.keys() <= {"train.max_steps", "train.num_epochs"}:
-        if _same_rates(started, settings, num_done, num_images):
-            return
-    if differing:
-        lines = "; ".join(f"{key}: {old!r} there, {new!r} now" for key, (old, new) in differing.items())
+    rows = [row for row in differences(started, settings) if row[0] not in NOT_IDENTITY]
+    is_longer = {key for key, _, _ in rows} <= {"train.max_steps", "train.num_epochs"}
+    if rows and not (is_longer and _same_rates(started, settings, num_done, num_images)):
         raise ValueError(
-            f"output.uri={output.uri!r} holds a training with other settings ({lines}); allowed are the same settings, "
-            "or another output.uri"
+            f"output.uri={output.uri!r} holds a training with other settings:\n{to_table(rows, 'in the training')}\n"
+            "give another output.uri for a training of its own, or the settings of that training to resume it"
         )
 
 

@@ -34,6 +34,7 @@ FIGURES = {
     "mean_iou": ("segm", "mean_iou"),
 }
 _MASK_THRESHOLD = 0.5
+_BATCH_SIZE = 4  # images of one forward pass, at most
 Columns = dict[str, list[Any]]
 """Instances of one image by column; each list has one value per instance."""
 _Photo = tuple[str, np.ndarray]
@@ -49,7 +50,6 @@ class Validation:
         spec: The network's spec.
         device: Where the network predicts.
         worker: Its share is every world_size-th image, starting with image number `rank`.
-        batch_size: Most images of one forward pass.
         num_processes: Processes that read images; 0 reads them in this process, between predictions.
 
     Raises:
@@ -64,7 +64,6 @@ class Validation:
         *,
         device: torch.device,
         worker: WorkerRank = ALONE,
-        batch_size: int = 4,
         num_processes: int = 0,
     ) -> None:
         self.annotated = annotated
@@ -72,7 +71,6 @@ class Validation:
         self.spec = spec
         self.device = device
         self.worker = worker
-        self.batch_size = batch_size
         self.num_processes = num_processes
         self.truth = validation_truth(annotated)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="validation")
@@ -113,7 +111,7 @@ class Validation:
                 continue
             batch = batches.setdefault(predictor.padded_size(*photo[1].shape[:2]), [])
             batch.append(photo)
-            if len(batch) == self.batch_size:
+            if len(batch) == _BATCH_SIZE:
                 yield batch.copy()
                 batch.clear()
         yield from (batch for batch in batches.values() if batch)

@@ -8,11 +8,19 @@ emulated in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import platform
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def resize_is_fused() -> bool:
+    """Whether torch's resize on this machine's CPU uses fused multiply-add: in its AVX2 and AVX-512 builds, on ARM."""
+    return platform.machine().lower() in ("aarch64", "arm64") or (
+        torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    )
 
 
 @dataclass(frozen=True)
@@ -21,12 +29,11 @@ class Paste:
 
     Attributes:
         threshold: A pixel is inside where its interpolated probability is >= this.
-        fused: Whether the reference's CPU uses fused multiply-add, see
-            `pipeline.masks.rle_kernel.torch_resize_is_fused`.
+        fused: Whether the reference uses fused multiply-add, as torch does on this machine's CPU.
     """
 
     threshold: float
-    fused: bool
+    fused: bool = field(default_factory=resize_is_fused)
 
 
 _PIXELS_AT_A_TIME = 1 << 23

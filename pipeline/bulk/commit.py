@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.bulk.corpus import Plan
 from pipeline.bulk.listing import in_chunks
+from pipeline.differences import differences, to_table
 from pipeline.manifest import (
     FINAL_KEY,
     MANIFEST_KEY,
@@ -46,7 +47,7 @@ class OtherRunError(RunError):
     """The output belongs to a run with another specification; the message lists what differs."""
 
 
-def claim_run(storage: Storage, spec: dict[str, Any]) -> str:
+def claim_run(storage: Storage, spec: Mapping[str, object]) -> str:
     """Writes run.json put-if-absent, or finds there the same specification; returns the run id.
 
     Raises:
@@ -59,7 +60,7 @@ def claim_run(storage: Storage, spec: dict[str, Any]) -> str:
     return run_id_of(spec)
 
 
-def check_run(storage: Storage, spec: dict[str, Any]) -> None:
+def check_run(storage: Storage, spec: Mapping[str, object]) -> None:
     """Raises OtherRunError when the output belongs to another run or holds something else. Writes nothing."""
     try:
         existing = json.loads(storage.read_bytes(RUN_KEY))
@@ -74,23 +75,12 @@ def check_run(storage: Storage, spec: dict[str, Any]) -> None:
         raise OtherRunError(f"{storage.uri}: {RUN_KEY} is unreadable: {error}") from error
     except NotADirectoryError:
         raise OtherRunError(f"{storage.uri} is a file; a run needs a folder") from None
-    differences = list(spec_differences(existing, spec))
-    if differences:
+    if rows := list(differences(existing, spec)):
         raise OtherRunError(
-            f"{storage.uri} belongs to run {run_id_of(existing)}, which differs in "
-            + "; ".join(differences)
-            + ". Use another output, or the settings of that run to resume it"
+            f"{storage.uri} belongs to run {run_id_of(existing)}, which was started with other settings:\n"
+            f"{to_table(rows, 'in the run')}\n"
+            "give another output.uri for a run of its own, or the settings of that run to resume it"
         )
-
-
-def spec_differences(old: Any, new: Any, name: str = "") -> Iterable[str]:
-    """A phrase for each field in which two specifications differ: 'name: OLD there, NEW here', values as JSON."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            path = f"{name}.{key}" if name else key
-            yield from spec_differences(old.get(key), new.get(key), path)
-    elif old != new:
-        yield f"{name}: {json.dumps(old, ensure_ascii=False)} there, {json.dumps(new, ensure_ascii=False)} here"
 
 
 def read_commit(storage: Storage, shard: int) -> Commit | None:

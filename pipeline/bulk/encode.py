@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.bulk.listing import PlannedImage
-from pipeline.bulk.slices import MaskedInstances, SlicedDetections, merge
+from pipeline.images.slices import MaskedInstances, SlicedDetections, merge
 from pipeline.masks.rle import encode_roi_masks_and_areas, runs_to_counts
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA, OK
 

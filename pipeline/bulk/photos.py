@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,8 @@ from PIL import Image
 
 from model.checkpoint import Checkpoint
 from model.heads.rpn import NonFiniteOutput
-from model.inference.predictor import native_dtype
+from model.inference.mask_rle import Paste, mask_runs
+from model.inference.predictor import Detections, native_dtype
 from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
 from pipeline.bulk.fetch import load_image, map_ahead
 from pipeline.bulk.listing import PlannedImage
@@ -28,6 +29,7 @@ from pipeline.storage.uri import absolute_uri
 Photo = str | os.PathLike[str] | np.ndarray | Image.Image
 
 _DECODED_AHEAD = 4
+_FEW_PIXELS = 2**21  # of all masks of a photo: torch traces them in a tenth of a second
 
 
 class PhotoError(ValueError):
@@ -83,9 +85,12 @@ class PhotoPredictor:
         self._mask_threshold = mask_threshold
         self._limits, self._storage = limits or DecodeLimits(), storage
         self._num_bands = checkpoint.spec.in_channels
+        self._is_first = True  # whether no photo was predicted yet
         precision = "bfloat16" if native_dtype(mode, self.device)[0] == torch.bfloat16 else "float32"
         self._predictor = build_predictor(
-            checkpoint,
+            checkpoint.build(),
+            checkpoint.spec,
+            checkpoint.sha256,
             engine=engine or engine_of_few(checkpoint, precision, self.device),
             precision=precision,
             device=self.device,
@@ -148,11 +153,25 @@ class PhotoPredictor:
             return row
         try:
             (detections,) = self._predictor.predict([decoded.image])
+            if self._is_first:
+                self._is_first, detections = False, self._traced(detections, decoded.size)
         except (torch.OutOfMemoryError, NonFiniteOutput) as error:
             row.status, row.error = "predict_failed", f"{type(error).__name__}: {error}"
             return row
         row.instances = encode_instances(detections, self.categories, decoded.size, self._mask_threshold)
         return row
+
+    def _traced(self, detections: Detections, image_size: tuple[int, int]) -> Detections:
+        """The detections with their masks as run lengths by torch, where they cover few pixels.
+
+        One photo alone so does without the compiled encoder, which takes a second to load. The masks are the same.
+        """
+        num_pixels = np.prod(detections.boxes[:, 2:] - detections.boxes[:, :2], axis=1).sum()
+        if not detections.mask_probs.shape[1] or num_pixels > _FEW_PIXELS:
+            return detections
+        probs, boxes = torch.from_numpy(detections.mask_probs), torch.from_numpy(detections.boxes)
+        runs = mask_runs(probs, boxes, image_size, Paste(self._mask_threshold))
+        return replace(detections, runs=tuple(part.numpy() for part in runs))
 
 
 def to_frames(rows: list[ImageResult]) -> tuple[pd.DataFrame, pd.DataFrame]:

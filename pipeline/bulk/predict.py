@@ -18,9 +18,10 @@ from model.inference import openvino_engine
 from model.inference.mask_rle import Paste
 from model.inference.predictor import Detections, Predictor, native_engine
 from model.inference.prefetch import Image, upload_ahead
+from model.network import MaskRCNN
+from model.spec import ModelSpec
 from pipeline import malloc
-from pipeline.bulk.slices import SlicedDetections, cut
-from pipeline.masks.rle_kernel import torch_resize_is_fused
+from pipeline.images.slices import SlicedDetections, cut
 from pipeline.run_spec import SegmentSpec
 from pipeline.storage.base import StorageSettings
 from pipeline.storage.cache import cached_folder, folder_in_cache, local_folder
@@ -34,7 +35,9 @@ Prediction = Detections | SlicedDetections | str
 
 
 def build_predictor(
-    checkpoint: Checkpoint,
+    network: MaskRCNN,
+    spec: ModelSpec,
+    sha256: str,
     *,
     engine: str,
     precision: str,
@@ -45,7 +48,8 @@ def build_predictor(
     """The predictor of a checkpoint's network. For OpenVINO the network is converted, once for all of this machine.
 
     Args:
-        checkpoint: weights and spec.
+        network: in evaluation mode, on the CPU.
+        spec, sha256: of the checkpoint.
         engine: one of `model.inference.predictor.ENGINES`.
         precision: 'float32' or 'bfloat16'.
         device: 'cuda' or 'cpu'.
@@ -53,22 +57,19 @@ def build_predictor(
 
     Raises:
         EngineError: this machine cannot compute with the engine in the precision.
-        CheckpointError: the weights do not belong to their spec.
     """
     parts = None
     if engine == "openvino":
         openvino_engine.check_engine(precision)
-    network = checkpoint.build()
-    if engine == "openvino":
         folder = cached_folder(
-            openvino_engine.conversion_name(checkpoint.sha256, checkpoint.spec),
+            openvino_engine.conversion_name(sha256, spec),
             lambda folder: openvino_engine.convert(network, folder),
             openvino_engine.is_whole,
         )
         parts = openvino_engine.load(folder, precision, torch.get_num_threads())
     return Predictor(
         network,
-        checkpoint.spec,
+        spec,
         device=device,
         score_threshold=score_threshold,
         max_detections=max_detections,
@@ -117,7 +118,7 @@ class ImagePredictor:
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        checkpoint = load_checkpoint(local_folder(uri, CHECKPOINT_MARKER, storage))
+        checkpoint = load_checkpoint(local_folder(uri, CHECKPOINT_MARKER, storage), with_training_state=False)
         if checkpoint.sha256 != sha256:
             raise CheckpointError(
                 f"{uri}: its weights are {checkpoint.sha256[:12]}..., the run was begun with {sha256[:12]}..."
@@ -126,9 +127,13 @@ class ImagePredictor:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size = batch_size
         self.slicing = segment.slice
-        self.paste = Paste(segment.mask_threshold, torch_resize_is_fused()) if self.device == "cuda" else None
+        self.paste = Paste(segment.mask_threshold) if self.device == "cuda" else None
+        network, spec = checkpoint.build(), checkpoint.spec
+        del checkpoint  # frees its copy of the weights
         self.predictor = build_predictor(
-            checkpoint,
+            network,
+            spec,
+            sha256,
             engine=segment.engine,
             precision=segment.precision,
             device=self.device,

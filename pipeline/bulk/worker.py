@@ -1,7 +1,7 @@
-"""Ray actors of a bulk run: `ShardWorker` segments shards and commits them, `ProgressBoard` counts what they report.
+"""Workers of a bulk run, Ray actors: `ShardWorker` segments shards and commits them, `RepairWorker` those of a repair.
 
 `BulkJob` is what the driver (`pipeline.bulk.run`) and every actor are given: the run's specification and how this
-machine goes about it. `RepairWorker` is the actor of a repair.
+machine goes about it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.util.metrics import Counter, Gauge
 
 from pipeline import malloc
 from pipeline.bulk.attempts import Attempt, begin_attempt
@@ -29,7 +28,7 @@ from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_t
 from pipeline.bulk.fetch import StoreGuard, load_image, load_options, map_ahead
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import ImagePredictor, Prediction
-from pipeline.bulk.progress import Progress, ShardCounter, ShardReport, StageClock, Tally, report_of_commit
+from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, report_of_commit
 from pipeline.bulk.repair import Repair, merge_tables, read_shard_tables
 from pipeline.bulk.shard_queue import ShardAborted, ShardQueue
 from pipeline.images.decode_pool import DecodeChildError, Decoded, DecodeLimits, DecodePool
@@ -318,50 +317,3 @@ class RepairWorker(ShardWorker):
     def tables_of(self, shard: int, results: list[ImageResult]) -> tuple[pa.Table, pa.Table]:
         """The tables of the whole shard: the run's rows with the new ones in the place of the repaired images'."""
         return merge_tables(read_shard_tables(self.run, self.files[shard]), super().tables_of(shard, results))
-
-
-@ray.remote(num_cpus=0)
-class ProgressBoard:
-    """Actor that adds up the workers' reports for the driver and exports them as Ray metrics (Prometheus).
-
-    Args:
-        run_id: tag of all its metrics.
-        num_images: images of the plan.
-    """
-
-    def __init__(self, run_id: str, num_images: int) -> None:
-        self.tally = Tally()
-        self.num_images = num_images
-        self.num_starts: dict[str, int] = {}  # of each actor, since it was ready last
-        self.planned = Gauge("maskfleet_planned_images", "Images of the run.", ("run_id",))
-        self.images = Counter("maskfleet_images", "Images committed, by status.", ("run_id", "status"))
-        self.instances = Counter("maskfleet_instances", "Instances committed.", ("run_id",))
-        self.seconds = Counter("maskfleet_stage_seconds", "Time of the workers, by stage.", ("run_id", "stage"))
-        for metric in (self.planned, self.images, self.instances, self.seconds):
-            metric.set_default_tags({"run_id": run_id})
-        self.planned.set(num_images)
-
-    def begin_start(self, actor: str) -> int:
-        """Counts a start of the actor with this id; returns how many there were in a row, none of which ended."""
-        self.num_starts[actor] = self.num_starts.get(actor, 0) + 1
-        return self.num_starts[actor]
-
-    def end_start(self, actor: str) -> None:
-        """Notes that the actor is ready."""
-        del self.num_starts[actor]
-
-    def take(self, report: ShardReport) -> None:
-        """Takes a worker's report; a shard's counts go to the metrics once, when it is committed."""
-        if not self.tally.take(report):
-            return
-        increments: list[tuple[Counter, dict[str, str], float]] = [(self.instances, {}, report.num_instances)]
-        increments += [(self.images, {"status": status}, count) for status, count in report.statuses.items()]
-        increments += [(self.seconds, {"stage": stage}, seconds) for stage, seconds in report.stages_s.items()]
-        for counter, tags, value in increments:
-            if value > 0:  # Ray refuses to increase a counter by 0
-                counter.inc(value, tags)
-
-    def progress(self, num_resumed: int, elapsed_s: float) -> Progress:
-        """The run's state so far; the arguments are those of `Tally.progress`."""
-        self.planned.set(self.num_images)  # Ray forgets a gauge that nobody sets for some time
-        return self.tally.progress(self.num_images, num_resumed, elapsed_s)

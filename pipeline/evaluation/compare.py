@@ -137,16 +137,14 @@ def check_gates(
     *,
     min_ap: float | None = None,
     max_drop: float | None = None,
-    iou_type: str = "segm",
 ) -> list[str]:
     """The reasons why a run fails its gates; an empty list means that it passes.
 
     Args:
         metrics: an evaluation, for `min_ap`.
         comparison: with another run, for `max_drop`.
-        min_ap: the least AP of `metrics`. An AP that could not be measured (NaN) fails.
+        min_ap: the least segm AP of `metrics`. An AP that could not be measured (NaN) fails.
         max_drop: how far the AP of run b of `comparison` may lie below that of run a.
-        iou_type: of `min_ap`.
 
     Raises:
         ValueError: a gate without the figures that it needs.
@@ -155,9 +153,9 @@ def check_gates(
     if min_ap is not None:
         if metrics is None:
             raise ValueError("gate.min_ap needs the figures of an evaluation")
-        ap = metrics.overall(iou_type, "AP")
+        ap = metrics.overall("segm", "AP")
         if not ap >= min_ap:
-            reasons.append(f"{iou_type} AP is {ap:.4f}; gate.min_ap asks for {min_ap:.4f}")
+            reasons.append(f"segm AP is {ap:.4f}; gate.min_ap asks for {min_ap:.4f}")
     if max_drop is not None:
         if comparison is None:
             raise ValueError("gate.max_drop needs a comparison with another run")

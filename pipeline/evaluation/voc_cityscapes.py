@@ -13,13 +13,12 @@ from pipeline.evaluation.iou import Overlaps
 from pipeline.masks.rle import rle_areas
 
 VOC_METHODS = ("area", "11point")
+_VOC_THRESHOLD = 0.5  # the least IoU of a true positive
 CITYSCAPES_THRESHOLDS = tuple(np.arange(0.5, 1.0, 0.05).round(2).tolist())
 
 
-def voc_ap(
-    truth: Truth, detections: DetectionTable, overlaps: Overlaps, *, iou_threshold: float = 0.5
-) -> dict[int | None, dict[str, float]]:
-    """Pascal VOC's AP of each category, and their means under None.
+def voc_ap(truth: Truth, detections: DetectionTable, overlaps: Overlaps) -> dict[int | None, dict[str, float]]:
+    """Pascal VOC's AP at an IoU of 0.5 of each category, and their means under None.
 
     A detection is assigned to the object of its class that it overlaps most, whether that is taken or not; a second
     detection of an object is a false positive. Crowd regions count as VOC's "difficult" objects: neither as found nor
@@ -28,7 +27,6 @@ def voc_ap(
 
     Args:
         overlaps: of the same detections and truth, of boxes or masks.
-        iou_threshold: the least IoU of a true positive.
 
     Returns:
         By category id `VOC_AP`, the area under the interpolated curve (VOC 2010 on), and `VOC_AP_11point` (VOC 2007),
@@ -36,12 +34,12 @@ def voc_ap(
 
     Source: Everingham et al., The Pascal Visual Object Classes Challenge (2010), section 4.2; VOC devkit, VOCevaldet.m.
     """
-    state = _voc_states(overlaps, len(detections), iou_threshold)
+    state = _voc_states(overlaps, len(detections))
     area, points = (_voc_aps(truth, detections, overlaps, state, method) for method in VOC_METHODS)
     return {number: {"VOC_AP": area[number], "VOC_AP_11point": points[number]} for number in area}
 
 
-def _voc_states(overlaps: Overlaps, num: int, iou_threshold: float) -> np.ndarray:
+def _voc_states(overlaps: Overlaps, num: int) -> np.ndarray:
     """int8 [num]: 1 for a true positive, 0 for a false positive, -1 for a detection on a region or in no group."""
     state = np.full(num, -1, np.int8)
     state[overlaps.groups.rows] = 0
@@ -52,7 +50,7 @@ def _voc_states(overlaps: Overlaps, num: int, iou_threshold: float) -> np.ndarra
         taken: set[int] = set()
         for row, ious in zip(rows.tolist(), overlaps.block(group), strict=True):
             best = int(np.argmax(ious))
-            if ious[best] >= iou_threshold:
+            if ious[best] >= _VOC_THRESHOLD:
                 state[row] = -1 if overlaps.regions[truths[best]] else int(best not in taken)
                 taken.add(best)
     return state

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 # A character is 48 + six bits. The sixth says that the number goes on, so the last character must not have it.
 _WELL_FORMED = re.compile(r"[0-o]*[0-O]")
 _MOST_PIXELS = 2**32 - 1  # pycocotools counts pixels in 32 bits
+_FEW_RUNS = 10_000  # written by pycocotools in a millisecond
 _LONGEST_NUMBER = 7  # characters of a signed 33-bit difference
 _FARTHEST_BOX_PX = 2.0**30  # box corners beyond this come from a broken predictor, and overflow the arithmetic
 FARTHEST_POLYGON_PX = 1e6  # pycocotools walks along polygon edges pixel by pixel, outside the image too
@@ -101,10 +102,25 @@ def runs_to_counts(lengths: NDArray[np.int64], numbers: NDArray[np.int64]) -> tu
     Returns:
         N strings of `counts`, and int64 [N] areas in pixels.
     """
+    if len(lengths) <= _FEW_RUNS:
+        return _few_runs_to_counts(lengths, numbers)
     from pipeline.masks import rle_kernel
 
     text, ends, areas = rle_kernel.write_masks(np.ascontiguousarray(lengths), np.ascontiguousarray(numbers))
     return _split(text, ends), areas
+
+
+def _few_runs_to_counts(lengths: NDArray[np.int64], numbers: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """As `runs_to_counts`, by pycocotools: slower, and without the second that loading the kernel takes."""
+    from pycocotools import mask as coco
+
+    if len(numbers) == 0:
+        return [], np.zeros(0, np.int64)
+    masks = np.split(lengths, np.cumsum(numbers)[:-1])
+    # The size is only carried along; the string does not depend on it.
+    texts = coco.frPyObjects([{"size": [1, 1], "counts": runs.tolist()} for runs in masks], 1, 1)
+    areas = np.array([runs[1::2].sum() for runs in masks], np.int64)
+    return [text["counts"].decode("ascii") for text in texts], areas
 
 
 def _split(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[str]:
@@ -346,7 +362,7 @@ def _check_counts(counts: Sequence[str | bytes]) -> list[bytes]:
     return checked
 
 
-def _as_dicts(counts: Sequence[str | bytes], height: int, width: int) -> list[dict[str, Any]]:
+def _as_dicts(counts: Sequence[str | bytes], height: int, width: int) -> list[dict[str, object]]:
     return [{"size": [height, width], "counts": text} for text in _check_counts(counts)]
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 MODERATE_PSI, LARGE_PSI = 0.1, 0.25  # customary thresholds of the population stability index
 _FLOOR = 1e-4  # the share that an empty bin is given, so that the index stays finite
 _NUM_BINS = 10
+_MIN_INSTANCES = 30  # of fewer the verdict is "few"
 
 
 def drift(
@@ -21,7 +22,6 @@ def drift(
     num_reference_images: int,
     num_current_images: int,
     min_score: float = 0.05,
-    min_instances: int = 30,
 ) -> pd.DataFrame:
     """How far the distributions of a run's instances differ from those of a reference run.
 
@@ -30,7 +30,6 @@ def drift(
         num_reference_images, num_current_images: number of images segmented (status ok) by each, so that images
             without an instance count too.
         min_score: instances below it are left out of both.
-        min_instances: the least number of instances for a verdict. Of fewer the verdict is "few".
 
     Returns:
         One row for each `what` (`category share`, `instances per image`, `score`, `area share` of the image) and each
@@ -56,12 +55,12 @@ def drift(
     terms = {name: _psi(np.array([a, 1 - a]), np.array([b, 1 - b])) for name, (a, b) in shares.items()}
     overall = _psi(np.array([a for a, _ in shares.values()]), np.array([b for _, b in shares.values()]))
     overall_excess = overall - _chance(len(names), len(old), len(new))
-    verdict = _verdict(overall_excess, min(len(old), len(new)) < min_instances)
+    verdict = _verdict(overall_excess, min(len(old), len(new)) < _MIN_INSTANCES)
     rows.append(("category share", None, 1.0, 1.0, overall, nan, verdict))
     for name in (None, *names):
         a, b = (len(old), len(new)) if name is None else counts[name]
         # The larger count decides: a class that vanished or appeared is drift, although it is rare in one of the runs.
-        is_rare = max(a, b) < min_instances
+        is_rare = max(a, b) < _MIN_INSTANCES
         if name is not None:
             verdict = _verdict(terms[name] - _chance(2, len(old), len(new)), is_rare)
             rows.append(("category share", name, *shares[name], terms[name], nan, verdict))
@@ -78,7 +77,7 @@ def drift(
             x, y = np.asarray(values_a, np.float64), np.asarray(values_b, np.float64)
             psi, ks = (_psi_of_values(x, y), _ks(x, y)) if len(x) and len(y) else (nan, nan)
             means = (float(x.mean()) if len(x) else nan, float(y.mean()) if len(y) else nan)
-            verdict = _verdict(psi - _chance(_NUM_BINS, a, b), min(a, b) < min_instances)
+            verdict = _verdict(psi - _chance(_NUM_BINS, a, b), min(a, b) < _MIN_INSTANCES)
             rows.append((quantity, name, *means, psi, ks, verdict))
     frame = pd.DataFrame(rows, columns=["what", "category", "reference", "current", "psi", "ks", "verdict"])
     rank = frame["verdict"].map({"large": 0, "moderate": 1, "stable": 2, "few": 3})

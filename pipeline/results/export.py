@@ -162,7 +162,7 @@ def to_coco_results(instances: pd.DataFrame, image_ids: Mapping[str, int]) -> li
     entries = []
     for row in instances.itertuples():
         x1, y1, x2, y2 = (float(value) for value in (row.x1, row.y1, row.x2, row.y2))
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "image_id": image_ids[row.image_id],
             "category_id": int(row.category_id),
             "score": float(row.score),

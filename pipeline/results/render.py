@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from pipeline.images.pixels import TURNS, orientation_of, to_rgb
 from pipeline.manifest import Run, open_run
 from pipeline.schema import OK
 from pipeline.storage.files import Location
@@ -159,22 +160,13 @@ def open_photo(photo: str | Location) -> Image.Image:
         FileNotFoundError: there is no such file.
         OSError: it cannot be decoded, or has more than 200 million pixels.
     """
-    image = Image.open(io.BytesIO(Location.of(photo).read_bytes()))
+    data = Location.of(photo).read_bytes()
+    image = Image.open(io.BytesIO(data))
     if image.width * image.height > _MAX_PIXELS:
         raise OSError(f"{photo} has {image.width} x {image.height} pixels, too many to draw on")
-    return to_rgb(ImageOps.exif_transpose(image))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as 8-bit RGB. 16-bit grey is scaled from its own range; transparency is shown on white."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
-        low, high = (values.min(), values.max()) if values.size else (0, 1)
-        image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
+    picture = to_rgb(image, data)
+    turn = None if image.format == "TIFF" else TURNS.get(orientation_of(image) or 1)  # Pillow turns TIFFs itself
+    return picture if turn is None else picture.transpose(turn)
 
 
 def save_overlays(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.util
 import pkgutil
@@ -27,6 +28,11 @@ LEFT_OUT = {
 }
 OUR_PACKAGES = ("maskfleet", "jobs", "pipeline", "model")
 COMMAND_BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.kind == "commands"]
+PIP_OPTIONS = argparse.ArgumentParser()
+PIP_OPTIONS.add_argument("command", choices=["install"])
+PIP_OPTIONS.add_argument("--no-deps", action="store_true")
+PIP_OPTIONS.add_argument("-r", dest="requirement", required=True)
+PIP_OPTIONS.add_argument("package")
 GROUP: Any = typer.main.get_command(app)
 
 
@@ -60,6 +66,9 @@ def check_line(line: str) -> None:
     program, rest = words[0], words[1:]
     if program == "maskfleet":
         check_maskfleet(rest)
+    elif program.endswith("/pip"):
+        parsed = PIP_OPTIONS.parse_args(rest)
+        assert (ROOT / parsed.requirement).is_file() and (ROOT / parsed.package / "pyproject.toml").is_file()
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert rest[0] in targets
@@ -70,7 +79,7 @@ def check_line(line: str) -> None:
         assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file()
     elif program == "ray":
         check_ray(rest)
-    elif program in ("kubectl", "docker", "export", "source", "ssh"):
+    elif program in ("python3", "kubectl", "docker", "export", "source", "ssh"):
         for name in re.findall(r"configs/\S+", line):
             assert (ROOT / name).is_file()
         assert program != "docker" or (ROOT / "Dockerfile").is_file()

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.docs
 STEPS = os.environ.get("MASKFLEET_DOCS_STEPS", "120")
 SHORT = ["train.max_steps=2", "train.checkpoint_every_steps=2", "train.data_workers=0", "train.warmup_steps=1"]
 # Commands of the README that need what a test does not have: a cluster, a bucket, COCO and its published weights,
-# or hours. Weights of that form are tried in test_programs.py.
-ELSEWHERE = ("http://", "s3://", "train --config coco", "=coco ", "maskfleet schedule", "maskfleet sweep", "make ")
+# an installation of its own, or hours. Weights of that form are tried in test_programs.py.
+REMOTE = ("http://", "s3://", "train --config coco", "=coco ")
+ELSEWHERE = (*REMOTE, "maskfleet schedule", "maskfleet sweep", "make ", "venv", "pip ")
 
 
 @pytest.fixture(scope="module")

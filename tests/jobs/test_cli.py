@@ -62,7 +62,7 @@ def test_an_output_of_another_run_is_refused(places: list[str], tmp_path: Path) 
     out = tmp_path / "out"
     out.mkdir()
     (out / RUN_KEY).write_text('{"segment": {"score_threshold": 0.9}}')
-    refused(["segment", *places], "belongs to run", "segment.score_threshold: 0.9 there, 0.05 here")
+    refused(["segment", *places], "belongs to run", "in the run", "asked for", "another output.uri")
     (out / RUN_KEY).rename(out / "photo.jpg")
     refused(["segment", *places], "is not empty", "photo.jpg")
     assert [path.name for path in out.iterdir()] == ["photo.jpg"]

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.home import HOME
 from jobs.terminal import Exit
+from jobs.training.output import TrainingOutput
 from pipeline.dataset.shapes import draw_shapes
 from tests.chaos.runs import check_exact, commits_of, descendants, finish, send, wait_until, words_of
+from tests.specs import small_spec
 
 PROGRAM = """
 import multiprocessing, sys, time
@@ -109,7 +112,6 @@ def test_one_request_that_arrives_twice_is_one(tmp_path: Path) -> None:
     process, _ = begin_program(tmp_path, clean_up_s=0.5)
     for number in (signal.SIGTERM, signal.SIGINT):  # to the process and to its group
         process.send_signal(number)
-        time.sleep(0.05)
     assert finish(process, Exit.INTERRUPTED).splitlines()[-1] == f"maskfleet: interrupted: {GO_ON}"
 
 
@@ -197,6 +199,29 @@ def end_and_look_after(
         seen.append(process.stdout.readline())
     lines, took_s = end_and_look(process, number, is_to_group=is_to_group)
     return [*(line.rstrip() for line in seen), *lines], took_s
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "is_to_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_an_interrupted_sweep_goes_on_from_the_checkpoints_of_its_trainings(
+    number: signal.Signals, is_to_group: bool, tmp_path: Path
+) -> None:
+    train = {"max_steps": 60, "batch_size": 1, "data_workers": 0, "cpus_per_worker": 1, "validate_every_steps": 60}
+    train |= {"checkpoint_every_steps": 5, "log_every_steps": 1}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"model": {"spec": small_spec().to_dict()}, "train": train}))
+    words = [f"sweep.base={tmp_path / 'base.yaml'}", "sweep.seeds=[0,1]", "cluster.num_cpus=2", "draw.num_train=3"]
+    words += ["draw.num_val=1", "draw.image_size=[48,64]", "draw.max_shapes=2", f"output.uri={tmp_path / 'out'}"]
+    process = begin_command("sweep", *words)
+    assert wait_until(lambda: len(list(tmp_path.glob("out/trials/*/checkpoints/*/checkpoint.json"))) >= 2, process)
+    lines, took_s = end_and_look(process, number, is_to_group=is_to_group)
+    assert "maskfleet: interrupted: trainings under way are ended; again ends it at once" in lines
+    assert lines[-1] == "maskfleet: interrupted: run the same command again to go on from their newest checkpoints"
+    assert took_s < 10 and not list(tmp_path.glob("out/trials/*/finished.json"))
+    output = finish(begin_command("sweep", *words))
+    assert "2 of 2 trainings" in output
+    for trial in (tmp_path / "out" / "trials").iterdir():
+        rows = TrainingOutput(str(trial)).read_metrics()
+        assert [row["step"] for row in rows] == list(range(1, 61)), "each step once"
 
 
 @pytest.mark.long

@@ -52,6 +52,7 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
 
 
 def test_training_state_holds_tensors_and_plain_containers_only(folder):
+    assert load_checkpoint(folder, with_training_state=False).training_state is None
     state = load_checkpoint(folder).training_state
     assert state is not None
     assert state["optimizer"]["rates"] == [0.1, 0.2] and state["optimizer"]["step"] == 5

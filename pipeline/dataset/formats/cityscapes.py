@@ -107,10 +107,8 @@ def write_cityscapes(
     place: str | Location,
     *,
     overlap: str = "refuse",
-    split: str = "train",
-    city: str = "all",
 ) -> Counter[str]:
-    """Writes `gtFine/`, `leftImg8bit/` and `categories.json`.
+    """Writes `gtFine/`, `leftImg8bit/` (all images in `train/all`) and `categories.json`.
 
     Category ids are kept where all are 1 to 64, else they are numbered from 1. Photos keep their file format. Crowd
     regions of one class and image become one group. Ignore regions are objects of class 65, which is never declared.
@@ -148,9 +146,9 @@ def write_cityscapes(
     check_disjoint(annotated, overlap=overlap)
     for image, values, photo, stem in zip(annotated.images, values_of_images, names, stems, strict=True):
         ids = draw_id_map(image, values, overlap=overlap)
-        write_id_map(folder / f"gtFine/{split}/{city}/{stem}_gtFine{_IDS_ENDING}", ids, bits=16)
+        write_id_map(folder / f"gtFine/train/all/{stem}_gtFine{_IDS_ENDING}", ids, bits=16)
         ending = photo.removeprefix(stem)
-        copy_photo(image.path, folder / f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit{ending}", losses)
+        copy_photo(image.path, folder / f"leftImg8bit/train/all/{stem}_leftImg8bit{ending}", losses)
         losses["crowd regions of one class joined"] += len(values) - len(set(values))
         losses["objects without a pixel of their own"] += len(set(values) - set(np.unique(ids).tolist()))
     categories = [{"id": i, "name": c.name} for i, c in zip(class_ids, annotated.categories, strict=True)]

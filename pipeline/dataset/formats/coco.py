@@ -93,14 +93,14 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
     Polygons stay polygons and RLE stays RLE, so masks are kept exactly. An ignore region of every class (label 0) is
     written as a crowd of each class, which is its meaning in evaluation.
     """
-    categories: list[dict[str, Any]] = [{"id": c.id, "name": c.name} for c in annotated.categories]
+    categories: list[dict[str, object]] = [{"id": c.id, "name": c.name} for c in annotated.categories]
     if annotated.keypoint_names:
         for category in categories:
             category["keypoints"] = list(annotated.keypoint_names)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for image in annotated.images:
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "id": image.image_id,
             "file_name": image.file_name,
             "height": image.height,
@@ -114,7 +114,7 @@ def to_coco(annotated: AnnotatedSet) -> dict[str, Any]:
         for instance in image.instances:
             labels = [instance.label] if instance.label else range(1, len(annotated.categories) + 1)
             for label in labels:
-                annotation: dict[str, Any] = {
+                annotation: dict[str, object] = {
                     "id": len(annotations) + 1,
                     "image_id": image.image_id,
                     "category_id": annotated.categories[label - 1].id,

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Box, Instance
-from pipeline.masks.boxes import xywh_to_xyxy
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet, AnnotationError, Instance
 from pipeline.masks.rle import rle_areas, rle_bbox, runs_to_rle
 from pipeline.storage.files import Location
 
@@ -76,21 +75,16 @@ def id_map_to_instances(ids: np.ndarray, labels: Mapping[int, int]) -> dict[int,
         counts.append(runs_to_rle((runs if runs[-1] else runs[:-1]).tolist(), height, width))
     if not labelled_ids:
         return {}
-    areas, boxes = rle_areas(counts), xywh_to_xyxy(rle_bbox(counts, height, width))
+    areas, boxes = rle_areas(counts).tolist(), rle_bbox(counts, height, width).tolist()
     return {
         value: Instance(
             label=labels[value],
-            box=_as_box(boxes[index]),
+            box=(x, y, x + side_x, y + side_y),
             segmentation={"size": [height, width], "counts": counts[index]},
             area=float(areas[index]),
         )
-        for index, value in enumerate(labelled_ids)
+        for index, (value, (x, y, side_x, side_y)) in enumerate(zip(labelled_ids, boxes, strict=True))
     }
-
-
-def _as_box(values: np.ndarray) -> Box:
-    x1, y1, x2, y2 = (float(value) for value in values)
-    return (x1, y1, x2, y2)
 
 
 def check_disjoint(annotated: AnnotatedSet, *, overlap: str = "refuse") -> None:

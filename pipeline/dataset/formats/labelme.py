@@ -164,7 +164,7 @@ def write_labelme(annotated: AnnotatedSet, place: str | Location, *, copy_photos
         category_ids=range(1, len(annotated.categories) + 1),
     )
     for image, name, key in zip(annotated.images, names, keys, strict=True):
-        shapes: list[dict[str, Any]] = []
+        shapes: list[dict[str, object]] = []
         for group, instance in enumerate(image.instances, start=1):
             label = annotated.categories[instance.label - 1].name if instance.label else IGNORE_NAME
             parts = _to_shapes(instance, label, group, image.height, image.width)
@@ -172,7 +172,7 @@ def write_labelme(annotated: AnnotatedSet, place: str | Location, *, copy_photos
             shapes += parts
         if copy_photos:
             copy_photo(image.path, folder / name, losses)
-        content: dict[str, Any] = {
+        content: dict[str, object] = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,
@@ -252,7 +252,7 @@ def _shape_pixels(shape: _Shape, height: int, width: int) -> np.ndarray:
     return pixels
 
 
-def _to_shapes(instance: Instance, label: str, group: int, height: int, width: int) -> list[dict[str, Any]]:
+def _to_shapes(instance: Instance, label: str, group: int, height: int, width: int) -> list[dict[str, object]]:
     common = {"label": label, "flags": {"iscrowd": True} if instance.iscrowd and instance.label else {}}
     polygons: Polygons
     if isinstance(instance.segmentation, list):
@@ -273,7 +273,7 @@ def _to_shapes(instance: Instance, label: str, group: int, height: int, width: i
     ]
 
 
-def _mask_fields(mask: np.ndarray) -> dict[str, Any]:
+def _mask_fields(mask: np.ndarray) -> dict[str, object]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     y1, y2, x1, x2 = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
     buffer = io.BytesIO()

@@ -109,9 +109,7 @@ def load_voc(place: str | Location, image_root: str | None = None) -> AnnotatedS
     return AnnotatedSet(tuple(images), categories, notes=notes.to_dict())
 
 
-def write_voc(
-    annotated: AnnotatedSet, place: str | Location, *, overlap: str = "refuse", split: str = "train"
-) -> Counter[str]:
+def write_voc(annotated: AnnotatedSet, place: str | Location, *, overlap: str = "refuse") -> Counter[str]:
     """Writes a VOC folder: JPEGImages, SegmentationObject, SegmentationClass, Annotations, ImageSets, class_names.txt.
 
     Crowd regions become difficult objects.
@@ -146,7 +144,7 @@ def write_voc(
         copy_photo(image.path, folder / f"JPEGImages/{photo}", losses)
         losses["objects without a pixel of their own"] += len(image.instances) - len(set(np.unique(ids)) - {0})
     listing = "".join(f"{name}\n" for name in stems)
-    (folder / f"ImageSets/Segmentation/{split}.txt").write_bytes(listing.encode())
+    (folder / "ImageSets/Segmentation/train.txt").write_bytes(listing.encode())
     lines = "".join(f"{line}\n" for line in [BACKGROUND_NAME, *(c.name for c in annotated.categories)])
     (folder / "class_names.txt").write_bytes(lines.encode())
     return +losses

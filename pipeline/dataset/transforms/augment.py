@@ -31,11 +31,11 @@ def build_transforms(settings: Augmentation, keypoint_names: Sequence[str] = ())
     if settings.brightness or settings.contrast or settings.saturation or settings.hue:
         steps.append(ColourJitter(settings.brightness, settings.contrast, settings.saturation, settings.hue))
     if settings.horizontal_flip:
-        steps.append(HorizontalFlip(settings.horizontal_flip, keypoint_names))
+        steps.append(Flip(settings.horizontal_flip, axis=0, order=flip_order(keypoint_names)))
     if settings.vertical_flip:
-        steps.append(VerticalFlip(settings.vertical_flip))
+        steps.append(Flip(settings.vertical_flip, axis=1))
     if settings.rotation and settings.rotation_degrees:
-        steps.append(Sometimes(settings.rotation, Rotation(settings.rotation_degrees, expand=settings.rotation_expand)))
+        steps.append(Rotation(settings.rotation, settings.rotation_degrees, expand=settings.rotation_expand))
     if settings.resize == "fixed":
         steps.append(FixedSize(settings.resize_size, keep_aspect=settings.resize_keep_aspect))
     elif settings.resize == "short_side":
@@ -59,47 +59,34 @@ class Chain:
         return sample
 
 
-class Sometimes:
-    """Applies a transform with a probability."""
+class Flip:
+    """Mirrors a sample along an axis, 0 for left and right or 1 for top and bottom, with a probability.
 
-    def __init__(self, probability: float, step: Transform) -> None:
-        self.probability = _probability("rotation", probability)
-        self.step = step
+    `order` has for each keypoint the index of the one that replaces it, see `flip_order`; None keeps them.
+    """
 
-    def __call__(self, sample: SampleDict) -> SampleDict:
-        return self.step(sample) if happens(self.probability) else sample
-
-
-class HorizontalFlip:
-    """Mirrors left and right with a probability; left and right keypoints, such as hands, are exchanged."""
-
-    def __init__(self, probability: float, keypoint_names: Sequence[str] = ()) -> None:
-        self.probability = _probability("horizontal_flip", probability)
-        self.order = flip_order(keypoint_names)
+    def __init__(self, probability: float, *, axis: int, order: Sequence[int] | None = None) -> None:
+        self.probability = probability
+        self.axis = axis
+        self.order = slice(None) if order is None else list(order)
 
     def __call__(self, sample: SampleDict) -> SampleDict:
         if not happens(self.probability):
             return sample
-        flipped = {name: F.horizontal_flip(v) if _is_mirrored_by_v2(v) else v for name, v in sample.items()}
-        if "keypoints" in sample:
-            flipped["keypoints"] = _mirrored(sample["keypoints"], axis=0)[:, self.order]
+        flip = F.vertical_flip if self.axis else F.horizontal_flip
+        # v2 mirrors keypoints as pixel indices (W - 1 - x) but scales and rotates them as points, which ours are.
+        flipped = {
+            name: flip(value)
+            if isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.KeyPoints)
+            else value
+            for name, value in sample.items()
+        }
+        if isinstance(keypoints := sample.get("keypoints"), tv_tensors.KeyPoints):
+            points = keypoints.as_subclass(Tensor).clone()
+            points[..., self.axis] = keypoints.canvas_size[1 - self.axis] - points[..., self.axis]
+            flipped["keypoints"] = tv_tensors.wrap(points[:, self.order], like=keypoints)
             flipped["visibility"] = sample["visibility"][:, self.order]
-        return _wrapped(flipped, sample)
-
-
-class VerticalFlip:
-    """Mirrors top and bottom with a probability."""
-
-    def __init__(self, probability: float) -> None:
-        self.probability = _probability("vertical_flip", probability)
-
-    def __call__(self, sample: SampleDict) -> SampleDict:
-        if not happens(self.probability):
-            return sample
-        flipped = {name: F.vertical_flip(v) if _is_mirrored_by_v2(v) else v for name, v in sample.items()}
-        if "keypoints" in sample:
-            flipped["keypoints"] = _mirrored(sample["keypoints"], axis=1)
-        return _wrapped(flipped, sample)
+        return flipped
 
 
 class ColourJitter:
@@ -121,32 +108,6 @@ def flip_order(keypoint_names: Sequence[str]) -> list[int]:
     names = list(keypoint_names)
     order = []
     for index, name in enumerate(names):
-        if "left" in name:
-            mirrored = name.replace("left", "right")
-        else:
-            mirrored = name.replace("right", "left")
+        mirrored = name.replace("left", "right") if "left" in name else name.replace("right", "left")
         order.append(names.index(mirrored) if mirrored in names else index)
     return order
-
-
-def _is_mirrored_by_v2(value: object) -> bool:
-    # v2 mirrors keypoints as pixel indices (W - 1 - x) but scales and rotates them as points, which ours are.
-    return isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.KeyPoints)
-
-
-def _mirrored(points: tv_tensors.KeyPoints, *, axis: int) -> Tensor:
-    mirrored = points.as_subclass(Tensor).clone()
-    mirrored[..., axis] = points.canvas_size[1 - axis] - mirrored[..., axis]
-    return mirrored
-
-
-def _wrapped(flipped: SampleDict, sample: SampleDict) -> SampleDict:
-    if "keypoints" in flipped:
-        flipped["keypoints"] = tv_tensors.wrap(flipped["keypoints"], like=sample["keypoints"])
-    return flipped
-
-
-def _probability(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; allowed is a probability from 0 to 1")
-    return float(value)

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pipeline.dataset.sample import SampleDict, draw, draw_index, size_of
+from pipeline.dataset.sample import SampleDict, draw, draw_index, happens, size_of
 
 _NEAREST = InterpolationMode.NEAREST_EXACT  # plain NEAREST is half a pixel off the photo
 _BILINEAR = InterpolationMode.BILINEAR
@@ -173,15 +173,16 @@ class LargeScaleJitter:
 
 
 class Rotation:
-    """Rotates by an angle drawn uniformly from -degrees to degrees."""
+    """Rotates, with a probability, by an angle drawn uniformly from -degrees to degrees."""
 
-    def __init__(self, degrees: float, *, expand: bool = False) -> None:
-        if not 0 <= degrees <= 180:
-            raise ValueError(f"rotation_degrees is {degrees}; allowed is 0 to 180")
+    def __init__(self, probability: float, degrees: float, *, expand: bool = False) -> None:
+        self.probability = probability
         self.degrees = degrees
         self.expand = expand
 
     def __call__(self, sample: SampleDict) -> SampleDict:
+        if not happens(self.probability):
+            return sample
         return rotate_sample(sample, draw(-self.degrees, self.degrees), expand=self.expand)
 
 

@@ -92,7 +92,8 @@ class TestRefusals:
         with pytest.raises(ValueError) as caught:
             prepare_train(changed)
         sentence = str(caught.value)
-        assert "train.learning_rate: 0.01 there, 0.5 now; train.seed: 0 there, 3 now" in sentence
+        rows = [line.split() for line in sentence.splitlines()[2:-1]]
+        assert rows == [["train.learning_rate", "0.01", "0.5"], ["train.seed", "0", "3"]]
         assert "log_every_steps" not in sentence and str(tmp_path) in sentence
         prepare_train(train_config(shapes, tmp_path, log_every_steps=7, data_workers=2))  # not what is trained
 
@@ -106,7 +107,7 @@ class TestRefusals:
         if allowed:
             check_same_training(output, longer, num_done=4, num_images=10)
         else:
-            with pytest.raises(ValueError, match=r"train\.max_steps: 6 there, 60 now"):
+            with pytest.raises(ValueError, match=r"train\.max_steps +6 +60"):
                 check_same_training(output, longer, num_done=4, num_images=10)
 
     def test_a_wrong_number_of_classes_and_no_data_are_refused_with_nothing_written(self, shapes: Path, tmp_path: Path):
@@ -205,11 +206,11 @@ class TestResumedData:
             first["name"], third["name"] = third["name"], first["name"]
 
         self.change(tmp_path, swap_names)
-        with pytest.raises(ValueError, match=r"label 1: 10 'circle' there, 10 'triangle' now; label 3: 30 'triangle'"):
+        with pytest.raises(ValueError, match=r'label 1 +"10 circle" +"10 triangle"\n +label 3 +"30 triangle"'):
             prepare_train(config)
         self.change(tmp_path, swap_names)
         self.change(tmp_path, lambda content: content["categories"].append({"id": 40, "name": "star"}))
-        with pytest.raises(ValueError, match=r"label 4: none there, 40 'star' now"):
+        with pytest.raises(ValueError, match=r'label 4 +null +"40 star"'):
             prepare_train(config)
 
     def test_changed_annotations_are_noted_once(self, shapes: Path, tmp_path: Path):

@@ -97,7 +97,7 @@ def test_the_shares_of_two_workers_are_those_of_one_and_broken_photos_are_left_o
 
     alone = predict(0, 1)
     assert len(alone) > 5 and broken.path.uri not in alone
-    first, second = predict(0, 2), predict(1, 2, batch_size=1, num_processes=1)
+    first, second = predict(0, 2), predict(1, 2, num_processes=1)
     assert not first.keys() & second.keys() and first.keys() | second.keys() == alone.keys()
     for name, columns in {**first, **second}.items():
         np.testing.assert_allclose(columns["score"], alone[name]["score"], atol=1e-4)

@@ -7,7 +7,6 @@ import torch
 from model.inference import mask_rle as module
 from model.inference.mask_rle import Paste, mask_runs
 from pipeline.masks.rle import encode_roi_masks_and_areas, runs_to_counts
-from pipeline.masks.rle_kernel import torch_resize_is_fused
 
 
 def blobs(count, side, seed):
@@ -27,7 +26,7 @@ def draw_boxes(count, height, width, seed):
 
 
 def encode_in_torch(masks, boxes, size, threshold=0.5):
-    paste = Paste(threshold, torch_resize_is_fused())
+    paste = Paste(threshold)
     lengths, counts = mask_runs(torch.from_numpy(masks), torch.from_numpy(boxes), size, paste)
     return runs_to_counts(lengths.numpy(), counts.numpy())
 

@@ -24,7 +24,7 @@ from tests.pipeline.bulk.shards import SPEC, write_shard
 def test_claiming_twice_is_resuming_and_another_spec_is_refused(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     assert claim_run(storage, SPEC) == claim_run(storage, SPEC)
-    with pytest.raises(OtherRunError, match=r"segment\.score_threshold: 0\.05 there, 0\.5 here"):
+    with pytest.raises(OtherRunError, match=r"segment\.score_threshold +0\.05 +0\.5"):
         claim_run(storage, {"schema_version": 1, "segment": {"score_threshold": 0.5}})
 
 

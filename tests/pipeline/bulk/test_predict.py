@@ -15,9 +15,8 @@ from model.inference.openvino_engine import EngineError
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
 from pipeline.bulk.predict import ImagePredictor, engine_of_few
-from pipeline.bulk.slices import SlicedDetections
+from pipeline.images.slices import SlicedDetections
 from pipeline.masks.rle import decode_rle
-from pipeline.masks.rle_kernel import torch_resize_is_fused
 from pipeline.run_spec import SegmentSpec, Slicing
 
 
@@ -116,7 +115,7 @@ def test_masks_that_leave_the_device_as_run_lengths_are_the_same_masks(tiny_chec
     images = [np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8) for seed in range(2)]
     predictor = predictor_of(tiny_checkpoint)
     as_probabilities = whole_images(predictor.predict(images))
-    predictor.paste = Paste(0.5, torch_resize_is_fused())
+    predictor.paste = Paste(0.5)
     as_runs = whole_images(predictor.predict(images))
     for pair in zip(as_probabilities, as_runs, strict=True):
         assert pair[1].runs is not None and pair[1].mask_probs.shape == (len(pair[1].scores), 0, 0)

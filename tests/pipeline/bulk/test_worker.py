@@ -1,25 +1,21 @@
-"""Actors of a bulk run on a real Ray: images that kill them or break the network, and the counts they report."""
+"""Actors of a bulk run on a real Ray: images that kill them or break the network, and workers that cannot start."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 import typer
 from PIL import Image
-from ray.data import DataContext
 
-from jobs.segment import bulk_job, prepare_segment, run_segment
+from jobs.segment import bulk_job, prepare_segment
 from jobs.terminal import Exit, run_or_fail
 from pipeline.bulk.predict import ImagePredictor
-from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import segment_corpus
 from pipeline.bulk.verify import verify_run
 from pipeline.manifest import RunError, open_run
@@ -114,34 +110,3 @@ def test_a_worker_without_the_runs_engine_ends_the_run_in_one_sentence(
     with pytest.raises(RunError, match=f"OpenVINO is not installed on this machine; .*{GO_ON}"):
         segment_corpus(dataclasses.replace(job, predictor=NoOpenVinoPredictor))
     assert segment_corpus(job).statuses == {"ok": 10}
-
-
-@pytest.mark.long
-def test_prometheus_reads_the_counts_of_a_run(
-    tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Without this, one worker may have done every shard before the other is there.
-    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 120)
-    progress_seen: list[Progress] = []
-    spread = ["segment.num_workers=[2, 2]", "corpus.shard_size=4"]
-    plan = prepare_segment(config_of(tiny_checkpoint, photos, tmp_path / "run", *spread))
-    totals = run_segment(plan, progress_seen.append)
-    last = progress_seen[-1]
-    assert last.num_done == 43 and last.num_instances == totals.num_instances
-    assert last.num_workers == 2 and 0 < last.busy_share < 1
-    expected = {f'images_total status="{status}"': count for status, count in totals.statuses.items()}
-    expected |= {"instances_total ": totals.num_instances, "planned_images ": 43}
-    deadline_s = time.monotonic() + 60
-    while (counts := metrics_of(plan.run_id)) != expected and time.monotonic() < deadline_s:
-        time.sleep(0.5)
-    assert counts == expected
-
-
-def metrics_of(run_id: str) -> dict[str, float]:
-    """What this node tells Prometheus of a run, except for the seconds of its stages."""
-    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as response:
-        lines = [line for line in response.read().decode().splitlines() if run_id in line and "_seconds" not in line]
-    names = [name for line in lines for name in re.findall(r"maskfleet_(\w+)", line)[:1]]
-    tags = ["".join(re.findall(r'status="\w+"', line)) for line in lines]
-    return {f"{name} {tag}": float(line.split()[-1]) for name, tag, line in zip(names, tags, lines, strict=True)}

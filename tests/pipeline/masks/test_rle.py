@@ -213,8 +213,10 @@ def test_run_lengths_of_many_masks_are_written_as_one_by_one() -> None:
     masks = [mask for mask in draw_masks(seed=5) if mask.shape != (3000, 40)]
     expected = [rle.encode_mask(mask) for mask in masks]
     runs = [rle.counts_to_runs(counts) for counts in expected]
-    counts, areas = rle.runs_to_counts(np.concatenate(runs), np.array([len(lengths) for lengths in runs]))
-    assert counts == expected and areas.tolist() == [int(mask.sum()) for mask in masks]
+    for times in (1, 1 + 20_000 // sum(map(len, runs))):  # few runs, and so many that the compiled writer is taken
+        many = runs * times
+        counts, areas = rle.runs_to_counts(np.concatenate(many), np.array([len(lengths) for lengths in many]))
+        assert counts == expected * times and areas.tolist() == [int(mask.sum()) for mask in masks] * times
     counts, areas = rle.runs_to_counts(np.zeros(0, np.int64), np.zeros(0, np.int64))
     assert counts == [] and areas.shape == (0,)
 

@@ -18,7 +18,8 @@ from pipeline.dataset.formats.reading import load_annotations
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.shapes import SHAPE_CATEGORIES
 from pipeline.dataset.source import AnnotationSource
-from pipeline.results.export import FORMATS, Exported, ExportError, crops, export_run, file_names, to_polygons
+from pipeline.results import EXPORT_FORMATS
+from pipeline.results.export import Exported, ExportError, crops, export_run, file_names, to_polygons
 from pipeline.storage.stores import open_storage
 from pipeline.tables import decode_masks, load_images, load_instances
 from tests.pipeline.made_run import image_row, instance_row, write_run
@@ -121,7 +122,7 @@ def test_what_an_export_leaves_out_is_counted(tmp_path: Path):
         for number, (score, mask) in enumerate([(0.9, full), (0.8, full), (0.7, empty)])
     ]
     run = str(write_run(tmp_path / "run", [(photos, instances)]))
-    notes = {to: dict(export_run(run, str(tmp_path / to), to).notes) for to in FORMATS}
+    notes = {to: dict(export_run(run, str(tmp_path / to), to).notes) for to in EXPORT_FORMATS}
     failed = {"images that were not segmented left out": 1}
     assert notes["coco"] == notes["coco-results"] == failed
     assert notes["labelme"] == failed | {"instances without a polygon left out": 1}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.results.render import color_of, contact_sheet, open_photo, overlay, palette, save_overlays, to_rgb
+from pipeline.results.render import color_of, contact_sheet, open_photo, overlay, palette, save_overlays
 from tests.pipeline.made_run import image_row, write_run
 
 
@@ -89,6 +89,9 @@ def test_photos_open_turned_and_as_rgb(tmp_path):
     exif[0x0112] = 6
     photo.save(tmp_path / "turned.jpg", exif=exif)
     assert open_photo(str(tmp_path / "turned.jpg")).size == (20, 40)
-    grey16 = Image.fromarray(np.linspace(0, 60_000, 100).astype(np.uint16).reshape(10, 10))
-    assert np.ptp(np.array(to_rgb(grey16))) == 255
-    assert to_rgb(Image.new("RGBA", (4, 4), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    Image.fromarray(np.linspace(0, 60_000, 100).astype(np.uint16).reshape(10, 10)).save(tmp_path / "grey16.png")
+    assert np.array(open_photo(str(tmp_path / "grey16.png"))).max() == 60_000 >> 8  # as the network sees it
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert open_photo(str(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
+    photo.save(tmp_path / "turned.tif", tiffinfo={0x0112: 6})
+    assert open_photo(str(tmp_path / "turned.tif")).size == (20, 40)

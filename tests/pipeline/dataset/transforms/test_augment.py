@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.dataset.sample import to_sample_dict, to_target
-from pipeline.dataset.transforms.augment import Chain, HorizontalFlip, VerticalFlip, build_transforms, flip_order
+from pipeline.dataset.transforms.augment import Chain, Flip, build_transforms, flip_order
 from pipeline.dataset.transforms.geometry import mask_boxes
 from pipeline.dataset.transforms.settings import Augmentation
 from pipeline.dataset.types import AnnotatedImage
@@ -20,7 +20,7 @@ from tests.pipeline.dataset.transforms.marked_sample import KEYPOINT_NAMES, mark
 
 def test_a_flip_mirrors_everything_exactly() -> None:
     sample = marked_sample()
-    flipped = HorizontalFlip(1.0, KEYPOINT_NAMES)(sample)
+    flipped = Flip(1.0, axis=0, order=flip_order(KEYPOINT_NAMES))(sample)
     for name in ("image", "masks"):
         assert torch.equal(flipped[name].as_subclass(torch.Tensor), sample[name].as_subclass(torch.Tensor).flip(-1))
     assert torch.equal(flipped["boxes"].as_subclass(torch.Tensor), mask_boxes(flipped["masks"]))
@@ -28,14 +28,14 @@ def test_a_flip_mirrors_everything_exactly() -> None:
     keypoints = to_target(flipped)["keypoints"][0]
     # Pixel x becomes pixel W - 1 - x; left and right are exchanged, with their visibility.
     assert keypoints.tolist() == [[53.0, 8.0, 2.0], [30.0, 27.0, 1.0], [52.0, 27.0, 2.0]]
-    twice = HorizontalFlip(1.0, KEYPOINT_NAMES)(flipped)
+    twice = Flip(1.0, axis=0, order=flip_order(KEYPOINT_NAMES))(flipped)
     assert torch.equal(to_target(twice)["keypoints"], to_target(sample)["keypoints"])
     assert torch.equal(twice["visibility"], sample["visibility"])
 
 
 def test_a_vertical_flip_mirrors_everything_exactly() -> None:
     sample = marked_sample()
-    flipped = VerticalFlip(1.0)(sample)
+    flipped = Flip(1.0, axis=1)(sample)
     assert torch.equal(flipped["masks"].as_subclass(torch.Tensor), sample["masks"].as_subclass(torch.Tensor).flip(-2))
     assert torch.equal(flipped["boxes"].as_subclass(torch.Tensor), mask_boxes(flipped["masks"]))
     assert to_target(flipped)["keypoints"][0].tolist() == [[6.0, 31.0, 2.0], [7.0, 12.0, 2.0], [29.0, 12.0, 1.0]]

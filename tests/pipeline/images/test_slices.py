@@ -10,7 +10,7 @@ import pytest
 from model.categories import Category
 from model.inference.predictor import Detections
 from pipeline.bulk.encode import encode_instances
-from pipeline.bulk.slices import Slice, SlicedDetections, cut, merge, neighbour_pairs
+from pipeline.images.slices import Slice, SlicedDetections, cut, merge, neighbour_pairs
 from pipeline.masks.rle import decode_rle
 from pipeline.run_spec import Slicing
 
