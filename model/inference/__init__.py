@@ -1,1 +1,1 @@
-"""Inference: predictor, batch-norm folding, faster convolutions, upload to the GPU, mask run lengths."""
+"""Inference: predictor, engines, batch-norm folding, faster convolutions, upload to the GPU, mask run lengths."""
