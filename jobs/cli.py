@@ -444,12 +444,17 @@ def main() -> None:
         sys.argv[1:] = ["--version"]
     # Ray, which reads it as it is imported, would start another one for a thread that outlives its shutdown.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # closed by whoever started the program
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         interrupts.listen()
         app()
     except BaseException as error:  # typer and others turn an interrupt into errors of their own
         if interrupts.first is not None and getattr(error, "code", Exit.INTERRUPTED) != Exit.DONE:
             interrupts.end()
+        if isinstance(error, OSError):  # all others have ended in words
+            os.write(2, f"maskfleet: what is printed cannot be written: {error.strerror}\n".encode())
+            os._exit(Exit.FAILED)  # Python would try once more to write it
         if isinstance(error, SystemExit):
             interrupts.finish(error.code if isinstance(error.code, int) else Exit.DONE)
         raise

@@ -21,6 +21,7 @@ from jobs.terminal import Exit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_S = 9.0  # what ending may take at most; the process is then ended as by a second signal
+CHECKPOINT_S = 900.0  # an interrupted training whose workers have written no checkpoint by then is ended without one
 ONE_SIGNAL_S = 0.3  # a shell, `timeout` or a supervisor may send one request to end to the process and to its group
 
 # For each command: what is being done once it is interrupted, and how to go on afterwards.

@@ -19,7 +19,7 @@ from pipeline.bulk.corpus import read_plan
 from pipeline.evaluation.metrics import MetricsJson
 from pipeline.manifest import RUN_KEY, Run, RunError, open_run
 from pipeline.results import FIGURES
-from pipeline.results.export import Exported, export_run
+from pipeline.results.export import Exported, ExportError, export_run
 from pipeline.results.history import load_history, plot_trend, trend
 from pipeline.results.report import build_report
 from pipeline.storage.stores import open_file, open_storage
@@ -94,26 +94,34 @@ def write_export(config: ExportConfig) -> tuple[str, Exported]:
 
     Raises:
         RunError: no finished run there.
-        ExportError: names that clash or would leave the folder.
+        ConfigError: the format has no names or numbers for what is in the run.
     """
     run = open_finished(config.run.uri, "run.uri", config.storage)
     settings = config.export
     target = config.output.uri or f"{run.storage.uri.rstrip('/')}.{settings.to}"
     storage = open_storage(target, config.storage)
-    exported = export_run(run, storage, settings.to, min_score=settings.min_score, tolerance_px=settings.tolerance_px)
-    return target, exported
+    limits = {"min_score": settings.min_score, "tolerance_px": settings.tolerance_px}
+    try:
+        return target, export_run(run, storage, settings.to, **limits)
+    except ExportError as error:
+        raise ConfigError(f"export.to={settings.to}: {error}") from None
+
+
+def describe_history(config: HistoryConfig) -> str:
+    """What `history` would show, for a dry run; ConfigError where no evaluation is kept."""
+    kept = _load_history(config)["evaluation_id"].nunique()
+    return f"would show {counted(kept, 'evaluation')} of {config.history.uri}"
 
 
 def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
     """Every kept evaluation as one row, oldest first; and the URI of the plot, None where output.uri is not set.
 
     Raises:
-        ConfigError: a figure that no kept evaluation has.
-        ValueError: output.uri is set and the history is empty, so there is nothing to plot.
+        ConfigError: no evaluation is kept there, or none with a figure that is asked for.
     """
-    kept, figures = load_history(open_storage(config.history.uri, config.storage)), config.history.figures
-    allowed = trend(kept, sorted(set(kept["iou_type"] + " " + kept["metric"]))).columns if len(kept) else ()
-    if len(kept) and figures != FIGURES and (unknown := [name for name in figures if name not in allowed]):
+    kept, figures = _load_history(config), config.history.figures
+    allowed = trend(kept, sorted(set(kept["iou_type"] + " " + kept["metric"]))).columns
+    if figures != FIGURES and (unknown := [name for name in figures if name not in allowed]):
         listed = ", ".join(name for name in allowed if " " in name)
         uri = config.history.uri
         raise ConfigError(f"history.figures: {unknown[0]!r} is in no evaluation of {uri}; allowed are {listed}")
@@ -124,6 +132,13 @@ def read_history(config: HistoryConfig) -> tuple[pd.DataFrame, str | None]:
     return trend(kept, figures), storage.uri_of("history.png")
 
 
+def _load_history(config: HistoryConfig) -> pd.DataFrame:
+    kept = load_history(open_storage(config.history.uri, config.storage))
+    if not len(kept):
+        raise ConfigError(f"history.uri: no evaluation is kept in {config.history.uri}")
+    return kept
+
+
 def to_rich_history(table: pd.DataFrame, width: int) -> Group:
     """The trend as a printable table of at most `width` characters a line; hashes are cut to 8 digits.
 
@@ -132,8 +147,8 @@ def to_rich_history(table: pd.DataFrame, width: int) -> Group:
     figures = [name for name in table.columns if " " in name]
     cells = {
         "when": [f"{when:%Y-%m-%d %H:%M}" for when in table["when"]],
-        "label": [label or "-" for label in table["label"]],
-        **{name: [(text or "-")[:8] for text in table[key]] for name, key in _HASHES.items()},
+        "label": table["label"].fillna("-").tolist(),
+        **{name: table[key].fillna("-").str[:8].tolist() for name, key in _HASHES.items()},
         **{name: [f"{count:,}" for count in table[f"num_{name}"]] for name in ("images", "failed")},
         **{name: ["-" if value != value else f"{value:.4f}" for value in table[name]] for name in figures},
     }

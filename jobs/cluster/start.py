@@ -239,7 +239,9 @@ def nodes_of(section: ClusterSection) -> Nodes:
     Raises:
         ConfigError, OSError: as `cluster`.
     """
-    if section.address is not None or ray.is_initialized():
+    if ray.is_initialized():
+        return joined_nodes()
+    if section.address is not None:
         with cluster(section):
             return joined_nodes()
     from torch import cuda

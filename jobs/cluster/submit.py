@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from jobs.cluster.job_package import Submission, code_hash, pinned_dependencies, write_package
 from jobs.cluster.submission import PYTHON
 from jobs.config.load import ConfigError
+from jobs.interrupt import CHECKPOINT_S, END_S
 from pipeline.storage.uri import scheme_of
 
 Answer = TypeVar("Answer")
@@ -33,6 +34,7 @@ TOKEN_FILE = Path(".ray/auth_token")
 RUNNING = ("PENDING", "RUNNING")
 SUCCEEDED = "SUCCEEDED"
 POLL_S = 0.5
+STOP_S = CHECKPOINT_S + END_S + 10  # Ray kills a stopped job after so long; by itself after 3 s, without a checkpoint
 SETUP_HOOK = "jobs.cluster.submission.setup_worker"
 # Ray calls the hook of a runtime environment in workers only; with this variable, which it sets for them, also in the
 # process that starts the command. Ray has no public name for it; a test compares it with Ray's own.
@@ -179,6 +181,7 @@ class Jobs:
                     HOOK_VARIABLE: SETUP_HOOK,
                     "RAY_TRAIN_V2_ENABLED": "1",
                     "RAY_worker_niceness": "0",
+                    "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_S:.0f}",
                 },
             }
             if dependencies == "pinned":
@@ -210,7 +213,7 @@ class Jobs:
         """All that a job has written so far. Raises JobError where there is none of this id."""
         return self._ask(lambda: self._client.get_job_logs(job_id), job_id)
 
-    def stop(self, job_id: str, timeout_s: float = 60) -> JobState:
+    def stop(self, job_id: str, timeout_s: float = STOP_S + 30) -> JobState:
         """Stops a job and waits until it has ended; one that has ended before is left as it is.
 
         Raises:

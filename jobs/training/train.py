@@ -22,7 +22,7 @@ from jobs.cluster.start import Nodes, cluster, joined_nodes, nodes_of
 from jobs.config.load import Config, ConfigError, to_plain
 from jobs.config.places import map_places
 from jobs.config.train import NOT_IDENTITY, TrainConfig
-from jobs.interrupt import END_S, Interrupted
+from jobs.interrupt import CHECKPOINT_S, END_S, Interrupted
 from jobs.training.events import Collector, Listener, TrainEvent, last_line, start_board
 from jobs.training.loop import (
     LoopResult,
@@ -48,7 +48,6 @@ from pipeline.manifest import to_json
 from pipeline.storage.uri import absolute_uri, scheme_of
 
 SUBSET = "subset.json"
-CHECKPOINT_S = 900.0  # an interrupted training whose workers have written no checkpoint by then is ended without one
 
 
 @dataclass(frozen=True)

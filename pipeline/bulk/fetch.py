@@ -12,9 +12,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -33,45 +33,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class LoadOptions(TypedDict):
-    """Keyword arguments of `load_image` that are the same for all images of a run."""
+@dataclass(frozen=True, kw_only=True)
+class ImageLoader:
+    """Reads and decodes images, all in the same way.
 
-    num_bands: int
-    extra_channels: str | None
-    resize_to: tuple[int, int] | None
-    settings: StorageSettings | None
-
-
-def load_options(spec: RunSpec, settings: StorageSettings | None = None) -> LoadOptions:
-    """How a run loads its images: the channels its network takes, the size it resizes images to."""
-    network = spec.model.spec
-    scaled = spec.decode.scaled and spec.segment.slice is None  # slices are cut from the original
-    return {
-        "num_bands": network["in_channels"],
-        "extra_channels": spec.input.extra_channels,
-        "resize_to": (network["image_min_size"], network["image_max_size"]) if scaled else None,
-        "settings": settings,
-    }
-
-
-def load_image(
-    pool: DecodePool,
-    limits: DecodeLimits,
-    image: PlannedImage,
-    *,
-    num_bands: int = 3,
-    extra_channels: str | None = None,
-    resize_to: tuple[int, int] | None = None,
-    settings: StorageSettings | None = None,
-    guard: StoreGuard | None = None,
-    clock: StageClock | None = None,
-) -> Decoded:
-    """Reads and decodes one image. A bad image never raises: the result's status says what was wrong.
-
-    Args:
+    Attributes:
         pool: decodes the bytes.
         limits: largest file that is read.
-        image: the image to load.
         num_bands: channels the network takes; for other than 3 they are float32 as `pipeline.images.pixels.to_unit`
             gives them.
         extra_channels: pattern of the file whose bands are the last channels, see `pipeline.storage.uri.aligned_uri`.
@@ -79,32 +47,64 @@ def load_image(
             with extra channels is always decoded at full size.
         settings: for buckets, see `open_storage`.
         guard: ends the run where the store is at fault, not the image.
-        clock: counts the seconds of reading as 'fetch'.
-
-    Raises:
-        CredentialsError, StoreFault: as `fetch_bytes`.
     """
-    with (clock or StageClock())("fetch"):
-        data = fetch_bytes(limits, image, guard, settings)
-    if isinstance(data, Decoded):
-        return data
-    if extra_channels is None:
-        return pool.submit(data, num_bands=num_bands, resize_to=resize_to).result()
-    extra_uri = aligned_uri(extra_channels, image.uri)
-    extra_data = fetch_bytes(limits, PlannedImage(image.image_id, extra_uri), guard, settings)
-    extra = extra_data if isinstance(extra_data, Decoded) else pool.submit(extra_data, num_bands=None).result()
-    if extra.image is None:
-        return replace(extra, error=f"{extra_uri}: {extra.error}")
-    num_extra = extra.image.shape[2]
-    if num_extra >= num_bands:
-        return _failure("unsupported_format", f"{extra_uri}: it has {num_extra} bands; {num_bands} are wanted in all")
-    photo = pool.submit(data, num_bands=num_bands - num_extra).result()
-    if photo.image is None:
-        return photo
-    if (photo.height, photo.width) != (extra.height, extra.width):
-        sizes = f"{extra.height} x {extra.width} px, the photo {photo.height} x {photo.width}"
-        return replace(photo, status="corrupt", error=f"{extra_uri}: {sizes}", image=None)
-    return replace(photo, image=np.concatenate([to_unit(photo.image), extra.image], axis=2))
+
+    pool: DecodePool
+    limits: DecodeLimits
+    num_bands: int = 3
+    extra_channels: str | None = None
+    resize_to: tuple[int, int] | None = None
+    settings: StorageSettings | None = None
+    guard: StoreGuard | None = None
+
+    @classmethod
+    def of_run(cls, pool: DecodePool, limits: DecodeLimits, spec: RunSpec, output: Storage) -> ImageLoader:
+        """The loader of a run with this output: the channels its network takes, the size it resizes images to."""
+        network, source = spec.model.spec, spec.input
+        scaled = spec.decode.scaled and spec.segment.slice is None  # slices are cut from the original
+        return cls(
+            pool=pool,
+            limits=limits,
+            num_bands=network["in_channels"],
+            extra_channels=source.extra_channels,
+            resize_to=(network["image_min_size"], network["image_max_size"]) if scaled else None,
+            settings=output.settings,
+            guard=StoreGuard(output, source.uri if source.kind == "folder" else None),
+        )
+
+    def load(self, image: PlannedImage, clock: StageClock | None = None) -> Decoded:
+        """Reads and decodes one image; `clock` counts the seconds of reading as 'fetch'.
+
+        A bad image never raises: the result's status says what was wrong.
+
+        Raises:
+            CredentialsError, StoreFault: as `fetch_bytes`.
+        """
+        with (clock or StageClock())("fetch"):
+            data = self._fetch(image)
+        if isinstance(data, Decoded):
+            return data
+        if self.extra_channels is None:
+            return self.pool.submit(data, num_bands=self.num_bands, resize_to=self.resize_to).result()
+        extra_uri = aligned_uri(self.extra_channels, image.uri)
+        extra_data = self._fetch(PlannedImage(image.image_id, extra_uri))
+        extra = extra_data if isinstance(extra_data, Decoded) else self.pool.submit(extra_data, num_bands=None).result()
+        if extra.image is None:
+            return replace(extra, error=f"{extra_uri}: {extra.error}")
+        num_own = self.num_bands - extra.image.shape[2]
+        if num_own < 1:
+            bands = f"it has {extra.image.shape[2]} bands; {self.num_bands} are wanted in all"
+            return _failure("unsupported_format", f"{extra_uri}: {bands}")
+        photo = self.pool.submit(data, num_bands=num_own).result()
+        if photo.image is None:
+            return photo
+        if photo.size != extra.size:
+            sizes = f"{extra.height} x {extra.width} px, the photo {photo.height} x {photo.width}"
+            return replace(photo, status="corrupt", error=f"{extra_uri}: {sizes}", image=None)
+        return replace(photo, image=np.concatenate([to_unit(photo.image), extra.image], axis=2))
+
+    def _fetch(self, image: PlannedImage) -> bytes | Decoded:
+        return fetch_bytes(self.limits, image, self.guard, self.settings)
 
 
 def fetch_bytes(

@@ -18,7 +18,7 @@ from model.heads.rpn import NonFiniteOutput
 from model.inference.mask_rle import Paste, mask_runs
 from model.inference.predictor import Detections, native_dtype
 from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
-from pipeline.bulk.fetch import load_image, map_ahead
+from pipeline.bulk.fetch import ImageLoader, map_ahead
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import build_predictor, engine_of_few
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
@@ -129,11 +129,12 @@ class PhotoPredictor:
         Files are read and decoded ahead, in a child process.
         """
         with DecodePool(1, self._limits) as pool, ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
-            load = partial(self._load, pool)
+            images = ImageLoader(pool=pool, limits=self._limits, num_bands=self._num_bands, settings=self._storage)
+            load = partial(self._load, images)
             for image, decoded in map_ahead(loader, load, enumerate(photos), lookahead=_DECODED_AHEAD):
                 yield PhotoResult(self._predict(image, decoded), decoded.image)
 
-    def _load(self, pool: DecodePool, numbered: tuple[int, Photo]) -> tuple[PlannedImage, Decoded]:
+    def _load(self, loader: ImageLoader, numbered: tuple[int, Photo]) -> tuple[PlannedImage, Decoded]:
         number, photo = numbered
         if isinstance(photo, Image.Image):
             photo = np.asarray(photo.convert("RGB"))
@@ -145,7 +146,7 @@ class PhotoPredictor:
             return PlannedImage(str(number), ""), Decoded(OK, None, photo, photo.shape[0], photo.shape[1], None)
         name = os.fspath(photo)
         image = PlannedImage(name, absolute_uri(name))
-        return image, load_image(pool, self._limits, image, num_bands=self._num_bands, settings=self._storage)
+        return image, loader.load(image)
 
     def _predict(self, image: PlannedImage, decoded: Decoded) -> ImageResult:
         row = ImageResult(image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation)

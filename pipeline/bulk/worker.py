@@ -25,7 +25,7 @@ from pipeline.bulk.attempts import Attempt, begin_attempt
 from pipeline.bulk.commit import commit_shard, read_commit, sum_counts, write_table
 from pipeline.bulk.corpus import Plan
 from pipeline.bulk.encode import ImageResult, encode_instances, to_parquet, to_tables, warm_up
-from pipeline.bulk.fetch import StoreGuard, load_image, load_options, map_ahead
+from pipeline.bulk.fetch import ImageLoader, map_ahead
 from pipeline.bulk.listing import PlannedImage
 from pipeline.bulk.predict import ImagePredictor, Prediction
 from pipeline.bulk.progress import ShardCounter, ShardReport, StageClock, report_of_commit
@@ -152,9 +152,7 @@ class ShardWorker:
         self.pool = DecodePool(job.decode_children, job.limits)
         self.loaders = ThreadPoolExecutor(job.decode_children + 2, thread_name_prefix="load")
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        source = job.spec.input
-        guard = StoreGuard(self.output, source.uri if source.kind == "folder" else None)
-        self.load = partial(load_image, self.pool, job.limits, guard=guard, **load_options(job.spec, job.storage))
+        self.loader = ImageLoader.of_run(self.pool, job.limits, job.spec, self.output)
         warm_up()
         self.predictor = job.predictor(
             job.checkpoint,
@@ -232,7 +230,7 @@ class ShardWorker:
         batched depends on the shard alone. A window's masks are encoded while the next window is predicted.
         """
         window = self.job.batch_size * WINDOW_BATCHES
-        load, busy_s = partial(self.load, clock=clock), self.pool.busy_s
+        load, busy_s = partial(self.loader.load, clock=clock), self.pool.busy_s
         loaded = zip(images, map_ahead(self.loaders, load, images, lookahead=window))
         encoding: deque[Future[list[ImageResult]]] = deque()
         while True:

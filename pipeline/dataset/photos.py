@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.dataset.types import AnnotatedImage
-from pipeline.images.damage import check_readable, find_damage, is_cut
+from pipeline.images.damage import check_readable, load_whole
 from pipeline.images.pixels import (
     SIDEWAYS,
     TURNED_BACK_BY,
@@ -146,12 +146,8 @@ def _decode(data: bytes, image: AnnotatedImage, num_bands: int | None) -> tuple[
             choose_turn(PhotoHeader(photo.height, photo.width), image.height, image.width)
         header = _header_of(photo)
         turned = choose_turn(header, image.height, image.width)
-        if damage := find_damage(data, photo.format):
-            raise UnusablePhoto(damage)
-        photo.load()
-        if is_cut(data, photo):
-            raise UnusablePhoto("its pixels end early")
-        pixels = np.array(to_rgb(photo, data)) if num_bands == 3 else to_bands(photo, num_bands)
+        whole = load_whole(photo, data)
+        pixels = np.array(to_rgb(whole, data)) if num_bands == 3 else to_bands(whole, num_bands)
         if photo.format == "TIFF":  # Pillow has applied the orientation already
             back = TURNED_BACK_BY.get(header.exif_orientation, header.exif_orientation)
             return _turned(pixels, back if turned == EXIF_KEPT else 1), turned

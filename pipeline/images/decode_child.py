@@ -1,8 +1,8 @@
 """Decode child: the program of one decoding process, which takes files from a socket and puts pixels in shared memory.
 
-`pipeline.images.decode_pool.DecodePool` starts it as `python -P -c PROGRAM HOME SETTINGS`. It imports Pillow and
-nothing heavier. Its decoders are written in C, so a hostile file may kill it at any time, and the parent does not rely
-on a last answer. The parent reads only JSON and pixels from it, never a pickle.
+`pipeline.images.decode_pool.DecodePool` starts it as `python -P -c PROGRAM HOME SETTINGS`. It imports Pillow,
+NumPy, simplejpeg and nothing heavier. Its decoders are written in C, so a hostile file may kill it at any time, and the
+parent does not rely on a last answer. The parent reads only JSON and pixels from it, never a pickle.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
-from pipeline.images.damage import check_readable, find_damage, is_cut
+from pipeline.images.damage import check_readable, load_whole
 from pipeline.images.pixels import SIDEWAYS, TURNS, Unsupported, orientation_of, to_bands, to_rgb, turn
 from pipeline.settings import Settings, setting
 
@@ -257,16 +257,11 @@ def _decode_opened(
         orientation = image.info.get("original_orientation") if name == "HEIF" else orientation_of(image)
         if orientation in SIDEWAYS and not turned:
             height, width = width, height
-        if damage := find_damage(data, name):
-            raise ValueError(damage)
         draft_size = None
         if resize_to is not None and name == "JPEG":
             scale = min(resize_to[0] / min(image.size), resize_to[1] / max(image.size))
             draft_size = (math.ceil(image.width * scale), math.ceil(image.height * scale))
-            image.draft(None, draft_size)
-        image.load()
-        if name == "JPEG" and is_cut(data, image, draft_size):
-            raise ValueError("its pixels end early")
+        image = load_whole(image, data, draft_size)
         pending_turn = None if turned else orientation
         if num_bands != 3:
             bands = turn(to_bands(image, num_bands), pending_turn)

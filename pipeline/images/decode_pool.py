@@ -4,9 +4,9 @@
         decoded = pool.submit(data).result()   # pixels, or a status and a reason; bad data never raises
 
 A decoder written in C may crash, hang or use up memory on a hostile file. That ends a child process and costs one
-image. The children are started as new programs (never forked from a process that holds torch, Ray or CUDA), import only
-Pillow, and end with their parent. Pixels come back through one anonymous block of shared memory for each child. So
-there is no file in /dev/shm, and nothing is left behind when a process is killed.
+image. The children are started as new programs (never forked from a process that holds torch, Ray or CUDA), import no
+more than they need, and end with their parent. Pixels come back through one anonymous block of shared memory for each
+child. So there is no file in /dev/shm, and nothing is left behind when a process is killed.
 
 A status that blames an image (`decoder_crashed`, `timeout`, out of memory) is given only by a child that has decoded
 nothing before. So a file that silently damages a decoder cannot spoil the next file, and the same bytes always get the

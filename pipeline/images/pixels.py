@@ -1,23 +1,18 @@
 """Conversion of opened pictures to the pixels a network sees: EXIF turn, RGB or float bands.
 
 Training and segmentation both use it, so they see the same pixels; docs/formats.md states the rules. Three channels are
-RGB, to which any picture is converted. Any other number of channels are the picture's own bands. NumPy is imported only
-where it is needed, because most decode children never need it.
+RGB, to which any picture is converted. Any other number of channels are the picture's own bands.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    _Sample = TypeVar("_Sample", bound=np.generic)
+_Sample = TypeVar("_Sample", bound=np.generic)
 
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
@@ -103,8 +98,6 @@ def to_8_bits(samples: NDArray[Any], *, whole_range: bool = False) -> NDArray[np
     Raises:
         ValueError: none of the samples is a finite number.
     """
-    import numpy as np
-
     if samples.dtype == np.uint8:
         return samples
     if samples.dtype == np.uint16:
@@ -149,8 +142,6 @@ def to_bands(picture: Image.Image, num_bands: int | None) -> NDArray[np.float32]
     Raises:
         WrongBands: the picture has another number of bands.
     """
-    import numpy as np
-
     if num_bands == 1 and picture.mode not in ("L", "1", "F") and not picture.mode.startswith("I"):
         picture = picture.convert("L")
     elif picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
@@ -170,8 +161,6 @@ def to_unit(samples: NDArray[Any], num_bands: int | None = None) -> NDArray[np.f
     Raises:
         WrongBands: C is not `num_bands`.
     """
-    import numpy as np
-
     if num_bands not in (None, samples.shape[2]):
         raise WrongBands(f"it has {samples.shape[2]} bands; {num_bands} are wanted")
     values = samples.astype(np.float32)
@@ -188,8 +177,6 @@ def turn(samples: NDArray[_Sample], orientation: int | None) -> NDArray[_Sample]
 
 def _from_grey(picture: Image.Image) -> Image.Image:
     """RGB of grey of 16 bits, 32 bits or floats; a 16-bit colour key lies on white."""
-    import numpy as np
-
     samples = np.asarray(picture)
     if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # which Pillow holds as 32-bit integers
         samples = samples.clip(0, 65535).astype(np.uint16)

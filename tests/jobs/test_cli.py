@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.cluster import start
+from jobs.home import HOME
 from jobs.terminal import Exit
 from pipeline.manifest import RUN_KEY
 
@@ -73,6 +76,17 @@ def test_dry_run_says_what_and_writes_nothing(places: list[str], tmp_path: Path)
     assert result.exit_code == Exit.DONE, result.output
     assert "would segment" in result.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["settings train", "--help"])
+def test_output_that_cannot_be_written_ends_in_one_sentence(command: str, tmp_path: Path) -> None:
+    program = f"exec {sys.executable} -P {HOME}/maskfleet/__main__.py {command} 2> {tmp_path / 'errors'}"
+    for redirection, code, errors in (
+        ("> /dev/full", Exit.FAILED, "maskfleet: what is printed cannot be written: No space left on device\n"),
+        (">&-", Exit.DONE, ""),
+    ):
+        done = subprocess.run(f"{program} {redirection}", shell=True, timeout=60)
+        assert (done.returncode, (tmp_path / "errors").read_text()) == (code, errors)
 
 
 def test_print_config_prints_what_config_reads(places: list[str], tmp_path: Path) -> None:

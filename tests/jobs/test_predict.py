@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 
 import maskfleet
 from jobs.cli import app
-from jobs.config.load import ConfigError
-from jobs.config.predict import PredictConfig
-from jobs.predict import find_photos, prepare_predict, run_predict
+from jobs.config.predict import PredictConfig, find_photos
+from jobs.predict import prepare_predict, run_predict
 from jobs.terminal import Exit
 from pipeline.schema import IMAGES_SCHEMA, INSTANCES_SCHEMA
 
@@ -46,29 +45,12 @@ def config_of(checkpoint: Path, *words: str | Path, output: Path, **predict: obj
     )
 
 
-def test_photos_are_found_by_path_folder_and_pattern(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = [str(photos / name) for name in ("a.png", "sub/a.png", "sub/b.png")]
-    assert find_photos(str(photos), "out") == everything
-    assert find_photos(str(photos / "sub/*.png"), "out") == everything[1:]
-    assert find_photos(str(photos / "**/*"), "out") == everything
-    assert find_photos(str(photos / "notes.txt"), "out") == [str(photos / "notes.txt")], "named itself: its own fault"
-    assert find_photos(str(photos), str(photos / "sub")) == everything[:1], "what an earlier call wrote is no input"
-    assert find_photos("s3://bucket/a.JPG", "out") == ["s3://bucket/a.JPG"]
-    monkeypatch.chdir(photos)
-    assert find_photos("a.png", "out") == ["a.png"]
-
-
-@pytest.mark.parametrize("word", ["nosuch.jpg", "nosuch/*.jpg", ""])
-def test_a_word_that_names_no_photo_is_refused(word: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"input\.photos: '.*' is "):
-        find_photos((word and str(tmp_path / word)) or str(tmp_path), "out")
-
-
 def test_pictures_and_tables_are_written_and_no_picture_takes_anothers_name(
     tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    plan = prepare_predict(config_of(tiny_checkpoint, photos, photos / "a.png", output=out))
+    config = config_of(tiny_checkpoint, photos, photos / "a.png", output=out)
+    plan = prepare_predict(config, find_photos(config))
     assert len(plan.photos) == 3, "a photo that is named twice is predicted once"
     calls: list[tuple[int, int]] = []
     prediction = run_predict(plan, lambda done, total: calls.append((done, total)))
@@ -114,6 +96,7 @@ def test_five_lines_of_python(tiny_checkpoint: Path, photos: Path) -> None:
     assert list(found.columns) == INSTANCES_SCHEMA.names and len(found)
     picture = maskfleet.overlay(photos / "a.png", found)
     assert isinstance(picture, Image.Image) and picture.size == (96, 64)
+    assert getattr(picture, "_repr_png_")().startswith(b"\x89PNG"), "what a notebook shows of a value"  # noqa: B009
     both = predictor([photos / "a.png", photos / "sub/b.png"])
     alone = both[both["image_id"] == str(photos / "a.png")]
     assert maskfleet.overlay(photos / "a.png", both).tobytes() == maskfleet.overlay(photos / "a.png", alone).tobytes()

@@ -64,8 +64,8 @@ def test_history_prints_and_plots_the_kept_evaluations(runs: Path, tmp_path: Pat
     for name in ("perfect", "worse"):
         call("evaluate", runs / name, *words, f"output.uri={tmp_path / name}")
     text = call("history", tmp_path / "history", f"output.uri={tmp_path / 'plot'}")
-    assert "1.0000" in text and (tmp_path / "plot" / "history.png").stat().st_size > 1000
-    assert "no evaluation is kept" in call("history", tmp_path / "nothing")
+    assert "1.0000" in text and "label" not in text and (tmp_path / "plot" / "history.png").stat().st_size > 1000
+    assert "no evaluation is kept" in call("history", tmp_path / "nothing", code=Exit.BAD_INPUT)
     text = call("history", tmp_path / "history", "history.figures=[segm recall]")
     assert "recall" in text and "AP" not in text
     words = ["history", str(tmp_path / "history"), "history.figures=[segm AQ]"]

@@ -176,17 +176,18 @@ def test_a_failing_job_gives_its_exit_code_and_its_reason_on_the_last_line(head:
 @pytest.mark.cluster
 def test_a_stopped_training_goes_on_when_it_is_submitted_again(head: Head, drawn: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    words = ["submit", "train", *train_words(drawn, model, "train.max_steps=60", "train.checkpoint_every_steps=5")]
+    words = ["submit", "train", *train_words(drawn, model, "train.max_steps=150", "train.log_every_steps=1")]
+    words.append("train.checkpoint_every_steps=150")
     detached = maskfleet(head, *words, "--detach").stdout
     job_id = next(line for line in detached.splitlines() if line.startswith("job ")).split()[1]
-    wait_until(lambda: len(list(model.glob("checkpoints/*/checkpoint.json"))) >= 1)
+    wait_until(lambda: "train: step " in maskfleet(head, "jobs", "logs", job_id).stdout)
     assert f"job {job_id} is running already" in maskfleet(head, *words, "--detach").stdout
     assert "STOPPED" in maskfleet(head, "jobs", "stop", job_id).stdout
-    done = len(list(model.glob("checkpoints/*/checkpoint.json")))
-    assert done < 12, "it ended before it was stopped"
+    (checkpoint,) = model.glob("checkpoints/*/checkpoint.json")
+    assert checkpoint.parent.name < "step-00000150", "it was written before the end, as the training was stopped"
     again = maskfleet(head, *words)
     assert f"job {job_id[:-2]}-2 succeeded" in again.stdout
-    assert "of which" in again.stdout and "trained: 60 steps" in again.stdout
+    assert "of which" in again.stdout and "trained: 150 steps" in again.stdout
 
 
 @pytest.mark.cluster

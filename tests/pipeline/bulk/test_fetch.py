@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.bulk.corpus import plan_corpus
-from pipeline.bulk.fetch import StoreFault, StoreGuard, fetch_bytes, load_image, map_ahead
+from pipeline.bulk.fetch import ImageLoader, StoreFault, StoreGuard, fetch_bytes, map_ahead
 from pipeline.bulk.listing import PlannedImage, iter_corpus
 from pipeline.dataset.photos import load_photo
 from pipeline.dataset.types import AnnotatedImage
@@ -203,7 +203,7 @@ def pair(tmp_path: Path) -> PlannedImage:
 
 
 def load(pool: DecodePool, image: PlannedImage, num_bands: int = 4) -> Decoded:
-    return load_image(pool, LIMITS, image, num_bands=num_bands, extra_channels=PATTERN)
+    return ImageLoader(pool=pool, limits=LIMITS, num_bands=num_bands, extra_channels=PATTERN).load(image)
 
 
 def test_segmentation_loads_a_photo_and_its_depth_as_training_does(pool: DecodePool, pair: PlannedImage) -> None:

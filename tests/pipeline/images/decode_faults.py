@@ -50,7 +50,7 @@ def obey(
         os.write(1, b"to descriptor 1\n")
         os.write(2, b"to descriptor 2\n")
     if data == b"modules":
-        heavy = [name for name in ("numpy", "torch", "ray", "pyarrow") if name in sys.modules]
+        heavy = [name for name in ("tifffile", "imagecodecs", "torch", "ray", "pyarrow") if name in sys.modules]
         return Outcome("corrupt", " ".join(heavy))
     if data == b"pid":
         return Outcome("corrupt", str(os.getpid()))
