@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from jobs.config.results import CheckDataConfig, ConvertConfig
+from jobs.terminal import counted
 from pipeline.dataset.check import DataReport, check_data
 from pipeline.dataset.check_report import draw_offenders
 from pipeline.dataset.convert import Conversion, convert_annotations
+from pipeline.dataset.formats.reading import load_annotations
 from pipeline.manifest import to_json
 from pipeline.storage.files import Location
 from pipeline.storage.stores import open_storage
+
+
+def describe_annotations(config: CheckDataConfig | ConvertConfig) -> str:
+    """What is annotated, for a dry run: "12 images, 30 objects of data/train".
+
+    Raises:
+        ValueError: as `load_annotations`.
+    """
+    annotated = load_annotations(config.data, config.storage)
+    images, objects = counted(len(annotated), "image"), counted(annotated.num_instances, "object")
+    return f"{images}, {objects} of {config.data.uri}"
 
 
 def run_check_data(config: CheckDataConfig) -> DataReport:

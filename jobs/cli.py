@@ -47,11 +47,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say w
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress, only the result.")]
 
 
-_WORDS = "Settings, over those of the file, in any order."
+_WORDS = "Places and settings, in any order; they win over those of the file."
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(jobs_app, name="jobs")
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(submit)
 
 
 def configured(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -107,11 +105,13 @@ def _epilog(name: str) -> str:
     return f"Settings and their meaning: maskfleet settings {name}"
 
 
-def _end_dry_run(dry_run: bool, text: str, check_cluster: Callable[[], None] = lambda: None) -> None:
-    """Ends the command, where it is a dry run, with what it would do, or with 2 where its cluster cannot do it."""
+def _end_dry_run(
+    dry_run: bool, text: str | Callable[[], str], check_cluster: Callable[[], None] = lambda: None
+) -> None:
+    """Ends the command, where it is a dry run, with what it would do, or with 2 where it or its cluster cannot."""
     if dry_run:
         check_or_refuse(check_cluster)
-        say(text)
+        say(text if isinstance(text, str) else check_or_refuse(text))
         raise typer.Exit
 
 
@@ -167,7 +167,7 @@ def segment(
     quiet: bool,
     profile: Annotated[bool, typer.Option("--profile", help="Say at the end where the time went.")] = False,
 ) -> None:
-    """Segment a folder of images into Parquet; run the same command again to resume."""
+    """Segment a folder, bucket, list or tar file of images into Parquet; run the same command again to resume."""
     from jobs.profile import describe_profile
     from jobs.progress import ProgressLine
     from jobs.segment import prepare_segment, run_segment
@@ -176,7 +176,7 @@ def segment(
     plan = check_or_refuse(lambda: prepare_segment(settings))
     for note in plan.notes:
         say(f"note: {note}")
-    _end_dry_run(dry_run, plan.describe(), plan.check_cluster)
+    _end_dry_run(dry_run, plan.describe, plan.check_cluster)
     line, states = ProgressLine("segment", quiet=quiet), list[Progress]()
 
     def show(progress: Progress) -> None:
@@ -191,12 +191,12 @@ def segment(
     allowed = settings.segment.max_failed_fraction
     if totals.failed_fraction > allowed:
         say(f"{totals.failed_fraction:.1%} of the images failed; segment.max_failed_fraction allows {allowed:.1%}")
-    _warn_of_failures(totals.statuses, settings.output.uri)
+    warn_of_failures(totals.statuses, settings.output.uri)
     if totals.failed_fraction > allowed:
         raise typer.Exit(Exit.TOO_MANY_FAILED)
 
 
-def _warn_of_failures(statuses: Mapping[str, int], uri: str) -> None:
+def warn_of_failures(statuses: Mapping[str, int], uri: str) -> None:
     """Says so, in the last line, where more than half of the images failed."""
     from pipeline.schema import OK
 
@@ -208,37 +208,16 @@ def _warn_of_failures(statuses: Mapping[str, int], uri: str) -> None:
         )
 
 
-@app.command("settings")
-def show_settings(
-    command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="Such as train or segment.", autocompletion=complete_command)
-    ],
-    section: Annotated[
-        str,
-        typer.Argument(
-            metavar="[SECTION]", help="Such as train or model.spec; else all.", autocompletion=complete_section
-        ),
-    ] = "",
-) -> None:
-    """Print the settings of a command: key, default, type, range and meaning; docs/settings.md has all."""
-    from jobs.config.describe import settings_of, to_text, within
-
-    if command not in CONFIGURED:
-        refuse_name("settings: no command", command, CONFIGURED)
-    settings = settings_of(CONFIGURED[command].config)
-    found = within(settings, section) if section else settings
-    if not found:
-        refuse_name(f"settings: {command} has no section", section, dict.fromkeys(each.section for each in settings))
-    say(to_text(found))
-
-
 @configured("predict")
 def predict(settings: Any, dry_run: bool, quiet: bool) -> None:
-    """Look at a few photos, without a cluster: `maskfleet predict PHOTO... model.checkpoint=coco`; see output.uri."""
-    from jobs.predict import prepare_predict, run_predict, to_rich_table
+    """Segment a few photos without a cluster, with pictures: `maskfleet predict PHOTO... model.checkpoint=coco`."""
+    from jobs.config.predict import find_photos
+
+    photos = check_or_refuse(lambda: find_photos(settings))
+    from jobs.predict import prepare_predict, run_predict, to_rich_table  # torch
     from jobs.progress import ProgressLine
 
-    plan = check_or_refuse(lambda: prepare_predict(settings))
+    plan = check_or_refuse(lambda: prepare_predict(settings, photos))
     _end_dry_run(dry_run, f"would predict {counted(len(plan.photos), 'photo')} with {settings.model.checkpoint}")
     line = ProgressLine("predict", quiet=quiet)
 
@@ -258,31 +237,35 @@ def predict(settings: Any, dry_run: bool, quiet: bool) -> None:
 def retry(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN [key=value]...", help=_WORDS, autocompletion=complete_words),
+        typer.Argument(metavar="RUN key=value", help=_WORDS, autocompletion=complete_words),
     ] = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Try again what failed in a finished run; nothing sealed is touched."""
     uri, overrides = check_or_refuse(lambda: split_retry(words))
+    access = [word for word in overrides if word.startswith("storage.")]
+    settings = check_or_refuse(lambda: read_settings("verify", None, [uri, *access]))
+    from pipeline.manifest import open_run
+
+    run = check_or_refuse(lambda: open_run(settings.run.uri, settings.storage))
     from jobs.progress import ProgressLine
-    from jobs.segment import prepare_retry, run_retry
+    from jobs.segment import describe_retry, prepare_retry, run_retry  # torch
 
     plan = check_or_refuse(lambda: prepare_retry(uri, overrides))
-    text = f"would try again what failed in run {plan.run_id} with {plan.checkpoint}"
-    _end_dry_run(dry_run, text, plan.check_cluster)
+    _end_dry_run(dry_run, lambda: describe_retry(run, plan), plan.check_cluster)
     line = ProgressLine("retry", quiet=quiet)
     statuses = run_or_fail(lambda: run_retry(plan, line.show_run), line)
     if not statuses:
         say("no image ended with a status that is tried again")
         return
     say("repaired shards: " + ", ".join(f"{status} {count:,}" for status, count in sorted(statuses.items())))
-    _warn_of_failures(statuses, uri)
+    warn_of_failures(statuses, uri)
 
 
 @configured("evaluate")
 def evaluate(settings: Any, dry_run: bool) -> None:
-    """Measure a run against ground truth: `maskfleet evaluate RUN_URI ground_truth.uri=instances.json`."""
+    """Measure a run against ground truth: `maskfleet evaluate RUN ground_truth.uri=instances.json`."""
     from jobs.evaluate import prepare_evaluate, run_evaluate, to_rich_tables
 
     plan = check_or_refuse(lambda: prepare_evaluate(settings))
@@ -311,22 +294,19 @@ def compare(settings: Any, dry_run: bool) -> None:
 
 @configured("history")
 def history(settings: Any, dry_run: bool) -> None:
-    """Print the trend of kept evaluations: `maskfleet history HISTORY_URI`; output.uri=FOLDER also plots it."""
-    from jobs.report import read_history, to_rich_history
+    """Print the trend of kept evaluations: `maskfleet history HISTORY`; output.uri=FOLDER also plots it."""
+    from jobs.report import describe_history, read_history, to_rich_history
 
-    _end_dry_run(dry_run, f"would read the evaluations kept in {settings.history.uri}")
+    _end_dry_run(dry_run, lambda: describe_history(settings))
     table, plot = run_or_fail(lambda: read_history(settings))
-    if len(table):
-        print_table(to_rich_history(table, table_width()))
-    else:
-        say(f"no evaluation is kept in {settings.history.uri}")
+    print_table(to_rich_history(table, table_width()))
     if plot is not None:
         say(f"plot -> {plot}")
 
 
 @configured("report")
 def report(settings: Any, dry_run: bool) -> None:
-    """Write one HTML file with pictures of a run or a training: `maskfleet report RUN_URI`."""
+    """Write one HTML file with pictures of a run or a training: `maskfleet report RUN`."""
     from jobs.report import check_source, write_report
 
     check_or_refuse(lambda: check_source(settings))
@@ -344,15 +324,15 @@ def export(settings: Any, dry_run: bool) -> None:
     target, exported = run_or_fail(lambda: write_export(settings))
     for note, count in exported.notes.items():
         say(f"note: {note}: {count:,}")
-    say(f"{exported.num_files:,} files -> {target}")
+    say(f"{counted(exported.num_files, 'file')} -> {target}")
 
 
 @configured("check-data")
 def check_data(settings: Any, dry_run: bool) -> None:
-    """Say what in annotated photos would break training: `maskfleet check-data ANNOTATIONS`; 2 if something would."""
-    from jobs.annotations import describe_report, run_check_data
+    """Check annotated photos before a training: `maskfleet check-data ANNOTATIONS`; ends with 2 if it would fail."""
+    from jobs.annotations import describe_annotations, describe_report, run_check_data
 
-    _end_dry_run(dry_run, f"would read every annotation and photo of {settings.data.uri}")
+    _end_dry_run(dry_run, lambda: f"would check {describe_annotations(settings)}")
     result = check_or_refuse(lambda: run_check_data(settings))
     say(describe_report(result))
     if not result.ok:
@@ -361,16 +341,17 @@ def check_data(settings: Any, dry_run: bool) -> None:
 
 @configured("convert")
 def convert(settings: Any, dry_run: bool) -> None:
-    """Write annotations in another format, such as convert.to=coco."""
-    from jobs.annotations import describe_conversion, run_convert
+    """Write annotations in another format: `maskfleet convert ANNOTATIONS TARGET convert.to=FORMAT`."""
+    from jobs.annotations import describe_annotations, describe_conversion, run_convert
 
-    _end_dry_run(dry_run, f"would convert {settings.data.uri} to {settings.convert.to} at {settings.output.uri}")
+    target = f"to {settings.convert.to} at {settings.output.uri}"
+    _end_dry_run(dry_run, lambda: f"would convert {describe_annotations(settings)} {target}")
     say(describe_conversion(check_or_refuse(lambda: run_convert(settings)), settings.output.uri))
 
 
 @configured("verify")
 def verify(settings: Any, dry_run: bool) -> None:
-    """Re-read a run and prove it, or name every fault: `maskfleet verify RUN_URI`."""
+    """Read a run again, check every file and row, and name each fault: `maskfleet verify RUN`."""
     from pipeline.bulk.verify import verify_run
     from pipeline.manifest import open_run
 
@@ -389,10 +370,10 @@ def verify(settings: Any, dry_run: bool) -> None:
 
 @configured("demo")
 def demo(settings: Any, dry_run: bool) -> None:
-    """Draw shapes, train on them, segment, evaluate and look: all of it, small, on this machine."""
-    from jobs.demo import run_demo
-
+    """Draw shapes, train on them, segment, evaluate and report: all of it, small, on this machine."""
     _end_dry_run(dry_run, f"would run the demo in {settings.output.uri}")
+    from jobs.demo import run_demo  # torch
+
     run_or_fail(lambda: run_demo(settings, say=say, print_table=print_table))
 
 
@@ -402,7 +383,7 @@ def schedule(
     dry_run: bool,
     once: Annotated[bool, typer.Option("--once", help="Do what is due now, and end.")] = False,
 ) -> None:
-    """Evaluate and segment at times: `maskfleet schedule --config configs/schedule/nightly.yaml`.
+    """Segment and evaluate on a schedule: `maskfleet schedule --config configs/schedule/nightly.yaml`.
 
     Any number of schedulers may share one state. With --once: 1 when a tick failed, 4 when a gate did.
     """
@@ -435,6 +416,34 @@ def manifests(settings: Any, dry_run: bool, config: Path | None) -> None:
     _end_dry_run(dry_run, f"would write manifests into {settings.output.uri}")
     names = check_or_refuse(lambda: write_manifests(settings, find_config(config, "manifests")))
     say(f"{', '.join(names)} -> {settings.output.uri}")
+
+
+@app.command("settings")
+def show_settings(
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="Such as train or segment.", autocompletion=complete_command)
+    ],
+    section: Annotated[
+        str,
+        typer.Argument(
+            metavar="[SECTION]", help="Such as train or model.spec; else all.", autocompletion=complete_section
+        ),
+    ] = "",
+) -> None:
+    """Print the settings of a command: key, default, type, range and meaning; docs/settings.md has all."""
+    from jobs.config.describe import settings_of, to_text, within
+
+    if command not in CONFIGURED:
+        refuse_name("settings: no command", command, CONFIGURED)
+    settings = settings_of(CONFIGURED[command].config)
+    found = within(settings, section) if section else settings
+    if not found:
+        refuse_name(f"settings: {command} has no section", section, dict.fromkeys(each.section for each in settings))
+    say(to_text(found))
+
+
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(submit)
+app.add_typer(jobs_app, name="jobs")
 
 
 def main() -> None:

@@ -36,10 +36,10 @@ class Command:
 
     @property
     def metavar(self) -> str:
-        """Its words, as its usage line shows them: 'RUN_A RUN_B [key=value]...'."""
+        """Its words, as its help shows them: 'RUN_A RUN_B key=value'."""
         named = [key.removesuffix(".uri").replace(".", "_").upper() for key in self.words]
         listed = [f"{self.list_word.rpartition('.')[2].upper()}..."] if self.list_word else []
-        return " ".join([*named, *listed, "[key=value]..."])
+        return " ".join([*named, *listed, "key=value"])
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -85,8 +85,8 @@ def read_settings(name: str, file: Path | None, words: Sequence[str] | None) -> 
     except IncompleteError as error:
         given = (*command.words, command.list_word)
         keys = [f"{key}=..." for key in required_keys(command.config) if key not in given]
-        words_and_keys = command.metavar.replace("[key=value]...", " ".join([*keys, "[key=value]..."]))
-        raise IncompleteError(f"{error}\nusage: maskfleet {name} [--config FILE] {words_and_keys}") from None
+        line = f"{command.metavar.removesuffix('key=value')}{' '.join([*keys, '[key=value]...'])}"
+        raise IncompleteError(f"{error}\nusage: maskfleet {name} [--config FILE] {line}") from None
 
 
 def print_settings(name: str, file: Path | None, words: Sequence[str] | None) -> str:

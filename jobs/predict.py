@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -13,22 +12,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jobs.checkpoints import open_checkpoint
-from jobs.config.load import ConfigError
 from jobs.config.predict import PredictConfig
 from model.checkpoint import Checkpoint
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
 from pipeline.results.render import overlay, palette
 from pipeline.schema import OK, SCHEMA_VERSION
-from pipeline.storage.base import StorageSettings
 from pipeline.storage.files import Location
-from pipeline.storage.uri import base_name, is_local, is_within, join_uri, local_path
-
-PHOTO_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2"),
-    *(".heic", ".heif"),
-)
-"""Endings of the files that are taken from a folder; a file that is named itself may end in anything."""
+from pipeline.storage.uri import base_name
 
 _TABLE_ROWS = 20  # photos that the printed table lists
 
@@ -96,44 +87,14 @@ class Prediction:
         return int((self.images["status"] != OK).sum())
 
 
-def prepare_predict(config: PredictConfig) -> PredictPlan:
-    """Finds the photos and loads the checkpoint; writes nothing.
+def prepare_predict(config: PredictConfig, photos: Sequence[str]) -> PredictPlan:
+    """Loads the checkpoint for the photos that `find_photos` has found; writes nothing.
 
     Raises:
-        ConfigError: a word that names no photo.
         CheckpointError: no such checkpoint or weights, or damaged ones.
     """
-    photos = [photo for word in config.input.photos for photo in find_photos(word, config.output.uri, config.storage)]
     checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
-    return PredictPlan(config, tuple(dict.fromkeys(photos)), checkpoint)
-
-
-def find_photos(word: str, output_uri: str, storage: StorageSettings | None = None) -> list[str]:
-    """The photos that a path, a URI, a folder or a pattern names; those below `output_uri` are left out of folders.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    path = local_path(word) if is_local(word) else None
-    if path is not None and path.is_file():
-        return [word]
-    if path is None and is_photo(word):
-        return [word]
-    if path is None or path.is_dir():
-        found = [join_uri(word, key) for key in sorted(Location(word, storage).iter_names(recursive=True))]
-        photos = [uri for uri in found if is_photo(uri) and not is_within(uri, output_uri)]
-        reason = f"a folder without photos ({', '.join(PHOTO_SUFFIXES)})"
-    else:
-        photos = sorted(name for name in glob.glob(word, recursive=True) if os.path.isfile(name) and is_photo(name))
-        reason = "no file, no folder, and a pattern that no photo matches"
-    if not photos:
-        raise ConfigError(f"input.photos: {word!r} is {reason}")
-    return photos
-
-
-def is_photo(name: str) -> bool:
-    """Whether a name ends like a photo's; hidden files are none."""
-    return name.lower().endswith(PHOTO_SUFFIXES) and not base_name(name).startswith(".")
+    return PredictPlan(config, tuple(photos), checkpoint)
 
 
 def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Prediction:

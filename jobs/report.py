@@ -100,9 +100,9 @@ def write_export(config: ExportConfig) -> tuple[str, Exported]:
     settings = config.export
     target = config.output.uri or f"{run.storage.uri.rstrip('/')}.{settings.to}"
     storage = open_storage(target, config.storage)
-    limits = {"min_score": settings.min_score, "tolerance_px": settings.tolerance_px}
+    min_score, tolerance_px = settings.min_score, settings.tolerance_px
     try:
-        return target, export_run(run, storage, settings.to, **limits)
+        return target, export_run(run, storage, settings.to, min_score=min_score, tolerance_px=tolerance_px)
     except ExportError as error:
         raise ConfigError(f"export.to={settings.to}: {error}") from None
 

@@ -22,15 +22,16 @@ from pipeline.bulk.listing import count_images, tell_kind
 from pipeline.bulk.progress import Progress
 from pipeline.bulk.run import repair_corpus, segment_corpus
 from pipeline.bulk.worker import BulkJob
-from pipeline.manifest import MODEL_FOLDER, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
+from pipeline.manifest import MODEL_FOLDER, Run, RunError, RunTotals, open_run, run_id_of, sha256_of, to_json
 from pipeline.run_spec import DecodeSpec, InputSpec, RunCategory, RunModel, RunSpec, SegmentSpec
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.base import Storage, StorageError, StorageSettings
 from pipeline.storage.parquet import open_parquet
 from pipeline.storage.stores import open_file, open_storage
 from pipeline.storage.uri import absolute_uri, aligned_uri, is_local, is_within
+from pipeline.tables import load_images
 
-_MOST_COUNTED = 100_000  # images that a dry run counts; a bucket of that many is listed in some ten seconds
+MOST_COUNTED = 100_000  # images that a dry run counts; a bucket of that many is listed in some ten seconds
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class SegmentPlan:
             images = counted(plan.num_images, "image")
             done = f"; {len(committed_shards(output)):,} of {counted(plan.num_shards, 'shard')} are done already"
         else:
-            number = _count_images(self.spec.input, _MOST_COUNTED + 1, self.config.storage)
-            more = number > _MOST_COUNTED
-            images, done = f"more than {_MOST_COUNTED:,} images" if more else counted(number, "image"), ""
+            number = _count_images(self.spec.input, MOST_COUNTED + 1, self.config.storage)
+            more = number > MOST_COUNTED
+            images, done = f"more than {MOST_COUNTED:,} images" if more else counted(number, "image"), ""
             if self.spec.input.since_run is not None:
                 images += f", save those that {self.spec.input.since_run} has segmented and that have not changed,"
         line = f"would segment {images} of {self.spec.input.uri} with {self.checkpoint} into {self.config.output.uri}"
@@ -278,6 +279,13 @@ def prepare_retry(uri: str, words: Sequence[str]) -> SegmentPlan:
     settings = json.loads(metadata[b"maskfleet.config"])
     settings["output"] = {"uri": run.storage.uri}
     return prepare_segment(load_config(RetryConfig, None, words, base=settings))
+
+
+def describe_retry(run: Run, plan: SegmentPlan) -> str:
+    """What `retry` would do, for a dry run, with the number of images that have such a status now."""
+    assert isinstance(plan.config, RetryConfig)
+    num_images = int(load_images(run, columns=["status"])["status"].isin(plan.config.retry.statuses).sum())
+    return f"would try {counted(num_images, 'image')} of run {run.run_id} again with {plan.checkpoint}"
 
 
 def run_retry(plan: SegmentPlan, on_progress: Callable[[Progress], None] = lambda progress: None) -> dict[str, int]:

@@ -16,6 +16,12 @@ import typer
 
 # Packages whose errors say all that there is to say; a traceback is printed of others.
 FORESEEN = ("jobs", "pipeline", "model", "ray")
+# Errors of a place that is to be written: bad input, whenever they show.
+IN_THE_WAY = {
+    FileExistsError: "is there already; choose another place",
+    NotADirectoryError: "is a file where a folder is needed; choose another place",
+    IsADirectoryError: "is a folder where a file is needed; choose another place",
+}
 
 
 class Exit(IntEnum):
@@ -48,7 +54,7 @@ def run_or_fail(work: Callable[[], Any], progress: AbstractContextManager[Any] |
     except (ValueError, OSError) as error:
         from jobs.config.load import ConfigError
 
-        fail(_reason(error), Exit.BAD_INPUT if isinstance(error, ConfigError) else Exit.FAILED)
+        fail(_reason(error), Exit.BAD_INPUT if isinstance(error, (ConfigError, *IN_THE_WAY)) else Exit.FAILED)
     except ModuleNotFoundError:  # a smaller installation: the program says so
         raise
     except Exception as error:
@@ -71,6 +77,8 @@ def _reason(error: BaseException) -> str:
     package = type(cause).__module__.split(".")[0]
     if package == "ray":
         return _reason_in(str(error))
+    if type(cause) in IN_THE_WAY and isinstance(cause, OSError) and cause.filename is not None:
+        return f"{cause.filename2 or cause.filename} {IN_THE_WAY[type(cause)]}"
     text = str(cause).strip()
     is_ours = isinstance(cause, ValueError) or package in FORESEEN
     return text if is_ours and text else f"{type(cause).__name__}: {text}".rstrip(": ")

@@ -135,9 +135,10 @@ def _to_plain_section(kind: Any, values: Any) -> Any:
 
 
 def _to_config_error(kind: type[BaseModel], error: ValidationError, file: str | Path | None) -> ConfigError:
-    text = "\n".join(_sentence(kind, fault) for fault in error.errors()) + _where(file)
-    is_incomplete = all(fault["type"] in ("missing", INCOMPLETE) for fault in error.errors())
-    return IncompleteError(text) if is_incomplete else ConfigError(text)
+    lacking = [fault for fault in error.errors() if fault["type"] in ("missing", INCOMPLETE)]
+    wrong = [fault for fault in error.errors() if fault not in lacking]
+    text = "\n".join(_sentence(kind, fault) for fault in [*wrong, *lacking]) + _where(file)
+    return ConfigError(text) if wrong else IncompleteError(text)
 
 
 def _check_places(kind: type[BaseModel], values: dict[str, Any], file: str | Path | None) -> None:

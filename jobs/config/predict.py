@@ -1,16 +1,26 @@
-"""Settings of `maskfleet predict`: photos, model, thresholds, where pictures and tables go."""
+"""Settings of `maskfleet predict`: photos, model, thresholds, where pictures and tables go; the photos meant."""
 
 from __future__ import annotations
 
+import glob
+import os
 from typing import Literal
 
 from pydantic import Field
 
 from jobs.config.base import Section
+from jobs.config.load import ConfigError
 from jobs.config.segment import KeptSection, ModelSection
 from pipeline.images.decode_pool import DecodeLimits
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.uri import Uri
+from pipeline.storage.files import Location
+from pipeline.storage.uri import Uri, base_name, is_local, is_within, join_uri, local_path
+
+PHOTO_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif", ".jp2"),
+    *(".heic", ".heif"),
+)
+"""Endings of the files that are taken from a folder; a file that is named itself may end in anything."""
 
 
 class PhotosSection(Section):
@@ -60,3 +70,39 @@ class PredictConfig(Section):
     predict: PredictSection = Field(default_factory=PredictSection)
     decode: DecodeLimits = Field(default_factory=DecodeLimits)
     storage: StorageSettings = Field(default_factory=StorageSettings)
+
+
+def find_photos(config: PredictConfig) -> list[str]:
+    """The photos that the words of a command line name, each once: paths or URIs, sorted within each folder.
+
+    Photos below output.uri are left out of folders.
+
+    Raises:
+        ConfigError: a word that names none.
+    """
+    photos = [photo for word in config.input.photos for photo in _photos_of(word, config)]
+    return list(dict.fromkeys(photos))
+
+
+def _photos_of(word: str, config: PredictConfig) -> list[str]:
+    """The photos that a path, a URI, a folder or a pattern names."""
+    path = local_path(word) if is_local(word) else None
+    if path is not None and path.is_file():
+        return [word]
+    if path is None and is_photo(word):
+        return [word]
+    if path is None or path.is_dir():
+        found = [join_uri(word, key) for key in sorted(Location(word, config.storage).iter_names(recursive=True))]
+        photos = [uri for uri in found if is_photo(uri) and not is_within(uri, config.output.uri)]
+        reason = f"a folder without photos ({', '.join(PHOTO_SUFFIXES)})"
+    else:
+        photos = sorted(name for name in glob.glob(word, recursive=True) if os.path.isfile(name) and is_photo(name))
+        reason = "no file, no folder, and a pattern that no photo matches"
+    if not photos:
+        raise ConfigError(f"input.photos: {word!r} is {reason}")
+    return photos
+
+
+def is_photo(name: str) -> bool:
+    """Whether a name ends like a photo's; hidden files are none."""
+    return name.lower().endswith(PHOTO_SUFFIXES) and not base_name(name).startswith(".")

@@ -59,7 +59,8 @@ class TrainDataSection(Section):
     """Which annotated images are trained and validated on, under which classes."""
 
     train: Uri = Field(
-        min_length=1, description="Training set: annotations in COCO JSON, or a folder with annotations; see format."
+        min_length=1,
+        description="Training set: annotations of any format, a file or the folder they lie in; see format.",
     )
     val: Uri | None = Field(None, description="Validation set, given like train; null is none.")
     format: AnnotationFormat = field_of(AnnotationSource, "format")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from model.training.train_step import ALONE, MicroBatch, WorkerRank
 from pipeline.dataset.loader import Sample, SampleSet, sample_at
@@ -80,9 +80,7 @@ class BatchStream:
         loading: Loading = DEFAULT_LOADING,
     ) -> None:
         self.batch_size = batch_size
-        self.order = _Order(
-            order, batch_size=batch_size * accumulate_steps, worker=worker, num_seen=num_seen, num_steps=num_steps
-        )
+        self.order = _Order(order, batch_size * accumulate_steps, worker, num_seen, num_steps)
         num_processes = loading.num_processes
         self._loader = DataLoader(
             samples,
@@ -188,17 +186,15 @@ class SampleOrder:
         return np.array(order + groups[False] + groups[True])
 
 
-class _Order(Sampler[list[tuple[int, int]]]):
+@dataclass(frozen=True)
+class _Order:
     """The samples of each step of one worker, as lists of (epoch, index); can be iterated repeatedly."""
 
-    def __init__(
-        self, order: SampleOrder, *, batch_size: int, worker: WorkerRank, num_seen: int, num_steps: int
-    ) -> None:
-        self.order = order
-        self.batch_size = batch_size
-        self.worker = worker
-        self.num_seen = num_seen
-        self.num_steps = num_steps
+    order: SampleOrder
+    batch_size: int
+    worker: WorkerRank
+    num_seen: int
+    num_steps: int
 
     def __len__(self) -> int:
         return self.num_steps

@@ -41,6 +41,7 @@ from model.training.train_step import (
     build_optimizer,
     mix_seed,
 )
+from model.weights.loading import load_matching
 from pipeline.dataset.loader import SampleSet
 from pipeline.dataset.subset import take_subset
 from pipeline.dataset.transforms.augment import build_transforms
@@ -399,9 +400,9 @@ class TrainingRun:
         self.history.add(row)
         self.report(
             "step",
-            f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"step {self.step}/{max_steps}  loss {means['loss']:.4f}  ETA {format_seconds(remaining_s)}  "
             f"{means['images_per_s']:.1f} images/s  data wait {means['data_wait_share']:.1%}  "
-            f"ETA {format_seconds(remaining_s)}",
+            f"lr {row['learning_rate']:.2e}",
             **row,
             max_steps=max_steps,
             eta_s=remaining_s,
@@ -509,17 +510,10 @@ def load_fitting(model: torch.nn.Module, source: str, settings: StorageSettings 
     Raises:
         ValueError: No readable checkpoint at `source`, or no tensor fits.
     """
-    checkpoint = open_checkpoint(source, settings=settings)
-    present = model.state_dict()
-    fitting = {
-        name: value
-        for name, value in checkpoint.state_dict.items()
-        if name in present and present[name].shape == value.shape
-    }
-    if not fitting:
+    report = load_matching(model, open_checkpoint(source, settings=settings).state_dict, source=source)
+    if not report.loaded:
         raise ValueError(f"nothing in the checkpoint {source} fits the network of model.spec")
-    model.load_state_dict(fitting, strict=False)
-    return f"starting from {source}: {len(fitting)} of {len(present)} tensors fit"
+    return f"starting from {source}: {len(report.loaded)} of {len(model.state_dict())} tensors fit"
 
 
 def train_worker(settings: Mapping[str, Any]) -> LoopResult | TrainingStopped:

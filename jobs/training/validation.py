@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from jobs.training.sets import validation_truth
 from model.categories import Category
@@ -18,7 +19,7 @@ from model.spec import ModelSpec
 from model.training.train_step import ALONE, WorkerRank
 from pipeline.bulk.encode import encode_instances
 from pipeline.dataset.photos import UnusablePhoto, load_photo
-from pipeline.dataset.types import AnnotatedSet
+from pipeline.dataset.types import AnnotatedImage, AnnotatedSet
 
 if TYPE_CHECKING:
     from pipeline.evaluation.ground_truth import Truth
@@ -96,13 +97,11 @@ class Validation:
 
     def _batches(self, predictor: Predictor) -> Iterator[list[_Photo]]:
         """Batches of (path, pixels) that share one padded size; the last batch of a size may be smaller."""
-        indices = range(self.worker.rank, len(self.annotated), self.worker.world_size)
-        photos = _Photos(self.annotated, indices, self.spec.in_channels)
-        loader = DataLoader(
-            photos,
+        loader: DataLoader[_Photo | None] = DataLoader(
+            self.annotated.images[self.worker.rank :: self.worker.world_size],  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.num_processes,
-            collate_fn=_unchanged,
+            collate_fn=partial(_load, in_channels=self.spec.in_channels),  # in the process that reads
             multiprocessing_context="fork" if self.num_processes else None,
         )
         batches: dict[tuple[int, int], list[_Photo]] = {}
@@ -146,26 +145,9 @@ def evaluate_shares(shares: Sequence[list[Columns]], truth: Truth) -> dict[str, 
     return {column: value for column, value in figures.items() if np.isfinite(value)}
 
 
-class _Photos(Dataset[_Photo | None]):
-    """Images with their paths, turned as their annotations are; None for one that cannot be read."""
-
-    def __init__(self, annotated: AnnotatedSet, indices: Sequence[int], in_channels: int) -> None:
-        self.annotated = annotated
-        self.indices = indices
-        self.in_channels = in_channels
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> _Photo | None:
-        if index >= len(self.indices):
-            raise IndexError(index)
-        image = self.annotated.images[self.indices[index]]
-        try:
-            return image.path.uri, load_photo(image, in_channels=self.in_channels)[0]
-        except UnusablePhoto:
-            return None
-
-
-def _unchanged(photo: Any) -> Any:
-    return photo
+def _load(image: AnnotatedImage, *, in_channels: int) -> _Photo | None:
+    """An image's path and its pixels, turned as its annotations are; None where it cannot be read."""
+    try:
+        return image.path.uri, load_photo(image, in_channels=in_channels)[0]
+    except UnusablePhoto:
+        return None

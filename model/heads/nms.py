@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -53,30 +51,44 @@ def suppress_images(
     images: Tensor,
     num_images: int,
     *,
+    kind: str,
+    iou_threshold: float,
+    sigma: float,
+    score_threshold: float,
     max_detections: int,
-    **options: Any,
 ) -> list[tuple[Tensor, Tensor]]:
-    """`suppress` for each image of a batch: [(indices, scores)], best first.
+    """Indices and scores of the boxes that are kept of each image, best first; classes do not suppress each other.
 
     Args:
-        boxes, scores, labels: As `suppress` takes them, of all images.
+        boxes: XYXY [N, 4], of all images.
+        scores: [N].
+        labels: int64 [N].
         images: int64 [N], index of the box's image, 0 to `num_images` - 1.
         num_images: Images of the batch, also those without a box.
+        kind: "hard" drops a box that overlaps a better one by more than `iou_threshold`. "soft_linear" multiplies
+            its score by 1 - IoU instead, "soft_gaussian" every score by exp(-IoU^2 / sigma) (Bodla et al., 2017,
+            equations 2 and 3).
+        iou_threshold: For "hard" and "soft_linear".
+        sigma: For "soft_gaussian".
+        score_threshold: Soft kinds drop a box whose score falls to this value or below.
         max_detections: Largest number of boxes kept for each image.
-        options: The other arguments of `suppress`.
     """
     by_image = [torch.where(images == image)[0] for image in range(num_images)]
-    if options["kind"] != "hard":
-        kept = [suppress(boxes[i], scores[i], labels[i], max_detections=max_detections, **options) for i in by_image]
-        return [(index[keep], kept_scores) for index, (keep, kept_scores) in zip(by_image, kept)]
+    results = []
+    if kind != "hard":
+        width = sigma if kind == "soft_gaussian" else None
+        for index in by_image:
+            limits = (iou_threshold, width, score_threshold, max_detections)
+            keep, kept_scores = _suppress_softly(boxes[index], scores[index], labels[index], *limits)
+            results.append((index[keep], kept_scores))
+        return results
     # A box is only suppressed by a better one: if the best candidates leave enough boxes, the rest change nothing.
     first = [index[scores[index].argsort(descending=True, stable=True)[:_FIRST_CANDIDATES]] for index in by_image]
-    survivors = _suppress_hard(boxes, scores, labels, images, torch.cat(first).sort().values, options["iou_threshold"])
-    results = []
+    survivors = _suppress_hard(boxes, scores, labels, images, torch.cat(first).sort().values, iou_threshold)
     for image, (index, first_index) in enumerate(zip(by_image, first)):
         keep = survivors[images[survivors] == image][:max_detections]
         if len(keep) < max_detections and len(first_index) < len(index):
-            keep = _suppress_hard(boxes, scores, labels, images, index, options["iou_threshold"])[:max_detections]
+            keep = _suppress_hard(boxes, scores, labels, images, index, iou_threshold)[:max_detections]
         results.append((keep, scores[keep]))
     return results
 
@@ -91,34 +103,16 @@ def _suppress_hard(
     return index[suppress_within(boxes[index], scores[index], groups, iou_threshold)]
 
 
-def suppress(
+def _suppress_softly(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor,
-    *,
-    kind: str,
     iou_threshold: float,
-    sigma: float,
+    sigma: float | None,
     score_threshold: float,
     max_detections: int,
 ) -> tuple[Tensor, Tensor]:
-    """Indices and scores of the boxes that are kept, best first; classes do not suppress each other.
-
-    Args:
-        boxes: XYXY [N, 4].
-        scores: [N].
-        labels: int64 [N].
-        kind: "hard" drops a box that overlaps a better one by more than `iou_threshold`. "soft_linear" multiplies
-            its score by 1 - IoU instead, "soft_gaussian" every score by exp(-IoU^2 / sigma) (Bodla et al., 2017,
-            equations 2 and 3).
-        iou_threshold: For "hard" and "soft_linear".
-        sigma: For "soft_gaussian".
-        score_threshold: Soft kinds drop a box whose score falls to this value or below.
-        max_detections: Largest number of boxes kept.
-    """
-    if kind == "hard":
-        keep = suppress_within(boxes, scores, labels, iou_threshold)[:max_detections]
-        return keep, scores[keep]
+    """Indices and scores of one image's boxes that soft suppression keeps; without a sigma the linear one."""
     scores = scores.clone()
     kept: list[Tensor] = []
     kept_scores: list[Tensor] = []
@@ -129,7 +123,7 @@ def suppress(
         kept.append(best)
         kept_scores.append(best_score)
         overlap = box_iou(boxes[best][None], boxes)[0]
-        if kind == "soft_linear":
+        if sigma is None:
             factor = torch.where(overlap > iou_threshold, 1 - overlap, torch.ones_like(overlap))
         else:
             factor = torch.exp(-(overlap**2) / sigma)

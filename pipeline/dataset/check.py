@@ -101,14 +101,8 @@ class DataReport:
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         return {
-            "uri": self.uri,
-            "format": self.format,
+            **vars(self),
             "ok": self.ok,
-            "num_images": self.num_images,
-            "num_instances": self.num_instances,
-            "num_negatives": self.num_negatives,
-            "class_counts": dict(self.class_counts),
-            "notes": dict(self.notes),
             "findings": [
                 {
                     "kind": finding.kind,

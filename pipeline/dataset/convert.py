@@ -134,14 +134,7 @@ def _is_there(photo: Location) -> bool:
 
 def _write(annotated: AnnotatedSet, target: Location, format: str, copy_photos: bool, overlap: str) -> Counter[str]:
     """Writes the set; returns what the format cannot hold: description -> count."""
-    if format == "coco":
-        return write_coco(annotated, target, copy_photos=copy_photos)
-    if format == "via":
-        return write_via(annotated, target, copy_photos=copy_photos)
-    if format == "labelme":
-        return write_labelme(annotated, target, copy_photos=copy_photos)
-    if format == "voc":
-        return write_voc(annotated, target, overlap=overlap)
-    if format == "cityscapes":
-        return write_cityscapes(annotated, target, overlap=overlap)
-    raise AnnotationError(f"no annotation format {format!r}; allowed are {', '.join(FORMATS)}")
+    if format in ("voc", "cityscapes"):
+        return (write_voc if format == "voc" else write_cityscapes)(annotated, target, overlap=overlap)
+    write = {"coco": write_coco, "via": write_via, "labelme": write_labelme}[format]
+    return write(annotated, target, copy_photos=copy_photos)

@@ -17,7 +17,7 @@ UnknownCategories = Literal["refuse", "ignore", "drop"]
 class OptionalSource(Settings):
     """Annotations that may be left out."""
 
-    uri: Uri | None = setting(None, "Annotations: COCO JSON, or a folder with annotations; see format. Null is none.")
+    uri: Uri | None = setting(None, "Annotations of any format: a file, or the folder they lie in; see format. Null is none.")
     format: AnnotationFormat = setting("auto", "Format of the annotations; auto recognises it.")
     image_root: Uri | None = setting(None, "Folder of the images; null looks beside the annotations.")
     default_category: str = setting(
@@ -29,4 +29,4 @@ class OptionalSource(Settings):
 class AnnotationSource(OptionalSource):
     """An annotated data set: for VOC its folder or one of its lists of names."""
 
-    uri: Uri = setting(description="Annotations: COCO JSON, or a folder with annotations; see format.", min_length=1)
+    uri: Uri = setting(description="Annotations of any format: a file, or the folder they lie in; see format.", min_length=1)

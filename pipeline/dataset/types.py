@@ -167,13 +167,9 @@ def polygons_to_box(polygons: Polygons, height: int, width: int) -> Box:
     points = np.array([value for polygon in polygons for value in polygon], dtype=np.float64).reshape(-1, 2)
     if not len(points):
         return (0.0, 0.0, 0.0, 0.0)
-    (x1, y1), (x2, y2) = points.min(axis=0), points.max(axis=0)
-    return (
-        float(np.clip(x1, 0, width)),
-        float(np.clip(y1, 0, height)),
-        float(np.clip(x2, 0, width)),
-        float(np.clip(y2, 0, height)),
-    )
+    corners = [*points.min(axis=0), *points.max(axis=0)]
+    x1, y1, x2, y2 = np.clip(corners, 0.0, [width, height, width, height]).tolist()
+    return (x1, y1, x2, y2)
 
 
 def mask_to_instance(label: int, mask: np.ndarray, *, iscrowd: bool = False) -> Instance:

@@ -49,16 +49,9 @@ class Matches:
     def on_images(self, image_ids: Sequence[int], truth: Truth) -> Matches:
         """The matches on these images alone; annotations elsewhere are neither found nor counted."""
         kept, is_there = np.isin(self.image_ids, image_ids), np.isin(truth.annotations.image_ids, image_ids)
-        return Matches(
-            self.rows[kept],
-            self.image_ids[kept],
-            self.category_ids[kept],
-            self.truths[kept],
-            self.ious[kept],
-            self.ignored[kept],
-            found=self.found & is_there,
-            counted=self.counted & is_there,
-        )
+        of_detections = ("rows", "image_ids", "category_ids", "truths", "ious", "ignored")
+        columns = {name: getattr(self, name)[kept] for name in of_detections}
+        return Matches(**columns, found=self.found & is_there, counted=self.counted & is_there)
 
 
 def match(

@@ -121,11 +121,7 @@ class Metrics:
         Raises:
             ValueError: the figure was not measured.
         """
-        figures = {
-            **self._coco_figures(iou_type),
-            **self.at_threshold.get(iou_type, {}).get(None, {}),
-            **self.other.get(iou_type, {}).get(None, {}),
-        }
+        figures = self.figures(iou_type).get(None, {})
         if metric not in figures:
             measured = ", ".join(figures) or "nothing of that kind"
             raise ValueError(f"{iou_type} {metric} was not measured; measured were {measured}")
@@ -139,16 +135,12 @@ class Metrics:
         """
         import pandas as pd
 
-        rows: list[tuple[str, str, str | None, int | None, float]] = []
-        for iou_type, result in self.coco.items():
-            rows += [(iou_type, name, None, None, value) for name, value in self._coco_figures(iou_type).items()]
-            at_threshold, other = self.at_threshold.get(iou_type, {}), self.other.get(iou_type, {})
-            overall = at_threshold.get(None, {}) | other.get(None, {})
-            rows += [(iou_type, name, None, None, value) for name, value in overall.items()]
-            for number, figures in result.by_category().items():
-                merged = {name: _or_nan(value) for name, value in figures.items()}
-                merged |= at_threshold.get(number, {}) | other.get(number, {})
-                rows += [(iou_type, name, self.names[number], number, value) for name, value in merged.items()]
+        rows = [
+            (iou_type, name, None if number is None else self.names[number], number, value)
+            for iou_type in self.coco
+            for number, figures in self.figures(iou_type).items()
+            for name, value in figures.items()
+        ]
         frame = pd.DataFrame(rows, columns=["iou_type", "metric", "category", "category_id", "value"])
         return frame.astype(
             {"iou_type": "str", "metric": "str", "category": "str", "category_id": "Int64", "value": "float64"}
@@ -156,17 +148,14 @@ class Metrics:
 
     def to_dict(self) -> MetricsJson:
         """All of it as plain values; a curve has the mean precision over the categories at 101 recalls."""
-        overall: dict[str, dict[str, float | None]] = {}
-        by_category: dict[str, dict[str, dict[str, float | None]]] = {}
-        for row in self.to_frame().to_dict("records"):
-            value = None if np.isnan(row["value"]) else row["value"]
-            if isinstance(row["category"], str):
-                by_category.setdefault(row["iou_type"], {}).setdefault(row["category"], {})[row["metric"]] = value
-            else:
-                overall.setdefault(row["iou_type"], {})[row["metric"]] = value
+        by_kind = {kind: self.figures(kind) for kind in self.coco}
         return {
-            "overall": overall,
-            "by_category": by_category,
+            "overall": {kind: _without_nan(figures[None]) for kind, figures in by_kind.items()},
+            "by_category": {
+                kind: {self.names[n]: _without_nan(of_n) for n, of_n in figures.items() if n is not None}
+                for kind, figures in by_kind.items()
+                if self.names
+            },
             "score_threshold": self.score_threshold,
             "iou_threshold": self.iou_threshold,
             "run_score_threshold": self.run_score_threshold,
@@ -180,11 +169,22 @@ class Metrics:
             "slices": [_plain_table(by, table) for by, table in self.slices.items()],
         }
 
-    def _coco_figures(self, iou_type: str) -> dict[str, float]:
-        result = self.coco.get(iou_type)
-        if result is None:
+    def figures(self, iou_type: str) -> dict[int | None, dict[str, float]]:
+        """All figures of one kind of IoU by name: over all categories under None, then by category id.
+
+        A figure is NaN where there are no objects to measure with. Without that kind there are none.
+        """
+        if (result := self.coco.get(iou_type)) is None:
             return {}
-        return {name: _or_nan(value) for name, value in zip(result.names, result.stats.tolist(), strict=True)}
+        coco: dict[int | None, dict[str, float]] = {None: dict(zip(result.names, result.stats.tolist(), strict=True))}
+        coco.update(result.by_category().items())
+        at_threshold, other = self.at_threshold.get(iou_type, {}), self.other.get(iou_type, {})
+        return {
+            number: {name: float("nan") if value == -1 else float(value) for name, value in figures.items()}
+            | at_threshold.get(number, {})
+            | other.get(number, {})
+            for number, figures in coco.items()
+        }
 
 
 def evaluate_run(run: str | Run, ground_truth: TruthSource, **settings: Any) -> Metrics:
@@ -386,6 +386,5 @@ def _plain_table(by: str, table: pd.DataFrame) -> PlainTable:
     return {"by": by, "columns": list(table.columns), "rows": rows}
 
 
-def _or_nan(value: float) -> float:
-    """NaN for -1, which is COCO's mark for no objects."""
-    return float("nan") if value == -1 else float(value)
+def _without_nan(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}

@@ -30,6 +30,7 @@ from pipeline.dataset.types import (
     AnnotationError,
     Instance,
     Polygons,
+    mask_to_box,
     mask_to_instance,
     segmentation_to_mask,
 )
@@ -274,8 +275,7 @@ def _to_shapes(instance: Instance, label: str, group: int, height: int, width: i
 
 
 def _mask_fields(mask: np.ndarray) -> dict[str, object]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    y1, y2, x1, x2 = (int(v) for v in (rows[0], rows[-1], columns[0], columns[-1]))
+    x1, y1, x2, y2 = map(int, mask_to_box(mask))
     buffer = io.BytesIO()
-    Image.fromarray(mask[y1 : y2 + 1, x1 : x2 + 1] * np.uint8(255)).convert("1").save(buffer, "PNG")
-    return {"points": [[x1, y1], [x2, y2]], "mask": base64.b64encode(buffer.getvalue()).decode("ascii")}
+    Image.fromarray(mask[y1:y2, x1:x2] * np.uint8(255)).convert("1").save(buffer, "PNG")
+    return {"points": [[x1, y1], [x2 - 1, y2 - 1]], "mask": base64.b64encode(buffer.getvalue()).decode("ascii")}

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipeline.dataset.sample import SampleDict, draw, draw_index, happens, size_of
+from pipeline.dataset.types import mask_to_box
 
 _NEAREST = InterpolationMode.NEAREST_EXACT  # plain NEAREST is half a pixel off the photo
 _BILINEAR = InterpolationMode.BILINEAR
@@ -32,12 +33,7 @@ def resize_sample(sample: SampleDict, size: tuple[int, int]) -> SampleDict:
     resized = dict(sample)
     photo = sample["image"].as_subclass(Tensor)
     resized["image"] = tv_tensors.Image(F.resize_image(photo, [height, width], _BILINEAR, antialias=True))
-    masks = sample["masks"].as_subclass(Tensor)
-    if len(masks):
-        masks = F.resize_image(masks, [height, width], _NEAREST)
-    else:
-        masks = masks.new_zeros((0, height, width))
-    resized["masks"] = tv_tensors.Mask(masks)
+    resized["masks"] = tv_tensors.Mask(F.resize_image(sample["masks"].as_subclass(Tensor), [height, width], _NEAREST))
     for name in ("boxes", "ignore_boxes"):
         resized[name] = _as_boxes(sample[name].as_subclass(Tensor) * scale.repeat(2), size)
     if "keypoints" in sample:
@@ -55,12 +51,7 @@ def crop_sample(sample: SampleDict, top: int, left: int, size: tuple[int, int]) 
     old_height, old_width = size_of(sample)
     cropped = dict(sample)
     cropped["image"] = tv_tensors.Image(F.crop_image(sample["image"].as_subclass(Tensor), top, left, height, width))
-    masks = sample["masks"].as_subclass(Tensor)
-    if len(masks):
-        masks = F.crop_image(masks, top, left, height, width)
-    else:
-        masks = masks.new_zeros((0, height, width))
-    cropped["masks"] = tv_tensors.Mask(masks)
+    cropped["masks"] = tv_tensors.Mask(F.crop_image(sample["masks"].as_subclass(Tensor), top, left, height, width))
     corner = torch.tensor([left, top], dtype=torch.float32)
     for name in ("boxes", "ignore_boxes"):
         cropped[name] = _as_boxes(sample[name].as_subclass(Tensor) - corner.repeat(2), size)
@@ -104,15 +95,7 @@ def boxes_from_masks(sample: SampleDict) -> SampleDict:
 
 def mask_boxes(masks: Tensor) -> Tensor:
     """Boxes of masks [N, H, W]: float32 [N, 4], XYXY half-open; zeros for an empty mask."""
-    boxes = torch.zeros((len(masks), 4))
-    if not masks.numel():
-        return boxes
-    columns, rows = (masks != 0).any(dim=1), (masks != 0).any(dim=2)
-    for axis, lines in ((0, columns), (1, rows)):
-        length = lines.shape[1]
-        boxes[:, axis] = lines.float().argmax(dim=1).float()
-        boxes[:, axis + 2] = length - lines.flip(1).float().argmax(dim=1).float()
-    return torch.where(columns.any(dim=1, keepdim=True), boxes, 0.0)
+    return torch.tensor([mask_to_box(mask) for mask in masks.numpy()], dtype=torch.float32).reshape(-1, 4)
 
 
 class FixedSize:
