@@ -33,6 +33,7 @@ def load_predictor(
     max_detections: int = 100,
     mask_threshold: float = 0.5,
     mode: str = "exact",
+    engine: str | None = None,
     device: str | None = None,
     network: str | None = None,
     classes: Sequence[str] | None = None,
@@ -48,6 +49,7 @@ def load_predictor(
         max_detections: detections of one photo, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
         mode: "exact", or "fast", which computes in bfloat16 where the hardware does.
+        engine: "torch" or "openvino", see `pipeline.bulk.photos.PhotoPredictor`.
         device: "cuda" or "cpu"; None takes a GPU where there is one.
         network, classes: for a file of weights, see `model.weights.published.checkpoint_from_weights`.
 
@@ -59,6 +61,7 @@ def load_predictor(
         open_checkpoint(os.fspath(checkpoint), network, classes),
         device=device,
         mode=mode,
+        engine=engine,
         score_threshold=score_threshold,
         score_thresholds=read_thresholds(score_thresholds or {}),
         max_detections=max_detections,
@@ -119,6 +122,7 @@ def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lam
         checkpoint,
         device=settings.device,
         mode=settings.mode,
+        engine=settings.engine,
         score_threshold=settings.score_threshold,
         score_thresholds=plan.score_thresholds,
         max_detections=settings.max_detections,

@@ -1,0 +1,208 @@
+"""The OpenVINO engine against torch: the same detections, in the precision asked for, with nothing sent anywhere.
+
+Tolerances: both sides sum float32 products in another order, so boxes may differ by 0.01 px and scores by 1e-4, far
+below what exact mode promises (0.05 px, 1e-3).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model.inference import openvino_engine
+from model.inference.openvino_engine import computes_in, convert, is_whole, load
+from model.inference.predictor import Detections, EngineError, Predictor, check_engine
+from model.network import MaskRCNN, build_model
+from model.spec import ModelSpec
+from tests.paths import ROOT
+
+openvino = pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
+
+SMALL: dict[str, Any] = {
+    **{"num_classes": 3, "image_min_size": 96, "image_max_size": 160, "score_threshold": 0.0},
+    **{"rpn_pre_nms_test": 60, "rpn_post_nms_test": 100, "max_detections": 30},
+}
+SPEC = ModelSpec.tiny(**SMALL, num_keypoints=4, keypoint_head_channels=(16,))
+# Each kind of layer that a spec can choose, on a small network.
+KINDS: dict[str, dict[str, Any]] = {
+    "batch norm everywhere": {"backbone": "resnet18", "norm": "batch", "head_norm": "batch", "box_head_convs": 1},
+    "c4": {"backbone": "resnet50", "neck": "c4", "mask_head_channels": (), "mask_output_size": 14},
+    "dc5": {"backbone": "resnet50", "neck": "dc5"},
+    "c5, RoIPool": {"backbone": "resnet18", "neck": "c5", "roi_op": "pool", "roi_reduce": "max"},
+    "attention, group norm in heads": {"backbone": "resnet18", "attention": "squeeze_excite", "head_norm": "group"},
+    "grouped convolutions": {"backbone": "resnext50_32x4d"},
+    "mobilenet": {"backbone": "mobilenet_v3_large", "norm": "batch"},
+    "efficientnet": {"backbone": "efficientnet_b0", "norm": "batch"},
+    "vgg": {"backbone": "vgg16"},
+    "mlp masks": {"backbone": "tiny", "norm": "group", "mask_head": "mlp", "mask_head_channels": (32, 32)},
+    "softmax masks": {"backbone": "tiny", "norm": "group", "mask_activation": "softmax"},
+    "one mask for all classes": {"backbone": "tiny", "norm": "group", "mask_class_agnostic": True},
+    "masks of 56": {"backbone": "tiny", "norm": "group", "mask_output_size": 56},
+    "conv5 masks": {"backbone": "tiny", "norm": "group", "mask_head": "conv5", "mask_head_channels": (16,) * 5},
+    "no masks, five channels": {"backbone": "tiny", "norm": "group", "mask_head": "none", "in_channels": 5},
+}
+KINDS["no masks, five channels"] |= {"image_mean": (0.5,) * 5, "image_std": (0.2,) * 5}
+
+
+def network_of(spec: ModelSpec) -> MaskRCNN:
+    torch.manual_seed(1)
+    return build_model(spec).eval()
+
+
+@pytest.fixture(scope="module")
+def network() -> MaskRCNN:
+    return network_of(SPEC)
+
+
+@pytest.fixture(scope="module")
+def folder(network: MaskRCNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("conversion")
+    convert(network, path)
+    return path
+
+
+def pictures(count: int, channels: int = 3) -> list[np.ndarray]:
+    return [np.random.default_rng(seed).random((90, 130, channels), np.float32) for seed in range(count)]
+
+
+def assert_same(found: list[Detections], expected: list[Detections]) -> None:
+    for ours, reference in zip(found, expected, strict=True):
+        assert len(ours.scores) == len(reference.scores) > 5
+        np.testing.assert_array_equal(ours.labels, reference.labels)
+        np.testing.assert_allclose(ours.boxes, reference.boxes, rtol=0, atol=0.01)
+        np.testing.assert_allclose(ours.scores, reference.scores, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(ours.mask_probs, reference.mask_probs, rtol=0, atol=1e-3)
+        if reference.keypoints is not None:
+            np.testing.assert_allclose(ours.keypoints, reference.keypoints, rtol=0, atol=0.01)  # type: ignore[arg-type]
+
+
+def test_it_finds_what_torch_finds_whatever_else_is_in_the_batch(network: MaskRCNN, folder: Path) -> None:
+    predictor = Predictor(network, SPEC, parts=load(folder, "float32", 1))
+    together = predictor.predict(pictures(3))
+    assert_same(together, Predictor(network, SPEC).predict(pictures(3)))
+    for picture, batched in zip(pictures(3), together, strict=True):
+        (alone,) = predictor.predict([picture])
+        for name in ("boxes", "scores", "labels", "mask_probs", "keypoints"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(batched, name))
+
+
+def test_large_images_of_a_batch_are_computed_one_by_one(
+    network: MaskRCNN, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(network, SPEC, parts=load(folder, "float32", 1))
+    together = predictor.predict(pictures(3))
+    monkeypatch.setattr(openvino_engine, "_LARGE_IMAGE_PX", 100)
+    assert_same(predictor.predict(pictures(3)), together)
+
+
+def test_no_detection_gives_empty_arrays(network: MaskRCNN, folder: Path) -> None:
+    predictor = Predictor(network, SPEC, parts=load(folder, "float32", 1), score_threshold=1.0)
+    (detections,) = predictor.predict(pictures(1))
+    assert detections.boxes.shape == (0, 4) and detections.mask_probs.shape == (0, 28, 28)
+    assert detections.keypoints is not None and detections.keypoints.shape == (0, 4, 3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 64, 65, 200])
+def test_any_number_of_rois_gives_the_values_of_torch(network: MaskRCNN, folder: Path, count: int) -> None:
+    parts, reference = load(folder, "float32", 1), network.dense_parts()
+    assert parts.mask is not None and reference.mask is not None
+    channels = network.backbone.out_channels
+    rois, labels = torch.rand(count, channels, 14, 14), torch.arange(count) % 3 + 1
+    with torch.inference_mode():
+        torch.testing.assert_close(parts.mask(rois, labels), reference.mask(rois, labels), rtol=0, atol=1e-5)
+        for values, expected in zip(parts.box(rois[..., :7, :7]), reference.box(rois[..., :7, :7]), strict=True):
+            torch.testing.assert_close(values, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.long) for kind in KINDS])
+def test_every_kind_of_layer_is_converted(kind: str, tmp_path: Path) -> None:
+    one_map = {"anchor_sizes": ((16, 32, 64),)} if "neck" in KINDS[kind] else {}
+    spec = ModelSpec(**{**SMALL, **one_map, **KINDS[kind]})
+    network = network_of(spec)
+    for module in network.modules():  # norms with other statistics than 0 and 1
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.8, 1.2)  # type: ignore[union-attr]
+    convert(network, tmp_path)
+    found = Predictor(network, spec, parts=load(tmp_path, "float32", 1)).predict(pictures(1, spec.in_channels))
+    assert_same(found, Predictor(network, spec).predict(pictures(1, spec.in_channels)))
+
+
+def test_exact_is_float32_in_weights_and_in_arithmetic(folder: Path) -> None:
+    """OpenVINO's defaults are bfloat16 where the processor has it, and weights saved in float16."""
+    for path in folder.glob("*.xml"):
+        assert "f16" not in set(re.findall(r'element_type="(\w+)"', path.read_text())), path.name
+    part = load(folder, "float32", 2).maps.__self__  # type: ignore[attr-defined]
+    assert part.compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    for node in part.compiled.get_runtime_model().get_ops():
+        precision = node.get_rt_info()["runtimePrecision"]
+        assert "16" not in str(precision), (node.get_friendly_name(), precision)
+
+
+def test_a_call_has_the_threads_it_is_given_in_one_stream_and_bound_to_no_core(folder: Path) -> None:
+    compiled = load(folder, "float32", 2).maps.__self__.compiled  # type: ignore[attr-defined]
+    names = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING")
+    assert [compiled.get_property(name) for name in names] == [2, 1, False]
+
+
+def test_bfloat16_is_refused_where_the_processor_would_compute_in_float32(folder: Path) -> None:
+    if computes_in("bfloat16"):
+        load(folder, "bfloat16", 1)
+        return
+    with pytest.raises(EngineError, match="does not compute in bfloat16"):
+        check_engine("openvino", "bfloat16", "cpu")
+
+
+def test_a_torn_or_changed_conversion_is_noticed(network: MaskRCNN, tmp_path: Path) -> None:
+    convert(network, tmp_path)
+    assert is_whole(tmp_path) and not is_whole(tmp_path / "missing")
+    weights = tmp_path / "maps.bin"
+    data = weights.read_bytes()
+    for broken in (data[:-1], data[:100] + bytes([data[100] ^ 1]) + data[101:]):
+        weights.write_bytes(broken)
+        assert not is_whole(tmp_path)
+    weights.unlink()
+    assert not is_whole(tmp_path)
+    (tmp_path / "conversion.json").write_text("[")
+    assert not is_whole(tmp_path)
+
+
+WATCHED = """
+import sys, threading
+calls = []
+sys.addaudithook(lambda event, args: calls.append((event, args)) if event.startswith("socket.") else None)
+from pathlib import Path
+from model.inference.openvino_engine import convert, load
+from model.network import build_model
+from model.spec import ModelSpec
+convert(build_model(ModelSpec.tiny(num_classes=1)).eval(), Path(sys.argv[1]))
+load(Path(sys.argv[1]), "float32", 1)
+for thread in threading.enumerate():
+    if thread is not threading.main_thread():
+        thread.join(20)
+print("sockets:", [event for event, _ in calls], "telemetry:", "openvino_telemetry" in sys.modules)
+"""
+
+
+def test_nothing_is_sent_while_it_is_imported_converts_and_loads(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "conversion").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}  # where it would be off anyway
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(tmp_path / "conversion")],
+        cwd=ROOT,
+        env={**environment, "HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.stdout.splitlines()[-1:] == ["sockets: [] telemetry: False"], done.stdout + done.stderr[-2000:]
+    assert not list((tmp_path / "home").iterdir()), "no client id is left either"
