@@ -12,10 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jobs.checkpoints import open_checkpoint
+from jobs.config.load import ConfigError
 from jobs.config.predict import PredictConfig
 from model.checkpoint import Checkpoint
+from model.inference.openvino_engine import EngineError
+from model.inference.predictor import check_engine
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
-from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
+from pipeline.bulk.photos import PhotoPredictor, PhotoResult, computed_on, to_frames
 from pipeline.results.render import overlay
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage.files import Location
@@ -55,7 +58,7 @@ def load_predictor(
 
     Raises:
         CheckpointError: no such checkpoint or weights, or damaged ones.
-        ValueError: a setting out of its range.
+        ValueError: a setting out of its range, or an engine that this machine does not have.
     """
     return PhotoPredictor(
         open_checkpoint(os.fspath(checkpoint), network, classes),
@@ -98,8 +101,14 @@ def prepare_predict(config: PredictConfig, photos: Sequence[str]) -> PredictPlan
 
     Raises:
         CheckpointError: no such checkpoint or weights, or damaged ones.
-        ValueError: thresholds of a class that the model does not have, or no such file of them.
+        ValueError: thresholds of a class that the model does not have, no such file of them, or an engine that this
+            machine does not have.
     """
+    device, precision = computed_on(config.predict.mode, config.predict.device)
+    try:
+        check_engine(config.predict.engine or "torch", precision, device)
+    except EngineError as error:
+        raise ConfigError(f"predict.engine: {error}") from None
     checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
     thresholds = read_thresholds(config.predict.score_thresholds, config.storage)
     names = [category.name for category in checkpoint.categories]

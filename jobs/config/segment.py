@@ -223,7 +223,7 @@ class SegmentSection(KeptSection):
     @model_validator(mode="after")
     def _openvino_on_cpus(self) -> Self:
         if self.engine == "openvino" and self.gpus_per_worker:
-            raise ValueError("engine is openvino; allowed with gpus_per_worker above 0 is torch (or auto)")
+            raise ValueError("engine is openvino; allowed with gpus_per_worker above 0 is torch or auto")
         return self
 
     @model_validator(mode="after")

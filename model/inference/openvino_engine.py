@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.dense_parts import DenseParts, MaskPart
-from model.network import MaskRCNN
+from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
 
 _FORMAT = 1  # of a conversion's folder; a change of what is converted makes all of them anew
@@ -28,8 +29,15 @@ _TELEMETRY = "openvino_telemetry"
 # there are few shapes, for each of which OpenVINO compiles kernels and keeps them.
 _ROIS_AT_ONCE = 64
 _ROIS_MULTIPLE = 16
+# Largest weight of a network, and value of an image, that are computed with. OpenVINO's ReLU makes 0 of NaN, so that
+# values that are not finite may leave no trace in what it gives; below this, none come up in a network of use.
+_LARGEST_VALUE = 1e12
 # Images of fewer pixels than this are computed as one batch, others one by one.
 _LARGE_IMAGE_PX = 400 * 400
+
+
+class EngineError(ValueError):
+    """An engine that cannot compute here, not in a precision, or not this network; the message is for the user."""
 
 
 def is_installed() -> bool:
@@ -56,9 +64,15 @@ def convert(network: MaskRCNN, folder: Path) -> None:
         network: In evaluation mode, in float32 on a CPU; not a copy for prediction, whose layers choose an algorithm by
             the size of a map.
         folder: Gets a pair of files for each part, which `load` reads.
+
+    Raises:
+        EngineError: Weights that are not finite, or beyond all use.
     """
     openvino = import_openvino()
     for name, (module, examples, shapes) in _examples(network).items():
+        for weights_name, weights in module.state_dict().items():
+            if not _are_usable(weights):
+                raise EngineError(f"openvino cannot compute the network: its weights {weights_name} are not finite")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing: assertions on shapes become constants
             model = openvino.convert_model(module.eval(), example_input=examples, input=shapes)
@@ -103,17 +117,22 @@ def load(folder: Path, precision: str, num_threads: int) -> DenseParts:
 
 
 class Part:
-    """A part as OpenVINO compiled it, called with float32 tensors on the CPU."""
+    """A part as OpenVINO compiled it, called with float32 tensors on the CPU; each thread has a request of its own."""
 
     def __init__(self, compiled: Any) -> None:
         self.compiled = compiled
-        self.request = compiled.create_infer_request()
+        self._requests = threading.local()
 
     def of_images(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The outputs for a batch [B, C, H, W]; valid until the next call.
+        """The outputs for a batch [B, C, H, W]; valid until the thread's next call.
 
         Small images are computed together, large ones one by one.
+
+        Raises:
+            NonFiniteOutput: Images with NaN or infinity.
         """
+        if not _are_usable(images):
+            raise NonFiniteOutput("the images have values that are not finite")
         if images.shape[2] * images.shape[3] < _LARGE_IMAGE_PX or len(images) == 1:
             return tuple(self._infer(images))
         of_each = [[output.clone() for output in self._infer(image)] for image in images.split(1)]
@@ -132,13 +151,24 @@ class Part:
         return [output[:count].clone() for output in self._infer(*inputs)]
 
     def _infer(self, *inputs: Tensor) -> list[Tensor]:
-        """One call; the outputs share the memory of the request."""
+        """One call; the outputs share the memory of the thread's request."""
         openvino = import_openvino()
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self.compiled.create_infer_request()
+        request = self._requests.own
         arrays = [tensor.contiguous().numpy() for tensor in inputs]  # kept: the request reads their memory
         for index, array in enumerate(arrays):
-            self.request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
-        self.request.infer()
-        return [torch.from_numpy(output.data) for output in self.request.output_tensors]
+            request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+        request.infer()
+        return [torch.from_numpy(output.data) for output in request.output_tensors]
+
+
+def _are_usable(values: Tensor) -> bool:
+    """Whether all values are finite, and not larger than what is computed with."""
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return bool(low >= -_LARGEST_VALUE) and bool(high <= _LARGEST_VALUE)
 
 
 def _only_output(part: Part | None) -> Callable[..., Tensor] | None:

@@ -16,6 +16,7 @@ from model.heads.boxes import clip_to_sizes
 from model.inference import openvino_engine
 from model.inference.fuse import for_prediction, without_dense_layers
 from model.inference.mask_rle import Runs, place, trace_runs
+from model.inference.openvino_engine import EngineError
 from model.inference.prefetch import Image, to_tensor
 from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
@@ -89,27 +90,23 @@ def native_engine(precision: str, device: str | torch.device) -> str:
     return "openvino" if torch.cpu.get_capabilities().get("avx512_f", False) else "torch"
 
 
-class EngineError(ValueError):
-    """An engine that cannot compute here, or not in a precision; the message is for the user."""
-
-
 def check_engine(engine: str, precision: str, device: str | torch.device) -> None:
     """Raises EngineError where this machine cannot compute with the engine in the precision on the device.
 
     OpenVINO itself takes float32 in silence where the processor does not compute in bfloat16.
     """
     if engine not in ENGINES:
-        raise EngineError(f"engine {engine}: allowed is {' or '.join(ENGINES)}")
+        raise EngineError(f"{engine!r} is not allowed; allowed is {' or '.join(ENGINES)}")
     if engine == "torch":
         return
     if torch.device(device).type != "cpu":
-        raise EngineError("engine openvino: it computes on CPUs only; allowed on a GPU is the engine torch")
+        raise EngineError("openvino computes on CPUs only; allowed on a GPU is the engine torch")
     if not openvino_engine.is_installed():
-        raise EngineError("engine openvino: it is not installed on this machine; allowed here is the engine torch")
+        raise EngineError("openvino is not installed on this machine; allowed here is the engine torch")
     if not openvino_engine.computes_in(precision):
         raise EngineError(
-            f"engine openvino: it does not compute in {precision} on this machine's processor; allowed here is the "
-            "engine torch, or the precision float32"
+            f"openvino does not compute in {precision} on this machine's processor; allowed here is the engine torch, "
+            "or the precision float32"
         )
 
 

@@ -84,12 +84,11 @@ class PhotoPredictor:
         storage: StorageSettings | None = None,
     ) -> None:
         self.categories = checkpoint.categories
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device, precision = computed_on(mode, device)
         self._mask_threshold = mask_threshold
         self._limits, self._storage = limits or DecodeLimits(), storage
         self._num_bands = checkpoint.spec.in_channels
         self._is_first = True  # whether no photo was predicted yet
-        precision = "bfloat16" if native_dtype(mode, self.device)[0] == torch.bfloat16 else "float32"
         self._predictor = build_predictor(
             checkpoint.build(),
             checkpoint.spec,
@@ -177,6 +176,12 @@ class PhotoPredictor:
             return detections
         probs, boxes = torch.from_numpy(detections.mask_probs), torch.from_numpy(detections.boxes)
         return replace(detections, runs=paste_runs(probs, boxes, image_size, self._mask_threshold))
+
+
+def computed_on(mode: str, device: str | None) -> tuple[str, str]:
+    """Device and precision of a mode; `device` None takes a GPU where there is one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device, str(native_dtype(mode, device)[0]).removeprefix("torch.")
 
 
 def to_frames(rows: list[ImageResult]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -21,7 +21,8 @@ from model.categories import Category
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference import openvino_engine
-from model.inference.predictor import Detections, EngineError, Predictor, check_engine, native_engine
+from model.inference.openvino_engine import EngineError
+from model.inference.predictor import Detections, Predictor, check_engine, native_engine
 from model.inference.prefetch import upload_ahead
 from model.inference.sam import SamRefiner
 from model.network import MaskRCNN
@@ -150,7 +151,7 @@ def build_predictor(
                 openvino_engine.is_whole,
             )
         except OSError as error:
-            raise EngineError(f"engine openvino: the converted network cannot be kept in the cache: {error}") from error
+            raise EngineError(f"openvino's form of the network cannot be kept in the cache: {error}") from error
         parts = openvino_engine.load(folder, precision, torch.get_num_threads())
     return Predictor(
         network,

@@ -211,12 +211,18 @@ def test_a_run_keeps_its_engine_and_precision_whatever_auto_would_take(
     claim_run(open_storage(str(tmp_path / "other")), other.spec.to_json())
     monkeypatch.setattr("jobs.segment.native_engine", lambda precision, device: "torch")
     assert planned_engine(*words) == "openvino"
+    assert json.loads(file_metadata(other)["maskfleet.config"])["segment"]["engine"] == "openvino"
+    text = call(Exit.BAD_INPUT, "segment", *words, "segment.gpus_per_worker=1")
+    assert "segment.gpus_per_worker: 1 is not allowed: the run computes with openvino, which uses CPUs only" in text
     monkeypatch.setattr("jobs.segment.is_installed", lambda: False)
     assert "openvino is not installed here" in call(Exit.BAD_INPUT, "segment", *words)
     document = other.spec.to_json()
     document["segment"]["engine"] = "warp"
     (tmp_path / "other" / "run.json").write_text(json.dumps(document))
     assert "the run has 'warp'; allowed in this version is torch or openvino" in call(Exit.BAD_INPUT, "segment", *words)
+    document["segment"] |= {"engine": "torch", "precision": "int4"}
+    (tmp_path / "other" / "run.json").write_text(json.dumps(document))
+    assert "segment.precision: the run has 'int4'; allowed in this version" in call(Exit.BAD_INPUT, "segment", *words)
 
 
 @pytest.mark.long
@@ -314,7 +320,7 @@ def test_files_name_younger_settings_only_where_they_are_used(
     name = load_checkpoint(tiny_checkpoint).categories[0].name
     assert not [key for key in written() if "predictor" in key or key == "score_thresholds"]
     assert written(f"segment.score_thresholds.{name}=0.5")["score_thresholds"] == {name: 0.5}
-    assert "refine" not in written()
+    assert not {"refine", "engine"} & written().keys() and "engine" not in written("segment.engine=torch")
 
 
 def test_sam_is_part_of_what_a_run_is_and_its_place_is_not(

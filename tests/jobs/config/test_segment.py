@@ -71,6 +71,7 @@ def test_the_limits_themselves_are_allowed(words: list[str], section: dict[str, 
     [
         (["segment.mode=fast"], "segment.mode is fast; not allowed with segment.predictor, which knows its own"),
         (["segment.precision=float32"], "segment.precision is float32; not allowed with segment.predictor"),
+        (["segment.engine=openvino"], "segment.engine is openvino; not allowed with segment.predictor"),
         (["decode.scaled=true"], "decode.scaled is true; not allowed with segment.predictor"),
         (["model.classes=[a]"], "the settings of model are not allowed with segment.predictor"),
         (["segment.predictor_settings.day=2024-01-01 10:00:00"], None),

@@ -10,18 +10,20 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
 
 from model.inference import openvino_engine
-from model.inference.openvino_engine import computes_in, convert, is_whole, load
-from model.inference.predictor import Detections, EngineError, Predictor, check_engine
-from model.network import MaskRCNN, build_model
+from model.inference.openvino_engine import EngineError, computes_in, convert, is_whole, load
+from model.inference.predictor import Detections, Predictor, check_engine
+from model.network import MaskRCNN, NonFiniteOutput, build_model
 from model.spec import ModelSpec
 from tests.paths import ROOT
 
@@ -109,6 +111,44 @@ def test_no_detection_gives_empty_arrays(network: MaskRCNN, folder: Path) -> Non
     (detections,) = predictor.predict(pictures(1))
     assert detections.boxes.shape == (0, 4) and detections.mask_probs.shape == (0, 28, 28)
     assert detections.keypoints is not None and detections.keypoints.shape == (0, 4, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_an_image_that_is_not_finite_is_refused_as_torch_does(network: MaskRCNN, folder: Path, value: float) -> None:
+    """OpenVINO's ReLU makes 0 of NaN, so that detections of such an image would look like any."""
+    picture = pictures(1)[0]
+    picture[40, 50, 1] = value
+    for parts in (None, load(folder, "float32", 1)):
+        with pytest.raises(NonFiniteOutput):
+            Predictor(network, SPEC, parts=parts).predict([picture])
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    network = network_of(SPEC)
+    network.roi_heads.box_predictor.cls_score.weight.data[0, 0] = float("nan")
+    with pytest.raises(EngineError, match=r"its weights predictor\.cls_score\.weight are not finite"):
+        convert(network, tmp_path)
+
+
+def test_threads_get_detections_of_their_own_images(network: MaskRCNN, folder: Path) -> None:
+    predictor = Predictor(network, SPEC, parts=load(folder, "float32", 1))
+    images = pictures(4) * 3
+    with ThreadPoolExecutor(4) as threads:
+        side_by_side = list(threads.map(lambda image: predictor.predict([image])[0], images))
+    for image, found in zip(images, side_by_side, strict=True):
+        np.testing.assert_array_equal(found.boxes, predictor.predict([image])[0].boxes)
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_over_photos_of_many_sizes(network: MaskRCNN, folder: Path) -> None:
+    """Of 1 to 100 RoIs with masks each: what OpenVINO keeps for each shape is bounded, as padded sizes are."""
+    predictor = Predictor(network, SPEC, parts=load(folder, "float32", 1), max_detections=100)
+    random, resident_bytes = np.random.default_rng(0), []
+    for number, size in enumerate(random.choice(300 * 300, 300, replace=False)):
+        predictor.model.roi_heads.detections_per_img = 1 + number % 100
+        predictor.predict([random.random((60 + size // 300, 60 + size % 300, 3), np.float32)])
+        resident_bytes.append(psutil.Process().memory_info().rss)
+    assert max(resident_bytes[50:]) - max(resident_bytes[:50]) < 32 * 2**20
 
 
 @pytest.mark.parametrize("count", [0, 1, 16, 64, 65, 200])

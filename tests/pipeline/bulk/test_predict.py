@@ -114,9 +114,9 @@ def test_a_network_is_converted_once_for_a_machine_and_again_where_the_conversio
 
 def test_an_engine_that_is_not_here_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.inference.openvino_engine.is_installed", lambda: False)
-    with pytest.raises(PredictorError, match=r"segment\.engine: engine openvino: it is not installed on this machine"):
+    with pytest.raises(PredictorError, match=r"segment\.engine: openvino is not installed on this machine"):
         predictor_of(tiny_checkpoint, engine="openvino")
-    with pytest.raises(PredictorError, match="engine warp: allowed is torch or openvino"):
+    with pytest.raises(PredictorError, match="'warp' is not allowed; allowed is torch or openvino"):
         predictor_of(tiny_checkpoint, engine="warp")
 
 

@@ -156,6 +156,6 @@ def test_a_worker_without_the_runs_engine_ends_the_run_in_one_sentence(
     pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
     plan = prepare_segment(config_of(tiny_checkpoint, ten_photos, tmp_path / "run", "segment.engine=openvino"))
     job = bulk_job(plan)
-    with pytest.raises(RunError, match=f"engine openvino: it is not installed on this machine; .*{GO_ON}"):
+    with pytest.raises(RunError, match=f"segment.engine: openvino is not installed on this machine; .*{GO_ON}"):
         segment_corpus(dataclasses.replace(job, predictor=NoOpenVinoPredictor))
     assert segment_corpus(job).statuses == {"ok": 10}
