@@ -18,13 +18,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from model.inference import openvino_engine
 from model.inference.openvino_engine import EngineError, computes_in, convert, is_whole, load
 from model.inference.predictor import Detections, Predictor, check_engine
 from model.network import MaskRCNN, NonFiniteOutput, build_model
+from model.presets import DETECTRON2_NAMES, TORCHVISION_NAMES, preset
 from model.spec import ModelSpec
+from model.vision import FrozenBatchNorm2d
 from tests.paths import ROOT
 
 openvino = pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
@@ -174,6 +177,59 @@ def test_every_kind_of_layer_is_converted(kind: str, tmp_path: Path) -> None:
     convert(network, tmp_path)
     found = Predictor(network, spec, parts=load(tmp_path, "float32", 1)).predict(pictures(1, spec.in_channels))
     assert_same(found, Predictor(network, spec).predict(pictures(1, spec.in_channels)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [*TORCHVISION_NAMES, *DETECTRON2_NAMES])
+@torch.inference_mode()
+def test_every_published_network_is_converted_and_near_torch(name: str, tmp_path: Path) -> None:
+    """All parts, with random weights, on two drawn images: torch's 20 best detections are looked for among 40."""
+    spec = preset(name).replace(image_min_size=160, image_max_size=256, score_threshold=0.0, max_detections=40)
+    spec = spec.replace(rpn_pre_nms_test=200, rpn_post_nms_test=100)
+    network = network_of(spec)
+    random = np.random.default_rng(0)
+    coarse = [Image.fromarray(random.integers(0, 256, (10, 14, 3), np.uint8)) for _ in range(2)]
+    images = [np.array(image.resize((224, 160), Image.Resampling.BICUBIC)) for image in coarse]
+    planes = [torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in images]
+    settle(network, network.transform.for_prediction(planes, [image.shape[:2] for image in images]).tensors)
+    convert(network, tmp_path)
+    parts = load(tmp_path, "float32", 1)
+    assert (parts.mask is not None, parts.keypoint is not None) == (spec.mask_head != "none", spec.num_keypoints > 0)
+    found = Predictor(network, spec, parts=parts).predict(images)
+    own = network.dense_parts()
+    own_layers = Predictor(network, spec, parts=own)
+    if parts.keypoint is not None and own.keypoint is not None:
+        # The largest value of a heat map of random weights may change places; their values may not.
+        rois = torch.rand(3, network.backbone.out_channels, 14, 14)
+        torch.testing.assert_close(parts.keypoint(rois), own.keypoint(rois), rtol=0, atol=1e-4)
+    for ours, expected in zip(found, own_layers.predict(images), strict=True):
+        assert_twins(ours, expected, count=20)
+
+
+def settle(network: MaskRCNN, batch: Tensor) -> None:
+    """Gives the norms the statistics of their inputs, so that values neither grow nor vanish with depth."""
+
+    def take_statistics(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (values,) = inputs
+        module.get_buffer("running_mean").copy_(values.mean((0, 2, 3)))
+        module.get_buffer("running_var").copy_(values.var((0, 2, 3)).clamp(min=1e-3))
+
+    norms = [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)]
+    hooks = [module.register_forward_pre_hook(take_statistics) for module in norms]
+    network.backbone(batch)
+    for hook in hooks:
+        hook.remove()
+
+
+def assert_twins(found: Detections, expected: Detections, count: int) -> None:
+    """Each of the best has a counterpart: of its class, with the nearest box, as equal scores may change places."""
+    for index in range(count):
+        candidates = np.flatnonzero(found.labels == expected.labels[index])
+        distances_px = np.abs(found.boxes[candidates] - expected.boxes[index]).max(axis=1)
+        twin = candidates[distances_px.argmin()]
+        assert distances_px.min() <= 0.01
+        np.testing.assert_allclose(found.scores[twin], expected.scores[index], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found.mask_probs[twin], expected.mask_probs[index], rtol=0, atol=1e-3)
 
 
 def test_exact_is_float32_in_weights_and_in_arithmetic(folder: Path) -> None:
