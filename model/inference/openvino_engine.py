@@ -69,10 +69,10 @@ def convert(network: MaskRCNN, folder: Path) -> None:
         EngineError: Weights that are not finite, or beyond all use.
     """
     openvino = import_openvino()
+    for weights_name, weights in network.state_dict().items():
+        if not _are_usable(weights):
+            raise EngineError(f"openvino cannot compute the network: its weights {weights_name} are not finite")
     for name, (module, examples, shapes) in _examples(network).items():
-        for weights_name, weights in module.state_dict().items():
-            if not _are_usable(weights):
-                raise EngineError(f"openvino cannot compute the network: its weights {weights_name} are not finite")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing: assertions on shapes become constants
             model = openvino.convert_model(module.eval(), example_input=examples, input=shapes)

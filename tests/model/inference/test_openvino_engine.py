@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -129,7 +130,7 @@ def test_an_image_that_is_not_finite_is_refused_as_torch_does(network: MaskRCNN,
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
     network = network_of(SPEC)
     network.roi_heads.box_predictor.cls_score.weight.data[0, 0] = float("nan")
-    with pytest.raises(EngineError, match=r"its weights predictor\.cls_score\.weight are not finite"):
+    with pytest.raises(EngineError, match=r"its weights roi_heads\.box_predictor\.cls_score\.weight are"):
         convert(network, tmp_path)
 
 
@@ -257,8 +258,8 @@ def test_bfloat16_is_refused_where_the_processor_would_compute_in_float32(folder
         check_engine("openvino", "bfloat16", "cpu")
 
 
-def test_a_torn_or_changed_conversion_is_noticed(network: MaskRCNN, tmp_path: Path) -> None:
-    convert(network, tmp_path)
+def test_a_torn_or_changed_conversion_is_noticed(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     assert is_whole(tmp_path) and not is_whole(tmp_path / "missing")
     weights = tmp_path / "maps.bin"
     data = weights.read_bytes()
@@ -288,6 +289,7 @@ print("sockets:", [event for event, _ in calls], "telemetry:", "openvino_telemet
 """
 
 
+@pytest.mark.long
 def test_nothing_is_sent_while_it_is_imported_converts_and_loads(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "conversion").mkdir()

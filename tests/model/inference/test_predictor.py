@@ -36,7 +36,7 @@ def keypoints_of(detections: Detections) -> np.ndarray:
     return detections.keypoints
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[pytest.param(each, marks=pytest.mark.long) if each == "openvino" else each for each in ENGINES])
 def predictor_with(request, tmp_path):
     """A function that makes a predictor of a network and its spec, once with each engine."""
 

@@ -84,6 +84,7 @@ def test_fast_mode_finds_nearly_the_same(tiny_checkpoint: Path) -> None:
         np.testing.assert_allclose(fast.scores, exact.scores, atol=0.05)
 
 
+@pytest.mark.long
 def test_a_network_is_converted_once_for_a_machine_and_again_where_the_conversion_is_torn(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
