@@ -62,6 +62,7 @@ BENCHES = {
         "bench_latency",
         goals=tuple((f"{name} exact p{q} ratio", 1.5) for name in ("resnet50", "mobilenet_v3_large") for q in (50, 99)),
     ),
+    "engines": Bench("bench_engines"),
     "annotations": Bench("bench_annotations", goals=(("time_ratio", 1.0), ("memory_ratio", 1.0))),
     "device": Bench("gpu_check", ("--full", "fast", "latency")),
     "memory": Bench("bench_memory"),

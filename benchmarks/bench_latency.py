@@ -3,7 +3,8 @@
     python -m benchmarks.bench_latency [--runs 100] [--threads 2] [--backbones resnet50 mobilenet_v3_large]
 
 Both sides have the same random weights, whose class scores are peaked so that each image yields 100 instances, and take
-turns on the same images. Ours runs in exact mode and, where the processor computes in bfloat16, in fast mode.
+turns on the same images. A second peer is OpenVINO's own conversion of torchvision's whole network. Ours runs, with the
+engine that a run would take, in exact mode and, where the processor computes in bfloat16, in fast mode.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from benchmarks.bench_predict import (
     segment,
 )
 from benchmarks.figures import print_figures
+from benchmarks.peer_openvino import convert_whole
 from benchmarks.peer_segment import torchvision_network
 from model.checkpoint import load_checkpoint
+from model.inference.openvino_engine import is_installed
 from model.inference.predictor import native_dtype
 from model.spec import ModelSpec
 from pipeline.bulk.encode import warm_up
@@ -48,16 +51,22 @@ def ours(checkpoint: str, num_threads: int, precision: str) -> Callable[[np.ndar
     return lambda pixels: segment(predictor, [pixels])
 
 
-def peer(checkpoint: str) -> Callable[[np.ndarray], int]:
-    """The same function with torchvision's full-image masks and pycocotools."""
+def peer(checkpoint: str, num_threads: int | None = None) -> Callable[[np.ndarray], int]:
+    """The same function with torchvision's full-image masks and pycocotools.
+
+    With a number of threads, the network is OpenVINO's conversion of the whole.
+    """
     loaded = load_checkpoint(checkpoint)
     spec = loaded.spec.replace(score_threshold=SCORE_THRESHOLD, max_detections=MAX_DETECTIONS)
     network = torchvision_network(spec)
     network.load_state_dict(loaded.build().state_dict())
 
+    whole = None if num_threads is None else convert_whole(network, torch.rand(3, SIDE, SIDE), num_threads)
+
     def segment_one(pixels: np.ndarray) -> int:
         with torch.inference_mode():
-            (output,) = network([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
+            image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+            output = network([image])[0] if whole is None else whole(image)
         masks = (output["masks"][:, 0] >= 0.5).numpy().astype(np.uint8)
         return len([coco.encode(np.asfortranarray(mask)) for mask in masks])
 
@@ -71,6 +80,8 @@ def compare(backbone: str, num_runs: int, num_threads: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         make_checkpoint(Path(folder), spec)
         sides = {"peer": peer(folder), "exact": ours(folder, num_threads, "float32")}
+        if is_installed():
+            sides["OpenVINO of the whole"] = peer(folder, num_threads)
         if native_dtype("fast", "cpu")[1] is None:
             sides["fast"] = ours(folder, num_threads, "bfloat16")
     images = [draw_pixels(random, SIDE, SIDE) for _ in range(8)]

@@ -39,7 +39,7 @@ from jobs.config.segment import SegmentConfig
 from jobs.segment import bulk_job, prepare_segment
 from model.categories import Category
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.inference.predictor import native_dtype
+from model.inference.predictor import native_dtype, native_engine
 from model.network import build_model
 from model.spec import ModelSpec
 from pipeline import malloc
@@ -134,14 +134,19 @@ def make_predictor(
     precision: str = "float32",
     slicing: Slicing | None = None,
     device: str = "cpu",
+    engine: str | None = None,
     **settings: Any,
 ) -> ImagePredictor:
-    """Our predictor with a checkpoint's weights and the benchmarks' thresholds."""
+    """Our predictor with a checkpoint's weights and the benchmarks' thresholds; no engine is what a run would take."""
     return ImagePredictor(
         checkpoint,
         sha256=load_checkpoint(checkpoint).sha256,
         segment=SegmentSpec(
-            score_threshold=SCORE_THRESHOLD, max_detections=max_detections, precision=precision, slice=slicing
+            score_threshold=SCORE_THRESHOLD,
+            max_detections=max_detections,
+            precision=precision,
+            slice=slicing,
+            engine=engine or native_engine(precision, device),
         ),
         device=device,
         **settings,

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.dense_parts import to_feature_maps
 from model.heads.roi_pooler import RoIPooler
-from model.network import MaskRCNN, build_model, to_feature_maps
+from model.network import MaskRCNN, build_model
 from model.presets import preset
 from model.spec import ModelSpec
 

@@ -12,10 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jobs.checkpoints import open_checkpoint
+from jobs.config.load import ConfigError
 from jobs.config.predict import PredictConfig
 from model.checkpoint import Checkpoint
+from model.inference.openvino_engine import EngineError
+from model.inference.predictor import check_engine
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
-from pipeline.bulk.photos import PhotoPredictor, PhotoResult, to_frames
+from pipeline.bulk.photos import PhotoPredictor, PhotoResult, computed_on, to_frames
 from pipeline.results.render import overlay
 from pipeline.schema import OK, SCHEMA_VERSION
 from pipeline.storage.files import Location
@@ -33,6 +36,7 @@ def load_predictor(
     max_detections: int = 100,
     mask_threshold: float = 0.5,
     mode: str = "exact",
+    engine: str | None = None,
     device: str | None = None,
     network: str | None = None,
     classes: Sequence[str] | None = None,
@@ -48,17 +52,19 @@ def load_predictor(
         max_detections: detections of one photo, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
         mode: "exact", or "fast", which computes in bfloat16 where the hardware does.
+        engine: "torch" or "openvino", see `pipeline.bulk.photos.PhotoPredictor`.
         device: "cuda" or "cpu"; None takes a GPU where there is one.
         network, classes: for a file of weights, see `model.weights.published.checkpoint_from_weights`.
 
     Raises:
         CheckpointError: no such checkpoint or weights, or damaged ones.
-        ValueError: a setting out of its range.
+        ValueError: a setting out of its range, or an engine that this machine does not have.
     """
     return PhotoPredictor(
         open_checkpoint(os.fspath(checkpoint), network, classes),
         device=device,
         mode=mode,
+        engine=engine,
         score_threshold=score_threshold,
         score_thresholds=read_thresholds(score_thresholds or {}),
         max_detections=max_detections,
@@ -95,8 +101,14 @@ def prepare_predict(config: PredictConfig, photos: Sequence[str]) -> PredictPlan
 
     Raises:
         CheckpointError: no such checkpoint or weights, or damaged ones.
-        ValueError: thresholds of a class that the model does not have, or no such file of them.
+        ValueError: thresholds of a class that the model does not have, no such file of them, or an engine that this
+            machine does not have.
     """
+    device, precision = computed_on(config.predict.mode, config.predict.device)
+    try:
+        check_engine(config.predict.engine or "torch", precision, device)
+    except EngineError as error:
+        raise ConfigError(f"predict.engine: {error}") from None
     checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
     thresholds = read_thresholds(config.predict.score_thresholds, config.storage)
     names = [category.name for category in checkpoint.categories]
@@ -119,6 +131,7 @@ def run_predict(plan: PredictPlan, on_progress: Callable[[int, int], None] = lam
         checkpoint,
         device=settings.device,
         mode=settings.mode,
+        engine=settings.engine,
         score_threshold=settings.score_threshold,
         score_thresholds=plan.score_thresholds,
         max_detections=settings.max_detections,

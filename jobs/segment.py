@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,8 @@ from jobs.config.results import VerifyConfig
 from jobs.config.segment import RetryConfig, SegmentConfig
 from jobs.terminal import counted
 from model.checkpoint_folder import CheckpointError
-from model.inference.predictor import native_dtype
+from model.inference.openvino_engine import is_installed
+from model.inference.predictor import ENGINES, PRECISIONS, native_dtype, native_engine
 from model.weights.sam import find_sam, is_hub_name, load_sam
 from pipeline.bulk.commit import check_run, claim_run, committed_shards
 from pipeline.bulk.listing import count_images, tell_kind
@@ -107,21 +107,23 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     """
     input_uri, output_uri = absolute_uri(config.input.uri), absolute_uri(config.output.uri)
     _check_input(config, input_uri, output_uri)
+    output = open_storage(output_uri, config.storage)
+    begun = _begun(output)
+    engine, precision, note = _computation(config, begun)
     source = _predictor_source(config)
     if source is None:
-        model = config.model
-        checkpoint_uri = find_checkpoint(model.checkpoint, model.network, model.classes, config.storage)
-        spec = run_spec(config, input_uri, _checkpoint_model(checkpoint_uri, config.storage))
+        given = config.model
+        checkpoint_uri = find_checkpoint(given.checkpoint, given.network, given.classes, config.storage)
+        model = _checkpoint_model(checkpoint_uri, config.storage)
     else:
-        checkpoint_uri = source.name
-        spec = run_spec(config, input_uri, source.check(config.segment.predictor_timeout_s))
-    output = open_storage(output_uri, config.storage)
-    spec = replace(spec, segment=replace(spec.segment, refine=_refinement(config, spec.model, output)))
+        checkpoint_uri, model = source.name, source.check(config.segment.predictor_timeout_s)
+    spec = run_spec(config, input_uri, model, engine=engine, precision=precision)
+    spec = replace(spec, segment=replace(spec.segment, refine=_refinement(config, model, begun)))
     # A file of thresholds may change; retry takes these settings from the run.
     section = config.segment.model_copy(update={"score_thresholds": dict(spec.segment.score_thresholds)})
     config = config.model_copy(update={"segment": section})
     check_run(output, spec.to_json())
-    notes = [note for note in [_precision(config)[1]] if note is not None]
+    notes = [] if note is None else [note]
     if (since := config.input.since_run) is not None:
         earlier = open_run(absolute_uri(since), config.storage)
         if earlier.spec.segment.refine != spec.segment.refine:
@@ -149,7 +151,15 @@ def _predictor_source(config: SegmentConfig) -> PredictorSource | None:
     return PredictorSource(segment.predictor, segment.predictor_settings, files)
 
 
-def _refinement(config: SegmentConfig, model: RunModel, output: Storage) -> RefineSpec | None:
+def _begun(output: Storage) -> SegmentSpec | None:
+    """How the run in `output` computes; None where none was begun there. A broken one is `check_run`'s to name."""
+    try:
+        return open_run(output).spec.segment
+    except RunError:
+        return None
+
+
+def _refinement(config: SegmentConfig, model: RunModel, begun: SegmentSpec | None) -> RefineSpec | None:
     """SAM's weights, which are read once to see that they are whole; None where masks are not refined.
 
     A run that was begun keeps the commit of the hub that it was begun with.
@@ -160,11 +170,9 @@ def _refinement(config: SegmentConfig, model: RunModel, output: Storage) -> Refi
     if model.in_channels != 3:
         raise ConfigError(f"segment.refine: SAM takes images of 3 channels; the model takes {model.in_channels}")
     is_name, revision, sha256 = is_hub_name(section.model), section.revision, None
-    if is_name:
-        with suppress(RunError):  # no run was begun there
-            begun = open_run(output).spec.segment.refine
-            if begun is not None and begun.name == section.model and revision in (None, begun.revision):
-                revision, sha256 = begun.revision, begun.sha256
+    own = None if begun is None else begun.refine
+    if is_name and own is not None and own.name == section.model and revision in (None, own.revision):
+        revision, sha256 = own.revision, own.sha256
     try:
         weights = find_sam(_sam_place(section.model), revision, sha256)
         load_sam(weights)
@@ -254,8 +262,10 @@ def _check_bucket(config: SegmentConfig, input_uri: str, kind: str) -> None:
         raise ConfigError(f"input.uri: {config.input.uri!r} does not exist; allowed is what input.kind={kind} means")
 
 
-def run_spec(config: SegmentConfig, input_uri: str, model: RunModel) -> RunSpec:
+def run_spec(config: SegmentConfig, input_uri: str, model: RunModel, *, engine: str, precision: str) -> RunSpec:
     """The run's specification: every setting that can change a row, and no other.
+
+    `engine` and `precision` take the place of what the settings leave open.
 
     Raises:
         ValueError: a score threshold of a class that the model does not have, or no such file of them.
@@ -276,12 +286,13 @@ def run_spec(config: SegmentConfig, input_uri: str, model: RunModel) -> RunSpec:
         model=model,
         segment=SegmentSpec(
             mode=segment.mode,
-            precision=_precision(config)[0],
+            precision=precision,
             score_threshold=segment.score_threshold,
             max_detections=segment.max_detections,
             mask_threshold=segment.mask_threshold,
             slice=segment.slice,
             score_thresholds=thresholds,
+            engine=engine,
         ),
         decode=DecodeSpec(
             max_bytes=decode.max_bytes,
@@ -291,6 +302,37 @@ def run_spec(config: SegmentConfig, input_uri: str, model: RunModel) -> RunSpec:
             scaled=segment.mode == "fast" and segment.refine is None if decode.scaled is None else decode.scaled,
         ),
     )
+
+
+def _computation(config: SegmentConfig, begun: SegmentSpec | None) -> tuple[str, str, str | None]:
+    """Engine, precision, and a note on the precision: as set, else those of the run `begun`, else the faster ones.
+
+    Raises:
+        ConfigError: this version or machine does not have the run's engine or precision, or a GPU is to compute it.
+    """
+    segment = config.segment
+    precision, note = _precision(config)
+    device = "cuda" if segment.gpus_per_worker else "cpu"
+    engine = "torch" if segment.predictor is not None else native_engine(precision, device)
+    if begun is not None and begun.mode == segment.mode and segment.predictor is None:
+        engine = begun.engine
+        if segment.precision is None and begun.precision != precision:
+            precision, note = begun.precision, None
+    if segment.engine != "auto":
+        engine = segment.engine
+    for name, value, allowed in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS)):
+        if value not in allowed:
+            raise ConfigError(
+                f"segment.{name}: the run has {value!r}; allowed in this version is {' or '.join(allowed)}"
+            )
+    if engine == "openvino" and device == "cuda":
+        raise ConfigError(
+            f"segment.gpus_per_worker: {segment.gpus_per_worker:g} is not allowed: the run computes with openvino, "
+            "which uses CPUs only; set 0"
+        )
+    if engine == "openvino" and not is_installed():
+        raise ConfigError("segment.engine: openvino is not installed here; install it, or set torch for a new run")
+    return engine, precision, note
 
 
 def _precision(config: SegmentConfig) -> tuple[str, str | None]:
@@ -413,6 +455,8 @@ def file_metadata(plan: SegmentPlan) -> dict[str, str]:
     config = {name: values for name, values in to_plain(plan.config).items() if name not in ("storage", "retry")}
     if plan.source is None:  # as in all runs before there were other predictors
         config["segment"] = {name: value for name, value in config["segment"].items() if "predictor" not in name}
+    if plan.spec.segment.engine == "torch":  # likewise
+        del config["segment"]["engine"]
     if not config["segment"]["score_thresholds"]:  # likewise
         del config["segment"]["score_thresholds"]
     refine = plan.config.segment.refine

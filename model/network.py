@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.backbones.backbone import build_backbone
+from model.dense_parts import DenseParts, MapsPart, to_feature_maps
 from model.heads.roi_heads import RoIHeads
 from model.heads.rpn import NonFiniteOutput, ProposalNetwork, build_rpn
 from model.spec import ModelSpec
@@ -97,32 +97,34 @@ class MaskRCNN(nn.Module):
         _, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return {**roi_losses, **rpn_losses}
 
+    def dense_parts(self) -> DenseParts:
+        """The network's own layers as parts, which share its weights."""
+        heads = self.roi_heads
+        return DenseParts(
+            MapsPart(self.backbone, self.rpn.head), heads.box_part(), heads.mask_part(), heads.keypoint_part()
+        )
+
     def detect(
-        self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]]
+        self, images: Iterable[Tensor], sizes: Sequence[tuple[int, int]], parts: DenseParts | None = None
     ) -> tuple[list[dict[str, Tensor]], list[tuple[int, int]]]:
         """Detections in pixels of the resized images, and the (height, width) of those.
 
         `sizes` are the (height, width) of the original images, of which `images` may be smaller versions. `masks` are
-        float32 [N, 1, M, M] probabilities over the box, not pasted into the image.
+        float32 [N, 1, M, M] probabilities over the box, not pasted into the image. `parts` run in place of the
+        network's own layers.
 
         Raises:
             NonFiniteOutput: The network gave NaN or infinity.
         """
+        parts = parts or self.dense_parts()
         batch = self.transform.for_prediction(images, sizes)
-        features = to_feature_maps(self.backbone(batch.tensors.to(self.compute_dtype)))
-        proposals, _ = self.rpn(batch, features)
-        table = self.roi_heads.to_pool_from(features)
-        del features  # the table takes their place in memory
-        return self.roi_heads.detect(table, proposals, batch.image_sizes), batch.image_sizes
-
-
-def to_feature_maps(output: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """A backbone's output (one map, a list or a dict of maps, finest first) as a dict of maps."""
-    if isinstance(output, Tensor):
-        output = [output]
-    if not isinstance(output, Mapping):
-        output = {str(index): feature for index, feature in enumerate(output)}
-    return OrderedDict(output)
+        outputs = parts.maps(batch.tensors.to(self.compute_dtype))
+        count = len(outputs) // 3
+        maps, logits, offsets = (list(outputs[start : start + count]) for start in range(0, 3 * count, count))
+        proposals = self.rpn.propose(batch, maps, logits, offsets)
+        table = self.roi_heads.to_pool_from({str(index): level for index, level in enumerate(maps)})
+        del outputs, maps, logits, offsets  # the table takes their place in memory
+        return self.roi_heads.detect(table, proposals, batch.image_sizes, parts), batch.image_sizes
 
 
 def check_targets(

@@ -12,6 +12,8 @@ from typing import Any
 
 from pipeline.settings import Settings, setting
 
+_DEFAULT_ENGINE = "torch"
+
 
 @dataclass(frozen=True)
 class Slicing(Settings):
@@ -134,6 +136,8 @@ class SegmentSpec:
     Attributes:
         mode: 'exact' or 'fast'.
         precision: 'float32' or 'bfloat16'.
+        engine: what runs the network's dense parts, one of `model.inference.predictor.ENGINES`. run.json leaves torch
+            out, as the runs did that were begun when there was no other.
         score_threshold: detections with a lower score are dropped; None in run files that do not say.
         score_thresholds: those of some classes, by name; they take the place of score_threshold.
         max_detections: detections of one image, at most.
@@ -151,6 +155,7 @@ class SegmentSpec:
     slice: Slicing | None = None
     score_thresholds: Mapping[str, float] = field(default_factory=dict)
     refine: RefineSpec | None = None
+    engine: str = _DEFAULT_ENGINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +195,8 @@ class RunSpec:
         document: dict[str, Any] = _to_plain(self)
         if not self.segment.score_thresholds:
             del document["segment"]["score_thresholds"]
+        if self.segment.engine == _DEFAULT_ENGINE:
+            del document["segment"]["engine"]
         if self.segment.refine is None:
             del document["segment"]["refine"]
         if self.model.predictor is None:

@@ -218,15 +218,20 @@ def pinned_dependencies(submission: Submission) -> list[str]:
         project = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
         required = project["dependencies"]
     except OSError:
-        required = [line.partition(";")[0] for line in metadata.requires("maskfleet") or () if "extra ==" not in line]
+        required = [line for line in metadata.requires("maskfleet") or () if "extra ==" not in line]
     config = submission.config or {}
     extra = {"mlflow-skinny"} if (config.get("tracking") or {}).get("uri") else set()
     extra |= {"transformers"} if (config.get("segment") or {}).get("refine") else set()
     names = sorted({_name_of(line) for line in required} - {"ray"} | extra)
-    try:
-        return [f"{name}=={metadata.version(name)}" for name in names]
-    except metadata.PackageNotFoundError as error:
-        raise ConfigError(f"--dependencies pinned: {error} is not installed here") from None
+    of_some_machines = {_name_of(line) for line in required if ";" in line}
+    pins = []
+    for name in names:
+        try:
+            pins.append(f"{name}=={metadata.version(name)}")
+        except metadata.PackageNotFoundError as error:
+            if name not in of_some_machines:
+                raise ConfigError(f"--dependencies pinned: {error} is not installed here") from None
+    return pins
 
 
 def _name_of(requirement: str) -> str:

@@ -35,6 +35,11 @@ class PredictSection(KeptSection):
     mode: Literal["exact", "fast"] = Field(
         "exact", description="exact computes in float32; fast in bfloat16 where the hardware does."
     )
+    engine: Literal["torch", "openvino"] | None = Field(
+        None,
+        description="What runs the network's layers; null is what a run takes by itself, but openvino only where the "
+        "network has been converted on this machine.",
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="null takes a GPU where there is one.")
 
 

@@ -143,6 +143,12 @@ class SegmentSection(KeptSection):
         description="Arithmetic of the network; null is float32 in exact mode, and in fast mode bfloat16 where the "
         "hardware computes in it.",
     )
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="What runs the network's layers. openvino computes on CPUs only; auto is the engine of the run "
+        "that is resumed, and for a new run openvino in float32 on a CPU with AVX-512 where it is installed, else "
+        "torch.",
+    )
     predictor: str | None = Field(
         None,
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
@@ -208,11 +214,16 @@ class SegmentSection(KeptSection):
             for name in ("predictor_path", "predictor_settings"):
                 if value := getattr(self, name):
                     raise ValueError(f"{name} is {value!r}; allowed is none without segment.predictor")
-        elif self.mode != "exact" or self.precision is not None:
-            name = "mode" if self.mode != "exact" else "precision"
-            raise ValueError(
-                f"{name} is {getattr(self, name)}; not allowed with segment.predictor, which knows its own"
-            )
+            return self
+        for name, default in (("mode", "exact"), ("precision", None), ("engine", "auto")):
+            if (value := getattr(self, name)) != default:
+                raise ValueError(f"{name} is {value}; not allowed with segment.predictor, which knows its own")
+        return self
+
+    @model_validator(mode="after")
+    def _openvino_on_cpus(self) -> Self:
+        if self.engine == "openvino" and self.gpus_per_worker:
+            raise ValueError("engine is openvino; allowed with gpus_per_worker above 0 is torch or auto")
         return self
 
     @model_validator(mode="after")

@@ -14,9 +14,6 @@ from model.backbones.norms import norm_layer
 from model.spec import ModelSpec
 from model.vision import MaskRCNNHeads, roi_align
 
-# Masks that a CPU computes together. Their feature maps are the largest of a prediction, so this bounds its memory.
-_MASKS_AT_ONCE = 32
-
 
 def mask_roi_size(spec: ModelSpec) -> int:
     """Side of the pooled RoI, in bins, that is the mask head's input."""
@@ -81,7 +78,7 @@ class MlpPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] -> logits [N, channels, M, M]."""
-        return self.mask_logits(x).reshape(len(x), *self.shape)
+        return self.mask_logits(x).unflatten(1, self.shape)
 
 
 def _start_at_one_half(logits: nn.Conv2d | nn.Linear) -> None:
@@ -100,7 +97,7 @@ def log_mask_probabilities(spec: ModelSpec, logits: Tensor, labels: Tensor) -> t
         labels: int64 [N], 1..K, the class whose mask is read.
     """
     logits = logits.float()
-    index = torch.arange(len(logits), device=logits.device)
+    index = torch.arange(logits.shape[0], device=logits.device)
     channel = torch.full_like(labels, num_mask_channels(spec) - 1) if spec.mask_class_agnostic else labels
     if spec.mask_activation == "sigmoid":
         class_logits = logits[index, channel]
@@ -109,7 +106,9 @@ def log_mask_probabilities(spec: ModelSpec, logits: Tensor, labels: Tensor) -> t
     return log_probabilities[index, channel], log_probabilities[:, 0]
 
 
-def mask_probabilities(spec: ModelSpec, predictor: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+def mask_probabilities(
+    spec: ModelSpec, predictor: nn.Module, features: Tensor, labels: Tensor, *, at_once: int | None = None
+) -> Tensor:
     """Probability that a pixel is inside the mask of the RoI's class, float32 [N, M, M].
 
     Where the last layer of the predictor computes each class independently, only the RoI's class is computed.
@@ -119,20 +118,20 @@ def mask_probabilities(spec: ModelSpec, predictor: nn.Module, features: Tensor, 
         predictor: The second module of `build_mask_head`.
         features: [N, C, P, P], the output of the first, the head.
         labels: int64 [N], 1..K, the class of each RoI.
+        at_once: Masks that are computed together, where each class is computed independently; None: all.
     """
     if not isinstance(predictor, DeconvPredictor) or spec.mask_activation == "softmax" or spec.mask_class_agnostic:
         return log_mask_probabilities(spec, predictor(features), labels)[0].exp()
+    if at_once is not None:
+        pieces = zip(features.split(at_once), labels.split(at_once))
+        return torch.cat([mask_probabilities(spec, predictor, *piece) for piece in pieces])
     layers: list[Any] = list(predictor)
     last = layers.pop()
-    at_once = _MASKS_AT_ONCE if features.device.type == "cpu" else max(len(features), 1)
-    parts: list[Tensor] = []
-    for maps, part_labels in zip(features.split(at_once), labels.split(at_once)):
-        for layer in layers:
-            maps = layer(maps)
-        weights = last.weight[part_labels].flatten(1)[:, None]
-        logits = torch.bmm(weights, maps.flatten(2))[:, 0] + last.bias[part_labels, None]
-        parts.append(logits.float().sigmoid().unflatten(1, maps.shape[2:]))
-    return torch.cat(parts)
+    for layer in layers:
+        features = layer(features)
+    weights = last.weight[labels].flatten(1)[:, None]
+    logits = torch.bmm(weights, features.flatten(2))[:, 0] + last.bias[labels, None]
+    return logits.float().sigmoid().unflatten(1, features.shape[2:])
 
 
 def mask_targets(masks: list[Tensor], boxes: list[Tensor], matches: list[Tensor], size: int) -> Tensor:

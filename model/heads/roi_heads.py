@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.backbone import ResidualStage
+from model.dense_parts import BoxPart, DenseParts, MaskPart
 from model.heads.box_head import build_box_head, split_by_class
 from model.heads.boxes import clip_to_sizes, decode_boxes
 from model.heads.mask_head import (
     build_mask_head,
     log_mask_probabilities,
-    mask_probabilities,
     mask_roi_size,
     mask_targets,
 )
@@ -120,28 +120,43 @@ class RoIHeads(TorchvisionRoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """(no detections, loss terms by name) in training, (detections, no loss terms) in evaluation.
-
-        Boxes are XYXY, resized pixels; `masks` are [N, 1, M, M] probabilities over the box.
-        """
-        if not self.training:
-            return self.detect(self.to_pool_from(features), proposals, image_shapes), {}
+        """No detections, and the loss terms by name: training only, see `detect`."""
         assert targets is not None, "MaskRCNN.losses has checked them"
         samples = self.sample(proposals, targets)
         positives = samples.positives()
-        terms = self.box_losses(*self.box_outputs(features, samples.boxes), samples, targets)
+        logits, offsets = self.box_part()(self.box_roi_pool(features, samples.boxes))
+        terms = self.box_losses(logits, offsets, samples, targets)
         if self.has_mask():
-            terms |= self.mask_losses(self.mask_logits(features, positives.boxes), positives, targets)
-        if self.has_keypoint():
-            terms |= self.keypoint_losses(self.keypoint_logits(features, positives.boxes), positives, targets)
+            rois = self.mask_roi_pool(features, positives.boxes)
+            mask_logits = self.mask_predictor(self.mask_head(self.res5(rois)))
+            terms |= self.mask_losses(mask_logits, positives, targets)
+        if (keypoint_part := self.keypoint_part()) is not None:
+            heat_maps = keypoint_part(self.keypoint_roi_pool(features, positives.boxes))
+            terms |= self.keypoint_losses(heat_maps, positives, targets)
         return [], terms
+
+    def box_part(self) -> BoxPart:
+        """The layers that give class logits and offsets of pooled RoIs."""
+        return BoxPart(self.res5, self.box_head, self.box_predictor)
+
+    def mask_part(self) -> MaskPart | None:
+        """The layers that give masks of pooled RoIs and their labels; None without a mask head."""
+        return MaskPart(self.spec, self.res5, self.mask_head, self.mask_predictor) if self.has_mask() else None
+
+    def keypoint_part(self) -> nn.Module | None:
+        """The layers that give heat maps of pooled RoIs; None without a keypoint head."""
+        return nn.Sequential(self.keypoint_head, self.keypoint_predictor) if self.has_keypoint() else None
 
     def to_pool_from(self, features: dict[str, Tensor]) -> dict[str, Tensor] | MapTable:
         """The maps in the form that a prediction's RoIs are pooled from fastest: tables where possible."""
         return self.box_roi_pool.table(features) or features
 
     def detect(
-        self, features: dict[str, Tensor] | MapTable, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+        self,
+        features: dict[str, Tensor] | MapTable,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        parts: DenseParts,
     ) -> list[dict[str, Tensor]]:
         """Detections of each image: classified and suppressed proposals, then masks and keypoints of those kept.
 
@@ -150,37 +165,19 @@ class RoIHeads(TorchvisionRoIHeads):
         Raises:
             NonFiniteOutput: NaN or infinity among the class scores or boxes.
         """
-        detections = self.postprocess(*self.box_outputs(features, proposals), proposals, image_shapes)
+        logits, offsets = parts.box(self.box_roi_pool(features, proposals))
+        detections = self.postprocess(logits, offsets, proposals, image_shapes)
         boxes = [detection["boxes"] for detection in detections]
-        if self.has_mask():
+        if parts.mask is not None:
             labels = torch.cat([detection["labels"] for detection in detections])
-            inside = mask_probabilities(self.spec, self.mask_predictor, self.mask_features(features, boxes), labels)
+            inside = parts.mask(self.mask_roi_pool(features, boxes), labels)
             for detection, masks in zip(detections, inside[:, None].split([len(b) for b in boxes])):
                 detection["masks"] = masks
-        if self.has_keypoint():
-            points = keypointrcnn_inference(self.keypoint_logits(features, boxes).float(), boxes)
-            for detection, keypoints, scores in zip(detections, *points):
+        if parts.keypoint is not None:
+            heat_maps = parts.keypoint(self.keypoint_roi_pool(features, boxes))
+            for detection, keypoints, scores in zip(detections, *keypointrcnn_inference(heat_maps.float(), boxes)):
                 detection["keypoints"], detection["keypoints_scores"] = keypoints, scores
         return detections
-
-    # --- outputs of the heads -----------------------------------------------------------------------------------------
-
-    def box_outputs(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits [N, K + 1] and offsets [N, 4 (K + 1)] of all RoIs, image after image."""
-        values = self.box_head(self.res5(self.box_roi_pool(features, boxes)))
-        return self.box_predictor(values.to(self.box_predictor.cls_score.weight.dtype))
-
-    def mask_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
-        """Mask logits [N, channels, M, M] of all RoIs, image after image."""
-        return self.mask_predictor(self.mask_features(features, boxes))
-
-    def mask_features(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
-        """Inputs [N, C, P, P] of the mask predictor, of all RoIs, image after image."""
-        return self.mask_head(self.res5(self.mask_roi_pool(features, boxes)))
-
-    def keypoint_logits(self, features: dict[str, Tensor] | MapTable, boxes: list[Tensor]) -> Tensor:
-        """Keypoint heat maps (logits) [N, P, 56, 56] of all RoIs, image after image."""
-        return self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(features, boxes)))
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -83,6 +83,12 @@ class ProposalNetwork(RegionProposalNetwork):
         labels, true_boxes = self.assign_targets_to_anchors(anchors, targets)
         return proposals, self.losses(objectness, deltas, labels, torch.cat(anchors), torch.cat(true_boxes))
 
+    def propose(
+        self, images: ImageList, maps: list[Tensor], objectness: list[Tensor], deltas: list[Tensor]
+    ) -> list[Tensor]:
+        """As `select`, from the feature maps and the head's outputs on them."""
+        return self.select(objectness, deltas, self.anchor_generator(images, maps)[0], images)
+
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,1 +1,1 @@
-"""Inference: predictor, batch-norm folding, faster convolutions, upload to the GPU, mask run lengths, masks by SAM."""
+"""Inference: predictor, engines, batch-norm folding, convolutions, upload to the GPU, run lengths, masks by SAM."""

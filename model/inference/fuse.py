@@ -52,6 +52,15 @@ def for_prediction(
     return network
 
 
+def without_dense_layers(network: MaskRCNN) -> MaskRCNN:
+    """A copy of a network for prediction without the layers of its dense parts, which an engine runs."""
+    heads: Any = network.roi_heads
+    dense = [network.backbone, network.rpn.head, heads.res5, heads.box_head, heads.box_predictor]
+    dense += [heads.mask_head, heads.mask_predictor, heads.keypoint_head, heads.keypoint_predictor]
+    placeholders = {id(module): nn.Identity() for module in dense if module is not None}
+    return copy.deepcopy(network, placeholders).eval().requires_grad_(False)
+
+
 def _fold(parent: nn.Module) -> None:
     children = list(parent.named_children())
     if isinstance(parent, _APPLY_IN_ORDER):

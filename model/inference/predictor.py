@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from model import transform
+from model.dense_parts import DenseParts
 from model.heads.boxes import clip_to_sizes
-from model.inference.fuse import for_prediction
+from model.inference import openvino_engine
+from model.inference.fuse import for_prediction, without_dense_layers
 from model.inference.mask_rle import Runs, place, trace_runs
+from model.inference.openvino_engine import EngineError
 from model.inference.prefetch import Image, to_tensor
 from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
@@ -70,11 +73,48 @@ def native_dtype(mode: str, device: str | torch.device) -> tuple[torch.dtype, st
     return torch.float32, f"{kind} does not compute in bfloat16, so the network stays in float32"
 
 
+PRECISIONS = ("float32", "bfloat16")
+"""Names of the dtypes that `native_dtype` gives."""
+
+ENGINES = ("torch", "openvino")
+"""Names of what runs a network's dense parts, see `model.dense_parts`."""
+
+
+def native_engine(precision: str, device: str | torch.device) -> str:
+    """The engine that measures faster: OpenVINO in float32 on a CPU with AVX-512 where it is installed, else torch.
+
+    With AVX2 alone, torch with the convolutions of `model.inference.fuse` is faster; in bfloat16 it is as fast.
+    """
+    if torch.device(device).type != "cpu" or precision != "float32" or not openvino_engine.is_installed():
+        return "torch"
+    return "openvino" if torch.cpu.get_capabilities().get("avx512_f", False) else "torch"
+
+
+def check_engine(engine: str, precision: str, device: str | torch.device) -> None:
+    """Raises EngineError where this machine cannot compute with the engine in the precision on the device.
+
+    OpenVINO itself takes float32 in silence where the processor does not compute in bfloat16.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f"{engine!r} is not allowed; allowed is {' or '.join(ENGINES)}")
+    if engine == "torch":
+        return
+    if torch.device(device).type != "cpu":
+        raise EngineError("openvino computes on CPUs only; allowed on a GPU is the engine torch")
+    if not openvino_engine.is_installed():
+        raise EngineError("openvino is not installed on this machine; allowed here is the engine torch")
+    if not openvino_engine.computes_in(precision):
+        raise EngineError(
+            f"openvino does not compute in {precision} on this machine's processor; allowed here is the engine torch, "
+            "or the precision float32"
+        )
+
+
 class Predictor:
     """A copy of a network prepared for prediction on a device.
 
     "exact" finds the detections of the network's own evaluation forward, which is torchvision's: boxes within 0.05 px
-    and scores within 1e-3. Batch norms are folded, and convolutions may use other algorithms, which moves boxes by some
+    and scores within 1e-3. Batch norms are folded, and an engine may sum in another order, which moves boxes by some
     0.001 px. "fast" computes in bfloat16. An image's detections do not depend on the other images of its batch: only
     images of one padded size share a network call.
 
@@ -84,7 +124,8 @@ class Predictor:
         device: Device of the copy.
         score_threshold: Lowest score of a detection, of all classes or of each one; None = that of the spec.
         max_detections: Most detections of an image; None = that of the spec.
-        dtype: float32 is "exact", bfloat16 "fast", see `native_dtype`.
+        dtype: float32 is "exact", bfloat16 "fast", see `native_dtype`. Of torch's parts; others take float32.
+        parts: What runs the dense parts, from an engine; None: torch.
 
     Raises:
         ValueError: A threshold out of its range, or another number of them than of classes.
@@ -99,6 +140,7 @@ class Predictor:
         score_threshold: float | Sequence[float] | None = None,
         max_detections: int | None = None,
         dtype: torch.dtype = torch.float32,
+        parts: DenseParts | None = None,
     ) -> None:
         by_class = score_threshold if isinstance(score_threshold, Sequence) else None
         if by_class is not None:
@@ -108,7 +150,8 @@ class Predictor:
         changes = {"score_threshold": score_threshold, "max_detections": max_detections}
         self.spec = spec.replace(**{name: value for name, value in changes.items() if value is not None})
         self.device = torch.device(device)
-        self.model = for_prediction(model, dtype, self.device)
+        self.model = for_prediction(model, dtype, self.device) if parts is None else without_dense_layers(model)
+        self.parts = parts or self.model.dense_parts()
         self.model.roi_heads.score_thresh = self.spec.score_threshold
         if by_class is not None:
             self.model.roi_heads.class_score_thresh = torch.tensor(by_class, device=self.device)
@@ -164,7 +207,7 @@ class Predictor:
         self._check(images, sizes)
         with torch.inference_mode(), without_tf32(self.device, self.model.compute_dtype):
             planes = (upload(to_tensor(image), self.device).permute(2, 0, 1) for image in images)
-            outputs, resized_sizes = self.model.detect(planes, sizes)
+            outputs, resized_sizes = self.model.detect(planes, sizes, self.parts)
             return _to_detections(outputs, resized_sizes, sizes, runs_at)
 
     def predict_or_reasons(

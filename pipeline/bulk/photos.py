@@ -16,9 +16,10 @@ from PIL import Image
 from model.checkpoint import Checkpoint
 from model.heads.rpn import NonFiniteOutput
 from model.inference.mask_rle import paste_runs
-from model.inference.predictor import Detections, Predictor, native_dtype
+from model.inference.predictor import Detections, native_dtype
 from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
 from pipeline.bulk.fetch import ImageLoader, map_ahead
+from pipeline.bulk.predict import build_predictor, engine_of_few
 from pipeline.images.decode_pool import Decoded, DecodeLimits, DecodePool
 from pipeline.plan import PlannedImage
 from pipeline.schema import OK
@@ -54,6 +55,8 @@ class PhotoPredictor:
         checkpoint: the network, its weights and its classes.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         mode: 'exact', or 'fast', which computes in bfloat16 where the hardware does.
+        engine: 'torch' or 'openvino'; None takes the faster one, but OpenVINO only where the network has been converted
+            on this machine, by a run or an earlier call.
         score_threshold: detections with a lower score are dropped.
         score_thresholds: those of some classes by name, in place of score_threshold.
         max_detections: detections of one photo, at most.
@@ -63,7 +66,7 @@ class PhotoPredictor:
 
     Raises:
         CheckpointError: the weights do not belong to their spec.
-        ValueError: a setting out of its range.
+        ValueError: a setting out of its range, or an engine that this machine does not have.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class PhotoPredictor:
         *,
         device: str | None = None,
         mode: str = "exact",
+        engine: str | None = None,
         score_threshold: float = 0.5,
         score_thresholds: Mapping[str, float] | None = None,
         max_detections: int = 100,
@@ -80,20 +84,22 @@ class PhotoPredictor:
         storage: StorageSettings | None = None,
     ) -> None:
         self.categories = checkpoint.categories
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device, precision = computed_on(mode, device)
         self._mask_threshold = mask_threshold
         self._limits, self._storage = limits or DecodeLimits(), storage
         self._num_bands = checkpoint.spec.in_channels
         self._is_first = True  # whether no photo was predicted yet
-        self._predictor = Predictor(
+        self._predictor = build_predictor(
             checkpoint.build(),
             checkpoint.spec,
+            checkpoint.sha256,
+            engine=engine or engine_of_few(checkpoint, precision, self.device),
+            precision=precision,
             device=self.device,
             score_threshold=thresholds_by_label(
                 [category.name for category in self.categories], score_threshold, score_thresholds or {}
             ),
             max_detections=max_detections,
-            dtype=native_dtype(mode, self.device)[0],
         )
 
     def __call__(self, photos: Photo | Iterable[Photo]) -> pd.DataFrame:
@@ -170,6 +176,12 @@ class PhotoPredictor:
             return detections
         probs, boxes = torch.from_numpy(detections.mask_probs), torch.from_numpy(detections.boxes)
         return replace(detections, runs=paste_runs(probs, boxes, image_size, self._mask_threshold))
+
+
+def computed_on(mode: str, device: str | None) -> tuple[str, str]:
+    """Device and precision of a mode; `device` None takes a GPU where there is one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return device, str(native_dtype(mode, device)[0]).removeprefix("torch.")
 
 
 def to_frames(rows: list[ImageResult]) -> tuple[pd.DataFrame, pd.DataFrame]:

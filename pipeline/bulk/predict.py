@@ -18,11 +18,15 @@ import numpy as np
 import torch
 
 from model.categories import Category
-from model.checkpoint import load_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
-from model.inference.predictor import Detections, Predictor
+from model.inference import openvino_engine
+from model.inference.openvino_engine import EngineError
+from model.inference.predictor import Detections, Predictor, check_engine, native_engine
 from model.inference.prefetch import upload_ahead
 from model.inference.sam import SamRefiner
+from model.network import MaskRCNN
+from model.spec import ModelSpec
 from model.weights.sam import find_sam
 from pipeline import malloc
 from pipeline.images.slices import MaskedInstances, SlicedDetections, cut
@@ -32,7 +36,7 @@ from pipeline.predictors.contract import RunFault
 from pipeline.predictors.source import PredictorError, PredictorSource, in_words
 from pipeline.run_spec import RunCategory, SegmentSpec, Slicing
 from pipeline.storage.base import StorageSettings
-from pipeline.storage.cache import local_folder
+from pipeline.storage.cache import cached_folder, folder_in_cache, local_folder
 from pipeline.thresholds import thresholds_by_label
 
 # Memory is given back at the end of a network call, at most so often: after each window it cost small networks 3% of
@@ -112,6 +116,63 @@ class SlicingPredictor(ABC):
         return SlicedDetections(slices, [result for result in results if not isinstance(result, str)])
 
 
+def build_predictor(
+    network: MaskRCNN,
+    spec: ModelSpec,
+    sha256: str,
+    *,
+    engine: str,
+    precision: str,
+    device: str,
+    score_threshold: float | Sequence[float] | None,
+    max_detections: int,
+) -> Predictor:
+    """The predictor of a checkpoint's network. For OpenVINO the network is converted, once for all of this machine.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        spec, sha256: of the checkpoint.
+        engine: one of `model.inference.predictor.ENGINES`.
+        precision: 'float32' or 'bfloat16'.
+        device: 'cuda' or 'cpu'.
+        score_threshold, max_detections: see `Predictor`.
+
+    Raises:
+        EngineError: this machine cannot compute with the engine in the precision on the device, or cannot keep the
+            conversion.
+    """
+    check_engine(engine, precision, device)
+    parts = None
+    if engine == "openvino":
+        try:
+            folder = cached_folder(
+                openvino_engine.conversion_name(sha256, spec),
+                lambda folder: openvino_engine.convert(network, folder),
+                openvino_engine.is_whole,
+            )
+        except OSError as error:
+            raise EngineError(f"openvino's form of the network cannot be kept in the cache: {error}") from error
+        parts = openvino_engine.load(folder, precision, torch.get_num_threads())
+    return Predictor(
+        network,
+        spec,
+        device=device,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        dtype=getattr(torch, precision),
+        parts=parts,
+    )
+
+
+def engine_of_few(checkpoint: Checkpoint, precision: str, device: str) -> str:
+    """The engine for a few images: the faster one, unless it would have to convert the network first."""
+    engine = native_engine(precision, device)
+    if engine == "openvino":
+        name = openvino_engine.conversion_name(checkpoint.sha256, checkpoint.spec)
+        return engine if folder_in_cache(name).is_dir() else "torch"
+    return engine
+
+
 class ImagePredictor(SlicingPredictor):
     """A checkpoint's network on one device, ready to predict batches of images.
 
@@ -120,8 +181,8 @@ class ImagePredictor(SlicingPredictor):
     Args:
         uri: the checkpoint's folder; one in a bucket is fetched to this machine once.
         sha256: hash that its weights must have: weights that changed under the same name must not enter a run.
-        segment: precision, thresholds, number of detections, and how images that are larger than a slice are cut. On a
-            GPU masks leave it as run lengths.
+        segment: engine, precision, thresholds, number of detections, and how images that are larger than a slice are
+            cut. On a GPU masks leave it as run lengths.
         batch_size: images in one network call, at most.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
         num_threads: CPU threads of the network; None leaves torch's own choice.
@@ -129,6 +190,7 @@ class ImagePredictor(SlicingPredictor):
 
     Raises:
         CheckpointError: the checkpoint is unreadable, or its weights have another hash.
+        PredictorError: this machine cannot compute with the run's engine.
     """
 
     def __init__(
@@ -156,18 +218,23 @@ class ImagePredictor(SlicingPredictor):
         self.runs_at = segment.mask_threshold if self.device == "cuda" else None
         network, spec = checkpoint.build(), checkpoint.spec
         del checkpoint  # frees its copy of the weights
-        self.predictor = Predictor(
-            network,
-            spec,
-            device=self.device,
-            score_threshold=thresholds_by_label(
-                [category.name for category in self.categories],
-                spec.score_threshold if segment.score_threshold is None else segment.score_threshold,
-                segment.score_thresholds,
-            ),
-            max_detections=segment.max_detections,
-            dtype=getattr(torch, segment.precision),
-        )
+        try:
+            self.predictor = build_predictor(
+                network,
+                spec,
+                sha256,
+                engine=segment.engine,
+                precision=segment.precision,
+                device=self.device,
+                score_threshold=thresholds_by_label(
+                    [category.name for category in self.categories],
+                    spec.score_threshold if segment.score_threshold is None else segment.score_threshold,
+                    segment.score_thresholds,
+                ),
+                max_detections=segment.max_detections,
+            )
+        except EngineError as error:
+            raise PredictorError(f"segment.engine: {error}") from error
 
     def predict_whole(
         self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], *, are_slices: bool = False

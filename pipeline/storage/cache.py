@@ -70,21 +70,30 @@ def local_folder(uri: str, marker: str, settings: StorageSettings | None = None)
         raise StorageError(f"{uri} cannot be fetched: {_words(error)}") from error
 
 
-def cached_folder(name: str, fill: Callable[[Path], None]) -> Path:
+def folder_in_cache(name: str) -> Path:
+    """The path of the cache folder `name`, whether it is there or not."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet" / name
+
+
+def cached_folder(
+    name: str, fill: Callable[[Path], None], is_whole: Callable[[Path], bool] = lambda folder: folder.is_dir()
+) -> Path:
     """The cache folder `name`. The first process fills it; others on this machine wait for that.
 
     Args:
         name: a hash that stands for the folder's content.
         fill: writes the content into the empty folder it is given.
+        is_whole: whether a folder is there as it was filled; one that is not is filled anew.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfleet"
-    folder = root / name
-    if folder.is_dir():
+    folder = folder_in_cache(name)
+    root = folder.parent
+    if is_whole(folder):
         return folder
     root.mkdir(parents=True, exist_ok=True)
     with open(root / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
+        if not is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
             temporary = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=root))
             try:
                 fill(temporary)

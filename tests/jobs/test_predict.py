@@ -98,6 +98,17 @@ def test_no_photo_is_refused_before_the_model_is_loaded() -> None:
     assert result.exit_code == Exit.BAD_INPUT and "/no/photo.jpg" in result.stderr
 
 
+def test_an_engine_that_cannot_compute_here_is_refused_before_the_model_is_loaded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(photos), "model.checkpoint=/no/model", f"output.uri={tmp_path / 'out'}", "predict.engine=openvino"]
+    result = CliRunner().invoke(app, ["predict", *words, "predict.device=cuda"])
+    assert result.exit_code == Exit.BAD_INPUT and "predict.engine: openvino computes on CPUs only" in result.stderr
+    monkeypatch.setattr("model.inference.openvino_engine.is_installed", lambda: False)
+    result = CliRunner().invoke(app, ["predict", *words, "predict.device=cpu"])
+    assert result.exit_code == Exit.BAD_INPUT and "predict.engine: openvino is not installed" in result.stderr
+
+
 def test_a_missing_model_is_named(photos: Path, tmp_path: Path) -> None:
     words = ["predict", str(photos), "model.checkpoint=/no/model", f"output.uri={tmp_path / 'out'}"]
     result = CliRunner().invoke(app, words)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -178,6 +179,72 @@ def test_fast_mode_is_another_run(folder: Path, tiny_checkpoint: Path, tmp_path:
     assert ["segment.precision", '"bfloat16"', '"float32"'] in lines
 
 
+def planned_engine(*words: object) -> str:
+    """The engine of the run that a segment command would begin or resume."""
+    return prepare_segment(load_config(SegmentConfig, None, [str(word) for word in words])).spec.segment.engine
+
+
+def test_a_run_keeps_its_engine_and_precision_whatever_auto_would_take(
+    folder: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a run of before there were engines, whose run.json names none."""
+    pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
+    run = tmp_path / "run"
+    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}", f"output.uri={run}"]
+    for engine in ("openvino", "torch"):
+        monkeypatch.setattr("jobs.segment.native_engine", lambda precision, device, engine=engine: engine)
+        assert planned_engine(*words) == engine
+    before = prepare_segment(load_config(SegmentConfig, None, words))
+    claim_run(open_storage(str(run)), before.spec.to_json())
+    assert "engine" not in json.loads((run / "run.json").read_text())["segment"]
+    monkeypatch.setattr("jobs.segment.native_engine", lambda precision, device: "openvino")
+    monkeypatch.setattr("jobs.segment.native_dtype", lambda mode, device: (torch.bfloat16, None))
+    resumed = prepare_segment(load_config(SegmentConfig, None, words))
+    assert resumed.run_id == before.run_id and resumed.spec.segment.precision == "float32"
+    text = call(Exit.BAD_INPUT, "segment", *words, "segment.engine=openvino")
+    assert ["segment.engine", '"openvino"'] in [[*line.split()[:1], *line.split()[-1:]] for line in text.splitlines()]
+
+    words[-1] = f"output.uri={tmp_path / 'other'}"
+    other = prepare_segment(
+        load_config(SegmentConfig, None, [*words, "segment.engine=openvino", "segment.precision=float32"])
+    )
+    claim_run(open_storage(str(tmp_path / "other")), other.spec.to_json())
+    monkeypatch.setattr("jobs.segment.native_engine", lambda precision, device: "torch")
+    assert planned_engine(*words) == "openvino"
+    assert json.loads(file_metadata(other)["maskfleet.config"])["segment"]["engine"] == "openvino"
+    text = call(Exit.BAD_INPUT, "segment", *words, "segment.gpus_per_worker=1")
+    assert "segment.gpus_per_worker: 1 is not allowed: the run computes with openvino, which uses CPUs only" in text
+    monkeypatch.setattr("jobs.segment.is_installed", lambda: False)
+    assert "openvino is not installed here" in call(Exit.BAD_INPUT, "segment", *words)
+    document = other.spec.to_json()
+    document["segment"]["engine"] = "warp"
+    (tmp_path / "other" / "run.json").write_text(json.dumps(document))
+    assert "the run has 'warp'; allowed in this version is torch or openvino" in call(Exit.BAD_INPUT, "segment", *words)
+    document["segment"] |= {"engine": "torch", "precision": "int4"}
+    (tmp_path / "other" / "run.json").write_text(json.dumps(document))
+    assert "segment.precision: the run has 'int4'; allowed in this version" in call(Exit.BAD_INPUT, "segment", *words)
+
+
+@pytest.mark.long
+def test_a_run_with_openvino_has_the_rows_of_torch_and_is_tried_again_with_it(
+    folder: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
+    words = [f"model.checkpoint={tiny_checkpoint}", f"input.uri={folder}"]
+    for engine in ("torch", "openvino"):
+        call(Exit.DONE, "segment", *words, f"output.uri={tmp_path / engine}", f"segment.engine={engine}")
+    ours, reference = (
+        load_instances(str(tmp_path / engine)).sort_values(["image_id", "instance"], ignore_index=True)
+        for engine in ("openvino", "torch")
+    )
+    assert len(ours) == len(reference) > 0 and ours["category"].equals(reference["category"])
+    np.testing.assert_allclose(ours[["x1", "y1", "x2", "y2"]], reference[["x1", "y1", "x2", "y2"]], rtol=0, atol=0.01)
+    np.testing.assert_allclose(ours["score"], reference["score"], rtol=0, atol=1e-4)
+    assert json.loads((tmp_path / "openvino" / "run.json").read_text())["segment"]["engine"] == "openvino"
+    assert "corrupt" in call(Exit.DONE, "retry", tmp_path / "openvino", 'retry.statuses=["corrupt"]')
+    assert "exact" in call(Exit.DONE, "verify", tmp_path / "openvino")
+
+
 @pytest.mark.long
 def test_scaled_decoding_keeps_sizes_and_boxes_of_the_original(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """An image of twice the size that the network resizes to, decoded whole and at half its size."""
@@ -253,7 +320,7 @@ def test_files_name_younger_settings_only_where_they_are_used(
     name = load_checkpoint(tiny_checkpoint).categories[0].name
     assert not [key for key in written() if "predictor" in key or key == "score_thresholds"]
     assert written(f"segment.score_thresholds.{name}=0.5")["score_thresholds"] == {name: 0.5}
-    assert "refine" not in written()
+    assert not {"refine", "engine"} & written().keys() and "engine" not in written("segment.engine=torch")
 
 
 def test_sam_is_part_of_what_a_run_is_and_its_place_is_not(

@@ -78,13 +78,21 @@ def test_sam_is_in_the_document_where_it_refines_and_comes_back() -> None:
     assert RefineSpec(sha256="ab" * 32).title == "SAM abababababab"
 
 
+def test_a_run_without_an_engine_is_one_of_torch_and_other_engines_are_named() -> None:
+    assert RunSpec.from_json(DOCUMENT).segment.engine == "torch"
+    other = replace(SPEC, segment=replace(SPEC.segment, engine="openvino"))
+    document = other.to_json()
+    assert document["segment"].pop("engine") == "openvino" and document == DOCUMENT
+    assert RunSpec.from_json(other.to_json()) == other and run_id_of(other.to_json()) != run_id_of(DOCUMENT)
+
+
 def test_fields_that_an_older_run_lacks_take_their_defaults() -> None:
     spec = RunSpec.from_json({"segment": {"max_detections": 7}})
     assert (spec.segment.max_detections, spec.segment.score_threshold, spec.input.since_run) == (7, None, None)
 
 
 def test_fields_that_a_newer_run_has_are_left_out() -> None:
-    newer = {**DOCUMENT, "segment": {**DOCUMENT["segment"], "engine": "warp"}, "notes": []}
+    newer = {**DOCUMENT, "segment": {**DOCUMENT["segment"], "colour": "grey"}, "notes": []}
     assert RunSpec.from_json(newer) == SPEC and run_id_of(newer) != run_id_of(DOCUMENT)
 
 

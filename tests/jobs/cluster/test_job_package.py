@@ -124,6 +124,25 @@ def test_only_variables_that_are_set_are_handed_over(monkeypatch: pytest.MonkeyP
         handed_environment(["NOT_THERE"], credentials=False)
 
 
+def test_what_some_machines_have_is_pinned_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO: also for `retry`, whose run may compute with it."""
+    retry = from_words("retry", ["s3://b/run"], {})
+    missing: set[str] = set()
+
+    def version(name: str) -> str:
+        if name in missing:
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "openvino==1.0" in job_package.pinned_dependencies(retry)
+    missing.add("openvino")
+    assert "openvino==1.0" not in job_package.pinned_dependencies(retry)
+    missing.add("pyarrow")
+    with pytest.raises(ConfigError, match=r"--dependencies pinned: .*pyarrow.* is not installed here"):
+        job_package.pinned_dependencies(retry)
+
+
 def test_dependencies_are_pinned_to_the_installed_versions() -> None:
     pins = job_package.pinned_dependencies(from_settings("segment", settings(), {}))
 

@@ -19,6 +19,7 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
     [
         (["segment.num_workers=[3, 2]"], "num_workers is [3, 2]; allowed is [min, max]"),
         (["segment.num_workers=[0, 2]"], "num_workers is [0, 2]; allowed is [min, max] with 1 <= min <= max"),
+        (["segment.engine=openvino", "segment.gpus_per_worker=1"], "engine is openvino; allowed with gpus_per_worker"),
         (["segment.precision=bfloat16"], "precision is bfloat16; allowed in mode exact is float32"),
         (["segment.slice.size=1000", "segment.slice.overlap=501"], "overlap is 501; allowed is at most half of size"),
         (["input.kind=zip"], "input.kind: 'zip' is not allowed"),
@@ -70,6 +71,7 @@ def test_the_limits_themselves_are_allowed(words: list[str], section: dict[str, 
     [
         (["segment.mode=fast"], "segment.mode is fast; not allowed with segment.predictor, which knows its own"),
         (["segment.precision=float32"], "segment.precision is float32; not allowed with segment.predictor"),
+        (["segment.engine=openvino"], "segment.engine is openvino; not allowed with segment.predictor"),
         (["decode.scaled=true"], "decode.scaled is true; not allowed with segment.predictor"),
         (["model.classes=[a]"], "the settings of model are not allowed with segment.predictor"),
         (["segment.predictor_settings.day=2024-01-01 10:00:00"], None),

@@ -67,15 +67,14 @@ def test_mask_targets_are_the_true_masks_cropped_to_the_rois():
 
 
 @pytest.mark.parametrize("count", [0, 3, 7])
-def test_masks_are_the_same_however_many_are_computed_together(count, monkeypatch):
+def test_masks_are_the_same_however_many_are_computed_together(count):
     spec = ModelSpec.tiny(num_classes=4)
     torch.manual_seed(0)
     _, predictor = build_mask_head(spec, 16, 14)
     features, labels = torch.rand(count, spec.mask_head_channels[-1], 14, 14), torch.arange(count) % 4 + 1
     with torch.inference_mode():
         expected = log_mask_probabilities(spec, predictor(features), labels)[0].exp()
-        monkeypatch.setattr(mask_head, "_MASKS_AT_ONCE", 3)
-        probabilities = mask_head.mask_probabilities(spec, predictor, features, labels)
+        probabilities = mask_head.mask_probabilities(spec, predictor, features, labels, at_once=3)
     assert probabilities.shape == (count, 28, 28)
     torch.testing.assert_close(probabilities, expected, rtol=1e-5, atol=1e-6)
 

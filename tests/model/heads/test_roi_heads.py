@@ -27,9 +27,9 @@ def test_no_proposal_gives_no_detection():
     with torch.no_grad():
         batch, _ = model.transform(images)
         features = model.backbone(batch.tensors)
-        proposal = torch.tensor([[0.0, 0, 30, 30]])
-        mixed = model.roi_heads.detect(features, [proposal[:0], proposal], batch.image_sizes)
-        empty = model.roi_heads.detect(features, [proposal[:0], proposal[:0]], batch.image_sizes)
+        proposal, parts = torch.tensor([[0.0, 0, 30, 30]]), model.dense_parts()
+        mixed = model.roi_heads.detect(features, [proposal[:0], proposal], batch.image_sizes, parts)
+        empty = model.roi_heads.detect(features, [proposal[:0], proposal[:0]], batch.image_sizes, parts)
     assert len(mixed[0]["scores"]) == 0 and len(mixed[1]["scores"]) > 0
     assert mixed[0]["masks"].shape == empty[0]["masks"].shape == (0, 1, 28, 28)
     assert empty[1]["boxes"].shape == (0, 4)

@@ -9,7 +9,8 @@ from torchvision.models import detection
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from model import transform
-from model.inference.predictor import Detections, Predictor, native_dtype
+from model.inference import openvino_engine
+from model.inference.predictor import ENGINES, Detections, Predictor, native_dtype, native_engine
 from model.network import NonFiniteOutput, build_model
 from model.spec import ModelSpec
 
@@ -35,11 +36,25 @@ def keypoints_of(detections: Detections) -> np.ndarray:
     return detections.keypoints
 
 
-def test_equals_the_evaluation_forward(model):
+@pytest.fixture(params=[pytest.param(each, marks=pytest.mark.long) if each == "openvino" else each for each in ENGINES])
+def predictor_with(request, tmp_path):
+    """A function that makes a predictor of a network and its spec, once with each engine."""
+
+    def make(network, spec):
+        if request.param == "torch":
+            return Predictor(network, spec)
+        pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
+        openvino_engine.convert(network.eval(), tmp_path)
+        return Predictor(network, spec, parts=openvino_engine.load(tmp_path, "float32", torch.get_num_threads()))
+
+    return make
+
+
+def test_equals_the_evaluation_forward(model, predictor_with):
     pictures = [noise_image(100, 130), noise_image(99, 131, seed=1)]
     with torch.no_grad():
         expected = model([as_tensor(picture) for picture in pictures])
-    predicted = Predictor(model, SPEC).predict(pictures)
+    predicted = predictor_with(model, SPEC).predict(pictures)
     for picture, detections, reference in zip(pictures, predicted, expected, strict=True):
         assert len(detections.scores) > 10
         assert np.all(np.diff(detections.scores) <= 0)
@@ -194,9 +209,9 @@ def networks():
     return reference, ours
 
 
-def test_exact_mode_finds_torchvisions_detections_one_to_one(networks):
+def test_exact_mode_finds_torchvisions_detections_one_to_one(networks, predictor_with):
     reference, ours = networks
-    predictor = Predictor(ours, LARGE_SPEC)
+    predictor = predictor_with(ours, LARGE_SPEC)
     pictures = [smooth_image(192, 256, 0), smooth_image(180, 120, 1)]
     for picture in pictures:
         with torch.inference_mode():
@@ -215,10 +230,10 @@ def test_exact_mode_finds_torchvisions_detections_one_to_one(networks):
         assert not unmatched
 
 
-def test_detections_do_not_depend_on_the_batchmates():
+def test_detections_do_not_depend_on_the_batchmates(predictor_with):
     torch.manual_seed(1)
     spec = ModelSpec.tiny(num_classes=3, score_threshold=0.0, image_min_size=320, image_max_size=320)
-    predictor = Predictor(build_model(spec), spec)
+    predictor = predictor_with(build_model(spec), spec)
     pictures = [smooth_image(200, 300, seed) for seed in range(4)]
     alone = [predictor.predict([picture])[0] for picture in pictures]
     after_a_black_image = predictor.predict([np.zeros_like(pictures[0]), *pictures])[1:]
@@ -240,6 +255,18 @@ def test_fast_mode_is_bfloat16_or_says_why_it_stays_in_float32(monkeypatch):
     assert native_dtype("exact", "cpu") == (torch.float32, None)
     with pytest.raises(ValueError, match="mode='quick'"):
         native_dtype("quick", "cpu")
+
+
+def test_the_engine_is_the_faster_one(monkeypatch):
+    """OpenVINO in float32 on a CPU with AVX-512, where it is installed; torch everywhere else."""
+    monkeypatch.setattr(openvino_engine, "is_installed", lambda: True)
+    for has_avx512, engine in ((True, "openvino"), (False, "torch")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has_avx512=has_avx512: {"avx512_f": has_avx512})
+        assert native_engine("float32", "cpu") == engine
+        assert native_engine("bfloat16", "cpu") == native_engine("float32", "cuda") == "torch"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    monkeypatch.setattr(openvino_engine, "is_installed", lambda: False)
+    assert native_engine("float32", "cpu") == "torch"
 
 
 @pytest.mark.long

@@ -67,9 +67,10 @@ def test_features_and_detections_are_detectron2s(parity, name):
         batch, _ = model.transform([image])
         features = model.backbone(batch.tensors)
         proposals, _ = model.rpn(batch, features)
-        detected = model.roi_heads.detect(features, proposals, batch.image_sizes)[0]
+        heads, parts = model.roi_heads, model.dense_parts()
+        detected = heads.detect(features, proposals, batch.image_sizes, parts)[0]
         has_keypoints = "keypoints" in detected
-        maps = model.roi_heads.keypoint_logits(features, [detected["boxes"]]) if has_keypoints else None
+        maps = parts.keypoint(heads.keypoint_roi_pool(features, [detected["boxes"]])) if has_keypoints else None
     check_features(features, figures)
     check_detections({key: value.numpy() for key, value in detected.items()}, figures, maps)
 

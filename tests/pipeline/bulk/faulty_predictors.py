@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 
 from model.heads.rpn import NonFiniteOutput
+from model.inference import openvino_engine
 from model.inference.predictor import Detections
 from model.inference.prefetch import Image
 from pipeline import malloc
@@ -45,6 +46,14 @@ class UnreadablePredictor(ImagePredictor):
 
     def __init__(self, *args, **settings):
         raise OSError("the weights cannot be read")
+
+
+class NoOpenVinoPredictor(ImagePredictor):
+    """On a machine that has no OpenVINO, unlike the driver's."""
+
+    def __init__(self, *args, **settings):
+        openvino_engine.is_installed = lambda: False
+        super().__init__(*args, **settings)
 
 
 class ChildlessPredictor(ImagePredictor):

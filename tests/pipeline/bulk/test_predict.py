@@ -20,7 +20,7 @@ from model.inference.sam import SamRefiner
 from model.network import NonFiniteOutput
 from model.weights.sam import find_sam
 from pipeline.bulk.encode import encode_instances
-from pipeline.bulk.predict import ImagePredictor, Prediction, RefiningPredictor, UserPredictor
+from pipeline.bulk.predict import ImagePredictor, Prediction, RefiningPredictor, UserPredictor, engine_of_few
 from pipeline.images.slices import MaskedInstances, SlicedDetections
 from pipeline.masks.rle import decode_rle, encode_mask, runs_to_counts
 from pipeline.predictors.contract import RunFault
@@ -30,11 +30,13 @@ from tests.pipeline.predictors.user_code.faulty_marks import left_half, mark_of
 from tests.pipeline.predictors.written import FAULTY, USER_CODE, source_of
 
 
-def predictor_of(checkpoint: Path, sha256: str | None = None, precision: str = "float32") -> ImagePredictor:
+def predictor_of(
+    checkpoint: Path, sha256: str | None = None, precision: str = "float32", engine: str = "torch"
+) -> ImagePredictor:
     return ImagePredictor(
         str(checkpoint),
         sha256=sha256 or load_checkpoint(checkpoint).sha256,
-        segment=SegmentSpec(score_threshold=0.05, max_detections=5, precision=precision),
+        segment=SegmentSpec(score_threshold=0.05, max_detections=5, precision=precision, engine=engine),
         batch_size=8,
         device="cpu",
     )
@@ -80,6 +82,43 @@ def test_fast_mode_finds_nearly_the_same(tiny_checkpoint: Path) -> None:
     for exact, fast in zip(exact_results, fast_results, strict=True):
         assert len(fast.scores) == len(exact.scores) > 0
         np.testing.assert_allclose(fast.scores, exact.scores, atol=0.05)
+
+
+@pytest.mark.long
+def test_a_network_is_converted_once_for_a_machine_and_again_where_the_conversion_is_torn(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pipeline.bulk.predict.native_engine", lambda precision, device: "openvino")
+    checkpoint, images = (
+        load_checkpoint(tiny_checkpoint),
+        [np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)],
+    )
+    assert engine_of_few(checkpoint, "float32", "cpu") == "torch", "nothing is converted yet"
+    (expected,) = whole_images(predictor_of(tiny_checkpoint).predict(images))
+    (found,) = whole_images(predictor_of(tiny_checkpoint, engine="openvino").predict(images))
+    assert len(found.scores) == len(expected.scores) > 0
+    np.testing.assert_allclose(found.boxes, expected.boxes, rtol=0, atol=0.01)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-4)
+    assert engine_of_few(checkpoint, "float32", "cpu") == "openvino"
+    (weights,) = tmp_path.glob("maskfleet/*/maps.bin")
+    written = weights.stat()
+    predictor_of(tiny_checkpoint, engine="openvino")
+    assert weights.stat() == written, "converted once"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    (again,) = whole_images(predictor_of(tiny_checkpoint, engine="openvino").predict(images))
+    assert weights.read_bytes() == whole
+    np.testing.assert_array_equal(again.boxes, found.boxes)
+
+
+def test_an_engine_that_is_not_here_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.inference.openvino_engine.is_installed", lambda: False)
+    with pytest.raises(PredictorError, match=r"segment\.engine: openvino is not installed on this machine"):
+        predictor_of(tiny_checkpoint, engine="openvino")
+    with pytest.raises(PredictorError, match="'warp' is not allowed; allowed is torch or openvino"):
+        predictor_of(tiny_checkpoint, engine="warp")
 
 
 def test_masks_that_leave_the_device_as_run_lengths_are_the_same_masks(tiny_checkpoint: Path) -> None:

@@ -25,6 +25,7 @@ from tests.pipeline.bulk.faulty_predictors import (
     ChildlessPredictor,
     DeadlyPredictor,
     DyingPredictor,
+    NoOpenVinoPredictor,
     NotFinitePredictor,
     UnreadablePredictor,
 )
@@ -145,4 +146,16 @@ def test_workers_that_cannot_start_end_the_run_in_one_sentence(
         run_or_fail(lambda: segment_corpus(dataclasses.replace(job, predictor=predictor)))
     assert ended.value.exit_code == Exit.FAILED and time.monotonic() - began_s < 120
     assert re.fullmatch(f"maskfleet: {reason}", capsys.readouterr().err.splitlines()[-1])
+    assert segment_corpus(job).statuses == {"ok": 10}
+
+
+@pytest.mark.long
+def test_a_worker_without_the_runs_engine_ends_the_run_in_one_sentence(
+    ten_photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="there is no OpenVINO for this machine")
+    plan = prepare_segment(config_of(tiny_checkpoint, ten_photos, tmp_path / "run", "segment.engine=openvino"))
+    job = bulk_job(plan)
+    with pytest.raises(RunError, match=f"segment.engine: openvino is not installed on this machine; .*{GO_ON}"):
+        segment_corpus(dataclasses.replace(job, predictor=NoOpenVinoPredictor))
     assert segment_corpus(job).statuses == {"ok": 10}

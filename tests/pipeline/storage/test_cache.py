@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.storage import cache
 from pipeline.storage.base import StorageError
-from pipeline.storage.cache import local_file, local_folder
+from pipeline.storage.cache import cached_folder, local_file, local_folder
 from pipeline.storage.s3 import S3Storage
 from pipeline.storage.stores import open_storage
 
@@ -93,3 +93,19 @@ def test_what_cannot_be_fetched_is_an_error_and_leaves_nothing(
     with pytest.raises(StorageError, match="the connection was cut"):
         local_file(f"{bucket}/w.pth")
     assert not [entry for entry in root.iterdir() if entry.is_dir()]
+
+
+def test_a_folder_that_is_not_whole_any_more_is_filled_anew(root: Path) -> None:
+    filled = []
+
+    def fill(folder: Path) -> None:
+        filled.append(folder)
+        (folder / "data").write_text("whole")
+
+    def is_whole(folder: Path) -> bool:
+        return folder.is_dir() and (folder / "data").read_text() == "whole"
+
+    folder = cached_folder("name", fill, is_whole)
+    assert cached_folder("name", fill, is_whole) == folder and len(filled) == 1
+    (folder / "data").write_text("wh")
+    assert cached_folder("name", fill, is_whole) == folder and len(filled) == 2 and is_whole(folder)
