@@ -85,14 +85,14 @@ def test_faults_of_a_predictor_of_the_users_own_cost_one_row_each(ten_photos: Pa
         "nan": "scores has a value that is not finite",
         "label": "labels has a value of 3; 1..2 is wanted",
         "one too few": "it gave a list of 0 for 1 images; a list of as many is wanted",
-        "hangs": "it took longer than 5 s",
+        "hangs": "it took longer than 10 s",
         "dies": "the worker that touched it died, more than once",
     }
     for number, fault in enumerate(reasons):
         pixels = np.array(Image.open(ten_photos / f"{number}.png"))
         pixels[0, 0] = mark_of(fault)
         Image.fromarray(pixels).save(ten_photos / f"{number}.png")
-    words = ("corpus.shard_size=5", "segment.predictor_timeout_s=5")
+    words = ("corpus.shard_size=5", "segment.predictor_timeout_s=10")
     plan = prepare_segment(predictor_config(FAULTY, USER_CODE, ten_photos, tmp_path / "run", *words))
     totals = segment_corpus(bulk_job(plan))
     assert totals.statuses == {"ok": 2, "predict_failed": 8} and totals.num_instances == 2
