@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.training.output import TrainingOutput
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
+from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError, identity_of
 from model.presets import PUBLISHED
 from model.weights.published import checkpoint_from_weights, is_published_name, is_weights_file
 from pipeline.manifest import sha256_of
@@ -143,6 +143,6 @@ def local_weights(weights: str | None, settings: StorageSettings | None = None) 
 
 
 def weights_hash(checkpoint: str, settings: StorageSettings | None = None) -> str:
-    """The SHA-256 of a checkpoint's weights, from its marker file. Raises OSError where that cannot be read."""
+    """The SHA-256 that tells a checkpoint from others, from its marker. Raises OSError where that cannot be read."""
     marker = json.loads(open_storage(checkpoint, settings).read_bytes(CHECKPOINT_MARKER))
-    return marker["files"]["model.safetensors"]["sha256"]
+    return identity_of({name: entry["sha256"] for name, entry in marker["files"].items()})

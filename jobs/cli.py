@@ -165,6 +165,22 @@ def sweep(settings: Any, dry_run: bool, quiet: bool) -> None:
         raise typer.Exit(Exit.FAILED)
 
 
+@configured("quantize")
+def quantize(settings: Any, dry_run: bool, quiet: bool) -> None:
+    """Make a checkpoint for segment.mode=int8, calibrated on photos: `maskfleet quantize model.checkpoint=coco ...`."""
+    from jobs.progress import ProgressLine
+    from jobs.training.quantize import prepare_quantize, run_quantize  # torch
+
+    plan = check_or_refuse(lambda: prepare_quantize(settings))
+    _say_notes(plan.notes)
+    _end_dry_run(dry_run, plan.describe)
+    line = ProgressLine("quantize", quiet=quiet)
+    result = run_or_fail(lambda: run_quantize(plan, line), line)
+    say(result.describe())
+    end_at_gate([] if result.reason is None else [result.reason])
+    say(f"checkpoint -> {settings.output.uri}; to use it: segment.mode=int8, predict.mode=int8")
+
+
 @configured("segment")
 def segment(
     settings: Any,

@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command("jobs.config.train", "TrainConfig"),
     "sweep": Command("jobs.config.sweep", "SweepConfig"),
     "segment": Command("jobs.config.segment", "SegmentConfig"),
+    "quantize": Command("jobs.config.quantize", "QuantizeConfig"),
     "predict": Command("jobs.config.predict", "PredictConfig", list_word="input.photos"),
     "evaluate": Command("jobs.config.results", "EvaluateConfig", ("run.uri",), earlier_word="run.earlier"),
     "compare": Command("jobs.config.results", "CompareConfig", ("run_a.uri", "run_b.uri")),

@@ -16,7 +16,7 @@ from jobs.config.load import ConfigError
 from jobs.config.predict import PredictConfig
 from model.checkpoint import Checkpoint
 from model.inference.openvino_engine import EngineError
-from model.inference.predictor import check_engine
+from model.inference.predictor import check_engine, check_int8
 from pipeline.bulk.encode import ImageResult, to_parquet, to_tables
 from pipeline.bulk.photos import PhotoPredictor, PhotoResult, computed_on, to_frames
 from pipeline.results.render import overlay
@@ -51,7 +51,8 @@ def load_predictor(
             `maskfleet evaluate` writes it.
         max_detections: detections of one photo, at most.
         mask_threshold: probability from which a pixel belongs to a mask.
-        mode: "exact", or "fast", which computes in bfloat16 where the hardware does.
+        mode: "exact"; "fast", which computes in bfloat16 where the hardware does; or "int8", on the CPU, of a
+            checkpoint that `maskfleet quantize` has made.
         engine: "torch" or "openvino", see `pipeline.bulk.photos.PhotoPredictor`.
         device: "cuda" or "cpu"; None takes a GPU where there is one.
         network, classes: for a file of weights, see `model.weights.published.checkpoint_from_weights`.
@@ -101,18 +102,22 @@ def prepare_predict(config: PredictConfig, photos: Sequence[str]) -> PredictPlan
 
     Raises:
         CheckpointError: no such checkpoint or weights, or damaged ones.
+        EngineError: int8 without OpenVINO, or of a checkpoint that was not quantised.
         ValueError: thresholds of a class that the model does not have, no such file of them, or an engine that this
             machine does not have.
     """
     device, precision = computed_on(config.predict.mode, config.predict.device)
     try:
-        check_engine(config.predict.engine or "torch", precision, device)
+        if precision != "int8":  # which the checkpoint has to have
+            check_engine(config.predict.engine or "torch", precision, device)
     except EngineError as error:
         raise ConfigError(f"predict.engine: {error}") from None
     checkpoint = open_checkpoint(config.model.checkpoint, config.model.network, config.model.classes, config.storage)
     thresholds = read_thresholds(config.predict.score_thresholds, config.storage)
     names = [category.name for category in checkpoint.categories]
     thresholds_by_label(names, config.predict.score_threshold, thresholds)  # refuses unknown names
+    if precision == "int8":
+        check_int8(checkpoint.int8)
     return PredictPlan(config, tuple(photos), checkpoint, thresholds)
 
 

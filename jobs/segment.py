@@ -16,7 +16,7 @@ from jobs.config.segment import RetryConfig, SegmentConfig
 from jobs.terminal import counted
 from model.checkpoint_folder import CheckpointError
 from model.inference.openvino_engine import is_installed
-from model.inference.predictor import ENGINES, PRECISIONS, native_dtype, native_engine
+from model.inference.predictor import ENGINES, PRECISIONS, check_int8, native_engine, native_precision
 from model.weights.sam import find_sam, is_hub_name, load_sam
 from pipeline.bulk.commit import check_run, claim_run, committed_shards
 from pipeline.bulk.listing import count_images, tell_kind
@@ -102,6 +102,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
             finished.
         CorpusError: a list, inventory or tar file that is not readable as one, as far as it was read.
         CheckpointError: the checkpoint does not exist or is damaged.
+        EngineError: int8 without OpenVINO, or of a checkpoint that was not quantised.
         PredictorError: the user's predictor cannot be imported, lacks a method or refuses its settings.
         OtherRunError: the output belongs to another run.
     """
@@ -114,7 +115,7 @@ def prepare_segment(config: SegmentConfig) -> SegmentPlan:
     if source is None:
         given = config.model
         checkpoint_uri = find_checkpoint(given.checkpoint, given.network, given.classes, config.storage)
-        model = _checkpoint_model(checkpoint_uri, config.storage)
+        model = _checkpoint_model(checkpoint_uri, precision, config.storage)
     else:
         checkpoint_uri, model = source.name, source.check(config.segment.predictor_timeout_s)
     spec = run_spec(config, input_uri, model, engine=engine, precision=precision)
@@ -189,8 +190,10 @@ def _sam_place(model: str) -> str:
     return str(local_path(model))
 
 
-def _checkpoint_model(uri: str, settings: StorageSettings) -> RunModel:
+def _checkpoint_model(uri: str, precision: str, settings: StorageSettings) -> RunModel:
     checkpoint = open_checkpoint(uri, settings=settings)
+    if precision == "int8":
+        check_int8(checkpoint.int8)
     return RunModel(
         sha256=checkpoint.sha256,
         spec=checkpoint.spec.to_dict(),
@@ -330,13 +333,13 @@ def _computation(config: SegmentConfig, begun: SegmentSpec | None) -> tuple[str,
             f"segment.gpus_per_worker: {segment.gpus_per_worker:g} is not allowed: the run computes with openvino, "
             "which uses CPUs only; set 0"
         )
-    if engine == "openvino" and not is_installed():
+    if engine == "openvino" and precision != "int8" and not is_installed():
         raise ConfigError("segment.engine: openvino is not installed here; install it, or set torch for a new run")
     return engine, precision, note
 
 
 def _precision(config: SegmentConfig) -> tuple[str, str | None]:
-    """The network's dtype ('float32' or 'bfloat16'), and a note where it is not the one that the mode promises.
+    """The network's precision, one of `PRECISIONS`, and a note where it is slower than the mode promises.
 
     GPUs are assumed to have bfloat16: this may run on a machine without the GPUs of the cluster.
     """
@@ -345,8 +348,8 @@ def _precision(config: SegmentConfig) -> tuple[str, str | None]:
         return segment.precision, None
     if segment.gpus_per_worker:
         return ("bfloat16" if segment.mode == "fast" else "float32"), None
-    dtype, reason = native_dtype(segment.mode, "cpu")
-    return str(dtype).removeprefix("torch."), None if reason is None else f"segment.mode=fast: {reason}"
+    precision, note = native_precision(segment.mode, "cpu")
+    return precision, None if note is None else f"segment.mode={segment.mode}: {note}"
 
 
 def run_segment(

@@ -1,6 +1,7 @@
 """Checkpoint format: writes and reads folders of weights, spec, class map and progress, verified by sha256.
 
-A folder holds model.safetensors, spec.json, categories.json, progress.json, in training also training_state.pt, and
+A folder holds model.safetensors, spec.json, categories.json, progress.json, in training also training_state.pt, after
+`maskfleet quantize` also int8-*.xml and int8-*.bin (OpenVINO's files of each dense part, for mode int8), and
 checkpoint.json, the marker, with the format's version and each file's size and sha256. The marker is written last. A
 folder without it is no checkpoint; a folder with it never changes.
 """
@@ -13,7 +14,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,31 @@ import torch
 from torch import Tensor, nn
 
 from model.categories import Category, check_categories
-from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError, is_checkpoint
+from model.checkpoint_folder import (
+    CHECKPOINT_MARKER,
+    INT8_PREFIX,
+    WEIGHTS,
+    CheckpointError,
+    identity_of,
+    is_checkpoint,
+)
 from model.network import MaskRCNN, build_model
 from model.spec import ModelSpec
 
 FORMAT_VERSION = 1
 Progress = Mapping[str, float | str]
-"""How far a training was, by name (step, num_seen ...), or where published weights came from."""
+"""How far a training was, by name (step, num_seen ...), where published weights came from, how it was quantised."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read from its folder; `sha256` is that of its model.safetensors, in hexadecimal."""
+    """A checkpoint as read from its folder.
+
+    Attributes:
+        sha256: Tells it from others, see `identity_of`.
+        int8: What mode int8 computes with: the content of OpenVINO's files by name ("maps.xml", "maps.bin", ...); empty
+            where it was not quantised.
+    """
 
     spec: ModelSpec
     categories: tuple[Category, ...]
@@ -41,6 +55,7 @@ class Checkpoint:
     sha256: str
     state_dict: dict[str, Tensor]
     training_state: dict[str, Any] | None
+    int8: Mapping[str, bytes] = field(default_factory=dict)
 
     def build(self) -> MaskRCNN:
         """The network with these weights, on the CPU, in evaluation mode.
@@ -78,12 +93,13 @@ def save_checkpoint(
     categories: Sequence[Category],
     progress: Progress,
     training_state: dict[str, Any] | None = None,
+    int8: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Write a checkpoint and return the sha256 of its model.safetensors, in hexadecimal.
+    """Write a checkpoint and return the sha256 that tells it from others, see `identity_of`.
 
     Atomic: a reader sees no checkpoint or the whole one. Files of an earlier, interrupted attempt in the same folder
     are overwritten. `training_state` may hold only tensors and plain containers: it is read without unpickling
-    objects.
+    objects. `int8` is `Checkpoint.int8`.
 
     Raises:
         CheckpointError: The folder is a checkpoint already.
@@ -94,10 +110,11 @@ def save_checkpoint(
         raise CheckpointError(f"{folder} holds a checkpoint already, and a checkpoint never changes")
     check_categories(categories, spec.num_classes)
     files = {
-        "model.safetensors": safetensors.torch.save(_plain_state_dict(model)),
+        WEIGHTS: safetensors.torch.save(_plain_state_dict(model)),
         "spec.json": _to_json(spec.to_dict()),
         "categories.json": _to_json([dataclasses.asdict(category) for category in categories]),
         "progress.json": _to_json(progress),
+        **{f"{INT8_PREFIX}{name}": data for name, data in (int8 or {}).items()},
     }
     if training_state is not None:
         buffer = io.BytesIO()
@@ -109,7 +126,7 @@ def save_checkpoint(
         _write(folder / name, data)
     listing = {name: {"bytes": len(data), "sha256": sha256s[name]} for name, data in files.items()}
     _write(folder / CHECKPOINT_MARKER, _to_json({"format_version": FORMAT_VERSION, "files": listing}))
-    return sha256s["model.safetensors"]
+    return identity_of(sha256s)
 
 
 def load_checkpoint(folder: str | os.PathLike[str], *, with_training_state: bool = True) -> Checkpoint:
@@ -127,7 +144,7 @@ def load_checkpoint(folder: str | os.PathLike[str], *, with_training_state: bool
     if not with_training_state:
         listing.pop("training_state.pt", None)
     files = {name: _read(folder, name, *size_and_hash) for name, size_and_hash in listing.items()}
-    missing = sorted({"model.safetensors", "spec.json", "categories.json", "progress.json"} - set(files))
+    missing = sorted({WEIGHTS, "spec.json", "categories.json", "progress.json"} - set(files))
     if missing:
         raise CheckpointError(f"{folder}: {CHECKPOINT_MARKER} does not list {missing[0]}")
     name = ""  # of the file that is being parsed
@@ -139,7 +156,7 @@ def load_checkpoint(folder: str | os.PathLike[str], *, with_training_state: bool
         check_categories(categories, spec.num_classes)
         name = "progress.json"
         progress = json.loads(files[name])
-        name = "model.safetensors"
+        name = WEIGHTS
         state_dict = safetensors.torch.load(files[name])
         name = "training_state.pt"
         training_state = None
@@ -147,7 +164,9 @@ def load_checkpoint(folder: str | os.PathLike[str], *, with_training_state: bool
             training_state = torch.load(io.BytesIO(files[name]), map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{folder}: cannot read {name}: {error}") from error
-    return Checkpoint(spec, categories, progress, listing["model.safetensors"][1], state_dict, training_state)
+    sha256 = identity_of({name: sha256 for name, (_, sha256) in listing.items()})
+    int8 = {name.removeprefix(INT8_PREFIX): data for name, data in files.items() if name.startswith(INT8_PREFIX)}
+    return Checkpoint(spec, categories, progress, sha256, state_dict, training_state, int8)
 
 
 def _plain_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -134,8 +134,8 @@ class SegmentSpec:
     """What is kept of what the model predicts, and how it computes.
 
     Attributes:
-        mode: 'exact' or 'fast'.
-        precision: 'float32' or 'bfloat16'.
+        mode: 'exact', 'fast' or 'int8'.
+        precision: 'float32', 'bfloat16' or 'int8'.
         engine: what runs the network's dense parts, one of `model.inference.predictor.ENGINES`. run.json leaves torch
             out, as the runs did that were begun when there was no other.
         score_threshold: detections with a lower score are dropped; None in run files that do not say.

@@ -221,6 +221,7 @@ def pinned_dependencies(submission: Submission) -> list[str]:
         required = [line for line in metadata.requires("maskfleet") or () if "extra ==" not in line]
     config = submission.config or {}
     extra = {"mlflow-skinny"} if (config.get("tracking") or {}).get("uri") else set()
+    extra |= {"nncf"} if submission.command == "quantize" else set()
     extra |= {"transformers"} if (config.get("segment") or {}).get("refine") else set()
     names = sorted({_name_of(line) for line in required} - {"ray"} | extra)
     of_some_machines = {_name_of(line) for line in required if ";" in line}

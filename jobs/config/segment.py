@@ -133,15 +133,16 @@ class RefineSection(Section):
 class SegmentSection(KeptSection):
     """What is kept of the network's output, in which precision it computes, and how work is spread over actors."""
 
-    mode: Literal["exact", "fast"] = Field(
+    mode: Literal["exact", "fast", "int8"] = Field(
         "exact",
         description="exact gives the results of torchvision's network; fast computes in bfloat16 and decodes JPEGs at "
-        "the size the network needs, which costs the AP that docs/performance.md states.",
+        "the size the network needs, which costs the AP that docs/performance.md states; int8 computes in 8-bit "
+        "integers, on CPUs, with a checkpoint that quantize has made.",
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
         None,
         description="Arithmetic of the network; null is float32 in exact mode, and in fast mode bfloat16 where the "
-        "hardware computes in it.",
+        "hardware computes in it. Mode int8 has its own.",
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto",
@@ -218,6 +219,14 @@ class SegmentSection(KeptSection):
         for name, default in (("mode", "exact"), ("precision", None), ("engine", "auto")):
             if (value := getattr(self, name)) != default:
                 raise ValueError(f"{name} is {value}; not allowed with segment.predictor, which knows its own")
+        return self
+
+    @model_validator(mode="after")
+    def _int8_by_openvino(self) -> Self:
+        for name, allowed in (("precision", (None,)), ("engine", ("auto", "openvino")), ("gpus_per_worker", (0,))):
+            if self.mode == "int8" and (value := getattr(self, name)) not in allowed:
+                words = " or ".join("null" if each is None else str(each) for each in allowed)
+                raise ValueError(f"{name} is {value}; allowed in mode int8 is {words}")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from jobs.training.history import ValidationFigures
 from jobs.training.sets import image_names, validation_truth
 from jobs.training.validation_run import MASK_THRESHOLD
 from model.categories import Category
+from model.dense_parts import DenseParts
 from model.inference.predictor import Predictor
 from model.network import MaskRCNN
 from model.spec import ModelSpec
@@ -87,14 +88,25 @@ class Validation:
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def predict(self, model: MaskRCNN) -> list[ImageResult]:
+    def predict(
+        self,
+        model: MaskRCNN,
+        parts: DenseParts | None = None,
+        on_progress: Callable[[int], None] = lambda num_done: None,
+    ) -> list[ImageResult]:
         """Predicts this worker's share: a result for each image, in no order. The network is not changed.
 
         Images that cannot be read have the status `unreadable`, and their objects count as missed.
+
+        Args:
+            model: The network.
+            parts: What runs its dense parts, see `Predictor`.
+            on_progress: Called with the number of images done.
         """
-        predictor, results = Predictor(model, self.spec, device=self.device), list[ImageResult]()
+        predictor, results = Predictor(model, self.spec, device=self.device, parts=parts), list[ImageResult]()
         for batch in self._batches(predictor, results):
             results += self._predict(predictor, batch)
+            on_progress(len(results))
         return results
 
     def evaluate_later(

@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.checkpoint_folder import CheckpointError
 from model.dense_parts import DenseParts, MaskPart
 from model.network import MaskRCNN, NonFiniteOutput
 from model.spec import ModelSpec
@@ -47,8 +48,8 @@ def is_installed() -> bool:
 
 
 def computes_in(precision: str) -> bool:
-    """Whether OpenVINO computes in 'float32' or 'bfloat16' on this machine's processor."""
-    return precision == "float32" or "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether OpenVINO computes in 'float32', 'bfloat16' or 'int8' on this machine's processor."""
+    return precision != "bfloat16" or "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def conversion_name(sha256: str, spec: ModelSpec) -> str:
@@ -101,13 +102,45 @@ def load(folder: Path, precision: str, num_threads: int) -> DenseParts:
             same ones.
     """
     core = _core()
+    return _compile({path.stem: core.read_model(path) for path in sorted(folder.glob("*.xml"))}, precision, num_threads)
+
+
+def load_files(files: Mapping[str, bytes], num_threads: int) -> DenseParts:
+    """The parts of a checkpoint that was quantised, compiled for this machine's CPU.
+
+    What is not quantised in them is computed in float32, also where the processor computes in bfloat16.
+
+    Args:
+        files: `model.checkpoint.Checkpoint.int8`.
+        num_threads: See `load`.
+
+    Raises:
+        CheckpointError: This version of OpenVINO cannot read the files.
+    """
+    core = _core()
+    try:
+        models = {
+            name.removesuffix(".xml"): core.read_model(data, files[name.removesuffix(".xml") + ".bin"])
+            for name, data in files.items()
+            if name.endswith(".xml")
+        }
+        return _compile(models, "float32", num_threads)
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1] if isinstance(error, RuntimeError) else f"{error} is missing"
+        raise CheckpointError(
+            f"OpenVINO {version('openvino')} cannot read the checkpoint's parts for mode int8: {reason}; quantise again"
+        ) from error
+
+
+def _compile(models: Mapping[str, Any], precision: str, num_threads: int) -> DenseParts:
+    core = _core()
     config = {
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "INFERENCE_NUM_THREADS": num_threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
     }
-    parts = {path.stem: Part(core.compile_model(path, "CPU", config)) for path in sorted(folder.glob("*.xml"))}
+    parts = {name: Part(core.compile_model(model, "CPU", config)) for name, model in models.items()}
     return DenseParts(
         maps=parts["maps"].of_images,
         box=parts["box"].of_rois,
@@ -197,17 +230,17 @@ def _examples(network: MaskRCNN) -> dict[str, tuple[Any, Any, Any]]:
     return examples
 
 
-def import_openvino() -> Any:
-    """The module `openvino`, imported without its usage statistics.
+def import_openvino(name: str = "openvino") -> Any:
+    """The module `openvino`, or `nncf`, imported without its usage statistics.
 
-    It would send an event while it is imported. Without the package for that, it takes its own stub instead.
+    Either would send events, OpenVINO while it is imported. Without the package for that, they take stubs of their own.
     """
-    if "openvino" in sys.modules:
-        return sys.modules["openvino"]
+    if name in sys.modules:
+        return sys.modules[name]
     telemetry = sys.modules.pop(_TELEMETRY, None)
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's way to forbid an import
     try:
-        return importlib.import_module("openvino")
+        return importlib.import_module(name)
     finally:
         del sys.modules[_TELEMETRY]
         if telemetry is not None:

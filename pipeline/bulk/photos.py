@@ -16,7 +16,7 @@ from PIL import Image
 from model.checkpoint import Checkpoint
 from model.heads.rpn import NonFiniteOutput
 from model.inference.mask_rle import paste_runs
-from model.inference.predictor import Detections, native_dtype
+from model.inference.predictor import Detections, native_precision
 from pipeline.bulk.encode import ImageResult, encode_instances, to_tables
 from pipeline.bulk.fetch import ImageLoader, map_ahead
 from pipeline.bulk.predict import build_predictor, engine_of_few
@@ -54,7 +54,8 @@ class PhotoPredictor:
     Args:
         checkpoint: the network, its weights and its classes.
         device: 'cuda' or 'cpu'; None takes a GPU where there is one.
-        mode: 'exact', or 'fast', which computes in bfloat16 where the hardware does.
+        mode: 'exact'; 'fast', which computes in bfloat16 where the hardware does; or 'int8', on the CPU, of a
+            checkpoint that was quantised.
         engine: 'torch' or 'openvino'; None takes the faster one, but OpenVINO only where the network has been converted
             on this machine, by a run or an earlier call.
         score_threshold: detections with a lower score are dropped.
@@ -100,6 +101,7 @@ class PhotoPredictor:
                 [category.name for category in self.categories], score_threshold, score_thresholds or {}
             ),
             max_detections=max_detections,
+            int8=checkpoint.int8,
         )
 
     def __call__(self, photos: Photo | Iterable[Photo]) -> pd.DataFrame:
@@ -132,25 +134,10 @@ class PhotoPredictor:
 
         Files are read and decoded ahead, in a child process.
         """
-        with DecodePool(1, self._limits) as pool, ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
-            images = ImageLoader(pool=pool, limits=self._limits, num_bands=self._num_bands, settings=self._storage)
-            load = partial(self._load, images)
-            for image, decoded in map_ahead(loader, load, enumerate(photos), lookahead=_DECODED_AHEAD):
-                yield PhotoResult(self._predict(image, decoded), decoded.image)
-
-    def _load(self, loader: ImageLoader, numbered: tuple[int, Photo]) -> tuple[PlannedImage, Decoded]:
-        number, photo = numbered
-        if isinstance(photo, Image.Image):
-            photo = np.asarray(photo.convert("RGB"))
-        if isinstance(photo, np.ndarray):
-            is_image = photo.ndim == 3 and photo.shape[2] == self._num_bands and 0 not in photo.shape
-            if not is_image or photo.dtype not in (np.uint8, np.float32):
-                fault = f"{photo.dtype} {list(photo.shape)}; allowed is uint8 or float32 [H, W, {self._num_bands}]"
-                return PlannedImage(str(number), ""), Decoded("unsupported_format", fault, None, None, None, None)
-            return PlannedImage(str(number), ""), Decoded(OK, None, photo, photo.shape[0], photo.shape[1], None)
-        name = os.fspath(photo)
-        image = PlannedImage(name, absolute_uri(name))
-        return image, loader.load(image)
+        for image, decoded in iter_decoded(
+            photos, num_bands=self._num_bands, limits=self._limits, storage=self._storage
+        ):
+            yield PhotoResult(self._predict(image, decoded), decoded.image)
 
     def _predict(self, image: PlannedImage, decoded: Decoded) -> ImageResult:
         row = ImageResult(image, decoded.status, decoded.error, decoded.height, decoded.width, decoded.exif_orientation)
@@ -179,9 +166,42 @@ class PhotoPredictor:
 
 
 def computed_on(mode: str, device: str | None) -> tuple[str, str]:
-    """Device and precision of a mode; `device` None takes a GPU where there is one."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return device, str(native_dtype(mode, device)[0]).removeprefix("torch.")
+    """Device and precision of a mode; `device` None takes a GPU where there is one, but the CPU for int8."""
+    device = device or ("cuda" if torch.cuda.is_available() and mode != "int8" else "cpu")
+    return device, native_precision(mode, device)[0]
+
+
+def iter_decoded(
+    photos: Iterable[Photo], *, num_bands: int, limits: DecodeLimits, storage: StorageSettings | None
+) -> Iterator[tuple[PlannedImage, Decoded]]:
+    """Each photo, in order, with its pixels or the status that says why there are none.
+
+    Files are read and decoded ahead, in a child process.
+
+    Args:
+        photos: as `PhotoPredictor` takes them.
+        num_bands: channels that are wanted, see `ImageLoader`.
+        limits: of decoding.
+        storage: how photos in buckets are reached.
+    """
+    with DecodePool(1, limits) as pool, ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+        loader = ImageLoader(pool=pool, limits=limits, num_bands=num_bands, settings=storage)
+        yield from map_ahead(thread, partial(_load, loader), enumerate(photos), lookahead=_DECODED_AHEAD)
+
+
+def _load(loader: ImageLoader, numbered: tuple[int, Photo]) -> tuple[PlannedImage, Decoded]:
+    number, photo = numbered
+    if isinstance(photo, Image.Image):
+        photo = np.asarray(photo.convert("RGB"))
+    if isinstance(photo, np.ndarray):
+        is_image = photo.ndim == 3 and photo.shape[2] == loader.num_bands and 0 not in photo.shape
+        if not is_image or photo.dtype not in (np.uint8, np.float32):
+            fault = f"{photo.dtype} {list(photo.shape)}; allowed is uint8 or float32 [H, W, {loader.num_bands}]"
+            return PlannedImage(str(number), ""), Decoded("unsupported_format", fault, None, None, None, None)
+        return PlannedImage(str(number), ""), Decoded(OK, None, photo, photo.shape[0], photo.shape[1], None)
+    name = os.fspath(photo)
+    image = PlannedImage(name, absolute_uri(name))
+    return image, loader.load(image)
 
 
 def to_frames(rows: list[ImageResult]) -> tuple[pd.DataFrame, pd.DataFrame]:

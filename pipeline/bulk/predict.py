@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.checkpoint_folder import CHECKPOINT_MARKER, CheckpointError
 from model.inference import openvino_engine
 from model.inference.openvino_engine import EngineError
-from model.inference.predictor import Detections, Predictor, check_engine, native_engine
+from model.inference.predictor import Detections, Predictor, check_engine, check_int8, native_engine
 from model.inference.prefetch import upload_ahead
 from model.inference.sam import SamRefiner
 from model.network import MaskRCNN
@@ -126,24 +126,32 @@ def build_predictor(
     device: str,
     score_threshold: float | Sequence[float] | None,
     max_detections: int,
+    int8: Mapping[str, bytes],
 ) -> Predictor:
     """The predictor of a checkpoint's network. For OpenVINO the network is converted, once for all of this machine.
+
+    In int8 the checkpoint's own parts are taken instead.
 
     Args:
         network: in evaluation mode, on the CPU.
         spec, sha256: of the checkpoint.
         engine: one of `model.inference.predictor.ENGINES`.
-        precision: 'float32' or 'bfloat16'.
+        precision: 'float32', 'bfloat16' or 'int8'.
         device: 'cuda' or 'cpu'.
         score_threshold, max_detections: see `Predictor`.
+        int8: `Checkpoint.int8`.
 
     Raises:
+        CheckpointError: parts in int8 that cannot be read.
         EngineError: this machine cannot compute with the engine in the precision on the device, or cannot keep the
             conversion.
     """
     check_engine(engine, precision, device)
     parts = None
-    if engine == "openvino":
+    if precision == "int8":
+        check_int8(int8)
+        parts = openvino_engine.load_files(int8, torch.get_num_threads())
+    elif engine == "openvino":
         try:
             folder = cached_folder(
                 openvino_engine.conversion_name(sha256, spec),
@@ -159,7 +167,7 @@ def build_predictor(
         device=device,
         score_threshold=score_threshold,
         max_detections=max_detections,
-        dtype=getattr(torch, precision),
+        dtype=torch.float32 if precision == "int8" else getattr(torch, precision),
         parts=parts,
     )
 
@@ -167,7 +175,7 @@ def build_predictor(
 def engine_of_few(checkpoint: Checkpoint, precision: str, device: str) -> str:
     """The engine for a few images: the faster one, unless it would have to convert the network first."""
     engine = native_engine(precision, device)
-    if engine == "openvino":
+    if engine == "openvino" and precision != "int8":
         name = openvino_engine.conversion_name(checkpoint.sha256, checkpoint.spec)
         return engine if folder_in_cache(name).is_dir() else "torch"
     return engine
@@ -216,7 +224,7 @@ class ImagePredictor(SlicingPredictor):
         self.batch_size = batch_size
         self.slicing = segment.slice
         self.runs_at = segment.mask_threshold if self.device == "cuda" else None
-        network, spec = checkpoint.build(), checkpoint.spec
+        network, spec, int8 = checkpoint.build(), checkpoint.spec, checkpoint.int8
         del checkpoint  # frees its copy of the weights
         try:
             self.predictor = build_predictor(
@@ -232,6 +240,7 @@ class ImagePredictor(SlicingPredictor):
                     segment.score_thresholds,
                 ),
                 max_detections=segment.max_detections,
+                int8=int8,
             )
         except EngineError as error:
             raise PredictorError(f"segment.engine: {error}") from error

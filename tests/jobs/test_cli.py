@@ -190,7 +190,7 @@ def test_every_command_takes_quiet_and_words_in_any_order(command: str) -> None:
         (["segment", "checkpoint=m"], "checkpoint: there is no such key; did you mean model.checkpoint?"),
         (
             ["segment", "segment.mode=fats"],
-            "segment.mode: 'fats' is not allowed: input should be 'exact' or 'fast'; did",
+            "segment.mode: 'fats' is not allowed: input should be 'exact', 'fast' or 'int8'; did",
         ),
         (["train", "model.spec.backbone=resnet5"], "model.spec.backbone: 'resnet5' is not allowed: allowed are 'tiny'"),
         (["export", "run", "--to", "coco"], "--to: export has no such option; did you mean export.to=...?"),

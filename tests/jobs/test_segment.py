@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -198,7 +197,7 @@ def test_a_run_keeps_its_engine_and_precision_whatever_auto_would_take(
     claim_run(open_storage(str(run)), before.spec.to_json())
     assert "engine" not in json.loads((run / "run.json").read_text())["segment"]
     monkeypatch.setattr("jobs.segment.native_engine", lambda precision, device: "openvino")
-    monkeypatch.setattr("jobs.segment.native_dtype", lambda mode, device: (torch.bfloat16, None))
+    monkeypatch.setattr("jobs.segment.native_precision", lambda mode, device: ("bfloat16", None))
     resumed = prepare_segment(load_config(SegmentConfig, None, words))
     assert resumed.run_id == before.run_id and resumed.spec.segment.precision == "float32"
     text = call(Exit.BAD_INPUT, "segment", *words, "segment.engine=openvino")

@@ -122,3 +122,20 @@ def test_a_malformed_marker_is_refused(folder, text):
     (folder / CHECKPOINT_MARKER).write_text(text)
     with pytest.raises(CheckpointError, match=r"cannot read|format_version|not list"):
         load_checkpoint(folder)
+
+
+def test_a_quantised_checkpoint_holds_both_and_its_hash_covers_both(tmp_path):
+    model, parts = build_model(SPEC), {"maps.xml": b"<net/>", "maps.bin": bytes(8)}
+    settings = {"model": model, "spec": SPEC, "categories": CATEGORIES, "progress": {}}
+    plain = save_checkpoint(tmp_path / "plain", **settings)
+    quantised = save_checkpoint(tmp_path / "int8", **settings, int8=parts)
+    other = save_checkpoint(tmp_path / "other", **settings, int8={**parts, "maps.bin": bytes(9)})
+    assert len({plain, quantised, other}) == 3
+    checkpoint = load_checkpoint(tmp_path / "int8")
+    assert checkpoint.int8 == parts and checkpoint.sha256 == quantised
+    assert load_checkpoint(tmp_path / "plain").int8 == {}
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "int8")]
+    assert weights[0] == weights[1]
+    (tmp_path / "int8" / "int8-maps.bin").write_bytes(bytes(7) + b"1")
+    with pytest.raises(CheckpointError, match=r"the sha256 of int8-maps.bin is not the one recorded"):
+        load_checkpoint(tmp_path / "int8")

@@ -14,7 +14,7 @@ from pipeline.dataset.shapes import draw_shapes
 from tests.jobs.drawn_runs import write_run
 from tests.paths import ROOT
 
-HEAVY = ("torch", "torchvision", "ray", "mlflow", "openvino")
+HEAVY = ("torch", "torchvision", "ray", "mlflow", "openvino", "nncf")
 # Runs or imports one thing after another in one process, and writes what of HEAVY each has loaded that was not there
 # before. One process for all of them, as starting Python and importing pandas takes most of the time.
 PROGRAM = f"""
@@ -125,6 +125,16 @@ def test_importing_it_loads_nothing_heavy(module: str, loaded_by_imports: dict[s
 @pytest.mark.parametrize("line", LIGHT_LINES)
 def test_a_command_loads_nothing_heavy(line: str, loaded_by_commands: dict[str, list[str]]) -> None:
     assert loaded_by_commands[line] == []
+
+
+def test_modules_that_quantise_or_predict_load_neither_openvino_nor_nncf_by_themselves(tmp_path: Path) -> None:
+    """OpenVINO is loaded by the first prediction that it computes, NNCF by the quantisation itself."""
+    modules = ("jobs.training.quantize", "jobs.predict", "jobs.segment", "pipeline.bulk.predict")
+    loaded = loaded_by("import", modules, tmp_path)
+    assert not {"openvino", "nncf"} & {name for names in loaded.values() for name in names}
+    sources = [path for folder in ("jobs", "pipeline", "model", "maskfleet") for path in (ROOT / folder).rglob("*.py")]
+    naming = {path.relative_to(ROOT).as_posix() for path in sources if '"nncf"' in path.read_text()}
+    assert naming == {"model/inference/quantize.py", "jobs/cluster/job_package.py"}, "where it is loaded, or pinned"
 
 
 def test_the_rule_itself_sees_torch(tmp_path: Path) -> None:

@@ -150,9 +150,10 @@ def test_zsh_completes_words_keys_values_and_files(zsh: Zsh) -> None:
 
 
 def test_the_value_is_offered_as_the_shell_wants_it(folder: Path) -> None:
-    assert ask("maskfleet segment segment.mode=", folder) == ["segment.mode=exact", "segment.mode=fast"]
+    modes = ["segment.mode=exact", "segment.mode=fast", "segment.mode=int8"]
+    assert ask("maskfleet segment segment.mode=", folder) == modes
     assert ask("maskfleet segment segment.mode=f", folder) == ["segment.mode=fast"]
-    assert in_bash("maskfleet segment segment.mode=", folder) == ["exact", "fast"]
+    assert in_bash("maskfleet segment segment.mode=", folder) == ["exact", "fast", "int8"]
     assert in_bash("maskfleet segment output.uri=o segment.mode=f", folder) == ["fast"]
 
 

@@ -39,7 +39,7 @@ def test_keys_and_defaults_are_those_of_the_configuration(command: str) -> None:
     ("key", "type_words", "wrong"),
     [
         ("segment.batch_size", "whole number, 1 to 1,024", "1025"),
-        ("segment.mode", "exact or fast", "quick"),
+        ("segment.mode", "exact or fast or int8", "quick"),
         ("segment.slice.merge_iou", "number, above 0 and at most 1", "0"),
         ("storage.num_retries", "whole number, 0 to 100", "-1"),
         ("decode.max_pixels", "whole number, at least 1", "0"),

@@ -26,7 +26,7 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
         (["segment.score_threshold=1.5"], "segment.score_threshold: 1.5 is not allowed: input should be less than"),
         (["segment.batch_size=many"], "segment.batch_size: 'many' is not allowed: input should be a valid integer"),
         (["segment.slice.overlap=100"], "segment.slice.size: missing; Side of a slice in pixels"),
-        (["segment.mode=quick"], "segment.mode: 'quick' is not allowed: input should be 'exact' or 'fast'"),
+        (["segment.mode=quick"], "segment.mode: 'quick' is not allowed: input should be 'exact', 'fast' or 'int8'"),
         (["input=5"], "input: 5 is not allowed"),
         (["input.uri="], "input.uri: None is not allowed"),
         (["batch size"], "'batch size' is not understood"),

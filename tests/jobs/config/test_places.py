@@ -30,6 +30,7 @@ LINES = {
         "output.uri=o",
         "segment.refine.model=/models/sam",
     ],
+    "quantize": ["model.checkpoint=m", "data.calibration=c", "data.val=v", "data.val_image_root=i", "output.uri=o"],
     "evaluate": ["run.uri=r", "ground_truth.uri=g", "ground_truth.image_root=i", "history.uri=h", "output.uri=o"],
     "compare": ["run_a.uri=a", "run_b.uri=b", "ground_truth.uri=g"],
     "report": ["run.uri=r", "report.evaluation=e"],

@@ -20,6 +20,7 @@ PLACES = ["model.checkpoint=m", "input.uri=in", "output.uri=out"]
         (["segment.num_workers=[3, 2]"], "num_workers is [3, 2]; allowed is [min, max]"),
         (["segment.num_workers=[0, 2]"], "num_workers is [0, 2]; allowed is [min, max] with 1 <= min <= max"),
         (["segment.engine=openvino", "segment.gpus_per_worker=1"], "engine is openvino; allowed with gpus_per_worker"),
+        (["segment.mode=int8", "segment.engine=torch"], "engine is torch; allowed in mode int8 is auto or openvino"),
         (["segment.precision=bfloat16"], "precision is bfloat16; allowed in mode exact is float32"),
         (["segment.slice.size=1000", "segment.slice.overlap=501"], "overlap is 501; allowed is at most half of size"),
         (["input.kind=zip"], "input.kind: 'zip' is not allowed"),

@@ -10,7 +10,17 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from model import transform
 from model.inference import openvino_engine
-from model.inference.predictor import ENGINES, Detections, Predictor, native_dtype, native_engine
+from model.inference.openvino_engine import EngineError
+from model.inference.predictor import (
+    ENGINES,
+    Detections,
+    Predictor,
+    check_engine,
+    check_int8,
+    native_dtype,
+    native_engine,
+    native_precision,
+)
 from model.network import NonFiniteOutput, build_model
 from model.spec import ModelSpec
 
@@ -255,6 +265,29 @@ def test_fast_mode_is_bfloat16_or_says_why_it_stays_in_float32(monkeypatch):
     assert native_dtype("exact", "cpu") == (torch.float32, None)
     with pytest.raises(ValueError, match="mode='quick'"):
         native_dtype("quick", "cpu")
+
+
+def test_int8_is_openvinos_and_says_where_the_processor_has_no_vnni(monkeypatch):
+    for features, has_note in (
+        ({"architecture": "x86_64"}, True),
+        ({"architecture": "x86_64", "avx_vnni": True}, False),
+        ({"architecture": "x86_64", "avx512_vnni": True}, False),
+        ({"architecture": "aarch64"}, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
+        precision, note = native_precision("int8", "cpu")
+        assert precision == "int8" and (note is not None) == has_note
+        assert native_precision("exact", "cpu") == ("float32", None)
+    assert native_engine("int8", "cpu") == "openvino"
+    with pytest.raises(EngineError, match="torch does not compute in int8; allowed is openvino"):
+        check_engine("torch", "int8", "cpu")
+    monkeypatch.setattr(openvino_engine, "is_installed", lambda: True)
+    check_int8({"maps.xml": b""})
+    with pytest.raises(EngineError, match="mode int8: the checkpoint was not quantised"):
+        check_int8({})
+    monkeypatch.setattr(openvino_engine, "is_installed", lambda: False)
+    with pytest.raises(EngineError, match="mode int8: OpenVINO is not installed here"):
+        check_int8({"maps.xml": b""})
 
 
 def test_the_engine_is_the_faster_one(monkeypatch):
