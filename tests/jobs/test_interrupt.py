@@ -243,7 +243,11 @@ def test_an_interrupted_segment_keeps_what_is_committed_and_leaves_no_process(
     for number, is_to_group in KINDS:
         process = begin_command("segment", *words)
         least = len(kept) + 2
-        assert wait_until(lambda least=least: len(commits_of(tmp_path / "out")) >= least, process)
+
+        def has_committed(least: int = least) -> bool:
+            return len(commits_of(tmp_path / "out")) >= least
+
+        assert wait_until(has_committed, process)
         lines, took_s = end_and_look(process, number, is_to_group=is_to_group)
         assert DOING in lines and lines[-1] == f"maskfleet: interrupted: {GO_ON}"
         assert took_s < 10

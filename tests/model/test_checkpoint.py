@@ -1,5 +1,6 @@
 """Checkpoints: they are read as they were written, and incomplete, changed or foreign folders are refused."""
 
+import functools
 import hashlib
 import json
 
@@ -126,10 +127,10 @@ def test_a_malformed_marker_is_refused(folder, text):
 
 def test_a_quantised_checkpoint_holds_both_and_its_hash_covers_both(tmp_path):
     model, parts = build_model(SPEC), {"maps.xml": b"<net/>", "maps.bin": bytes(8)}
-    settings = {"model": model, "spec": SPEC, "categories": CATEGORIES, "progress": {}}
-    plain = save_checkpoint(tmp_path / "plain", **settings)
-    quantised = save_checkpoint(tmp_path / "int8", **settings, int8=parts)
-    other = save_checkpoint(tmp_path / "other", **settings, int8={**parts, "maps.bin": bytes(9)})
+    save = functools.partial(save_checkpoint, model=model, spec=SPEC, categories=CATEGORIES, progress={})
+    plain = save(tmp_path / "plain")
+    quantised = save(tmp_path / "int8", int8=parts)
+    other = save(tmp_path / "other", int8={**parts, "maps.bin": bytes(9)})
     assert len({plain, quantised, other}) == 3
     checkpoint = load_checkpoint(tmp_path / "int8")
     assert checkpoint.int8 == parts and checkpoint.sha256 == quantised
