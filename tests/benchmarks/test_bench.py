@@ -19,7 +19,7 @@ def test_every_benchmark_runs_with_make_bench_and_is_in_the_readme() -> None:
     modules = {path.stem for path in HERE.glob("bench_*.py")} | {"gpu_check"}
     assert {entry.module for entry in bench.BENCHES.values()} == modules - NEEDS_A_CHECKPOINT
     modules_in_readme = set(re.findall(r"python -m benchmarks\.(\w+)", (HERE / "README.md").read_text()))
-    assert modules_in_readme == modules
+    assert modules_in_readme - {"draw_balloons"} == modules  # that one draws what a training starts from
 
 
 def test_a_benchmark_writes_its_record_and_a_failed_one_is_reported(

@@ -14,7 +14,7 @@ from pipeline.evaluation.ground_truth import Truth
 from pipeline.evaluation.metrics import Metrics, evaluate_run
 from pipeline.evaluation.settings import EvaluationSettings
 from pipeline.evaluation.sharding import measure_share, merge_shares, share_out
-from pipeline.manifest import open_run
+from pipeline.manifest import RunError, open_run
 
 THRESHOLDS: dict[str, Any] = {"score_threshold": 0.3, "iou_threshold": 0.5}
 
@@ -70,7 +70,7 @@ def test_a_share_needs_its_own_files_and_no_others(drawn_run, tmp_path):
         (folder / share.files[0].instances.key).unlink()
     measured = measure_share(run, first, EvaluationSettings(iou_types=("bbox",)))
     assert measured.coverage.num_images == len(first.truth.image_ids) and measured.coverage.num_instances > 0
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(RunError, match="the file is missing"):
         measure_share(run, others[0], EvaluationSettings(iou_types=("bbox",)))
 
 
