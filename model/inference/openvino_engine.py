@@ -77,6 +77,7 @@ def convert(network: MaskRCNN, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing: assertions on shapes become constants
             model = openvino.convert_model(module.eval(), example_input=examples, input=shapes)
+        model.set_friendly_name(name)  # else one with a number, that of the process's conversions
         openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
     files = {path.name: _sha256_of(path) for path in sorted(folder.iterdir())}
     (folder / _LISTING).write_text(json.dumps(files, indent=1) + "\n")

@@ -73,7 +73,7 @@ def quantize_parts(
     """Quantises the dense parts of a network, each with the inputs that it sees on the images.
 
     The backbone comes first. The heads then see RoIs that are pooled from its quantised feature maps, of each image a
-    few from its best to its worst. The same images give the same parts.
+    few from its best to its worst. The same images give the same numbers.
 
     Args:
         network: In evaluation mode, in float32 on a CPU.

@@ -136,10 +136,13 @@ def test_the_same_images_give_the_same_parts_and_a_head_that_sees_nothing_stays_
     network: MaskRCNN, parts: QuantizedParts
 ) -> None:
     again = quantize_parts(network, SPEC, IMAGES, len(IMAGES), lambda *state: None)
-    assert again == parts
+    for ours, other in ((again.in_float, parts.in_float), (again.in_int8, parts.in_int8)):  # layers' names are counted
+        assert {name: data for name, data in ours.items() if name.endswith(".bin")} == {
+            name: data for name, data in other.items() if name.endswith(".bin")
+        }
     nothing = quantize_parts(network, SPEC.replace(score_threshold=1.0), IMAGES, 4, lambda *state: None)
     assert nothing.in_int8.keys() == {"maps.xml", "maps.bin", "box.xml", "box.bin"}
-    assert nothing.names == parts.names and nothing.files(())["mask.xml"] == parts.in_float["mask.xml"]
+    assert nothing.names == parts.names and nothing.files(())["mask.bin"] == parts.in_float["mask.bin"]
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.long) for kind in KINDS])
