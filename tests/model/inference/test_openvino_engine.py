@@ -204,7 +204,15 @@ def test_every_published_network_is_converted_and_near_torch(name: str, tmp_path
         rois = torch.rand(3, network.backbone.out_channels, 14, 14)
         torch.testing.assert_close(parts.keypoint(rois), own.keypoint(rois), rtol=0, atol=1e-4)
     for ours, expected in zip(found, own_layers.predict(images), strict=True):
-        assert_twins(ours, expected, count=20, most_px=0.05 if "101" not in name or "FPN" in name else 0.5)
+        assert_twins(ours, expected, *bounds_of(name), count=20)
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """Most pixels of a box and most of a score: rounding grows with random layers that no pyramid evens out."""
+    if "50_fpn" in name.lower():
+        return 0.01, 1e-4
+    # What exact mode promises; without a pyramid, 101 layers of random weights go beyond it (0.21 px measured).
+    return (0.5 if "101" in name and "FPN" not in name else 0.05), 1e-3
 
 
 def settle(network: MaskRCNN, batch: Tensor) -> None:
@@ -222,14 +230,14 @@ def settle(network: MaskRCNN, batch: Tensor) -> None:
         hook.remove()
 
 
-def assert_twins(found: Detections, expected: Detections, count: int, most_px: float) -> None:
+def assert_twins(found: Detections, expected: Detections, most_px: float, most_score: float, *, count: int) -> None:
     """Each of the best has a counterpart: of its class, with the nearest box, as equal scores may change places."""
     for index in range(count):
         candidates = np.flatnonzero(found.labels == expected.labels[index])
         distances_px = np.abs(found.boxes[candidates] - expected.boxes[index]).max(axis=1)
         twin = candidates[distances_px.argmin()]
         assert distances_px.min() <= most_px
-        np.testing.assert_allclose(found.scores[twin], expected.scores[index], rtol=0, atol=1e-3)
+        np.testing.assert_allclose(found.scores[twin], expected.scores[index], rtol=0, atol=most_score)
         np.testing.assert_allclose(found.mask_probs[twin], expected.mask_probs[index], rtol=0, atol=1e-3)
 
 
